@@ -1,0 +1,259 @@
+"""What a run is: one frozen Recipe, checked when it is built, to and from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+from onehour.rules import schedule as schedules
+from onehour.rules.checks import fraction, not_negative, positive, positive_int
+from onehour.rules.minibatch import (
+    Minibatch,
+    fixed_scaling,
+    linear_scaling,
+    parse_size,
+    sqrt_scaling,
+)
+
+__all__ = ["ADAPTIVE", "SIZES", "Recipe", "nearest"]
+
+ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
+"""Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
+
+SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes")
+SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
+
+
+def _said(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a run learns, and nothing about where it runs.
+
+    The defaults are the paper's (§5.1). One dial, `minibatch`; rate, warmup, iterations and k follow from it.
+
+    Raises:
+        ValueError: for any value that no run can have, naming the value and what to use.
+
+    >>> recipe = Recipe(name="mine", model="resnet50", data="images", samples=1_281_167, minibatch=8192)
+    >>> recipe.target_lr, recipe.workers.workers
+    (3.2, 256)
+    """
+
+    name: str = _said("custom", "what the run is called")
+    model: str = _said("", "a named model, or package.module:function that returns a torch.nn.Module")
+    data: str = _said("", "named data, a folder, or package.module:function that returns (train, validation)")
+    samples: int | None = _said(None, "N, training samples; read from the data where it is not given")
+    classes: int | None = _said(None, "labels; read from the data where it is not given")
+    minibatch: int = _said(256, "kn, images an update over all workers")
+    per_worker: int = _said(32, "n, images a worker sees at once; BatchNorm's group, so part of the loss (§2.3)")
+    base_lr: float = _said(0.1, "η, the rate that is right at base_minibatch")
+    base_minibatch: int = _said(256, "the minibatch that base_lr belongs to")
+    scaling: Literal["linear", "sqrt", "fixed"] = _said("linear", "how the rate follows the minibatch (§2.1)")
+    scale_adaptive: bool = _said(False, "allow linear scaling with an Adam-like optimizer")
+    optimizer: str = _said("sgd", f"sgd, {', '.join(ADAPTIVE)}, or package.module:Class")
+    momentum: float = _said(0.9, "m; for SGD")
+    nesterov: bool = _said(True, "Nesterov's form; plain momentum is equally good (§5.1)")
+    weight_decay: float = _said(1e-4, "λ, coupled, not on normalisation's parameters (§3, Remark 1)")
+    epochs: int = _said(90, "passes over the data, whatever the minibatch")
+    decay: Literal["step", "cosine"] = _said("step", "the usual schedule after warmup")
+    milestones: tuple[str, ...] = _said(("30", "60", "80"), 'epochs at which the rate drops; fractions as "64/3"')
+    decay_factor: float = _said(0.1, "what each drop multiplies the rate by")
+    warmup: Literal["gradual", "constant", "none"] = _said("gradual", "how the rate begins above base (§2.2)")
+    warmup_epochs: int = _said(5, "epochs of warmup, counted inside the run's")
+    zero_gamma: bool = _said(True, "γ = 0 in the last BatchNorm of each residual block (§5.1)")
+    precision: Literal["float32", "bf16", "float64"] = _said("float32", "bf16 is autocast; weights stay float32")
+    channels_last: bool = _said(False, "NHWC memory, faster for convolutions in bf16")
+    compile: bool = _said(False, "torch.compile the model")
+    seed: int = _said(0, "decides weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
+        object.__setattr__(self, "milestones", milestones)
+        for name in ("minibatch", "per_worker", "base_minibatch", "epochs"):
+            positive_int(name, getattr(self, name))
+        for name in ("samples", "classes"):
+            if getattr(self, name) is not None:
+                positive_int(name, getattr(self, name))
+        positive("base_lr", self.base_lr)
+        positive("decay_factor", self.decay_factor)
+        not_negative("weight_decay", self.weight_decay)
+        not_negative("warmup_epochs", self.warmup_epochs)
+        fraction("momentum", self.momentum, upper=1)
+        self._check_choices()
+        self._check_together()
+        _ = self.workers
+
+    def _check_choices(self) -> None:
+        hints = get_type_hints(type(self))
+        for name, hint in hints.items():
+            value, choices = getattr(self, name), get_args(hint)
+            if name == "precision" and value == "fp16":
+                raise ValueError(
+                    "precision fp16 is not offered: it needs loss scaling, whose skipped updates depend on the"
+                    " hardware; use bf16, which has float32's range"
+                )
+            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+                raise ValueError(f"{name} is {value!r}; expected {nearest(str(value), choices)}")
+            if hint is bool and not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+            if hint is str and not isinstance(value, str):
+                raise ValueError(f"{name} must be text, got {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+
+    def _check_together(self) -> None:
+        if self.samples is not None and self.minibatch > self.samples:
+            raise ValueError(
+                f"minibatch {self.minibatch} is larger than the data set of {self.samples} samples;"
+                f" use a minibatch of at most {self.samples}"
+            )
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above zero; set nesterov to false or give a momentum")
+        if self.warmup != "none" and self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} is longer than the run of {self.epochs} epochs;"
+                " use fewer, or warmup none"
+            )
+        grows = self.minibatch != self.base_minibatch
+        if self.optimizer in ADAPTIVE and self.scaling == "linear" and grows and not self.scale_adaptive:
+            raise ValueError(
+                f"linear scaling does not hold for {self.optimizer}: its update is divided by the gradient's own"
+                " size, so k times the minibatch does not ask for k times the rate; use scaling sqrt or fixed, or"
+                " set scale_adaptive to insist"
+            )
+
+    @cached_property
+    def workers(self) -> Minibatch:
+        """The minibatch as k workers of n.
+
+        >>> Recipe(minibatch=512).workers
+        Minibatch(per_worker=32, workers=16)
+        """
+        return Minibatch.of(self.minibatch, self.per_worker)
+
+    @property
+    def target_lr(self) -> float:
+        """η̂, the rate after warmup.
+
+        >>> Recipe(minibatch=512).target_lr
+        0.2
+        """
+        return SCALINGS[self.scaling](self.base_lr, self.base_minibatch, self.minibatch)
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the rate starts below its target: only where it grew (§2.2).
+
+        >>> Recipe(minibatch=256).warms_up, Recipe(minibatch=512).warms_up
+        (False, True)
+        """
+        return self.warmup != "none" and self.warmup_epochs > 0 and self.target_lr > self.base_lr
+
+    @cached_property
+    def schedule(self) -> schedules.Schedule:
+        """The rate as a function of the fractional epoch.
+
+        >>> Recipe(minibatch=512).schedule(30)
+        0.020000000000000004
+        """
+        if self.decay == "step":
+            usual = schedules.step_decay(self.target_lr, self.milestones, self.decay_factor)
+        else:
+            usual = schedules.cosine_decay(self.target_lr, self.epochs)
+        if not self.warms_up:
+            return usual
+        warmup = schedules.gradual_warmup if self.warmup == "gradual" else schedules.constant_warmup
+        return warmup(usual, self.base_lr, self.warmup_epochs)
+
+    def replace(self, **changes: Any) -> Self:
+        """A recipe with some values changed; an unknown name is refused with the nearest.
+
+        >>> Recipe().replace(seed=1).seed
+        1
+        """
+        return dataclasses.replace(self, **_known(changes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, without those that are not given.
+
+        >>> Recipe(minibatch=512).as_dict()["minibatch"]
+        512
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The recipe of plain values; sizes may be written as "8k".
+
+        >>> Recipe.from_dict({"minibatch": "1k"}).minibatch
+        1024
+        """
+        values = dict(_known(values))
+        for name in SIZES:
+            if isinstance(values.get(name), str):
+                values[name] = parse_size(values[name])
+        if isinstance(values.get("milestones"), list):
+            values["milestones"] = tuple(values["milestones"])
+        return cls(**values)
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file's text.
+
+        >>> Recipe.from_dict(tomllib.loads(Recipe(seed=3).to_toml())).seed
+        3
+        """
+        # Every JSON string, number, boolean and flat list is TOML too, once text beyond the BMP is not escaped.
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.as_dict().items())
+        return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a recipe from a TOML file.
+
+        Raises:
+            ValueError: naming the file, and the line or the key that is wrong.
+
+        >>> Recipe.from_toml(Path("missing.toml"))
+        Traceback (most recent call last):
+        ValueError: missing.toml cannot be read: No such file or directory
+        """
+        try:
+            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError) as error:  # TOMLDecodeError names line and column
+            raise ValueError(f"{path}: {error}") from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Names to offer instead of `word`: the nearest, else all.
+
+    >>> nearest("resnet5", ["digits", "resnet50"])
+    'resnet50'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return close[0] if close else f"one of {', '.join(known)}"
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in fields(Recipe)]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"a recipe has no {name!r}; expected {nearest(name, names)}")
+    return values

@@ -1,0 +1,33 @@
+"""Which process hosts which of the k workers, and in which passes it takes them. Nothing a run learns depends on it."""
+
+from __future__ import annotations
+
+__all__ = ["passes", "place"]
+
+
+def place(workers: int, processes: int) -> list[range]:
+    """Divide k workers among p processes in consecutive ranges whose sizes differ by one at most.
+
+    Raises:
+        ValueError: if p > k: a worker cannot be divided.
+
+    >>> place(5, 2)
+    [range(0, 2), range(2, 5)]
+    """
+    if not 1 <= processes <= workers:
+        raise ValueError(
+            f"{processes} processes cannot share {workers} workers (k = kn / n); use at most {workers} processes,"
+            " a larger minibatch or a smaller per_worker"
+        )
+    edges = [workers * rank // processes for rank in range(processes + 1)]
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def passes(share: range, together: int) -> list[range]:
+    """Cut a process's workers into passes of at most `together` workers.
+
+    >>> passes(range(2, 7), together=2)
+    [range(2, 4), range(4, 6), range(6, 7)]
+    """
+    assert together >= 1
+    return [range(a, min(a + together, share.stop)) for a in range(share.start, share.stop, together)]

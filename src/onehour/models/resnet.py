@@ -1,0 +1,158 @@
+"""ResNet-18 … 152 as the paper trains them (§5.1): stride 2 in the 3×3 convolution, torchvision's state-dict keys."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["BasicBlock", "Bottleneck", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut.
+
+    >>> import torch
+    >>> BasicBlock(8, 16, stride=2)(torch.randn(2, 8, 8, 8)).shape
+    torch.Size([2, 16, 4, 4])
+    """
+
+    expansion = 1
+
+    def __init__(self, inside: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inside, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y.add_(shortcut), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 (with the stride) and 1×1 convolutions and a shortcut.
+
+    >>> import torch
+    >>> Bottleneck(64, 16, stride=2)(torch.randn(2, 64, 8, 8)).shape
+    torch.Size([2, 64, 4, 4])
+    """
+
+    expansion = 4
+
+    def __init__(self, inside: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.downsample = _shortcut(inside, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y.add_(shortcut), inplace=True)
+
+
+def _shortcut(inside: int, outside: int, stride: int) -> nn.Module | None:
+    if stride == 1 and inside == outside:
+        return None
+    return nn.Sequential(nn.Conv2d(inside, outside, 1, stride=stride, bias=False), nn.BatchNorm2d(outside))
+
+
+class ResNet(nn.Module):
+    """A residual network for images of about 224 pixels.
+
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        depths: blocks of each of the four stages.
+        channels: channels of the images.
+        classes: labels.
+
+    Shape:
+        (N, channels, H, W) → (N, classes).
+
+    >>> import torch
+    >>> ResNet(BasicBlock, (1, 1, 1, 1), classes=5)(torch.randn(2, 3, 64, 64)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        *,
+        channels: int = 3,
+        classes: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        inside, stages = 64, []
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for number in range(depth):
+                stride = 2 if stage > 0 and number == 0 else 1
+                blocks.append(block(inside, 64 * 2**stage, stride=stride))
+                inside = 64 * 2**stage * block.expansion
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(inside, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def resnet18(**options: int) -> ResNet:
+    """ResNet-18: 11,689,512 parameters.
+
+    >>> sum(p.numel() for p in resnet18().parameters())
+    11689512
+    """
+    return ResNet(BasicBlock, (2, 2, 2, 2), **options)
+
+
+def resnet34(**options: int) -> ResNet:
+    """ResNet-34: 21,797,672 parameters.
+
+    >>> sum(p.numel() for p in resnet34().parameters())
+    21797672
+    """
+    return ResNet(BasicBlock, (3, 4, 6, 3), **options)
+
+
+def resnet50(**options: int) -> ResNet:
+    """ResNet-50: 25,557,032 parameters; the paper's main model.
+
+    >>> sum(p.numel() for p in resnet50().parameters())
+    25557032
+    """
+    return ResNet(Bottleneck, (3, 4, 6, 3), **options)
+
+
+def resnet101(**options: int) -> ResNet:
+    """ResNet-101: 44,549,160 parameters; the paper's T2c.
+
+    >>> sum(p.numel() for p in resnet101().parameters())
+    44549160
+    """
+    return ResNet(Bottleneck, (3, 4, 23, 3), **options)
+
+
+def resnet152(**options: int) -> ResNet:
+    """ResNet-152: 60,192,808 parameters.
+
+    >>> sum(p.numel() for p in resnet152().parameters())
+    60192808
+    """
+    return ResNet(Bottleneck, (3, 8, 36, 3), **options)

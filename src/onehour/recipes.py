@@ -1,0 +1,77 @@
+"""Named recipes: functions that return a Recipe; a variant is a call and `replace`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onehour.config import Recipe, nearest
+
+__all__ = ["RECIPES", "digits", "recipe", "resnet50", "resnet101"]
+
+IMAGENET = 1_281_167
+
+
+def resnet50(**changes: Any) -> Recipe:
+    """The paper's recipe (§5.1): ResNet-50 on ImageNet, 0.1 at 256, 90 epochs.
+
+    >>> resnet50(minibatch=8192).target_lr
+    3.2
+    """
+    return Recipe(name="resnet50", model="resnet50", data="", samples=IMAGENET, classes=1000).replace(**changes)
+
+
+def resnet101(**changes: Any) -> Recipe:
+    """The paper's T2c: ResNet-101, otherwise the same.
+
+    >>> resnet101().model
+    'resnet101'
+    """
+    return resnet50(name="resnet101", model="resnet101").replace(**changes)
+
+
+def digits(**changes: Any) -> Recipe:
+    """The embedded task: composites of real handwritten digits, a ResNet-8, seconds on a laptop.
+
+    >>> digits(minibatch=256).target_lr
+    1.6
+    """
+    return Recipe(
+        name="digits",
+        model="resnet8",
+        data="digits",
+        samples=8192,
+        classes=10,
+        minibatch=32,
+        per_worker=16,
+        base_lr=0.2,
+        base_minibatch=32,
+        epochs=24,
+        milestones=("8", "16", "64/3"),
+    ).replace(**changes)
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {"digits": digits, "resnet50": resnet50, "resnet101": resnet101}
+
+
+def recipe(name: str | Path, **changes: Any) -> Recipe:
+    """A recipe by name or from a TOML file, with changes.
+
+    Args:
+        name: one of `RECIPES`, or the path of a file that ends in .toml.
+        changes: any field of `Recipe`.
+
+    Raises:
+        ValueError: for an unknown name (the nearest is offered), key or value.
+
+    >>> recipe("digits", minibatch=64).workers.workers
+    4
+    """
+    if str(name).endswith(".toml"):
+        return Recipe.from_toml(Path(name)).replace(**changes)
+    if str(name) not in RECIPES:
+        raise ValueError(
+            f"no recipe is called {str(name)!r}; expected {nearest(str(name), RECIPES)}, or a path that ends in .toml"
+        )
+    return RECIPES[str(name)](**changes)

@@ -1,0 +1,236 @@
+"""BatchNorm over n samples, whatever the minibatch and wherever its workers run (paper §2.3, eq 5-7).
+
+The loss of a sample depends on the n samples it is normalised with, so n is part of the loss: it stays when k
+changes. A pass over g workers takes a batch (g·n, C, H, W) in which worker j owns the rows j, j + g, j + 2g …, so
+that it views as (n, g·C, H, W) without a copy and one native call normalises each worker by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from onehour.rules.checks import positive_int
+
+__all__ = [
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "accumulate",
+    "convert_batchnorm",
+    "ghost_layers",
+]
+
+
+class _Ghost(_BatchNorm):
+    """What the ghost layers of every dimension share; see `GhostBatchNorm2d`."""
+
+    per_worker: int
+    sums: tuple[Tensor, Tensor] | None = None
+    """Σ over the workers seen of (mean, unbiased variance) while an iteration takes several passes; else None."""
+    workers_seen: int = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        n, c = self.per_worker, self.num_features
+        g, remainder = divmod(input.shape[0], n)
+        if remainder or g == 0:
+            raise ValueError(
+                f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
+                " give full batches (a StreamSampler does, or drop_last=True) or another per_worker"
+            )
+        gamma, beta = (p if p is None or g == 1 else p.repeat(g) for p in (self.weight, self.bias))
+        # With momentum 1 the native call leaves the batch's own mean and unbiased variance in these two.
+        statistics = self._new_statistics(g, input)
+        mean, variance = statistics
+        viewed = input.reshape(n, g * c, *input.shape[2:])
+        output = F.batch_norm(viewed, mean, variance, gamma, beta, True, 1.0, self.eps)
+        if self.track_running_stats:
+            self._keep(statistics.view(2, g, c).sum(1) if g > 1 else statistics, g)
+        return output.reshape(input.shape)
+
+    def _new_statistics(self, g: int, input: Tensor) -> Tensor:
+        dtype = self.running_mean.dtype if self.running_mean is not None else input.dtype
+        return torch.zeros(2, g * self.num_features, dtype=dtype, device=input.device)
+
+    @torch.no_grad()
+    def _keep(self, statistics: Tensor, workers: int) -> None:
+        if self.sums is None:
+            self.commit(statistics[0] / workers, statistics[1] / workers)
+            return
+        self.sums[0].add_(statistics[0])
+        self.sums[1].add_(statistics[1])
+        self.workers_seen += workers
+
+    @torch.no_grad()
+    def commit(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics once, by the mean over all k workers' means and unbiased variances."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, per_worker={getattr(self, 'per_worker', None)}"
+
+
+class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
+    """BatchNorm over groups of n = `per_worker` samples (eq 5-7), with `torch.nn.BatchNorm2d`'s state-dict keys.
+
+    In training a batch of g·n samples is g workers: rows j, j + g, j + 2g … belong to worker j. Each is normalised by
+    itself. One forward is one iteration: the running statistics move once, by the mean over the g workers' means and
+    unbiased variances. For an iteration of several passes, see `accumulate`. Evaluation is `BatchNorm2d`'s.
+
+    Args:
+        features: C.
+        per_worker: n.
+        eps, momentum, affine, track_running_stats: as in torch, whose momentum 0.1 keeps 0.9 of the old value.
+
+    Shape:
+        (g·n, C, H, W) → the same.
+
+    Raises:
+        ValueError: for a training batch that is no multiple of n.
+
+    >>> layer = GhostBatchNorm2d(3, per_worker=4)
+    >>> layer(torch.randn(8, 3, 5, 5)).shape
+    torch.Size([8, 3, 5, 5])
+    """
+
+    def __init__(self, features: int, *, per_worker: int, **options) -> None:
+        super().__init__(features, **options)
+        self.per_worker = positive_int("per_worker", per_worker)
+
+
+class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
+    """As `GhostBatchNorm2d`, for (g·n, C) or (g·n, C, L).
+
+    >>> GhostBatchNorm1d(3, per_worker=4)(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
+    """
+
+    def __init__(self, features: int, *, per_worker: int, **options) -> None:
+        super().__init__(features, **options)
+        self.per_worker = positive_int("per_worker", per_worker)
+
+
+class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
+    """As `GhostBatchNorm2d`, for (g·n, C, D, H, W).
+
+    >>> GhostBatchNorm3d(3, per_worker=2)(torch.randn(4, 3, 2, 2, 2)).shape
+    torch.Size([4, 3, 2, 2, 2])
+    """
+
+    def __init__(self, features: int, *, per_worker: int, **options) -> None:
+        super().__init__(features, **options)
+        self.per_worker = positive_int("per_worker", per_worker)
+
+
+GHOSTS: dict[type[nn.Module], type[_Ghost]] = {
+    nn.BatchNorm1d: GhostBatchNorm1d,
+    nn.BatchNorm2d: GhostBatchNorm2d,
+    nn.BatchNorm3d: GhostBatchNorm3d,
+}
+
+
+def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
+    """Replace every BatchNorm of a model by its ghost, which shares the parameters and buffers (§2.3).
+
+    Args:
+        model: changed in place, unless it is itself a BatchNorm.
+        per_worker: n of the recipe whose accuracy is to be kept.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for a BatchNorm that this cannot convert: synchronised, lazy, or of a class of its own.
+
+    >>> model = convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), per_worker=32)
+    >>> type(model[0]).__name__, model[0].per_worker
+    ('GhostBatchNorm2d', 32)
+    """
+    positive_int("per_worker", per_worker)
+    replaced = {id(module): _converted(name, module, per_worker) for name, module in _batchnorms(model)}
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if id(child) in replaced:
+                setattr(parent, name, replaced[id(child)])
+    return replaced.get(id(model), model)
+
+
+def ghost_layers(model: nn.Module) -> list[_Ghost]:
+    """The model's ghost layers that keep running statistics, in the order of its modules.
+
+    >>> len(ghost_layers(nn.Sequential(GhostBatchNorm2d(3, per_worker=4), nn.ReLU())))
+    1
+    """
+    return [m for m in model.modules() if isinstance(m, _Ghost) and m.track_running_stats]
+
+
+@contextmanager
+def accumulate(model: nn.Module) -> Iterator[None]:
+    """Several passes, one iteration: the running statistics move once, on exit, by the mean over all workers seen.
+
+    Without it, gradient accumulation would move them once a pass. If the block raises, they stay.
+
+    >>> model = GhostBatchNorm2d(3, per_worker=4)
+    >>> with accumulate(model):
+    ...     _ = model(torch.randn(4, 3, 2, 2)), model(torch.randn(4, 3, 2, 2))
+    >>> int(model.num_batches_tracked)
+    1
+    """
+    layers = ghost_layers(model)
+    if any(layer.sums is not None for layer in layers):
+        raise ValueError("accumulate(model) is already active for this model; use one block an iteration")
+    for layer in layers:
+        assert layer.running_mean is not None
+        zeros = torch.zeros_like(layer.running_mean)
+        layer.sums, layer.workers_seen = (zeros, zeros.clone()), 0
+    try:
+        yield
+        for layer in layers:
+            if layer.workers_seen:
+                assert layer.sums is not None
+                layer.commit(layer.sums[0] / layer.workers_seen, layer.sums[1] / layer.workers_seen)
+    finally:
+        for layer in layers:
+            layer.sums, layer.workers_seen = None, 0
+
+
+def _batchnorms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+def _converted(name: str, module: _BatchNorm, per_worker: int) -> _Ghost:
+    if isinstance(module, _Ghost):
+        module.per_worker = per_worker
+        return module
+    if type(module) not in GHOSTS:
+        raise ValueError(
+            f"{name or 'the model'} is a {type(module).__name__}, which cannot be given groups of n;"
+            " use torch.nn.BatchNorm1d, 2d or 3d there"
+        )
+    ghost = GHOSTS[type(module)](
+        module.num_features,
+        per_worker=per_worker,
+        eps=module.eps,
+        momentum=module.momentum,
+        affine=module.affine,
+        track_running_stats=module.track_running_stats,
+    )
+    ghost.weight, ghost.bias = module.weight, module.bias
+    ghost.running_mean, ghost.running_var = module.running_mean, module.running_var
+    ghost.num_batches_tracked = module.num_batches_tracked
+    ghost.train(module.training)
+    return ghost

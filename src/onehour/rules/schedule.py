@@ -1,0 +1,107 @@
+"""The rate as a pure function of the fractional epoch, set at every iteration (paper §2.2, §5.1).
+
+A schedule is any callable from epoch to rate. At iteration t the epoch is s/N with s = t·kn. Comparing it with a
+milestone is exact in floats: s/N and a fraction such as 64/3 are both rounded once, and rounding keeps order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+
+from onehour.rules.checks import not_negative, positive
+
+__all__ = [
+    "Schedule",
+    "constant_warmup",
+    "cosine_decay",
+    "gradual_warmup",
+    "parse_milestones",
+    "step_decay",
+]
+
+Schedule = Callable[[float], float]
+
+
+def step_decay(lr: float, milestones: Iterable[float | str | Fraction], factor: float = 0.1) -> Schedule:
+    """η̂ · factor^(milestones passed): the paper drops by 0.1 at epochs 30, 60 and 80 (§5.1).
+
+    Args:
+        lr: η̂, the rate before the first milestone.
+        milestones: epochs at which the rate drops; numbers or fractions such as "64/3".
+        factor: what each drop multiplies by.
+
+    >>> schedule = step_decay(3.2, milestones=[30, 60, 80], factor=0.1)
+    >>> [round(schedule(epoch), 6) for epoch in (0, 29.99, 30, 60, 80)]
+    [3.2, 3.2, 0.32, 0.032, 0.0032]
+    """
+    positive("lr", lr)
+    positive("factor", factor)
+    epochs = [float(milestone) for milestone in parse_milestones(milestones)]
+    return lambda epoch: lr * factor ** sum(epoch >= milestone for milestone in epochs)
+
+
+def cosine_decay(lr: float, epochs: float) -> Schedule:
+    """η̂ · ½ (1 + cos(π · epoch / epochs)), zero at the end and after it.
+
+    >>> schedule = cosine_decay(1.0, epochs=10)
+    >>> schedule(0), round(schedule(5), 12), schedule(10)
+    (1.0, 0.5, 0.0)
+    """
+    positive("lr", lr)
+    positive("epochs", epochs)
+    return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
+
+
+def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedule:
+    """Add a constant amount at every iteration: η_t = η + (η̂ − η) · t/T, then the schedule (§2.2).
+
+    t/T is epoch / `epochs`, so the rate moves at each iteration and reaches the schedule's own at the end of the
+    warmup. The warmup's epochs count inside the run's; milestones do not move.
+
+    Args:
+        schedule: the usual schedule, whose rate at `epochs` is η̂.
+        start_lr: η, where to start: the rate of the base minibatch.
+        epochs: how long; the paper takes 5.
+
+    >>> schedule = gradual_warmup(step_decay(3.2, [30, 60, 80]), start_lr=0.1, epochs=5)
+    >>> schedule(0), round(schedule(2.5), 12), schedule(5)
+    (0.1, 1.65, 3.2)
+    """
+    not_negative("start_lr", start_lr)
+    target = schedule(positive("epochs", epochs))
+    return lambda epoch: (
+        start_lr + (target - start_lr) * (epoch / epochs) if epoch < epochs else schedule(epoch)
+    )
+
+
+def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedule:
+    """η for `epochs` epochs, then a jump to the schedule: worse than none at 8k (T1: 25.88 %, §2.2).
+
+    >>> schedule = constant_warmup(step_decay(3.2, [30, 60, 80]), start_lr=0.1, epochs=5)
+    >>> schedule(4.99), schedule(5)
+    (0.1, 3.2)
+    """
+    not_negative("start_lr", start_lr)
+    positive("epochs", epochs)
+    return lambda epoch: start_lr if epoch < epochs else schedule(epoch)
+
+
+def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fraction]:
+    """Milestones as exact fractions, refused unless positive and increasing.
+
+    >>> parse_milestones([8, "64/3"])
+    [Fraction(8, 1), Fraction(64, 3)]
+    """
+    parsed: list[Fraction] = []
+    for milestone in milestones:
+        try:
+            parsed.append(Fraction(milestone))
+        except (ValueError, OverflowError, ZeroDivisionError, TypeError):
+            raise ValueError(
+                f'milestone {milestone!r} is not an epoch; write a number or "64/3"'
+            ) from None
+    if any(milestone <= 0 for milestone in parsed) or parsed != sorted(set(parsed)):
+        raise ValueError(f"milestones must be above zero and increasing, got {[str(m) for m in parsed]}")
+    return parsed

@@ -1,0 +1,104 @@
+"""One random permutation of all the data an epoch, divided among the workers (paper §3, Remark 4)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from onehour.rules.checks import positive_int
+from onehour.rules.keys import random_bits, seed_for
+from onehour.rules.minibatch import Minibatch
+
+__all__ = ["SampleStream", "permutation"]
+
+
+def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of epoch `epoch`: a random permutation of range(samples), a pure function of its arguments.
+
+    Sorts `samples` random 64-bit keys; a tie (probability below 1e-6 at ImageNet's size) keeps file order.
+
+    >>> sorted(permutation(5, seed=0, epoch=0).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    return np.argsort(random_bits(seed_for(seed, "permutation", epoch), samples), kind="stable")
+
+
+class SampleStream:
+    """Which samples iteration t of a run takes, and which of them worker j (§3, Remark 4).
+
+    The stream is one permutation after another: position s is sample π_{s // N}[s % N]. Iteration t takes the
+    positions [t·kn, (t+1)·kn), worker j every k-th of them from the j-th on. Nothing is dropped, padded or
+    repeated, every minibatch is full, and a minibatch may straddle two epochs. There is no state: any
+    iteration can be asked for at any time.
+
+    Args:
+        samples: N, the size of the data set.
+        minibatch: a `Minibatch`; a plain int is a single worker's.
+        seed: the run's seed.
+
+    Raises:
+        ValueError: if the minibatch is larger than the data set.
+
+    >>> stream = SampleStream(samples=6, minibatch=Minibatch(per_worker=1, workers=2), seed=0)
+    >>> epoch = [int(stream.indices(t, worker=j)[0]) for t in range(3) for j in range(2)]
+    >>> sorted(epoch)
+    [0, 1, 2, 3, 4, 5]
+    """
+
+    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
+        self.samples = positive_int("samples", samples)
+        self.minibatch = minibatch if isinstance(minibatch, Minibatch) else Minibatch(minibatch, 1)
+        self.seed = seed
+        if self.minibatch.size > self.samples:
+            raise ValueError(
+                f"minibatch {self.minibatch.size} is larger than the data set of {self.samples} samples;"
+                f" use a minibatch of at most {self.samples}"
+            )
+        # A minibatch straddles two epochs at most, so two permutations serve every call.
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: permutation(self.samples, seed, epoch))
+
+    def indices(self, iteration: int, worker: int | range | None = None) -> np.ndarray:
+        """The data set's indices that iteration `iteration` takes.
+
+        Args:
+            iteration: t ≥ 0.
+            worker: j, one worker's n samples; a range of g workers' g·n, interleaved (row i·g + j is the i-th
+                sample of the range's j-th worker); None for the whole minibatch.
+
+        Returns:
+            int64 array of shape (n,), (g·n,) or (kn,).
+
+        >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
+        >>> len(set(stream.indices(0)) | set(stream.indices(1)))
+        8
+        """
+        return self.epochs_and_indices(iteration, worker)[1]
+
+    def epochs_and_indices(
+        self, iteration: int, worker: int | range | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `indices`, with the epoch of each sample in front, for augmentation that is keyed by both.
+
+        >>> epochs, indices = SampleStream(samples=6, minibatch=4, seed=0).epochs_and_indices(1)
+        >>> epochs.tolist()
+        [0, 0, 1, 1]
+        """
+        positions = self._positions(iteration, worker)
+        epochs, offsets = np.divmod(positions, self.samples)
+        first, last = int(epochs[0]), int(epochs[-1])
+        if first == last:
+            return epochs, self._permutation(first)[offsets]
+        return epochs, np.where(
+            epochs == first, self._permutation(first)[offsets], self._permutation(last)[offsets]
+        )
+
+    def _positions(self, iteration: int, worker: int | range | None) -> np.ndarray:
+        n, k = self.minibatch.per_worker, self.minibatch.workers
+        workers = range(k) if worker is None else range(worker, worker + 1) if isinstance(worker, int) else worker
+        if iteration < 0:
+            raise ValueError(f"iteration must not be below zero, got {iteration}")
+        if not workers or workers.step != 1 or workers.start < 0 or workers.stop > k:
+            raise ValueError(f"worker must lie in 0 … {k - 1} (k = {k} workers), got {worker}")
+        first = iteration * n * k
+        return (first + np.arange(n * k).reshape(n, k)[:, workers.start : workers.stop]).reshape(-1)
