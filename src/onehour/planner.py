@@ -12,7 +12,7 @@ from onehour.dist.placement import place
 from onehour.recipes import recipe as named
 from onehour.rules.schedule import parse_milestones
 
-__all__ = ["Derived", "Plan", "plan"]
+__all__ = ["Derived", "Plan", "plan", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,35 @@ def plan(
     return Plan(recipe, values)
 
 
+def tabulate(plans: list[Plan]) -> str:
+    """One plan as lines of value, base value, rule and section; several as the paper's table, a row a minibatch.
+
+    >>> print(tabulate([plan("resnet50", minibatch=size) for size in (256, 8192)]))
+    minibatch  workers  target_lr  warmup_epochs  iterations
+    256        8        0.1        0              450411
+    8192       256      3.2        5              14076
+    """
+    if len(plans) == 1:
+        recipe = plans[0].recipe
+        head = [("value", f"at {recipe.minibatch}", f"at {recipe.base_minibatch}", "rule", "section")]
+        rows = [
+            (name, _shown(d.value), "" if d.base is None else _shown(d.base), d.rule, f"§{d.section}")
+            for name, d in plans[0].values.items()
+        ]
+    else:
+        columns = ["minibatch", "workers", "target_lr", "warmup_epochs", "iterations", "hours"]
+        columns = [column for column in columns if column in plans[0].values]
+        head = [tuple(columns)]
+        rows = [tuple(_shown(p[column].value) for column in columns) for p in plans]
+    table = head + rows
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def _has_base(recipe: Recipe) -> bool:
     fits = recipe.samples is None or recipe.base_minibatch <= recipe.samples
     return fits and recipe.base_minibatch % recipe.per_worker == 0
@@ -117,31 +146,41 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
         text = "none: the rate does not grow" if recipe.warmup != "none" else "none"
     yield "warmup_start_lr", Derived(recipe.schedule(0.0), text, "2.2", base.schedule(0.0))
     epochs = recipe.warmup_epochs if recipe.warms_up else 0
-    yield "warmup_epochs", Derived(
-        epochs, "counted inside the run's epochs", "2.2", base.warmup_epochs if base.warms_up else 0
+    yield (
+        "warmup_epochs",
+        Derived(epochs, "counted inside the run's epochs", "2.2", base.warmup_epochs if base.warms_up else 0),
     )
     yield "epochs", Derived(recipe.epochs, "the same for every minibatch", "5.1", base.epochs)
     if recipe.decay == "step":
         for milestone in parse_milestones(recipe.milestones):
             if milestone < recipe.epochs:
                 rates = (float(r.schedule(float(milestone))) for r in (recipe, base))
-                yield f"lr_at_epoch_{milestone}", Derived(next(rates), f"× {recipe.decay_factor}", "5.1", next(rates))
+                yield (
+                    f"lr_at_epoch_{milestone}",
+                    Derived(next(rates), f"× {recipe.decay_factor}", "5.1", next(rates)),
+                )
 
 
 def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable[tuple[str, Derived]]:
     kn, epochs, size = recipe.minibatch, recipe.epochs, recipe.workers
     yield "samples", Derived(samples, "N, training samples", "5.1", samples)
-    yield "iterations_per_epoch", Derived(
-        size.iterations_per_epoch(samples),
-        f"N / kn = {samples} / {kn}",
-        "2.1",
-        base.workers.iterations_per_epoch(samples),
+    yield (
+        "iterations_per_epoch",
+        Derived(
+            size.iterations_per_epoch(samples),
+            f"N / kn = {samples} / {kn}",
+            "2.1",
+            base.workers.iterations_per_epoch(samples),
+        ),
     )
-    yield "iterations", Derived(
-        size.iterations(samples, epochs),
-        f"⌈{epochs} · N / kn⌉: full minibatches, nothing dropped",
-        "3",
-        base.workers.iterations(samples, epochs),
+    yield (
+        "iterations",
+        Derived(
+            size.iterations(samples, epochs),
+            f"⌈{epochs} · N / kn⌉: full minibatches, nothing dropped",
+            "3",
+            base.workers.iterations(samples, epochs),
+        ),
     )
     if recipe.warms_up:
         iterations = recipe.warmup_epochs * samples / kn

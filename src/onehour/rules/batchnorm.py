@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,12 @@ class _Ghost(_BatchNorm):
     """What the ghost layers of every dimension share; see `GhostBatchNorm2d`."""
 
     per_worker: int
-    sums: tuple[Tensor, Tensor] | None = None
-    """Σ over the workers seen of (mean, unbiased variance) while an iteration takes several passes; else None."""
-    workers_seen: int = 0
+    sums: tuple[Tensor, Tensor, Tensor] | None = None
+    """While an iteration takes several passes: Σ of the workers' means, of their unbiased variances, their count."""
+
+    def __init__(self, features: int, *, per_worker: int, **options: Any) -> None:
+        super().__init__(features, **options)
+        self.per_worker = positive_int("per_worker", per_worker)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -65,9 +69,10 @@ class _Ghost(_BatchNorm):
         if self.sums is None:
             self.commit(statistics[0] / workers, statistics[1] / workers)
             return
-        self.sums[0].add_(statistics[0])
-        self.sums[1].add_(statistics[1])
-        self.workers_seen += workers
+        mean, variance, count = self.sums
+        mean.add_(statistics[0])
+        variance.add_(statistics[1])
+        count.add_(workers)
 
     @torch.no_grad()
     def commit(self, mean: Tensor, variance: Tensor) -> None:
@@ -107,10 +112,6 @@ class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
     torch.Size([8, 3, 5, 5])
     """
 
-    def __init__(self, features: int, *, per_worker: int, **options) -> None:
-        super().__init__(features, **options)
-        self.per_worker = positive_int("per_worker", per_worker)
-
 
 class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
     """As `GhostBatchNorm2d`, for (g·n, C) or (g·n, C, L).
@@ -119,10 +120,6 @@ class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
     torch.Size([8, 3])
     """
 
-    def __init__(self, features: int, *, per_worker: int, **options) -> None:
-        super().__init__(features, **options)
-        self.per_worker = positive_int("per_worker", per_worker)
-
 
 class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
     """As `GhostBatchNorm2d`, for (g·n, C, D, H, W).
@@ -130,10 +127,6 @@ class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
     >>> GhostBatchNorm3d(3, per_worker=2)(torch.randn(4, 3, 2, 2, 2)).shape
     torch.Size([4, 3, 2, 2, 2])
     """
-
-    def __init__(self, features: int, *, per_worker: int, **options) -> None:
-        super().__init__(features, **options)
-        self.per_worker = positive_int("per_worker", per_worker)
 
 
 GHOSTS: dict[type[nn.Module], type[_Ghost]] = {
@@ -196,16 +189,17 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         assert layer.running_mean is not None
         zeros = torch.zeros_like(layer.running_mean)
-        layer.sums, layer.workers_seen = (zeros, zeros.clone()), 0
+        layer.sums = (zeros, zeros.clone(), zeros.new_zeros(1))
     try:
         yield
         for layer in layers:
-            if layer.workers_seen:
-                assert layer.sums is not None
-                layer.commit(layer.sums[0] / layer.workers_seen, layer.sums[1] / layer.workers_seen)
+            assert layer.sums is not None
+            mean, variance, count = layer.sums
+            if count:
+                layer.commit(mean / count, variance / count)
     finally:
         for layer in layers:
-            layer.sums, layer.workers_seen = None, 0
+            layer.sums = None
 
 
 def _batchnorms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:

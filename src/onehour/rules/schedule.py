@@ -71,9 +71,7 @@ def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedu
     """
     not_negative("start_lr", start_lr)
     target = schedule(positive("epochs", epochs))
-    return lambda epoch: (
-        start_lr + (target - start_lr) * (epoch / epochs) if epoch < epochs else schedule(epoch)
-    )
+    return lambda epoch: start_lr + (target - start_lr) * (epoch / epochs) if epoch < epochs else schedule(epoch)
 
 
 def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedule:
@@ -99,9 +97,7 @@ def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fract
         try:
             parsed.append(Fraction(milestone))
         except (ValueError, OverflowError, ZeroDivisionError, TypeError):
-            raise ValueError(
-                f'milestone {milestone!r} is not an epoch; write a number or "64/3"'
-            ) from None
+            raise ValueError(f'milestone {milestone!r} is not an epoch; write a number or "64/3"') from None
     if any(milestone <= 0 for milestone in parsed) or parsed != sorted(set(parsed)):
         raise ValueError(f"milestones must be above zero and increasing, got {[str(m) for m in parsed]}")
     return parsed

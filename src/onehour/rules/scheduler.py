@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -40,9 +41,7 @@ class ScheduleLR(LRScheduler):
     0.3
     """
 
-    def __init__(
-        self, optimizer: Optimizer, schedule: Schedule, *, samples: int, minibatch: Minibatch | int
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, *, samples: int, minibatch: Minibatch | int) -> None:
         self.schedule = schedule
         self.samples = positive_int("samples", samples)
         self.minibatch = minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)
@@ -55,7 +54,7 @@ class ScheduleLR(LRScheduler):
         self._velocity = velocity_keys(optimizer) if momentum_form(optimizer) == "inside" else set()
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The rate of iteration `last_epoch` (torch's name for the count of steps), for each group.
 
         >>> ScheduleLR.get_lr.__name__

@@ -75,9 +75,7 @@ class SampleStream:
         """
         return self.epochs_and_indices(iteration, worker)[1]
 
-    def epochs_and_indices(
-        self, iteration: int, worker: int | range | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `indices`, with the epoch of each sample in front, for augmentation that is keyed by both.
 
         >>> epochs, indices = SampleStream(samples=6, minibatch=4, seed=0).epochs_and_indices(1)
@@ -89,9 +87,7 @@ class SampleStream:
         first, last = int(epochs[0]), int(epochs[-1])
         if first == last:
             return epochs, self._permutation(first)[offsets]
-        return epochs, np.where(
-            epochs == first, self._permutation(first)[offsets], self._permutation(last)[offsets]
-        )
+        return epochs, np.where(epochs == first, self._permutation(first)[offsets], self._permutation(last)[offsets])
 
     def _positions(self, iteration: int, worker: int | range | None) -> np.ndarray:
         n, k = self.minibatch.per_worker, self.minibatch.workers

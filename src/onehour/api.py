@@ -1,0 +1,128 @@
+"""The same from Python: train in this process, or as one of the processes that a launcher has started."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onehour.config import Recipe
+from onehour.dist.group import joined
+from onehour.dist.launch import adopt_slurm
+from onehour.dist.placement import place
+from onehour.execution import Execution
+from onehour.recipes import recipe as named
+from onehour.train.build import build_model, build_optimizer, complete, pick_device
+from onehour.train.loggers import load_logger
+from onehour.train.record import Run, finished_run, move_aside
+from onehour.train.run import train_run
+
+__all__ = ["check", "run", "train"]
+
+
+def train(
+    recipe: Recipe | str,
+    *,
+    model: nn.Module | Callable[[], nn.Module] | str | None = None,
+    data: Any = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Run:
+    """Train a recipe and return its run, or the finished run if the folder already holds it.
+
+    One process, unless torchrun or srun started several that all call this.
+
+    Args:
+        recipe: a `Recipe`, a recipe's name or a .toml file.
+        model: in place of the recipe's: a torch.nn.Module, a function that returns one, or a name.
+        data: in place of the recipe's: (train, validation), two map-style data sets of (image, label), or a name.
+        stop_asked: read at every iteration; saves and stops when it says yes.
+        options: fields of `Recipe` (minibatch=256) and of `Execution` (out="runs/mine", fresh=True).
+
+    Returns:
+        The run, with `.final_error`, `.metrics`, `.timing` and `.summary`.
+
+    Raises:
+        ValueError: for bad input.
+        NonFiniteError: when the loss leaves the finite numbers.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = train("digits", minibatch=1024, epochs=1, warmup_epochs=1, out=folder)  # doctest: +ELLIPSIS
+    ...     len(run.metrics)
+    digits: minibatch 1024 = 64 workers × 16 on 1 process, rate 0.2 → 6.4, 1 epochs, 8 iterations, seed 0
+    writes ...
+    epoch   1/1 ...
+    1
+    """
+    where = {f.name for f in fields(Execution)}
+    places: dict[str, Any] = {key: value for key, value in options.items() if key in where}
+    if places.get("out") is not None:
+        places["out"] = Path(places["out"])
+    execution = Execution(**places)
+    changes = {key: value for key, value in options.items() if key not in where}
+    if isinstance(model, str):
+        changes["model"] = model
+    elif model is not None:
+        changes["model"] = f"<{getattr(model, '__qualname__', type(model).__qualname__)}>"
+    if isinstance(data, str):
+        changes["data"] = data
+    elif data is not None:
+        changes["data"] = f"<{type(data[0]).__qualname__}>" if isinstance(data, tuple | list) and data else "<data>"
+    chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
+    return run(
+        chosen,
+        execution,
+        model=None if isinstance(model, str) else model,
+        data=None if isinstance(data, str) else data,
+        stop_asked=stop_asked,
+    )
+
+
+def run(
+    recipe: Recipe,
+    execution: Execution,
+    *,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    data: Any = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Run:
+    """As `train`, for a recipe and an execution that stand."""
+    adopt_slurm()
+    execution = dataclasses.replace(execution, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    device = pick_device(execution.device)
+    place(recipe.workers.workers, execution.processes)
+    recipe, loaded = complete(recipe, data)
+    if execution.threads:
+        torch.set_num_threads(execution.threads)
+    folder = execution.folder(recipe)
+    with joined(device) as group:
+        if group.rank == 0 and execution.fresh:
+            move_aside(folder)
+        finished = group.rank == 0 and finished_run(folder, recipe) is not None
+        if group.broadcast(b"" if finished else None) is None:
+            train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
+        return Run(folder)
+
+
+def check(recipe: Recipe, execution: Execution) -> Run | None:
+    """Find what would stop a run before its processes start.
+
+    Returns:
+        The run, if the folder already holds it finished.
+
+    Raises:
+        ValueError: for bad input.
+    """
+    place(recipe.workers.workers, execution.processes)
+    pick_device(execution.device)
+    load_logger(execution.log)
+    recipe, data = complete(recipe)
+    build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
+    return None if execution.fresh else finished_run(execution.folder(recipe), recipe)

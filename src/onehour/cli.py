@@ -1,0 +1,170 @@
+"""The command line: parse, call, print. Imports torch only where something trains."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from onehour.commands import EXIT_BAD_INPUT, plan_command, train_command
+from onehour.config import SIZES, Recipe, nearest
+from onehour.recipes import RECIPES
+from onehour.rules.minibatch import parse_size
+
+__all__ = ["main"]
+
+WORKERS = (
+    "--workers is not a flag, because it means two things. The paper's k workers follow from the minibatch: k = kn / n,"
+    " with --minibatch and --per-worker. Processes that load data are --loaders; processes that train are --processes"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 bad input, 4 not finite, 75 stopped and saved.
+
+    >>> main(["plan", "resnet5"])
+    2
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    try:
+        options = _parse(parser, arguments)
+        return options.command(options, arguments)
+    except ValueError as error:
+        print(f"onehour: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one message of ours in place of usage and message."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="onehour",
+        description="Large minibatches on many workers without losing accuracy.",
+        epilog=f"Recipes: {', '.join(RECIPES)}, or a .toml file (RUN/recipe.toml repeats a run).",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_train(commands)
+    _add_plan(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a recipe; the same command again resumes",
+        description="Train a recipe, or resume it. k, the number of workers, is never typed: it is kn / n.",
+        allow_abbrev=False,
+    )
+    train.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file")
+    where = train.add_argument_group("where it runs (changes nothing that it learns)")
+    where.add_argument("--processes", type=int, metavar="P", help="p, to host the k workers (1)")
+    where.add_argument(
+        "--workers-per-pass", type=_auto, metavar="auto|G", help="workers that share a forward pass (auto)"
+    )
+    where.add_argument(
+        "--loaders", type=_auto, metavar="auto|L", help="processes that load data, for each process (auto)"
+    )
+    where.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    where.add_argument("--threads", type=int, metavar="T", help="for each process's computation (cores / P)")
+    where.add_argument("--port", type=int, help="for the processes to meet at (a free one)")
+    folder = train.add_argument_group("its folder")
+    folder.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/RECIPE-kn-sSEED)")
+    folder.add_argument("--fresh", action="store_true", help="start over; keep the old folder under a numbered name")
+    folder.add_argument(
+        "--save-every", type=parse_size, metavar="I", help="iterations between checkpoints (each epoch)"
+    )
+    folder.add_argument("--log", metavar="LOGGER", help="tensorboard, wandb or package.module:Class")
+    folder.add_argument("--profile", type=int, metavar="I", help="iterations to trace into trace-RANK.json")
+    _add_recipe_fields(train)
+    train.set_defaults(command=train_command)
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="print what follows from a minibatch, before anything runs",
+        description="Print every derived value of a run with its rule and the paper's section.",
+        allow_abbrev=False,
+    )
+    plan.add_argument("recipe", metavar="RECIPE", nargs="?", help=f"{', '.join(RECIPES)}, or a .toml file")
+    plan.add_argument("--base", metavar="LR@MINIBATCH", help="in place of a recipe: a rate and its minibatch, 0.1@256")
+    plan.add_argument("--processes", type=parse_size, metavar="P", help="p, to place the k workers on")
+    plan.add_argument("--images-per-second", type=float, metavar="X", help="of the whole run; adds hours")
+    plan.add_argument("--run", type=Path, metavar="RUN", help="take images/s from a run's folder")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    _add_recipe_fields(plan, several=("minibatch",))
+    plan.set_defaults(command=plan_command)
+
+
+def _add_recipe_fields(parser: argparse.ArgumentParser, several: tuple[str, ...] = ()) -> None:
+    group = parser.add_argument_group("the recipe (default: the recipe's own)")
+    hints = get_type_hints(Recipe)
+    for field in fields(Recipe):
+        if field.name == "name":
+            continue
+        flag, options = f"--{field.name.replace('_', '-')}", _options(field, hints[field.name])
+        if field.name in several:
+            options |= {"type": _sizes, "metavar": "KN[,KN…]"}
+        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, **options)
+
+
+def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
+    assert field.default is not MISSING
+    about = {"help": field.metadata["help"].replace("%", "%%")}
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction, **about}
+    if get_origin(hint) is Literal:
+        return {"metavar": "|".join(get_args(hint)), **about}  # the Recipe checks it, and offers the nearest
+    if field.name in SIZES:
+        return {"type": parse_size, "metavar": "SIZE", **about}
+    if get_origin(hint) is tuple:
+        return {"type": lambda text: tuple(text.split(",")), "metavar": "E,E,…", **about}
+    return {"type": hint, "metavar": hint.__name__.upper(), **about}
+
+
+def _parse(parser: _Parser, arguments: list[str]) -> argparse.Namespace:
+    if any(argument.split("=")[0] == "--workers" for argument in arguments):
+        raise ValueError(WORKERS)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in _actions(parser, arguments) for flag in action.option_strings]
+        word = unknown[0].split("=")[0]
+        hint = f"; expected {nearest(word, flags)}" if word.startswith("--") and flags else ""
+        raise ValueError(f"unknown argument {unknown[0]!r}{hint}; see `onehour --help`")
+    return options
+
+
+def _actions(parser: _Parser, arguments: list[str]) -> list[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and arguments and arguments[0] in action.choices:
+            return action.choices[arguments[0]]._actions
+    return parser._actions
+
+
+def _auto(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number, got {text!r}") from None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(parse_size(part) for part in text.split(","))

@@ -1,0 +1,84 @@
+"""The embedded task: composites of real handwritten digits, hard enough to show what a minibatch costs.
+
+The 1,797 digits of UCI (8×8) are too easy: seed noise hides everything. So each sample here is one of them rotated,
+scaled, shifted and made noisy, once, under a fixed key. The originals are divided 80/20 before, so that no original
+serves both sides; the 4,096 validation samples thus come from 360 originals, and its error is that of those 360.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from onehour.rules.keys import random_bits, seed_for
+
+__all__ = ["digits", "originals"]
+
+TRAIN, VALIDATION = 8192, 4096
+ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1
+"""± degrees, ± share, ± pixels, standard deviation in units of the brightest value."""
+
+
+def originals() -> tuple[Tensor, Tensor]:
+    """The 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and labels.
+
+    >>> images, labels = originals()
+    >>> images.shape, labels.unique().numel()
+    (torch.Size([1797, 1, 8, 8]), 10)
+    """
+    with resources.as_file(resources.files("onehour.data") / "digits.npz") as path, np.load(path) as file:
+        return torch.from_numpy(file["images"])[:, None] / 16.0, torch.from_numpy(file["labels"]).long()
+
+
+def digits(split: int = 1) -> tuple[TensorDataset, TensorDataset]:
+    """8,192 training and 4,096 validation samples, the same on every machine.
+
+    Args:
+        split: which division of the originals, and which composites; any whole number. 0 was looked at while the
+            recipe's settings were chosen; published figures use others.
+
+    Returns:
+        (train, validation): images (N, 1, 8, 8) standardised, labels (N,).
+
+    >>> train, validation = digits()
+    >>> len(train), len(validation), train.tensors[0].shape
+    (8192, 4096, torch.Size([8192, 1, 8, 8]))
+    """
+    images, labels = originals()
+    order = torch.from_numpy(np.argsort(random_bits(seed_for(split, "digits split"), len(images)), kind="stable"))
+    cut = len(images) * 4 // 5
+    train = _composites(images[order[:cut]], labels[order[:cut]], TRAIN, seed_for(split, "digits train"))
+    validation = _composites(images[order[cut:]], labels[order[cut:]], VALIDATION, seed_for(split, "digits val"))
+    mean, std = train[0].mean(), train[0].std()
+    return (
+        TensorDataset((train[0] - mean) / std, train[1]),
+        TensorDataset((validation[0] - mean) / std, validation[1]),
+    )
+
+
+def _composites(images: Tensor, labels: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:
+    """`count` distorted images: original i % len, each under its own numbers."""
+    source = torch.arange(count) % len(images)
+    uniform = _uniform(key, (count, 4)) * 2 - 1
+    angle = uniform[:, 0] * np.deg2rad(ROTATION)
+    scale = 1 + uniform[:, 1] * SCALE
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    half = images.shape[-1] / 2
+    shift_x, shift_y = uniform[:, 2] * SHIFT / half, uniform[:, 3] * SHIFT / half
+    affine = torch.stack((cos, -sin, shift_x, sin, cos, shift_y), 1).view(-1, 2, 3)
+    grid = F.affine_grid(affine, [count, 1, *images.shape[2:]], align_corners=False)
+    warped = F.grid_sample(images[source].double(), grid, align_corners=False)
+    # Box and Muller's normal numbers, from uniform ones whose bits never change with a library's version.
+    u, v = _uniform(seed_for(key, "noise"), (2, *warped.shape))
+    noise = torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * torch.pi * v)
+    return (warped + NOISE * noise).float(), labels[source]
+
+
+def _uniform(key: int, shape: tuple[int, ...]) -> Tensor:
+    bits = random_bits(key, int(np.prod(shape))) >> np.uint64(11)
+    return torch.from_numpy(bits.astype(np.float64) * 2.0**-53).reshape(shape)

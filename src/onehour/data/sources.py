@@ -1,0 +1,107 @@
+"""The data that a recipe names: training and validation sets, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from onehour.config import nearest
+from onehour.data.digits import digits
+from onehour.entry import blame, is_entry, resolve
+
+__all__ = ["DATA", "Data", "load_data"]
+
+DATA: dict[str, Callable[[], tuple[Any, Any]]] = {"digits": digits}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Two map-style data sets of (image, label), and what models must know of them.
+
+    Args:
+        train, validation: have `__len__` and `__getitem__(index) -> (image, label)`.
+        classes: number of labels where the data says so (an attribute `classes`, or labels in memory).
+        channels: of the images.
+
+    >>> data = load_data("digits")
+    >>> len(data.train), data.classes, data.channels
+    (8192, 10, 1)
+    """
+
+    train: Any
+    validation: Any
+    classes: int | None
+    channels: int
+
+    @classmethod
+    def of(cls, train: Any, validation: Any) -> Data:
+        """Look at two data sets.
+
+        Raises:
+            ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
+
+        >>> images, labels = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
+        >>> Data.of(TensorDataset(images, labels), TensorDataset(images, labels)).classes
+        3
+        """
+        shapes = [_item_shape(side, dataset) for side, dataset in (("training", train), ("validation", validation))]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"training images have shape {shapes[0]}, validation images {shapes[1]}; expected one")
+        return cls(train, validation, _classes(train, validation), shapes[0][0] if shapes[0] else 1)
+
+
+def load_data(spec: str) -> Data:
+    """The data of a recipe: a name, or package.module:function that returns (train, validation).
+
+    Raises:
+        ValueError: for an unknown name, or what `Data.of` refuses.
+
+    >>> load_data("digit")
+    Traceback (most recent call last):
+    ValueError: no data is called 'digit'; expected digits, or package.module:function
+    """
+    if spec in DATA:
+        return Data.of(*DATA[spec]())
+    if not is_entry(spec):
+        if not spec:
+            raise ValueError("this recipe needs data; give --data package.module:function")
+        raise ValueError(f"no data is called {spec!r}; expected {nearest(spec, DATA)}, or package.module:function")
+    function = resolve("data", spec)
+    try:
+        returned = function()
+    except Exception as error:
+        raise ValueError(f"data {spec} failed when called: {blame(error)}") from error
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise ValueError(f"data {spec} returned {type(returned).__name__}; expected (train, validation)")
+    return Data.of(*returned)
+
+
+def _item_shape(side: str, dataset: Any) -> tuple[int, ...]:
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ValueError(f"the {side} data is a {type(dataset).__name__}; expected a map-style data set (len and [i])")
+    if len(dataset) == 0:
+        raise ValueError(f"the {side} data is empty")
+    try:
+        image, label = dataset[0]
+    except Exception as error:
+        raise ValueError(f"the {side} data's first item is no (image, label) pair: {blame(error)}") from error
+    if not torch.is_tensor(image) or not image.is_floating_point():
+        kind = image.dtype if torch.is_tensor(image) else type(image).__name__
+        raise ValueError(f"the {side} data's images are {kind}; expected float tensors of shape (C, H, W)")
+    if not (isinstance(label, int) or (torch.is_tensor(label) and label.ndim == 0 and not label.is_floating_point())):
+        raise ValueError(f"the {side} data's labels are {type(label).__name__}; expected whole numbers")
+    return tuple(image.shape)
+
+
+def _classes(train: Any, validation: Any) -> int | None:
+    if isinstance(train, TensorDataset) and isinstance(validation, TensorDataset):
+        labels = torch.cat((train.tensors[1], validation.tensors[1]))
+        if int(labels.min()) < 0:
+            raise ValueError(f"labels must not be below zero, found {int(labels.min())}")
+        return int(labels.max()) + 1
+    names = getattr(train, "classes", None)
+    return len(names) if names is not None else None

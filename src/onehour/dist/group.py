@@ -1,0 +1,91 @@
+"""The processes of a run: joining them, summing over them, sending bytes from process 0 to all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Group", "joined"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among the p processes of a run; rank 0 of 1 needs no torch.distributed.
+
+    >>> Group().size
+    1
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add `tensor` over all processes, in place.
+
+        >>> Group().sum(torch.ones(2))
+        tensor([1., 1.])
+        """
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def broadcast(self, payload: bytes | None) -> bytes | None:
+        """Process 0's bytes, or None, on every process.
+
+        >>> Group().broadcast(b"state")
+        b'state'
+        """
+        if self.size == 1:
+            return payload
+        length = torch.tensor([-1 if payload is None else len(payload)], device=self.device)
+        dist.broadcast(length, src=0)
+        if length.item() < 0:
+            return None
+        if self.rank == 0 and payload:
+            data = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self.device)
+        else:
+            data = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
+        dist.broadcast(data, src=0)
+        return data.cpu().numpy().tobytes()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Group]:
+    """Join the processes that the launcher's environment names (RANK, WORLD_SIZE, …), and leave them at the end.
+
+    Args:
+        device: "cpu" or "cuda"; a process on CUDA takes the GPU of its LOCAL_RANK.
+
+    >>> with joined("cpu") as group:
+    ...     group.size
+    1
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    where = torch.device("cpu")
+    if device == "cuda":
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(where)
+    if size == 1:
+        yield Group(device=where)
+        return
+    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1") and os.path.exists("/sys/class/net/lo"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        backend="nccl" if device == "cuda" else "gloo",
+        rank=int(os.environ["RANK"]),
+        world_size=size,
+        timeout=timedelta(minutes=10),
+        device_id=where if device == "cuda" else None,
+    )
+    try:
+        yield Group(rank=dist.get_rank(), size=size, device=where)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,67 @@
+"""Where and how a run happens. Nothing that it learns depends on any of this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onehour.config import Recipe
+from onehour.rules.checks import positive_int
+
+__all__ = ["Execution"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Processes, devices, folders and reporting of a run.
+
+    Args:
+        processes: p, to host the k workers.
+        workers_per_pass: how many workers share a forward pass; None picks.
+        loaders: processes that load data for each process; None picks.
+        device: "auto", "cpu" or "cuda".
+        threads: for each process's computation; None divides the cores.
+        out: the run's folder; None is runs/RECIPE-kn-sSEED.
+        fresh: start over, and keep the old folder under a numbered name.
+        save_every: iterations between checkpoints besides those at evaluations; None for those alone.
+        log: "tensorboard", "wandb" or package.module:Class.
+        profile: how many iterations to trace; 0 for none.
+        port: for the processes to meet at; 0 picks a free one.
+
+    >>> Execution(processes=2).processes
+    2
+    """
+
+    processes: int = 1
+    workers_per_pass: int | None = None
+    loaders: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    out: Path | None = None
+    fresh: bool = False
+    save_every: int | None = None
+    log: str | None = None
+    profile: int = 0
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        positive_int("processes", self.processes)
+        for name in ("workers_per_pass", "threads", "save_every"):
+            if getattr(self, name) is not None:
+                positive_int(name, getattr(self, name))
+        for name in ("loaders", "profile"):
+            value = getattr(self, name)
+            if value is not None and value != 0:
+                positive_int(name, value)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is {self.device!r}; expected auto, cpu or cuda")
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port must lie in 0 … 65535, got {self.port}")
+
+    def folder(self, recipe: Recipe) -> Path:
+        """The run's folder.
+
+        >>> Execution().folder(Recipe(name="digits", minibatch=64))
+        PosixPath('runs/digits-64-s0')
+        """
+        return self.out or Path("runs") / f"{recipe.name}-{recipe.minibatch}-s{recipe.seed}"

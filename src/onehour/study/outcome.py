@@ -1,0 +1,77 @@
+"""How a finished run compares with the recipe's committed reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from onehour.study.figures import draw_curve
+from onehour.train.record import Run
+
+__all__ = ["Reference", "outcome_lines", "reference_of"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Final errors of a recipe at its base minibatch, over seeds, and where a next run's should lie.
+
+    Args:
+        minibatch: the recipe's base minibatch.
+        mean, std, seeds: of the final errors; std with n − 1.
+        low, high: the 95 % prediction interval mean ± t(0.975, n − 1) · std · √(1 + 1/n).
+
+    >>> Reference(minibatch=32, mean=3.6, std=0.2, seeds=5, low=3.0, high=4.2).verdict(3.8)
+    'matches the reference'
+    """
+
+    minibatch: int
+    mean: float
+    std: float
+    seeds: int
+    low: float
+    high: float
+
+    def verdict(self, error: float) -> str:
+        """Whether a run's error is what another seed of the reference could have given.
+
+        >>> Reference(minibatch=32, mean=3.6, std=0.2, seeds=5, low=3.0, high=4.2).verdict(60.0)
+        'does not match the reference: it is worse'
+        """
+        if error > self.high:
+            return "does not match the reference: it is worse"
+        if error < self.low:
+            return "does not match the reference: it is better"
+        return "matches the reference"
+
+
+def reference_of(name: str) -> Reference | None:
+    """The committed reference of a named recipe; None where there is none.
+
+    >>> reference_of("resnet50") is None
+    True
+    """
+    text = (resources.files("onehour.study") / "references.json").read_text(encoding="utf-8")
+    known = json.loads(text).get(name)
+    return Reference(**known) if known else None
+
+
+def outcome_lines(run: Run) -> Iterator[str]:
+    """What `onehour train` says at the end."""
+    summary = run.summary
+    if not run.finished:
+        yield f"{run.folder} ended as {summary.get('outcome', 'unfinished')}"
+        return
+    yield f"final error  {run.final_error:.2f} % (median of the last {len(summary['last_errors'])} epochs)"
+    reference = reference_of(run.recipe.name)
+    if reference is not None:
+        yield (
+            f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"
+            f" ({reference.seeds} seeds), 95 % of runs between {reference.low:.2f} and {reference.high:.2f} %"
+        )
+        yield f"verdict      {reference.verdict(run.final_error)}"
+    yield f"speed        {summary['images_per_second']:,.0f} images/s; most time goes to {summary['bottleneck']}"
+    yield f"run          {run.folder}"
+    curve = draw_curve(run)
+    yield f"curve        {curve}" if curve else "curve        needs matplotlib: pip install 'onehour[report]'"

@@ -1,0 +1,218 @@
+"""A run's folder: written while it trains, read by everything that comes after."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onehour.config import Recipe
+
+__all__ = ["Recorder", "Run", "environment", "final_error", "finished_run", "move_aside"]
+
+MEDIAN_OF = 5
+
+
+def final_error(errors: list[float]) -> float:
+    """A run's error: the median of its last five epochs' (paper §5.1).
+
+    >>> final_error([9.0, 4.0, 5.0, 3.0, 4.5, 4.2])
+    4.2
+    """
+    return statistics.median(errors[-MEDIAN_OF:])
+
+
+class Run:
+    """A run's folder, read.
+
+    Args:
+        folder: with recipe.toml, metrics.jsonl and, once it ended, summary.json.
+
+    Raises:
+        ValueError: if it is no run's folder.
+
+    >>> Run(Path("nowhere"))
+    Traceback (most recent call last):
+    ValueError: nowhere is not a run's folder: it has no recipe.toml
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "recipe.toml").is_file():
+            raise ValueError(f"{self.folder} is not a run's folder: it has no recipe.toml")
+
+    def __repr__(self) -> str:
+        state = f"final error {self.final_error:.2f} %" if self.finished else "unfinished"
+        return f"Run({str(self.folder)!r}: {state})"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What was run."""
+        return Recipe.from_toml(self.folder / "recipe.toml")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …"""
+        return _lines(self.folder / "metrics.jsonl")[1:]
+
+    @property
+    def timing(self) -> list[dict[str, Any]]:
+        """Images, seconds and the steps' milliseconds in each part, up to each evaluation."""
+        return _lines(self.folder / "timing.jsonl")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty while the run has not ended."""
+        path = self.folder / "summary.json"
+        return _json(path) if path.is_file() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.summary.get("outcome") == "finished"
+
+    @property
+    def final_error(self) -> float:
+        """Median top-1 error, in percent, of the last five epochs evaluated so far."""
+        errors = [record["top1_error"] for record in self.metrics]
+        if not errors:
+            raise ValueError(f"{self.folder} has no evaluation yet")
+        return final_error(errors)
+
+
+class Recorder:
+    """Writes a run's folder; only process 0 has one.
+
+    Args:
+        folder: new, empty, or of the same recipe.
+        recipe: completed.
+
+    Raises:
+        ValueError: if the folder is another recipe's (differences listed) or something else's.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        finished_run(folder, recipe)
+        if not (folder / "recipe.toml").is_file() and folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds other files and no recipe.toml; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "recipe.toml", recipe.to_toml())
+
+    def begin(self, iteration: int, environment: dict[str, Any]) -> None:
+        """Cut the record to what the checkpoint at `iteration` knows, and note where the run goes on."""
+        first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
+        for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
+            path = self.folder / name
+            known = _lines(path) if path.is_file() else []
+            kept = [json.dumps(line) for line in known if line.get("iteration", iteration + 1) <= iteration]
+            _replace(path, "".join(line + "\n" for line in [*head, *kept]))
+        path = self.folder / "environment.json"
+        sessions = _json(path)["sessions"] if path.is_file() else []
+        sessions.append({"from_iteration": iteration, **environment})
+        _replace(path, json.dumps({"sessions": sessions}, indent=2))
+        (self.folder / "summary.json").unlink(missing_ok=True)
+
+    def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Append an evaluation."""
+        for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Write the summary, whole or not at all."""
+        _replace(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def finished_run(folder: Path, recipe: Recipe) -> Run | None:
+    """The run that `folder` holds, if it is of this recipe and has come to its end.
+
+    Raises:
+        ValueError: if it is a run of another recipe, with the differences.
+
+    >>> finished_run(Path("nowhere"), Recipe()) is None
+    True
+    """
+    if not (folder / "recipe.toml").is_file():
+        return None
+    run = Run(folder)
+    old, new = run.recipe.as_dict(), recipe.as_dict()
+    differences = [f"{key}: {old.get(key)} → {new.get(key)}" for key in new | old if old.get(key) != new.get(key)]
+    if differences:
+        raise ValueError(
+            f"{folder} is a run of another recipe ({'; '.join(differences)}); choose another --out, or give --fresh"
+            " to start over and keep that run under a numbered name"
+        )
+    return run if run.finished else None
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Keep an old folder under the next free numbered name; None where there is none.
+
+    >>> move_aside(Path("nowhere")) is None
+    True
+    """
+    if not folder.exists():
+        return None
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    return kept
+
+
+def environment(execution: dict[str, Any]) -> dict[str, Any]:
+    """What a result may depend on outside the recipe."""
+    import numpy
+    import torch
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **execution,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,198 @@
+"""§2.2 and §5.1: the rate as a pure function of the fractional epoch."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onehour.rules.schedule import (
+    constant_warmup,
+    cosine_decay,
+    gradual_warmup,
+    parse_milestones,
+    step_decay,
+)
+
+SAMPLES, KN = 1_281_167, 8192
+T = 5 * SAMPLES / KN  # 781.96 iterations of warmup
+
+
+def paper(milestones=(30, 60, 80)):
+    return gradual_warmup(step_decay(3.2, milestones), start_lr=0.1, epochs=5)
+
+
+def at(schedule, iteration: int) -> float:
+    return schedule(iteration * KN / SAMPLES)
+
+
+# By hand: η_t = 0.1 + 3.1·t/T below T = 781.96; drops at t = 4691.8, 9383.5 and 12511.4.
+GOLDEN = [
+    (0, 0.1),
+    (1, 0.10396438559532052),
+    (100, 0.4964385595320516),
+    (781, 3.196185149945323),
+    (782, 3.2),
+    (4691, 3.2),
+    (4692, 0.32),
+    (9383, 0.32),
+    (9384, 0.032),
+    (12511, 0.032),
+    (12512, 0.0032),
+    (14075, 0.0032),
+]
+
+
+@pytest.mark.parametrize(("iteration", "rate"), GOLDEN)
+def test_the_papers_8k_recipe_has_this_rate_at_this_iteration(iteration, rate):
+    assert at(paper(), iteration) == pytest.approx(rate, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("iteration", range(0, 782, 71))
+def test_gradual_warmup_is_its_equation(iteration):
+    assert at(paper(), iteration) == pytest.approx(0.1 + (3.2 - 0.1) * iteration / T, rel=0, abs=1e-12)
+
+
+def test_gradual_warmup_adds_the_same_amount_at_every_iteration():
+    rates = [at(paper(), t) for t in range(782)]
+    assert all(abs(b - a - 3.1 / T) < 1e-12 for a, b in itertools.pairwise(rates))
+    assert round(rates[1] - rates[0], 3) == 0.004  # the paper's "about +0.004 an iteration"
+
+
+def test_a_staircase_of_whole_epochs_is_another_warmup():
+    """Setting the rate once an epoch gives five rates and is 0.6 too low at the end of each epoch."""
+    every_iteration = [at(paper(), t) for t in range(782)]
+    staircase = [paper()(math.floor(t * KN / SAMPLES)) for t in range(782)]
+    assert len(set(every_iteration)) == 782
+    assert len(set(staircase)) == 5
+    assert max(a - b for a, b in zip(every_iteration, staircase, strict=True)) > 0.6
+
+
+def test_warmup_counts_inside_the_run_so_drops_do_not_shift():
+    usual = step_decay(3.2, [30, 60, 80])
+    assert all(paper()(epoch) == usual(epoch) for epoch in (5, 29.99, 30, 34.99, 35, 60, 80, 90))
+    assert usual(30) != usual(30 - 5)
+
+
+def test_gradual_warmup_starts_at_the_base_rate_and_meets_the_schedule_without_a_jump():
+    schedule = gradual_warmup(cosine_decay(3.2, 90), start_lr=0.1, epochs=5)
+    assert schedule(0) == 0.1
+    assert schedule(math.nextafter(5, 0)) == pytest.approx(schedule(5), rel=1e-12)
+    assert schedule(5) == cosine_decay(3.2, 90)(5)
+
+
+def test_constant_warmup_holds_the_base_rate_then_jumps():
+    schedule = constant_warmup(step_decay(3.2, [30]), start_lr=0.1, epochs=5)
+    assert [schedule(epoch) for epoch in (0, 2.5, math.nextafter(5, 0), 5, 30)] == [
+        0.1,
+        0.1,
+        0.1,
+        3.2,
+        3.2 * 0.1,
+    ]
+
+
+@pytest.mark.parametrize(("epoch", "share"), [(0, 1), (30, 0.75), (45, 0.5), (60, 0.25), (90, 0), (91, 0)])
+def test_cosine_decay_is_half_a_cosine_and_stays_at_zero(epoch, share):
+    assert cosine_decay(3.2, 90)(epoch) == pytest.approx(3.2 * share, rel=0, abs=1e-12)
+
+
+def test_step_decay_multiplies_by_its_factor_at_each_milestone():
+    schedule = step_decay(2.0, ["64/3", 30.5], factor=0.5)
+    assert [schedule(epoch) for epoch in (0, 21.3, 21.4, 30.4, 30.5, 1e9)] == [2, 2, 1, 1, 0.5, 0.5]
+
+
+def test_no_milestones_leave_the_rate_alone():
+    assert step_decay(0.1, [])(1e9) == 0.1
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    samples=st.integers(1, 2**31),
+    kn=st.integers(1, 2**20),
+    milestone=st.fractions(Fraction(1, 1000), 1000, max_denominator=1000),
+    offset=st.integers(-1, 1),
+)
+def test_a_drop_comes_at_the_iteration_that_whole_numbers_say(samples, kn, milestone, offset):
+    """s/N and a/b differ by 1/(N·b) or not at all: 4e-13 here, and floats below 1000 are 1.2e-13 apart."""
+    iteration = max(0, math.ceil(milestone * samples / kn) + offset)
+    passed = iteration * kn * milestone.denominator >= milestone.numerator * samples
+    assert step_decay(1.0, [milestone], 0.5)(iteration * kn / samples) == (0.5 if passed else 1.0)
+
+
+@pytest.mark.parametrize(("iteration", "rate"), [(63, 1.0), (64, 0.5), (65, 0.5)])
+def test_a_drop_at_64_thirds_comes_exactly_there(iteration, rate):
+    """Iteration 64 of kn = N/3 starts at epoch 64/3 exactly, which no decimal fraction can say."""
+    assert step_decay(1.0, ["64/3"], 0.5)(iteration * 2731 / 8193) == rate
+
+
+@pytest.mark.parametrize(
+    ("written", "parsed"),
+    [
+        (["64/3"], [Fraction(64, 3)]),
+        ([8, 16.5, "21.25", " 30 "], [8, Fraction(33, 2), Fraction(85, 4), 30]),
+        ((Fraction(1, 3),), [Fraction(1, 3)]),
+        ([], []),
+    ],
+)
+def test_milestones_are_read_as_exact_fractions(written, parsed):
+    assert parse_milestones(written) == parsed
+
+
+@pytest.mark.parametrize(
+    "milestones",
+    [
+        [60, 30],
+        [30, 30],
+        [0],
+        [-1, 30],
+        ["x"],
+        [""],
+        ["1/0"],
+        [math.nan],
+        [math.inf],
+        [None],
+        [[30]],
+        [1, "2/2"],
+    ],
+)
+def test_milestones_that_are_no_increasing_epochs_are_refused(milestones):
+    with pytest.raises(ValueError, match="milestone"):
+        parse_milestones(milestones)
+
+
+def test_a_text_is_no_list_of_milestones():
+    """Read letter by letter, "36" would drop at epochs 3 and 6."""
+    with pytest.raises(ValueError, match="milestone"):
+        parse_milestones("36")
+
+
+BAD = [math.nan, math.inf, -1, "1", None, True]
+SCHEDULE = step_decay(1.0, [])
+
+
+@pytest.mark.parametrize("value", [*BAD, 0])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("lr", lambda value: step_decay(value, [30])),
+        ("factor", lambda value: step_decay(0.1, [30], value)),
+        ("lr", lambda value: cosine_decay(value, 90)),
+        ("epochs", lambda value: cosine_decay(0.1, value)),
+        ("epochs", lambda value: gradual_warmup(SCHEDULE, 0.1, value)),
+        ("epochs", lambda value: constant_warmup(SCHEDULE, 0.1, value)),
+    ],
+)
+def test_a_number_that_must_be_above_zero_is_refused_by_name(make, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("warmup", [gradual_warmup, constant_warmup])
+def test_a_warmup_may_start_at_zero_but_at_no_bad_rate(warmup, value):
+    assert warmup(SCHEDULE, 0, 5)(0) == 0
+    with pytest.raises(ValueError, match="start_lr must be"):
+        warmup(SCHEDULE, value, 5)
