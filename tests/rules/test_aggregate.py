@@ -16,9 +16,7 @@ LR, DECAY = 0.1, 0.01
 def problem() -> tuple[Tensor, Tensor, Tensor]:
     """Twelve samples of a regression, and the weights at which gradients are taken."""
     draw = torch.Generator().manual_seed(0)
-    inputs, targets, weight = (
-        torch.randn(*s, generator=draw, dtype=torch.float64) for s in ((12, 3), (12,), (3,))
-    )
+    inputs, targets, weight = (torch.randn(*s, generator=draw, dtype=torch.float64) for s in ((12, 3), (12,), (3,)))
     return inputs, targets, weight
 
 
@@ -46,9 +44,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize("shares", [EQUAL, UNEQUAL, (12,)])
 def test_gradients_of_the_global_mean_sum_to_the_gradient_of_the_minibatch(shares):
-    assert close(
-        sum(gradient(lambda total, _: global_mean(total, 12), shares), torch.zeros(())), mean_gradient()
-    )
+    assert close(sum(gradient(lambda total, _: global_mean(total, 12), shares), torch.zeros(())), mean_gradient())
 
 
 def test_a_minibatch_stands_for_its_size():

@@ -29,9 +29,7 @@ def test_not_negative_returns_the_value_itself(value):
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
-@pytest.mark.parametrize(
-    "check", [not_negative, positive, lambda name, value: fraction(name, value, upper=1)]
-)
+@pytest.mark.parametrize("check", [not_negative, positive, lambda name, value: fraction(name, value, upper=1)])
 def test_numbers_that_are_none_are_refused_by_name_and_value(check, value):
     with pytest.raises(ValueError, match=r"^lr must be ") as error:
         check("lr", value)

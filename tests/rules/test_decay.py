@@ -116,9 +116,7 @@ def test_frozen_parameters_are_left_out():
     assert len(parameter_groups(model, weight_decay=DECAY)) == 1  # no empty group
 
 
-@pytest.mark.parametrize(
-    "model", [nn.ReLU(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "all frozen"]
-)
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "all frozen"])
 def test_a_model_without_a_trainable_parameter_is_refused_by_name(model):
     with pytest.raises(ValueError, match=f"{type(model).__name__} has no trainable parameter"):
         parameter_groups(model, weight_decay=DECAY)

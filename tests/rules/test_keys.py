@@ -38,9 +38,7 @@ def test_a_seed_fits_in_63_bits_and_is_the_same_when_asked_again(seed, purpose, 
 
 
 @settings(deadline=None)
-@given(
-    pair=st.lists(st.tuples(st.integers(), st.sampled_from("ab"), KEYS), min_size=2, max_size=2, unique=True)
-)
+@given(pair=st.lists(st.tuples(st.integers(), st.sampled_from("ab"), KEYS), min_size=2, max_size=2, unique=True))
 def test_other_arguments_give_another_seed(pair):
     (seed_a, purpose_a, keys_a), (seed_b, purpose_b, keys_b) = pair
     assert seed_for(seed_a, purpose_a, *keys_a) != seed_for(seed_b, purpose_b, *keys_b)
@@ -83,7 +81,5 @@ def test_random_bits_neither_read_nor_move_numpys_generator():
 
 
 def test_each_of_the_64_bits_is_fair():
-    ones = np.unpackbits(random_bits(seed_for(0, "fair"), 4096).view(np.uint8).reshape(-1, 8), axis=1).sum(
-        0, dtype=int
-    )
+    ones = np.unpackbits(random_bits(seed_for(0, "fair"), 4096).view(np.uint8).reshape(-1, 8), axis=1).sum(0, dtype=int)
     assert abs(ones - 2048).max() < 5 * 32  # sd of 4096 fair coins is 32

@@ -156,9 +156,7 @@ def test_an_epoch_of_imagenet_at_8k_has_156_iterations_and_a_part():
 
 
 @settings(deadline=None)
-@given(
-    n=st.integers(1, 64), k=st.integers(1, 2048), samples=st.integers(1, 2**55), epochs=st.integers(1, 1000)
-)
+@given(n=st.integers(1, 64), k=st.integers(1, 2048), samples=st.integers(1, 2**55), epochs=st.integers(1, 1000))
 def test_iterations_are_the_fewest_that_cover_all_epochs(n, k, samples, epochs):
     minibatch = Minibatch(n, k)
     iterations = minibatch.iterations(samples, epochs)

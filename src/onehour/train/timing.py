@@ -22,8 +22,9 @@ class StepTimer:
     >>> timer = StepTimer(torch.device("cpu"))
     >>> with timer("compute"):
     ...     pass
-    >>> timer.close_step(); len(timer.steps()), list(timer.steps()[0])
-    (1, ['data', 'compute', 'reduction', 'update'])
+    >>> timer.close_step()
+    >>> [list(step) for step in timer.steps()]
+    [['data', 'compute', 'reduction', 'update']]
     """
 
     def __init__(self, device: torch.device) -> None:
