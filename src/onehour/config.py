@@ -108,6 +108,12 @@ class Recipe:
                 raise ValueError(f"{name} must be true or false, got {value!r}")
             if hint is str and not isinstance(value, str):
                 raise ValueError(f"{name} must be text, got {value!r}")
+        named = ("sgd", *ADAPTIVE)
+        if self.optimizer not in named and ":" not in self.optimizer:
+            raise ValueError(
+                f"no optimizer is called {self.optimizer!r}; expected {nearest(self.optimizer, named)},"
+                " or package.module:Class"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
 
@@ -206,7 +212,10 @@ class Recipe:
         values = dict(_known(values))
         for name in SIZES:
             if isinstance(values.get(name), str):
-                values[name] = parse_size(values[name])
+                try:
+                    values[name] = parse_size(values[name])
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
         if isinstance(values.get("milestones"), list):
             values["milestones"] = tuple(values["milestones"])
         return cls(**values)

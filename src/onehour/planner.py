@@ -88,6 +88,8 @@ def plan(
         values |= dict(_derive_from_samples(recipe, base, recipe.samples))
         if images_per_second is not None:
             values["hours"] = _hours(recipe, recipe.samples, images_per_second)
+    elif images_per_second is not None:
+        raise ValueError("hours need the number of training samples; give samples")
     if processes is not None:
         values["placement"] = _placement(recipe.workers.workers, processes)
     return Plan(recipe, values)

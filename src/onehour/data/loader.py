@@ -1,4 +1,10 @@
-"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes."""
+"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes.
+
+A data set may have two methods of ours beside `__len__` and `__getitem__`:
+- `keyed(index, key) -> (image, label)` takes its random numbers from the 63-bit key alone. It is called instead of
+  `__getitem__`, and no global generator is seeded. Its ValueErrors name the place and the remedy: they pass unchanged.
+- `prepare(images) -> images` makes of a batch on the device what the model takes, e.g. floats of bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from onehour.entry import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "Batch", "chunk_batches", "in_memory", "pass_batches"]
+__all__ = ["CHUNK", "Batch", "chunk_batches", "in_memory", "pass_batches", "prepared"]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
@@ -23,7 +29,7 @@ CHUNK = 256
 
 
 class Keyed(Dataset[Any]):
-    """A data set asked by (epoch, index), with every global generator seeded by that key before each sample.
+    """A data set asked by (epoch, index): `keyed` is given their key, else it seeds every global generator before.
 
     So a random transform gives the same image in any loader process, and another one each epoch.
 
@@ -38,13 +44,24 @@ class Keyed(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         number = seed_for(self.seed, "sample", epoch, index)
-        random.seed(number)
-        np.random.seed(number & 0xFFFFFFFF)
-        torch.default_generator.manual_seed(number)
+        keyed = getattr(self.dataset, "keyed", None)
+        if keyed is None:
+            random.seed(number)
+            np.random.seed(number & 0xFFFFFFFF)
+            torch.default_generator.manual_seed(number)
         try:
-            return self.dataset[index]
+            return self.dataset[index] if keyed is None else keyed(index, number)
         except Exception as error:
+            if keyed is not None and isinstance(error, ValueError):
+                raise
             raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any] | ValueError:
+        """The samples of a batch; an error is returned, since a loader process would raise it wrapped in its trace."""
+        try:
+            return [self[key] for key in keys]
+        except ValueError as error:
+            return error
 
 
 class PassKeys:
@@ -124,7 +141,28 @@ def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, devic
     yield from _loaded(Keyed(dataset, seed_for(seed, "validation")), keys, loaders, device)
 
 
-def _loaded(dataset: Dataset[Any], keys: Any, loaders: int, device: torch.device) -> Iterator[Batch]:
+def prepared(dataset: Any, images: Tensor) -> Tensor:
+    """A batch as the model takes it: through the data set's `prepare`, where it has one.
+
+    >>> prepared(TensorDataset(torch.zeros(2)), torch.ones(1, 3, 2, 2)).dtype
+    torch.float32
+    """
+    return dataset.prepare(images) if hasattr(dataset, "prepare") else images
+
+
+def _collated(samples: list[Any] | ValueError) -> Any:
+    """The samples as a batch; images whose channels lie together in memory stay so."""
+    if isinstance(samples, ValueError):
+        return samples
+    image = samples[0][0]
+    if torch.is_tensor(image) and image.ndim == 3 and image.permute(1, 2, 0).is_contiguous():
+        # Stacked as they lie, bytes are only copied; a GPU then transposes them in next to no time.
+        images, labels = default_collate([(image.permute(1, 2, 0), label) for image, label in samples])
+        return images.permute(0, 3, 1, 2), labels
+    return default_collate(samples)
+
+
+def _loaded(dataset: Keyed, keys: Any, loaders: int, device: torch.device) -> Iterator[Batch]:
     pinned = device.type == "cuda"
     loader = DataLoader(
         dataset,
@@ -132,6 +170,11 @@ def _loaded(dataset: Dataset[Any], keys: Any, loaders: int, device: torch.device
         num_workers=min(loaders, len(keys)),
         pin_memory=pinned,
         prefetch_factor=4 if loaders and len(keys) else None,
+        collate_fn=_collated,
     )
-    for images, labels in loader:
-        yield images.to(device, non_blocking=pinned), torch.as_tensor(labels).to(device, non_blocking=pinned)
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        images, labels = batch
+        images = prepared(dataset.dataset, images.to(device, non_blocking=pinned).contiguous())
+        yield images, torch.as_tensor(labels).to(device, non_blocking=pinned)

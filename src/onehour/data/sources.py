@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ class Data:
     """Two map-style data sets of (image, label), and what models must know of them.
 
     Args:
-        train, validation: have `__len__` and `__getitem__(index) -> (image, label)`.
+        train, validation: have `__len__` and `__getitem__(index) -> (image, label)`; perhaps also `keyed` and
+            `prepare` (see `onehour.data.loader`), and then images may be uint8.
         classes: number of labels where the data says so (an attribute `classes`, or labels in memory).
         channels: of the images.
 
@@ -54,22 +56,48 @@ class Data:
         return cls(train, validation, _classes(train, validation), shapes[0][0] if shapes[0] else 1)
 
 
+def _image_folder(path: str) -> tuple[Any, Any]:
+    # Imported here, like its neighbour, so that what reads images is loaded only for those who have some.
+    from onehour.data.images import image_folder
+
+    return image_folder(path)
+
+
+def _cifar10(path: str) -> tuple[Any, Any]:
+    from onehour.data.cifar import cifar10
+
+    return cifar10(path)
+
+
+OPENERS: list[tuple[Callable[[str], bool], Callable[[str], tuple[Any, Any]]]] = [
+    (os.path.isdir, _image_folder),
+    (lambda path: path.endswith((".tar.gz", ".tgz")), _cifar10),
+]
+"""What a path may be, and what opens it; the first that fits does."""
+
+
 def load_data(spec: str) -> Data:
-    """The data of a recipe: a name, or package.module:function that returns (train, validation).
+    """The data of a recipe: a name, a path, or package.module:function that returns (train, validation).
+
+    A path is a folder of images (`image_folder`) or CIFAR-10's archive, .tar.gz or .tgz (`cifar10`).
 
     Raises:
-        ValueError: for an unknown name, or what `Data.of` refuses.
+        ValueError: for an unknown name, or what the path's opener or `Data.of` refuses.
 
     >>> load_data("digit")
     Traceback (most recent call last):
-    ValueError: no data is called 'digit'; expected digits, or package.module:function
+    ValueError: no data is called 'digit'; expected digits, a folder that exists, or package.module:function
     """
     if spec in DATA:
         return Data.of(*DATA[spec]())
+    for fits, opened in OPENERS:
+        if fits(spec):
+            return Data.of(*opened(spec))
     if not is_entry(spec):
         if not spec:
-            raise ValueError("this recipe needs data; give --data package.module:function")
-        raise ValueError(f"no data is called {spec!r}; expected {nearest(spec, DATA)}, or package.module:function")
+            raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
+        expected = f"{nearest(spec, DATA)}, a folder that exists, or package.module:function"
+        raise ValueError(f"no data is called {spec!r}; expected {expected}")
     function = resolve("data", spec)
     try:
         returned = function()
@@ -88,8 +116,11 @@ def _item_shape(side: str, dataset: Any) -> tuple[int, ...]:
     try:
         image, label = dataset[0]
     except Exception as error:
+        if hasattr(dataset, "keyed") and isinstance(error, ValueError):
+            raise  # it names the place and the remedy
         raise ValueError(f"the {side} data's first item is no (image, label) pair: {blame(error)}") from error
-    if not torch.is_tensor(image) or not image.is_floating_point():
+    prepared = torch.is_tensor(image) and image.dtype == torch.uint8 and hasattr(dataset, "prepare")
+    if not torch.is_tensor(image) or not (image.is_floating_point() or prepared):
         kind = image.dtype if torch.is_tensor(image) else type(image).__name__
         raise ValueError(f"the {side} data's images are {kind}; expected float tensors of shape (C, H, W)")
     if not (isinstance(label, int) or (torch.is_tensor(label) and label.ndim == 0 and not label.is_floating_point())):

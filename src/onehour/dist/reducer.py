@@ -22,9 +22,11 @@ BUCKET_BYTES = 25 * 2**20
 
 
 class Reducer:
-    """Owns the vector; every parameter's `.grad` is a view of it.
+    """Owns the vector, and gives every parameter its part of the sum as `.grad`.
 
-    An iteration: `zero()`, one backward a pass with `arm()` before the last one, `finish()`.
+    An iteration: `zero()`, one backward a pass with `arm()` before the last one, `finish()`. Between passes gradients
+    accumulate where autograd puts them; they are copied into the vector once, when they are complete. One process
+    needs no copy: its vector is the tail alone, its gradients stay where they are.
 
     Args:
         parameters: those to train, of one dtype on one device.
@@ -38,8 +40,8 @@ class Reducer:
     >>> weight = nn.Parameter(torch.ones(2))
     >>> reducer = Reducer([weight], tail=1, group=Group())
     >>> reducer.zero(); reducer.arm(); (3 * weight).sum().backward(); reducer.finish()
-    >>> reducer.vector
-    tensor([3., 3., 0.])
+    >>> weight.grad, reducer.tail
+    (tensor([3., 3.]), tensor([0.]))
     """
 
     def __init__(
@@ -55,47 +57,49 @@ class Reducer:
             raise ValueError(f"the model's parameters must share one dtype and device, found {sorted(map(str, kinds))}")
         self.group = group
         self.parameters = list(reversed(parameters))
-        gradients = sum(p.numel() for p in parameters)
-        self.vector = self.parameters[0].new_zeros(gradients + tail)
-        self.tail = self.vector[gradients:]
-        self.used = [False] * len(self.parameters)
+        travelling = sum(p.numel() for p in parameters) if group.size > 1 else 0
+        self._vector = self.parameters[0].new_zeros(travelling + tail)
+        self.tail = self._vector[travelling:]
         self._armed = False
-        self._lay_out(bucket_bytes)
-        self._handles = [
-            p.register_post_accumulate_grad_hook(partial(self._arrived, number))
-            for number, p in enumerate(self.parameters)
-        ]
+        self._handles = []
+        self._work: list[dist.Work] = []
+        if group.size > 1:
+            self._lay_out(bucket_bytes)
 
     def _lay_out(self, bucket_bytes: int) -> None:
-        self._views, self._bucket_of, self.buckets, self._waits_for = [], [], [], []
-        start = offset = waits = 0
-        for p in self.parameters:
-            # The parameter's own strides, so that channels_last gradients are accumulated without a transpose.
-            flat = self.vector[offset : offset + p.numel()]
+        """Cut the vector into buckets of whole parameters; the last takes the tail along, and waits for `finish`."""
+        self._views: list[Tensor] = []
+        self._members: list[range] = []
+        self.buckets: list[Tensor] = []
+        start = offset = first = 0
+        for number, p in enumerate(self.parameters):
+            # The parameter's own strides, so that a channels_last gradient is copied without a transpose.
+            flat = self._vector[offset : offset + p.numel()]
             self._views.append(flat.as_strided(p.shape, p.stride()) if _dense(p) else flat.view(p.shape))
-            self._bucket_of.append(len(self.buckets))
             offset += p.numel()
-            waits += 1
-            if (offset - start) * p.element_size() >= bucket_bytes:
-                self.buckets.append(self.vector[start:offset])
-                self._waits_for.append(waits)
-                start, waits = offset, 0
-        self.buckets.append(self.vector[start:])  # the last bucket takes the tail along, and waits for `finish`
-        self._waits_for.append(-1)
+            if (offset - start) * p.element_size() >= bucket_bytes and number + 1 < len(self.parameters):
+                self._members.append(range(first, number + 1))
+                self.buckets.append(self._vector[start:offset])
+                start, first = offset, number + 1
+        self._members.append(range(first, len(self.parameters)))
+        self.buckets.append(self._vector[start:])
+        for bucket, members in enumerate(self._members[:-1]):
+            for number in members:
+                hook = partial(self._arrived, bucket)
+                self._handles.append(self.parameters[number].register_post_accumulate_grad_hook(hook))
 
     def zero(self) -> None:
-        """Begin an iteration: the vector is zero, and every `.grad` a view of it.
+        """Begin an iteration: no gradient, a tail of zeros.
 
         >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).zero()
         """
-        self.vector.zero_()
+        self.tail.zero_()
         self._armed = False
-        self._missing = list(self._waits_for)
-        self._work: list[dist.Work] = []
-        for number, (p, view) in enumerate(zip(self.parameters, self._views, strict=True)):
-            self.used[number] = False
-            if p.grad is not view:
-                p.grad = view
+        self._work = []
+        for p in self.parameters:
+            p.grad = None
+        if self.group.size > 1:
+            self._missing = [len(members) for members in self._members]
 
     def arm(self) -> None:
         """Say that the next backward is the iteration's last: its gradients are complete as they arrive.
@@ -104,18 +108,37 @@ class Reducer:
         """
         self._armed = True
 
+    def mark(self) -> list[int]:
+        """The parameters without a gradient in this process, by number; to be known before `finish` replaces them.
+
+        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).mark()
+        [0]
+        """
+        # What a launched bucket has taken has a gradient, or the bucket would have waited.
+        return [number for number, p in enumerate(self.parameters) if p.grad is None]
+
     def finish(self) -> None:
-        """Reduce what is left, the tail with it, and wait: the vector is then the sum over all processes.
+        """Reduce what is left, the tail with it, and wait: every `.grad` is then the sum over all processes.
 
         >>> reducer = Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group())
         >>> reducer.zero(); reducer.finish()
         """
         if self.group.size == 1:
             return
-        for number in range(len(self._work), len(self.buckets)):
-            self._launch(number)
+        for bucket in range(len(self._work), len(self.buckets)):
+            self._launch(bucket)
         for work in self._work:
             work.wait()
+
+    def summed(self) -> list[Tensor]:
+        """Everything that was summed, in as few tensors as there are.
+
+        >>> Reducer([nn.Parameter(torch.ones(2))], tail=1, group=Group()).summed()
+        [tensor([0.])]
+        """
+        if self.group.size > 1:
+            return [self._vector]
+        return [self.tail, *(p.grad for p in self.parameters if p.grad is not None)]
 
     def close(self) -> None:
         """Take the hooks off the parameters.
@@ -125,17 +148,27 @@ class Reducer:
         for handle in self._handles:
             handle.remove()
 
-    def _arrived(self, number: int, parameter: Tensor) -> None:
-        self.used[number] = True
-        if not self._armed or self.group.size == 1:
+    def _arrived(self, bucket: int, parameter: Tensor) -> None:
+        if not self._armed:
             return
-        self._missing[self._bucket_of[number]] -= 1
+        self._missing[bucket] -= 1
         # In order: collectives must be launched alike on every process, whatever order gradients arrive in.
         while len(self._work) < len(self.buckets) - 1 and self._missing[len(self._work)] == 0:
             self._launch(len(self._work))
 
-    def _launch(self, number: int) -> None:
-        work = dist.all_reduce(self.buckets[number], op=dist.ReduceOp.SUM, async_op=True)
+    @torch.no_grad()
+    def _launch(self, bucket: int) -> None:
+        given = [number for number in self._members[bucket] if self.parameters[number].grad is not None]
+        for number in self._members[bucket]:
+            if self.parameters[number].grad is None:
+                self._views[number].zero_()
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [self._views[number] for number in given],
+            [self.parameters[number].grad for number in given],  # pyright: ignore[reportArgumentType]
+        )
+        for number in self._members[bucket]:
+            self.parameters[number].grad = self._views[number]
+        work = dist.all_reduce(self.buckets[bucket], op=dist.ReduceOp.SUM, async_op=True)
         assert work is not None
         self._work.append(work)
 

@@ -30,18 +30,17 @@ class SmallResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
+        self.stages = len(widths)
         inside = widths[0]
-        for stage, width in zip(self.stages, widths, strict=True):
-            block = BasicBlock(inside, width, stride=1 if stage == "layer1" else 2)
-            self.add_module(stage, nn.Sequential(block))
+        for number, width in enumerate(widths, 1):
+            setattr(self, f"layer{number}", nn.Sequential(BasicBlock(inside, width, stride=1 if number == 1 else 2)))
             inside = width
         self.fc = nn.Linear(inside, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        for stage in self.stages:
-            x = self.get_submodule(stage)(x)
+        for number in range(1, self.stages + 1):
+            x = getattr(self, f"layer{number}")(x)
         return self.fc(x.mean((2, 3)))
 
 

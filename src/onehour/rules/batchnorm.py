@@ -32,8 +32,11 @@ class _Ghost(_BatchNorm):
     """What the ghost layers of every dimension share; see `GhostBatchNorm2d`."""
 
     per_worker: int
-    sums: tuple[Tensor, Tensor, Tensor] | None = None
-    """While an iteration takes several passes: Σ of the workers' means, of their unbiased variances, their count."""
+    sums: tuple[Tensor, Tensor] | None = None
+    """While an iteration takes several passes: Σ of the workers' (means, unbiased variances) and their count."""
+
+    repeated: tuple[Tensor, Tensor] | None = None
+    """γ and β repeated for the workers of a pass, where `repeat_parameters` has done it for all layers at once."""
 
     def __init__(self, features: int, *, per_worker: int, **options: Any) -> None:
         super().__init__(features, **options)
@@ -50,28 +53,29 @@ class _Ghost(_BatchNorm):
                 f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
                 " give full batches (a StreamSampler does, or drop_last=True) or another per_worker"
             )
-        gamma, beta = (p if p is None or g == 1 else p.repeat(g) for p in (self.weight, self.bias))
-        # With momentum 1 the native call leaves the batch's own mean and unbiased variance in these two.
-        statistics = self._new_statistics(g, input)
-        mean, variance = statistics
-        viewed = input.reshape(n, g * c, *input.shape[2:])
-        output = F.batch_norm(viewed, mean, variance, gamma, beta, True, 1.0, self.eps)
+        # Two rows that the native call, with momentum 1, fills with the batch's own means and unbiased variances, in
+        # the type of γ (or of the running statistics), which mixed precision keeps wider than the input's.
+        own = self.weight if self.weight is not None else self.running_mean
+        statistics = torch.zeros(2, g * c, dtype=input.dtype if own is None else own.dtype, device=input.device)
+        means, variances = statistics
+        if g == 1:
+            output = F.batch_norm(input, means, variances, self.weight, self.bias, True, 1.0, self.eps)
+        else:
+            gamma, beta = self.repeated or (p if p is None else p.repeat(g) for p in (self.weight, self.bias))
+            viewed = input.reshape(n, g * c, *input.shape[2:])
+            output = F.batch_norm(viewed, means, variances, gamma, beta, True, 1.0, self.eps)
+            # Not a view to autograd, so that an in-place ReLU may follow cheaply; nobody else holds the memory.
+            output = _UNSAFE_VIEW(output, input.shape)
         if self.track_running_stats:
-            self._keep(statistics.view(2, g, c).sum(1) if g > 1 else statistics, g)
-        return output.reshape(input.shape)
+            self._keep(statistics if g == 1 else statistics.view(2, g, c).sum(1), g)
+        return output
 
-    def _new_statistics(self, g: int, input: Tensor) -> Tensor:
-        dtype = self.running_mean.dtype if self.running_mean is not None else input.dtype
-        return torch.zeros(2, g * self.num_features, dtype=dtype, device=input.device)
-
-    @torch.no_grad()
     def _keep(self, statistics: Tensor, workers: int) -> None:
         if self.sums is None:
             self.commit(statistics[0] / workers, statistics[1] / workers)
             return
-        mean, variance, count = self.sums
-        mean.add_(statistics[0])
-        variance.add_(statistics[1])
+        total, count = self.sums
+        total.add_(statistics)
         count.add_(workers)
 
     @torch.no_grad()
@@ -87,6 +91,9 @@ class _Ghost(_BatchNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, per_worker={getattr(self, 'per_worker', None)}"
+
+
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 
 class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
@@ -156,7 +163,7 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
     positive_int("per_worker", per_worker)
     replaced = {id(module): _converted(name, module, per_worker) for name, module in _batchnorms(model)}
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # named_children leaves out a module's second name
             if id(child) in replaced:
                 setattr(parent, name, replaced[id(child)])
     return replaced.get(id(model), model)
@@ -169,6 +176,28 @@ def ghost_layers(model: nn.Module) -> list[_Ghost]:
     1
     """
     return [m for m in model.modules() if isinstance(m, _Ghost) and m.track_running_stats]
+
+
+def repeat_parameters(layers: list[_Ghost], g: int) -> None:
+    """Repeat γ and β of all layers for a pass over g workers, layers of equal width together.
+
+    One operation a width in place of two a layer: for small models those cost as much as the normalisation. Must be
+    called anew for every pass; g = 1 needs none, and forgets the last.
+
+    >>> layer = GhostBatchNorm2d(3, per_worker=4)
+    >>> repeat_parameters([layer], 2)
+    >>> layer.repeated[0].shape
+    torch.Size([6])
+    """
+    widths: dict[int, list[_Ghost]] = {}
+    for layer in layers:
+        layer.repeated = None
+        if g > 1 and layer.weight is not None and layer.bias is not None:
+            widths.setdefault(layer.num_features, []).append(layer)
+    for alike in widths.values():
+        rows = torch.stack([p for layer in alike for p in (layer.weight, layer.bias)]).repeat(1, g).unbind()
+        for number, layer in enumerate(alike):
+            layer.repeated = rows[2 * number], rows[2 * number + 1]
 
 
 @contextmanager
@@ -188,15 +217,15 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         raise ValueError("accumulate(model) is already active for this model; use one block an iteration")
     for layer in layers:
         assert layer.running_mean is not None
-        zeros = torch.zeros_like(layer.running_mean)
-        layer.sums = (zeros, zeros.clone(), zeros.new_zeros(1))
+        zeros = layer.running_mean.new_zeros
+        layer.sums = (zeros(2, layer.num_features), zeros(1))
     try:
         yield
         for layer in layers:
             assert layer.sums is not None
-            mean, variance, count = layer.sums
+            total, count = layer.sums
             if count:
-                layer.commit(mean / count, variance / count)
+                layer.commit(*(total / count))
     finally:
         for layer in layers:
             layer.sums = None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["initialize", "last_batchnorms"]
 
+Model = TypeVar("Model", bound=nn.Module)
 SHORTCUTS = ("downsample", "shortcut")
 
 
-def initialize(model: nn.Module, *, zero_gamma: bool = True, generator: torch.Generator | None = None) -> nn.Module:
+def initialize(model: Model, *, zero_gamma: bool = True, generator: torch.Generator | None = None) -> Model:
     """Initialise as the paper does, in place.
 
     Convolutions: N(0, 2/fan_out). Linear layers: N(0, 0.01²), bias 0. BatchNorm: γ = 1, β = 0, but γ = 0 in the
@@ -34,10 +37,9 @@ def initialize(model: nn.Module, *, zero_gamma: bool = True, generator: torch.Ge
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01, generator=generator)
-        elif isinstance(module, _BatchNorm) and module.affine:
+        elif isinstance(module, _BatchNorm) and module.weight is not None:
             nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | _BatchNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
     if zero_gamma:
         for batchnorm in last_batchnorms(model).values():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -12,7 +14,16 @@ from torch.optim import Optimizer
 
 from onehour.rules.checks import not_negative
 
-__all__ = ["correct_momentum", "momentum_form", "step_inside", "step_outside", "velocity_keys"]
+__all__ = [
+    "correct_momentum",
+    "momentum_form",
+    "scale_velocity",
+    "set_rate",
+    "step_inside",
+    "step_outside",
+    "velocity_inside",
+    "velocity_keys",
+]
 
 Form = Literal["outside", "inside"]
 
@@ -88,6 +99,26 @@ def velocity_keys(optimizer: Optimizer) -> set[str]:
     }
 
 
+def velocity_inside(optimizer: Optimizer) -> set[str]:
+    """The state tensors that must be scaled when the rate changes: `velocity_keys` for form B, none for form A.
+
+    Raises:
+        ValueError: if the form is B, but no state tensor holds the velocity, so that nothing could correct it.
+
+    >>> velocity_inside(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
+    set()
+    """
+    if momentum_form(optimizer) == "outside":
+        return set()
+    keys = velocity_keys(optimizer)
+    if not keys:
+        raise ValueError(
+            f"{type(optimizer).__name__} carries its rate from step to step, but not in the state of its parameters,"
+            " so its momentum cannot be corrected; keep its rate constant"
+        )
+    return keys
+
+
 def correct_momentum(optimizer: Optimizer, lr: float) -> None:
     """Set the rate of the next step, and scale the velocity by η_{t+1}/η_t where the rate is inside it (eq 10).
 
@@ -106,9 +137,34 @@ def correct_momentum(optimizer: Optimizer, lr: float) -> None:
     0.2
     """
     not_negative("lr", lr)
-    scale_velocity(optimizer, lr, _keys_to_scale(optimizer))
+    # Probed once for an optimizer and its hyper-parameters.
+    settings = [
+        {key: value for key, value in group.items() if isinstance(value, bool | int | float) and key != "lr"}
+        for group in optimizer.param_groups
+    ]
+    known = _INSIDE.get(optimizer)
+    if known is None or known[0] != settings:
+        known = _INSIDE[optimizer] = (settings, velocity_inside(optimizer))
+    set_rate(optimizer, lr, known[1])
+
+
+_INSIDE: WeakKeyDictionary[Optimizer, tuple[Any, set[str]]] = WeakKeyDictionary()
+
+
+def set_rate(optimizer: Optimizer, lr: float, inside: set[str]) -> None:
+    """As `correct_momentum`, for the state tensors `inside` that `velocity_inside` has found.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    >>> set_rate(optimizer, 0.2, inside=set())
+    >>> optimizer.param_groups[0]["lr"]
+    0.2
+    """
+    scale_velocity(optimizer, lr, inside)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def scale_velocity(optimizer: Optimizer, lr: float, keys: set[str]) -> None:
@@ -116,38 +172,28 @@ def scale_velocity(optimizer: Optimizer, lr: float, keys: set[str]) -> None:
 
     >>> scale_velocity(torch.optim.SGD([torch.zeros(1)], lr=0.1), 0.2, set())
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key in keys & set(optimizer.state.get(parameter, {})):
-                if group["lr"] == 0:
-                    raise ValueError(
-                        "the velocity was made at rate 0, so it cannot be scaled to another rate;"
-                        " start the schedule above zero"
-                    )
-                optimizer.state[parameter][key].mul_(lr / group["lr"])
-
-
-_KEYS: WeakKeyDictionary[Optimizer, tuple[Any, set[str]]] = WeakKeyDictionary()
-
-
-def _keys_to_scale(optimizer: Optimizer) -> set[str]:
-    """The velocities to scale, probed once for an optimizer and its hyper-parameters."""
-    settings = [
-        {key: value for key, value in group.items() if isinstance(value, bool | int | float) and key != "lr"}
+    if not keys:
+        return
+    found = [
+        (group["lr"], optimizer.state[parameter][key])
         for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key in keys & set(optimizer.state.get(parameter, {}))
     ]
-    known = _KEYS.get(optimizer)
-    if known is None or known[0] != settings:
-        keys = velocity_keys(optimizer) if momentum_form(optimizer) == "inside" else set()
-        known = _KEYS[optimizer] = (settings, keys)
-    return known[1]
+    if any(rate == 0 for rate, _ in found):
+        raise ValueError(
+            "the velocity was made at rate 0, so it cannot be scaled to another rate; start the schedule above zero"
+        )
+    for rate, velocity in found:
+        velocity.mul_(lr / rate)
 
 
+@dataclass(frozen=True)
 class _Probed:
-    """What the probe's parameters moved by in its last step, and the state tensors after it."""
+    """What the probe's parameters moved by in its last step, and their state tensors after it."""
 
-    def __init__(self, moved: list[float], state: list[dict[str, float]]) -> None:
-        self.moved, self.state = moved, state
+    moved: list[float]
+    state: list[dict[str, float]]
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
@@ -157,41 +203,46 @@ def _unwrapped(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
+@torch.no_grad()
 def _probe(optimizer: Optimizer, rates: tuple[float, ...]) -> _Probed:
     """Step a copy once at each rate: first with gradient 1, then with gradient 0."""
     probe = object.__new__(type(optimizer))  # copy.copy would drop a custom optimizer's own attributes
-    probe.__dict__.update(optimizer.__dict__)
-    # Schedulers patch `step` on the instance and users hang hooks on it: both would act on the real optimizer.
-    probe.__dict__.pop("step", None)
-    probe._optimizer_step_pre_hooks = OrderedDict()
-    probe._optimizer_step_post_hooks = OrderedDict()
+    for name, value in vars(optimizer).items():
+        probe.__dict__[name] = copy.copy(value) if isinstance(value, list | dict | set) else value
     probe.state = defaultdict(dict)
-    probe.param_groups = [_probe_group(group) for group in optimizer.param_groups]
+    probe.param_groups = [_probe_group(group) for group in optimizer.param_groups if group["params"]]
     parameters = [group["params"][0] for group in probe.param_groups]
+    # The class's own step without torch's wrapper: schedulers patch `step` on the instance, users hang hooks on it or
+    # on all optimizers, and every one of those would act on the real thing.
+    step = type(optimizer).step
+    step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
     before = parameters
     try:
         for number, rate in enumerate(rates):
-            before = [parameter.detach().clone() for parameter in parameters]
+            before = [parameter.clone() for parameter in parameters]
             for group in probe.param_groups:
                 group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
                 group["params"][0].grad = torch.full_like(group["params"][0], 0.0 if number else 1.0)
-            probe.step()
+            step(probe)  # type: ignore[call-arg]
     except Exception as error:
         raise ValueError(
             f"the momentum form of {type(optimizer).__name__} cannot be probed: its step() failed with"
             f" {type(error).__name__}: {error}"
         ) from error
-    moved = [float(new.detach() - old) for new, old in zip(parameters, before, strict=True)]
-    state = [
-        {key: float(value) for key, value in probe.state[parameter].items() if _is_scalar(value)}
-        for parameter in parameters
-    ]
-    return _Probed(moved, state)
+    return _Probed(
+        moved=[float(new - old) for new, old in zip(parameters, before, strict=True)],
+        state=[
+            {key: float(value) for key, value in probe.state[parameter].items() if _is_scalar(value)}
+            for parameter in parameters
+        ],
+    )
 
 
 def _probe_group(group: dict[str, Any]) -> dict[str, Any]:
     real = group["params"][0]
-    parameter = torch.nn.Parameter(torch.ones((1,) * real.ndim, dtype=real.dtype, device=real.device))
+    # From zero and in float32 at least, so that no step is lost in a weight's last bits.
+    dtype = torch.promote_types(real.dtype, torch.float32)
+    parameter = torch.nn.Parameter(torch.zeros((1,) * real.ndim, dtype=dtype, device=real.device))
     without_decay = {"weight_decay": 0.0} if "weight_decay" in group else {}
     return {**group, **without_decay, "params": [parameter]}
 

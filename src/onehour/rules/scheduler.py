@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from onehour.rules.checks import positive_int
 from onehour.rules.minibatch import Minibatch
-from onehour.rules.momentum import momentum_form, scale_velocity, velocity_keys
+from onehour.rules.momentum import scale_velocity, velocity_inside
 from onehour.rules.schedule import Schedule
 
 __all__ = ["ScheduleLR"]
@@ -51,7 +51,7 @@ class ScheduleLR(LRScheduler):
                 f"ScheduleLR sets one rate, but the parameter groups have {sorted(rates)};"
                 " give each group the same lr, or use one scheduler and optimizer for each rate"
             )
-        self._velocity = velocity_keys(optimizer) if momentum_form(optimizer) == "inside" else set()
+        self._velocity = velocity_inside(optimizer)
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -89,12 +91,22 @@ class SampleStream:
             return epochs, self._permutation(first)[offsets]
         return epochs, np.where(epochs == first, self._permutation(first)[offsets], self._permutation(last)[offsets])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"samples": self.samples, "minibatch": self.minibatch, "seed": self.seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
     def _positions(self, iteration: int, worker: int | range | None) -> np.ndarray:
         n, k = self.minibatch.per_worker, self.minibatch.workers
-        workers = range(k) if worker is None else range(worker, worker + 1) if isinstance(worker, int) else worker
+        workers = range(k) if worker is None else worker if isinstance(worker, range) else _one(worker)
         if iteration < 0:
             raise ValueError(f"iteration must not be below zero, got {iteration}")
         if not workers or workers.step != 1 or workers.start < 0 or workers.stop > k:
             raise ValueError(f"worker must lie in 0 … {k - 1} (k = {k} workers), got {worker}")
         first = iteration * n * k
         return (first + np.arange(n * k).reshape(n, k)[:, workers.start : workers.stop]).reshape(-1)
+
+
+def _one(worker: int) -> range:
+    return range(operator.index(worker), operator.index(worker) + 1)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from onehour.config import ADAPTIVE, Recipe, nearest
-from onehour.data.loader import in_memory
+from onehour.config import Recipe
+from onehour.data.loader import in_memory, prepared
 from onehour.data.sources import Data, load_data
 from onehour.dist.placement import place
 from onehour.entry import blame, is_entry, resolve
@@ -113,7 +113,8 @@ def build_model(
 @torch.no_grad()
 def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
     """One validation image through the model, so that a misfit is one message before the run."""
-    image = data.validation[0][0][None].to(device, torch.float64 if recipe.precision == "float64" else None)
+    image = prepared(data.validation, data.validation[0][0][None].to(device))
+    image = image.double() if recipe.precision == "float64" else image
     model.eval()
     try:
         logits = model(image)
@@ -145,12 +146,6 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         return sgd
     if recipe.optimizer in OPTIMIZERS:
         return OPTIMIZERS[recipe.optimizer](groups, lr=lr)
-    if not is_entry(recipe.optimizer):
-        known = ["sgd", *ADAPTIVE]
-        raise ValueError(
-            f"no optimizer is called {recipe.optimizer!r}; expected {nearest(recipe.optimizer, known)},"
-            " or package.module:Class"
-        )
     make = resolve("optimizer", recipe.optimizer)
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}

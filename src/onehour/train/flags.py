@@ -15,7 +15,7 @@ class HostFlags:
     the device always has work; every process reads the same iteration's, so all act alike.
 
     >>> flags = HostFlags(torch.device("cpu"))
-    >>> flags.read(torch.tensor(0.0), torch.tensor(True))
+    >>> flags.read(torch.tensor(0.0), torch.tensor(1.0))
     (False, True)
     """
 
@@ -26,11 +26,11 @@ class HostFlags:
     def read(self, stop: Tensor, halted: Tensor, *, now: bool = False) -> tuple[bool, bool]:
         """(stop asked, halted) of this iteration; on CUDA of the one before, unless `now`.
 
-        >>> HostFlags(torch.device("cpu")).read(torch.tensor(2.0), torch.tensor(False))
+        >>> HostFlags(torch.device("cpu")).read(torch.tensor(2.0), torch.tensor(0.0))
         (True, False)
         """
         if not self._cuda:
-            return bool(stop > 0), bool(halted)
+            return stop.item() > 0, halted.item() > 0
         earlier, self._pending = self._pending, self._copy(stop, halted)
         chosen = self._pending if now else earlier
         if chosen is None:
@@ -40,7 +40,7 @@ class HostFlags:
 
     def _copy(self, stop: Tensor, halted: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         on_host = torch.empty(2, dtype=torch.bool, pin_memory=True)
-        on_host.copy_(torch.stack((stop > 0, halted)), non_blocking=True)
+        on_host.copy_(torch.stack((stop > 0, halted > 0)), non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         return on_host, event

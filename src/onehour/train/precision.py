@@ -14,7 +14,7 @@ __all__ = ["forward"]
 
 
 def forward(model: Callable[[Tensor], Any], images: Tensor, recipe: Recipe) -> Tensor:
-    """The model's logits, in float32 at least: autocast leaves bfloat16, in which a sum over kn would be coarse.
+    """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse.
 
     >>> forward(torch.nn.Identity(), torch.zeros(1, 2), Recipe(precision="float64")).dtype
     torch.float64
@@ -23,6 +23,7 @@ def forward(model: Callable[[Tensor], Any], images: Tensor, recipe: Recipe) -> T
         images = images.double()
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        logits = model(images)
-    return logits if logits.dtype == torch.float64 else logits.float()
+    if recipe.precision != "bf16":
+        return model(images)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return model(images).float()

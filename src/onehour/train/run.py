@@ -108,7 +108,7 @@ class _Loop:
         self.passes = passes(place(recipe.workers.workers, execution.processes)[group.rank], self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
         self.flags = HostFlags(group.device)
-        self.since, self.last_evaluated = 0.0, 0
+        self._mark(0)
 
     def run(self, stop_asked: Callable[[], bool]) -> None:
         recipe = self.recipe
@@ -123,15 +123,15 @@ class _Loop:
             loaders=self.loaders,
             device=self.group.device,
         )
-        self.since, self.last_evaluated = time.perf_counter(), start
+        self._mark(start)
+        self.model.train()
         with _profiled(self.execution.profile, self.folder, self.group.rank) as profile_step:
             for iteration in range(start, self.iterations):
                 self.step(iteration, batches, stopping=stop_asked())
-                self.timer.close_step()
                 profile_step()
                 done = iteration + 1
                 ends_epoch = done * recipe.minibatch // self.samples > iteration * recipe.minibatch // self.samples
-                stopped, halted = self.flags.read(self.step.scalars[2], self.step.halted, now=ends_epoch)
+                stopped, halted = self.flags.read(self.step.stop, self.step.halted, now=ends_epoch)
                 if halted:
                     self._halt(done)
                 if ends_epoch:  # which the last iteration always does
@@ -144,10 +144,13 @@ class _Loop:
                 self.console.step(done)
         self._finish("finished")
 
+    def _mark(self, done: int) -> None:
+        """Time from here on belongs to the iterations after `done`."""
+        self.since, self.cpu_since, self.last_evaluated = time.perf_counter(), time.process_time(), done
+
     def close(self) -> None:
         self.console.close()
-        self.step.reducer.close()
-        self.step.statistics.collect_into(None)
+        self.step.close()
 
     def _resume(self) -> int:
         progress = load_latest(self.folder, self.model, self.optimizer, self.group)
@@ -168,7 +171,7 @@ class _Loop:
 
     def _evaluate(self, done: int) -> None:
         steps = self.timer.steps()
-        seconds = time.perf_counter() - self.since
+        seconds, cpu_seconds = time.perf_counter() - self.since, time.process_time() - self.cpu_since
         position = done * self.recipe.minibatch
         result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, loaders=self.loaders)
         evaluating = time.perf_counter() - self.since - seconds
@@ -191,6 +194,7 @@ class _Loop:
             "iteration": done,
             "images": images,
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             "images_per_second": images / seconds,
             "evaluate_seconds": evaluating,
             "parts": list(PARTS),
@@ -200,10 +204,10 @@ class _Loop:
             self.recorder.add(record, timing)
             self.loggers.log(record | {"images_per_second": timing["images_per_second"]})
         self.console.evaluated(record, timing["images_per_second"])
-        self.since, self.last_evaluated = time.perf_counter(), done
+        self._mark(done)
 
     def _save(self, done: int) -> None:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         if self.recorder is not None:
             progress = {
                 "iteration": done,
@@ -212,6 +216,7 @@ class _Loop:
             }
             save_checkpoint(self.folder, self.model, self.optimizer, progress)
         self.since += time.perf_counter() - started
+        self.cpu_since += time.process_time() - cpu_started
 
     def _halt(self, done: int) -> None:
         self._finish("non-finite")

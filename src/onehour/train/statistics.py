@@ -34,42 +34,39 @@ class RunningStatistics:
         if any(layer.momentum is None for layer in self.layers):
             raise ValueError("a BatchNorm has momentum None (a cumulative average); give it a number such as 0.1")
         device = self.layers[0].running_mean.device  # pyright: ignore[reportOptionalMemberAccess]
-        per_channel = [m for layer in self.layers for m in [layer.momentum] * layer.num_features]
-        self._share = torch.tensor(per_channel * 2, device=device)
-        self._layer_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).repeat(2).to(device)
-        means, variances = ([getattr(layer, name) for layer in self.layers] for name in ("running_mean", "running_var"))
-        self._running = torch.cat([*means, *variances])
+        # Layer by layer (means, variances), as the layers add to what travels; the workers' counts behind them.
+        momentum = [layer.momentum for layer in self.layers]
+        twice = torch.tensor([2 * width for width in widths])
+        self._layer_of = torch.repeat_interleave(torch.arange(len(widths)), twice).to(device)
+        both = [(layer.running_mean, layer.running_var) for layer in self.layers]
+        self._running = torch.cat([statistic for pair in both for statistic in pair])  # pyright: ignore
+        self._share = torch.tensor(momentum, dtype=self._running.dtype, device=device)[self._layer_of]
         self._counts = torch.stack([_tracked(layer) for layer in self.layers])
-        self._share = self._share.to(self._running.dtype)
-        start = 0
-        for number, layer in enumerate(self.layers):
-            stop = start + layer.num_features
-            layer.running_mean = self._running[start:stop]
-            layer.running_var = self._running[self.channels + start : self.channels + stop]
+        for number, (layer, part) in enumerate(zip(self.layers, self._parts(self._running), strict=True)):
+            layer.running_mean, layer.running_var = part
             layer.num_batches_tracked = self._counts[number]
-            start = stop
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """Each layer's (2, C) view of a vector."""
+        cut = flat[: 2 * self.channels].split([2 * layer.num_features for layer in self.layers])
+        return [part.view(2, -1) for part in cut]
 
     def collect_into(self, sums: Tensor | None) -> None:
         """Let the layers add their workers' statistics to views of `sums` (`floats` values); None stops it.
 
         >>> from onehour import GhostBatchNorm2d
         >>> layer = GhostBatchNorm2d(3, per_worker=4)
-        >>> RunningStatistics(layer).collect_into(torch.zeros(7)); len(layer.sums)
-        3
+        >>> RunningStatistics(layer).collect_into(torch.zeros(7))
+        >>> [view.shape for view in layer.sums]
+        [torch.Size([2, 3]), torch.Size([1])]
         """
-        start = 0
-        for number, layer in enumerate(self.layers):
-            stop = start + layer.num_features
-            layer.sums = (
-                None
-                if sums is None
-                else (
-                    sums[start:stop],
-                    sums[self.channels + start : self.channels + stop],
-                    sums[2 * self.channels + number :][:1],
-                )
-            )
-            start = stop
+        if sums is None or not self.layers:
+            for layer in self.layers:
+                layer.sums = None
+            return
+        counts = sums[2 * self.channels :].split(1)
+        for layer, total, count in zip(self.layers, self._parts(sums), counts, strict=True):
+            layer.sums = (total, count)
 
     @torch.no_grad()
     def commit(self, sums: Tensor, live: Tensor) -> None:

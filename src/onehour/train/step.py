@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +15,9 @@ from onehour.data.loader import Batch
 from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
+from onehour.rules.batchnorm import repeat_parameters
 from onehour.rules.keys import seed_for
-from onehour.rules.momentum import correct_momentum
+from onehour.rules.momentum import set_rate, velocity_inside
 from onehour.train.precision import forward
 from onehour.train.statistics import RunningStatistics
 from onehour.train.timing import StepTimer
@@ -57,10 +57,17 @@ class Step:
         tail = 3 + len(parameters) + self.statistics.floats
         self.reducer = Reducer(parameters, tail=tail, group=group)
         self.scalars, self.used, self.sums = self.reducer.tail.split([3, len(parameters), self.statistics.floats])
-        self.halted = torch.zeros((), dtype=torch.bool, device=group.device)
+        self.loss, self.errors, self.stop = self.scalars.unbind()
+        self.statistics.collect_into(self.sums)
+        self.halted = torch.zeros((), device=group.device)
+        """1 once anything was not finite, else 0."""
+        self._one = torch.ones((), device=group.device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Σ of the iterations' mean losses and of their errors, since the caller last set them to zero."""
+        self._inside = velocity_inside(optimizer)
         self._on_device = _masks_on_device(optimizer)
+        if self._on_device:
+            optimizer.found_inf, optimizer.grad_scale = self.halted, None  # type: ignore[attr-defined]
         self._model = torch.compile(model) if recipe.compile else model
 
     def __call__(self, iteration: int, batches: Iterator[Batch], *, stopping: bool) -> None:
@@ -69,62 +76,81 @@ class Step:
         Args:
             iteration: t.
             batches: gives one batch a pass.
-            stopping: this process was asked to stop; after the step every process finds it in `scalars[2]`.
+            stopping: this process was asked to stop; after the step every process finds it in `stop`.
         """
         recipe, reducer = self.recipe, self.reducer
-        correct_momentum(self.optimizer, recipe.schedule(iteration * recipe.minibatch / _samples(recipe)))
-        self.model.train()
+        set_rate(self.optimizer, recipe.schedule(iteration * recipe.minibatch / _samples(recipe)), self._inside)
+        self.timer.begin()
         reducer.zero()
-        self.statistics.collect_into(self.sums)
         for workers in self.passes:
-            with self.timer("data"):
-                images, labels = next(batches)
-            with self.timer("compute"):
-                self._pass(iteration, workers, images, labels, last=workers == self.passes[-1])
+            images, labels = next(batches)
+            self.timer.lap("data")
+            self._pass(iteration, workers, images, labels, last=workers == self.passes[-1])
+            self.timer.lap("compute")
         if stopping:
-            self.scalars[2] += 1
-        self._mark_used()
-        with self.timer("reduction"):
-            reducer.finish()
-        with self.timer("update"):
-            self._update()
+            self.stop.add_(1)
+        unused = self._mark_used()
+        reducer.finish()
+        self.timer.lap("reduction")
+        self._update(unused)
+        self.timer.lap("update")
+        self.timer.end()
+
+    def close(self) -> None:
+        """Give the model back as it would be without a trainer."""
+        self.reducer.close()
+        self.statistics.collect_into(None)
+        repeat_parameters(self.statistics.layers, 1)
 
     def _pass(self, iteration: int, workers: range, images: Tensor, labels: Tensor, *, last: bool) -> None:
         recipe = self.recipe
-        torch.manual_seed(seed_for(recipe.seed, "pass", iteration, workers.start))
+        seed_generators(seed_for(recipe.seed, "pass", iteration, workers.start), images.device)
+        repeat_parameters(self.statistics.layers, len(workers))
         logits = forward(self._model, images, recipe)
         loss = global_mean(F.cross_entropy(logits, labels, reduction="sum"), recipe.minibatch)
+        repeat_parameters(self.statistics.layers, 1)  # forget them: they belong to these weights
         if last:
             self.reducer.arm()
         loss.backward()
         with torch.no_grad():
-            self.scalars[0] += loss
-            self.scalars[1] += (logits.argmax(1) != labels).sum()
+            self.loss.add_(loss)
+            self.errors.add_((logits.argmax(1) != labels).sum())
 
-    def _mark_used(self) -> None:
-        used = self.reducer.used
-        if all(used):
-            self.used.fill_(1)
-        else:
-            self.used += torch.tensor(used, dtype=self.used.dtype).to(self.used.device)
+    def _mark_used(self) -> list[int]:
+        unused = self.reducer.mark()
+        self.used.fill_(1)
+        for number in unused:
+            self.used[number] = 0
+        return unused
 
     @torch.no_grad()
-    def _update(self) -> None:
-        self.halted |= ~torch.linalg.vector_norm(self.reducer.vector, ord=math.inf).isfinite()
-        live = ~self.halted
-        # What no worker used keeps its value, as if it had no gradient. Only who left one out itself needs to ask.
-        if not all(self.reducer.used):
-            for parameter, count in zip(self.reducer.parameters, self.used.tolist(), strict=True):
-                if count == 0:
-                    parameter.grad = None
-        if self._on_device:
-            self.optimizer.found_inf = self.halted.float()  # type: ignore[attr-defined]
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif bool(live):
+    def _update(self, unused: list[int]) -> None:
+        self._drop(unused)
+        # What GradScaler calls; times 1 changes nothing, and `halted` is only ever set.
+        torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage]
+            self.reducer.summed(), self.halted, self._one
+        )
+        live = self.halted == 0
+        if self._on_device or bool(live):
             self.optimizer.step()
         self.statistics.commit(self.sums, live)
         self.totals += torch.where(live, self.scalars[:2].double(), 0.0)
+
+    def _drop(self, unused: list[int]) -> None:
+        """What no worker used keeps its value, as if it had no gradient. Only who left one out itself must ask."""
+        for number in unused:
+            if self.used[number] == 0:
+                self.reducer.parameters[number].grad = None
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of `device`.
+
+    Not `torch.manual_seed`, which without CUDA notes a stack trace for every call and keeps them all.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _samples(recipe: Recipe) -> int:

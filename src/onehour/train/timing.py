@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
@@ -14,40 +13,40 @@ PARTS = ("data", "compute", "reduction", "update")
 
 
 class StepTimer:
-    """Times parts of iterations without waiting for the device.
-
-    On the CPU a part is what the clock says. On CUDA it is what lies between two events of the stream, read
-    when asked for; only `data`, where the host waits, is the clock's there too.
+    """Laps of iterations, without waiting for the device: by the clock on the CPU, by events of the stream on CUDA.
 
     >>> timer = StepTimer(torch.device("cpu"))
-    >>> with timer("compute"):
-    ...     pass
-    >>> timer.close_step()
+    >>> timer.begin(); timer.lap("compute"); timer.end()
     >>> [list(step) for step in timer.steps()]
     [['data', 'compute', 'reduction', 'update']]
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._open: dict[str, list] = {}
-        self._closed: list[dict[str, list]] = []
+        self._now = _event if device.type == "cuda" else time.perf_counter
+        self._laps: list[tuple[str, object]] = []
+        self._closed: list[list[tuple[str, object]]] = []
 
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        on_device = self._cuda and part != "data"
-        start = _event() if on_device else time.perf_counter()
-        try:
-            yield
-        finally:
-            self._open.setdefault(part, []).append((start, _event() if on_device else time.perf_counter()))
+    def begin(self) -> None:
+        """Begin an iteration.
 
-    def close_step(self) -> None:
+        >>> StepTimer(torch.device("cpu")).begin()
+        """
+        self._laps = [("", self._now())]
+
+    def lap(self, part: str) -> None:
+        """What happened since the last lap, or the beginning, was `part`; an iteration may have several of each.
+
+        >>> timer = StepTimer(torch.device("cpu"))
+        >>> timer.begin(); timer.lap("data")
+        """
+        self._laps.append((part, self._now()))
+
+    def end(self) -> None:
         """End an iteration.
 
-        >>> StepTimer(torch.device("cpu")).close_step()
+        >>> StepTimer(torch.device("cpu")).end()
         """
-        self._closed.append(self._open)
-        self._open = {}
+        self._closed.append(self._laps)
 
     def steps(self) -> list[dict[str, float]]:
         """Milliseconds of each part for every iteration since the last call.
@@ -55,17 +54,20 @@ class StepTimer:
         >>> StepTimer(torch.device("cpu")).steps()
         []
         """
-        if self._cuda:
+        if self._now is _event:
             torch.cuda.synchronize()
         closed, self._closed = self._closed, []
-        return [{part: sum(_ms(a, b) for a, b in spans.get(part, [])) for part in PARTS} for spans in closed]
+        return [_by_part(laps) for laps in closed]
+
+
+def _by_part(laps: list) -> dict[str, float]:
+    parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    for (_, before), (part, after) in pairwise(laps):
+        parts[part] += (after - before) * 1e3 if isinstance(before, float) else before.elapsed_time(after)
+    return parts
 
 
 def _event() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def _ms(start, stop) -> float:
-    return (stop - start) * 1e3 if isinstance(start, float) else start.elapsed_time(stop)

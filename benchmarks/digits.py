@@ -1,0 +1,70 @@
+"""The digits recipe at 1, 4, 8 and 16 times its base minibatch, five fresh seeds each, and its reference.
+
+    python benchmarks/digits.py
+
+Resumable: a finished run under runs/reference is not run again. Writes results/digits.json, and from it the reference
+that `onehour train digits` compares with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+import onehour
+from results import mean_std, write
+
+MINIBATCHES = (32, 128, 256, 512)
+SEEDS = range(100, 105)
+RUNS = Path("runs") / "reference"
+REFERENCES = Path(onehour.__file__).parent / "study" / "references.json"
+PROTOTYPE = {32: (3.64, 0.16), 128: (3.28, 0.23), 256: (3.39, 0.38), 512: (4.17, 0.12)}
+"""Mean and std over 4 seeds of the prototype that the task comes from, on other composites of the same originals."""
+
+
+def train(cell: tuple[int, int]) -> dict[str, Any]:
+    """One run, on one thread."""
+    minibatch, seed = cell
+    torch.set_num_threads(1)
+    out = RUNS / f"digits-{minibatch}-s{seed}"
+    run = onehour.train("digits", minibatch=minibatch, seed=seed, out=out)
+    return {"minibatch": minibatch, "seed": seed, "final_error": run.final_error}
+
+
+def reference(runs: list[dict[str, Any]], minibatch: int) -> dict[str, Any]:
+    """The base minibatch's mean, std and the 95 % prediction interval of one more run."""
+    errors = [run["final_error"] for run in runs if run["minibatch"] == minibatch]
+    summary = mean_std(errors)
+    n, mean, std = len(errors), summary["mean"], summary["std"]
+    half = float(stats.t.ppf(0.975, n - 1)) * std * math.sqrt(1 + 1 / n)
+    return {"minibatch": minibatch, "mean": mean, "std": std, "seeds": n, "low": mean - half, "high": mean + half}
+
+
+def main() -> None:
+    """Run what is missing, write both files."""
+    cells = [(minibatch, seed) for minibatch in MINIBATCHES for seed in SEEDS]
+    with ProcessPoolExecutor(2) as pool:
+        runs = list(pool.map(train, cells))
+    table = [
+        {
+            "minibatch": minibatch,
+            **mean_std([run["final_error"] for run in runs if run["minibatch"] == minibatch]),
+            "prototype_mean": PROTOTYPE[minibatch][0],
+            "prototype_std": PROTOTYPE[minibatch][1],
+        }
+        for minibatch in MINIBATCHES
+    ]
+    write("digits", {"recipe": onehour.recipe("digits").as_dict(), "table": table, "runs": runs})
+    REFERENCES.write_text(json.dumps({"digits": reference(runs, MINIBATCHES[0])}, indent=2) + "\n")
+    for row in table:
+        print(f"{row['minibatch']:>5}  {row['mean']:.2f} ± {row['std']:.2f}  (prototype {row['prototype_mean']:.2f})")
+
+
+if __name__ == "__main__":
+    main()

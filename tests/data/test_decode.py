@@ -1,0 +1,173 @@
+"""Any image file's bytes become RGB under one rule, or one error that names the file."""
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onehour.data.decode import decode
+
+RANDOM = np.random.default_rng(0)
+GREY16 = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
+
+
+def pixels(height: int, width: int, bands: int = 3) -> np.ndarray:
+    return RANDOM.integers(0, 256, (height, width, bands), dtype=np.uint8)
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def jpeg(height: int = 23, width: int = 37, **options) -> bytes:
+    return saved(Image.fromarray(pixels(height, width)), "JPEG", **options)
+
+
+def pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (8, 8), (23, 37), (121, 90)])
+@pytest.mark.parametrize("options", [{}, {"quality": 100, "subsampling": 0}, {"progressive": True}, {"optimize": True}])
+def test_jpegs_have_pillows_pixels(size, options):
+    data = jpeg(*size, **options)
+    decoded = decode(data, "x")
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == (*size, 3)
+    assert np.abs(decoded.astype(int) - pillow(data)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_have_pillows_pixels(mode):
+    data = saved(Image.fromarray(pixels(23, 37)).convert(mode), "JPEG")
+    np.testing.assert_array_equal(decode(data, "x"), pillow(data))
+
+
+def test_an_rgb_jpeg_keeps_its_channels():
+    data = saved(Image.new("RGB", (16, 16), (250, 10, 60)), "JPEG", keep_rgb=True, quality=100)
+    assert np.abs(decode(data, "x").astype(int) - [250, 10, 60]).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_give_the_pixels_themselves(kind):
+    image = pixels(19, 31)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    np.testing.assert_array_equal(decode(saved(Image.fromarray(image), kind, **options), "x"), image)
+
+
+def test_transparency_is_dropped_and_the_colours_below_it_stay():
+    image = pixels(5, 6, 4)
+    np.testing.assert_array_equal(decode(saved(Image.fromarray(image), "PNG"), "x"), image[:, :, :3])
+    grey = pixels(5, 6, 2)
+    decoded = decode(saved(Image.fromarray(grey, "LA"), "PNG"), "x")
+    np.testing.assert_array_equal(decoded, np.repeat(grey[:, :, :1], 3, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 1}, {"transparency": bytes([0, 120, 255])}])
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palettes_are_looked_up(kind, options):
+    colours = [(255, 0, 0), (0, 200, 10), (3, 5, 250)]
+    image = Image.new("P", (3, 1))
+    image.putpalette([value for colour in colours for value in colour])
+    image.putdata([0, 1, 2])
+    if kind == "GIF" and isinstance(options.get("transparency"), bytes):
+        options = {}
+    assert decode(saved(image, kind, **options), "x").tolist() == [[list(colour) for colour in colours]]
+
+
+def test_black_and_white_is_0_and_255():
+    image = Image.fromarray(np.array([[True, False, True]]))
+    assert decode(saved(image, "PNG"), "x")[:, :, 0].tolist() == [[255, 0, 255]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_of_16_bits_the_upper_8_are_taken(kind):
+    decoded = decode(saved(Image.fromarray(GREY16), kind), "x")
+    np.testing.assert_array_equal(decoded, np.repeat((GREY16 >> 8).astype(np.uint8)[:, :, None], 3, 2))
+
+
+def test_of_16_bits_a_channel_the_upper_8_are_taken():
+    # Pillow writes no such PNG: the header is one pixel of three 16-bit channels, the rest its compressed row.
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    row = zlib.compress(b"\0" + struct.pack(">HHH", 0x01FF, 0x80FF, 0xFF00))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    assert decode(data, "x").tolist() == [[[0x01, 0x80, 0xFF]]]
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "PNG"):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decode(data, "x")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_orientation_in_exif_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(jpeg(10, 20, exif=exif), "x").shape == (10, 20, 3)
+
+
+def test_bytes_between_segments_and_behind_the_image_do_no_harm():
+    data = jpeg()
+    whole = decode(data, "x")
+    at = data.index(b"\xff\xc0")
+    np.testing.assert_array_equal(decode(data[:at] + b"\0\0" + data[at:], "x"), whole)
+    np.testing.assert_array_equal(decode(data + b"rubbish", "x"), whole)
+
+
+def test_metadata_that_cannot_be_read_does_no_harm():
+    data = saved(Image.new("CMYK", (8, 8)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    assert decode(data, "x").shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "x.jpg is an empty file"),
+        (b"hello", "x.jpg is no image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x.jpg is no image that can be read"),
+        (b"\xff\xd8", "x.jpg is no image that can be read"),
+        (jpeg()[:300], "x.jpg cannot be decoded"),
+        (jpeg()[:-40], "x.jpg cannot be decoded: .*truncated.*; replace or remove it"),
+        (saved(Image.fromarray(pixels(9, 9)), "PNG")[:-60], "x.jpg cannot be decoded"),
+        (saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floating-point"),
+        (saved(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), "70000; expected 8 or 16 bits"),
+    ],
+)
+def test_what_is_no_whole_image_is_one_error_with_its_name(data, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        decode(data, "x.jpg")
+    assert "\n" not in str(raised.value)
+    assert "BytesIO" not in str(raised.value)
+
+
+def test_a_bomb_is_an_error_and_no_memory(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="x cannot be decoded: Image size"):
+        decode(saved(Image.new("RGB", (9, 9)), "PNG"), "x")
+
+
+def test_mutants_give_pixels_or_a_value_error():
+    draw = random.Random(0)
+    zoo = [jpeg(), jpeg(progressive=True), saved(Image.new("CMYK", (9, 9)), "JPEG")]
+    zoo += [saved(Image.fromarray(pixels(9, 9)), kind) for kind in ("PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+    for trial in range(600):
+        data = bytearray(zoo[trial % len(zoo)])
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            decoded = decode(bytes(data), "x")
+        except ValueError:
+            continue
+        assert decoded.dtype == np.uint8
+        assert decoded.ndim == 3
+        assert decoded.shape[2] == 3

@@ -1,0 +1,194 @@
+"""§2.2: the schedule inside torch's LRScheduler protocol, set at every iteration."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from onehour.rules.minibatch import Minibatch
+from onehour.rules.schedule import gradual_warmup, step_decay
+from onehour.rules.scheduler import ScheduleLR
+
+SAMPLES, KN = 1000, 96
+SCHEDULE = gradual_warmup(step_decay(0.4, ["7/2", 5]), start_lr=0.1, epochs=2)
+ITERATIONS = 63  # six epochs of 10.4 iterations: a warmup, a plateau and two drops
+
+
+class FormB(Optimizer):
+    """Momentum with the rate inside: v' = m·v + η·g; w' = w − v'."""
+
+    def __init__(self, params: Any, lr: Any) -> None:
+        super().__init__(params, {"lr": lr, "momentum": 0.9})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter))
+                velocity.mul_(group["momentum"]).add_(parameter.grad * group["lr"])
+                parameter.sub_(velocity)
+
+
+def sgd(parameters: list[Tensor], lr: Any = 1.0) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def form_b(parameters: list[Tensor], lr: Any = 1.0) -> Optimizer:
+    return FormB(parameters, lr=lr)
+
+
+def weight() -> Tensor:
+    return torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+
+
+def schedule_lr(optimizer: Optimizer, schedule: Any = SCHEDULE) -> ScheduleLR:
+    return ScheduleLR(optimizer, schedule, samples=SAMPLES, minibatch=KN)
+
+
+def step(w: Tensor, optimizer: Optimizer) -> None:
+    w.grad = w.detach() * torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
+    optimizer.step()
+
+
+def train(w: Tensor, optimizer: Optimizer, scheduler: ScheduleLR, iterations: int) -> list[Tensor]:
+    weights = []
+    for _ in range(iterations):
+        step(w, optimizer)
+        scheduler.step()
+        weights.append(w.detach().clone())
+    return weights
+
+
+def oracle() -> Tensor:
+    """torch's SGD whose rate is set by hand before each iteration."""
+    w, weights = weight(), []
+    optimizer = sgd([w])
+    for iteration in range(ITERATIONS):
+        optimizer.param_groups[0]["lr"] = SCHEDULE(iteration * KN / SAMPLES)
+        step(w, optimizer)
+        weights.append(w.detach().clone())
+    return torch.stack(weights)
+
+
+@pytest.mark.parametrize("minibatch", [KN, Minibatch(per_worker=32, workers=3)])
+def test_the_rate_of_every_iteration_is_the_schedules_to_the_bit(minibatch):
+    optimizer = torch.optim.SGD([weight()], lr=1.0)
+    scheduler = ScheduleLR(optimizer, SCHEDULE, samples=SAMPLES, minibatch=minibatch)
+    rates = []
+    for _ in range(ITERATIONS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert scheduler.get_last_lr() == [rates[-1]]
+        optimizer.step()
+        scheduler.step()
+    assert rates == [SCHEDULE(iteration * KN / SAMPLES) for iteration in range(ITERATIONS)]
+    assert len(set(rates)) == 21 + 3  # one for each iteration of the warmup, then three
+
+
+def test_the_rate_of_iteration_0_is_set_when_the_scheduler_is_made():
+    optimizer = torch.optim.SGD([weight()], lr=1.0)
+    schedule_lr(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_every_group_gets_the_rate():
+    optimizer = torch.optim.SGD([{"params": [weight()]}, {"params": [weight()], "weight_decay": 0.1}], lr=1.0)
+    scheduler = schedule_lr(optimizer)
+    train(weight(), optimizer, scheduler, 40)
+    assert [group["lr"] for group in optimizer.param_groups] == [SCHEDULE(40 * KN / SAMPLES)] * 2
+
+
+@pytest.mark.parametrize("make", [sgd, form_b])
+def test_an_optimizer_of_either_form_follows_torchs_sgd(make):
+    w = weight()
+    optimizer = make([w])
+    weights = torch.stack(train(w, optimizer, schedule_lr(optimizer), ITERATIONS))
+    torch.testing.assert_close(weights, oracle(), rtol=0, atol=1e-12)
+
+
+def test_a_scheduler_of_torch_that_does_not_correct_makes_form_b_err():
+    w = weight()
+    optimizer = form_b([w])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: SCHEDULE(t * KN / SAMPLES))
+    weights = torch.stack(train(w, optimizer, scheduler, ITERATIONS))  # type: ignore[arg-type]
+    assert (weights - oracle()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("make", [sgd, form_b])
+@pytest.mark.parametrize("stop", [1, 20, 21, 37, 38])  # in the warmup, at its end, around the first drop
+def test_a_resumed_run_continues_as_if_it_had_not_stopped(make, stop):
+    whole = weight()
+    optimizer = make([whole])
+    expected = train(whole, optimizer, schedule_lr(optimizer), ITERATIONS)[-1]
+
+    first = weight()
+    optimizer = make([first])
+    scheduler = schedule_lr(optimizer)
+    train(first, optimizer, scheduler, stop)
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, file)
+
+    second = first.detach().clone().requires_grad_()
+    optimizer = make([second])
+    scheduler = schedule_lr(optimizer)
+    saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    assert scheduler.get_last_lr() == [SCHEDULE(stop * KN / SAMPLES)]
+    assert torch.equal(train(second, optimizer, scheduler, ITERATIONS - stop)[-1], expected)
+
+
+def test_the_state_is_plain_data_without_the_schedule():
+    optimizer = sgd([weight()])
+    scheduler = schedule_lr(optimizer)
+    train(optimizer.param_groups[0]["params"][0], optimizer, scheduler, 3)
+    state = scheduler.state_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert state["last_epoch"] == 3
+
+
+@pytest.mark.parametrize("make", [sgd, form_b])
+def test_a_rate_kept_in_a_tensor_stays_in_that_tensor(make):
+    w, rate = weight(), torch.tensor(1.0, dtype=torch.float64)
+    optimizer = make([w], lr=rate)
+    weights = torch.stack(train(w, optimizer, schedule_lr(optimizer), ITERATIONS))
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == SCHEDULE(ITERATIONS * KN / SAMPLES)
+    torch.testing.assert_close(weights, oracle(), rtol=0, atol=1e-12)
+
+
+def test_groups_with_rates_of_their_own_are_refused():
+    groups: Any = [{"params": [weight()], "lr": 0.1}, {"params": [weight()], "lr": 0.01}]
+    with pytest.raises(ValueError, match=r"sets one rate, but the parameter groups have \[0.01, 0.1\]"):
+        schedule_lr(torch.optim.SGD(groups))
+
+
+@pytest.mark.parametrize(
+    ("samples", "minibatch", "named"),
+    [(0, 96, "samples"), (10.5, 96, "samples"), (1000, 0, "minibatch"), (1000, 96.0, "minibatch")],
+)
+def test_sizes_that_are_no_counts_are_refused_by_name(samples, minibatch, named):
+    with pytest.raises(ValueError, match=rf"^{named} must be"):
+        ScheduleLR(sgd([weight()]), SCHEDULE, samples=samples, minibatch=minibatch)
+
+
+def test_a_warmup_from_rate_0_is_refused_for_form_b_once_a_velocity_was_made_at_it():
+    w = weight()
+    optimizer = form_b([w])
+    scheduler = schedule_lr(optimizer, gradual_warmup(step_decay(0.4, []), start_lr=0.0, epochs=2))
+    step(w, optimizer)
+    with pytest.raises(ValueError, match="the velocity was made at rate 0"):
+        scheduler.step()
+
+
+def test_a_warmup_from_rate_0_is_right_for_form_a():
+    w = weight()
+    optimizer = sgd([w])
+    schedule = gradual_warmup(step_decay(0.4, []), start_lr=0.0, epochs=2)
+    weights = train(w, optimizer, schedule_lr(optimizer, schedule), 30)
+    assert torch.equal(weights[0], weight())
+    assert not torch.equal(weights[1], weight())
+    assert optimizer.param_groups[0]["lr"] == 0.4

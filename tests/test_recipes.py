@@ -1,0 +1,78 @@
+"""Named recipes are the paper's numbers, and a variant is a change of one."""
+
+from pathlib import Path
+
+import pytest
+
+from onehour.config import Recipe
+from onehour.recipes import RECIPES, digits, recipe, resnet50, resnet101
+
+
+def test_resnet50_is_the_papers_section_5_1():
+    paper = resnet50()
+    assert (paper.samples, paper.classes, paper.per_worker) == (1_281_167, 1000, 32)
+    assert (paper.base_lr, paper.base_minibatch, paper.epochs) == (0.1, 256, 90)
+    assert (paper.momentum, paper.nesterov, paper.weight_decay) == (0.9, True, 1e-4)
+    assert (paper.decay, paper.milestones, paper.decay_factor) == ("step", ("30", "60", "80"), 0.1)
+    assert (paper.warmup, paper.warmup_epochs, paper.zero_gamma) == ("gradual", 5, True)
+    assert (paper.scaling, paper.optimizer) == ("linear", "sgd")
+
+
+def test_resnet101_differs_from_resnet50_in_its_model_alone():
+    assert resnet101().replace(name="resnet50", model="resnet50") == resnet50()
+    assert resnet101().model == "resnet101"
+
+
+def test_digits_drops_at_the_same_shares_of_its_epochs_as_the_paper():
+    """30, 60 and 80 of 90 are 1/3, 2/3 and 8/9 of the run: of 24 epochs 8, 16 and 64/3."""
+    assert digits().milestones == ("8", "16", "64/3")
+    assert digits().epochs == 24
+    assert digits().schedule(64 / 3) < digits().schedule(21.33)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_found_by_its_name_and_passes_its_own_checks(name):
+    assert recipe(name) == RECIPES[name]()
+    assert recipe(name).name == name
+    assert recipe(name, seed=7) == recipe(name).replace(seed=7)
+    assert recipe(name).workers.size == recipe(name).minibatch
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("times", [2, 8])
+def test_the_linear_rule_gives_every_recipe_k_times_its_rate(name, times):
+    grown = recipe(name, minibatch=times * recipe(name).base_minibatch)
+    assert grown.target_lr == pytest.approx(times * recipe(name).base_lr, rel=1e-15)
+    assert grown.epochs == recipe(name).epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("resnet5", "no recipe is called 'resnet5'; expected resnet50, or a path that ends in .toml"),
+        ("vgg", "no recipe is called 'vgg'; expected one of digits, resnet50, resnet101"),
+        ("", "no recipe is called ''"),
+        ("resnet50.tml", "no recipe is called 'resnet50.tml'; expected resnet50"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, told):
+    with pytest.raises(ValueError, match="no recipe") as error:
+        recipe(name)
+    assert told in str(error.value)
+
+
+def test_an_unknown_change_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="no 'minibach'; expected minibatch"):
+        recipe("digits", minibach=64)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_recipe_is_read_from_a_toml_file_and_changed(tmp_path, kind):
+    path = tmp_path / "mine.toml"
+    path.write_text(digits(seed=3).to_toml(), encoding="utf-8")
+    assert recipe(kind(path)) == digits(seed=3)
+    assert recipe(kind(path), minibatch=64) == digits(seed=3, minibatch=64)
+
+
+def test_a_named_recipe_is_a_recipe():
+    assert all(isinstance(make(), Recipe) for make in RECIPES.values())
