@@ -27,7 +27,7 @@ __all__ = ["ADAPTIVE", "SIZES", "Recipe", "nearest"]
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
 
-SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes")
+SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads")
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
 
 
@@ -71,6 +71,8 @@ class Recipe:
     warmup: Literal["gradual", "constant", "none"] = _said("gradual", "how the rate begins above base (§2.2)")
     warmup_epochs: int = _said(5, "epochs of warmup, counted inside the run's")
     zero_gamma: bool = _said(True, "γ = 0 in the last BatchNorm of each residual block (§5.1)")
+    reduce: Literal["fast", "canonical"] = _said("fast", "canonical gives the same bits on any number of processes")
+    canonical_threads: int = _said(1, "threads a process of a canonical run computes with: they are part of its bits")
     precision: Literal["float32", "bf16", "float64"] = _said("float32", "bf16 is autocast; weights stay float32")
     channels_last: bool = _said(False, "NHWC memory, faster for convolutions in bf16")
     compile: bool = _said(False, "torch.compile the model")
@@ -79,7 +81,7 @@ class Recipe:
     def __post_init__(self) -> None:
         milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
         object.__setattr__(self, "milestones", milestones)
-        for name in ("minibatch", "per_worker", "base_minibatch", "epochs"):
+        for name in ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads"):
             positive_int(name, getattr(self, name))
         for name in ("samples", "classes"):
             if getattr(self, name) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["passes", "place"]
+from onehour.rules.aggregate import halve
+
+__all__ = ["passes", "place", "place_by_halving"]
 
 
 def place(workers: int, processes: int) -> list[range]:
@@ -21,6 +23,26 @@ def place(workers: int, processes: int) -> list[range]:
         )
     edges = [workers * rank // processes for rank in range(processes + 1)]
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def place_by_halving(workers: int, processes: int) -> list[range]:
+    """Divide k workers among p processes by halving both together, so that each hosts one node of the canonical tree.
+
+    Raises:
+        ValueError: if p > k.
+
+    >>> place_by_halving(5, 3)
+    [range(0, 2), range(2, 3), range(3, 5)]
+    """
+    place(workers, processes)
+
+    def divide(hosted: range, hosts: range) -> list[range]:
+        if len(hosts) == 1:
+            return [hosted]
+        (few, many), (first, second) = halve(hosted), halve(hosts)
+        return divide(few, first) + divide(many, second)
+
+    return divide(range(workers), range(processes))
 
 
 def passes(share: range, together: int) -> list[range]:

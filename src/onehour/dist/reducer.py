@@ -44,6 +44,8 @@ class Reducer:
     (tensor([3., 3.]), tensor([0.]))
     """
 
+    takes_each_pass = False
+
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
@@ -116,6 +118,12 @@ class Reducer:
         """
         # What a launched bucket has taken has a gradient, or the bucket would have waited.
         return [number for number, p in enumerate(self.parameters) if p.grad is None]
+
+    def take(self) -> None:
+        """Nothing: passes accumulate where autograd puts them.
+
+        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).take()
+        """
 
     def finish(self) -> None:
         """Reduce what is left, the tail with it, and wait: every `.grad` is then the sum over all processes.

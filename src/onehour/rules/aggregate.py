@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from onehour.rules.checks import positive_int
 from onehour.rules.minibatch import Minibatch
 
-__all__ = ["global_mean"]
+__all__ = ["global_mean", "halve", "merges_after", "tree_sum"]
 
 
 def global_mean(loss_sum: Any, minibatch: Minibatch | int) -> Any:
@@ -25,3 +26,48 @@ def global_mean(loss_sum: Any, minibatch: Minibatch | int) -> Any:
     """
     size = minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)
     return loss_sum / size
+
+
+def halve(span: range) -> tuple[range, range]:
+    """The two halves of a range, the first the shorter: the one division that the canonical tree is made of.
+
+    >>> halve(range(0, 5))
+    (range(0, 2), range(2, 5))
+    """
+    middle = (span.start + span.stop) // 2
+    return range(span.start, middle), range(middle, span.stop)
+
+
+def tree_sum(values: Sequence[Any]) -> Any:
+    """Σ of the workers' values along one fixed binary tree: sum(a, b) = sum(a, m) + sum(m, b), m the middle.
+
+    Floating-point addition depends on its order; this order depends on k alone. Any division of the workers among
+    processes that follows the tree (`place_by_halving`) can therefore give the same bits.
+
+    >>> tree_sum([1.0, 2.0, 3.0, 4.0, 5.0])
+    15.0
+    """
+    if not values:
+        raise ValueError("tree_sum needs at least one value")
+    left, right = halve(range(len(values)))
+    return tree_sum(values[: len(left)]) + tree_sum(values[len(left) :]) if left else values[right.start]
+
+
+def merges_after(workers: range) -> list[int]:
+    """How many sums of the tree over `workers` are complete, one within the other, once each worker's value is there.
+
+    Adding the two newest values that often after each worker walks the tree with at most log2(k) + 1 values held.
+
+    >>> merges_after(range(0, 5))
+    [0, 1, 0, 0, 3]
+    """
+    counts = [0] * len(workers)
+
+    def visit(span: range) -> None:
+        if len(span) > 1:
+            counts[span.stop - 1 - workers.start] += 1
+            for half in halve(span):
+                visit(half)
+
+    visit(workers)
+    return counts

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.loader import in_memory, prepared
 from onehour.data.sources import Data, load_data
-from onehour.dist.placement import place
+from onehour.dist.group import Group
+from onehour.dist.placement import place, place_by_halving
 from onehour.entry import blame, is_entry, resolve
 from onehour.execution import Execution
 from onehour.models.load import load_model
@@ -29,6 +30,7 @@ __all__ = [
     "complete",
     "pick_device",
     "pick_loaders",
+    "pick_share",
     "pick_workers_per_pass",
 ]
 
@@ -155,12 +157,26 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         raise ValueError(f"optimizer {recipe.optimizer} cannot be built: {blame(error)}") from error
 
 
+def pick_share(recipe: Recipe, group: Group) -> range:
+    """The workers that this process hosts.
+
+    >>> pick_share(Recipe(), Group())
+    range(0, 8)
+    """
+    division = place_by_halving if recipe.reduce == "canonical" else place
+    return division(recipe.workers.workers, group.size)[group.rank]
+
+
 def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, model: nn.Module, device: str) -> int:
     """How many workers share a pass: what was asked for, else as many as `PASS_BYTES` of images allow.
 
     One where the model draws random numbers (dropout), since those are keyed by the pass; and for channels_last, where
     fusing would copy.
     """
+    if recipe.reduce == "canonical":
+        if (execution.workers_per_pass or 1) > 1:
+            raise ValueError("reduce canonical takes one worker a pass: leave --workers-per-pass out, or reduce fast")
+        return 1
     share = max(len(share) for share in place(recipe.workers.workers, execution.processes))
     if execution.workers_per_pass is not None:
         return min(execution.workers_per_pass, share)

@@ -58,6 +58,10 @@ class Console:
             f"  validation error {record['top1_error']:6.2f} %  {images_per_second:8,.0f} images/s"
         )
 
+    def warn(self, text: str) -> None:
+        """Something that a person should know, and that stops nothing."""
+        self._say(f"warning: {text}")
+
     def close(self) -> None:
         """Give the terminal back."""
         self._progress.stop()

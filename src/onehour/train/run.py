@@ -14,12 +14,13 @@ from onehour.config import Recipe
 from onehour.data.loader import pass_batches
 from onehour.data.sources import Data
 from onehour.dist.group import Group
-from onehour.dist.placement import passes, place
+from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.rules.shuffle import SampleStream
-from onehour.train.build import build_model, build_optimizer, pick_loaders, pick_workers_per_pass
+from onehour.train.build import build_model, build_optimizer, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import load_latest, save_checkpoint
 from onehour.train.console import Console
+from onehour.train.determinism import build_of, deterministic
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
 from onehour.train.loggers import Loggers, load_logger
@@ -68,7 +69,16 @@ def train_run(
         NonFiniteError: when the run has left the finite numbers.
         StoppedError: when it was asked to stop.
     """
-    loop = _Loop(recipe, data, execution, group, model)
+    if recipe.reduce == "canonical" and execution.threads not in (None, recipe.canonical_threads):
+        raise ValueError(
+            f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
+            f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
+        )
+    with deterministic(recipe):
+        _train(_Loop(recipe, data, execution, group, model), stop_asked)
+
+
+def _train(loop: _Loop, stop_asked: Callable[[], bool]) -> None:
     try:
         loop.run(stop_asked)
     except (MemoryError, RuntimeError) as error:
@@ -105,7 +115,7 @@ class _Loop:
         self.optimizer = build_optimizer(recipe, self.model)
         self.loaders = pick_loaders(execution, data)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
-        self.passes = passes(place(recipe.workers.workers, execution.processes)[group.rank], self.per_pass)
+        self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
         self.flags = HostFlags(group.device)
         self._mark(0)
@@ -158,6 +168,10 @@ class _Loop:
         if progress is not None:
             start = progress["iteration"]
             self.step.totals.copy_(torch.tensor(progress["totals"], dtype=torch.float64))
+            build, here = progress["build"], build_of(self.group.device)
+            if self.recipe.reduce == "canonical" and build != here:
+                changed = ", ".join(f"{key} {build[key]} → {here[key]}" for key in here if build[key] != here[key])
+                self.console.warn(f"the bits may differ from an undisturbed run's from here on: {changed}")
         if self.recorder is not None:
             places = {
                 "processes": self.group.size,
@@ -213,6 +227,7 @@ class _Loop:
                 "iteration": done,
                 "position": done * self.recipe.minibatch,
                 "totals": self.step.totals.tolist(),
+                "build": build_of(self.group.device),
             }
             save_checkpoint(self.folder, self.model, self.optimizer, progress)
         self.since += time.perf_counter() - started

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.loader import Batch
+from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
@@ -55,7 +56,11 @@ class Step:
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.statistics = RunningStatistics(model)
         tail = 3 + len(parameters) + self.statistics.floats
-        self.reducer = Reducer(parameters, tail=tail, group=group)
+        if recipe.reduce == "canonical":
+            share = range(passes[0].start, passes[-1].stop)
+            self.reducer = CanonicalReducer(parameters, tail=tail, group=group, share=share)
+        else:
+            self.reducer = Reducer(parameters, tail=tail, group=group)
         self.scalars, self.used, self.sums = self.reducer.tail.split([3, len(parameters), self.statistics.floats])
         self.loss, self.errors, self.stop = self.scalars.unbind()
         self.statistics.collect_into(self.sums)
@@ -82,17 +87,22 @@ class Step:
         set_rate(self.optimizer, recipe.schedule(iteration * recipe.minibatch / _samples(recipe)), self._inside)
         self.timer.begin()
         reducer.zero()
-        for workers in self.passes:
-            images, labels = next(batches)
-            self.timer.lap("data")
-            self._pass(iteration, workers, images, labels, last=workers == self.passes[-1])
-            self.timer.lap("compute")
         if stopping:
             self.stop.add_(1)
-        unused = self._mark_used()
+        unused: set[int] | None = None
+        for workers in self.passes:
+            last = workers == self.passes[-1]
+            images, labels = next(batches)
+            self.timer.lap("data")
+            self._pass(iteration, workers, images, labels, last=last)
+            if last or reducer.takes_each_pass:
+                missing = self._mark_used()
+                unused = missing if unused is None else unused & missing
+                reducer.take()
+            self.timer.lap("compute")
         reducer.finish()
         self.timer.lap("reduction")
-        self._update(unused)
+        self._update(unused or set())
         self.timer.lap("update")
         self.timer.end()
 
@@ -116,15 +126,15 @@ class Step:
             self.loss.add_(loss)
             self.errors.add_((logits.argmax(1) != labels).sum())
 
-    def _mark_used(self) -> list[int]:
-        unused = self.reducer.mark()
+    def _mark_used(self) -> set[int]:
+        unused = set(self.reducer.mark())
         self.used.fill_(1)
         for number in unused:
             self.used[number] = 0
         return unused
 
     @torch.no_grad()
-    def _update(self, unused: list[int]) -> None:
+    def _update(self, unused: set[int]) -> None:
         self._drop(unused)
         # What GradScaler calls; times 1 changes nothing, and `halted` is only ever set.
         torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage]
@@ -136,7 +146,7 @@ class Step:
         self.statistics.commit(self.sums, live)
         self.totals += torch.where(live, self.scalars[:2].double(), 0.0)
 
-    def _drop(self, unused: list[int]) -> None:
+    def _drop(self, unused: set[int]) -> None:
         """What no worker used keeps its value, as if it had no gradient. Only who left one out itself must ask."""
         for number in unused:
             if self.used[number] == 0:
