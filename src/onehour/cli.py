@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from onehour.commands import EXIT_BAD_INPUT, plan_command, train_command
+from onehour.commands_verify import trace_command, verify_command
+from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
@@ -59,6 +61,9 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_train(commands)
     _add_plan(commands)
+    _add_verify(commands)
+    _add_evaluate(commands)
+    _add_export(commands)
     return parser
 
 
@@ -108,6 +113,57 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="print JSON")
     _add_recipe_fields(plan, several=("minibatch",))
     plan.set_defaults(command=plan_command)
+
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="prove on this machine that the number of processes does not matter",
+        description="Run a few iterations on several numbers of processes and compare weights, statistics, velocity.",
+        allow_abbrev=False,
+    )
+    verify.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe, or give --model and --data")
+    verify.add_argument("--processes", default="1,2,4", metavar="P,P,…", help="numbers of processes (1,2,4)")
+    verify.add_argument("--steps", type=int, default=20, metavar="I", help="iterations (20)")
+    verify.add_argument("--model", metavar="M", help="in place of the recipe's")
+    verify.add_argument("--data", metavar="D", help="in place of the recipe's")
+    verify.add_argument("--minibatch", type=parse_size, metavar="SIZE", help="kn; grows to the largest p times n")
+    verify.add_argument("--per-worker", type=parse_size, metavar="SIZE", help="n")
+    verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(command=verify_command)
+    traced = commands.add_parser("trace-for-verify")  # without help, so that it is not listed
+    traced.add_argument("folder", type=Path)
+    traced.set_defaults(command=trace_command)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="the error of a run's newest checkpoint, or of a file",
+        description="Evaluate weights on validation data: integer counts, every sample once.",
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("source", metavar="RUN|FILE", type=Path, help="a run's folder, a .safetensors or a .pt file")
+    evaluate.add_argument("--recipe", metavar="RECIPE", help="for a file: its recipe, or give --model and --data")
+    evaluate.add_argument("--data", metavar="D", help="in place of the recipe's")
+    evaluate.add_argument("--model", metavar="M", help="in place of the recipe's")
+    evaluate.add_argument("--classes", type=parse_size, help="labels, where the data does not say")
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(command=evaluate_command)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a run's weights for torchvision, timm and others",
+        description="Write a run's weights as a plain state dict under torch's own names.",
+        allow_abbrev=False,
+    )
+    export.add_argument("source", metavar="RUN|FILE", type=Path, help="a run's folder, a .safetensors or a .pt file")
+    export.add_argument("--to", metavar="FILE", type=Path, required=True, help="ends in .safetensors or .pt")
+    export.set_defaults(command=export_command)
 
 
 def _add_recipe_fields(parser: argparse.ArgumentParser, several: tuple[str, ...] = ()) -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
@@ -86,6 +87,7 @@ def launch(arguments: Sequence[str], *, processes: int, port: int, threads: int 
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=f"localhost:{port}",
         local_addr="localhost",

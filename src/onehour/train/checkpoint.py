@@ -20,7 +20,15 @@ from torch.optim import Optimizer
 
 from onehour.dist.group import Group
 
-__all__ = ["CHECKPOINTS", "digest_of", "load_latest", "model_state", "optimizer_state", "save_checkpoint"]
+__all__ = [
+    "CHECKPOINTS",
+    "digest_of",
+    "latest_contents",
+    "load_latest",
+    "model_state",
+    "optimizer_state",
+    "save_checkpoint",
+]
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2
@@ -105,7 +113,7 @@ def load_latest(folder: Path, model: nn.Module, optimizer: Optimizer, group: Gro
     Raises:
         ValueError: if checkpoints exist and none verifies, or the newest is of another model.
     """
-    found = _latest(folder) if group.rank == 0 else None
+    found = latest_contents(folder) if group.rank == 0 else None
     contents = [group.broadcast(found[number] if found else None) for number in range(len(FILES))]
     if contents[0] is None or contents[1] is None or contents[2] is None:
         return None
@@ -119,7 +127,15 @@ def load_latest(folder: Path, model: nn.Module, optimizer: Optimizer, group: Gro
     return json.loads(contents[2])
 
 
-def _latest(folder: Path) -> list[bytes] | None:
+def latest_contents(folder: Path) -> list[bytes] | None:
+    """The files of the newest checkpoint that its manifest verifies, in the order of `FILES`; None without one.
+
+    Raises:
+        ValueError: if checkpoints exist and none verifies.
+
+    >>> latest_contents(Path("nowhere")) is None
+    True
+    """
     parent = folder / CHECKPOINTS
     names = sorted(parent.glob("iteration-*"), reverse=True)
     problems = []

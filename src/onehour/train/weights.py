@@ -1,0 +1,127 @@
+"""A model's weights outside its run: read, evaluated, exported under torch's own names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save_file
+from torch import Tensor, nn
+
+from onehour.config import Recipe
+from onehour.dist.group import Group
+from onehour.execution import Execution
+from onehour.train.build import build_model, complete, pick_device, pick_loaders
+from onehour.train.checkpoint import latest_contents
+from onehour.train.evaluate import Evaluation, evaluate
+from onehour.train.record import Run
+
+__all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
+
+FORMATS = (".safetensors", ".pt", ".pth")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights and buffers in a run's newest verified checkpoint, a .safetensors file, or a .pt file.
+
+    A .pt file is read with `weights_only=True` alone: nothing in it is executed.
+
+    Raises:
+        ValueError: if there are none, or the file is none.
+
+    >>> read_weights(Path("nowhere.pt"))
+    Traceback (most recent call last):
+    ValueError: nowhere.pt does not exist
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_dir():
+        contents = latest_contents(Run(path).folder)
+        if contents is None:
+            raise ValueError(f"{path} has no checkpoint yet")
+        return load(contents[0])
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} is no weights file; expected a run's folder or a file ending in {', '.join(FORMATS)}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch raises its unpickler's own class for what weights_only refuses
+        raise ValueError(f"{path} holds more than tensors, or is damaged; it was not loaded") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not (isinstance(state, dict) and state and all(torch.is_tensor(value) for value in state.values())):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load weights into a model, strictly.
+
+    Raises:
+        ValueError: naming the keys that are missing or too many, or the first shape that differs.
+
+    >>> fit(nn.Linear(2, 1), {"weight": torch.zeros(1, 2)}, Path("mine.pt"))
+    Traceback (most recent call last):
+    ValueError: mine.pt is of another model: it lacks bias
+    """
+    own = model.state_dict()
+    # num_batches_tracked is younger than many files; with a fixed momentum nothing reads it.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    extra = [name for name in weights if name not in own]
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or extra:
+        parts = (f"it {verb} {_few(names)}" for verb, names in (("lacks", missing), ("also has", extra)) if names)
+        raise ValueError(f"{source} is of another model: {' and '.join(parts)}")
+    if wrong:
+        there, here = tuple(weights[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        raise ValueError(f"{source} is of another model: {wrong[0]} is {there}, expected {here}")
+    model.load_state_dict(weights, strict=False)
+
+
+def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> Evaluation:
+    """The error on the recipe's validation data of the weights in `source`.
+
+    Args:
+        source: as for `read_weights`.
+        recipe: names model and data, and the precision.
+        data: (train, validation) in place of the recipe's.
+    """
+    weights = read_weights(source)
+    recipe, loaded = complete(recipe, data)
+    where = torch.device(pick_device(device))
+    model = build_model(recipe, loaded, where)
+    fit(model, weights, source)
+    loaders = pick_loaders(Execution(), loaded)
+    return evaluate(model, loaded.validation, recipe, group=Group(device=where), loaders=loaders)
+
+
+def export_weights(source: Path, to: Path) -> Path:
+    """Write the weights of a run, or of a file, as a plain state dict, whole or not at all.
+
+    Args:
+        source: as for `read_weights`.
+        to: ends in .safetensors or .pt; loads in torchvision's and timm's model of the same name.
+
+    Raises:
+        ValueError: for another ending, or a file that is there already.
+    """
+    weights = read_weights(source)
+    if to.suffix not in FORMATS:
+        raise ValueError(f"--to {to} must end in .safetensors or .pt")
+    if to.exists():
+        raise ValueError(f"{to} exists; remove it first, or choose another name")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_name(f".{to.name}.writing")
+    if to.suffix == ".safetensors":
+        save_file(weights, temporary)
+    else:
+        torch.save(weights, temporary)
+    temporary.replace(to)
+    return to
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
