@@ -20,6 +20,7 @@ from onehour.execution import Execution
 from onehour.recipes import recipe as named
 from onehour.train.build import build_model, build_optimizer, complete, pick_device
 from onehour.train.loggers import load_logger
+from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.record import Run, finished_run, move_aside
 from onehour.train.run import train_run
 
@@ -95,7 +96,13 @@ def run(
 ) -> Run:
     """As `train`, for a recipe and an execution that stand."""
     adopt_slurm()
-    execution = dataclasses.replace(execution, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if execution.processes not in (1, processes):
+        raise ValueError(
+            f"processes is {execution.processes}, but {processes} were started; from Python one process trains: use"
+            " `onehour train --processes`, or start the script with torchrun"
+        )
+    execution = dataclasses.replace(execution, processes=processes)
     device = pick_device(execution.device)
     place(recipe.workers.workers, execution.processes)
     recipe, loaded = complete(recipe, data)
@@ -124,5 +131,10 @@ def check(recipe: Recipe, execution: Execution) -> Run | None:
     pick_device(execution.device)
     load_logger(execution.log)
     recipe, data = complete(recipe)
-    build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
+    try:
+        build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(less_memory(1)) from error
     return None if execution.fresh else finished_run(execution.folder(recipe), recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse, with one message of ours in place of usage and message."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")  # argparse's own: no 1e-4
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
@@ -89,9 +94,7 @@ def _add_train(commands: Any) -> None:
     folder = train.add_argument_group("its folder")
     folder.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/RECIPE-kn-sSEED)")
     folder.add_argument("--fresh", action="store_true", help="start over; keep the old folder under a numbered name")
-    folder.add_argument(
-        "--save-every", type=parse_size, metavar="I", help="iterations between checkpoints (each epoch)"
-    )
+    folder.add_argument("--save-every", type=_size, metavar="I", help="iterations between checkpoints (each epoch)")
     folder.add_argument("--log", metavar="LOGGER", help="tensorboard, wandb or package.module:Class")
     folder.add_argument("--profile", type=int, metavar="I", help="iterations to trace into trace-RANK.json")
     _add_recipe_fields(train)
@@ -107,7 +110,7 @@ def _add_plan(commands: Any) -> None:
     )
     plan.add_argument("recipe", metavar="RECIPE", nargs="?", help=f"{', '.join(RECIPES)}, or a .toml file")
     plan.add_argument("--base", metavar="LR@MINIBATCH", help="in place of a recipe: a rate and its minibatch, 0.1@256")
-    plan.add_argument("--processes", type=parse_size, metavar="P", help="p, to place the k workers on")
+    plan.add_argument("--processes", type=_size, metavar="P", help="p, to place the k workers on")
     plan.add_argument("--images-per-second", type=float, metavar="X", help="of the whole run; adds hours")
     plan.add_argument("--run", type=Path, metavar="RUN", help="take images/s from a run's folder")
     plan.add_argument("--json", action="store_true", help="print JSON")
@@ -127,8 +130,8 @@ def _add_verify(commands: Any) -> None:
     verify.add_argument("--steps", type=int, default=20, metavar="I", help="iterations (20)")
     verify.add_argument("--model", metavar="M", help="in place of the recipe's")
     verify.add_argument("--data", metavar="D", help="in place of the recipe's")
-    verify.add_argument("--minibatch", type=parse_size, metavar="SIZE", help="kn; grows to the largest p times n")
-    verify.add_argument("--per-worker", type=parse_size, metavar="SIZE", help="n")
+    verify.add_argument("--minibatch", type=_size, metavar="SIZE", help="kn; grows to the largest p times n")
+    verify.add_argument("--per-worker", type=_size, metavar="SIZE", help="n")
     verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(command=verify_command)
@@ -148,7 +151,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--recipe", metavar="RECIPE", help="for a file: its recipe, or give --model and --data")
     evaluate.add_argument("--data", metavar="D", help="in place of the recipe's")
     evaluate.add_argument("--model", metavar="M", help="in place of the recipe's")
-    evaluate.add_argument("--classes", type=parse_size, help="labels, where the data does not say")
+    evaluate.add_argument("--classes", type=_size, help="labels, where the data does not say")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(command=evaluate_command)
@@ -188,7 +191,7 @@ def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"metavar": "|".join(get_args(hint)), **about}  # the Recipe checks it, and offers the nearest
     if field.name in SIZES:
-        return {"type": parse_size, "metavar": "SIZE", **about}
+        return {"type": _size, "metavar": "SIZE", **about}
     if get_origin(hint) is tuple:
         return {"type": lambda text: tuple(text.split(",")), "metavar": "E,E,…", **about}
     return {"type": hint, "metavar": hint.__name__.upper(), **about}
@@ -222,5 +225,12 @@ def _auto(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"expected auto or a whole number, got {text!r}") from None
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:  # argparse would replace the text of any other error
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(parse_size(part) for part in text.split(","))
+    return tuple(_size(part) for part in text.split(","))

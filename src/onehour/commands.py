@@ -31,7 +31,7 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
     recipe = named(options.recipe, **_recipe_changes(options))
     execution = _execution(options)
-    from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, launch
+    from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, launch, refuse_used_port
 
     adopt_slurm()
     if is_launched():
@@ -39,6 +39,7 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.api import check
     from onehour.train.record import Run, move_aside
 
+    refuse_used_port(execution.port)
     finished = check(recipe, execution)
     if finished is not None:
         print(f"{finished.folder} is finished; --fresh starts over and keeps it under a numbered name")

@@ -118,7 +118,7 @@ def pass_batches(
         for iteration in range(start, stop):
             for workers in passes:
                 chosen = torch.from_numpy(stream.indices(iteration, workers)).to(device, non_blocking=True)
-                yield images.index_select(0, chosen), labels.index_select(0, chosen)
+                yield images.index_select(0, chosen), labels.index_select(0, chosen).long()
         return
     keys = PassKeys(stream, passes, start, stop)
     yield from _loaded(Keyed(dataset, stream.seed), keys, loaders, device)
@@ -135,7 +135,7 @@ def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, devic
     if in_memory(dataset):
         images, labels = dataset.tensors
         for span in spans:
-            yield images[span.start : span.stop].to(device), labels[span.start : span.stop].to(device)
+            yield images[span.start : span.stop].to(device), labels[span.start : span.stop].to(device).long()
         return
     keys = [[(0, index) for index in span] for span in spans]
     yield from _loaded(Keyed(dataset, seed_for(seed, "validation")), keys, loaders, device)
@@ -177,4 +177,4 @@ def _loaded(dataset: Keyed, keys: Any, loaders: int, device: torch.device) -> It
             raise batch
         images, labels = batch
         images = prepared(dataset.dataset, images.to(device, non_blocking=pinned).contiguous())
-        yield images, torch.as_tensor(labels).to(device, non_blocking=pinned)
+        yield images, torch.as_tensor(labels).to(device, non_blocking=pinned).long()

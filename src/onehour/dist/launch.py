@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
-__all__ = ["LaunchError", "adopt_slurm", "is_launched", "launch", "report_failure"]
+__all__ = ["LaunchError", "adopt_slurm", "is_launched", "launch", "refuse_used_port", "report_failure"]
 
 OURS = "ONEHOUR_LAUNCHED"
 
@@ -77,8 +77,7 @@ def launch(arguments: Sequence[str], *, processes: int, port: int, threads: int 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if port:
-        _refuse_used(port)
+    refuse_used_port(port)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarts hang without it; see docs/decisions.md
     os.environ["OMP_NUM_THREADS"] = str(threads or max(1, (os.cpu_count() or 1) // processes))
@@ -131,7 +130,13 @@ def _first_cause(failures: Iterable[Any], first: Any) -> LaunchError:
     return LaunchError(f"process {first.local_rank} left with exit code {first.exitcode}", first.exitcode)
 
 
-def _refuse_used(port: int) -> None:
+def refuse_used_port(port: int) -> None:
+    """Refuse a port that another program listens on; 0 stands for a free one.
+
+    >>> refuse_used_port(0)
+    """
+    if port == 0:
+        return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -23,6 +23,7 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.decay import parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
+from onehour.train.memory import out_of_memory
 
 __all__ = [
     "build_model",
@@ -120,9 +121,9 @@ def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> 
     model.eval()
     try:
         logits = model(image)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(f"the model cannot take the data's images {tuple(image.shape[1:])}: {blame(error)}") from error
     if not torch.is_tensor(logits) or logits.ndim != 2:
         shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -24,6 +22,8 @@ from onehour.train.determinism import build_of, deterministic
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
 from onehour.train.loggers import Loggers, load_logger
+from onehour.train.memory import less_memory, out_of_memory
+from onehour.train.profiling import profiled
 from onehour.train.record import Recorder, environment
 from onehour.train.step import Step
 from onehour.train.summary import summarise
@@ -74,19 +74,18 @@ def train_run(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
+    loop = None
     with deterministic(recipe):
-        _train(_Loop(recipe, data, execution, group, model), stop_asked)
-
-
-def _train(loop: _Loop, stop_asked: Callable[[], bool]) -> None:
-    try:
-        loop.run(stop_asked)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        raise ValueError(_less_memory(loop.per_pass)) from error
-    finally:
-        loop.close()
+        try:
+            loop = _Loop(recipe, data, execution, group, model)
+            loop.run(stop_asked)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ValueError(less_memory(loop.per_pass if loop else 1)) from error
+        finally:
+            if loop is not None:
+                loop.close()
 
 
 class _Loop:
@@ -135,7 +134,7 @@ class _Loop:
         )
         self._mark(start)
         self.model.train()
-        with _profiled(self.execution.profile, self.folder, self.group.rank) as profile_step:
+        with profiled(self.execution.profile, self.folder, self.group.rank) as profile_step:
             for iteration in range(start, self.iterations):
                 self.step(iteration, batches, stopping=stop_asked())
                 profile_step()
@@ -255,33 +254,3 @@ def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
     epoch = position // samples
     before = min(-(-(epoch - 1) * samples // recipe.minibatch), done) if epoch > 1 else 0
     return before, done
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _less_memory(per_pass: int) -> str:
-    if per_pass > 1:
-        return (
-            f"out of memory with {per_pass} workers in a pass; give --workers-per-pass {per_pass // 2},"
-            " which changes nothing that the run learns"
-        )
-    return (
-        "out of memory with one worker in a pass; use --precision bf16, or a smaller --per-worker (which changes what"
-        " BatchNorm sees, and so the loss)"
-    )
-
-
-@contextlib.contextmanager
-def _profiled(iterations: int, folder: Path, rank: int) -> Iterator[Callable[[], None]]:
-    """Trace the third iteration and those after it, into a file that chrome://tracing and Perfetto open."""
-    if not iterations:
-        yield lambda: None
-        return
-    path = folder / f"trace-{rank}.json"
-    with torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=iterations, repeat=1),
-        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
-    ) as profiler:
-        yield profiler.step

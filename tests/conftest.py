@@ -1,0 +1,87 @@
+"""What several tests share: the helpers beside them, started worlds of processes, a place of one's own."""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from filelock import FileLock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
+
+HELPERS = Path(__file__).parent / "helpers"
+sys.path.insert(0, str(HELPERS))  # so that "tinytask:net" is importable here, as it is for a user's own module
+
+SECONDS = 150
+"""For the worlds, on a machine that others use too; alone it takes 20."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """tests/helpers/tinytask.py: a task of a few images, and what can go wrong with one."""
+    return importlib.import_module("tinytask")
+
+
+@pytest.fixture(scope="session")
+def worlds() -> ModuleType:
+    """tests/helpers/worlds.py, for what one process does with what others left."""
+    return importlib.import_module("worlds")
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a subprocess that can import the helpers."""
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
+    return dict(os.environ)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new folder to run a command in; the signal handlers that it sets are put back."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder in which p = 1, 2 or 4 processes have acted tests/helpers/worlds.py, once for every test worker."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "worlds"
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            place.mkdir()
+            _act(place)
+    said = [path.read_text(encoding="utf-8")[-4000:] for path in place.glob("world-*/output-*")]
+    assert (place / "done").exists(), "\n\n".join([*said, (place / "output").read_text(encoding="utf-8")])
+    return lambda processes: place / f"world-{processes}"
+
+
+def _act(place: Path) -> None:
+    command = [sys.executable, "-W", "error", str(HELPERS / "worlds.py"), str(place), *map(str, _free_ports(4))]
+    with (place / "output").open("w") as output:
+        started = subprocess.Popen(command, stdout=output, stderr=output, cwd=place, start_new_session=True)
+        try:
+            if started.wait(SECONDS) == 0:
+                (place / "done").touch()
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

@@ -1,0 +1,137 @@
+"""A process is fed the same samples from any iteration on, by any number of loader processes."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from onehour import Minibatch, SampleStream
+from onehour.data.loader import CHUNK, chunk_batches, in_memory, pass_batches
+
+CPU = torch.device("cpu")
+STREAM = SampleStream(samples=48, minibatch=Minibatch(per_worker=4, workers=2), seed=3)
+PASSES = [range(1), range(1, 2)]
+
+
+def batches(dataset: Any, *, loaders: int = 0, start: int = 0, stop: int = 8, passes: Any = PASSES, stream=STREAM):
+    return list(pass_batches(dataset, stream, passes, start=start, stop=stop, loaders=loaders, device=CPU))
+
+
+def assert_equal(some: list[tuple[Tensor, Tensor]], others: list[tuple[Tensor, Tensor]]) -> None:
+    assert len(some) == len(others) > 0
+    for a, b in zip(some, others, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+@pytest.fixture
+def augmented(tiny: ModuleType) -> Any:
+    return tiny.Augmented(tiny.data()[0])
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_random_transforms_do_not_depend_on_loader_processes(augmented: Any, loaders: int):
+    torch.manual_seed(loaders)  # nor on what this process drew before
+    assert_equal(batches(augmented, loaders=loaders), batches(augmented))
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+@pytest.mark.parametrize("start", [1, 5, 7])
+def test_a_start_anywhere_gives_the_tail_of_the_whole(augmented: Any, loaders: int, start: int):
+    assert_equal(batches(augmented, loaders=loaders, start=start), batches(augmented)[2 * start :])
+
+
+def test_passes_of_several_workers_hold_the_same_samples(augmented: Any):
+    """Interleaved: row i·g + j is the i-th sample of worker j."""
+    apart, together = batches(augmented), batches(augmented, passes=[range(2)])
+    for iteration, (images, labels) in enumerate(together):
+        for worker in (0, 1):
+            alone = apart[2 * iteration + worker]
+            assert torch.equal(images[worker::2], alone[0])
+            assert torch.equal(labels[worker::2], alone[1])
+
+
+def test_transforms_are_anew_in_each_epoch_and_keyed_by_the_sample(augmented: Any, tiny: ModuleType):
+    plain, loaded = batches(tiny.Listed(tiny.data()[0]), stop=12), batches(augmented, stop=12)
+    added = [{}, {}]
+    for position, (before, after) in enumerate(zip(plain, loaded, strict=True)):
+        for row, old, new in zip(range(4), before[0], after[0], strict=True):
+            key = tuple(old.flatten().tolist())
+            added[position // 12][key] = (new - old).flatten()[:3]
+            assert before[1][row] == after[1][row]
+    first, second = added
+    assert set(first) == set(second)
+    assert len(first) == 48
+    assert all(not torch.allclose(first[key], second[key]) for key in first)
+    # torch's, numpy's and Python's numbers each differ between any two samples.
+    drawn = torch.stack(list(first.values()))
+    assert [len(column.round(decimals=4).unique()) for column in drawn.T] == [48, 48, 48]
+
+
+def test_another_seed_transforms_otherwise(augmented: Any):
+    other = SampleStream(samples=48, minibatch=STREAM.minibatch, seed=4)
+    images = [torch.cat([batch[0] for batch in batches(augmented, stop=6, stream=s)]) for s in (STREAM, other)]
+    assert not torch.allclose(images[0].sum((1, 2, 3)).sort()[0], images[1].sum((1, 2, 3)).sort()[0])
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_tensors_in_memory_are_gathered_to_the_same_batches(tiny: ModuleType, loaders: int):
+    tensors = tiny.data()[0]
+    assert in_memory(tensors)
+    assert not in_memory(tiny.Listed(tensors))
+    assert_equal(batches(tensors), batches(tiny.Listed(tensors), loaders=loaders))
+
+
+def test_a_subclass_of_tensors_may_do_as_it_likes(tiny: ModuleType):
+    class Negated(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            image, label = super().__getitem__(index)
+            return -image, label
+
+    tensors = tiny.data()[0]
+    negated = batches(Negated(*tensors.tensors))
+    assert_equal([(-images, labels) for images, labels in negated], batches(tensors))
+
+
+def test_labels_may_be_plain_numbers(tiny: ModuleType):
+    tensors = tiny.data()[0]
+    plain: Any = [(image, int(label)) for image, label in tensors]
+    assert_equal(batches(plain), batches(tensors))
+    assert batches(plain)[0][1].dtype == torch.int64
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_an_unreadable_sample_is_one_message_with_its_index(tiny: ModuleType, loaders: int):
+    with pytest.raises(ValueError, match=r"^sample 5 of the data cannot be read: OSError: truncated file") as raised:
+        batches(tiny.unreadable()[0], loaders=loaders)
+    assert "Traceback" not in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("samples", [1, 255, 256, 257, 600])
+@pytest.mark.parametrize("kind", ["tensors", "listed"])
+def test_chunks_hold_every_sample_once_in_order(tiny: ModuleType, samples: int, kind: str):
+    tensors = TensorDataset(torch.arange(float(samples))[:, None], torch.arange(samples))
+    dataset = tensors if kind == "tensors" else tiny.Listed(tensors)
+    chunks = range(-(-samples // CHUNK))
+    found = list(chunk_batches(dataset, chunks, seed=0, loaders=0, device=CPU))
+    assert torch.cat([labels for _, labels in found]).tolist() == list(range(samples))
+    assert torch.cat([images for images, _ in found]).flatten().tolist() == list(range(samples))
+    assert all(len(labels) == CHUNK for _, labels in found[:-1])
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_chunks_are_the_same_whoever_takes_them(tiny: ModuleType, loaders: int):
+    """A validation transform that is random is keyed too, and does not change from one evaluation to the next."""
+    dataset = tiny.Augmented(tiny.tensors(600, 0))
+    whole = list(chunk_batches(dataset, range(3), seed=0, loaders=0, device=CPU))
+    for rank in range(2):
+        share = list(chunk_batches(dataset, range(rank, 3, 2), seed=0, loaders=loaders, device=CPU))
+        assert_equal(share, whole[rank::2])
+
+
+def test_a_process_without_a_chunk_starts_no_loader(tiny: ModuleType):
+    assert list(chunk_batches(tiny.listed()[0], range(3, 1, 7), seed=0, loaders=2, device=CPU)) == []

@@ -1,0 +1,89 @@
+"""Data by name or by package.module:function, looked at before anything runs."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset
+
+from onehour.data.sources import Data, load_data
+
+
+def side(images: Tensor, labels: Tensor | None = None) -> TensorDataset:
+    return TensorDataset(images, torch.zeros(len(images), dtype=torch.long) if labels is None else labels)
+
+
+GOOD = side(torch.zeros(4, 3, 8, 8))
+
+
+def test_the_embedded_digits():
+    data = load_data("digits")
+    assert (len(data.train), len(data.validation), data.classes, data.channels) == (8192, 4096, 10, 1)
+
+
+def test_data_of_ones_own_by_name(tiny: ModuleType):
+    data = load_data("tinytask:listed")
+    assert (len(data.train), len(data.validation), data.classes, data.channels) == (48, 20, None, 1)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 1], [4, 0, 0, 0]])
+def test_labels_in_memory_say_how_many_classes_there_are(labels: list[int]):
+    images = torch.zeros(4, 3, 8, 8)
+    assert Data.of(side(images, torch.tensor(labels)), GOOD).classes == max(labels) + 1
+    assert Data.of(GOOD, side(images, torch.tensor(labels))).classes == max(labels) + 1
+
+
+def test_a_data_set_may_name_its_classes(tiny: ModuleType):
+    train, validation = tiny.listed()
+    train.classes = ["cat", "dog", "cow"]
+    assert Data.of(train, validation).classes == 3
+
+
+def test_images_without_channels_count_as_one_channel():
+    assert Data.of(side(torch.zeros(4, 8)), side(torch.zeros(4, 8))).channels == 8
+    assert Data.of(side(torch.zeros(4)), side(torch.zeros(4))).channels == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digit", "no data is called 'digit'; expected digits"),
+        ("", "this recipe needs data; give --data"),
+        ("nowhere:data", "data nowhere:data: nowhere cannot be imported: ModuleNotFoundError"),
+        ("tinytask:dota", "tinytask has no 'dota'; expected data"),
+        ("tinytask:failing", r"data tinytask:failing failed when called: RuntimeError: no disk \(.*tinytask\.py:\d+\)"),
+        ("tinytask:number", r"data tinytask:number returned int; expected \(train, validation\)"),
+    ],
+)
+def test_data_that_cannot_be_found_or_made_is_one_message(tiny: ModuleType, spec: str, message: str):
+    with pytest.raises(ValueError, match=message) as raised:
+        load_data(spec)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (Stream(), GOOD, "the training data is a Stream; expected a map-style data set"),
+        (GOOD, 7, "the validation data is a int; expected a map-style data set"),
+        (GOOD, [], "the validation data is empty"),
+        ([1, 2], GOOD, r"the training data's first item is no \(image, label\) pair"),
+        ([(torch.zeros(3, 8, 8), 0, 1)], GOOD, r"no \(image, label\) pair"),
+        ([("cat.jpg", 0)], GOOD, "the training data's images are str; expected float tensors"),
+        (side(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)), GOOD, r"images are torch\.uint8; expected float tensors"),
+        ([(torch.zeros(3, 8, 8), "cat")], GOOD, "labels are str; expected whole numbers"),
+        ([(torch.zeros(3, 8, 8), torch.tensor(0.5))], GOOD, "labels are Tensor; expected whole numbers"),
+        (side(torch.zeros(4, 3, 9, 9)), GOOD, r"shape \(3, 9, 9\), validation images \(3, 8, 8\); expected one"),
+        (side(torch.zeros(2, 3, 8, 8), torch.tensor([0, -1])), GOOD, "labels must not be below zero, found -1"),
+    ],
+)
+def test_unusable_data_is_refused(train: Any, validation: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        Data.of(train, validation)

@@ -1,0 +1,43 @@
+"""A process's place among p; what p > 1 exchange is tested in tests/train/test_processes.py."""
+
+import pytest
+import torch
+
+from onehour.dist.group import Group, joined
+
+
+def test_one_process_needs_no_other():
+    group = Group()
+    tensor = torch.tensor([1.0, 2.0])
+    assert group.sum(tensor) is tensor
+    assert tensor.tolist() == [1, 2]
+    assert [group.broadcast(payload) for payload in (None, b"", b"x")] == [None, b"", b"x"]
+
+
+@pytest.mark.parametrize("environ", [{}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_alone_no_process_group_is_made(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with joined("cpu") as group:
+        assert (group.rank, group.size, group.device) == (0, 1, torch.device("cpu"))
+        assert not torch.distributed.is_initialized()
+
+
+def test_the_group_is_left_when_the_run_fails(monkeypatch: pytest.MonkeyPatch):
+    left = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("onehour.dist.group.dist.init_process_group", lambda **options: left.append(options["backend"]))
+    monkeypatch.setattr("onehour.dist.group.dist.get_rank", lambda: 1)
+    monkeypatch.setattr("onehour.dist.group.dist.destroy_process_group", lambda: left.append("left"))
+
+    def run() -> None:
+        with joined("cpu") as group:
+            assert (group.rank, group.size) == (1, 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert left == ["gloo", "left"]

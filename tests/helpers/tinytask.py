@@ -1,0 +1,212 @@
+"""A task of a few images that trains in a blink, and what can go wrong with one; named as "tinytask:data"."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from onehour import Recipe
+
+SAMPLES, CLASSES = 48, 3
+
+
+def recipe(**changes: Any) -> Recipe:
+    """k = 2 workers of 4, 6 iterations an epoch, 2 epochs."""
+    common: dict[str, Any] = {
+        "name": "tiny",
+        "model": "tinytask:net",
+        "data": "tinytask:data",
+        "minibatch": 8,
+        "per_worker": 4,
+        "base_minibatch": 8,
+        "epochs": 2,
+        "warmup_epochs": 1,
+    }
+    return Recipe(**(common | changes))
+
+
+FLAGS = [
+    *("--model", "tinytask:net", "--data", "tinytask:data", "--minibatch", "8", "--per-worker", "4"),
+    *("--base-minibatch", "8", "--base-lr", "0.1", "--epochs", "2", "--warmup-epochs", "1", "--classes", "3"),
+]
+"""The same as flags, for a named recipe."""
+
+
+def tensors(count: int, seed: int) -> TensorDataset:
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    return TensorDataset(torch.randn(count, 1, 4, 4, generator=draw) + labels[:, None, None, None], labels)
+
+
+def data() -> tuple[TensorDataset, TensorDataset]:
+    return tensors(SAMPLES, 0), tensors(20, 1)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, CLASSES))
+
+
+class Listed(Dataset[Any]):
+    """Map-style, and not a TensorDataset: goes through a DataLoader."""
+
+    def __init__(self, tensors: TensorDataset) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.tensors[index]
+
+
+class Augmented(Listed):
+    """With numbers of torch, numpy and Python in each image, as random transforms draw them."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = self.tensors[index]
+        numbers = (torch.rand(1), torch.tensor([np.random.rand()]), torch.tensor([random.random()]))
+        return image + torch.cat([number.float() for number in numbers]).repeat(6)[:16].view(1, 4, 4), label
+
+
+class Unreadable(Listed):
+    """With a sample that cannot be read."""
+
+    def __init__(self, tensors: TensorDataset, index: int) -> None:
+        super().__init__(tensors)
+        self.index = index
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        if index == self.index:
+            raise OSError("truncated file")
+        return self.tensors[index]
+
+
+def listed() -> tuple[Listed, Listed]:
+    train, validation = data()
+    return Listed(train), Listed(validation)
+
+
+def unreadable() -> tuple[Unreadable, Listed]:
+    train, validation = listed()
+    return Unreadable(train.tensors, 5), validation
+
+
+def poisoned() -> tuple[TensorDataset, TensorDataset]:
+    """With an infinity in one training image."""
+    train, validation = data()
+    train.tensors[0][5, 0, 0, 0] = torch.inf
+    return train, validation
+
+
+def failing() -> Any:
+    raise RuntimeError("no disk")
+
+
+def number() -> int:
+    return 7
+
+
+class Greedy(nn.Module):
+    """Runs out of memory where a training pass holds more than two workers of 4."""
+
+    limit = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and len(images) > self.limit:
+            self.run_out()
+        return self.net(images)
+
+    def run_out(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class GreedyOnHost(Greedy):
+    """The same as the CPU's allocator says it."""
+
+    def run_out(self) -> None:
+        torch.empty(2**57)
+
+
+class Hungry(Greedy):
+    """Runs out of memory with a single worker."""
+
+    limit = 0
+
+
+class Giant(Greedy):
+    """Runs out of memory with one image."""
+
+    limit = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.run_out()
+        return images
+
+
+class Branching(nn.Module):
+    """Uses `sometimes` in a pass that holds a marked image only, and `never` at all."""
+
+    MARK = 9.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+        self.sometimes = nn.Parameter(torch.ones(CLASSES))
+        self.never = nn.Parameter(torch.ones(CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(images)
+        return logits * self.sometimes if (images[:, 0, 0, 0] == self.MARK).any() else logits
+
+
+class Remembering:
+    """A logger that keeps what it is told."""
+
+    told: ClassVar[list[tuple[str, Any]]] = []
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        self.told.append(("start", (recipe, folder)))
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.told.append(("log", record))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.told.append(("finish", summary))
+
+
+class Dying(Remembering):
+    """A logger whose method `dies_in` raises."""
+
+    dies_in: ClassVar[str] = ""
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        self._perhaps("start")
+
+    def log(self, record: dict[str, Any]) -> None:
+        self._perhaps("log")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._perhaps("finish")
+
+    def _perhaps(self, method: str) -> None:
+        self.told.append((method, None))
+        if method == self.dies_in:
+            raise ConnectionError("no network")
+
+
+class Silent:
+    """No logger: it lacks `finish`."""
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None: ...
+
+    def log(self, record: dict[str, Any]) -> None: ...

@@ -1,0 +1,115 @@
+"""How a run ended, against the recipe's committed reference."""
+
+import json
+import statistics
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from onehour.api import train
+from onehour.study import outcome
+from onehour.study.figures import draw_curve
+from onehour.study.outcome import Reference, outcome_lines, reference_of
+from onehour.train.record import Run
+
+REFERENCE = Reference(minibatch=32, mean=3.6, std=0.2, seeds=5, low=3.0, high=4.2)
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+COMMITTED = json.loads((resources.files("onehour.study") / "references.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny.recipe(), out=tmp_path_factory.mktemp("outcome") / "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (3.0, "matches the reference"),
+        (3.6, "matches the reference"),
+        (4.2, "matches the reference"),
+        (4.21, "does not match the reference: it is worse"),
+        (60.6, "does not match the reference: it is worse"),
+        (2.99, "does not match the reference: it is better"),
+    ],
+)
+def test_a_run_matches_inside_the_prediction_interval(error: float, verdict: str):
+    assert REFERENCE.verdict(error) == verdict
+
+
+@pytest.mark.parametrize("name", ["digits", *COMMITTED])
+def test_a_committed_reference_is_the_base_entry_of_its_results(name: str):
+    """Mean, std with n − 1 and 95 % prediction interval, from the final error of each seed, with scipy's t."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists() and name not in COMMITTED:
+        pytest.skip("no results are committed yet")
+    from scipy.stats import t
+
+    reference = reference_of(name)
+    assert reference is not None
+    runs = [run for run in json.loads(path.read_text())["runs"] if run["minibatch"] == reference.minibatch]
+    errors = [run["final_error"] for run in runs]
+    assert len({run["seed"] for run in runs}) == len(runs) == reference.seeds >= 5
+    mean, std = statistics.mean(errors), statistics.stdev(errors)
+    half = t.ppf(0.975, len(errors) - 1) * std * (1 + 1 / len(errors)) ** 0.5
+    found = (reference.mean, reference.std, reference.low, reference.high)
+    assert found == pytest.approx((mean, std, mean - half, mean + half), rel=1e-9)
+
+
+def test_recipes_without_results_have_no_reference():
+    assert reference_of("resnet50") is None
+
+
+def test_the_end_of_a_run_with_a_reference(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(outcome, "reference_of", lambda name: REFERENCE if name == "tiny" else None)
+    lines = list(outcome_lines(run))
+    assert [line.split()[0] for line in lines] == ["final", "reference", "verdict", "speed", "run", "curve"]
+    assert lines[0] == f"final error  {run.final_error:.2f} % (median of the last 2 epochs)"
+    assert "3.60 ± 0.20 % at minibatch 32 (5 seeds)" in lines[1]
+    assert "between 3.00 and 4.20 %" in lines[1]
+    assert lines[2] == "verdict      does not match the reference: it is worse"
+    assert "images/s" in lines[3]
+    assert run.summary["bottleneck"] in lines[3]
+    assert str(run.folder) in lines[4]
+    assert str(run.folder / "curve.png") in lines[5]
+
+
+def test_the_end_of_a_run_without_a_reference(run: Run):
+    lines = list(outcome_lines(run))
+    assert [line.split()[0] for line in lines] == ["final", "speed", "run", "curve"]
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path, run: Run):
+    (tmp_path / "recipe.toml").write_text(run.recipe.to_toml())
+    assert list(outcome_lines(Run(tmp_path))) == [f"{tmp_path} ended as unfinished"]
+    (tmp_path / "summary.json").write_text('{"outcome": "non-finite"}')
+    assert list(outcome_lines(Run(tmp_path))) == [f"{tmp_path} ended as non-finite"]
+
+
+def test_the_curve_is_a_picture(run: Run):
+    pytest.importorskip("matplotlib")
+    path = draw_curve(run)
+    assert path == run.folder / "curve.png"
+    content = (run.folder / "curve.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 10_000
+
+
+def test_without_matplotlib_the_line_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert draw_curve(run) is None
+    assert list(outcome_lines(run))[-1] == "curve        needs matplotlib: pip install 'onehour[report]'"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_constant_warmup_at_16_times_the_base_does_not_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The paper's figure 2b: the verdict is worth something only if it can say no."""
+    known: Any = reference_of("digits")
+    if known is None:
+        pytest.skip("no results are committed yet")
+    broken = train("digits", minibatch=512, warmup="constant", out=tmp_path / "constant")
+    assert "verdict      does not match the reference: it is worse" in list(outcome_lines(broken))

@@ -1,0 +1,342 @@
+"""The command line: what it does, and one clear message for everything that cannot be done."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from onehour.cli import main
+from onehour.train.record import Run
+
+# Where torch is imported anew: seconds on a machine that others use too.
+pytestmark = pytest.mark.timeout(150)
+
+MALFORMED = 'name = "mine"\nminibatch = 64\nepochs = = 3\n'
+
+
+@pytest.fixture
+def command(tiny: ModuleType, alone: Path) -> list[str]:
+    """`onehour train` of the tiny task, in a folder of its own."""
+    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command says, having left with 2."""
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    (line,) = said.err.splitlines()
+    assert line.startswith("onehour: ")
+    return line.removeprefix("onehour: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--minibatch 100", "minibatch 100 is not a multiple of per_worker 16"),
+        ("--minibatch 100", "use 96 or 112, or another per_worker"),
+        ("--minibatch 32 --processes 3", "3 processes cannot share 2 workers (k = kn / n)"),
+        ("--minibatch 16k", "minibatch 16384 is larger than the data set of 8192 samples"),
+        ("--minibatch many", "'many' is not a size; expected a positive whole number such as 256 or 8k (k = 1024)"),
+        ("--minibatch -32", "not a size"),
+        ("--minibach 64", "unknown argument '--minibach'; expected --minibatch"),
+        ("--minibatch=64 --epoch=3", "unknown argument '--epoch=3'; expected --epochs"),
+        ("--base-lr -0.1", "base_lr must be finite and not below zero, got -0.1"),
+        ("--base-lr 0", "base_lr must be above zero"),
+        ("--base-lr fast", "fast"),
+        ("--weight-decay -1e-4", "weight_decay must be finite and not below zero, got -0.0001"),
+        ("--decay-factor -1", "decay_factor must be finite and not below zero"),
+        ("--momentum 1", "momentum must be below 1"),
+        ("--epochs 3", "warmup_epochs 5 is longer than the run of 3 epochs"),
+        ("--scaling linaer", "scaling is 'linaer'; expected linear"),
+        ("--precision fp16", "use bf16, which has float32's range"),
+        ("--optimizer adam --minibatch 64", "linear scaling does not hold for adam"),
+        ("--workers 8", "k = kn / n, with --minibatch and --per-worker. Processes that load data are --loaders"),
+        ("--workers=8", "--loaders"),
+        ("--workers-per-pass 0", "workers_per_pass must be above zero"),
+        ("--workers-per-pass few", "expected auto or a whole number, got 'few'"),
+        ("--loaders -2", "loaders must be above zero"),
+        ("--processes 0", "processes must be above zero"),
+        ("--device tpu", "tpu"),
+        ("--model resnet5", "no model is called 'resnet5'; expected resnet50"),
+        ("--data digit", "no data is called 'digit'; expected digits"),
+        ("--model nowhere:net", "nowhere cannot be imported"),
+        ("--model tinytask:failing", "model tinytask:failing failed when called: RuntimeError: no disk"),
+        ("--data tinytask:failing", "data tinytask:failing failed when called: RuntimeError: no disk"),
+        ("--data tinytask:number", "data tinytask:number returned int; expected (train, validation)"),
+        ("--model tinytask:net", "the model cannot take the data's images (1, 8, 8)"),
+        ("--log tensorbord", "no logger is called 'tensorbord'; expected tensorboard"),
+        ("--log tinytask:Silent", "has no method finish"),
+        ("extra", "unknown argument 'extra'"),
+    ],
+)
+def test_bad_input_is_one_message(
+    tiny: ModuleType, alone: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
+):
+    assert message in refused(["train", "digits", *flags.split()], capsys)
+    assert list(alone.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digts"], "no recipe is called 'digts'; expected digits"),
+        (["train"], "RECIPE"),
+        (["trian", "digits"], "train"),
+        ([], "COMMAND"),
+        (["train", "missing.toml"], "missing.toml cannot be read: No such file or directory"),
+        (["train", "resnet50"], "this recipe needs data; give --data"),
+        (["plan"], "plan needs a RECIPE or --base LR@MINIBATCH"),
+        (["plan", "digits", "--base", "0.1@256"], "and not both"),
+        (["plan", "--base", "0.1"], "--base is '0.1'; expected a rate and its minibatch, for example 0.1@256"),
+        (["plan", "--base", "fast@256"], "--base is 'fast@256'"),
+        (["plan", "--base", "0.1@many"], "'many' is not a size"),
+        (["plan", "digits", "--run", "nowhere"], "nowhere is not a run's folder"),
+        (["plan", "digits", "--run", "x", "--images-per-second", "9"], "not both"),
+        (["plan", "digits", "--images-per-second", "-9"], "images_per_second must be above zero"),
+        (["plan", "digits", "--processes", "64"], "64 processes cannot share 2 workers"),
+        (["plan", "digits", "--minibatch", "32,33"], "minibatch 33 is not a multiple"),
+        (["plan", "digits", "--minibatch", "32,many"], "'many' is not a size"),
+        (["plan", "digits", "--minibach", "32"], "expected --minibatch"),
+    ],
+)
+def test_bad_commands_are_one_message(
+    alone: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+):
+    assert message in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MALFORMED, "line 3"),
+        ('name = "mine"\nminibach = 64\n', "a recipe has no 'minibach'; expected minibatch"),
+        ("minibatch = -64\n", "minibatch must be above zero, got -64"),
+        ('base_lr = "fast"\n', "base_lr must be a number, got 'fast'"),
+        ("milestones = 30\n", "milestones"),
+        ("\x00", "line 1"),
+    ],
+)
+def test_a_recipe_file_with_a_mistake_names_file_and_place(
+    alone: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+):
+    (alone / "mine.toml").write_text(text)
+    line = refused(["train", "mine.toml"], capsys)
+    assert line.startswith("mine.toml: ")
+    assert message in line
+
+
+def test_no_gpu_where_one_is_asked_for(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch sees no GPU here" in refused([*command, "--device", "cuda"], capsys)
+
+
+def test_a_run_ends_with_its_outcome_and_the_same_command_prints_it_again(
+    command: list[str], capsys: pytest.CaptureFixture[str], alone: Path
+):
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert first.err == ""
+    assert "writes" in first.out
+    outcome = first.out[first.out.index("final error") :]
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(f"{alone / 'run'} is finished; --fresh starts over and keeps it under a numbered name\n")
+    assert again.endswith(outcome)
+    assert "epoch " not in again
+
+
+def test_a_folder_of_another_recipe_is_refused_with_what_differs(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main(command) == 0
+    capsys.readouterr()
+    line = refused([*command, "--seed", "1", "--base-lr", "0.2"], capsys)
+    assert "is a run of another recipe (" in line
+    assert "seed: 0 → 1" in line
+    assert "base_lr: 0.1 → 0.2" in line
+
+
+def test_fresh_says_where_the_old_run_went(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
+    assert main(command) == 0
+    assert main([*command, "--fresh", "--seed", "1"]) == 0
+    assert f"kept the old run as {alone / 'run.1'}" in capsys.readouterr().out
+    assert [Run(alone / name).recipe.seed for name in ("run.1", "run")] == [0, 1]
+
+
+def test_a_refused_command_leaves_the_old_folder_where_it_is(
+    command: list[str], capsys: pytest.CaptureFixture[str], alone: Path
+):
+    """Also what is found last, a port in use: --fresh moves nothing before the new run can begin."""
+    assert main(command) == 0
+    capsys.readouterr()
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        line = refused([*command, "--fresh", "--processes", "2", "--port", port], capsys)
+    assert f"port {port} cannot be used" in line
+    assert [path.name for path in alone.iterdir()] == ["run"]
+
+
+def test_recipe_toml_repeats_the_run(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
+    assert main(command) == 0
+    assert main(["train", str(alone / "run" / "recipe.toml"), "--out", str(alone / "again")]) == 0
+    digests = {Run(alone / name).summary["state_sha256"] for name in ("run", "again")}
+    assert len(digests) == 1
+
+
+def test_not_finite_leaves_with_4(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
+    assert main([*command, "--data", "tinytask:poisoned"]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onehour: the loss or a gradient was not finite at iteration ")
+    assert Run(alone / "run").summary["outcome"] == "non-finite"
+
+
+@pytest.mark.parametrize("loaders", ["0", "2"])
+def test_an_unreadable_sample_leaves_with_2(command: list[str], capsys: pytest.CaptureFixture[str], loaders: str):
+    assert main([*command, "--data", "tinytask:unreadable", "--loaders", loaders]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onehour: sample 5 of the data cannot be read: OSError: truncated file")
+
+
+def test_out_of_memory_leaves_with_2_and_names_the_next_workers_per_pass(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    greedy = [*command, "--model", "tinytask:Greedy", "--minibatch", "16", "--base-minibatch", "16"]
+    assert main(greedy) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--workers-per-pass 2" in line
+    assert main([*greedy, "--workers-per-pass", "2"]) == 0
+
+
+def test_out_of_memory_before_the_run_is_one_message_too(command: list[str], capsys: pytest.CaptureFixture[str]):
+    assert "out of memory" in refused([*command, "--model", "tinytask:Giant"], capsys)
+
+
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tiny: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: Path,
+):
+    monkeypatch.setattr(tiny.Remembering, "log", lambda self, record: signal.raise_signal(signal.SIGTERM))
+    stopping = [*command, "--log", "tinytask:Remembering"]
+    assert main(stopping) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "onehour: stopped after iteration 7 and saved; the same command goes on from there"
+    monkeypatch.undo()
+    os.chdir(alone)
+    assert main(stopping) == 0
+    assert "resumes" in capsys.readouterr().out
+    assert main([*command[:-1], str(alone / "undisturbed")]) == 0
+    assert len({Run(alone / name).summary["state_sha256"] for name in ("run", "undisturbed")}) == 1
+
+
+def test_flags_reach_the_recipe_and_the_run(command: list[str], alone: Path):
+    flags = "--seed 3 --no-nesterov --milestones 1,3/2 --save-every 5 --workers-per-pass 1 --loaders 0 --profile 1"
+    assert main([*command, *flags.split()]) == 0
+    run = Run(alone / "run")
+    assert (run.recipe.seed, run.recipe.nesterov, run.recipe.milestones) == (3, False, ("1", "3/2"))
+    (session,) = json.loads((run.folder / "environment.json").read_text())["sessions"]
+    assert (session["workers_per_pass"], session["loaders"]) == (1, 0)
+    assert (run.folder / "trace-0.json").exists()
+
+
+NO_TORCH = """
+import sys
+from onehour.cli import main
+try:
+    code = main({})
+except SystemExit as left:
+    code = left.code
+assert not code, code
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["plan", "resnet50", "--minibatch", "8k", "--processes", "8"],
+        ["plan", "--base", "0.1@256", "--samples", "1281167", "--minibatch", "256,8k", "--json"],
+    ],
+)
+def test_help_and_plan_do_not_wait_for_torch(arguments: list[str]):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH.format(arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 100
+    assert done.stderr == ""
+
+
+def test_help_names_every_flag_of_the_issue(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    flags = ["data", "model", "minibatch", "per-worker", "epochs", "seed", "processes", "workers-per-pass", "loaders"]
+    for flag in [*flags, "out", "fresh", "log", "profile"]:
+        assert f"--{flag} " in said
+
+
+TINY = ["train", "digits", "--minibatch", "1k", "--epochs", "1", "--warmup-epochs", "1", "--processes", "2"]
+
+
+def test_two_processes_from_one_command(alone: Path, environ: dict[str, str]):
+    (alone / "run").mkdir()
+    (alone / "run" / "old").touch()
+    started = [sys.executable, "-m", "onehour", *TINY, "--threads", "1", "--out", "run", "--fresh"]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=120, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("digits: minibatch 1024 = 64 workers × 16 on 2 processes") == 1
+    assert done.stdout.startswith("kept the old run as run.1\n")
+    assert [line.split()[0] for line in done.stdout.splitlines()][-1] == "curve"
+    assert (alone / "run.1" / "old").exists()
+    run = Run(alone / "run")
+    assert run.finished
+    (session,) = json.loads((run.folder / "environment.json").read_text())["sessions"]
+    assert session["processes"] == 2
+    assert len(run.metrics) == 1
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_saves_and_stops_all_processes(alone: Path, environ: dict[str, str]):
+    command = [sys.executable, "-m", "onehour", "train", "digits", "--processes", "2", "--threads", "1", "--out", "run"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    assert started.stdout is not None
+    while "epoch   1/24" not in (line := started.stdout.readline()):
+        assert line, "it ended by itself"
+    started.send_signal(signal.SIGTERM)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 75, said
+    assert "Traceback" not in said
+    assert said.count("onehour: stopped by signal SIGTERM") == 1
+    saved = max((alone / "run" / "checkpoints").glob("iteration-*"))
+    position = json.loads((saved / "progress.json").read_text())["position"]
+    assert position % 8192  # in mid-epoch
+
+
+def test_what_is_wrong_in_a_started_process_is_said_once(
+    command: list[str], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
+        monkeypatch.setenv(name, "1")  # so that what `launch` sets is put back
+    assert main([*command, "--data", "tinytask:poisoned", "--processes", "2"]) == 4
+    said = capfd.readouterr().err
+    assert said.count("was not finite") == 1
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1

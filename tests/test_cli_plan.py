@@ -1,0 +1,109 @@
+"""`onehour plan` and what it prints; the values themselves are tested in test_planner.py."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from onehour.api import train
+from onehour.cli import main
+
+IMAGENET = ["--samples", "1281167"]
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["plan", *arguments]) == 0
+    heard = capsys.readouterr()
+    assert heard.err == ""
+    return heard.out
+
+
+def test_a_plan_prints_value_base_rule_and_section_of_each(capsys: pytest.CaptureFixture[str]):
+    lines = said(["resnet50", "--minibatch", "8k"], capsys).splitlines()
+    head, *others = [line.split() for line in lines]
+    assert head == ["value", "at", "8192", "at", "256", "rule", "section"]
+    rows = {cells[0]: (cells, line) for cells, line in zip(others, lines[1:], strict=True)}
+    for name, value, base, rule, section in (
+        ("target_lr", "3.2", "0.1", "kn/256", "§2.1"),
+        ("per_worker", "32", "32", "BatchNorm", "§2.3"),
+        ("workers", "256", "8", "8192 / 32", "§2.3"),
+        ("iterations", "14076", "450411", "nothing dropped", "§3"),
+        ("warmup_epochs", "5", "0", "counted inside", "§2.2"),
+        ("lr_at_epoch_30", "0.32", "0.01", "0.1", "§5.1"),
+        ("lr_at_epoch_80", "0.0032", "0.0001", "0.1", "§5.1"),
+    ):
+        cells, line = rows[name]
+        assert cells[1:3] == [value, base]
+        assert cells[-1] == section
+        assert rule in line
+
+
+def test_a_plan_without_a_recipe_takes_a_rate_and_its_minibatch(capsys: pytest.CaptureFixture[str]):
+    flags = ["--base", "0.1@256", *IMAGENET, "--minibatch", "8k", "--processes", "256", "--json"]
+    found = json.loads(said(flags, capsys))
+    expected = {
+        "minibatch": 8192,
+        "per_worker": 32,
+        "workers": 256,
+        "base_lr": 0.1,
+        "base_minibatch": 256,
+        "target_lr": 3.2,
+        "warmup_start_lr": 0.1,
+        "warmup_epochs": 5,
+        "epochs": 90,
+        "iterations": 14076,
+    }
+    assert {name: found[name]["value"] for name in expected} == expected
+    assert found["iterations_per_epoch"]["value"] == pytest.approx(156.39, abs=0.01)
+    assert found["placement"]["value"] == 256
+    assert "1 each" in found["placement"]["rule"]
+    for derived in found.values():
+        assert {"value", "rule", "section"} <= derived.keys()
+        assert derived["rule"]
+    assert found["target_lr"]["section"] == "2.1"
+
+
+@pytest.mark.parametrize("recipe", [["resnet50"], ["--base", "0.1@256", *IMAGENET]])
+def test_several_minibatches_print_the_papers_table(capsys: pytest.CaptureFixture[str], recipe: list[str]):
+    head, *rows = [
+        line.split() for line in said([*recipe, "--minibatch", "256,512,1k,2k,4k,8k,16k"], capsys).splitlines()
+    ]
+    assert head[:3] == ["minibatch", "workers", "target_lr"]
+    rates = [(row[0], row[2]) for row in rows]
+    sizes = ["256", "512", "1024", "2048", "4096", "8192", "16384"]
+    assert rates == list(zip(sizes, ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2", "6.4"], strict=True))
+
+
+def test_several_as_json_are_exact(capsys: pytest.CaptureFixture[str]):
+    found = json.loads(said(["resnet50", "--minibatch", "256,512,1k,2k,4k,8k,16k", "--json"], capsys))
+    assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
+
+
+def test_speed_adds_hours(capsys: pytest.CaptureFixture[str]):
+    plan = json.loads(said(["resnet50", "--minibatch", "8k", "--images-per-second", "32029", "--json"], capsys))
+    assert plan["hours"]["value"] == pytest.approx(1, abs=1e-4)
+    assert "hours" in said(["resnet50", "--minibatch", "256,8k", "--images-per-second", "1000"], capsys).splitlines()[0]
+    assert "hours" not in json.loads(said(["resnet50", "--json"], capsys))
+
+
+def test_a_runs_own_speed_adds_hours(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = train(tiny.recipe(), out=tmp_path / "run")
+    capsys.readouterr()
+    plan = json.loads(said(["resnet50", "--run", str(run.folder), "--json"], capsys))
+    hours = 90 * 1_281_167 / run.summary["images_per_second"] / 3600
+    assert plan["hours"]["value"] == pytest.approx(hours)
+
+
+def test_a_run_that_has_not_ended_has_no_speed(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "recipe.toml").write_text(tiny.recipe().to_toml())
+    assert main(["plan", "resnet50", "--run", str(tmp_path)]) == 2
+    assert "has no images_per_second yet" in capsys.readouterr().err
+
+
+def test_flags_and_files_change_the_plan(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.toml").write_text('minibatch = "1k"\nsamples = 5000\nbase_lr = 0.3\n')
+    plan = json.loads(said([str(tmp_path / "mine.toml"), "--scaling", "sqrt", "--warmup", "none", "--json"], capsys))
+    assert plan["target_lr"]["value"] == pytest.approx(0.6)
+    assert plan["iterations"]["value"] == -(-90 * 5000 // 1024)
+    assert plan["warmup_epochs"]["value"] == 0
