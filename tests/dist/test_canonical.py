@@ -1,0 +1,156 @@
+"""The canonical sum: one order of adding for every number of processes, and the bytes it moves."""
+
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from onehour.dist import canonical
+from onehour.dist.canonical import CanonicalReducer, canonical_sum
+from onehour.dist.group import Group
+from onehour.dist.placement import place_by_halving
+from onehour.rules.aggregate import merges_after, tree_sum
+
+WORKERS = (4, 5, 6, 8, 12, 24, 40, 44, 100)
+
+
+class Wires:
+    """torch.distributed between threads: a queue for each pair of ranks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
+        self.local = threading.local()
+        self.isend, self.irecv = "isend", "irecv"
+
+    def P2POp(self, kind: str, tensor: Tensor, partner: int) -> tuple[str, Tensor, int]:  # noqa: N802
+        return kind, tensor, partner
+
+    def batch_isend_irecv(self, operations: list[tuple[str, Tensor, int]]) -> list[Any]:
+        for kind, tensor, partner in operations:
+            (self.send if kind == "isend" else self.recv)(tensor, partner)
+        return [SimpleNamespace(wait=lambda: None)]
+
+    def send(self, tensor: Tensor, dst: int) -> None:
+        self.queues[self.local.rank, dst].put(tensor.clone())
+
+    def recv(self, tensor: Tensor, src: int) -> None:
+        tensor.copy_(self.queues[src, self.local.rank].get(timeout=20))
+
+    def broadcast(self, tensor: Tensor, src: int) -> None:
+        if self.local.rank == src:
+            for rank in range(self.size):
+                if rank != src:
+                    self.send(tensor, rank)
+        else:
+            self.recv(tensor, src)
+
+
+def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group], Any]) -> list[Any]:
+    wires = Wires(size)
+    monkeypatch.setattr(canonical, "dist", wires)
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        wires.local.rank = rank
+        results[rank] = act(Group(rank=rank, size=size))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert all(result is not None for result in results)
+    return results
+
+
+def values(workers: int, length: int = 37) -> list[Tensor]:
+    """Of very different sizes, so that every order of adding gives other bits."""
+    generator = torch.Generator().manual_seed(workers)
+    scale = 10.0 ** torch.randint(-6, 6, (workers, length), generator=generator)
+    return list(torch.randn(workers, length, generator=generator) * scale)
+
+
+def reduce(group: Group, leaves: list[Tensor]) -> tuple[Tensor, int]:
+    """What a process does with its workers' vectors."""
+    share = place_by_halving(len(leaves), group.size)[group.rank]
+    parameter = nn.Parameter(torch.zeros(len(leaves[0])))
+    reducer = CanonicalReducer([parameter], tail=1, group=group, share=share)
+    reducer.zero()
+    for worker in share:
+        parameter.grad = leaves[worker].clone()
+        reducer.tail.fill_(1)
+        reducer.take()
+    reducer.finish()
+    assert parameter.grad is not None
+    assert float(reducer.tail) == len(leaves)
+    return parameter.grad, reducer.bytes_sent
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_bits_are_those_of_the_tree_for_every_number_of_processes(workers: int, monkeypatch: pytest.MonkeyPatch):
+    leaves = values(workers)
+    expected = tree_sum(leaves)
+    exact = torch.stack([leaf.double() for leaf in leaves]).sum(0)
+    spread = torch.stack([leaf.double().abs() for leaf in leaves]).sum(0)
+    assert float(((expected - exact).abs() / spread).max()) < 1e-6  # float32 adds k numbers with log2(k) roundings
+    for processes in range(1, min(8, workers) + 1):
+        for total, _ in on_threads(monkeypatch, processes, lambda group: reduce(group, leaves)):
+            assert torch.equal(total, expected)
+
+
+def test_adding_in_turn_gives_other_bits():
+    """What the tree is for: the plain order of adding, which changes with p, is not it."""
+    leaves = values(12)
+    in_turn = leaves[0].clone()
+    for leaf in leaves[1:]:
+        in_turn += leaf
+    assert not torch.equal(in_turn, tree_sum(leaves))
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_at_powers_of_two_each_process_sends_what_the_paper_says(processes: int, monkeypatch: pytest.MonkeyPatch):
+    """2·(p − 1)/p·b bytes, §4."""
+    length = 16 * processes
+    results = on_threads(monkeypatch, processes, lambda group: canonical_sum(torch.ones(length), group))
+    for total, sent in results:
+        assert sent == 2 * (processes - 1) * length * 4 // processes
+        assert torch.equal(total, torch.full((length,), float(processes)))
+
+
+@given(st.integers(1, 200))
+@settings(max_examples=50, deadline=None)
+def test_walking_the_tree_holds_few_vectors(workers: int):
+    held = most = 0
+    for merges in merges_after(range(workers)):
+        held += 1
+        most = max(most, held)
+        held -= merges
+    assert held == 1
+    assert most <= np.ceil(np.log2(max(workers, 2))) + 1
+
+
+@given(st.integers(1, 300), st.data())
+@settings(max_examples=50, deadline=None)
+def test_processes_host_nodes_of_the_tree(workers: int, data: st.DataObject):
+    """Merging each share by itself, then the shares as the processes halve, is the whole tree."""
+    processes = data.draw(st.integers(1, workers))
+    shares = place_by_halving(workers, processes)
+    assert [j for share in shares for j in share] == list(range(workers))
+    leaves = [f"{j}" for j in range(workers)]
+
+    def join(parts: list[str]) -> str:
+        half = len(parts) // 2
+        return f"({join(parts[:half])}+{join(parts[half:])})" if half else parts[0]
+
+    by_process = [join([leaves[j] for j in share]) for share in shares]
+    assert join(by_process) == join(leaves)

@@ -1,0 +1,113 @@
+"""`onehour verify` and what it proves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from onehour.cli import main
+from onehour.config import Recipe
+from onehour.dist.group import Group
+from onehour.recipes import digits
+from onehour.train.verify import MODES, compare, trace
+
+HELPERS = Path(__file__).parent / "helpers"
+
+
+@pytest.fixture
+def traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """What one process held in three iterations, written again as if two had."""
+    trace(digits(minibatch=64), steps=3, group=Group(), folder=tmp_path)
+    for mode, precision in MODES:
+        for suffix in ("json", "safetensors"):
+            name = f"{mode}-{precision}.{suffix}"
+            (tmp_path / f"p2-{name}").write_bytes((tmp_path / f"p1-{name}").read_bytes())
+    return tmp_path
+
+
+def edit(folder: Path, name: str, tensor: str, by: float, iteration: int) -> None:
+    """Let two processes differ in one tensor from an iteration on."""
+    state = load_file(folder / f"p2-{name}.safetensors")
+    state[tensor] = state[tensor] + by
+    save_file(state, folder / f"p2-{name}.safetensors")
+    content = json.loads((folder / f"p2-{name}.json").read_text())
+    content["sha256"] = "another"
+    for held in content["iterations"][iteration:]:
+        held[tensor] = ["another", held[tensor][1] + by]
+    (folder / f"p2-{name}.json").write_text(json.dumps(content))
+
+
+def test_equal_traces_hold(traced: Path):
+    findings = compare(traced, [1, 2])
+    assert [finding.holds for finding in findings] == [True, None, True]
+    assert all(finding.difference == 0 for finding in findings)
+
+
+@pytest.mark.parametrize(("name", "number"), [("fast-float64", 0), ("canonical-float32", 2)])
+def test_a_failed_claim_names_the_first_tensor_and_iteration(traced: Path, name: str, number: int):
+    edit(traced, name, "layer2.0.bn1.running_var", by=1e-6, iteration=1)
+    finding = compare(traced, [1, 2])[number]
+    assert finding.holds is False
+    assert finding.first == "layer2.0.bn1.running_var at iteration 1, 2 processes against 1"
+    assert finding.difference == pytest.approx(1e-6, rel=0.2)
+
+
+def test_float32_that_differs_in_its_last_bits_is_no_failure(traced: Path):
+    edit(traced, "fast-float32", "fc.weight", by=1e-6, iteration=2)
+    assert compare(traced, [1, 2])[1].holds is None
+
+
+@pytest.mark.timeout(120)
+def test_both_claims_hold_here(capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", "digits", "--processes", "1,2", "--steps", "3", "--device", "cpu", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [finding["holds"] for finding in content["findings"]] == [True, None, True]
+    assert len(set(content["findings"][2]["sha256"].values())) == 1
+    assert content["findings"][0]["difference"] < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workers", [4, 5, 8, 12])
+def test_canonical_bits_are_equal_on_one_to_four_processes(workers: int, capsys: pytest.CaptureFixture[str]):
+    command = ["verify", "digits", "--processes", "1,2,3,4", "--minibatch", str(16 * workers), "--steps", "10"]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert "one SHA-256" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_canonical_bits_are_equal_for_a_resnet18(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(HELPERS)
+    command = ["verify", "--model", "rgbtask:net", "--data", "rgbtask:data", "--minibatch", "16", "--per-worker", "4"]
+    assert main([*command, "--processes", "1,2,3,4", "--steps", "3", "--device", "cpu"]) == 0
+    assert "one SHA-256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["verify"], "needs a RECIPE, or --model and --data"),
+        (["verify", "digits", "--processes", "2"], "two different numbers"),
+        (["verify", "digits", "--processes", "1,two"], "expected numbers such as 1,2,4"),
+        (["verify", "digits", "--steps", "0"], "steps must be above zero"),
+    ],
+)
+def test_bad_commands_are_one_message(command: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert main(command) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_more_than_one_worker_a_pass_is_refused(tmp_path: Path):
+    command = ["train", "digits", "--reduce", "canonical", "--workers-per-pass", "2", "--minibatch", "64"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+
+
+def test_threads_are_part_of_a_canonical_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["train", "digits", "--reduce", "canonical", "--threads", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "canonical_threads" in capsys.readouterr().err
+    assert Recipe(reduce="canonical", canonical_threads=2).canonical_threads == 2
+    assert torch.are_deterministic_algorithms_enabled() is False

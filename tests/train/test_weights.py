@@ -1,0 +1,102 @@
+"""Weights outside their run: evaluated, exported, refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import onehour
+from onehour.cli import main
+from onehour.models.load import load_model
+from onehour.train.record import Run
+from onehour.train.weights import evaluate_weights, export_weights, fit, read_weights
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    return onehour.train("digits", minibatch=1024, epochs=1, warmup="none", out=folder)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_an_exported_file_loads_in_a_plain_model_with_the_same_logits(run: Run, suffix: str, tmp_path: Path):
+    path = export_weights(run.folder, tmp_path / f"model.{suffix}")
+    plain = load_model("resnet8", channels=1, classes=10)
+    missing = plain.load_state_dict(read_weights(path))
+    assert not missing.missing_keys
+    result = evaluate_weights(path, recipe=run.recipe)
+    assert result.top1_error == run.metrics[-1]["top1_error"]
+    assert result.loss == run.metrics[-1]["val_loss"]
+
+
+def test_evaluate_says_what_the_run_logged(run: Run, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out
+
+
+def test_a_resnet50_has_torchvisions_keys():
+    """By rule, since torchvision cannot be installed everywhere."""
+    state = load_model("resnet50", channels=3, classes=1000).state_dict()
+    assert len(state) == 320
+    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
+    assert state["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+    assert state["fc.weight"].shape == (1000, 2048)
+
+
+def test_logits_equal_torchvisions_where_it_is_installed():
+    torchvision = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    ours, theirs = load_model("resnet50", channels=3, classes=1000), torchvision.models.resnet50()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+
+
+class Planted:
+    """Would make a file when unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_that_does_something_is_not_loaded(tmp_path: Path):
+    torch.save({"weight": Planted(tmp_path / "executed")}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match=r"evil\.pt holds more than tensors"):
+        read_weights(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cut.safetensors", b"\x08", "cannot be read as weights"),
+        ("text.pt", b"hello", "text.pt"),
+        ("notes.txt", b"hello", "is no weights file"),
+    ],
+)
+def test_what_is_no_weights_file_is_one_message(name: str, content: bytes, said: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / name)
+
+
+def test_weights_of_another_model_name_what_differs(tmp_path: Path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"lacks 0\.weight, 0\.bias and it also has other"):
+        fit(model, {"other": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"0\.weight is \(3, 9\), expected \(3, 2\)"):
+        fit(model, {"0.weight": torch.zeros(3, 9), "0.bias": torch.zeros(3)}, tmp_path / "x.pt")
+
+
+def test_export_overwrites_nothing_and_knows_its_formats(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "there.pt").write_bytes(b"mine")
+    assert main(["export", str(run.folder), "--to", str(tmp_path / "there.pt")]) == 2
+    assert (tmp_path / "there.pt").read_bytes() == b"mine"
+    assert main(["export", str(run.folder), "--to", str(tmp_path / "model.onnx")]) == 2
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert main(["evaluate", str(tmp_path / "a.safetensors")]) == 2
+    assert "give --recipe, or --model and --data" in capsys.readouterr().err
