@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from onehour.config import Recipe
-from onehour.dist.group import joined
+from onehour.dist.group import Group, joined
 from onehour.dist.launch import adopt_slurm
 from onehour.dist.placement import place
 from onehour.execution import Execution
@@ -57,8 +57,9 @@ def train(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = train("digits", minibatch=1024, epochs=1, warmup_epochs=1, out=folder)  # doctest: +ELLIPSIS
     ...     len(run.metrics)
-    digits: minibatch 1024 = 64 workers × 16 on 1 process, rate 0.2 → 6.4, 1 epochs, 8 iterations, seed 0
+    digits: minibatch 1024 = 64 workers × 16 on 1 process, rate 0.2 → 6.4, 1 epoch, 8 iterations, seed 0
     writes ...
+    BatchNorm ...
     epoch   1/1 ...
     1
     """
@@ -110,12 +111,25 @@ def run(
         torch.set_num_threads(execution.threads)
     folder = execution.folder(recipe)
     with joined(device) as group:
-        if group.rank == 0 and execution.fresh:
-            move_aside(folder)
-        finished = group.rank == 0 and finished_run(folder, recipe) is not None
-        if group.broadcast(b"" if finished else None) is None:
+        if not _agreed_to_be_finished(folder, recipe, execution, group):
             train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
         return Run(folder)
+
+
+def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:
+    """Process 0 looks at the folder; what it finds, or refuses, every process hears."""
+    answer = b""
+    if group.rank == 0:
+        try:
+            if execution.fresh:
+                move_aside(folder)
+            answer = b"finished" if finished_run(folder, recipe) else b"go"
+        except ValueError as error:
+            answer = f"!{error}".encode()
+    answer = group.broadcast(answer) or b""
+    if answer.startswith(b"!"):
+        raise ValueError(answer[1:].decode())
+    return answer == b"finished"
 
 
 def check(recipe: Recipe, execution: Execution) -> Run | None:

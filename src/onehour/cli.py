@@ -114,6 +114,9 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--images-per-second", type=float, metavar="X", help="of the whole run; adds hours")
     plan.add_argument("--run", type=Path, metavar="RUN", help="take images/s from a run's folder")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument(
+        "--as", dest="tool", metavar="TOOL", help="print it for another tool: torch, timm, lightning, accelerate or hf"
+    )
     _add_recipe_fields(plan, several=("minibatch",))
     plan.set_defaults(command=plan_command)
 

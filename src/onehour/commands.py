@@ -7,8 +7,6 @@ import dataclasses
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +29,22 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
     recipe = named(options.recipe, **_recipe_changes(options))
     execution = _execution(options)
-    from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, launch, refuse_used_port
+    from onehour.dist.launch import (
+        LaunchError,
+        adopt_slurm,
+        is_launched,
+        is_launched_by_us,
+        launch,
+        refuse_used_port,
+    )
+    from onehour.train.record import Run, move_aside
 
     adopt_slurm()
     if is_launched():
-        return _train_here(recipe, execution)
+        code = _train_here(recipe, execution)
+        ours = is_launched_by_us() or os.environ["RANK"] != "0"
+        return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
     from onehour.api import check
-    from onehour.train.record import Run, move_aside
 
     refuse_used_port(execution.port)
     finished = check(recipe, execution)
@@ -71,7 +78,7 @@ def _train_here(recipe: Recipe, execution: Execution) -> int:
     from onehour.train.run import NonFiniteError, StoppedError
 
     try:
-        run(recipe, execution, stop_asked=_stop_on_signals())
+        run(recipe, execution, stop_asked=_StopOnSignals())
     except (ValueError, NonFiniteError, StoppedError) as error:
         if not report_failure(str(error)):
             print(f"onehour: {error}", file=sys.stderr)
@@ -80,17 +87,25 @@ def _train_here(recipe: Recipe, execution: Execution) -> int:
     return 0
 
 
-def _stop_on_signals() -> Callable[[], bool]:
-    """The first SIGTERM or SIGINT asks the run to save and stop; a second one ends it at once."""
-    asked = threading.Event()
+class _StopOnSignals:
+    """From the first iteration on, SIGTERM or SIGINT asks the run to save and stop; a second one ends it at once.
 
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
+    Before that there is nothing to save, and a signal ends the process as usual.
+    """
+
+    def __init__(self) -> None:
+        self._asked: bool | None = None
+
+    def __call__(self) -> bool:
+        if self._asked is None:
+            self._asked = False
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+        return self._asked
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
         signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    return asked.is_set
 
 
 def _print_outcome(run: Run) -> int:
@@ -116,11 +131,23 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
         )
         for size in sizes
     ]
-    if options.json:
+    if options.tool is not None:
+        print(_translated(plans, options))
+    elif options.json:
         print(plans[0].to_json() if len(plans) == 1 else _json_list(plans))
     else:
         print(tabulate(plans))
     return 0
+
+
+def _translated(plans: list[Plan], options: argparse.Namespace) -> str:
+    from onehour.translate import translate
+
+    if options.json:
+        raise ValueError("give --as or --json, not both")
+    if len(plans) > 1:
+        raise ValueError(f"--as translates one minibatch, got {len(plans)}; give --minibatch a single one")
+    return translate(plans[0], options.tool)
 
 
 def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe:

@@ -50,8 +50,12 @@ class Recipe:
     """
 
     name: str = _said("custom", "what the run is called")
-    model: str = _said("", "a named model, or package.module:function that returns a torch.nn.Module")
-    data: str = _said("", "named data, a folder, or package.module:function that returns (train, validation)")
+    model: str = _said(
+        "", "a named model, timm:NAME, torchvision:NAME, or package.module:function that returns a module"
+    )
+    data: str = _said(
+        "", "named data, a folder with train/ and val/, or package.module:function -> (train, validation)"
+    )
     samples: int | None = _said(None, "N, training samples; read from the data where it is not given")
     classes: int | None = _said(None, "labels; read from the data where it is not given")
     minibatch: int = _said(256, "kn, images an update over all workers")

@@ -65,6 +65,7 @@ def test_recipes_without_results_have_no_reference():
 
 def test_the_end_of_a_run_with_a_reference(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(outcome, "reference_of", lambda name: REFERENCE if name == "tiny" else None)
+    monkeypatch.setitem(outcome.RECIPES, "tiny", lambda: run.recipe)
     lines = list(outcome_lines(run))
     assert [line.split()[0] for line in lines] == ["final", "reference", "verdict", "speed", "run", "curve"]
     assert lines[0] == f"final error  {run.final_error:.2f} % (median of the last 2 epochs)"
@@ -80,6 +81,13 @@ def test_the_end_of_a_run_with_a_reference(run: Run, monkeypatch: pytest.MonkeyP
 def test_the_end_of_a_run_without_a_reference(run: Run):
     lines = list(outcome_lines(run))
     assert [line.split()[0] for line in lines] == ["final", "speed", "run", "curve"]
+
+
+def test_another_task_or_length_has_no_reference(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """A run of fewer epochs is not worse than the reference; it is something else."""
+    monkeypatch.setattr(outcome, "reference_of", lambda name: REFERENCE)
+    monkeypatch.setitem(outcome.RECIPES, "tiny", lambda: run.recipe.replace(epochs=run.recipe.epochs + 1))
+    assert "verdict" not in " ".join(outcome_lines(run))
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path, run: Run):

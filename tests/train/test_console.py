@@ -15,7 +15,7 @@ RECORD = {"epoch": 7, "iteration": 70, "lr": 0.2, "train_error": 12.5, "top1_err
 
 def show(*, quiet: bool = False, start: int = 0) -> None:
     console = Console(RECIPE, quiet=quiet)
-    console.start(start, 900, processes=2, folder="runs/mine")
+    console.start(start, 900, processes=2, folder="runs/mine", rules="n = 32")
     console.step(start + 1)
     console.evaluated(RECORD, 12345.6)
     console.close()
@@ -23,11 +23,12 @@ def show(*, quiet: bool = False, start: int = 0) -> None:
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
     show()
-    first, second, third = capsys.readouterr().out.splitlines()
+    first, second, rules, third = capsys.readouterr().out.splitlines()
     assert first == (
         "mine: minibatch 512 = 16 workers × 32 on 2 processes, rate 0.1 → 0.2, 90 epochs, 900 iterations, seed 0"
     )
     assert second == "writes runs/mine"
+    assert rules == "n = 32"
     for part in ("epoch   7/90", "iteration     70", "12.50 %", "25.00 %", "12,346 images/s"):
         assert part in third
 

@@ -154,11 +154,18 @@ def test_a_run_says_what_it_is(run: Run, tiny: ModuleType, tmp_path: Path):
 def test_a_damaged_record_is_one_message_with_its_path(run: Run, tmp_path: Path):
     (tmp_path / "recipe.toml").write_text(run.recipe.to_toml())
     for name in ("metrics.jsonl", "summary.json"):
-        (tmp_path / name).write_text("{")
+        (tmp_path / name).write_text("{\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
         _ = Run(tmp_path).metrics
     with pytest.raises(ValueError, match=r"summary\.json is damaged"):
         _ = Run(tmp_path).summary
+
+
+def test_a_line_cut_by_a_kill_is_left_out(run: Run, tmp_path: Path):
+    (tmp_path / "recipe.toml").write_text(run.recipe.to_toml())
+    whole = (run.folder / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(whole[:-5])
+    assert Run(tmp_path).metrics == run.metrics[:-1]
 
 
 def test_folders_are_moved_to_the_next_free_number(tmp_path: Path):

@@ -45,7 +45,7 @@ def test_a_resnet50_has_torchvisions_keys():
 
 
 def test_logits_equal_torchvisions_where_it_is_installed():
-    torchvision = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
     ours, theirs = load_model("resnet50", channels=3, classes=1000), torchvision.models.resnet50()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 96, 96)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from onehour.data.augment import normalise, uniform
+from onehour.data.augment import drawn_key, normalise, uniform
 
 __all__ = ["CLASSES", "Cifar", "cifar10"]
 
@@ -52,7 +52,7 @@ class Cifar(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.keyed(index, key=0)
+        return self.keyed(index, key=drawn_key())
 
     def keyed(self, index: int, key: int) -> tuple[Tensor, int]:
         """Image `index`, its crop and flip a pure function of `key`, and its label."""

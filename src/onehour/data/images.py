@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from onehour.data.augment import normalise, training_crop, validation_crop
+from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
 from onehour.data.decode import decode
 
 __all__ = ["Folder", "Images", "Names", "Source", "image_folder"]
@@ -129,7 +129,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return len(self.source.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.keyed(index, key=0)
+        return self.keyed(index, key=drawn_key())
 
     def keyed(self, index: int, key: int) -> tuple[Tensor, int]:
         """Image `index`, its crop and flip a pure function of `key`, and its label.

@@ -155,6 +155,10 @@ def _collated(samples: list[Any] | ValueError) -> Any:
     if isinstance(samples, ValueError):
         return samples
     image = samples[0][0]
+    other = next((item for item, _ in samples if getattr(item, "shape", None) != getattr(image, "shape", None)), None)
+    if other is not None:
+        shapes = f"{tuple(image.shape)} and {tuple(other.shape)}"
+        return ValueError(f"images of the data differ in shape ({shapes}); bring them to one size first")
     if torch.is_tensor(image) and image.ndim == 3 and image.permute(1, 2, 0).is_contiguous():
         # Stacked as they lie, bytes are only copied; a GPU then transposes them in next to no time.
         images, labels = default_collate([(image.permute(1, 2, 0), label) for image, label in samples])

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
-__all__ = ["LaunchError", "adopt_slurm", "is_launched", "launch", "refuse_used_port", "report_failure"]
+__all__ = ["LaunchError", "adopt_slurm", "is_launched", "is_launched_by_us", "launch", "refuse_used_port", "report_failure"]
 
 OURS = "ONEHOUR_LAUNCHED"
 
@@ -37,6 +37,15 @@ def is_launched(environ: MutableMapping[str, str] = os.environ) -> bool:
     (True, False)
     """
     return "RANK" in environ and "WORLD_SIZE" in environ
+
+
+def is_launched_by_us(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether `launch` started this process, and so says for all of them how it ended.
+
+    >>> is_launched_by_us({"RANK": "0", "WORLD_SIZE": "2"})
+    False
+    """
+    return OURS in environ
 
 
 def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -170,10 +170,11 @@ class Reducer:
         for number in self._members[bucket]:
             if self.parameters[number].grad is None:
                 self._views[number].zero_()
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            [self._views[number] for number in given],
-            [self.parameters[number].grad for number in given],  # pyright: ignore[reportArgumentType]
-        )
+        if given:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [self._views[number] for number in given],
+                [self.parameters[number].grad for number in given],  # pyright: ignore[reportArgumentType]
+            )
         for number in self._members[bucket]:
             self.parameters[number].grad = self._views[number]
         work = dist.all_reduce(self.buckets[bucket], op=dist.ReduceOp.SUM, async_op=True)

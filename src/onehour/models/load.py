@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 from torch import nn
@@ -10,38 +11,60 @@ from onehour.config import nearest
 from onehour.entry import blame, is_entry, resolve
 from onehour.models import resnet, small
 
-__all__ = ["MODELS", "load_model"]
+__all__ = ["LIBRARIES", "MODELS", "brings_weights", "load_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": small.resnet8,
     "resnet18": resnet.resnet18,
+    "resnet18_cifar": resnet.resnet18_cifar,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
 }
+LIBRARIES = ("timm", "torchvision")
+
+
+def brings_weights(spec: str) -> bool:
+    """Whether a model comes from someone's function, whose initial weights are theirs to choose.
+
+    Raises:
+        ValueError: for a name that is neither a model's nor a function's.
+
+    >>> brings_weights("my.models:net"), brings_weights("resnet50"), brings_weights("timm:resnet50")
+    (True, False, False)
+    """
+    if spec in MODELS or spec.partition(":")[0] in LIBRARIES:
+        return False
+    if not is_entry(spec):
+        raise ValueError(
+            f"no model is called {spec!r}; expected {nearest(spec, MODELS)}, timm:NAME, torchvision:NAME or"
+            " package.module:function"
+        )
+    return True
 
 
 def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
     """Build a model by name, or by calling package.module:function without arguments.
 
     Args:
-        spec: one of `MODELS`, or package.module:function.
-        channels: channels of the images; for named models.
-        classes: labels; for named models.
+        spec: one of `MODELS`, timm:NAME, torchvision:NAME, or package.module:function.
+        channels: channels of the images; not for functions.
+        classes: labels; not for functions.
 
     Raises:
-        ValueError: for an unknown name, a function that fails, or one that returns no torch.nn.Module.
+        ValueError: for an unknown name, a library that is not installed (with the command that installs it), a
+            function that fails, or one that returns no torch.nn.Module.
 
     >>> load_model("resnet8", channels=1, classes=10).fc.out_features
     10
     """
-    if spec in MODELS:
+    if not brings_weights(spec):
         if classes is None:
             raise ValueError(f"model {spec} must know how many classes the data has; give --classes")
-        return MODELS[spec](channels=channels, classes=classes)
-    if not is_entry(spec):
-        raise ValueError(f"no model is called {spec!r}; expected {nearest(spec, MODELS)}, or package.module:function")
+        if spec in MODELS:
+            return MODELS[spec](channels=channels, classes=classes)
+        return _from_library(*spec.split(":", 1), channels=channels, classes=classes)
     function = resolve("model", spec)
     try:
         model = function()
@@ -50,3 +73,16 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {spec} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+def _from_library(library: str, name: str, *, channels: int, classes: int) -> nn.Module:
+    try:
+        found = importlib.import_module(library)
+    except ImportError as error:
+        raise ValueError(f"model {library}:{name} needs a package: pip install 'onehour[vision]'") from error
+    try:
+        if library == "timm":
+            return found.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+        return found.models.get_model(name, weights=None, num_classes=classes)
+    except Exception as error:
+        raise ValueError(f"model {library}:{name} cannot be built: {blame(error)}") from error

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BasicBlock", "Bottleneck", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "ResNet",
+    "resnet18",
+    "resnet18_cifar",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+]
 
 
 class BasicBlock(nn.Module):
@@ -75,6 +87,7 @@ class ResNet(nn.Module):
         depths: blocks of each of the four stages.
         channels: channels of the images.
         classes: labels.
+        small_images: a 3×3 stem without pooling, for images of 32 pixels.
 
     Shape:
         (N, channels, H, W) → (N, classes).
@@ -91,9 +104,12 @@ class ResNet(nn.Module):
         *,
         channels: int = 3,
         classes: int = 1000,
+        small_images: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        size, stride = (3, 1) if small_images else (7, 2)
+        self.conv1 = nn.Conv2d(channels, 64, size, stride=stride, padding=size // 2, bias=False)
+        self.pools = not small_images
         self.bn1 = nn.BatchNorm2d(64)
         inside, stages = 64, []
         for stage, depth in enumerate(depths):
@@ -108,12 +124,13 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        if self.pools:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))
 
 
-def resnet18(**options: int) -> ResNet:
+def resnet18(**options: Any) -> ResNet:
     """ResNet-18: 11,689,512 parameters.
 
     >>> sum(p.numel() for p in resnet18().parameters())
@@ -122,7 +139,16 @@ def resnet18(**options: int) -> ResNet:
     return ResNet(BasicBlock, (2, 2, 2, 2), **options)
 
 
-def resnet34(**options: int) -> ResNet:
+def resnet18_cifar(**options: Any) -> ResNet:
+    """ResNet-18 for images of 32 pixels: a 3×3 stem, no pooling.
+
+    >>> sum(p.numel() for p in resnet18_cifar(classes=10).parameters())
+    11173962
+    """
+    return ResNet(BasicBlock, (2, 2, 2, 2), small_images=True, **options)
+
+
+def resnet34(**options: Any) -> ResNet:
     """ResNet-34: 21,797,672 parameters.
 
     >>> sum(p.numel() for p in resnet34().parameters())
@@ -131,7 +157,7 @@ def resnet34(**options: int) -> ResNet:
     return ResNet(BasicBlock, (3, 4, 6, 3), **options)
 
 
-def resnet50(**options: int) -> ResNet:
+def resnet50(**options: Any) -> ResNet:
     """ResNet-50: 25,557,032 parameters; the paper's main model.
 
     >>> sum(p.numel() for p in resnet50().parameters())
@@ -140,7 +166,7 @@ def resnet50(**options: int) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), **options)
 
 
-def resnet101(**options: int) -> ResNet:
+def resnet101(**options: Any) -> ResNet:
     """ResNet-101: 44,549,160 parameters; the paper's T2c.
 
     >>> sum(p.numel() for p in resnet101().parameters())
@@ -149,7 +175,7 @@ def resnet101(**options: int) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 23, 3), **options)
 
 
-def resnet152(**options: int) -> ResNet:
+def resnet152(**options: Any) -> ResNet:
     """ResNet-152: 60,192,808 parameters.
 
     >>> sum(p.numel() for p in resnet152().parameters())

@@ -65,17 +65,24 @@ def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedu
         start_lr: η, where to start: the rate of the base minibatch.
         epochs: how long; the paper takes 5.
 
+    Where η̂ is no higher than η there is nothing to warm up, and the schedule stays as it is: the paper warms up for
+    minibatches above 256 alone.
+
     >>> schedule = gradual_warmup(step_decay(3.2, [30, 60, 80]), start_lr=0.1, epochs=5)
     >>> schedule(0), round(schedule(2.5), 12), schedule(5)
     (0.1, 1.65, 3.2)
     """
     not_negative("start_lr", start_lr)
     target = schedule(positive("epochs", epochs))
+    if schedule(0.0) <= start_lr:
+        return schedule
     return lambda epoch: start_lr + (target - start_lr) * (epoch / epochs) if epoch < epochs else schedule(epoch)
 
 
 def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedule:
     """η for `epochs` epochs, then a jump to the schedule: worse than none at 8k (T1: 25.88 %, §2.2).
+
+    Where η̂ is no higher than η the schedule stays as it is.
 
     >>> schedule = constant_warmup(step_decay(3.2, [30, 60, 80]), start_lr=0.1, epochs=5)
     >>> schedule(4.99), schedule(5)
@@ -83,6 +90,8 @@ def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Sched
     """
     not_negative("start_lr", start_lr)
     positive("epochs", epochs)
+    if schedule(0.0) <= start_lr:
+        return schedule
     return lambda epoch: start_lr if epoch < epochs else schedule(epoch)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
+from onehour.recipes import RECIPES
 from onehour.study.figures import draw_curve
 from onehour.train.record import Run
 
@@ -57,6 +58,15 @@ def reference_of(name: str) -> Reference | None:
     return Reference(**known) if known else None
 
 
+def _comparable(run: Run) -> Reference | None:
+    """The reference, if the run had the named recipe's task and length: its model, data and epochs."""
+    if run.recipe.name not in RECIPES:
+        return None
+    named = RECIPES[run.recipe.name]()
+    same = all(getattr(run.recipe, name) == getattr(named, name) for name in ("model", "data", "epochs"))
+    return reference_of(run.recipe.name) if same else None
+
+
 def outcome_lines(run: Run) -> Iterator[str]:
     """What `onehour train` says at the end."""
     summary = run.summary
@@ -64,7 +74,7 @@ def outcome_lines(run: Run) -> Iterator[str]:
         yield f"{run.folder} ended as {summary.get('outcome', 'unfinished')}"
         return
     yield f"final error  {run.final_error:.2f} % (median of the last {len(summary['last_errors'])} epochs)"
-    reference = reference_of(run.recipe.name)
+    reference = _comparable(run)
     if reference is not None:
         yield (
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"

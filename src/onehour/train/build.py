@@ -16,10 +16,10 @@ from onehour.data.loader import in_memory, prepared
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
-from onehour.entry import blame, is_entry, resolve
+from onehour.entry import blame, resolve
 from onehour.execution import Execution
-from onehour.models.load import load_model
-from onehour.rules.batchnorm import convert_batchnorm
+from onehour.models.load import brings_weights, load_model
+from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
@@ -29,6 +29,7 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "complete",
+    "effects",
     "pick_device",
     "pick_loaders",
     "pick_share",
@@ -103,7 +104,7 @@ def build_model(
             built = model()
         else:
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
-            if not is_entry(recipe.model):
+            if not brings_weights(recipe.model):
                 initialize(built, zero_gamma=recipe.zero_gamma)
     built = convert_batchnorm(built, recipe.per_worker)
     if recipe.precision == "float64":
@@ -130,6 +131,22 @@ def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> 
         raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
     if recipe.classes is not None and logits.shape[1] < recipe.classes:
         raise ValueError(f"the model has {logits.shape[1]} outputs, the data {recipe.classes} classes")
+
+
+def effects(recipe: Recipe, model: nn.Module) -> str:
+    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay.
+
+    >>> from onehour.models.small import resnet8
+    >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(initialize(resnet8()), 32))
+    'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
+    """
+    ghosts = ghost_layers(model)
+    zeros = sum(layer.weight is not None and not layer.weight.any() for layer in ghosts)
+    decayed, *kept = (len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.weight_decay))
+    return (
+        f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
+        f" weight decay {recipe.weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
+    )
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

@@ -33,15 +33,18 @@ class Console:
             transient=True,
         )
 
-    def start(self, iteration: int, iterations: int, *, processes: int, folder: Any) -> None:
+    def start(self, iteration: int, iterations: int, *, processes: int, folder: Any, rules: str) -> None:
         """Say what runs where."""
         r = self.recipe
         rate = f"rate {r.base_lr:g} → {r.target_lr:g}" if r.warms_up else f"rate {r.target_lr:g}"
         self._say(
             f"{r.name}: minibatch {r.minibatch} = {r.workers.workers} workers × {r.per_worker} on {processes}"
-            f" process{'es' * (processes > 1)}, {rate}, {r.epochs} epochs, {iterations} iterations, seed {r.seed}"
+            f" process{'es' * (processes > 1)}, {rate}, {r.epochs} epoch{'s' * (r.epochs > 1)},"
+            f" {iterations} iterations, seed {r.seed}"
         )
-        self._say(f"{'resumes' if iteration else 'writes'} {folder}" + (f" at iteration {iteration}" * bool(iteration)))
+        where = f" at iteration {iteration}" if iteration else ""
+        self._say(f"{'resumes' if iteration else 'writes'} {folder}{where}")
+        self._say(rules)
         self._progress.start()
         self._task = self._progress.add_task("training", total=iterations, completed=iteration)
 

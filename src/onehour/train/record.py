@@ -98,9 +98,7 @@ class Recorder:
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
-        finished_run(folder, recipe)
-        if not (folder / "recipe.toml").is_file() and folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds other files and no recipe.toml; choose another --out")
+        finished_run(folder, recipe)  # refuses what is not this recipe's
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "recipe.toml", recipe.to_toml())
 
@@ -133,12 +131,14 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     """The run that `folder` holds, if it is of this recipe and has come to its end.
 
     Raises:
-        ValueError: if it is a run of another recipe, with the differences.
+        ValueError: if it is a run of another recipe, with the differences, or holds something else.
 
     >>> finished_run(Path("nowhere"), Recipe()) is None
     True
     """
     if not (folder / "recipe.toml").is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds other files and no recipe.toml; choose another --out")
         return None
     run = Run(folder)
     old, new = run.recipe.as_dict(), recipe.as_dict()
@@ -195,9 +195,13 @@ def _processor() -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -15,7 +15,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.rules.shuffle import SampleStream
-from onehour.train.build import build_model, build_optimizer, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.build import build_model, build_optimizer, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import load_latest, save_checkpoint
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
@@ -83,6 +83,12 @@ def train_run(
             if not out_of_memory(error):
                 raise
             raise ValueError(less_memory(loop.per_pass if loop else 1)) from error
+        except IndexError as error:  # what cross_entropy raises for such a label
+            if "Target" not in str(error):
+                raise
+            raise ValueError(
+                f"a label of the training data lies outside the model's classes ({error}); labels must be 0 … C − 1"
+            ) from error
         finally:
             if loop is not None:
                 loop.close()
@@ -111,6 +117,7 @@ class _Loop:
         self.console = Console(recipe, quiet=not self.first)
         self.timer = StepTimer(group.device)
         self.model = build_model(recipe, data, group.device, model)
+        self.rules = effects(recipe, self.model)  # before a checkpoint is loaded, whose γ are no longer zero
         self.optimizer = build_optimizer(recipe, self.model)
         self.loaders = pick_loaders(execution, data)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
@@ -122,7 +129,7 @@ class _Loop:
     def run(self, stop_asked: Callable[[], bool]) -> None:
         recipe = self.recipe
         start = self._resume()
-        self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder)
+        self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder, rules=self.rules)
         batches = pass_batches(
             self.data.train,
             self.stream,
@@ -237,7 +244,7 @@ class _Loop:
         rate = self.recipe.schedule((done - 1) * self.recipe.minibatch / self.samples)
         raise NonFiniteError(
             f"the loss or a gradient was not finite at iteration {done} (epoch"
-            f" {done * self.recipe.minibatch / self.samples:.2f}, rate {rate:g}); the last finite checkpoint is kept in"
+            f" {done * self.recipe.minibatch / self.samples:.2f}, rate {rate:g}); checkpoints before it are kept in"
             f" {self.folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
         )
 

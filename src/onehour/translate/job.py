@@ -77,6 +77,16 @@ class Job:
         return self.recipe.workers.iterations(self.samples, self.recipe.epochs)
 
     @property
+    def warmup_epochs(self) -> int:
+        """Epochs of warmup; 0 where the rate does not grow.
+
+        >>> from onehour.planner import plan
+        >>> Job.of(plan("digits")).warmup_epochs, Job.of(plan("digits", minibatch=64)).warmup_epochs
+        (0, 5)
+        """
+        return self.recipe.warmup_epochs if self.recipe.warms_up else 0
+
+    @property
     def torchrun(self) -> str:
         """The start of the command that starts the processes, at most 8 a machine.
 

@@ -10,9 +10,9 @@ from fractions import Fraction
 
 from onehour.rules.schedule import parse_milestones
 from onehour.translate.job import Job
-from onehour.translate.limits import comment
+from onehour.translate.limits import Limit, as_comments, comment
 
-__all__ = ["IMPORTS", "common", "heading", "optimizer_call", "rate_body"]
+__all__ = ["optimizer_call", "python", "rate_body"]
 
 OPTIMIZERS = {
     "adam": "Adam",
@@ -24,8 +24,6 @@ OPTIMIZERS = {
 }
 
 IMPORTS = """\
-import math
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -34,9 +32,6 @@ from torch.utils.data import DataLoader, Sampler
 """
 
 GROUPS = '''
-NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
 def parameter_groups(model: nn.Module) -> list[dict]:
     """λ for all parameters but normalisation's, told apart by the type of their module, never by name (§3, §5.1)."""
     kept, decayed = {}, {}
@@ -60,7 +55,6 @@ ZERO_GAMMA = """\
 """
 
 STREAM = '''
-
 class Stream(Sampler):
     """One process's batches: a new permutation of all samples an epoch, cut into full minibatches (§3, Remark 4).
 
@@ -84,11 +78,11 @@ class Stream(Sampler):
 
     @staticmethod
     def permutation(epoch: int) -> torch.Tensor:
-        return torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(SEED * 1_000_003 + epoch))
+        seed = random.Random(f"{SEED} {epoch}").getrandbits(32)  # torch's generator would use no more of it
+        return torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed))
 '''
 
 STATISTICS = '''
-
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
     """The mean over processes of BatchNorm's running statistics; on all processes, before evaluating or saving."""
@@ -100,62 +94,76 @@ def average_statistics(model: nn.Module) -> None:
 '''
 
 
-def heading(job: Job, tool: str, start: str) -> str:
-    """What the file is, and how to start it.
+def python(job: Job, tool: str, *, start: str, imports: str, rest: str, limits: list[Limit], **more: str) -> str:
+    """A whole file: what it is, imports, constants, the shared functions, the tool's own, and what it leaves open.
+
+    Args:
+        start: the command that starts it.
+        imports: the tool's own imports.
+        rest: the tool's own functions.
+        limits: what comes behind the code.
+        more: `standard`, imports from the standard library; `constants` of the tool.
 
     >>> from onehour.planner import plan
-    >>> print(heading(Job.of(plan("digits")), "torch", "python train.py").splitlines()[0])
-    # digits at minibatch 32 for torch: 2 processes × 1 pass × 16 images = 32 an update, 6144 updates.
+    >>> text = python(Job.of(plan("digits")), "torch", start="python train.py", imports="", rest="", limits=[])
+    >>> text.splitlines()[0]
+    '# digits at minibatch 32 for torch: 2 processes × 1 pass × 16 images = 32 an update, 6144 updates. Made by'
     """
     recipe = job.recipe
-    text = (
+    about = (
         f"{recipe.name} at minibatch {recipe.minibatch} for {tool}: {job}. Made by `onehour plan --as`; its rate is"
         " onehour's at every update, to 1e-9. Model, images and their augmentation stay yours."
     )
-    return f"{comment(text)}\n# Start: {start}\n"
+    standard = [*["import math"] * (recipe.decay == "cosine"), "import random", *more.get("standard", "").splitlines()]
+    others = sorted(
+        [*IMPORTS.splitlines(), *imports.splitlines()], key=lambda line: (line.split()[0] != "import", line)
+    )
+    head = [comment(about), f"# Start: {start}", *standard, "", *others]
+    constants = f"{_constants(job)}{more.get('constants', '')}"
+    functions = [_rate(job), GROUPS, _prepare(job), _make_optimizer(job), STREAM, STATISTICS, rest]
+    blocks = ["\n".join(head) + f"\n\n{constants}", *functions, as_comments(tool, limits)]
+    return "\n\n\n".join(block.strip("\n") for block in blocks if block)
 
 
-def common(job: Job) -> str:
-    """Constants, `rate`, `parameter_groups`, `prepare`, `make_optimizer`, `Stream` and `average_statistics`.
-
-    >>> from onehour.planner import plan
-    >>> "SAMPLES, ITERATIONS, SEED = 8192, 6144, 0" in common(Job.of(plan("digits")))
-    True
-    """
+def _constants(job: Job) -> str:
     recipe = job.recipe
-    constants = f"""
+    return f"""\
 PROCESSES, PASSES, BATCH = {job.processes}, {job.passes}, {job.batch}
 MINIBATCH = PROCESSES * PASSES * BATCH  # {recipe.minibatch} images an update
 SAMPLES, ITERATIONS, SEED = {job.samples}, {job.iterations}, {recipe.seed}
 WEIGHT_DECAY = {recipe.weight_decay!r}
+NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # whose parameters do not decay
 BF16 = {recipe.precision == "bf16"}
 """
-    rate = f'''
 
+
+def _rate(job: Job) -> str:
+    return f'''
 def rate(update: int) -> float:
     """The rate of update t = 0, 1 …, a function of the epoch t·kn/N alone (§2.2, §5.1)."""
     epoch = update * MINIBATCH / SAMPLES
 {rate_body(job)}
-
 '''
-    prepare = [
-        "",
-        "",
+
+
+def _prepare(job: Job) -> str:
+    lines = [
         "def prepare(model: nn.Module) -> None:",
         '    """Once, in place, for a model that is to be trained from the start; load a checkpoint after it."""',
-        *ZERO_GAMMA.splitlines() * recipe.zero_gamma,
-        *["    model.to(memory_format=torch.channels_last)"] * recipe.channels_last,
-        *["    model.compile()"] * recipe.compile,
-        "",
+        *ZERO_GAMMA.splitlines() * job.recipe.zero_gamma,
+        *["    model.to(memory_format=torch.channels_last)"] * job.recipe.channels_last,
+        *["    model.compile()"] * job.recipe.compile,
     ]
-    optimizer = f'''
+    return "\n".join(lines)
 
+
+def _make_optimizer(job: Job) -> str:
+    return f'''
 def make_optimizer(model: nn.Module):
     """The optimizer, and the scheduler to step once after each update (not once a pass, nor once an epoch)."""
     optimizer = {optimizer_call(job)}
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)  # its lr is 1.0 · rate(t)
 '''
-    return constants + rate + GROUPS.lstrip("\n") + "\n".join(prepare) + optimizer + STREAM + STATISTICS
 
 
 def rate_body(job: Job) -> str:
@@ -169,8 +177,8 @@ def rate_body(job: Job) -> str:
     """
     recipe, peak = job.recipe, repr(job.recipe.target_lr)
     lines = []
-    if recipe.warms_up:
-        base, epochs = repr(recipe.base_lr), recipe.warmup_epochs
+    if job.warmup_epochs:
+        base, epochs = repr(recipe.base_lr), job.warmup_epochs
         reached = repr(recipe.schedule(float(epochs)))
         gradual = f"{base} + ({reached} - {base}) * (epoch / {epochs})"
         lines += [f"if epoch < {epochs}:", f"    return {gradual if recipe.warmup == 'gradual' else base}"]

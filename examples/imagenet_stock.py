@@ -1,0 +1,110 @@
+"""A stock ImageNet loop, to compare with imagenet_onehour.py.
+
+torchrun --nproc-per-node 8 imagenet_stock.py DIR    (DIR/train/CLASS/*, DIR/val/CLASS/*; needs torchvision)
+python imagenet_stock.py --fake 1024                 (random images and a small network, anywhere)
+"""
+
+import argparse
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", help="ImageNet's folder")
+    parser.add_argument("--fake", type=int, default=0, metavar="N", help="N random images in place of a folder")
+    parser.add_argument("--batch-size", type=int, default=256, help="images a process sees in an iteration")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=90)
+    parser.add_argument("--loaders", type=int, default=8, help="processes that load data, for each process")
+    parser.add_argument("--out", default="", help="file to save the weights in")
+    args = parser.parse_args()
+    if bool(args.folder) == bool(args.fake):
+        parser.error("give a folder, or --fake N")
+    return args
+
+
+def load(args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
+    """Model, training and validation data."""
+    if args.fake:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(args.fake, 3, 32, 32, generator=generator)
+        fake = TensorDataset(images, torch.randint(0, 10, (args.fake,), generator=generator))
+        stem = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*stem, nn.Flatten(), nn.Linear(16, 10)), fake, fake
+    from torchvision import datasets, models, transforms  # pyright: ignore[reportMissingImports]
+
+    tail = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    crop = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *tail])
+    centre = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *tail])
+    train = datasets.ImageFolder(os.path.join(args.folder, "train"), crop)
+    return models.resnet50(), train, datasets.ImageFolder(os.path.join(args.folder, "val"), centre)
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, data: Any, args: argparse.Namespace, rank: int, world: int) -> float:
+    """Top-1 error in percent: every image once, with process 0's BatchNorm statistics, which are those it saves."""
+    net.eval()
+    if world > 1:
+        for buffer in net.buffers():
+            dist.broadcast(buffer, src=0)
+    share = Subset(data, range(rank, len(data), world))
+    device = next(net.parameters()).device
+    wrong = torch.zeros((), device=device)
+    for images, labels in DataLoader(share, args.batch_size, num_workers=args.loaders):
+        wrong += (net(images.to(device)).argmax(1) != labels.to(device)).sum()
+    if world > 1:
+        dist.all_reduce(wrong)
+    return 100 * wrong.item() / len(data)
+
+
+def main() -> None:
+    args = parse()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+
+    net, train, val = load(args)
+    net = net.to(device)
+    model = DistributedDataParallel(net) if world > 1 else net
+    sampler = DistributedSampler(train, num_replicas=world, rank=rank)
+    loader = DataLoader(train, args.batch_size, sampler=sampler, num_workers=args.loaders, pin_memory=cuda)
+    optimizer = torch.optim.SGD(net.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    scheduler = StepLR(optimizer, step_size=30, gamma=0.1)
+
+    for epoch in range(args.epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        total = torch.zeros((), device=device)
+        for images, labels in loader:
+            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            total += loss.detach()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scheduler.step()
+        error = evaluate(net, val, args, rank, world)
+        if rank == 0:
+            rate = scheduler.get_last_lr()[0]
+            loss = total.item() / len(loader)
+            print(f"epoch {epoch + 1}  loss {loss:.4f}  validation error {error:.2f} %  next rate {rate:g}")
+            if args.out:
+                torch.save(net.state_dict(), args.out)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

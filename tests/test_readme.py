@@ -1,0 +1,85 @@
+"""The code in README.md and docs/rules.md runs, and its commands print what it says."""
+
+import ast
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from onehour.cli import _parse, _parser, main
+from onehour.models.small import resnet8
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def run(page: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All python blocks of a page, one after the other in one namespace, in an empty folder."""
+    names = dict(given)
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    return names
+
+
+def test_the_readmes_code_runs_in_the_loop_of_a_user(alone: Path, capsys: pytest.CaptureFixture[str]):
+    dataset = TensorDataset(torch.randn(600, 1, 8, 8), torch.randint(0, 10, (600,)))
+    names = run("README.md", {"model": resnet8(), "dataset": dataset, "rank": 3, "world_size": 16})
+    images, labels = next(iter(names["loader"]))
+    assert images.shape[0] == len(labels) == 32
+    assert names["scheduler"].get_last_lr() == [0.1, 0.1]
+    names["optimizer"].step()
+    names["scheduler"].step()
+    assert names["scheduler"].get_last_lr() == pytest.approx([0.1 + 0.1 * 512 / 600 / 5] * 2, abs=1e-15)
+    assert "3.2 η̂ = η · kn/256 2.1" in capsys.readouterr().out
+    assert (alone / "runs" / "short" / "summary.json").exists()
+
+
+def test_the_adoption_is_five_statements():
+    code = blocks("README.md", "python")[0].split("\n\n")[1]
+    assert len(ast.parse(code).body) == 5
+
+
+def test_each_rules_code_runs(alone: Path):
+    assert run("docs/rules.md", {})
+
+
+def test_what_plan_prints_is_what_the_readme_says(capsys: pytest.CaptureFixture[str]):
+    (block,) = blocks("README.md", "console")
+    command, _, printed = block.partition("\n")
+    program, *arguments = command.removeprefix("$ ").split()
+    assert program == "onehour"
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_every_command_in_the_readme_can_be_parsed():
+    lines = "".join(blocks("README.md", "sh")).splitlines()
+    commands = [
+        line.partition("onehour ")[2].partition("  #")[0].split() for line in lines if " onehour " in f" {line}"
+    ]
+    assert {command[0] for command in commands} >= {"train", "plan", "verify", "evaluate", "export"}
+    for command in commands:
+        assert callable(_parse(_parser(), command).command)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_exists(page: str):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"^make ([a-z-]+)", "".join(blocks(page, "sh")), re.MULTILINE)
+    assert named
+    assert set(named) <= set(targets)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_links_lead_somewhere(page: str):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert target.startswith("https://") or os.path.exists(folder / target), target

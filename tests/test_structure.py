@@ -1,0 +1,172 @@
+"""The rooms of the project: who may import whom, and that every public name can be tried."""
+
+import ast
+import graphlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import onehour
+
+SOURCE = Path(onehour.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
+SHARED = ("config", "entry")  # what a Recipe is, and how anyone's function is found
+
+
+def name_of(path: Path) -> str:
+    """onehour.train.run of src/onehour/train/run.py."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it, by its full name."""
+    package = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def under(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def of_room(room: str) -> list[Path]:
+    return [path for path in FILES if under(name_of(path), f"onehour.{room}")]
+
+
+MAY = {
+    "rules": ("rules",),
+    "models": ("models", "rules", *SHARED),
+    "data": ("data", "rules", *SHARED),
+    "dist": ("dist", "rules", *SHARED),
+    "train": ("train", "models", "data", "dist", "rules", "execution", *SHARED),
+    "study": ("study", "train.record", "recipes", "rules", *SHARED),
+    "translate": ("translate", "planner", "rules", *SHARED),
+    "check": ("check", "rules"),
+    "scale": ("scale", "train.record", "rules", *SHARED),
+}
+
+
+def test_every_room_has_its_rule():
+    assert set(ROOMS) <= set(MAY)
+    assert {"rules", "models", "data", "dist", "train", "study"} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room: str):
+    allowed = [f"onehour.{other}" for other in MAY[room]]
+    for path in of_room(room):
+        ours = {name for name in imports(path) if under(name, "onehour")}
+        # `from onehour.train import record` names its package too, which holds nothing.
+        packages = {allow.rpartition(".")[0] for allow in allowed}
+        wrong = {name for name in ours if not under(name, *allowed) and name not in packages}
+        assert not wrong, f"{path.relative_to(SOURCE)} imports {sorted(wrong)}"
+        assert room == "dist" or not any(under(name, "onehour.cli", "onehour.commands") for name in ours)
+
+
+def test_torch_distributed_is_imported_where_processes_are():
+    for path in FILES:
+        if any(under(name, "torch.distributed") for name in imports(path)):
+            assert under(name_of(path), "onehour.dist", "onehour.check.probe"), path
+
+
+@pytest.mark.parametrize("name", ["minibatch", "schedule", "shuffle", "keys", "checks"])
+def test_rules_that_a_plan_needs_import_no_torch(name: str):
+    found = set(imports(SOURCE / "rules" / f"{name}.py"))
+    assert not any(under(module, "torch") for module in found)
+    assert {module.split(".")[0] for module in found} <= {*sys.stdlib_module_names, "numpy", "onehour"}
+
+
+@pytest.mark.parametrize("name", ["cli", "commands", "config", "entry", "execution", "planner", "recipes"])
+def test_the_command_line_imports_torch_only_where_something_trains(name: str):
+    """At the head of the file; what a function imports is imported when it is called."""
+    tree = ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))
+    heads = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {alias.name for node in heads if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in heads if isinstance(node, ast.ImportFrom)}
+    assert not any(under(module, "torch", "onehour.api", "onehour.train", "onehour.study") for module in modules)
+
+
+def heads(path: Path) -> set[str]:
+    """Our modules that a file imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if under(name, "onehour") and name != "onehour"}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    names = {name_of(path) for path in FILES}
+    graph = {name_of(path): heads(path) & names for path in FILES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises where there is a cycle
+    assert order.index("onehour.rules.checks") < order.index("onehour.config") < order.index("onehour.api")
+
+
+PUBLIC = [name for name in onehour.__all__ if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_has_a_docstring_with_a_runnable_example(name: str):
+    doc = getattr(home(name), name).__doc__ or ""
+    assert len(doc.strip().splitlines()[0]) > 20, f"{name} does not say what it is"
+    assert ">>> " in doc, f"{name} has no example"
+    assert "+SKIP" not in doc, f"{name}'s example does not run"
+
+
+def home(name: str) -> ModuleType:
+    return importlib.import_module(f"onehour.{onehour._HOME_OF[name]}")
+
+
+def test_all_is_sorted_and_resolves():
+    assert onehour.__all__ == sorted(set(onehour.__all__))
+    assert dir(onehour) == onehour.__all__
+    for name in PUBLIC:
+        assert callable(getattr(home(name), name))
+        assert name in home(name).__all__
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        _ = onehour.trian  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen: dict[str, str] = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name  # a re-export
+            seen[alias.name] = str(node.module).removeprefix("onehour.")
+    assert seen == onehour._HOME_OF
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Minibatch", "linear_scaling", "sqrt_scaling", "step_decay", "cosine_decay", "gradual_warmup"),
+        *("constant_warmup", "parameter_groups", "momentum_form", "correct_momentum", "SampleStream"),
+        *("GhostBatchNorm2d", "convert_batchnorm", "accumulate", "initialize", "global_mean", "plan", "train"),
+    ],
+)
+def test_names_that_users_were_promised_are_there(name: str):
+    assert name in onehour.__all__
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_is_one_room(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 350
+    assert ast.get_docstring(ast.parse(text))
