@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,8 +117,14 @@ def tabulate(plans: list[Plan]) -> str:
         head = [tuple(columns)]
         rows = [tuple(_shown(p[column].value) for column in columns) for p in plans]
     table = head + rows
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
+    padded = ("  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _width(cell: str) -> int:
+    """Columns on a terminal: the hat of η̂ takes none of its own."""
+    return sum(not unicodedata.combining(character) for character in cell)
 
 
 def _shown(value: Any) -> str:

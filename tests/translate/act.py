@@ -158,5 +158,4 @@ if __name__ == "__main__":
     acted, seen = act(tool, execute(Path(translation).read_text(encoding="utf-8")), Path(result).parent)
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save({"state": acted.state_dict(), "rates": seen}, result)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    os._exit(0)  # Gloo's threads abort some interpreters as they end

@@ -1,0 +1,119 @@
+"""The canonical sum against the engine's all-reduce, 1 to 200 MB, on 2 and 4 processes of this machine (Gloo).
+
+    python benchmarks/reduce.py [--rounds 15]
+
+Both run in the same processes, in turn; a ratio is canonical / all-reduce, medians over the rounds. That is the
+reduction alone. The fast mode hides most of its own behind the backward pass, the canonical mode does not yet: `steps`
+has what a whole step of digits at 16 workers costs in both modes, overlap included. Writes results/reduce.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from onehour.dist.canonical import canonical_sum
+from onehour.dist.group import Group, joined
+from onehour.recipes import digits
+from onehour.train.verify import trace
+from results import write
+
+MEGABYTES = (1, 10, 100, 200)
+STEPS = 30
+
+
+def child(rounds: int) -> None:
+    """One process's part; process 0 prints JSON."""
+    torch.set_num_threads(1)
+    with joined("cpu") as group, tempfile.TemporaryDirectory() as folder:
+        rows = [compare(megabytes, rounds, group) for megabytes in MEGABYTES]
+        trace(digits(minibatch=256), steps=STEPS, group=group, folder=Path(folder))
+        if group.rank == 0:
+            seconds = {
+                mode: json.loads((Path(folder) / f"p{group.size}-{mode}-float32.json").read_text())["seconds_a_step"]
+                for mode in ("fast", "canonical")
+            }
+            step = {"processes": group.size, "seconds": seconds, "ratio": seconds["canonical"] / seconds["fast"]}
+            print(json.dumps({"rows": rows, "step": step}))
+
+
+def compare(megabytes: int, rounds: int, group: Group) -> dict[str, Any]:
+    """Both sums of one vector, in turn."""
+    vector = torch.randn(megabytes * 2**20 // 4)
+    rounds = max(3, rounds // (1 + megabytes // 50))
+    times: dict[str, list[float]] = {"all_reduce": [], "canonical": []}
+    for _ in range(rounds + 1):
+        times["all_reduce"].append(timed(lambda: dist.all_reduce(vector)))
+        times["canonical"].append(timed(lambda: canonical_sum(vector, group)))
+        vector.div_(group.size)
+    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+    return {
+        "processes": group.size,
+        "megabytes": megabytes,
+        "rounds": rounds,
+        "all_reduce_ms": round(1e3 * medians["all_reduce"], 2),
+        "canonical_ms": round(1e3 * medians["canonical"], 2),
+        "ratio": round(medians["canonical"] / medians["all_reduce"], 3),
+    }
+
+
+def timed(action: Callable[[], Any]) -> float:
+    """Seconds from a common start."""
+    dist.barrier()
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def measure(processes: int, rounds: int) -> dict[str, Any]:
+    """The measurements on p fresh processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--child", "--rounds", str(rounds)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    outputs = [process.communicate()[0] for process in started]
+    assert all(process.returncode == 0 for process in started)
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def main() -> None:
+    """Measure on 2 and 4 processes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--child", action="store_true")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    if options.child:
+        return child(options.rounds)
+    found = [measure(processes, options.rounds) for processes in (2, 4)]
+    for result in found:
+        for row in result["rows"]:
+            print(json.dumps(row))
+        print(json.dumps(result["step"]))
+    write("reduce", {"rows": [row for result in found for row in result["rows"]], "steps": [r["step"] for r in found]})
+    return None
+
+
+if __name__ == "__main__":
+    main()
