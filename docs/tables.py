@@ -10,11 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
+from onehour.models.load import load_model
+from onehour.rules.batchnorm import convert_batchnorm
+from onehour.rules.initialize import initialize
 from onehour.study.outcome import reference_of
+from onehour.train.build import effects
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,6 +62,7 @@ def outcome(results: dict[str, Any]) -> str:
             f" rate {r.base_lr:g} → {r.target_lr:g}, {r.epochs} epochs,"
             f" {r.workers.iterations(r.samples, r.epochs)} iterations, seed {r.seed}",
             f"writes {folder}",
+            effects(r, convert_batchnorm(initialize(load_model(r.model, channels=1, classes=10)), r.per_worker)),
             "…",
             f"final error  {run['final_error']:.2f} % (median of the last 5 epochs)",
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"
@@ -70,7 +76,24 @@ def outcome(results: dict[str, Any]) -> str:
     )
 
 
-def trainer(results: dict[str, Any]) -> str:
+def reduce(results: dict[str, Any]) -> str:
+    """What the canonical sum costs."""
+    rows = [
+        (
+            str(row["processes"]),
+            str(row["megabytes"]),
+            f"{row['all_reduce_ms']:.1f}",
+            f"{row['canonical_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in results["rows"]
+    ]
+    head = ("processes", "MB", "all-reduce, ms", "canonical, ms", "canonical / all-reduce")
+    steps = "; ".join(f"{step['ratio']:.2f}× on {step['processes']} processes" for step in results["steps"])
+    return f"{_table(head, rows)}\n\nA whole step of digits, overlap included: {steps}.\n\n{_source('reduce', results)}"
+
+
+def trainer(results: dict[str, Any], name: str = "trainer") -> str:
     """Speed against a bare loop."""
     rows = [
         (
@@ -82,13 +105,15 @@ def trainer(results: dict[str, Any]) -> str:
         for row in results["rows"]
     ]
     head = ("case", "processes", "threads each", "speed by CPU time", "speed by wall time", "peak memory")
-    return f"{_table(head, rows)}\n\n{_source('trainer', results)}"
+    return f"{_table(head, rows)}\n\n{_source(name, results)}"
 
 
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "digits": ("digits", digits),
     "outcome": ("digits", outcome),
+    "reduce": ("reduce", reduce),
     "trainer": ("trainer", trainer),
+    "trainer_resnet50": ("trainer_resnet50", partial(trainer, name="trainer_resnet50")),
 }
 """For each name: the results' file, and what is made of it."""
 
@@ -107,7 +132,7 @@ def _block(name: str) -> str:
     stem, make = BLOCKS[name]
     path = RESULTS / f"{stem}.json"
     if not path.exists():
-        return f"_Not measured yet: `python benchmarks/{stem}.py`._"
+        return f"_Not measured yet: `python benchmarks/{stem.partition('_')[0]}.py`._"
     return make(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -30,15 +30,13 @@ class Wires:
         self.size = size
         self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
         self.local = threading.local()
-        self.isend, self.irecv = "isend", "irecv"
 
-    def P2POp(self, kind: str, tensor: Tensor, partner: int) -> tuple[str, Tensor, int]:  # noqa: N802
-        return kind, tensor, partner
+    def isend(self, tensor: Tensor, dst: int, tag: int) -> Any:
+        self.send(tensor, dst)
+        return SimpleNamespace(wait=lambda: None)
 
-    def batch_isend_irecv(self, operations: list[tuple[str, Tensor, int]]) -> list[Any]:
-        for kind, tensor, partner in operations:
-            (self.send if kind == "isend" else self.recv)(tensor, partner)
-        return [SimpleNamespace(wait=lambda: None)]
+    def irecv(self, tensor: Tensor, src: int, tag: int) -> Any:
+        return SimpleNamespace(wait=lambda: self.recv(tensor, src))
 
     def send(self, tensor: Tensor, dst: int) -> None:
         self.queues[self.local.rank, dst].put(tensor.clone())
@@ -106,6 +104,13 @@ def test_the_bits_are_those_of_the_tree_for_every_number_of_processes(workers: i
     for processes in range(1, min(8, workers) + 1):
         for total, _ in on_threads(monkeypatch, processes, lambda group: reduce(group, leaves)):
             assert torch.equal(total, expected)
+
+
+def test_vectors_of_several_parts_are_added_whole(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(canonical, "PART", 5)
+    leaves = values(8)
+    for total, _ in on_threads(monkeypatch, 4, lambda group: reduce(group, leaves)):
+        assert torch.equal(total, tree_sum(leaves))
 
 
 def test_adding_in_turn_gives_other_bits():

@@ -7,7 +7,7 @@ broadcast: the same bits for more bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from onehour.dist.group import Group
 from onehour.rules.aggregate import halve, merges_after
 
 __all__ = ["CanonicalReducer", "canonical_sum"]
+
+PART = 2**20
+"""Elements that travel together: large enough for the wire, small enough that adding hides behind the next."""
 
 
 class CanonicalReducer:
@@ -50,6 +53,10 @@ class CanonicalReducer:
         self._partial: list[Tensor] = []
         self._taken = 0
         self.bytes_sent = 0
+        length = self._gradients + tail
+        self._padding = -length % group.size  # so that halves are whole without a copy
+        halves = (length + self._padding) // 2 if group.size > 1 else 0
+        self._scratch = self.tail.new_empty(halves)
 
     def zero(self) -> None:
         """Begin an iteration.
@@ -80,10 +87,10 @@ class CanonicalReducer:
         >>> reducer = CanonicalReducer([nn.Parameter(torch.ones(2))], tail=0, group=Group(), share=range(1))
         >>> reducer.zero(); reducer.take()
         """
-        vector = self.tail.new_empty(self._gradients + len(self.tail))
+        vector = self.tail.new_zeros(self._gradients + len(self.tail) + self._padding)
         for p, part in zip(self.parameters, self._parts(vector), strict=True):
             part.zero_() if p.grad is None else part.copy_(p.grad)
-        vector[self._gradients :] = self.tail
+        vector[self._gradients :][: len(self.tail)] = self.tail
         self._partial.append(vector)
         for _ in range(self._merges[self._taken]):
             right = self._partial.pop()
@@ -98,10 +105,10 @@ class CanonicalReducer:
         >>> reducer.zero(); reducer.take(); reducer.finish()
         """
         (vector,) = self._partial
-        vector, sent = canonical_sum(vector, self.group)
+        vector, sent = canonical_sum(vector, self.group, self._scratch)
         self.bytes_sent += sent
         self._partial = [vector]
-        self.tail.copy_(vector[self._gradients :])
+        self.tail.copy_(vector[self._gradients :][: len(self.tail)])
         for p, part in zip(self.parameters, self._parts(vector), strict=True):
             p.grad = part
 
@@ -130,10 +137,14 @@ class CanonicalReducer:
             p.grad = None
 
 
-def canonical_sum(vector: Tensor, group: Group) -> tuple[Tensor, int]:
+def canonical_sum(vector: Tensor, group: Group, scratch: Tensor | None = None) -> tuple[Tensor, int]:
     """Σ over the processes along the tree that halves [0, p), and how many bytes this process sent.
 
     At powers of two each process sends 2·(p − 1)/p·b bytes for a vector of b (padded to a multiple of p).
+
+    Args:
+        vector: overwritten.
+        scratch: room for half of it, where the caller keeps some.
 
     >>> canonical_sum(torch.ones(2), Group())
     (tensor([1., 1.]), 0)
@@ -141,40 +152,61 @@ def canonical_sum(vector: Tensor, group: Group) -> tuple[Tensor, int]:
     if group.size == 1:
         return vector, 0
     if group.size & (group.size - 1) == 0:
-        return _halving_doubling(vector, group)
+        return _halving_doubling(vector, group, scratch)
     sent = _along_the_tree(vector, range(group.size), group)
     dist.broadcast(vector, src=0)
     return vector, sent
 
 
-def _halving_doubling(vector: Tensor, group: Group) -> tuple[Tensor, int]:
+def _halving_doubling(vector: Tensor, group: Group, scratch: Tensor | None) -> tuple[Tensor, int]:
     """Halve the span and double the distance while adding, then the way back while gathering.
 
     Neighbours add first, so each element's sum follows the tree over the processes; IEEE addition commutes, so it does
     not matter which partner adds.
     """
     rank, size, length = group.rank, group.size, len(vector)
-    padded = torch.nn.functional.pad(vector, (0, -length % size))
-    span, spans, sent, distance = range(len(padded)), [], 0, 1
+    if length % size:
+        vector = torch.nn.functional.pad(vector, (0, -length % size))
+    if scratch is None:
+        scratch = vector.new_empty(len(vector) // 2)
+    span, spans, sent, distance = range(len(vector)), [], 0, 1
     while distance < size:
         first, second = halve(span)
         keep, give = (first, second) if rank & distance == 0 else (second, first)
-        received = torch.empty_like(padded[keep.start : keep.stop])
-        sent += _exchange(padded[give.start : give.stop], received, rank ^ distance)
-        padded[keep.start : keep.stop] += received
+        mine, received = vector[keep.start : keep.stop], scratch[: len(keep)]
+        for part in _exchange(vector[give.start : give.stop], received, rank ^ distance):
+            mine[part].add_(received[part])
+        sent += mine.nbytes
         spans.append((keep, give))
         span, distance = keep, distance * 2
     for keep, give in reversed(spans):
         distance //= 2
-        sent += _exchange(padded[keep.start : keep.stop], padded[give.start : give.stop], rank ^ distance)
-    return padded[:length], sent
+        mine = vector[keep.start : keep.stop]
+        for _ in _exchange(mine, vector[give.start : give.stop], rank ^ distance):
+            pass
+        sent += mine.nbytes
+    return vector[:length], sent
 
 
-def _exchange(outgoing: Tensor, incoming: Tensor, partner: int) -> int:
-    operations = [dist.P2POp(dist.isend, outgoing, partner), dist.P2POp(dist.irecv, incoming, partner)]
-    for work in dist.batch_isend_irecv(operations):
+def _exchange(outgoing: Tensor, incoming: Tensor, partner: int) -> Iterator[slice]:
+    """Send and receive at once, in parts, and say which part has come: it is added while the next one travels."""
+    parts = [slice(start, start + PART) for start in range(0, len(incoming), PART)]
+    if outgoing.is_cuda:  # NCCL must be told of both directions together
+        pairs = [(dist.isend, outgoing), (dist.irecv, incoming)]
+        operations = [dist.P2POp(kind, tensor[part], partner) for part in parts for kind, tensor in pairs]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        yield slice(None)
+        return
+    receives = [dist.irecv(incoming[part], partner, tag=tag) for tag, part in enumerate(parts)]
+    sends = [dist.isend(outgoing[part], partner, tag=tag) for tag, part in enumerate(parts)]
+    for part, work in zip(parts, receives, strict=True):
+        assert work is not None
         work.wait()
-    return outgoing.nbytes
+        yield part
+    for work in sends:
+        assert work is not None
+        work.wait()
 
 
 def _along_the_tree(vector: Tensor, hosts: range, group: Group) -> int:
