@@ -29,11 +29,12 @@ from bare_loop import train as bare
 from onehour.models.load import MODELS
 from results import write
 
+# per_worker None: one worker a process, so that both sides pass the same images at once.
 CASES: dict[str, dict[str, Any]] = {
     "digits-512": {"model": "resnet8", "minibatch": 512, "per_worker": 16, "epochs": 12, "shape": (8192, 1, 8)},
     "digits-32": {"model": "resnet8", "minibatch": 32, "per_worker": 16, "epochs": 2, "shape": (8192, 1, 8)},
-    "resnet50": {"model": "resnet50", "minibatch": 8, "per_worker": 4, "epochs": 1, "shape": (48, 3, 224)},
-    "resnet50-bf16": {"model": "resnet50", "minibatch": 8, "per_worker": 4, "epochs": 1, "shape": (48, 3, 224)},
+    "resnet50": {"model": "resnet50", "minibatch": 8, "per_worker": None, "epochs": 1, "shape": (40, 3, 224)},
+    "resnet50-bf16": {"model": "resnet50", "minibatch": 8, "per_worker": None, "epochs": 1, "shape": (40, 3, 224)},
 }
 
 
@@ -69,7 +70,7 @@ def ours(setting: dict[str, Any], train: TensorDataset, iterations: int, bf16: b
                 name="bench",
                 model=setting["model"],
                 minibatch=setting["minibatch"],
-                per_worker=setting["per_worker"],
+                per_worker=setting["per_worker"] or setting["minibatch"] // int(os.environ.get("WORLD_SIZE", "1")),
                 base_lr=0.01,
                 base_minibatch=setting["minibatch"],
                 epochs=setting["epochs"] + 1,

@@ -1,5 +1,6 @@
 """A model by name or by package.module:function."""
 
+import sys
 from types import ModuleType
 
 import pytest
@@ -41,3 +42,10 @@ def test_a_model_that_cannot_be_found_or_made_is_one_message(tiny: ModuleType, s
 def test_a_named_model_must_know_the_classes():
     with pytest.raises(ValueError, match="must know how many classes the data has; give --classes"):
         load_model("resnet50", channels=3, classes=None)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_is_not_installed_is_named_with_the_command(library: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ValueError, match=r"needs a package: pip install 'onehour\[vision\]'"):
+        load_model(f"{library}:resnet50", channels=3, classes=10)

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from onehour.api import train
+from onehour.train.determinism import build_of
 from onehour.train.record import Run
 from onehour.train.run import StoppedError
 
@@ -189,3 +190,18 @@ def test_where_it_runs_may_change_between_two_halves(tiny: ModuleType, stopped: 
     run = train(recipe, out=tmp_path / "run", workers_per_pass=2, save_every=1)
     assert [record["top1_error"] for record in run.metrics] == [record["top1_error"] for record in whole.metrics]
     assert run.metrics[-1]["val_loss"] == pytest.approx(whole.metrics[-1]["val_loss"], abs=1e-12)
+
+
+def test_another_build_is_named_when_a_canonical_run_goes_on(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Its bits are promised for one build alone; never silently."""
+    recipe = tiny.recipe(reduce="canonical")
+    with pytest.raises(StoppedError):
+        train(recipe, out=tmp_path / "run", stop_asked=after(3))
+    monkeypatch.setattr("onehour.train.run.build_of", lambda device: {**build_of(device), "torch": "9.9"})
+    capsys.readouterr()
+    train(recipe, out=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "warning: the bits may differ" in said
+    assert "→ 9.9" in said
