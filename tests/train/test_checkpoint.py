@@ -105,3 +105,17 @@ def test_a_digest_knows_no_order_and_no_layout():
     a, b = torch.randn(2, 3, 4, 5), torch.tensor(7)
     swapped = {"b": b, "a": a.contiguous(memory_format=torch.channels_last)}
     assert digest_of({"a": a, "b": b}) == digest_of(swapped)
+
+
+def test_tied_weights_are_saved_under_both_names(tmp_path: Path):
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    save_checkpoint(tmp_path, model, optimizer, {"iteration": 1, "totals": [0.0, 0.0]})
+    state = model_state(model)
+    with torch.no_grad():
+        first.weight.zero_()
+    assert load_latest(tmp_path, model, optimizer, Group()) == {"iteration": 1, "totals": [0.0, 0.0]}
+    assert torch.equal(first.weight, state["1.weight"])
+    assert float(first.weight.detach().abs().sum()) > 0

@@ -35,24 +35,32 @@ KEPT = 2
 FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
-def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers by torch's names, as tensors of their own in CPU memory.
+def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
+    """Weights and buffers by torch's names, in CPU memory.
+
+    Args:
+        copy: False shares the model's own memory where it can: for a reader that is done before the next step.
 
     >>> list(model_state(nn.Linear(2, 1)))
     ['weight', 'bias']
     """
-    return {name: _own(tensor) for name, tensor in model.state_dict().items()}
+    state, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        # Tied weights: safetensors wants each name to have memory of its own.
+        state[name] = _on_host(tensor, copy=copy or tensor.data_ptr() in seen)
+        seen.add(tensor.data_ptr())
+    return state
 
 
-def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Velocity and whatever else the optimizer keeps, by parameter/key.
+def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
+    """Velocity and whatever else the optimizer keeps, by parameter/key; `copy` as for `model_state`.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer_state(torch.optim.SGD(model.parameters(), lr=0.1), model)
     {}
     """
     return {
-        f"{name}/{key}": _own(value) if torch.is_tensor(value) else torch.tensor(value)
+        f"{name}/{key}": _on_host(value, copy=copy) if torch.is_tensor(value) else torch.tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
         if value is not None
@@ -82,20 +90,21 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, progre
     Returns:
         Its folder.
     """
-    contents = (
-        save(model_state(model)),
-        save(optimizer_state(optimizer, model)),
-        json.dumps(progress, indent=2).encode(),
-    )
     parent = folder / CHECKPOINTS
     final = parent / f"iteration-{progress['iteration']:09d}"
     writing = parent / f".writing-{final.name}"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     manifest = {}
-    for name, content in zip(FILES, contents, strict=True):
-        _write(writing / name, content)
-        manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    # One after the other, so that no more than one file's bytes are held beside the tensors.
+    for name, content in (
+        (FILES[0], lambda: save(model_state(model, copy=False))),
+        (FILES[1], lambda: save(optimizer_state(optimizer, model, copy=False))),
+        (FILES[2], lambda: json.dumps(progress, indent=2).encode()),
+    ):
+        written = content()
+        _write(writing / name, written)
+        manifest[name] = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
     _write(writing / "manifest.json", json.dumps(manifest, indent=2).encode())
     _sync_folder(writing)
     if final.exists():  # the same iteration again, after a resume: the same bytes
@@ -173,8 +182,10 @@ def _load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Ten
             optimizer.state[parameter][part] = value
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _on_host(tensor: Tensor, *, copy: bool) -> Tensor:
+    tensor = tensor.detach()
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes  # a view: safetensors would write all of its memory
+    return tensor.to("cpu", copy=copy or shares).contiguous()
 
 
 def _write(path: Path, content: bytes) -> None:

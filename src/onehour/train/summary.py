@@ -36,7 +36,7 @@ def summarise(folder: Path, recipe: Recipe, model: nn.Module, optimizer: Optimiz
     seconds = sum(line["seconds"] for line in timing)
     steps = np.array([step for line in timing for step in line["steps_ms"]]).reshape(-1, len(PARTS))
     mean_ms = dict(zip(PARTS, steps.mean(0).tolist() if len(steps) else [0.0] * len(PARTS), strict=True))
-    weights, velocity = model_state(model), optimizer_state(optimizer, model)
+    weights, velocity = model_state(model, copy=False), optimizer_state(optimizer, model, copy=False)
     return {
         "outcome": outcome,
         "recipe": recipe.name,

@@ -71,7 +71,8 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
         if group.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-        state = model_state(model) | {f"velocity/{k}": v for k, v in optimizer_state(optimizer, model).items()}
+        velocity = optimizer_state(optimizer, model)
+        state = model_state(model) | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
         if group.rank == 0:
             history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
     step.close()
