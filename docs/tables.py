@@ -144,8 +144,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _source(stem: str, results: dict[str, Any]) -> str:
     p = results["provenance"]
     device = p["gpu"] or f"{p['processor']}, {p['cores']} cores"
+    script = stem.partition("_")[0]
     return (
-        f"`benchmarks/results/{stem}.json`, by `benchmarks/{stem}.py`: {p['date']}, commit {p['commit'][:7]},"
+        f"`benchmarks/results/{stem}.json`, by `benchmarks/{script}.py`: {p['date']}, commit {p['commit'][:7]},"
         f" torch {p['torch']}, {device}."
     )
 
