@@ -68,7 +68,7 @@ def test_a_crash_while_writing_leaves_the_one_before(tiny: ModuleType, tmp_path:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("onehour.train.checkpoint._write", "pathlib.Path.rename"):
+    for name in ("onehour.train.checkpoint.write_tensors", "pathlib.Path.rename"):
         with monkeypatch.context() as patched:
             patched.setattr(name, full)
             with pytest.raises(OSError, match="No space left"):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.dist.group import Group
+from onehour.train.tensorfile import write_bytes, write_tensors
 
 __all__ = [
     "CHECKPOINTS",
@@ -95,17 +96,13 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, progre
     writing = parent / f".writing-{final.name}"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    manifest = {}
-    # One after the other, so that no more than one file's bytes are held beside the tensors.
-    for name, content in (
-        (FILES[0], lambda: save(model_state(model, copy=False))),
-        (FILES[1], lambda: save(optimizer_state(optimizer, model, copy=False))),
-        (FILES[2], lambda: json.dumps(progress, indent=2).encode()),
-    ):
-        written = content()
-        _write(writing / name, written)
-        manifest[name] = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
-    _write(writing / "manifest.json", json.dumps(manifest, indent=2).encode())
+    model_file, optimizer_file, progress_file = FILES
+    manifest = {
+        model_file: write_tensors(writing / model_file, model_state(model, copy=False)),
+        optimizer_file: write_tensors(writing / optimizer_file, optimizer_state(optimizer, model, copy=False)),
+        progress_file: write_bytes(writing / progress_file, json.dumps(progress, indent=2).encode()),
+    }
+    write_bytes(writing / "manifest.json", json.dumps(manifest, indent=2).encode())
     _sync_folder(writing)
     if final.exists():  # the same iteration again, after a resume: the same bytes
         shutil.rmtree(final)
@@ -186,13 +183,6 @@ def _on_host(tensor: Tensor, *, copy: bool) -> Tensor:
     tensor = tensor.detach()
     shares = tensor.untyped_storage().nbytes() != tensor.nbytes  # a view: safetensors would write all of its memory
     return tensor.to("cpu", copy=copy or shares).contiguous()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
