@@ -340,3 +340,15 @@ def test_what_is_wrong_in_a_started_process_is_said_once(
     assert said.count("was not finite") == 1
     assert "Traceback" not in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_one_of_several_processes_leaves_without_the_interpreters_shutdown(launched: bool):
+    """Gloo's threads now and then abort it ("terminate called without an active exception")."""
+    code = "import atexit, sys; atexit.register(print, 'shut down'); sys.argv[1:] = ['plan', 'digits']"
+    code += "; from onehour.__main__ import run; run()"
+    environment = os.environ | ({"RANK": "0", "WORLD_SIZE": "1"} if launched else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "target_lr" in done.stdout
+    assert ("shut down" in done.stdout) != launched

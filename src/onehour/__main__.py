@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
 from onehour.cli import main
+from onehour.dist.launch import is_launched
+
+__all__ = ["run"]
+
+
+def run() -> NoReturn:
+    """Run the command and leave with its code.
+
+    One of several processes leaves at once when it is done: Gloo's threads now and then abort an interpreter that
+    shuts down in the usual way, and the whole run would then count as failed.
+    """
+    code = main()
+    if not is_launched():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
