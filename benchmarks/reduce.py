@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +25,7 @@ from onehour.dist.canonical import canonical_sum
 from onehour.dist.group import Group, joined
 from onehour.recipes import digits
 from onehour.train.verify import trace
+from processes import measured
 from results import write
 
 MEGABYTES = (1, 10, 100, 200)
@@ -79,26 +76,6 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def measure(processes: int, rounds: int) -> dict[str, Any]:
-    """The measurements on p fresh processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--child", "--rounds", str(rounds)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    outputs = [process.communicate()[0] for process in started]
-    assert all(process.returncode == 0 for process in started)
-    return json.loads(outputs[0].splitlines()[-1])
-
-
 def main() -> None:
     """Measure on 2 and 4 processes."""
     parser = argparse.ArgumentParser()
@@ -107,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return child(options.rounds)
-    found = [measure(processes, options.rounds) for processes in (2, 4)]
+    arguments = ("--child", "--rounds", str(options.rounds))
+    found = [measured(__file__, *arguments, processes=processes, threads=1) for processes in (2, 4)]
     for result in found:
         for row in result["rows"]:
             print(json.dumps(row))

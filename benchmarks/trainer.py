@@ -13,9 +13,7 @@ import argparse
 import json
 import os
 import resource
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch.utils.data import TensorDataset
 import onehour
 from bare_loop import train as bare
 from onehour.models.load import MODELS
+from processes import measured
 from results import write
 
 # per_worker None: one worker a process, so that both sides pass the same images at once.
@@ -88,26 +87,9 @@ def ours(setting: dict[str, Any], train: TensorDataset, iterations: int, bf16: b
 
 def measure(case: str, side: str, processes: int, threads: int) -> dict[str, Any]:
     """One measurement in fresh processes; process 0's numbers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, __file__, "--child", case, side, str(threads)]
+    arguments = ("--child", case, side, str(threads))
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BENCH_OUT": folder}
-        if processes > 1:
-            environment |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        started = [
-            subprocess.Popen(
-                command,
-                env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(processes)
-        ]
-        outputs = [process.communicate()[0] for process in started]
-    assert all(process.returncode == 0 for process in started)
-    return json.loads(outputs[0].splitlines()[-1])
+        return measured(__file__, *arguments, processes=processes, threads=threads, BENCH_OUT=folder)
 
 
 def compare(case: str, processes: int, threads: int, rounds: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def job(recipe: Recipe | str, processes: int | None = None, **changes: Any) -> J
 def test_an_epoch_has_as_many_updates_as_the_loader_makes(small, samples: int, minibatch: int, processes: int):
     made = job(small(samples=samples, minibatch=minibatch), processes)
     sampler = DistributedSampler(range(samples), num_replicas=processes, rank=0)  # type: ignore[arg-type]
-    loader = DataLoader(range(samples), batch_size=made.batch, sampler=sampler, drop_last=True)  # type: ignore
+    loader = DataLoader(range(samples), batch_size=made.batch, sampler=sampler, drop_last=True)  # type: ignore[arg-type]
     assert updates_per_epoch(made) == math.ceil(len(loader) / made.passes)
 
 
