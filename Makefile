@@ -4,16 +4,29 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all lint setup clean
+.PHONY: train test test-all test-browser faults figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes
 	$(BIN)/onehour train digits --minibatch 256 --processes 2 --fresh
 
 test: lint  ## what CI runs
-	$(TEST) -m "not slow and not gpu"
+	$(TEST) -m "not slow and not gpu and not browser"
 
 test-all: lint  ## every test, those that take long too; GPU tests where there is one
-	$(TEST)
+	$(TEST) -m "not browser"
+
+test-browser: $(READY)  ## a report in headless Chromium, which is installed where it is missing
+	@{ command -v chromium && command -v chromedriver; } > /dev/null \
+	  || { test "$$(id -u)" = 0 && apt-get update -q && apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
+	  || { echo "needs Chromium and its driver; as root: apt-get install chromium chromium-driver"; exit 2; }
+	$(BIN)/python -m pytest -m browser tests/browser
+
+faults: $(READY)  ## kill runs at random and compare with undisturbed ones (two hours; resumable)
+	$(BIN)/python tests/faults/kills.py
+
+figure: $(READY)  ## the digits' figure anew: error against minibatch, arms, pitfalls (half an hour; resumable)
+	$(BIN)/python benchmarks/digits_figure.py
+	$(BIN)/python docs/tables.py
 
 lint: $(READY)
 	$(BIN)/ruff check

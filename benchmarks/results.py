@@ -53,5 +53,5 @@ def write(name: str, content: dict[str, Any]) -> Path:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=True
+        ["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent.parent, check=True
     ).stdout.strip()

@@ -108,9 +108,75 @@ def trainer(results: dict[str, Any], name: str = "trainer") -> str:
     return f"{_table(head, rows)}\n\n{_source(name, results)}"
 
 
+def figure(results: dict[str, Any], group: str) -> str:
+    """A group of the digits' figure: what each entry costs, and the verdict."""
+    rows = [
+        (
+            str(row["minibatch"]) if group == "minibatch" else row["name"],
+            _mean(row),
+            "" if row["state"] == "reference" else f"{row['difference']:+.2f}",
+            row["verdict"] or "the reference",
+        )
+        for row in results["entries"]
+        if row["group"] == group
+    ]
+    head = ("minibatch" if group == "minibatch" else "the recipe with", "error %, mean ± std", "points", "verdict")
+    return _table(head, rows) + (f"\n\n{_source('digits_figure', results)}" if group == "minibatch" else "")
+
+
+def figure_n(results: dict[str, Any]) -> str:
+    """Error against BatchNorm's n, with the recipe's own n among them."""
+    shown = {row["minibatch"] for row in results["entries"] if row["group"] == "n"}
+    own = Recipe.from_dict({"name": "digits"} | results["recipe"]).per_worker
+    rows = {
+        own if row["group"] == "minibatch" else int(row["arm"].partition("=")[2]): row
+        for row in results["entries"]
+        if row["group"] == "n" or (row["group"] == "minibatch" and row["minibatch"] in shown)
+    }
+    lines = [(str(n), _mean(row), str(row["n"])) for n, row in sorted(rows.items())]
+    return _table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), lines)
+
+
+def figure_claims(results: dict[str, Any]) -> str:
+    """What is promised of the figure, and whether it shows it."""
+    rows = [
+        (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['points']:+.2f}", "yes" if row["holds"] else "NO")
+        for row in results["claims"]
+    ]
+    return _table(("claim", "points", "measured", "holds"), rows)
+
+
+def power(results: dict[str, Any]) -> str:
+    """How often a true difference of a quarter point is said to hold."""
+    rows = [
+        (f"{row['std']:g}", str(row["seeds"]), f"{100 * row['holds']['share']:.0f} %")
+        for row in results["power"]
+        if row["difference"] == 0.25
+    ]
+    return f"{_table(('std of the errors', 'seeds', 'it is said to hold'), rows)}\n\n{_source('verdicts', results)}"
+
+
+def sweep(results: dict[str, Any]) -> str:
+    """Seeds as one network beside one by one."""
+    rows = [
+        (str(row["minibatch"]), str(row["seeds"]), f"{row['ratio']:.2f}", str(len(row["pairs"])))
+        for row in results["table"]
+    ]
+    head = ("minibatch", "seeds at once", "times as fast, by CPU time", "pairs")
+    whole = f"`onehour sweep digits` as a whole: {results['default_sweep_seconds'] / 60:.1f} minutes."
+    return f"{_table(head, rows)}\n\n{whole}\n\n{_source('sweep', results)}"
+
+
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "digits": ("digits", digits),
     "outcome": ("digits", outcome),
+    "figure": ("digits_figure", partial(figure, group="minibatch")),
+    "figure_rate": ("digits_figure", partial(figure, group="rate")),
+    "figure_pitfalls": ("digits_figure", partial(figure, group="pitfall")),
+    "figure_n": ("digits_figure", figure_n),
+    "figure_claims": ("digits_figure", figure_claims),
+    "power": ("verdicts", power),
+    "sweep": ("sweep", sweep),
     "reduce": ("reduce", reduce),
     "trainer": ("trainer", trainer),
     "trainer_resnet50": ("trainer_resnet50", partial(trainer, name="trainer_resnet50")),
@@ -132,8 +198,13 @@ def _block(name: str) -> str:
     stem, make = BLOCKS[name]
     path = RESULTS / f"{stem}.json"
     if not path.exists():
-        return f"_Not measured yet: `python benchmarks/{stem.partition('_')[0]}.py`._"
+        return f"_Not measured yet: `python benchmarks/{_script(stem)}.py`._"
     return make(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _mean(row: dict[str, Any]) -> str:
+    broken = f" ({row['non_finite']} of {row['n']} not finite)" if row["non_finite"] else ""
+    return f"{row['mean']:.2f} ± {row['std']:.2f}{broken}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -141,12 +212,16 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _script(stem: str) -> str:
+    """What made results/STEM.json: a script of that name, else of its first word."""
+    return stem if (ROOT / "benchmarks" / f"{stem}.py").exists() else stem.partition("_")[0]
+
+
 def _source(stem: str, results: dict[str, Any]) -> str:
     p = results["provenance"]
     device = p["gpu"] or f"{p['processor']}, {p['cores']} cores"
-    script = stem.partition("_")[0]
     return (
-        f"`benchmarks/results/{stem}.json`, by `benchmarks/{script}.py`: {p['date']}, commit {p['commit'][:7]},"
+        f"`benchmarks/results/{stem}.json`, by `benchmarks/{_script(stem)}.py`: {p['date']}, commit {p['commit'][:7]},"
         f" torch {p['torch']}, {device}."
     )
 

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onehour.api import sweep as sweep
     from onehour.api import train as train
     from onehour.config import Recipe as Recipe
     from onehour.planner import plan as plan
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ["train"],
+    "api": ["sweep", "train"],
     "config": ["Recipe"],
     "planner": ["plan"],
     "recipes": ["recipe"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from onehour.dist.launch import adopt_slurm
 from onehour.dist.placement import place
 from onehour.execution import Execution
 from onehour.recipes import recipe as named
+from onehour.study.axes import spec_of
+from onehour.study.results import Study, read_study
 from onehour.train.build import build_model, build_optimizer, complete, pick_device
 from onehour.train.loggers import load_logger
 from onehour.train.memory import less_memory, out_of_memory
-from onehour.train.record import Run, finished_run, move_aside
-from onehour.train.run import train_run
+from onehour.train.record import JOB, Run, ended_on_purpose, finished_run, move_aside
+from onehour.train.run import DELIBERATE, train_run
 
-__all__ = ["check", "run", "train"]
+__all__ = ["check", "run", "sweep", "train"]
 
 
 def train(
@@ -117,19 +120,87 @@ def run(
 
 
 def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:
-    """Process 0 looks at the folder; what it finds, or refuses, every process hears."""
-    answer = b""
-    if group.rank == 0:
-        try:
-            if execution.fresh:
-                move_aside(folder)
-            answer = b"finished" if finished_run(folder, recipe) else b"go"
-        except ValueError as error:
-            answer = f"!{error}".encode()
-    answer = group.broadcast(answer) or b""
-    if answer.startswith(b"!"):
-        raise ValueError(answer[1:].decode())
-    return answer == b"finished"
+    """Process 0 looks at the folder; what it finds, or refuses, every process hears.
+
+    Raises:
+        ValueError: for what it refuses.
+        StoppedError, NonFiniteError: in a process that a launcher restarted, if its job had ended so on purpose.
+    """
+    found = _look_at(folder, recipe, fresh=execution.fresh) if group.rank == 0 else ("", "")
+    answer = group.broadcast(json.dumps(found).encode())
+    assert answer is not None
+    kind, message = json.loads(answer)
+    if kind == "refused":
+        raise ValueError(message)
+    if kind in DELIBERATE:
+        raise DELIBERATE[kind](message)
+    return kind == "finished"
+
+
+def _look_at(folder: Path, recipe: Recipe, *, fresh: bool) -> tuple[str, str]:
+    try:
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        ended = ended_on_purpose(folder, os.environ.get(JOB)) if restarted else None
+        if ended is not None:
+            return ended
+        if fresh and not restarted:
+            move_aside(folder)
+        return ("finished" if finished_run(folder, recipe) else "go"), ""
+    except ValueError as error:
+        return "refused", str(error)
+
+
+def sweep(
+    recipe: Recipe | str,
+    *,
+    minibatches: Sequence[int] | None = None,
+    seeds: int = 5,
+    first_seed: int = 0,
+    arms: Sequence[str] = ("table",),
+    arms_at: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    processes: int = 1,
+    device: str = "auto",
+    seeds_together: int | None = None,
+    **changes: Any,
+) -> Study:
+    """Train a recipe over minibatches, seeds and arms, as `onehour sweep`; what the folder holds is not run again.
+
+    Starts processes that import the calling script, which therefore needs `if __name__ == "__main__":`.
+
+    Args:
+        recipe: a `Recipe`, a recipe's name or a .toml file; model and data by name.
+        minibatches: None for 1 … 64 times the base.
+        seeds, first_seed: of each cell.
+        arms: "warmup=none,constant", "table", "pitfalls".
+        arms_at: minibatches of the arms; None for 16 times the base.
+        out: the sweep's folder; None is runs/RECIPE-sweep.
+        jobs: processes that train; None for cores or GPUs.
+        processes, device: of each run.
+        seeds_together: seeds trained as one network; None picks.
+        changes: fields of `Recipe`.
+
+    Returns:
+        The folder's study.
+
+    Raises:
+        ValueError: for bad input; what has ended stays.
+
+    >>> sweep("digits", seeds=0)
+    Traceback (most recent call last):
+    ValueError: --seeds is 0; expected at least 1, and 5 for the paper's table
+    """
+    from onehour.jobs.sweep import pick_jobs, train_sweep
+
+    chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
+    completed, _ = complete(chosen)
+    spec = spec_of(completed, minibatches, range(first_seed, first_seed + seeds), arms, arms_at)
+    folder = Path("runs") / f"{completed.name}-sweep" if out is None else Path(out)
+    jobs, execution = pick_jobs(jobs, processes=processes, device=device)
+    for _ in train_sweep(spec, folder, jobs=jobs, execution=execution, together=seeds_together):
+        pass
+    return read_study([folder])
 
 
 def check(recipe: Recipe, execution: Execution) -> Run | None:

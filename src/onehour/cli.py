@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from onehour.commands import EXIT_BAD_INPUT, plan_command, train_command
+from onehour.commands_report import report_command
+from onehour.commands_sweep import sweep_command
 from onehour.commands_verify import trace_command, verify_command
 from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
@@ -66,6 +68,8 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_train(commands)
     _add_plan(commands)
+    _add_sweep(commands)
+    _add_report(commands)
     _add_verify(commands)
     _add_evaluate(commands)
     _add_export(commands)
@@ -90,11 +94,22 @@ def _add_train(commands: Any) -> None:
     )
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     where.add_argument("--threads", type=int, metavar="T", help="for each process's computation (cores / P)")
+    where.add_argument(
+        "--restarts", type=int, default=0, metavar="R", help="how often to start all processes anew if one fails (0)"
+    )
+    where.add_argument(
+        "--hang-timeout", type=float, default=120.0, metavar="S", help="seconds an iteration may take (120)"
+    )
     where.add_argument("--port", type=int, help="for the processes to meet at (a free one)")
     folder = train.add_argument_group("its folder")
     folder.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/RECIPE-kn-sSEED)")
     folder.add_argument("--fresh", action="store_true", help="start over; keep the old folder under a numbered name")
-    folder.add_argument("--save-every", type=_size, metavar="I", help="iterations between checkpoints (each epoch)")
+    folder.add_argument(
+        "--save-every",
+        type=_interval,
+        metavar="I|Mm",
+        help="iterations, or minutes as 5m, between checkpoints (an epoch)",
+    )
     folder.add_argument("--log", metavar="LOGGER", help="tensorboard, wandb or package.module:Class")
     folder.add_argument("--profile", type=int, metavar="I", help="iterations to trace into trace-RANK.json")
     _add_recipe_fields(train)
@@ -119,6 +134,46 @@ def _add_plan(commands: Any) -> None:
     )
     _add_recipe_fields(plan, several=("minibatch",))
     plan.set_defaults(command=plan_command)
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="error against minibatch, over seeds and arms, as the paper's figure 1",
+        description="Train a recipe at several minibatches and seeds, and with one thing changed at some of them.",
+        allow_abbrev=False,
+    )
+    sweep.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file")
+    sweep.add_argument("--seeds", type=_size, default=5, metavar="N", help="runs of each cell, from --seed on (5)")
+    sweep.add_argument(
+        "--arm", action="append", metavar="FIELD=V[,V…]", help="one thing changed, or: table, pitfalls, none (table)"
+    )
+    sweep.add_argument("--arms-at", type=_sizes, metavar="KN[,KN…]", help="minibatches of the arms (16 times base)")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="the sweep's folder (runs/RECIPE-sweep)")
+    sweep.add_argument("--dry-run", action="store_true", help="print the cells and the time they will take")
+    sweep.add_argument("--jobs", type=_auto, metavar="auto|J", help="runs at once (cores or GPUs)")
+    sweep.add_argument("--processes", type=int, metavar="P", help="of each run (1)")
+    sweep.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    sweep.add_argument(
+        "--seeds-together", type=_auto, metavar="auto|S", help="seeds trained as one network; 1 for none (auto)"
+    )
+    sweep.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help="of the verdict (0.5)")
+    _add_recipe_fields(sweep, several=("minibatch",))
+    sweep.set_defaults(command=sweep_command)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="a sweep, runs or others' curves as a page, figures and a verdict",
+        description="Write report.html, figures/ and results.json of a sweep's folder, of runs, or of CSVs.",
+        allow_abbrev=False,
+    )
+    report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a sweep, runs, or CSVs of epoch,error")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write (the sweep's folder, else report/)")
+    report.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help="of the verdict (0.5)")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.set_defaults(command=report_command)
 
 
 def _add_verify(commands: Any) -> None:
@@ -233,6 +288,16 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:  # argparse would replace the text of any other error
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _interval(text: str) -> int | float:
+    """Iterations as a whole number; minutes, which end in m, as a float."""
+    if not text.endswith("m"):
+        return _size(text)
+    try:
+        return float(text[:-1])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected iterations, or minutes as 5m, got {text!r}") from None
 
 
 def _sizes(text: str) -> tuple[int, ...]:

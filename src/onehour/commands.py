@@ -7,7 +7,10 @@ import dataclasses
 import os
 import signal
 import sys
+import time
+import uuid
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
@@ -20,18 +23,20 @@ from onehour.rules.minibatch import parse_size
 if TYPE_CHECKING:
     from onehour.train.record import Run
 
-__all__ = ["EXIT_BAD_INPUT", "EXIT_NOT_FINITE", "EXIT_STOPPED", "plan_command", "train_command"]
+__all__ = ["EXIT_BAD_INPUT", "EXIT_NOT_FINITE", "EXIT_STOPPED", "plan_command", "recipe_changes", "train_command"]
 
 EXIT_BAD_INPUT, EXIT_NOT_FINITE, EXIT_STOPPED = 2, 4, 75
 
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
-    recipe = named(options.recipe, **_recipe_changes(options))
+    recipe = named(options.recipe, **recipe_changes(options))
     execution = _execution(options)
     from onehour.dist.launch import (
+        ENDS,
         LaunchError,
         adopt_slurm,
+        end_with_launcher,
         is_launched,
         is_launched_by_us,
         launch,
@@ -39,6 +44,8 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     )
     from onehour.train.record import Run, move_aside
 
+    if os.environ.pop(ENDS, None):
+        end_with_launcher()
     adopt_slurm()
     if is_launched():
         code = _train_here(recipe, execution)
@@ -54,18 +61,23 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     folder = execution.folder(recipe)
     if execution.fresh and (kept := move_aside(folder)):
         print(f"kept the old run as {kept}")
-    if execution.processes == 1:
+    if execution.processes == 1 and not options.restarts:
         code = _train_here(recipe, dataclasses.replace(execution, fresh=False))
     else:
+        job = uuid.uuid4().hex
         try:
             launch(
                 [argument for argument in arguments if argument != "--fresh"],
                 processes=execution.processes,
                 port=execution.port,
                 threads=execution.threads,
+                restarts=options.restarts,
+                job=job,
             )
-            code = 0
+            code = _deliberate_end(folder, job)
         except LaunchError as error:
+            if code := _deliberate_end(folder, job):
+                return code
             print(f"onehour: {error}", file=sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
@@ -74,38 +86,70 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train_here(recipe: Recipe, execution: Execution) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
     from onehour.api import run
-    from onehour.dist.launch import report_failure
+    from onehour.dist.launch import end_with_launcher, is_launched, is_launched_by_us, report_failure
     from onehour.train.run import NonFiniteError, StoppedError
 
+    if is_launched():
+        end_with_launcher()
     try:
-        run(recipe, execution, stop_asked=_StopOnSignals())
-    except (ValueError, NonFiniteError, StoppedError) as error:
+        run(recipe, execution, stop_asked=_StopOnSignals(at_once=is_launched()))
+    except (NonFiniteError, StoppedError) as error:
+        if is_launched_by_us():
+            return 0  # a failure would be restarted; the launcher reads in the folder how it ended
+        print(f"onehour: {error}", file=sys.stderr)
+        return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
+    except ValueError as error:
         if not report_failure(str(error)):
             print(f"onehour: {error}", file=sys.stderr)
-        codes: dict[type, int] = {NonFiniteError: EXIT_NOT_FINITE, StoppedError: EXIT_STOPPED}
-        return codes.get(type(error), EXIT_BAD_INPUT)
+        return EXIT_BAD_INPUT
     return 0
 
 
-class _StopOnSignals:
-    """From the first iteration on, SIGTERM or SIGINT asks the run to save and stop; a second one ends it at once.
+def _deliberate_end(folder: Path, job: str) -> int:
+    """The exit code of a run whose processes ended on purpose, said once; 0 where they did not."""
+    from onehour.train.record import ended_on_purpose
 
-    Before that there is nothing to save, and a signal ends the process as usual.
+    ended = ended_on_purpose(folder, job)
+    if ended is None:
+        return 0
+    print(f"onehour: {ended[1]}", file=sys.stderr)
+    return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
+
+
+class _StopOnSignals:
+    """From the first iteration on, a signal asks the run to save and stop; a later one ends it at once.
+
+    Before that there is nothing to save, and a signal ends the process as usual. Signals within a second are one:
+    Ctrl-C reaches every process of a terminal, and the launcher passes it on.
+
+    Args:
+        at_once: listen from now on, since a launcher would take an ended process for a failed one.
     """
 
-    def __init__(self) -> None:
-        self._asked: bool | None = None
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self, *, at_once: bool) -> None:
+        self._asked = self._listens = False
+        self._since = 0.0
+        if at_once:
+            self._listen()
 
     def __call__(self) -> bool:
-        if self._asked is None:
-            self._asked = False
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
+        if not self._listens:
+            self._listen()
         return self._asked
 
+    def _listen(self) -> None:
+        self._listens = True
+        for number in self.SIGNALS:
+            signal.signal(number, self._ask)
+
     def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
-        signal.signal(number, signal.SIG_DFL)
+        if not self._asked:
+            self._asked, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 def _print_outcome(run: Run) -> int:
@@ -118,7 +162,7 @@ def _print_outcome(run: Run) -> int:
 
 def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour plan`: one minibatch as a list of derived values, several as the paper's table."""
-    changes = _recipe_changes(options)
+    changes = recipe_changes(options)
     sizes = changes.pop("minibatch", (None,))
     recipe = _base_recipe(options, changes)
     speed = _images_per_second(options)
@@ -192,7 +236,12 @@ def _json_list(plans: list[Plan]) -> str:
     return "[" + ",\n".join(plan.to_json() for plan in plans) + "]"
 
 
-def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
+def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's fields that options give.
+
+    >>> recipe_changes(argparse.Namespace(minibatch=64, out=None))
+    {'minibatch': 64}
+    """
     names = {f.name for f in fields(Recipe)} - {"name"}
     return {key: value for key, value in vars(options).items() if key in names}
 
@@ -200,6 +249,8 @@ def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
 def _execution(options: argparse.Namespace) -> Execution:
     names = {f.name for f in fields(Execution)}
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
+    if isinstance(given.get("save_every"), float):
+        given["save_minutes"] = given.pop("save_every")
     if "WORLD_SIZE" in os.environ:
         given["processes"] = int(os.environ["WORLD_SIZE"])
     return Execution(**given)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,13 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
             if not options.json:
                 print(f"{steps} iterations on {p} process{'es' * (p > 1)} …", flush=True)
             try:
-                launch(["trace-for-verify", name], processes=p, port=0, threads=recipe.canonical_threads)
+                launch(
+                    ["trace-for-verify", name],
+                    processes=p,
+                    port=0,
+                    threads=recipe.canonical_threads,
+                    job=uuid.uuid4().hex,
+                )
             except LaunchError as error:
                 print(f"onehour: {error}", file=sys.stderr)
                 return error.code

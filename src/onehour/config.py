@@ -22,10 +22,21 @@ from onehour.rules.minibatch import (
     sqrt_scaling,
 )
 
-__all__ = ["ADAPTIVE", "SIZES", "Recipe", "nearest"]
+__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe", "nearest"]
 
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
+
+PITFALLS = (
+    "gradient-sum-not-mean",
+    "decay-on-batchnorm",
+    "momentum-inside-uncorrected",
+    "overlapping-shards",
+    "batchnorm-stats-of-rank-0",
+    "batchnorm-stats-k-times",
+    "warmup-per-epoch",
+)
+"""What training loops get wrong; a run can do one of them on purpose, to measure what it costs (train/pitfalls.py)."""
 
 SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads")
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
@@ -80,6 +91,7 @@ class Recipe:
     precision: Literal["float32", "bf16", "float64"] = _said("float32", "bf16 is autocast; weights stay float32")
     channels_last: bool = _said(False, "NHWC memory, faster for convolutions in bf16")
     compile: bool = _said(False, "torch.compile the model")
+    pitfall: str | None = _said(None, "one rule broken on purpose, to measure what it costs: " + ", ".join(PITFALLS))
     seed: int = _said(0, "decides weights, order and augmentation")
 
     def __post_init__(self) -> None:
@@ -120,6 +132,8 @@ class Recipe:
                 f"no optimizer is called {self.optimizer!r}; expected {nearest(self.optimizer, named)},"
                 " or package.module:Class"
             )
+        if self.pitfall is not None and self.pitfall not in PITFALLS:
+            raise ValueError(f"no pitfall is called {self.pitfall!r}; expected {nearest(self.pitfall, PITFALLS)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
 
@@ -136,6 +150,10 @@ class Recipe:
                 f"warmup_epochs {self.warmup_epochs} is longer than the run of {self.epochs} epochs;"
                 " use fewer, or warmup none"
             )
+        if self.pitfall == "momentum-inside-uncorrected" and not (self.optimizer == "sgd" and self.momentum):
+            raise ValueError("pitfall momentum-inside-uncorrected needs optimizer sgd with momentum")
+        if self.pitfall and self.reduce == "canonical":
+            raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
         grows = self.minibatch != self.base_minibatch
         if self.optimizer in ADAPTIVE and self.scaling == "linear" and grows and not self.scale_adaptive:
             raise ValueError(

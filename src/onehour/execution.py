@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onehour.config import Recipe
-from onehour.rules.checks import positive_int
+from onehour.rules.checks import positive, positive_int
 
 __all__ = ["Execution"]
 
@@ -24,6 +24,8 @@ class Execution:
         out: the run's folder; None is runs/RECIPE-kn-sSEED.
         fresh: start over, and keep the old folder under a numbered name.
         save_every: iterations between checkpoints besides those at evaluations; None for those alone.
+        save_minutes: or minutes between them.
+        hang_timeout: seconds after which an iteration without progress ends its process; None for no watch.
         log: "tensorboard", "wandb" or package.module:Class.
         profile: how many iterations to trace; 0 for none.
         port: for the processes to meet at; 0 picks a free one.
@@ -40,6 +42,8 @@ class Execution:
     out: Path | None = None
     fresh: bool = False
     save_every: int | None = None
+    save_minutes: float | None = None
+    hang_timeout: float | None = None
     log: str | None = None
     profile: int = 0
     port: int = 0
@@ -49,6 +53,9 @@ class Execution:
         for name in ("workers_per_pass", "threads", "save_every"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
+        for name in ("save_minutes", "hang_timeout"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
         for name in ("loaders", "profile"):
             value = getattr(self, name)
             if value is not None and value != 0:

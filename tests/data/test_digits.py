@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from onehour.data.digits import digits, originals
+from onehour.data.digits import digits, digits_wide, originals
 
 
 def test_the_originals_are_ucis():
@@ -93,3 +93,31 @@ def test_no_original_serves_both_sides():
 def test_every_composite_differs():
     images = digits()[0].tensors[0]
     assert len({row.numpy().tobytes() for row in images}) == len(images)
+
+
+def test_the_wide_task_has_four_times_the_samples_of_the_same_originals():
+    """The validation composites are those of digits, in the units of another mean and deviation."""
+    train, validation = digits_wide()
+    narrow, expected = digits()
+    images, labels = train.tensors
+    assert images.shape == (32768, 1, 8, 8)
+    assert torch.equal(labels[:8192], narrow.tensors[1])
+    assert abs(images.mean()) < 1e-4
+    assert abs(images.std() - 1) < 1e-4
+    assert len({row.numpy().tobytes() for row in images}) == len(images)
+    assert torch.equal(validation.tensors[1], expected.tensors[1])
+    pixels, known = validation.tensors[0], expected.tensors[0]
+    torch.testing.assert_close((pixels - pixels.mean()) / pixels.std(), (known - known.mean()) / known.std())
+
+
+def test_the_wide_tasks_splits_are_those_of_digits():
+    assert torch.equal(digits_wide(3)[1].tensors[1], digits(3)[1].tensors[1])
+    assert not torch.equal(digits_wide(3)[1].tensors[1], digits_wide()[1].tensors[1])
+
+
+@pytest.mark.parametrize("samples", [1, 1437, 5000])
+def test_any_number_of_training_samples_begins_with_the_same_originals(samples: int):
+    train, validation = digits(samples=samples)
+    assert len(train) == samples
+    assert torch.equal(train.tensors[1], digits_wide()[0].tensors[1][:samples])
+    assert len(validation) == 4096

@@ -1,5 +1,7 @@
 """Data by name or by package.module:function, looked at before anything runs."""
 
+import re
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
+from onehour.data.digits import digits, digits_wide
 from onehour.data.sources import Data, load_data
 
 
@@ -21,6 +24,29 @@ GOOD = side(torch.zeros(4, 3, 8, 8))
 def test_the_embedded_digits():
     data = load_data("digits")
     assert (len(data.train), len(data.validation), data.classes, data.channels) == (8192, 4096, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "make"),
+    [
+        ("digits:0", lambda: digits(0)),
+        ("digits:7", lambda: digits(7)),
+        ("digits-wide", digits_wide),
+        ("digits-wide:7", lambda: digits_wide(7)),
+    ],
+)
+def test_a_split_of_the_embedded_data_by_name(spec: str, make: Callable[[], tuple[TensorDataset, TensorDataset]]):
+    data = load_data(spec)
+    assert (data.classes, data.channels) == (10, 1)
+    for found, expected in zip((data.train, data.validation), make(), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(found.tensors, expected.tensors, strict=True))
+
+
+@pytest.mark.parametrize("split", ["", "x", "-1", "1.5", " 1", "1:2", "²", "digits"])
+def test_a_split_that_is_no_number_is_one_message(split: str):
+    message = rf"data 'digits:{re.escape(split)}' names no division of digits; expected digits, or digits:1, digits:2 …"
+    with pytest.raises(ValueError, match=message):
+        load_data(f"digits:{split}")
 
 
 def test_data_of_ones_own_by_name(tiny: ModuleType):
@@ -50,6 +76,8 @@ def test_images_without_channels_count_as_one_channel():
     ("spec", "message"),
     [
         ("digit", "no data is called 'digit'; expected digits"),
+        ("digits-wid", "no data is called 'digits-wid'; expected digits-wide"),
+        ("digit:1", "no data is called 'digit:1'; expected digits"),
         ("", "this recipe needs data; give --data"),
         ("nowhere:data", "data nowhere:data: nowhere cannot be imported: ModuleNotFoundError"),
         ("tinytask:dota", "tinytask has no 'dota'; expected data"),

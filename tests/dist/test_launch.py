@@ -97,7 +97,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(monkeypatch: pytest.Mon
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=rf"port {port} cannot be used .*give another --port, or 0"):
-            launch(["train"], processes=2, port=port, threads=None)
+            launch(["train"], processes=2, port=port, threads=None, job="test")
 
 
 def failure(exitcode: int, message: Any = "Signal or exit code", rank: int = 0) -> Any:
@@ -136,6 +136,6 @@ def test_the_failure_that_explains_itself_is_told(
     for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
         monkeypatch.setenv(name, "1")  # so that what `launch` sets is put back
     with pytest.raises(LaunchError, match=message) as raised:
-        launch(["train"], processes=2, port=0, threads=1)
+        launch(["train"], processes=2, port=0, threads=1, job="test")
     assert raised.value.code == code
     assert not is_launched({})

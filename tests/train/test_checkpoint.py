@@ -1,7 +1,7 @@
-"""A checkpoint is complete under its name or not there, and holds all that the next iteration depends on."""
+"""What is saved is read back to the bit, and whoever wrote it, training was not held."""
 
-import hashlib
-import json
+import errno
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.train.build import build_optimizer
-from onehour.train.checkpoint import (
-    digest_of,
-    load_latest,
-    model_state,
-    optimizer_state,
-    save_checkpoint,
-)
+from onehour.train.checkpoint import Checkpoints, SaveInterval
+from onehour.train.state import digest_of, model_state, optimizer_state
+
+PROGRESS = {"iteration": 3, "totals": [0.1, 2.0]}
+
+
+def checkpoints(folder: Path, said: list[str] | None = None) -> Checkpoints:
+    return Checkpoints(folder, Recipe(), Group(), warn=(said if said is not None else []).append)
 
 
 def trained(tiny: ModuleType, optimizer: str, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -39,9 +41,11 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "radam"])
 def test_training_goes_on_with_the_same_bits(tiny: ModuleType, tmp_path: Path, name: str):
     model, optimizer = trained(tiny, name, 3)
-    save_checkpoint(tmp_path, model, optimizer, {"iteration": 3, "totals": [0.1, 2.0]})
+    saved = checkpoints(tmp_path)
+    saved.save(model, optimizer, PROGRESS)
+    saved.close()
     other, others = trained(tiny, name, 0)
-    assert load_latest(tmp_path, other, others, Group()) == {"iteration": 3, "totals": [0.1, 2.0]}
+    assert checkpoints(tmp_path).load(other, others) == PROGRESS
     for these in ((model, optimizer), (other, others)):
         advance(*these, 2)
     states = [(model_state(m), optimizer_state(o, m)) for m, o in ((model, optimizer), (other, others))]
@@ -49,62 +53,83 @@ def test_training_goes_on_with_the_same_bits(tiny: ModuleType, tmp_path: Path, n
 
 
 def test_an_empty_folder_has_none(tiny: ModuleType, tmp_path: Path):
-    assert load_latest(tmp_path / "nowhere", *trained(tiny, "sgd", 0), Group()) is None
+    assert checkpoints(tmp_path / "nowhere").load(*trained(tiny, "sgd", 0)) is None
 
 
-def test_the_manifest_holds_the_digest_of_every_file(tiny: ModuleType, tmp_path: Path):
-    folder = save_checkpoint(tmp_path, *trained(tiny, "sgd", 1), {"iteration": 1})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest) == {path.name for path in folder.iterdir()} - {"manifest.json"}
-    for name, known in manifest.items():
-        content = (folder / name).read_bytes()
-        assert known == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def test_what_is_written_are_the_values_before_the_update(tiny: ModuleType, tmp_path: Path):
+    """However the writer and the next updates meet."""
+    for turn in range(20):
+        model, optimizer = trained(tiny, "sgd", 1)
+        before = digest_of(model_state(model), optimizer_state(optimizer, model))
+        saved = checkpoints(tmp_path / str(turn))
+        saved.save(model, optimizer, PROGRESS)
+        saved.detach()
+        advance(model, optimizer, 3)
+        saved.close()
+        other, others = trained(tiny, "sgd", 0)
+        checkpoints(tmp_path / str(turn)).load(other, others)
+        assert digest_of(model_state(other), optimizer_state(others, other)) == before
 
 
-def test_a_crash_while_writing_leaves_the_one_before(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_one_warning_and_the_one_before_stays(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model, optimizer = trained(tiny, "sgd", 1)
-    save_checkpoint(tmp_path, model, optimizer, {"iteration": 1})
+    said: list[str] = []
+    saved = checkpoints(tmp_path, said)
+    saved.save(model, optimizer, {"iteration": 1})
+    assert saved.wait()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("onehour.train.checkpoint.write_tensors", "pathlib.Path.rename"):
-        with monkeypatch.context() as patched:
-            patched.setattr(name, full)
-            with pytest.raises(OSError, match="No space left"):
-                save_checkpoint(tmp_path, model, optimizer, {"iteration": 2})
-        assert load_latest(tmp_path, model, optimizer, Group()) == {"iteration": 1}
-    save_checkpoint(tmp_path, model, optimizer, {"iteration": 2})  # what the crash left is in nobody's way
-    assert load_latest(tmp_path, model, optimizer, Group()) == {"iteration": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr("onehour.train.store.Path.rename", full)
+        for iteration in (2, 3):
+            saved.save(model, optimizer, {"iteration": iteration})
+            assert not saved.wait()
+    (warning,) = said
+    assert "No space left on device" in warning
+    assert str(tmp_path) in warning
+    assert "bytes are needed" in warning
+    assert checkpoints(tmp_path).load(model, optimizer) == {"iteration": 1}
+    saved.save(model, optimizer, {"iteration": 4})
+    assert saved.wait()
+    assert checkpoints(tmp_path).load(model, optimizer) == {"iteration": 4}
 
 
-def test_states_are_copies_that_training_does_not_change(tiny: ModuleType):
+def test_a_damaged_one_is_named_and_the_one_before_is_used(tiny: ModuleType, tmp_path: Path):
     model, optimizer = trained(tiny, "sgd", 1)
-    states = model_state(model), optimizer_state(optimizer, model)
-    before = digest_of(*states)
-    advance(model, optimizer, 1)
-    assert digest_of(*states) == before
+    saved = checkpoints(tmp_path)
+    for iteration in (1, 2):
+        saved.save(model, optimizer, {"iteration": iteration})
+    saved.close()
+    (tmp_path / "checkpoints" / "iteration-000000002" / "progress.json").write_text("{}")
+    said: list[str] = []
+    assert checkpoints(tmp_path, said).load(model, optimizer) == {"iteration": 1}
+    (warning,) = said
+    assert "iteration-000000002: progress.json has 2 bytes instead of" in warning
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"a": torch.tensor([1.0, 3.0])},
-        {"b": torch.tensor([1.0, 2.0])},
-        {"a": torch.tensor([[1.0, 2.0]])},
-        {"a": torch.tensor([1.0, 2.0]).view(torch.int32)},
-        {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(0)},
-    ],
-)
-def test_a_digest_covers_names_types_shapes_and_values(other: dict[str, torch.Tensor]):
-    state = {"a": torch.tensor([1.0, 2.0])}
-    assert digest_of(other) != digest_of(state)
+def test_a_checkpoint_of_another_recipe_is_not_loaded(tiny: ModuleType, tmp_path: Path):
+    model, optimizer = trained(tiny, "sgd", 1)
+    saved = Checkpoints(tmp_path / "a", Recipe(seed=1), Group(), warn=print)
+    saved.save(model, optimizer, PROGRESS)
+    saved.close()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match="belongs to a run of another recipe"):
+        checkpoints(tmp_path / "b").load(model, optimizer)
 
 
-def test_a_digest_knows_no_order_and_no_layout():
-    a, b = torch.randn(2, 3, 4, 5), torch.tensor(7)
-    swapped = {"b": b, "a": a.contiguous(memory_format=torch.channels_last)}
-    assert digest_of({"a": a, "b": b}) == digest_of(swapped)
+def test_every_so_many_minutes(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("onehour.train.checkpoint.time.monotonic", lambda: now[0])
+    interval = SaveInterval(None, 0.5)
+    over = []
+    for done in range(1, 8):
+        now[0] = 12.0 * done
+        over.append(interval.over(done))
+    assert over == [False, False, True, False, False, True, False]
 
 
 def test_tied_weights_are_saved_under_both_names(tmp_path: Path):
@@ -112,10 +137,12 @@ def test_tied_weights_are_saved_under_both_names(tmp_path: Path):
     second.weight = first.weight
     model = nn.Sequential(first, second)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    save_checkpoint(tmp_path, model, optimizer, {"iteration": 1, "totals": [0.0, 0.0]})
+    saved = checkpoints(tmp_path)
+    saved.save(model, optimizer, PROGRESS)
+    saved.close()
     state = model_state(model)
     with torch.no_grad():
         first.weight.zero_()
-    assert load_latest(tmp_path, model, optimizer, Group()) == {"iteration": 1, "totals": [0.0, 0.0]}
+    assert checkpoints(tmp_path).load(model, optimizer) == PROGRESS
     assert torch.equal(first.weight, state["1.weight"])
     assert float(first.weight.detach().abs().sum()) > 0

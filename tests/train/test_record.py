@@ -21,6 +21,7 @@ def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_finished_folder_holds_these_files(run: Run):
     assert sorted(path.name for path in run.folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "environment.json",
         "metrics.jsonl",

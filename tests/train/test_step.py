@@ -14,7 +14,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.train.build import build_optimizer
-from onehour.train.checkpoint import digest_of, model_state, optimizer_state
+from onehour.train.state import digest_of, model_state, optimizer_state
 from onehour.train.step import Step
 from onehour.train.timing import StepTimer
 

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from onehour.rules.keys import random_bits, seed_for
 
-__all__ = ["digits", "originals"]
+__all__ = ["digits", "digits_wide", "originals"]
 
 TRAIN, VALIDATION = 8192, 4096
 ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1
@@ -35,10 +35,11 @@ def originals() -> tuple[Tensor, Tensor]:
         return torch.from_numpy(file["images"])[:, None] / 16.0, torch.from_numpy(file["labels"]).long()
 
 
-def digits(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
+def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, TensorDataset]:
     """8,192 training and 4,096 validation samples, the same on every machine.
 
     Args:
+        samples: for training.
         split: which division of the originals, and which composites; any whole number. Errors differ between splits
             by more than between seeds, since 360 originals are few: compare within one.
 
@@ -52,13 +53,22 @@ def digits(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
     images, labels = originals()
     order = torch.from_numpy(np.argsort(random_bits(seed_for(split, "digits split"), len(images)), kind="stable"))
     cut = len(images) * 4 // 5
-    train = _composites(images[order[:cut]], labels[order[:cut]], TRAIN, seed_for(split, "digits train"))
+    train = _composites(images[order[:cut]], labels[order[:cut]], samples, seed_for(split, "digits train"))
     validation = _composites(images[order[cut:]], labels[order[cut:]], VALIDATION, seed_for(split, "digits val"))
     mean, std = train[0].mean(), train[0].std()
     return (
         TensorDataset((train[0] - mean) / std, train[1]),
         TensorDataset((validation[0] - mean) / std, validation[1]),
     )
+
+
+def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
+    """As `digits`, with 32,768 training samples: four times the iterations an epoch, so that larger minibatches hold.
+
+    >>> len(digits_wide()[0])
+    32768
+    """
+    return digits(split, samples=4 * TRAIN)
 
 
 def _composites(images: Tensor, labels: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 from onehour.config import nearest
-from onehour.data.digits import digits
+from onehour.data.digits import digits, digits_wide
 from onehour.entry import blame, is_entry, resolve
 
 __all__ = ["DATA", "Data", "load_data"]
 
-DATA: dict[str, Callable[[], tuple[Any, Any]]] = {"digits": digits}
+DATA: dict[str, Callable[[int], tuple[Any, Any]]] = {"digits": digits, "digits-wide": digits_wide}
+"""Embedded data by name; NAME:SPLIT takes another division of the originals."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ OPENERS: list[tuple[Callable[[str], bool], Callable[[str], tuple[Any, Any]]]] = 
 
 
 def load_data(spec: str) -> Data:
-    """The data of a recipe: a name, a path, or package.module:function that returns (train, validation).
+    """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
 
     A path is a folder of images (`image_folder`) or CIFAR-10's archive, .tar.gz or .tgz (`cifar10`).
 
@@ -88,8 +89,11 @@ def load_data(spec: str) -> Data:
     Traceback (most recent call last):
     ValueError: no data is called 'digit'; expected digits, a folder that exists, or package.module:function
     """
-    if spec in DATA:
-        return Data.of(*DATA[spec]())
+    name, _, split = spec.partition(":")
+    if name in DATA:
+        if not (split.isdecimal() or spec == name):
+            raise ValueError(f"data {spec!r} names no division of {name}; expected {name}, or {name}:1, {name}:2 …")
+        return Data.of(*DATA[name](int(split or 0)))
     for fits, opened in OPENERS:
         if fits(spec):
             return Data.of(*opened(spec))

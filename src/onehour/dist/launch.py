@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
-__all__ = ["LaunchError", "adopt_slurm", "is_launched", "is_launched_by_us", "launch", "refuse_used_port", "report_failure"]
+__all__ = [
+    "ENDS",
+    "LaunchError",
+    "adopt_slurm",
+    "end_with_launcher",
+    "is_launched",
+    "is_launched_by_us",
+    "launch",
+    "refuse_used_port",
+    "report_failure",
+]
 
 OURS = "ONEHOUR_LAUNCHED"
+PR_SET_PDEATHSIG = 1
+ENDS = "ONEHOUR_ENDS_WITH_PARENT"
+"""Set for a run that must not outlive the process that started it."""
 
 
 class LaunchError(Exception):
@@ -63,20 +78,28 @@ def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
         return
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "localhost")
     step = int(environ.get("SLURM_JOB_ID", "0")) + 1000 * int(environ.get("SLURM_STEP_ID", "0"))
-    environ.update({
-        "RANK": environ["SLURM_PROCID"],
-        "WORLD_SIZE": environ["SLURM_NTASKS"],
-        "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
-        "MASTER_ADDR": environ.get("MASTER_ADDR", _first_host(nodes)),
-        "MASTER_PORT": environ.get("MASTER_PORT", str(20000 + step % 20000)),
-    })
+    environ.update(
+        {
+            "RANK": environ["SLURM_PROCID"],
+            "WORLD_SIZE": environ["SLURM_NTASKS"],
+            "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
+            "MASTER_ADDR": environ.get("MASTER_ADDR", _first_host(nodes)),
+            "MASTER_PORT": environ.get("MASTER_PORT", str(20000 + step % 20000)),
+        }
+    )
     per_node = re.match(r"\d+", environ.get("SLURM_NTASKS_PER_NODE", ""))
     if per_node:
         environ["LOCAL_WORLD_SIZE"] = per_node[0]
 
 
-def launch(arguments: Sequence[str], *, processes: int, port: int, threads: int | None) -> None:
+def launch(
+    arguments: Sequence[str], *, processes: int, port: int, threads: int | None, job: str, restarts: int = 0
+) -> None:
     """Run `onehour ARGUMENTS` in p processes of this machine under torch's elastic agent, and wait.
+
+    Args:
+        job: its name, unique; its processes find it in TORCHELASTIC_RUN_ID.
+        restarts: how often all processes are started anew when one has failed.
 
     Raises:
         ValueError: if the port is in use.
@@ -87,19 +110,24 @@ def launch(arguments: Sequence[str], *, processes: int, port: int, threads: int 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     refuse_used_port(port)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarts hang without it; see docs/decisions.md
     os.environ["OMP_NUM_THREADS"] = str(threads or max(1, (os.cpu_count() or 1) // processes))
     os.environ[OURS] = "1"
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}  # the first releases had no such setting
+    signals: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"}
     config = LaunchConfig(
+        **{name: value for name, value in signals.items() if name in known},
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
+        run_id=job,
         rdzv_backend="c10d",
         rdzv_endpoint=f"localhost:{port}",
         local_addr="localhost",
-        max_restarts=0,
+        max_restarts=restarts,
         monitor_interval=0.1,
     )
     command = ["-m", "onehour", *arguments]
@@ -111,6 +139,20 @@ def launch(arguments: Sequence[str], *, processes: int, port: int, threads: int 
         raise LaunchError(f"stopped by signal {error.sigval.name}", 75) from error
     finally:
         del os.environ[OURS]
+
+
+def end_with_launcher() -> None:
+    """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind.
+
+    >>> end_with_launcher.__name__
+    'end_with_launcher'
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def report_failure(message: str, environ: MutableMapping[str, str] = os.environ) -> bool:
@@ -151,7 +193,9 @@ def refuse_used_port(port: int) -> None:
         try:
             probe.bind(("localhost", port))
         except OSError as error:
-            raise ValueError(f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one") from error
+            raise ValueError(
+                f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
+            ) from error
 
 
 def _first_host(nodes: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from onehour.rules.aggregate import halve
 
 __all__ = ["passes", "place", "place_by_halving"]
@@ -22,7 +24,7 @@ def place(workers: int, processes: int) -> list[range]:
             " a larger minibatch or a smaller per_worker"
         )
     edges = [workers * rank // processes for rank in range(processes + 1)]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def place_by_halving(workers: int, processes: int) -> list[range]:

@@ -35,6 +35,9 @@ class _Ghost(_BatchNorm):
     sums: tuple[Tensor, Tensor] | None = None
     """While an iteration takes several passes: Σ of the workers' (means, unbiased variances) and their count."""
 
+    shares: Tensor | None = None
+    """How much each of a pass's workers counts in `sums`, (g,); None for all alike, as it should be."""
+
     repeated: tuple[Tensor, Tensor] | None = None
     """γ and β repeated for the workers of a pass, where `repeat_parameters` has done it for all layers at once."""
 
@@ -67,10 +70,14 @@ class _Ghost(_BatchNorm):
             # Not a view to autograd, so that an in-place ReLU may follow cheaply; nobody else holds the memory.
             output = _UNSAFE_VIEW(output, input.shape)
         if self.track_running_stats:
-            self._keep(statistics if g == 1 else statistics.view(2, g, c).sum(1), g)
+            self._keep(statistics.view(2, g, c))
         return output
 
-    def _keep(self, statistics: Tensor, workers: int) -> None:
+    def _keep(self, by_worker: Tensor) -> None:
+        workers: Any = by_worker.shape[1]
+        if self.shares is not None:
+            by_worker, workers = by_worker * self.shares[:, None], self.shares.sum()
+        statistics = by_worker[:, 0] if by_worker.shape[1] == 1 else by_worker.sum(1)
         if self.sums is None:
             self.commit(statistics[0] / workers, statistics[1] / workers)
             return

@@ -20,7 +20,7 @@ from onehour.entry import blame, resolve
 from onehour.execution import Execution
 from onehour.models.load import brings_weights, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
-from onehour.rules.decay import parameter_groups
+from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
 from onehour.train.memory import out_of_memory
@@ -29,6 +29,7 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "complete",
+    "draws_numbers",
     "effects",
     "pick_device",
     "pick_loaders",
@@ -149,13 +150,18 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     )
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, *, without: tuple[type[nn.Module], ...] = NORMALISATION
+) -> Optimizer:
     """The recipe's optimizer, its weight decay by parameter group (Remark 1).
+
+    Args:
+        without: module types whose parameters do not decay.
 
     Raises:
         ValueError: for an unknown name, or a class that cannot be built.
     """
-    groups = parameter_groups(model, weight_decay=recipe.weight_decay)
+    groups = parameter_groups(model, weight_decay=recipe.weight_decay, without=without)
     lr = recipe.schedule(0.0)
     if recipe.optimizer == "sgd":
         sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
@@ -198,13 +204,18 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     share = max(len(share) for share in place(recipe.workers.workers, execution.processes))
     if execution.workers_per_pass is not None:
         return min(execution.workers_per_pass, share)
-    if recipe.channels_last or _draws(model):
+    if recipe.channels_last or draws_numbers(model):
         return 1
     worker = data.validation[0][0].numel() * 4 * recipe.per_worker
     return max(1, min(share, PASS_BYTES[device] // worker))
 
 
-def _draws(model: nn.Module) -> bool:
+def draws_numbers(model: nn.Module) -> bool:
+    """Whether the model's forward pass draws random numbers: dropout, drop-path.
+
+    >>> draws_numbers(nn.Dropout()), draws_numbers(nn.Linear(2, 1))
+    (True, False)
+    """
     return any(
         isinstance(module, nn.modules.dropout._DropoutNd) or getattr(module, "drop_prob", 0)
         for module in model.modules()

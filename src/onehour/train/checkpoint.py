@@ -1,193 +1,199 @@
-"""A checkpoint: weights, velocity, statistics, where the run stands, and a manifest of digests written last.
+"""A run's checkpoints, written behind its back: weights, velocity, statistics, and where the run stands.
 
-No pickle and no generator states: everything random is keyed. Process 0 alone writes, finds the latest and reads;
-the others get its bytes.
+No pickle and no generator states: everything random is keyed. Process 0 alone writes, finds the newest and reads; the
+others get its bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from onehour.config import Recipe
 from onehour.dist.group import Group
+from onehour.train.record import Run
+from onehour.train.snapshot import Snapshot
+from onehour.train.state import load_optimizer, model_state, optimizer_state
+from onehour.train.store import Store
 from onehour.train.tensorfile import write_bytes, write_tensors
 
-__all__ = [
-    "CHECKPOINTS",
-    "digest_of",
-    "latest_contents",
-    "load_latest",
-    "model_state",
-    "optimizer_state",
-    "save_checkpoint",
-]
+__all__ = ["FILES", "Checkpoints", "SaveInterval", "digest_of_recipe", "latest_contents"]
 
-CHECKPOINTS = "checkpoints"
-KEPT = 2
 FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
-def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
-    """Weights and buffers by torch's names, in CPU memory.
+def digest_of_recipe(recipe: Recipe) -> str:
+    """SHA-256 of a completed recipe: a checkpoint says whose it is.
 
-    Args:
-        copy: False shares the model's own memory where it can: for a reader that is done before the next step.
-
-    >>> list(model_state(nn.Linear(2, 1)))
-    ['weight', 'bias']
+    >>> digest_of_recipe(Recipe()) == digest_of_recipe(Recipe(seed=1))
+    False
     """
-    state, seen = {}, set()
-    for name, tensor in model.state_dict().items():
-        # Tied weights: safetensors wants each name to have memory of its own.
-        state[name] = _on_host(tensor, copy=copy or tensor.data_ptr() in seen)
-        seen.add(tensor.data_ptr())
-    return state
-
-
-def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
-    """Velocity and whatever else the optimizer keeps, by parameter/key; `copy` as for `model_state`.
-
-    >>> model = nn.Linear(2, 1)
-    >>> optimizer_state(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    {}
-    """
-    return {
-        f"{name}/{key}": _on_host(value, copy=copy) if torch.is_tensor(value) else torch.tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
-def digest_of(*states: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names.
-
-    >>> digest_of({"a": torch.zeros(2)}) == digest_of({"a": torch.zeros(2)})
-    True
-    """
-    digest = hashlib.sha256()
-    for state in states:
-        for name in sorted(state):
-            tensor = state[name]
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> Path:
-    """Write a checkpoint of iteration progress["iteration"]: complete under its name, or not there at all.
-
-    The recipe is beside it in the run's folder. Keeps the last two.
-
-    Returns:
-        Its folder.
-    """
-    parent = folder / CHECKPOINTS
-    final = parent / f"iteration-{progress['iteration']:09d}"
-    writing = parent / f".writing-{final.name}"
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    model_file, optimizer_file, progress_file = FILES
-    manifest = {
-        model_file: write_tensors(writing / model_file, model_state(model, copy=False)),
-        optimizer_file: write_tensors(writing / optimizer_file, optimizer_state(optimizer, model, copy=False)),
-        progress_file: write_bytes(writing / progress_file, json.dumps(progress, indent=2).encode()),
-    }
-    write_bytes(writing / "manifest.json", json.dumps(manifest, indent=2).encode())
-    _sync_folder(writing)
-    if final.exists():  # the same iteration again, after a resume: the same bytes
-        shutil.rmtree(final)
-    writing.rename(final)
-    _sync_folder(parent)
-    for old in sorted(parent.glob("iteration-*"))[:-KEPT]:
-        shutil.rmtree(old)
-    return final
-
-
-def load_latest(folder: Path, model: nn.Module, optimizer: Optimizer, group: Group) -> dict[str, Any] | None:
-    """Load the newest checkpoint that its manifest verifies; None where there is none.
-
-    Raises:
-        ValueError: if checkpoints exist and none verifies, or the newest is of another model.
-    """
-    found = latest_contents(folder) if group.rank == 0 else None
-    contents = [group.broadcast(found[number] if found else None) for number in range(len(FILES))]
-    if contents[0] is None or contents[1] is None or contents[2] is None:
-        return None
-    try:
-        model.load_state_dict(load(contents[0]))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder / CHECKPOINTS} is of another model: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    _load_optimizer(optimizer, model, load(contents[1]))
-    return json.loads(contents[2])
+    return hashlib.sha256(recipe.to_toml().encode()).hexdigest()
 
 
 def latest_contents(folder: Path) -> list[bytes] | None:
-    """The files of the newest checkpoint that its manifest verifies, in the order of `FILES`; None without one.
+    """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
 
     Raises:
-        ValueError: if checkpoints exist and none verifies.
+        ValueError: if checkpoints exist and none verifies, or the folder is no run's.
 
-    >>> latest_contents(Path("nowhere")) is None
-    True
+    >>> latest_contents(Path("nowhere"))
+    Traceback (most recent call last):
+    ValueError: nowhere is not a run's folder: it has no recipe.toml
     """
-    parent = folder / CHECKPOINTS
-    names = sorted(parent.glob("iteration-*"), reverse=True)
-    problems = []
-    for name in names:
+    stored = Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).newest()
+    return [stored.contents[name] for name in FILES] if stored else None
+
+
+class SaveInterval:
+    """When to save between evaluations.
+
+    Args:
+        iterations: every so many; None for never.
+        minutes: or every so many; None for never.
+
+    >>> [done for done in range(1, 9) if SaveInterval(3, None).over(done)]
+    [3, 6]
+    """
+
+    def __init__(self, iterations: int | None, minutes: float | None) -> None:
+        self.iterations, self.seconds = iterations, None if minutes is None else 60 * minutes
+        self._since = time.monotonic()
+
+    def over(self, done: int) -> bool:
+        """Whether it is time to save after iteration `done`.
+
+        >>> SaveInterval(None, None).over(3)
+        False
+        """
+        if self.iterations and done % self.iterations == 0:
+            return True
+        if self.seconds is None or time.monotonic() - self._since < self.seconds:
+            return False
+        self._since = time.monotonic()
+        return True
+
+
+class Checkpoints:
+    """Saves and loads a run's checkpoints.
+
+    Args:
+        folder: the run's.
+        recipe: completed.
+        group: only its process 0 touches the disk.
+        warn: is told what a person should know: a damaged checkpoint, a full disk.
+
+    >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).detach()
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, group: Group, *, warn: Callable[[str], None]) -> None:
+        self.store = Store(folder, recipe=digest_of_recipe(recipe))
+        self.group, self.warn = group, warn
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[Path] | None = None
+        self._snapshots: list[Snapshot] = []
+        self._failed = False
+        self._bytes = 0
+
+    def load(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Load the newest checkpoint that verifies, on every process.
+
+        Returns:
+            Its progress; None where there is none.
+
+        Raises:
+            ValueError: if checkpoints exist and none verifies, or the newest is of another model.
+        """
+        contents: list[bytes | None] = [None] * len(FILES)
+        refused = b""
+        if self.group.rank == 0:
+            try:
+                contents = self._newest()
+            except ValueError as error:
+                refused = str(error).encode()
+        refused = self.group.broadcast(refused)
+        if refused:
+            raise ValueError(refused.decode())
+        model_file, optimizer_file, progress_file = (self.group.broadcast(content) for content in contents)
+        if model_file is None or optimizer_file is None or progress_file is None:
+            return None
         try:
-            manifest = json.loads((name / "manifest.json").read_bytes())
-            contents = [(name / file).read_bytes() for file in FILES]
-            wrong = [
-                file
-                for file, content in zip(FILES, contents, strict=True)
-                if hashlib.sha256(content).hexdigest() != manifest[file]["sha256"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{name.name}: {error}")
-            continue
-        if not wrong:
-            return contents
-        problems.append(f"{name.name}: {wrong[0]} differs from its digest")
-    if problems:
-        raise ValueError(f"no checkpoint in {parent} can be trusted ({'; '.join(problems)}); start over with --fresh")
-    return None
+            model.load_state_dict(load(model_file))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.store.folder} is of another model: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        load_optimizer(optimizer, model, load(optimizer_file))
+        return json.loads(progress_file)
 
+    def _newest(self) -> list[bytes | None]:
+        self.store.clear_leftovers()
+        stored = self.store.newest()
+        for problem in self.store.problems:
+            self.warn(f"a damaged checkpoint was left out: {problem}")
+        return [stored.contents.get(name) if stored else None for name in FILES]
 
-def _load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for key, value in state.items():
-        name, _, part = key.rpartition("/")
-        parameter = parameters[name]
-        on_host = part == "step" and not getattr(optimizer, "_step_supports_amp_scaling", False)
-        value = value if on_host else value.to(parameter.device)
-        known = optimizer.state[parameter].get(part)
-        if torch.is_tensor(known):
-            known.copy_(value)
-        else:
-            optimizer.state[parameter][part] = value
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
+        """Write a checkpoint of iteration progress["iteration"], in the background.
 
+        Until `detach`, it is read from where it lies. A disk that refuses is a warning: training goes on.
+        """
+        if self.group.rank != 0:
+            return
+        self.wait()
+        tensors = [Snapshot(model_state(model, copy=False)), Snapshot(optimizer_state(optimizer, model, copy=False))]
+        self._snapshots = tensors
+        self._bytes = sum(snapshot.nbytes for snapshot in tensors)
+        files = {
+            FILES[0]: partial(write_tensors, tensors=tensors[0]),
+            FILES[1]: partial(write_tensors, tensors=tensors[1]),
+            FILES[2]: partial(write_bytes, content=json.dumps(progress, indent=2).encode()),
+        }
+        self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
+        self._writing = self._writer.submit(self.store.write, progress["iteration"], files)
 
-def _on_host(tensor: Tensor, *, copy: bool) -> Tensor:
-    tensor = tensor.detach()
-    shares = tensor.untyped_storage().nbytes() != tensor.nbytes  # a view: safetensors would write all of its memory
-    return tensor.to("cpu", copy=copy or shares).contiguous()
+    def detach(self) -> None:
+        """Call this before an update: what is being written keeps the values before it."""
+        for snapshot in self._snapshots:
+            snapshot.detach()
+        self._snapshots = []
 
+    def wait(self) -> bool:
+        """Wait until the last `save` is on disk; whether it is.
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).wait()
+        True
+        """
+        if self._writing is None:
+            return not self._failed
+        writing, self._writing, self._snapshots = self._writing, None, []
+        try:
+            writing.result()
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self.warn(
+                    f"no checkpoint could be written to {self.store.folder}: {error.strerror or error} ({self._bytes:,}"
+                    " bytes are needed); training goes on, and the one before it stays"
+                )
+            self._failed = True
+        return not self._failed
+
+    def close(self) -> None:
+        """Wait, and end the writer.
+
+        >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).close()
+        """
+        self.wait()
+        if self._writer is not None:
+            self._writer.shutdown()

@@ -6,16 +6,30 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
+from onehour.train.lock import FolderLock
 
-__all__ = ["Recorder", "Run", "environment", "final_error", "finished_run", "move_aside"]
+__all__ = [
+    "JOB",
+    "Recorder",
+    "Run",
+    "differences",
+    "ended_on_purpose",
+    "environment",
+    "final_error",
+    "finished_run",
+    "move_aside",
+]
 
 MEDIAN_OF = 5
+OUTCOME = "outcome.json"
+JOB = "TORCHELASTIC_RUN_ID"
 
 
 def final_error(errors: list[float]) -> float:
@@ -72,6 +86,12 @@ class Run:
         return _json(path) if path.is_file() else {}
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What it last ran on: versions, machine, processes; empty before it began."""
+        path = self.folder / "environment.json"
+        return _json(path)["sessions"][-1] if path.is_file() else {}
+
+    @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
         return self.summary.get("outcome") == "finished"
@@ -93,14 +113,24 @@ class Recorder:
         recipe: completed.
 
     Raises:
-        ValueError: if the folder is another recipe's (differences listed) or something else's.
+        ValueError: if the folder is another recipe's (differences listed) or something else's, or if another process
+            writes it.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
         finished_run(folder, recipe)  # refuses what is not this recipe's
-        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(folder)
         _replace(folder / "recipe.toml", recipe.to_toml())
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        self._lock.release()
+
+    def note(self, outcome: str, message: str) -> None:
+        """Write outcome.json: this job's processes ended on purpose."""
+        content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
+        _replace(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
 
     def begin(self, iteration: int, environment: dict[str, Any]) -> None:
         """Cut the record to what the checkpoint at `iteration` knows, and note where the run goes on."""
@@ -114,7 +144,8 @@ class Recorder:
         sessions = _json(path)["sessions"] if path.is_file() else []
         sessions.append({"from_iteration": iteration, **environment})
         _replace(path, json.dumps({"sessions": sessions}, indent=2))
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", OUTCOME):
+            (self.folder / name).unlink(missing_ok=True)
 
     def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append an evaluation."""
@@ -137,18 +168,45 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     True
     """
     if not (folder / "recipe.toml").is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} holds other files and no recipe.toml; choose another --out")
         return None
     run = Run(folder)
-    old, new = run.recipe.as_dict(), recipe.as_dict()
-    differences = [f"{key}: {old.get(key)} → {new.get(key)}" for key in new | old if old.get(key) != new.get(key)]
-    if differences:
+    changed = differences(run.recipe, recipe)
+    if changed:
         raise ValueError(
-            f"{folder} is a run of another recipe ({'; '.join(differences)}); choose another --out, or give --fresh"
+            f"{folder} is a run of another recipe ({'; '.join(changed)}); choose another --out, or give --fresh"
             " to start over and keep that run under a numbered name"
         )
     return run if run.finished else None
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What a recipe changes of another, a field each.
+
+    >>> differences(Recipe(), Recipe(seed=1))
+    ['seed: 0 → 1']
+    """
+    before, after = old.as_dict(), new.as_dict()
+    return [
+        f"{key}: {before.get(key)} → {after.get(key)}" for key in after | before if before.get(key) != after.get(key)
+    ]
+
+
+def ended_on_purpose(folder: Path, job: str | None) -> tuple[str, str] | None:
+    """(outcome, message) of a job that was stopped, or left the finite numbers; None if it was another job, or none.
+
+    Args:
+        job: the launcher's name for it, the same in all its restarts.
+
+    >>> ended_on_purpose(Path("nowhere"), "17") is None
+    True
+    """
+    path = folder / OUTCOME
+    if job is None or not path.is_file():
+        return None
+    content = _json(path)
+    return (content["outcome"], content["message"]) if content.get("job") == job else None
 
 
 def move_aside(folder: Path) -> Path | None:
@@ -171,8 +229,12 @@ def environment(execution: dict[str, Any]) -> dict[str, Any]:
     import numpy
     import torch
 
+    import onehour
+
     return {
         "command": sys.argv,
+        "commit": _commit(),
+        "onehour": onehour.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -183,6 +245,15 @@ def environment(execution: dict[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **execution,
     }
+
+
+def _commit() -> str | None:
+    """Of the repository that the command was given in, if it was in one."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -14,22 +14,24 @@ from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
-from onehour.rules.shuffle import SampleStream
-from onehour.train.build import build_model, build_optimizer, effects, pick_loaders, pick_share, pick_workers_per_pass
-from onehour.train.checkpoint import load_latest, save_checkpoint
+from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
 from onehour.train.loggers import Loggers, load_logger
+from onehour.train.measure import measured, timed
 from onehour.train.memory import less_memory, out_of_memory
+from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
 from onehour.train.record import Recorder, environment
 from onehour.train.step import Step
 from onehour.train.summary import summarise
-from onehour.train.timing import PARTS, StepTimer
+from onehour.train.timing import StepTimer
+from onehour.train.watchdog import Watchdog
 
-__all__ = ["NonFiniteError", "StoppedError", "train_run"]
+__all__ = ["DELIBERATE", "NonFiniteError", "StoppedError", "train_run"]
 
 
 class NonFiniteError(ArithmeticError):
@@ -46,6 +48,10 @@ class StoppedError(Exception):
     >>> issubclass(StoppedError, Exception)
     True
     """
+
+
+DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite": NonFiniteError}
+"""Ends that a restart must not undo, by the name that outcome.json has for them."""
 
 
 def train_run(
@@ -110,7 +116,8 @@ class _Loop:
         self.samples = recipe.samples
         self.folder = execution.folder(recipe)
         self.iterations = recipe.workers.iterations(self.samples, recipe.epochs)
-        self.stream = SampleStream(samples=self.samples, minibatch=recipe.workers, seed=recipe.seed)
+        self.decisions = decisions_of(recipe)
+        self.stream = self.decisions.stream()
         self.first = group.rank == 0
         self.recorder = Recorder(self.folder, recipe) if self.first else None
         self.loggers = Loggers(load_logger(execution.log) if self.first else None)
@@ -118,11 +125,15 @@ class _Loop:
         self.timer = StepTimer(group.device)
         self.model = build_model(recipe, data, group.device, model)
         self.rules = effects(recipe, self.model)  # before a checkpoint is loaded, whose γ are no longer zero
-        self.optimizer = build_optimizer(recipe, self.model)
+        self.optimizer = self.decisions.optimizer(self.model)
         self.loaders = pick_loaders(execution, data)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
         self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
+        self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self.console.warn)
+        self.step.before_update = self.checkpoints.detach
+        self.watchdog = Watchdog(self.folder, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
+        self.interval = SaveInterval(execution.save_every, execution.save_minutes)
         self.flags = HostFlags(group.device)
         self._mark(0)
 
@@ -146,16 +157,18 @@ class _Loop:
                 self.step(iteration, batches, stopping=stop_asked())
                 profile_step()
                 done = iteration + 1
+                self.watchdog.beat(done)
                 ends_epoch = done * recipe.minibatch // self.samples > iteration * recipe.minibatch // self.samples
                 stopped, halted = self.flags.read(self.step.stop, self.step.halted, now=ends_epoch)
                 if halted:
                     self._halt(done)
                 if ends_epoch:  # which the last iteration always does
-                    self._evaluate(done)
+                    self.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
+                    with self.watchdog.slow():
+                        self._evaluate(done)
                 if stopped and done < self.iterations:
-                    self._save(done)
-                    raise StoppedError(f"stopped after iteration {done} and saved; the same command goes on from there")
-                if ends_epoch or (self.execution.save_every and done % self.execution.save_every == 0):
+                    self._stop(done)
+                if ends_epoch or self.interval.over(done):
                     self._save(done)
                 self.console.step(done)
         self._finish("finished")
@@ -165,11 +178,15 @@ class _Loop:
         self.since, self.cpu_since, self.last_evaluated = time.perf_counter(), time.process_time(), done
 
     def close(self) -> None:
+        self.watchdog.close()
+        self.checkpoints.close()
         self.console.close()
         self.step.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _resume(self) -> int:
-        progress = load_latest(self.folder, self.model, self.optimizer, self.group)
+        progress = self.checkpoints.load(self.model, self.optimizer)
         start = 0
         if progress is not None:
             start = progress["iteration"]
@@ -192,34 +209,13 @@ class _Loop:
     def _evaluate(self, done: int) -> None:
         steps = self.timer.steps()
         seconds, cpu_seconds = time.perf_counter() - self.since, time.process_time() - self.cpu_since
-        position = done * self.recipe.minibatch
         result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, loaders=self.loaders)
         evaluating = time.perf_counter() - self.since - seconds
-        first, last = _span(position, self.recipe, self.samples)
         loss, errors = self.step.totals.tolist()
         self.step.totals.zero_()
-        record = {
-            "epoch": position // self.samples,
-            "iteration": done,
-            "position": position,
-            "lr": self.recipe.schedule((done - 1) * self.recipe.minibatch / self.samples),
-            "train_loss": loss / (last - first),
-            "train_error": 100 * errors / ((last - first) * self.recipe.minibatch),
-            "val_loss": result.loss,
-            "top1_error": result.top1_error,
-        }
+        record = measured(self.decisions, done, (loss, errors), result)
         images = (done - self.last_evaluated) * self.recipe.minibatch
-        timing = {
-            "epoch": record["epoch"],
-            "iteration": done,
-            "images": images,
-            "seconds": seconds,
-            "cpu_seconds": cpu_seconds,
-            "images_per_second": images / seconds,
-            "evaluate_seconds": evaluating,
-            "parts": list(PARTS),
-            "steps_ms": [[round(step[part], 3) for part in PARTS] for step in steps],
-        }
+        timing = timed(record, images, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
         if self.recorder is not None:
             self.recorder.add(record, timing)
             self.loggers.log(record | {"images_per_second": timing["images_per_second"]})
@@ -235,29 +231,37 @@ class _Loop:
                 "totals": self.step.totals.tolist(),
                 "build": build_of(self.group.device),
             }
-            save_checkpoint(self.folder, self.model, self.optimizer, progress)
+            self.checkpoints.save(self.model, self.optimizer, progress)
         self.since += time.perf_counter() - started
         self.cpu_since += time.process_time() - cpu_started
 
+    def _stop(self, done: int) -> None:
+        self._save(done)
+        saved = "saved; the same command goes on from there"
+        if not self.checkpoints.wait():
+            saved = "could not save it; the same command goes on from the checkpoint before"
+        raise self._ended("stopped", StoppedError(f"stopped after iteration {done} and {saved}"))
+
+    def _ended(self, outcome: str, error: Exception) -> Exception:
+        """Note how it ended, so that no launcher's restart undoes it."""
+        if self.recorder is not None:
+            self.recorder.note(outcome, str(error))
+        return error
+
     def _halt(self, done: int) -> None:
         self._finish("non-finite")
-        rate = self.recipe.schedule((done - 1) * self.recipe.minibatch / self.samples)
-        raise NonFiniteError(
+        rate = self.decisions.rate(done - 1)
+        message = (
             f"the loss or a gradient was not finite at iteration {done} (epoch"
             f" {done * self.recipe.minibatch / self.samples:.2f}, rate {rate:g}); checkpoints before it are kept in"
             f" {self.folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
         )
+        raise self._ended("non-finite", NonFiniteError(message))
 
     def _finish(self, outcome: str) -> None:
+        if not self.checkpoints.wait() and outcome == "finished":
+            raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
         if self.recorder is not None:
             summary = summarise(self.folder, self.recipe, self.model, self.optimizer, outcome)
             self.recorder.end(summary)
             self.loggers.finish(summary)
-
-
-def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
-    """The iterations whose training error belongs to an evaluation at `position`: those since the one before."""
-    done = position // recipe.minibatch
-    epoch = position // samples
-    before = min(-(-(epoch - 1) * samples // recipe.minibatch), done) if epoch > 1 else 0
-    return before, done

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onehour.rules.batchnorm import ghost_layers
+from onehour.train.pitfalls import Decisions
 
 __all__ = ["RunningStatistics"]
 
@@ -29,6 +30,7 @@ class RunningStatistics:
         widths = [layer.num_features for layer in self.layers]
         self.channels = sum(widths)
         self.floats = 2 * self.channels + len(widths)
+        self.dtype = torch.get_default_dtype()
         if not self.layers:
             return
         if any(layer.momentum is None for layer in self.layers):
@@ -40,6 +42,7 @@ class RunningStatistics:
         self._layer_of = torch.repeat_interleave(torch.arange(len(widths)), twice).to(device)
         both = [(layer.running_mean, layer.running_var) for layer in self.layers]
         self._running = torch.cat([statistic for pair in both for statistic in pair])  # pyright: ignore
+        self.dtype = self._running.dtype
         self._share = torch.tensor(momentum, dtype=self._running.dtype, device=device)[self._layer_of]
         self._counts = torch.stack([_tracked(layer) for layer in self.layers])
         for number, (layer, part) in enumerate(zip(self.layers, self._parts(self._running), strict=True)):
@@ -67,6 +70,31 @@ class RunningStatistics:
         counts = sums[2 * self.channels :].split(1)
         for layer, total, count in zip(self.layers, self._parts(sums), counts, strict=True):
             layer.sums = (total, count)
+
+    def weigh(self, shares: Tensor | None) -> None:
+        """Let the next pass's workers count by `shares`, of shape (layers, g), in place of all alike.
+
+        >>> RunningStatistics(nn.ReLU()).weigh(None)
+        """
+        for number, layer in enumerate(self.layers):
+            layer.shares = None if shares is None else shares[number]
+
+    def apply(self, decisions: Decisions) -> Tensor | None:
+        """Take over what a recipe's decisions say of the statistics.
+
+        Returns:
+            The workers' shares, (layers, k), of which each pass must be given its own by `weigh`; None for all alike.
+
+        >>> from onehour import Recipe
+        >>> RunningStatistics(nn.ReLU()).apply(Decisions(Recipe(samples=1024))) is None
+        True
+        """
+        shares = [decisions.shares(layer.momentum or 0.0) for layer in self.layers]
+        given = [share for share in shares if share is not None]
+        if not given:
+            return None
+        self._share = self._share.cpu().clone().apply_(decisions.moved).to(self._running.device)
+        return torch.stack(given).to(self._running)
 
     @torch.no_grad()
     def commit(self, sums: Tensor, live: Tensor) -> None:

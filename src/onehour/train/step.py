@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
 from onehour.rules.batchnorm import repeat_parameters
 from onehour.rules.keys import seed_for
-from onehour.rules.momentum import set_rate, velocity_inside
+from onehour.rules.momentum import set_rate
+from onehour.train.pitfalls import decisions_of
 from onehour.train.precision import forward
 from onehour.train.statistics import RunningStatistics
 from onehour.train.timing import StepTimer
@@ -67,9 +68,13 @@ class Step:
         self.halted = torch.zeros((), device=group.device)
         """1 once anything was not finite, else 0."""
         self._one = torch.ones((), device=group.device)
+        self.before_update: Callable[[], None] = lambda: None
+        """Called when weights, velocity and statistics are about to change."""
         self.totals = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Σ of the iterations' mean losses and of their errors, since the caller last set them to zero."""
-        self._inside = velocity_inside(optimizer)
+        self._decisions = decisions = decisions_of(recipe)
+        self._inside = decisions.corrected(optimizer)
+        self._shares = self.statistics.apply(decisions)
         self._on_device = _masks_on_device(optimizer)
         if self._on_device:
             optimizer.found_inf, optimizer.grad_scale = self.halted, None  # type: ignore[attr-defined]
@@ -83,8 +88,8 @@ class Step:
             batches: gives one batch a pass.
             stopping: this process was asked to stop; after the step every process finds it in `stop`.
         """
-        recipe, reducer = self.recipe, self.reducer
-        set_rate(self.optimizer, recipe.schedule(iteration * recipe.minibatch / _samples(recipe)), self._inside)
+        reducer = self.reducer
+        set_rate(self.optimizer, self._decisions.rate(iteration), self._inside)
         self.timer.begin()
         reducer.zero()
         if stopping:
@@ -110,20 +115,24 @@ class Step:
         """Give the model back as it would be without a trainer."""
         self.reducer.close()
         self.statistics.collect_into(None)
+        self.statistics.weigh(None)
         repeat_parameters(self.statistics.layers, 1)
 
     def _pass(self, iteration: int, workers: range, images: Tensor, labels: Tensor, *, last: bool) -> None:
         recipe = self.recipe
         seed_generators(seed_for(recipe.seed, "pass", iteration, workers.start), images.device)
         repeat_parameters(self.statistics.layers, len(workers))
+        if self._shares is not None:
+            self.statistics.weigh(self._shares[:, workers.start : workers.stop])
         logits = forward(self._model, images, recipe)
-        loss = global_mean(F.cross_entropy(logits, labels, reduction="sum"), recipe.minibatch)
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        loss = global_mean(total, self._decisions.divisor)
         repeat_parameters(self.statistics.layers, 1)  # forget them: they belong to these weights
         if last:
             self.reducer.arm()
         loss.backward()
         with torch.no_grad():
-            self.loss.add_(loss)
+            self.loss.add_(global_mean(total, recipe.minibatch))
             self.errors.add_((logits.argmax(1) != labels).sum())
 
     def _mark_used(self) -> set[int]:
@@ -135,6 +144,7 @@ class Step:
 
     @torch.no_grad()
     def _update(self, unused: set[int]) -> None:
+        self.before_update()
         self._drop(unused)
         # What GradScaler calls; times 1 changes nothing, and `halted` is only ever set.
         torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage]
@@ -161,11 +171,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _samples(recipe: Recipe) -> int:
-    assert recipe.samples is not None
-    return recipe.samples
 
 
 def _masks_on_device(optimizer: Any) -> bool:

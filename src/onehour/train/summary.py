@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.train.checkpoint import digest_of, model_state, optimizer_state
 from onehour.train.record import MEDIAN_OF, Run
+from onehour.train.state import digest_of, model_state, optimizer_state
 from onehour.train.timing import PARTS
 
 __all__ = ["summarise"]

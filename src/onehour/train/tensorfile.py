@@ -11,9 +11,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+
+from onehour.train.snapshot import Snapshot
 
 __all__ = ["write_bytes", "write_tensors"]
 
@@ -31,26 +33,27 @@ TYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int | str]:
+def write_tensors(path: Path, tensors: Snapshot) -> dict[str, Any]:
     """Write a file of tensors, on disk when this returns.
 
     Args:
-        tensors: contiguous, in CPU memory.
+        tensors: contiguous, in CPU memory; each is read once.
 
     Returns:
-        {"bytes": its size, "sha256": its digest}.
+        {"bytes": its size, "sha256": its digest, "finite": whether all its numbers are}.
 
     >>> import tempfile
     >>> from safetensors.torch import load_file
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = write_tensors(Path(folder) / "a.safetensors", {"a": torch.arange(3)})
+    ...     _ = write_tensors(Path(folder) / "a.safetensors", Snapshot({"a": torch.arange(3)}))
     ...     load_file(Path(folder) / "a.safetensors")
     {'a': tensor([0, 1, 2])}
     """
-    return _write(path, _parts(tensors))
+    finite: list[bool] = []
+    return _write(path, _parts(tensors, finite)) | {"finite": all(finite)}
 
 
-def write_bytes(path: Path, content: bytes) -> dict[str, int | str]:
+def write_bytes(path: Path, content: bytes) -> dict[str, Any]:
     """As `write_tensors`, for bytes that there are.
 
     >>> import tempfile
@@ -61,12 +64,13 @@ def write_bytes(path: Path, content: bytes) -> dict[str, int | str]:
     return _write(path, iter([memoryview(content)]))
 
 
-def _parts(tensors: dict[str, Tensor]) -> Iterator[memoryview]:
+def _parts(tensors: Snapshot, finite: list[bool]) -> Iterator[memoryview]:
     # Wide types first, as the format wants tensors aligned to their own size.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    shapes = tensors.shapes
+    order = sorted(shapes, key=lambda name: (-shapes[name].element_size(), name))
     header, offset = {}, 0
     for name in order:
-        tensor = tensors[name]
+        tensor = shapes[name]
         span = [offset, offset + tensor.nbytes]
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
         offset = span[1]
@@ -74,10 +78,12 @@ def _parts(tensors: dict[str, Tensor]) -> Iterator[memoryview]:
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for name in order:
-        yield tensors[name].reshape(-1).view(torch.uint8).numpy().data
+        with tensors.reading(name) as tensor:
+            finite.append(bool(tensor.isfinite().all()))
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _write(path: Path, parts: Iterator[memoryview]) -> dict[str, int | str]:
+def _write(path: Path, parts: Iterator[memoryview]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
         for part in parts:

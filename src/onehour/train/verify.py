@@ -21,8 +21,8 @@ from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.rules.shuffle import SampleStream
 from onehour.train.build import build_model, build_optimizer, complete, pick_loaders, pick_share, pick_workers_per_pass
-from onehour.train.checkpoint import digest_of, model_state, optimizer_state
 from onehour.train.determinism import deterministic
+from onehour.train.state import digest_of, model_state, optimizer_state
 from onehour.train.step import Step
 from onehour.train.timing import StepTimer
 

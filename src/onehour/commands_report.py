@@ -1,0 +1,46 @@
+"""`onehour report`: a page, figures and a verdict of a sweep, of runs, or of others' CSVs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["print_report", "report_command"]
+
+
+def report_command(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Write a report and print its verdict, or everything as JSON."""
+    return print_report(options.paths, options.out, options.margin, as_json=options.json)
+
+
+def print_report(paths: Sequence[Path], out: Path | None, margin: float, *, as_json: bool = False) -> int:
+    """Write the report of these paths and print its verdict and where it lies; returns the exit code.
+
+    Args:
+        out: the folder to write into; None is the sweep's own, else `report` beside the first path.
+        margin: of the verdicts, in points.
+        as_json: print results.json instead.
+
+    Raises:
+        ValueError: for bad input; nothing is written then.
+
+    >>> print_report([Path("nowhere.csv")], None, 0.5)
+    Traceback (most recent call last):
+    ValueError: nowhere.csv cannot be read: No such file or directory
+    """
+    from onehour.study.report import write_report
+    from onehour.study.reproduce import more_seeds
+    from onehour.study.wording import headline
+
+    report = write_report(paths, out, margin)
+    if as_json:
+        print(report.results.read_text(encoding="utf-8"), end="")
+        return 0
+    for sentence in headline(report.findings):
+        print(sentence.text)
+        command = more_seeds(report.findings.study, sentence.seeds) if sentence.seeds else ""
+        if command:
+            print(f"  {command}")
+    print(f"report  {report.page}")
+    return 0

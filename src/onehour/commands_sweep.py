@@ -1,0 +1,145 @@
+"""`onehour sweep`: from options to a sweep, and what a person sees while it trains."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onehour.commands import EXIT_STOPPED, recipe_changes
+from onehour.recipes import recipe as named
+from onehour.study.axes import spec_of
+from onehour.study.spec import label_of
+
+if TYPE_CHECKING:
+    from onehour.jobs.pool import Event
+    from onehour.jobs.sweep import Work
+    from onehour.jobs.task import Task
+
+__all__ = ["sweep_command"]
+
+
+def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Train a sweep's cells, or say what they are, and report them."""
+    changes = recipe_changes(options)
+    sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
+    recipe = named(options.recipe, **changes)
+    from onehour.jobs.sweep import expected_seconds, pick_jobs, train_sweep, work_of
+    from onehour.train.build import complete
+
+    jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device or "auto")
+    recipe, _ = complete(recipe)
+    spec = spec_of(recipe, sizes, range(seed, seed + options.seeds), options.arm, options.arms_at)
+    folder = options.out or Path("runs") / f"{recipe.name}-sweep"
+    if options.dry_run:
+        work = work_of(spec, folder, jobs=jobs, together=options.seeds_together)
+        for line in _rows(work):
+            print(line)
+        minutes = expected_seconds(work, jobs=jobs, execution=execution) / 60
+        print(f"{len(work.cells)} cells, {work.left} left: about {minutes:.0f} minutes in {jobs} processes")
+        return 0
+    watch = _Watch()
+    try:
+        for work, event in train_sweep(spec, folder, jobs=jobs, execution=execution, together=options.seeds_together):
+            watch.see(work, event)
+    except KeyboardInterrupt:
+        watch.close()
+        print(f"stopped; the same command goes on in {folder}")
+        return EXIT_STOPPED
+    finally:
+        watch.close()
+    from onehour.commands_report import print_report
+
+    return print_report([folder], None, options.margin)
+
+
+def _rows(work: Work) -> list[str]:
+    """The cells as minibatch, arm and how many of its runs have ended."""
+    left = {folder.name for task in work.tasks for folder in task.folders}
+    rows: dict[tuple[Any, int], list[str]] = {}
+    for cell in work.cells:
+        rows.setdefault((cell.arm, cell.recipe.minibatch), []).append(cell.name)
+    return [
+        f"{minibatch:>7}  {label_of(arm) or 'the recipe':<45} {sum(name not in left for name in names)} of"
+        f" {len(names)} done"
+        for (arm, minibatch), names in rows.items()
+    ]
+
+
+class _Watch:
+    """A bar on a terminal and a line for every task that has ended."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self.terminal = Console(highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.terminal,
+            disable=not self.terminal.is_terminal,
+            transient=True,
+        )
+        self.ended = self.images = 0
+        self.reason: str | None = None
+        self.handle: Any = None
+
+    def see(self, work: Work, event: Event) -> None:
+        if self.handle is None:
+            done = len(work.cells) - work.left
+            self._say(f"{len(work.cells)} cells in {work.folder}, {done} done")
+            self.bar.start()
+            self.handle = self.bar.add_task("sweep", total=sum(task.images for task in work.tasks) or None)
+        if event.task is not None:
+            self.ended += len(event.task.recipes)
+            self.images += event.task.images
+            if event.alone not in (None, "one seed", self.reason):
+                self.reason = event.alone
+                self._say(f"seeds are trained one by one: {event.alone}")
+            self._say(f"[{self.ended}/{work.left}] {_ended(event.task)}")
+        if not self.bar.disable:
+            part = sum(_progress(task) for task in event.running)
+            names = ", ".join(_name(task) for task in event.running)
+            self.bar.update(self.handle, completed=self.images + part, description=f"{names:.70}")
+
+    def close(self) -> None:
+        self.bar.stop()
+
+    def _say(self, text: str) -> None:
+        self.terminal.print(text, markup=False)
+
+
+def _ended(task: Task) -> str:
+    from onehour.train.record import Run
+
+    runs = [Run(folder) for folder in task.folders]
+    errors = [run.final_error for run in runs if run.finished]
+    bad = len(runs) - len(errors)
+    parts = []
+    if errors:
+        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+        parts.append(f"{statistics.fmean(errors):.2f}{spread} % ({len(errors)} seed{'s' * (len(errors) > 1)})")
+    if bad:
+        parts.append(f"{bad} left the finite numbers")
+    seconds = sum(run.summary["seconds_training"] for run in runs)
+    return f"{_name(task)}: {', '.join(parts)}, {seconds:.0f} s"
+
+
+def _name(task: Task) -> str:
+    return task.folders[0].name.rpartition("-s")[0]
+
+
+def _progress(task: Task) -> float:
+    """Images that a running task has trained on, as its folders say."""
+    from onehour.train.record import Run
+
+    images = 0
+    for recipe, folder in zip(task.recipes, task.folders, strict=True):
+        if (folder / "recipe.toml").is_file():
+            metrics = Run(folder).metrics
+            images += min(metrics[-1]["position"], recipe.epochs * (recipe.samples or 0)) if metrics else 0
+    return images

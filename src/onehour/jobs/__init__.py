@@ -1,0 +1,1 @@
+"""Many runs on one machine: what a sweep's cells are trained by."""

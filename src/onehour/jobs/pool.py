@@ -1,0 +1,148 @@
+"""Tasks spread over processes: one for each core, or for each GPU."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+from onehour.execution import Execution
+from onehour.jobs.task import Task
+from onehour.jobs.worker import work
+
+__all__ = ["Event", "locked", "run_tasks"]
+
+TICK = 0.5
+
+
+@dataclass(frozen=True)
+class Event:
+    """A task that has ended, or none: a moment to look at the clock.
+
+    >>> Event().task is None
+    True
+    """
+
+    task: Task | None = None
+    alone: str | None = None
+    """Why its seeds were trained one by one; None where they were one network."""
+
+    running: tuple[Task, ...] = ()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a folder against every other process; the lock ends with the last process that was given it.
+
+    Raises:
+        ValueError: if another process holds it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)) as lock:
+    ...     lock > 0
+    True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} is being written by another process; wait for it, or choose another --out"
+            ) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def run_tasks(
+    tasks: Sequence[Task], *, places: Sequence[dict[str, str]], execution: Execution, folder: Path, lock: int
+) -> Iterator[Event]:
+    """Train the tasks, the next one wherever a process is free.
+
+    Args:
+        places: the environment of each process.
+        execution: of each run.
+        folder: for the processes' logs.
+        lock: of `locked`.
+
+    Yields:
+        An event for every task that has ended, and others in between.
+
+    Raises:
+        ValueError: for bad input in a task, or a process that was killed; what has ended stays.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(tasks)
+    workers: list[_Worker] = []
+    try:
+        for number, environ in enumerate(places[: len(tasks)]):
+            log = folder / f"log-{number}.txt"
+            workers.append(_Worker(context, (os.getpid(), DupFd(lock), log, environ, execution)))
+            workers[-1].give(waiting.popleft())
+        while busy := [worker for worker in workers if worker.task is not None]:
+            ready = wait([worker.connection for worker in busy], timeout=TICK)
+            for worker in busy:
+                if worker.connection in ready:
+                    task, alone = worker.take()
+                    if waiting:
+                        worker.give(waiting.popleft())
+                    yield Event(task, alone, _running(workers))
+            if not ready:
+                yield Event(running=_running(workers))
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    def __init__(self, context: Any, arguments: tuple[Any, ...]) -> None:
+        self.connection: Connection
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
+        self.process.start()
+        theirs.close()
+        self.task: Task | None = None
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        self.connection.send(task)
+
+    def take(self) -> tuple[Task, str | None]:
+        assert self.task is not None
+        task, self.task = self.task, None
+        names = ", ".join(folder.name for folder in task.folders)
+        try:
+            kind, text = self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(5)
+            raise ValueError(
+                f"the process that trained {names} ended with code {self.process.exitcode} (its log lies in the"
+                " sweep's folder; code -9 is often a lack of memory: use fewer --jobs); the same command goes on"
+            ) from error
+        if kind != "done":
+            raise ValueError(text or f"{names} was stopped")
+        return task, text
+
+    def end(self) -> None:
+        if self.task is not None:
+            self.process.terminate()
+        self.connection.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _running(workers: Sequence[_Worker]) -> tuple[Task, ...]:
+    return tuple(worker.task for worker in workers if worker.task is not None)

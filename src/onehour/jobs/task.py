@@ -1,0 +1,125 @@
+"""A piece of a sweep: runs that differ by their seed, trained as one network where that is exact, else one by one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from onehour.config import Recipe
+from onehour.dist.launch import ENDS
+from onehour.execution import Execution
+
+__all__ = ["Task", "run_task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Runs of one recipe and several seeds.
+
+    Args:
+        recipes: completed, alike but for the seed.
+        folders: of each run.
+
+    >>> Task((Recipe(seed=3), Recipe(seed=4)), (Path("a"), Path("b"))).images
+    0
+    """
+
+    recipes: tuple[Recipe, ...]
+    folders: tuple[Path, ...]
+
+    @property
+    def images(self) -> int:
+        """Trained on in all: a measure of the work."""
+        return sum(recipe.epochs * (recipe.samples or 0) for recipe in self.recipes)
+
+
+def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
+    """Train a task's runs to their ends; a run that leaves the finite numbers has come to its end too.
+
+    Args:
+        execution: processes, device and threads of each run.
+
+    Returns:
+        Why its seeds were trained one by one, where they were; None where they were one network.
+
+    Raises:
+        ValueError: for bad input.
+        StoppedError: when asked to stop; all is saved.
+    """
+    from onehour.train.build import complete, pick_device
+    from onehour.train.joint import refuse_joining, train_joint
+
+    reason = "one seed" if len(task.recipes) == 1 else None
+    if execution.processes > 1:
+        reason = "several processes"
+    if reason is None:
+        recipe, data = complete(task.recipes[0])
+        group = _group(pick_device(execution.device))
+        try:
+            refuse_joining(recipe, data, group)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            recipes = [recipe.replace(seed=other.seed) for other in task.recipes]
+            train_joint(recipes, data, task.folders, group, stop_asked=stop_asked)
+    if reason is not None:
+        for recipe, folder in zip(task.recipes, task.folders, strict=True):
+            _run_alone(recipe, folder, execution, stop_asked)
+    return reason
+
+
+def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
+    from onehour.api import run
+    from onehour.train.run import NonFiniteError
+
+    if execution.processes > 1:
+        _run_processes(recipe, folder, execution, stop_asked)
+        return
+    with suppress(NonFiniteError):  # its summary says so, and the study counts it as chance
+        run(recipe, Execution(out=folder, device=execution.device), stop_asked=stop_asked)
+
+
+def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
+    from onehour.train.record import Recorder
+    from onehour.train.run import StoppedError
+
+    Recorder(folder, recipe).close()  # writes its recipe
+    flags = ["--out", str(folder), "--processes", str(execution.processes), "--device", execution.device]
+    command = [sys.executable, "-m", "onehour", "train", str(folder / "recipe.toml"), *flags]
+    code, said = _followed(command, stop_asked)
+    if code == 75:
+        raise StoppedError(said)
+    if code not in (0, 4):
+        raise ValueError(f"{folder.name}: {said.removeprefix('onehour: ') or f'exit code {code}'}")
+
+
+def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, str]:
+    """Run a command to its end, or to the end that a stop gives it; its exit code and what it said."""
+    stopping = False
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {ENDS: "1"}) as process:
+        try:
+            while True:
+                try:
+                    _, said = process.communicate(timeout=1)
+                    return process.returncode, said.strip()
+                except subprocess.TimeoutExpired:
+                    if not stopping and stop_asked():
+                        stopping = True  # a second signal would end it before it has saved
+                        process.terminate()
+        except BaseException:
+            if not stopping:
+                process.terminate()
+            raise
+
+
+def _group(device: str):
+    import torch
+
+    from onehour.dist.group import Group
+
+    return Group(device=torch.device(device))

@@ -1,0 +1,58 @@
+"""A process that trains tasks one after another until its parent is gone. Imports torch when it begins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from onehour.execution import Execution
+from onehour.jobs.task import Task, run_task
+
+__all__ = ["work"]
+
+
+def work(
+    connection: Connection, parent: int, lock: Any, log: Path, environ: dict[str, str], execution: Execution
+) -> None:
+    """Receive tasks and answer each: ("done", why one by one or None), ("refused", message) or ("stopped", "").
+
+    Args:
+        parent: the process to work for; when it is gone, what is being trained is saved and this process ends.
+        lock: keeps the sweep's folder locked until this process has ended, whoever is killed.
+        log: gets what the runs print.
+        environ: of this process, such as its GPU.
+    """
+    held = lock.detach()
+    os.environ.update(environ)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    import torch
+
+    from onehour.train.run import StoppedError
+
+    if execution.threads:
+        torch.set_num_threads(execution.threads)
+    while os.getppid() == parent:
+        try:
+            task: Task = connection.recv()
+        except EOFError:
+            break
+        try:
+            answer = ("done", run_task(task, execution, lambda: os.getppid() != parent))
+        except ValueError as error:
+            answer = ("refused", str(error))
+        except StoppedError:
+            answer = ("stopped", "")
+        sys.stdout.flush()
+        try:
+            connection.send(answer)
+        except OSError:  # the parent is gone
+            break
+    os.close(held)

@@ -1,0 +1,254 @@
+"""What a sweep consists of: a recipe, minibatches, seeds and arms; its cells follow (paper F1, T1, T2a)."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from onehour.config import PITFALLS, SIZES, Recipe
+from onehour.rules.minibatch import parse_size
+
+__all__ = ["SPEC", "Cell", "SweepSpec", "arm_of", "label_of", "parse_arm", "pitfall_arms", "table_arms"]
+
+SPEC = "sweep.toml"
+Arm = tuple[tuple[str, str], ...]
+NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "epochs")
+"""What an arm cannot change: the axes, and the task, without which errors cannot be compared."""
+
+
+def label_of(arm: Arm) -> str:
+    """An arm as it is written on the command line.
+
+    >>> label_of((("warmup", "none"), ("base_lr", "0.1")))
+    'warmup=none,base_lr=0.1'
+    """
+    return ",".join(f"{name}={value}" for name, value in arm)
+
+
+def arm_of(recipe: Recipe, base: Recipe) -> Arm:
+    """What a recipe changes of another, beside its minibatch, its seed and what names or describes the task.
+
+    >>> arm_of(Recipe(warmup="none", minibatch=512, seed=3), Recipe())
+    (('warmup', 'none'),)
+    """
+    return tuple(
+        (name, _text(value))
+        for name, value in recipe.as_dict().items()
+        if name not in NOT_ARMS and value != base.as_dict().get(name)
+    )
+
+
+def parse_arm(text: str) -> list[Arm]:
+    """The arms of FIELD=VALUE,VALUE…: one for each value.
+
+    Raises:
+        ValueError: for another form, an unknown field or one that is no arm.
+
+    >>> parse_arm("warmup=none,constant")
+    [(('warmup', 'none'),), (('warmup', 'constant'),)]
+    """
+    name, equals, values = text.partition("=")
+    name = name.replace("-", "_")
+    if not equals or not all(values.split(",")):
+        raise ValueError(f"--arm is {text!r}; expected FIELD=VALUE[,VALUE…], for example warmup=none,constant")
+    if name in NOT_ARMS:
+        raise ValueError(f"--arm cannot change {name}: an arm is one thing changed in the recipe, at the same task")
+    return [((name, _text(_value(name, value))),) for value in values.split(",")]
+
+
+def table_arms(recipe: Recipe) -> list[Arm]:
+    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's.
+
+    >>> [label_of(arm) for arm in table_arms(Recipe())][:3]
+    ['warmup=none', 'warmup=constant', 'scaling=fixed']
+    """
+    arms = [(("warmup", kind),) for kind in ("none", "constant", "gradual") if kind != recipe.warmup]
+    arms += [(("scaling", kind),) for kind in ("fixed", "sqrt", "linear") if kind != recipe.scaling]
+    return arms + [(("base_lr", _text(recipe.base_lr * factor)),) for factor in (0.5, 2.0)]
+
+
+def pitfall_arms(recipe: Recipe, minibatch: int) -> list[Arm]:
+    """Each thing that training loops get wrong, one an arm: the broken rules, BatchNorm over all of kn, no zero γ.
+
+    >>> label_of(pitfall_arms(Recipe(), 8192)[-2])
+    'per_worker=8192'
+    """
+    sgd = recipe.optimizer == "sgd" and recipe.momentum > 0
+    names = [name for name in PITFALLS if sgd or name != "momentum-inside-uncorrected"]
+    arms: list[Arm] = [(("pitfall", name),) for name in names]
+    return [*arms, (("per_worker", str(minibatch)),), (("zero_gamma", _text(not recipe.zero_gamma)),)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    >>> Cell((("warmup", "none"),), Recipe(minibatch=512, seed=1)).name
+    'warmup=none-512-s1'
+    """
+
+    arm: Arm
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of its folder under `cells`.
+
+        >>> Cell((), Recipe(minibatch=512)).name
+        '512-s0'
+        """
+        arm = "".join(c if c.isalnum() or c in "=.,-_" else "_" for c in label_of(self.arm))
+        return f"{arm}-{self.recipe.minibatch}-s{self.recipe.seed}".removeprefix("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """A recipe over minibatches and seeds, and arms at some of the minibatches.
+
+    Args:
+        recipe: completed (samples and classes are known); its own minibatch and seed do not matter.
+        minibatches: the axis.
+        seeds: of each cell.
+        arms: what each changes; at the minibatches `arms_at`.
+
+    Raises:
+        ValueError: for an empty or repeated axis, or an arm that no run can have.
+
+    >>> spec = SweepSpec(recipe=Recipe(), minibatches=(256, 512), seeds=(0, 1), arms=((("warmup", "none"),),),
+    ...     arms_at=(512,))
+    >>> [cell.name for cell in spec.cells()]
+    ['256-s0', '256-s1', '512-s0', '512-s1', 'warmup=none-512-s0', 'warmup=none-512-s1']
+    """
+
+    recipe: Recipe
+    minibatches: tuple[int, ...]
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...] = ()
+    arms_at: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("minibatches", "seeds", "arms", "arms_at"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} holds a value twice: {', '.join(map(str, values))}")
+        if not self.minibatches or not self.seeds:
+            raise ValueError("a sweep needs at least one minibatch and one seed")
+        if bool(self.arms) != bool(self.arms_at):
+            raise ValueError("arms and arms_at belong together: name the minibatch that the arms are trained at")
+        for arm in self.arms:
+            if arm_of(self.applied(arm, self.arms_at[0], 0), self.recipe) == ():
+                raise ValueError(f"arm {label_of(arm)} is what the recipe has already; leave it out")
+        for _ in self.cells():  # every recipe is checked when it is built
+            pass
+
+    def applied(self, arm: Arm, minibatch: int, seed: int) -> Recipe:
+        """The recipe of a cell.
+
+        Raises:
+            ValueError: naming the cell, if no run can have it.
+        """
+        changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
+        try:
+            return self.recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))
+        except ValueError as error:
+            raise ValueError(f"minibatch {minibatch}{' with ' + label_of(arm) if arm else ''}: {error}") from error
+
+    def cells(self) -> Iterator[Cell]:
+        """Every run, the recipe's own first."""
+        rows: list[tuple[Arm, int]] = [((), minibatch) for minibatch in self.minibatches]
+        rows += [(arm, minibatch) for minibatch in self.arms_at for arm in self.arms]
+        for arm, minibatch in rows:
+            for seed in self.seeds:
+                yield Cell(arm, self.applied(arm, minibatch, seed))
+
+    def to_toml(self) -> str:
+        """The text of sweep.toml.
+
+        >>> print(SweepSpec(recipe=Recipe(), minibatches=(256,), seeds=(0,)).to_toml().splitlines()[0])
+        minibatches = [256]
+        """
+        arms = [label_of(arm) for arm in self.arms]
+        axes = {"minibatches": self.minibatches, "seeds": self.seeds, "arms": arms, "arms_at": self.arms_at}
+        lines = [f"{name} = {json.dumps(values, ensure_ascii=False)}" for name, values in axes.items()]
+        return "\n".join(lines) + "\n\n[recipe]\n" + self.recipe.to_toml()
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepSpec:
+        """The spec in a sweep's folder.
+
+        Raises:
+            ValueError: naming the file and what is wrong in it.
+
+        >>> SweepSpec.read(Path("nowhere"))
+        Traceback (most recent call last):
+        ValueError: nowhere/sweep.toml cannot be read: No such file or directory
+        """
+        path = folder / SPEC
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                recipe=Recipe.from_dict(values["recipe"]),
+                minibatches=tuple(values["minibatches"]),
+                seeds=tuple(values["seeds"]),
+                arms=tuple(_arm_from(text) for text in values["arms"]),
+                arms_at=tuple(values["arms_at"]),
+            )
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except KeyError as error:
+            raise ValueError(f"{path} has no {error.args[0]}; it was written by a sweep: do not edit it") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write sweep.toml, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{SPEC}.writing"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(self.to_toml())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / SPEC)
+
+
+def _arm_from(text: str) -> Arm:
+    """An arm of one or several changes, as `label_of` writes it."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    for name, _, value in pairs:
+        _value(name, value)
+    return tuple((name, value) for name, _, value in pairs)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return str(value)
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of a recipe's field, as a command line writes it."""
+    hint = get_type_hints(Recipe).get(name)
+    if hint is None:
+        return Recipe().replace(**{name: text})  # which offers the nearest name
+    if hint is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return text == "true"
+    if name in SIZES:
+        return parse_size(text)
+    if get_origin(hint) is tuple:
+        return tuple(text.split("+"))
+    kind = next((kind for kind in get_args(hint) if isinstance(kind, type)), hint)
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, got {text!r}") from None
+    return text

@@ -1,0 +1,330 @@
+"""Figures: that they draw what the entries hold, that outside text is text, and that scales keep order."""
+
+import importlib
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from onehour.study.charts.arms import arm_pictures
+from onehour.study.charts.curves import MOST, curve_pictures
+from onehour.study.charts.marks import Mark, draw_mark, key_height, window_of
+from onehour.study.charts.minibatch import minibatch_picture
+from onehour.study.charts.panel import draw_panel
+from onehour.study.charts.per_worker import per_worker_pictures
+from onehour.study.charts.picture import FORMATS, Picture
+from onehour.study.charts.seconds import seconds_picture
+from onehour.study.charts.style import NARROW, VARIABLES, WIDE, Sheet, Window, looks
+from onehour.study.others import read_paths
+from onehour.study.results import read_study
+from onehour.study.tables import Findings, findings_of
+from onehour.study.text import number, points
+
+studies = importlib.import_module("studies")
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    path = tmp_path_factory.mktemp("charts") / "sweep"
+    studies.write_sweep(path)
+    return findings_of(read_study([path]))
+
+
+def pictures_of(findings: Findings) -> Iterator[Picture]:
+    for picture in (minibatch_picture(findings), seconds_picture(findings)):
+        if picture is not None:
+            yield picture
+    yield from (*arm_pictures(findings), *per_worker_pictures(findings), *curve_pictures(findings))
+
+
+def texts(sheet: Sheet) -> list[str]:
+    """Every text of a figure."""
+    from matplotlib.text import Text
+
+    found = sheet.figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_visible())
+    return [artist.get_text() for artist in found if isinstance(artist, Text) and artist.get_text()]
+
+
+def drawn(picture: Picture, width: float = WIDE) -> Sheet:
+    with looks():
+        return picture.draw(width)
+
+
+@settings(deadline=None)  # the first example imports matplotlib
+@given(
+    low=st.floats(0, 50), near=st.floats(0.1, 20), far=st.floats(1.2, 100), values=st.lists(st.floats(0, 1), min_size=2)
+)
+def test_a_window_keeps_order_and_goes_back(low: float, near: float, far: float, values: list[float]):
+    window = Window(low, low + near, low + near * far, base=low)
+    errors = np.sort(np.array(values)) * (window.high - low) + low
+    places = window.forward(errors)
+    assert (np.diff(places) >= -1e-12).all()
+    assert places.min() >= -1e-12
+    assert places.max() <= 1 + 1e-9
+    np.testing.assert_allclose(window.backward(places), errors, rtol=1e-6, atol=1e-9)
+    ticks = window.ticks()
+    assert ticks == sorted(set(ticks))
+    assert all(low <= tick <= window.high for tick in ticks)
+
+
+@settings(deadline=None)
+@given(
+    base=st.floats(0.5, 60),
+    differences=st.lists(st.floats(-0.4, 90), min_size=1, max_size=8),
+    std=st.floats(0, 3),
+    margin=st.floats(0.05, 2),
+)
+def test_every_mean_and_seed_is_inside_its_window(base: float, differences: list[float], std: float, margin: float):
+    errors = [min(max(base + difference, 0.0), 100.0) for difference in (0.0, *differences)]
+    marks = [Mark(place, error, std, "holds", dots=(error,)) for place, error in enumerate(errors)]
+    window = window_of(marks, base=base, margin=margin, floor=0.0)
+    assume(window.knee > window.low)
+    assert window.low <= min(errors) + 1e-9
+    assert max(errors) <= window.high + 1e-9
+    assert window.forward([base + margin])[0] - window.forward([base])[0] > 0.03  # a margin can be seen
+
+
+def test_one_value_far_off_is_put_on_a_logarithm_and_near_ones_are_not():
+    near = [Mark(0, 3.6, 0.1, "reference"), Mark(1, 3.7, 0.1, "holds")]
+    assert not window_of(near, base=3.6, margin=0.5, floor=0).broken
+    assert window_of([*near, Mark(2, 80, 9, "worse")], base=3.6, margin=0.5, floor=0).broken
+
+
+def test_the_first_figure_shows_every_entry_and_marks_the_break(findings: Findings):
+    picture = minibatch_picture(findings)
+    assert picture is not None
+    for width in (WIDE, NARROW):
+        found = texts(drawn(picture, width))
+        assert {"32", "64", "128", "256", "512", "1k", "2k"} <= set(found)
+        assert {"holds to 512", "holds to 8k", "64k", "256×", "digits", "The paper"} <= set(found)
+    ours, papers = drawn(picture).figure.axes
+    for axes, means in ((ours, [row.entry.mean for row in findings.sizes]), (papers, None)):
+        line = next(line for line in axes.lines if len(np.asarray(line.get_xdata())) > 6)
+        assert len(np.asarray(line.get_xdata())) == (7 if means else 10)
+        if means:
+            np.testing.assert_allclose(np.asarray(line.get_ydata(), float), means)
+    assert "12.00 %, +8.40 points" in picture.caption
+    assert any("2 of 5 runs of minibatch 2k left the finite numbers" in note for note in picture.notes)
+
+
+def test_the_same_points_above_the_reference_lie_at_the_same_height(findings: Findings):
+    picture = minibatch_picture(findings)
+    assert picture is not None
+    with looks():
+        ours, papers = picture.draw(WIDE).figure.axes
+        for above in (0.0, 0.5, 1.5):
+            heights = [
+                axes.transAxes.inverted().transform(axes.transData.transform((8, base + above)))[1]
+                for axes, base in ((ours, 3.6), (papers, 23.6))
+            ]
+            assert heights[0] == pytest.approx(heights[1], abs=1e-6)
+
+
+def test_a_non_finite_run_is_a_cross():
+    with looks():
+        axes = Sheet(90, 90).axes(left=0, top=0, width=90, height=90)
+        draw_mark(axes, Mark(5, 50, 40, "worse", dots=(10.0,), crosses=(90.0, 90.0)), ends=(0, 100))
+    crosses = [line for line in axes.lines if line.get_marker() == "x" and len(np.asarray(line.get_ydata()))]
+    assert [list(np.asarray(line.get_ydata())) for line in crosses] == [[90.0, 90.0]]
+    bar = next(line for line in axes.lines if line.get_linestyle() == "-")
+    assert list(np.asarray(bar.get_ydata())) == [0, 100]  # no error lies outside
+
+
+def test_one_seed_has_no_bar():
+    with looks():
+        axes = Sheet(90, 90).axes(left=0, top=0, width=90, height=90)
+        draw_mark(axes, Mark(5, 3.0, math.nan, "one seed", dots=(3.0,)), ends=(0, 100))
+    assert not [line for line in axes.lines if line.get_linestyle() == "-"]
+
+
+def test_arms_stand_by_their_cost_with_the_papers_beside(findings: Findings):
+    (picture,) = arm_pictures(findings, elsewhere=["n"])
+    for width in (WIDE, NARROW):
+        found = texts(drawn(picture, width))
+        for (_, kind), rows in findings.groups.items():
+            names = [row.name for row in rows]
+            if kind == "n":
+                assert not set(names) & set(found)
+            else:
+                assert [text for text in found if text in names] == names
+                assert {points(row.cost) for row in rows} <= set(found)
+        assert {"the paper, at 8k", "holds", "worse"} <= set(found)
+    assert "loss divided by n, not kn (+" in picture.caption
+    assert "at 512" in picture.title
+
+
+def test_an_arm_far_off_does_not_hide_the_others(findings: Findings):
+    (picture,) = arm_pictures(findings)
+    (axes,) = drawn(picture).figure.axes
+    with looks():
+        places = [axes.transData.transform((cost, 0))[0] for cost in (0.1, 0.6, 79.0)]
+    assert places[1] - places[0] > 20  # half a point is seen beside 79
+
+
+def test_batchnorms_n_is_drawn_from_three_values_on(findings: Findings, tmp_path: Path):
+    (picture,) = per_worker_pictures(findings)
+    found = texts(drawn(picture))
+    assert {"4", "8", "16", "32", "64", "512", "k=128", "k=1"} <= set(found)
+    assert "lowest with n = 16 (3.70 %)" in picture.caption
+    assert "highest with n = 4 (7.10 %)" in picture.caption
+    arms = tuple((("per_worker", str(n)),) for n in (4, 8))
+    studies.write_sweep(tmp_path, seeds=2, minibatches=(512,), arms=arms)
+    assert per_worker_pictures(findings_of(read_study([tmp_path]))) == []
+
+
+def test_curves_are_small_multiples_with_the_gap(findings: Findings):
+    sizes, arms = curve_pictures(findings)
+    assert len(drawn(sizes).figure.axes) == 6
+    assert len(drawn(arms).figure.axes) == 19
+    rows = {row.name: row for row in findings.sizes}
+    assert f"gap {points(rows['1024'].early)}" in texts(drawn(sizes))
+    assert f"{points(rows['2048'].early)} points at its largest (2k (64×))" in sizes.caption
+
+
+def test_no_more_curves_than_a_page_can_hold(tmp_path: Path):
+    paths = [studies.write_csv(tmp_path / f"{n}.csv", [50 + n / 9, 9, 8]) for n in range(MOST + 3)]
+    (picture,) = curve_pictures(findings_of(read_paths(paths)))
+    assert len(drawn(picture).figure.axes) == MOST
+    assert any(f"The first {MOST} of {MOST + 2} are drawn" in note for note in picture.notes)
+
+
+def test_time_is_told_with_each_halving(findings: Findings, tmp_path: Path):
+    picture = seconds_picture(findings)
+    assert picture is not None
+    halvings = math.log2(52 / 14.5)
+    assert f"from 52 s to 14.5 s, {number(halvings)} halvings" in picture.caption
+    assert f"{points(0.1)} points: {points(0.1 / halvings)} for each halving" in picture.caption
+    assert len(picture.notes) == 1
+    studies.write_sweep(tmp_path, seeds=2, minibatches=(32, 64), arms=(), together=2)
+    together = seconds_picture(findings_of(read_study([tmp_path])))
+    assert together is not None
+    assert "2 seeds were trained at once, as one network: a run’s time is its share" in together.notes[1]
+
+
+def test_texts_lie_inside_the_sheet(findings: Findings):
+    """What is written can be read: no text begins or ends outside its figure, at either width."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    for picture in pictures_of(findings):
+        for width in (WIDE, NARROW):
+            with looks():
+                figure = picture.draw(width).figure
+                renderer = FigureCanvasAgg(figure).get_renderer()
+                figure.draw(renderer)
+                for text in figure.findobj(Text):
+                    assert isinstance(text, Text)
+                    if text.get_visible() and text.get_text():
+                        box = text.get_window_extent(renderer)
+                        beyond = max(-box.x0, box.x1 - figure.bbox.width, -box.y0, box.y1 - figure.bbox.height)
+                        assert beyond < 3, (picture.name, width, text.get_text())
+
+
+def test_outside_text_is_text(tmp_path: Path):
+    name = "<script>alert(1)</script> & $x_1$ \"style='fill: #2160a8'"
+    recipe = studies.BASE.replace(name=name, data="a]]><b>{{ 7 * 7 }}")
+    studies.write_sweep(tmp_path, recipe=recipe, seeds=2, minibatches=(32, 64), arms=())
+    picture = minibatch_picture(findings_of(read_study([tmp_path])))
+    assert picture is not None
+    for kind in ("wide", "narrow"):
+        markup = picture.inline(kind, {})
+        assert "<script" not in markup
+        assert "&lt;script&gt;alert(1)" in markup
+        assert "a]]&gt;&lt;b&gt;{{ 7 * 7 }}" in markup
+        HTMLParser().feed(markup)
+
+
+def test_a_name_in_any_script_is_drawn(tmp_path: Path):
+    recipe = studies.BASE.replace(name="数字 \U0001f600 \x07")
+    studies.write_sweep(tmp_path, recipe=recipe, seeds=1, minibatches=(32,), arms=())
+    picture = minibatch_picture(findings_of(read_study([tmp_path])))
+    assert picture is not None
+    assert "数字 \U0001f600" in picture.inline("wide", {})
+    assert all(path.stat().st_size for path in picture.save(tmp_path / "figures"))
+
+
+def test_inline_figures_share_no_id_and_name_nothing_outside(findings: Findings):
+    classes: dict[str, str] = {}
+    seen: set[str] = set()
+    for picture in pictures_of(findings):
+        for kind in ("wide", "narrow"):
+            root = ElementTree.fromstring(picture.inline(kind, classes))
+            ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+            assert len(ids) == len(set(ids))
+            assert not seen & set(ids)
+            seen |= set(ids)
+            named = re.findall(r"(?:url\(|href=.)#([\w.-]+)", picture.inline(kind, classes))
+            assert set(named) == set(ids)
+            assert root.attrib["role"] == "img"
+            assert picture.caption in root.attrib["aria-label"]
+            assert not {element.tag for element in root.iter()} & {"image", "style", "script", "foreignObject"}
+            assert all(name not in ("style", "onload") for element in root.iter() for name in element.attrib)
+    assert not re.search(r"#[0-9a-f]{6}", " ".join(classes.values()))  # every colour follows light and dark
+    assert {f"var(--{name})" for name in VARIABLES.values()} & set(
+        re.findall(r"var\(--\w+\)", " ".join(classes.values()))
+    )
+
+
+def test_files_are_pictures_and_the_same_twice(findings: Findings, tmp_path: Path):
+    picture = minibatch_picture(findings)
+    again = minibatch_picture(findings)
+    assert picture is not None
+    assert again is not None
+    first, second = picture.save(tmp_path / "a"), again.save(tmp_path / "b")
+    assert [path.suffix[1:] for path in first] == list(FORMATS)
+    for left, right, begins in zip(first, second, (b"\x89PNG", b"<?xml", b"%PDF"), strict=True):
+        assert left.read_bytes().startswith(begins)
+        assert left.read_bytes() == right.read_bytes()
+        assert left.stat().st_size > 10_000
+    ElementTree.fromstring((tmp_path / "a" / f"{picture.name}.svg").read_text(encoding="utf-8"))
+
+
+def test_the_users_own_settings_do_not_count(findings: Findings, monkeypatch: pytest.MonkeyPatch):
+    import matplotlib
+
+    picture, again = minibatch_picture(findings), minibatch_picture(findings)
+    assert picture is not None
+    assert again is not None
+    plain = picture.inline("wide", {})
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.grid", True)
+    assert again.inline("wide", {}) == plain
+    assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_panel_without_a_break_says_what_is_undecided():
+    from onehour.study.charts.panel import Panel
+
+    marks = (Mark(5, 3.6, 0.3, "reference"), Mark(6, 3.9, 0.4, "undecided"))
+    panel = Panel("digits", "", marks, ("1×", "2×"), 0.5)
+    with looks():
+        sheet = Sheet(300, 300)
+        draw_panel(sheet, panel, panel.window, left=0, top=0, width=300, tall=200)
+    assert "undecided" in texts(sheet)
+    assert not [text for text in texts(sheet) if text.startswith("holds to")]
+
+
+def test_sizes_that_lie_close_are_not_written_over_each_other(tmp_path: Path):
+    recipe = studies.BASE.replace(per_worker=8)
+    sizes = [32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 1024]
+    paths = [studies.write_run(tmp_path / str(size), recipe.replace(minibatch=size), 3.6) for size in sizes]
+    findings = findings_of(read_study(paths))
+    picture = minibatch_picture(findings)
+    assert picture is not None
+    found = set(texts(drawn(picture)))
+    assert {"32", "1k"} <= found
+    assert not {"40", "88", "104"} & found
+    assert len(np.asarray(drawn(picture).figure.axes[0].get_xticks())) == len(sizes)
+
+
+def test_a_key_takes_the_lines_that_it_needs():
+    states = ["reference", "holds", "worse", "untested", "cross", "paper"]
+    assert key_height(states, WIDE) < key_height(states, NARROW)
+    assert key_height([], WIDE) == 0
