@@ -76,6 +76,18 @@ def test_else_they_are_trained_one_by_one_and_it_is_said_why(
     assert len({run.summary["weights_sha256"] for run in runs(task)}) == 2
 
 
+def test_seeds_that_do_not_fit_into_memory_together_are_trained_one_by_one(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onehour.train.joint.train_joint", full)
+    task = task_of(tiny, tmp_path, range(2))
+    assert run_task(task, HERE, never) == "all at once they do not fit into memory"
+    assert all(Run(folder).finished for folder in task.folders)
+
+
 def test_a_single_seed_is_a_single_run(tiny: ModuleType, tmp_path: Path):
     task = task_of(tiny, tmp_path, range(4, 5))
     assert run_task(task, HERE, never) == "one seed"

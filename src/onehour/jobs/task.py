@@ -51,26 +51,36 @@ def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -
         ValueError: for bad input.
         StoppedError: when asked to stop; all is saved.
     """
-    from onehour.train.build import complete, pick_device
-    from onehour.train.joint import refuse_joining, train_joint
-
-    reason = "one seed" if len(task.recipes) == 1 else None
     if execution.processes > 1:
         reason = "several processes"
-    if reason is None:
-        recipe, data = complete(task.recipes[0])
-        group = _group(pick_device(execution.device))
-        try:
-            refuse_joining(recipe, data, group)
-        except ValueError as error:
-            reason = str(error)
-        else:
-            recipes = [recipe.replace(seed=other.seed) for other in task.recipes]
-            train_joint(recipes, data, task.folders, group, stop_asked=stop_asked)
+    else:
+        reason = "one seed" if len(task.recipes) == 1 else _run_together(task, execution, stop_asked)
     if reason is not None:
         for recipe, folder in zip(task.recipes, task.folders, strict=True):
             _run_alone(recipe, folder, execution, stop_asked)
     return reason
+
+
+def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
+    """Train the seeds as one network; why that could not be, or None."""
+    from onehour.train.build import complete, pick_device
+    from onehour.train.joint import refuse_joining, train_joint
+    from onehour.train.memory import out_of_memory
+
+    recipe, data = complete(task.recipes[0])
+    group = _group(pick_device(execution.device))
+    try:
+        refuse_joining(recipe, data, group)
+    except ValueError as error:
+        return str(error)
+    try:
+        recipes = [recipe.replace(seed=other.seed) for other in task.recipes]
+        train_joint(recipes, data, task.folders, group, stop_asked=stop_asked)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return "all at once they do not fit into memory"
+    return None
 
 
 def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
