@@ -69,6 +69,12 @@ class Recipe:
     )
     samples: int | None = _said(None, "N, training samples; read from the data where it is not given")
     classes: int | None = _said(None, "labels; read from the data where it is not given")
+    resized: int | None = _said(None, "shorter side that a pack's larger images were resized to; read from the data")
+    bad_images: Literal["error", "skip"] = _said(
+        "error", "skip trains on its worker's next sample in place of a bad one"
+    )
+    exif_orientation: bool = _said(False, "turn images as their EXIF says; the paper's tools did not")
+    pixel_cap: int = _said(64_000_000, "refuse images of more pixels, by their header")
     minibatch: int = _said(256, "kn, images an update over all workers")
     per_worker: int = _said(32, "n, images a worker sees at once; BatchNorm's group, so part of the loss (§2.3)")
     base_lr: float = _said(0.1, "η, the rate that is right at base_minibatch")
@@ -97,9 +103,9 @@ class Recipe:
     def __post_init__(self) -> None:
         milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
         object.__setattr__(self, "milestones", milestones)
-        for name in ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads"):
+        for name in ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads", "pixel_cap"):
             positive_int(name, getattr(self, name))
-        for name in ("samples", "classes"):
+        for name in ("samples", "classes", "resized"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
         positive("base_lr", self.base_lr)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from onehour.rules.keys import random_bits
 
-__all__ = ["SIZE", "Crop", "draw_crop", "normalise", "training_crop", "uniform", "validation_crop"]
+__all__ = ["SIZE", "Crop", "draw_crop", "normalise", "resized", "training_crop", "uniform", "validation_crop"]
 
 SIZE, SHORTER = 224, 256
 AREA = (0.08, 1.0)
@@ -112,6 +112,21 @@ def validation_crop(image: np.ndarray) -> Tensor:
     top, left = round((resized.shape[2] - SIZE) / 2), round((resized.shape[3] - SIZE) / 2)
     centre = resized[:, :, top : top + SIZE, left : left + SIZE]
     return centre.contiguous(memory_format=torch.channels_last)[0]
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image at another size, by the resize of the crops.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (height, width, 3), contiguous.
+
+    >>> resized(np.zeros((4, 6, 3), np.uint8), 2, 3).shape
+    (2, 3, 3)
+    """
+    return np.ascontiguousarray(_resize(_view(image), height, width)[0].permute(1, 2, 0).numpy())
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -9,63 +9,149 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-__all__ = ["decode"]
+from onehour.data.faults import FaultError
+
+__all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "decode", "orientation_of", "oriented"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """What Pillow may try; named, because its others include some that start programs (EPS)."""
 JPEG_START = b"\xff\xd8"
+PIXELS = 64_000_000
+"""The most pixels of an image, unless told otherwise: a file of kilobytes may ask for gigabytes."""
+LARGEST_PIXELS = 2 * 89_478_485
+"""Pillow refuses more, whatever the cap."""
+STRIP = 2**20
+"""Pixels that are converted together: beside Pillow's image and the result, memory is needed for no third one."""
+WIDE = {"WEBP": 2, "JPEG2000": 4}
+"""Formats whose decoder needs several times the memory of others for a pixel; their cap is that much lower."""
+ORIENTATION = 0x0112
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) -> np.ndarray:
     """The pixels of an image file's bytes, as RGB.
 
     The rule: a YCbCr or grey JPEG is decoded by libjpeg-turbo (accurate DCT, smooth upsampling, the pixels that Pillow
     gives); anything else by Pillow: the first frame, palettes looked up, CMYK converted without a profile, of 16 bits
-    the upper 8, transparency dropped (the colours below it stay). EXIF orientation is ignored, as in the paper's time.
+    the upper 8, transparency dropped (the colours below it stay). EXIF orientation is ignored, as in the paper's time;
+    a TIFF's own is part of its format, and followed.
 
     Args:
         data: the file's bytes; their content decides the format, never the name.
         name: the file's path, for messages.
+        exif: turn the image as its EXIF orientation says.
+        pixels: the most pixels, by the header, before anything is decoded; for WebP half of it and for JPEG 2000 a
+            quarter, since their decoders need that much more memory.
 
     Returns:
         uint8 array of shape (H, W, 3), writable and contiguous.
 
     Raises:
-        ValueError: naming the file, if the bytes are no image, are cut short or damaged, or have no rule to RGB.
+        FaultError: a ValueError, naming the file, if the bytes are no image, are cut short or damaged, are too large,
+            or have no rule to RGB.
 
     >>> decode(b"P6 2 1 255 " + bytes([255, 0, 0, 0, 0, 255]), "two.ppm").tolist()
     [[[255, 0, 0], [0, 0, 255]]]
     """
     if data.startswith(JPEG_START):
         try:
-            if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
-                return simplejpeg.decode_jpeg(data, "RGB")
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("YCbCr", "Gray"):
+                _refuse_bomb(int(height), int(width), pixels, name)
+                image = simplejpeg.decode_jpeg(data, "RGB")
+                return oriented(image, orientation_of(data)) if exif else image
+        except FaultError:
+            raise
         except ValueError:
             pass  # It also refuses what can be read in full, as with bytes between segments; Pillow tells them apart.
     if not data:
-        raise ValueError(f"{name} is an empty file; replace or remove it")
+        raise FaultError(name, "is an empty file", "replace or remove it")
     try:
         # Pillow warns of metadata that it cannot read, which has no part in the pixels.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _rgb(image)
+            _refuse_bomb(image.height, image.width, pixels // WIDE.get(image.format or "", 1), name)
+            orientation = _orientation(image) if exif else 1
+            return oriented(_rgb(image), orientation)
+    except FaultError:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no image that can be read; expected {', '.join(FORMATS)}: remove it") from error
+        raise FaultError(name, "is no image that can be read", f"expected {', '.join(FORMATS)}: remove it") from error
     # Damaged files raise nearly anything in Pillow's readers, and the bomb error is no OSError.
     except Exception as error:
         text = str(error).strip() or type(error).__name__
-        raise ValueError(f"{name} cannot be decoded: {text}; replace or remove it") from error
+        raise FaultError(name, f"cannot be decoded: {text}", "replace or remove it") from error
+
+
+def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image (H, W, 3) turned and mirrored as EXIF's orientation 1 … 8 says; other values leave it.
+
+    >>> oriented(np.zeros((2, 5, 3), np.uint8), 6).shape
+    (5, 2, 3)
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def orientation_of(data: bytes) -> int:
+    """What `decode` makes of an image file's EXIF orientation, 1 … 8; 1 is upright, also where there is none.
+
+    >>> orientation_of(b"no image")
+    1
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _orientation(image)
+    except Exception:  # as of `decode`
+        return 1
+
+
+def _refuse_bomb(height: int, width: int, pixels: int, name: str) -> None:
+    if height * width > pixels:
+        raise FaultError(
+            name,
+            f"has {width}×{height} pixels, more than the cap of {pixels:,}",
+            "remove it, make it smaller, or raise the pixel cap",
+        )
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """Pillow's image as RGB by the rule of `decode`."""
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16 bits at 255; mode I holds 16 bits as well, in 32.
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError(f"its values reach from {values.min()} to {values.max()}; expected 8 or 16 bits")
-        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits")
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    image.load()
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = _grey16(strip) if image.mode.startswith("I") else _converted(strip)
+    return pixels
+
+
+def _grey16(strip: Image.Image) -> np.ndarray:
+    """(h, W, 1) of 16-bit grey: Pillow's own conversion clips it at 255; mode I holds 16 bits as well, in 32."""
+    values = np.asarray(strip)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"its values reach from {values.min()} to {values.max()}; expected 8 or 16 bits")
+    return (values >> 8).astype(np.uint8)[:, :, None]
+
+
+def _converted(strip: Image.Image) -> np.ndarray:
+    if strip.mode in ("P", "PA"):
+        strip = strip.convert("RGBA")
+    return np.asarray(strip.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1 where there is none, none that can be read, or one that Pillow follows by itself."""
+    if image.format == "TIFF":
+        return 1
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # what a damaged block of it raises
+        return 1
+    return orientation if orientation in range(1, 9) else 1

@@ -1,117 +1,52 @@
-"""Folders of images as ImageNet's are: DIR/train/CLASS/* and DIR/val/CLASS/*."""
+"""Labelled images as the paper's crops, from a folder as ImageNet's is, from its index, or from a pack."""
 
 from __future__ import annotations
 
-import os
-from array import array
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
-from onehour.data.decode import decode
+from onehour.data.augment import SIZE, drawn_key, normalise, training_crop, validation_crop
+from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
+from onehour.data.faults import FaultError
+from onehour.data.index import changes, folder_side, index_of, read_index
+from onehour.data.listing import SIDES, list_sides, refuse
+from onehour.data.shards import Shards, pack_side
+from onehour.data.source import Folder, Source
+from onehour.rules.checks import positive_int
 
-__all__ = ["Folder", "Images", "Names", "Source", "image_folder"]
+__all__ = ["ImageOptions", "Images", "image_folder", "open_sides"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of ImageNet's training images (§5.1)."""
-SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
 
 
-class Names:
-    """Many short texts in two arrays: a million cost their bytes, and processes that are forked share the memory.
-
-    >>> names = Names(["a.jpg", "b.jpg"])
-    >>> len(names), names[1]
-    (2, 'b.jpg')
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        buffer, ends = bytearray(), array("q", [0])
-        for name in names:
-            buffer += os.fsencode(name)
-            ends.append(len(buffer))
-        self.buffer, self.ends = np.frombuffer(bytes(buffer), np.uint8), np.array(ends)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self.buffer[self.ends[index] : self.ends[index + 1]].tobytes())
-
-
-class Source(Protocol):
-    """Where the bytes of labelled images come from."""
-
-    classes: list[str]
-    labels: np.ndarray
-    """Of each image, the index of its class."""
-
-    def name(self, index: int) -> str:
-        """Where image `index` lies, for messages."""
-        ...
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`; ValueError if it cannot be read."""
-        ...
-
-
-class Folder:
-    """The files of FOLDER/CLASS/*, classes and files in the order of their names.
-
-    Names that begin with a dot are passed over.
+@dataclass(frozen=True)
+class ImageOptions:
+    """What decides the pixels of images besides their files.
 
     Args:
-        root: the folder.
+        exif: turn images as their EXIF orientation says; the paper's tools did not.
+        pixels: refuse larger images, by their header, before decoding.
+        skip: in training, take the stream's next sample of the same worker in place of an image that cannot be read.
 
     Raises:
-        ValueError: naming the folder or file, if there are no classes, a class has no images, or a class's folder holds
-            something whose name is no image's.
+        ValueError: if `pixels` is no whole number above zero, or more than Pillow ever decodes.
+
+    >>> ImageOptions().pixels
+    64000000
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.classes = sorted(entry.name for entry in _entries(root) if entry.is_dir())
-        if not self.classes:
-            raise ValueError(f"{root} has no folders; expected one for each class, holding its images: {root}/CLASS/*")
-        counts: list[int] = []
-        self.names = Names(name for label in self.classes for name in self._listed(label, counts))
-        empty = [label for label, count in zip(self.classes, counts, strict=True) if not count]
-        if empty:
-            raise ValueError(
-                f"{root} has no images of {_quoted(empty)}; add some, or remove the folder here and in its counterpart"
-            )
-        self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    exif: bool = False
+    pixels: int = PIXELS
+    skip: bool = False
 
-    def _listed(self, label: str, counts: list[int]) -> list[str]:
-        names = []
-        for entry in _entries(self.root / label):
-            if not entry.is_file() or os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-                raise ValueError(f"{entry.path} is no image file by its name; move it out of the class's folder")
-            names.append(entry.name)
-        counts.append(len(names))
-        return sorted(names)
-
-    def name(self, index: int) -> str:
-        """The path of image `index`."""
-        return os.path.join(self.root, self.classes[self.labels[index]], self.names[index])
-
-    def read(self, index: int) -> bytes:
-        """The bytes of image `index`.
-
-        Raises:
-            ValueError: naming the file, if it cannot be read.
-        """
-        path = self.name(index)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}; restore it, or start without it") from error
+    def __post_init__(self) -> None:
+        if positive_int("pixel_cap", self.pixels) > LARGEST_PIXELS:
+            raise ValueError(f"pixel_cap is {self.pixels}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -120,10 +55,19 @@ class Images(Dataset[tuple[Tensor, int]]):
     Args:
         source: where the files come from.
         augmented: the training crop and flip, drawn from each sample's key; otherwise the test crop.
+        options: see `ImageOptions`.
     """
 
-    def __init__(self, source: Source, *, augmented: bool) -> None:
-        self.source, self.augmented, self.classes = source, augmented, source.classes
+    shape = (3, SIZE, SIZE)
+
+    def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
+        self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
+        self.skips = augmented and self.options.skip
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names; a label is a place in this list."""
+        return self.source.classes
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -135,50 +79,81 @@ class Images(Dataset[tuple[Tensor, int]]):
         """Image `index`, its crop and flip a pure function of `key`, and its label.
 
         Raises:
-            ValueError: naming the file, if it cannot be read or decoded.
+            FaultError: a ValueError, naming the file, if it cannot be read or decoded.
         """
-        pixels = decode(self.source.read(index), self.source.name(index))
+        options = self.options
+        data = self.source.read(index)
+        pixels = decode(data, self.source.name(index), exif=options.exif, pixels=options.pixels)
         image = training_crop(pixels, key) if self.augmented else validation_crop(pixels)
         return image, int(self.source.labels[index])
+
+    def name(self, index: int) -> str:
+        """Where image `index` lies."""
+        return self.source.name(index)
 
     def prepare(self, images: Tensor) -> Tensor:
         """A batch (N, 3, H, W) of uint8 as the normalised float32 that networks take."""
         return normalise(images, MEAN, STD)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a recipe says of such data: how it is read, and the shorter side that a pack made of larger images."""
+        options = self.options
+        return {
+            "bad_images": "skip" if options.skip else "error",
+            "exif_orientation": options.exif,
+            "pixel_cap": options.pixels,
+            "resized": getattr(self.source, "resized", None),
+        }
 
-def image_folder(root: str | Path) -> tuple[Images, Images]:
-    """Training and validation images of DIR/train/CLASS/* and DIR/val/CLASS/*, labelled by class name.
+
+def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple[Images, Images]:
+    """Training and validation images of a folder DIR/train/CLASS/* and DIR/val/CLASS/*, of its index, or of a pack.
 
     Args:
-        root: DIR.
+        root: DIR, which is listed unless it holds an index; an index; or a pack's folder.
 
     Returns:
         (train, validation), the first with the training crop, the second with the test crop.
 
     Raises:
-        ValueError: for a folder that is missing or empty, or validation classes that are not the training classes.
+        ValueError: for a folder that is missing or empty, validation classes that are not the training classes, data
+            that changed since it was indexed, or an index or shards that are damaged.
     """
-    root = Path(root)
-    for folder in (root, root / "train", root / "val"):
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}; expected {root}/train/CLASS/* and {root}/val/CLASS/*")
-    train, validation = Folder(root / "train"), Folder(root / "val")
-    unknown = sorted(set(validation.classes) - set(train.classes))
-    missing = sorted(set(train.classes) - set(validation.classes))
-    if unknown or missing:
-        found = [f"has {_quoted(unknown)}, which {root}/train has not"] if unknown else []
-        found += [f"lacks {_quoted(missing)}"] if missing else []
-        raise ValueError(f"{root}/val {' and '.join(found)}; expected the same class folders in both")
-    return Images(train, augmented=True), Images(validation, augmented=False)
+    sides = open_sides(Path(root))
+    train, validation = (Images(sides[side], augmented=side == "train", options=options) for side in SIDES)
+    return train, validation
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be listed: {error.strerror}; make it readable") from error
+def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Folder | Shards]:
+    """The sources of a folder, an index or a pack, by "train" and "val".
+
+    Args:
+        sizes: ask for the sizes of a folder's files too; an index and a pack know them.
+    """
+    index = index_of(root)
+    if index is not None:
+        return _indexed(index)
+    if not root.is_dir():
+        kind = "index" if root.suffix == ".index" else "folder"
+        raise ValueError(f"there is no {kind} {root}; expected {root}/train/CLASS/* and {root}/val/CLASS/*")
+    faults: list[FaultError] = []
+    tables = list_sides(root, faults.append, sizes=sizes)
+    refuse(faults, root)
+    return {side: Folder(root / side, table) for side, table in tables.items()}
 
 
-def _quoted(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+def _indexed(index: Path) -> dict[str, Folder | Shards]:
+    arrays, about = read_index(index)
+    if about["kind"] == "pack":
+        packs = {side: pack_side(index, side, arrays, about, check=True) for side in SIDES}
+        for source in packs.values():
+            source.check()
+        return dict(packs)
+    sides: dict[str, Folder | Shards] = {side: folder_side(index, side, arrays, about, check=True) for side in SIDES}
+    changed: list[FaultError] = []
+    changes(index, changed.append)
+    if changed:
+        more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
+        raise ValueError(f"{index} is out of date: {changed[0]}{more}")
+    return sides

@@ -1,92 +1,157 @@
 """Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes.
 
-A data set may have two methods of ours beside `__len__` and `__getitem__`:
+A data set may have more than `__len__` and `__getitem__`:
 - `keyed(index, key) -> (image, label)` takes its random numbers from the 63-bit key alone. It is called instead of
   `__getitem__`, and no global generator is seeded. Its ValueErrors name the place and the remedy: they pass unchanged.
 - `prepare(images) -> images` makes of a batch on the device what the model takes, e.g. floats of bytes.
+- `skips`: whether an image whose `keyed` raises a `FaultError` is replaced by the stream's next one of its worker.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 
-from onehour.entry import blame
+from onehour.data.bad import Skipped
+from onehour.data.keyed import Key, Keyed, collated
+from onehour.data.parts import Parts, whole_batch
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "Batch", "chunk_batches", "in_memory", "pass_batches", "prepared"]
+__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "in_memory", "pass_batches", "prepared"]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
 """Validation samples evaluated together, whatever the number of processes, so that no bit depends on it."""
+SMALLEST = 8
+"""Samples that a loader process makes at a time, at least: a batch is divided among all, so that it is there soon."""
+PART_BYTES = 5 * 2**20
+"""And at most, where the data set says the shape of its images, which are then bytes: about 32 of ImageNet's."""
+AHEAD = 2
+"""Batches that are made before they are asked for."""
 
 
-class Keyed(Dataset[Any]):
-    """A data set asked by (epoch, index): `keyed` is given their key, else it seeds every global generator before.
+class Feed:
+    """A data set's batches on a device, and the processes that load them, which stay from one use to the next.
 
-    So a random transform gives the same image in any loader process, and another one each epoch.
+    Tensors in memory are gathered, without a process.
 
-    >>> train = TensorDataset(torch.arange(3.0), torch.arange(3))
-    >>> Keyed(train, seed=0)[(0, 2)]
-    (tensor(2.), tensor(2))
+    Args:
+        dataset: map-style, of (image, label).
+        seed: keys whatever is random in a sample.
+        loaders: processes that load; 0 loads in this one. Changes no sample.
+        device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
+        stream: the run's samples, for training.
+
+    >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
+    >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"))
+    >>> [len(labels) for _, labels in feed.chunks(range(2))]
+    [256, 44]
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(
+        self, dataset: Any, *, seed: int, loaders: int, device: torch.device, stream: SampleStream | None = None
+    ) -> None:
+        self.dataset, self.loaders, self.device, self.stream = dataset, loaders, device, stream
+        self.skipped = Skipped()
+        """Images that could not be read, of the batches given so far."""
+        self._keyed = Keyed(dataset, seed, stream if getattr(dataset, "skips", False) else None)
+        self._parts = Parts()
+        self._loader: DataLoader[Any] | None = None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        number = seed_for(self.seed, "sample", epoch, index)
-        keyed = getattr(self.dataset, "keyed", None)
-        if keyed is None:
-            random.seed(number)
-            np.random.seed(number & 0xFFFFFFFF)
-            torch.default_generator.manual_seed(number)
-        try:
-            return self.dataset[index] if keyed is None else keyed(index, number)
-        except Exception as error:
-            if keyed is not None and isinstance(error, ValueError):
-                raise
-            raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error
+    def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
+        """(images, labels) of every pass of the iterations [start, stop).
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any] | ValueError:
-        """The samples of a batch; an error is returned, since a loader process would raise it wrapped in its trace."""
-        try:
-            return [self[key] for key in keys]
-        except ValueError as error:
-            return error
+        Args:
+            passes: the workers of each of this process's passes.
 
+        >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
+        >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
+        >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"), stream=stream)
+        >>> sorted(int(label) for _, labels in feed.passes([range(1)], start=0, stop=2) for label in labels)
+        [0, 1, 2, 3, 4, 5, 6, 7]
+        """
+        assert self.stream is not None
+        if in_memory(self.dataset):
+            return _gathered(self.dataset.tensors, self.stream, passes, range(start, stop), self.device)
+        largest = self.stream.minibatch.per_worker * max(map(len, passes), default=1)
+        return self._loaded(_pass_keys(self.stream, passes, range(start, stop)), largest)
 
-class PassKeys:
-    """The (epoch, index) keys of each pass of each iteration: a batch sampler."""
+    def chunks(self, chunks: range) -> Iterator[Batch]:
+        """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers.
 
-    def __init__(self, stream: SampleStream, passes: list[range], start: int, stop: int) -> None:
-        self.stream, self.passes, self.start, self.stop = stream, passes, start, stop
+        >>> feed = Feed(TensorDataset(torch.zeros(3), torch.zeros(3)), seed=0, loaders=0, device=torch.device("cpu"))
+        >>> [labels.tolist() for _, labels in feed.chunks(range(1))]
+        [[0, 0, 0]]
+        """
+        spans = [range(c * CHUNK, min((c + 1) * CHUNK, len(self.dataset))) for c in chunks]
+        if in_memory(self.dataset):
+            return _sliced(self.dataset.tensors, spans, self.device)
+        return self._loaded(([(0, index, index) for index in span] for span in spans), CHUNK) if spans else iter(())
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for iteration in range(self.start, self.stop):
-            for workers in self.passes:
-                epochs, indices = self.stream.epochs_and_indices(iteration, workers)
-                yield list(zip(epochs.tolist(), indices.tolist(), strict=True))
+    def close(self) -> None:
+        """End the processes.
 
-    def __len__(self) -> int:
-        return (self.stop - self.start) * len(self.passes)
+        >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).close()
+        """
+        running = getattr(self._loader, "_iterator", None)
+        if running is not None:
+            running._shutdown_workers()
+        self._loader = None
 
+    def _loaded(self, batches: Iterable[list[Key]], largest: int) -> Iterator[Batch]:
+        self._parts.of(batches)
+        with warnings.catch_warnings():
+            # torch warns of more processes than cores, which is for the person who asked for them to know.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            parts = iter(self._started(largest))
+        while True:
+            with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
+                whole = whole_batch(parts, self._parts, self.device)
+            if whole is None:
+                return
+            images, labels, skipped = whole
+            if self._copies is not None:
+                computing = torch.cuda.current_stream(self.device)
+                computing.wait_stream(self._copies)
+                for tensor in (images, labels):
+                    tensor.record_stream(computing)
+            self.skipped.add(skipped)
+            yield prepared(self.dataset, images.contiguous()), labels
 
-def in_memory(dataset: Any) -> bool:
-    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
+    def _started(self, largest: int) -> DataLoader[Any]:
+        """The loader, whose processes start when it is first asked for a batch.
 
-    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
-    True
-    """
-    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
+        Args:
+            largest: samples of a batch at most.
+        """
+        if self._loader is None:
+            self._parts.size = largest
+            ahead = None
+            if self.loaders:
+                shape = getattr(self.dataset, "shape", None)
+                most = PART_BYTES // math.prod(shape) if shape else largest
+                self._parts.size = max(min(-(-largest // self.loaders), most), SMALLEST)
+                ahead = -(-AHEAD * -(-largest // self._parts.size) // self.loaders)
+            self._loader = DataLoader(
+                self._keyed,
+                batch_sampler=self._parts,  # pyright: ignore[reportArgumentType]
+                num_workers=self.loaders,
+                pin_memory=self.device.type == "cuda",
+                prefetch_factor=ahead,
+                persistent_workers=self.loaders > 0,
+                collate_fn=collated,  # pyright: ignore[reportArgumentType]
+            )
+        return self._loader
 
 
 def pass_batches(
@@ -99,13 +164,7 @@ def pass_batches(
     loaders: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """(images, labels) of every pass of the iterations [start, stop), on the device.
-
-    Args:
-        dataset: map-style, of (image, label).
-        stream: the run's samples.
-        passes: the workers of each of this process's passes.
-        loaders: processes that load; 0 loads in this one. Changes no sample.
+    """The batches of `Feed.passes`, from processes that end with them.
 
     >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
     >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
@@ -113,32 +172,28 @@ def pass_batches(
     >>> sorted(int(label) for _, labels in batches for label in labels)
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    if in_memory(dataset):
-        images, labels = (tensor.to(device) for tensor in dataset.tensors)
-        for iteration in range(start, stop):
-            for workers in passes:
-                chosen = torch.from_numpy(stream.indices(iteration, workers)).to(device, non_blocking=True)
-                yield images.index_select(0, chosen), labels.index_select(0, chosen).long()
-        return
-    keys = PassKeys(stream, passes, start, stop)
-    yield from _loaded(Keyed(dataset, stream.seed), keys, loaders, device)
+    with closing(Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream)) as feed:
+        yield from feed.passes(passes, start=start, stop=stop)
 
 
 def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
-    """(images, labels) of the chunks of `CHUNK` consecutive samples with the given numbers, on the device.
+    """The batches of `Feed.chunks`, from processes that end with them.
 
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> [len(labels) for _, labels in chunk_batches(data, range(2), seed=0, loaders=0, device=torch.device("cpu"))]
     [256, 44]
     """
-    spans = [range(c * CHUNK, min((c + 1) * CHUNK, len(dataset))) for c in chunks]
-    if in_memory(dataset):
-        images, labels = dataset.tensors
-        for span in spans:
-            yield images[span.start : span.stop].to(device), labels[span.start : span.stop].to(device).long()
-        return
-    keys = [[(0, index) for index in span] for span in spans]
-    yield from _loaded(Keyed(dataset, seed_for(seed, "validation")), keys, loaders, device)
+    with closing(Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device)) as feed:
+        yield from feed.chunks(chunks)
+
+
+def in_memory(dataset: Any) -> bool:
+    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
+
+    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
+    True
+    """
+    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
 
 
 def prepared(dataset: Any, images: Tensor) -> Tensor:
@@ -150,35 +205,27 @@ def prepared(dataset: Any, images: Tensor) -> Tensor:
     return dataset.prepare(images) if hasattr(dataset, "prepare") else images
 
 
-def _collated(samples: list[Any] | ValueError) -> Any:
-    """The samples as a batch; images whose channels lie together in memory stay so."""
-    if isinstance(samples, ValueError):
-        return samples
-    image = samples[0][0]
-    other = next((item for item, _ in samples if getattr(item, "shape", None) != getattr(image, "shape", None)), None)
-    if other is not None:
-        shapes = f"{tuple(image.shape)} and {tuple(other.shape)}"
-        return ValueError(f"images of the data differ in shape ({shapes}); bring them to one size first")
-    if torch.is_tensor(image) and image.ndim == 3 and image.permute(1, 2, 0).is_contiguous():
-        # Stacked as they lie, bytes are only copied; a GPU then transposes them in next to no time.
-        images, labels = default_collate([(image.permute(1, 2, 0), label) for image, label in samples])
-        return images.permute(0, 3, 1, 2), labels
-    return default_collate(samples)
+def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[list[Key]]:
+    n, k = stream.minibatch.per_worker, stream.minibatch.workers
+    rows = np.arange(n * k).reshape(n, k)
+    for iteration in iterations:
+        for workers in passes:
+            epochs, indices = stream.epochs_and_indices(iteration, workers)
+            positions = iteration * n * k + rows[:, workers.start : workers.stop].reshape(-1)
+            yield list(zip(epochs.tolist(), indices.tolist(), positions.tolist(), strict=True))
 
 
-def _loaded(dataset: Keyed, keys: Any, loaders: int, device: torch.device) -> Iterator[Batch]:
-    pinned = device.type == "cuda"
-    loader = DataLoader(
-        dataset,
-        batch_sampler=keys,
-        num_workers=min(loaders, len(keys)),
-        pin_memory=pinned,
-        prefetch_factor=4 if loaders and len(keys) else None,
-        collate_fn=_collated,
-    )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        images, labels = batch
-        images = prepared(dataset.dataset, images.to(device, non_blocking=pinned).contiguous())
-        yield images, torch.as_tensor(labels).to(device, non_blocking=pinned).long()
+def _gathered(
+    tensors: tuple[Tensor, ...], stream: SampleStream, passes: list[range], iterations: range, device: torch.device
+) -> Iterator[Batch]:
+    images, labels = (tensor.to(device) for tensor in tensors)
+    for iteration in iterations:
+        for workers in passes:
+            chosen = torch.from_numpy(stream.indices(iteration, workers)).to(device, non_blocking=True)
+            yield images.index_select(0, chosen), labels.index_select(0, chosen).long()
+
+
+def _sliced(tensors: tuple[Tensor, ...], spans: list[range], device: torch.device) -> Iterator[Batch]:
+    images, labels = tensors
+    for span in spans:
+        yield images[span.start : span.stop].to(device), labels[span.start : span.stop].to(device).long()

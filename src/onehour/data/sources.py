@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from onehour.config import nearest
 from onehour.data.digits import digits, digits_wide
+from onehour.data.faults import FaultError
 from onehour.entry import blame, is_entry, resolve
 
 __all__ = ["DATA", "Data", "load_data"]
@@ -57,30 +58,34 @@ class Data:
         return cls(train, validation, _classes(train, validation), shapes[0][0] if shapes[0] else 1)
 
 
-def _image_folder(path: str) -> tuple[Any, Any]:
+def _images(path: str, options: dict[str, Any]) -> tuple[Any, Any]:
     # Imported here, like its neighbour, so that what reads images is loaded only for those who have some.
-    from onehour.data.images import image_folder
+    from onehour.data.images import ImageOptions, image_folder
 
-    return image_folder(path)
+    return image_folder(path, ImageOptions(**options))
 
 
-def _cifar10(path: str) -> tuple[Any, Any]:
+def _cifar10(path: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from onehour.data.cifar import cifar10
 
     return cifar10(path)
 
 
-OPENERS: list[tuple[Callable[[str], bool], Callable[[str], tuple[Any, Any]]]] = [
-    (os.path.isdir, _image_folder),
+OPENERS: list[tuple[Callable[[str], bool], Callable[[str, dict[str, Any]], tuple[Any, Any]]]] = [
+    (lambda path: os.path.isdir(path) or path.endswith(".index"), _images),
     (lambda path: path.endswith((".tar.gz", ".tgz")), _cifar10),
 ]
 """What a path may be, and what opens it; the first that fits does."""
 
 
-def load_data(spec: str) -> Data:
+def load_data(spec: str, **options: Any) -> Data:
     """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
 
-    A path is a folder of images (`image_folder`) or CIFAR-10's archive, .tar.gz or .tgz (`cifar10`).
+    A path is a folder of images, its index or a pack (`image_folder`), or CIFAR-10's archive, .tar.gz or .tgz
+    (`cifar10`).
+
+    Args:
+        options: of `ImageOptions`, for images at a path; other data is read as its reader likes.
 
     Raises:
         ValueError: for an unknown name, or what the path's opener or `Data.of` refuses.
@@ -96,7 +101,7 @@ def load_data(spec: str) -> Data:
         return Data.of(*DATA[name](int(split or 0)))
     for fits, opened in OPENERS:
         if fits(spec):
-            return Data.of(*opened(spec))
+            return Data.of(*opened(spec, options))
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
@@ -120,6 +125,8 @@ def _item_shape(side: str, dataset: Any) -> tuple[int, ...]:
     try:
         image, label = dataset[0]
     except Exception as error:
+        if getattr(dataset, "skips", False) and isinstance(error, FaultError):
+            return dataset.shape  # another sample will be taken in its place
         if hasattr(dataset, "keyed") and isinstance(error, ValueError):
             raise  # it names the place and the remedy
         raise ValueError(f"the {side} data's first item is no (image, label) pair: {blame(error)}") from error

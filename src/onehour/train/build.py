@@ -60,7 +60,8 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
         ValueError: for unusable data, or a minibatch larger than it.
     """
     if data is None:
-        loaded = load_data(recipe.data)
+        skip = recipe.bad_images == "skip"
+        loaded = load_data(recipe.data, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
     elif isinstance(data, tuple | list) and len(data) == 2:
         loaded = Data.of(*data)
     else:
@@ -68,7 +69,17 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
     classes = recipe.classes or loaded.classes
     if classes is not None and loaded.classes is not None and classes < loaded.classes:
         raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    return recipe.replace(samples=len(loaded.train), classes=classes), loaded
+    return recipe.replace(samples=len(loaded.train), classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """How images are read, as the data has it; other data must not be asked for it."""
+    usual = Recipe()
+    known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
+    facts = getattr(data.train, "facts", None)
+    if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
+        raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
+    return facts or {"resized": None}
 
 
 def pick_device(device: str) -> str:

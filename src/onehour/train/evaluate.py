@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from onehour.config import Recipe
-from onehour.data.loader import CHUNK, chunk_batches
+from onehour.data.loader import CHUNK, Feed, chunk_batches
 from onehour.dist.group import Group
 from onehour.train.precision import forward
 
@@ -41,11 +41,17 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Any, recipe: Recipe, *, group: Group, loaders: int = 0) -> Evaluation:
+def evaluate(
+    model: nn.Module, dataset: Any, recipe: Recipe, *, group: Group, loaders: int = 0, feed: Feed | None = None
+) -> Evaluation:
     """Evaluate on every sample once.
 
     Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's loss has a place of its own in
     the vector that is summed, so that no order of adding depends on p.
+
+    Args:
+        loaders: processes that load for this evaluation.
+        feed: in place of them, the data set's, whose processes stay for the next one.
 
     >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.eye(3), torch.tensor([0, 1, 1]))
@@ -57,7 +63,11 @@ def evaluate(model: nn.Module, dataset: Any, recipe: Recipe, *, group: Group, lo
     losses = torch.zeros(-(-samples // CHUNK) + 1, dtype=torch.float64, device=group.device)
     was_training = model.training
     model.eval()
-    batches = chunk_batches(dataset, chunks, seed=recipe.seed, loaders=loaders, device=group.device)
+    batches = (
+        chunk_batches(dataset, chunks, seed=recipe.seed, loaders=loaders, device=group.device)
+        if feed is None
+        else feed.chunks(chunks)
+    )
     for chunk, (images, labels) in zip(chunks, batches, strict=True):
         logits = forward(model, images, recipe)
         losses[chunk] = F.cross_entropy(logits.double(), labels, reduction="sum")

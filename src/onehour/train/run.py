@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from onehour.config import Recipe
-from onehour.data.loader import pass_batches
+from onehour.data.loader import Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
+from onehour.rules.keys import seed_for
 from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
@@ -26,6 +27,7 @@ from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
 from onehour.train.record import Recorder, environment
+from onehour.train.skipping import Skipping
 from onehour.train.step import Step
 from onehour.train.summary import summarise
 from onehour.train.timing import StepTimer
@@ -126,10 +128,14 @@ class _Loop:
         self.model = build_model(recipe, data, group.device, model)
         self.rules = effects(recipe, self.model)  # before a checkpoint is loaded, whose γ are no longer zero
         self.optimizer = self.decisions.optimizer(self.model)
-        self.loaders = pick_loaders(execution, data)
+        self.loaders = loaders = pick_loaders(execution, data)
+        device, unseen = group.device, seed_for(recipe.seed, "validation")
+        self.feed = Feed(data.train, seed=recipe.seed, loaders=loaders, device=device, stream=self.stream)
+        self.validation = Feed(data.validation, seed=unseen, loaders=loaders, device=device)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
         self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
+        self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group)
         self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self.console.warn)
         self.step.before_update = self.checkpoints.detach
         self.watchdog = Watchdog(self.folder, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
@@ -141,15 +147,7 @@ class _Loop:
         recipe = self.recipe
         start = self._resume()
         self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder, rules=self.rules)
-        batches = pass_batches(
-            self.data.train,
-            self.stream,
-            self.passes,
-            start=start,
-            stop=self.iterations,
-            loaders=self.loaders,
-            device=self.group.device,
-        )
+        batches = self.feed.passes(self.passes, start=start, stop=self.iterations)
         self._mark(start)
         self.model.train()
         with profiled(self.execution.profile, self.folder, self.group.rank) as profile_step:
@@ -182,6 +180,8 @@ class _Loop:
         self.checkpoints.close()
         self.console.close()
         self.step.close()
+        self.feed.close()
+        self.validation.close()
         if self.recorder is not None:
             self.recorder.close()
 
@@ -191,6 +191,7 @@ class _Loop:
         if progress is not None:
             start = progress["iteration"]
             self.step.totals.copy_(torch.tensor(progress["totals"], dtype=torch.float64))
+            self.step.skipped.fill_(progress.get("skipped", 0))
             build, here = progress["build"], build_of(self.group.device)
             if self.recipe.reduce == "canonical" and build != here:
                 changed = ", ".join(f"{key} {build[key]} → {here[key]}" for key in here if build[key] != here[key])
@@ -209,11 +210,11 @@ class _Loop:
     def _evaluate(self, done: int) -> None:
         steps = self.timer.steps()
         seconds, cpu_seconds = time.perf_counter() - self.since, time.process_time() - self.cpu_since
-        result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, loaders=self.loaders)
+        result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, feed=self.validation)
         evaluating = time.perf_counter() - self.since - seconds
         loss, errors = self.step.totals.tolist()
         self.step.totals.zero_()
-        record = measured(self.decisions, done, (loss, errors), result)
+        record = measured(self.decisions, done, (loss, errors), result) | self.skipping.count()
         images = (done - self.last_evaluated) * self.recipe.minibatch
         timing = timed(record, images, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
         if self.recorder is not None:
@@ -224,12 +225,14 @@ class _Loop:
 
     def _save(self, done: int) -> None:
         started, cpu_started = time.perf_counter(), time.process_time()
+        skipped = self.skipping.count()
         if self.recorder is not None:
             progress = {
                 "iteration": done,
                 "position": done * self.recipe.minibatch,
                 "totals": self.step.totals.tolist(),
                 "build": build_of(self.group.device),
+                **skipped,
             }
             self.checkpoints.save(self.model, self.optimizer, progress)
         self.since += time.perf_counter() - started
@@ -240,6 +243,7 @@ class _Loop:
         saved = "saved; the same command goes on from there"
         if not self.checkpoints.wait():
             saved = "could not save it; the same command goes on from the checkpoint before"
+        self.skipping.refuse_too_many(done)
         raise self._ended("stopped", StoppedError(f"stopped after iteration {done} and {saved}"))
 
     def _ended(self, outcome: str, error: Exception) -> Exception:
@@ -263,5 +267,7 @@ class _Loop:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
         if self.recorder is not None:
             summary = summarise(self.folder, self.recipe, self.model, self.optimizer, outcome)
+            if self.recipe.bad_images == "skip":
+                summary["skipped"] = int(self.step.skipped.item())
             self.recorder.end(summary)
             self.loggers.finish(summary)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
+from onehour.data.bad import too_many
 from onehour.data.loader import Batch
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
@@ -30,7 +31,7 @@ __all__ = ["Step"]
 class Step:
     """Takes a process through an iteration; every process then holds the same weights, velocity and statistics.
 
-    The reduced vector is gradients ‖ loss, errors, stop ‖ which parameters were used ‖ BatchNorm statistics.
+    The reduced vector is gradients ‖ loss, errors, stop, skipped ‖ which parameters were used ‖ BatchNorm statistics.
 
     A value in it that is not finite, on any worker, masks this update and all later ones on the device: weights,
     velocity and statistics stay as they were before, and `halted` says so.
@@ -56,14 +57,14 @@ class Step:
         self.passes, self.group, self.timer = passes, group, timer
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.statistics = RunningStatistics(model)
-        tail = 3 + len(parameters) + self.statistics.floats
+        tail = 4 + len(parameters) + self.statistics.floats
         if recipe.reduce == "canonical":
             share = range(passes[0].start, passes[-1].stop)
             self.reducer = CanonicalReducer(parameters, tail=tail, group=group, share=share)
         else:
             self.reducer = Reducer(parameters, tail=tail, group=group)
-        self.scalars, self.used, self.sums = self.reducer.tail.split([3, len(parameters), self.statistics.floats])
-        self.loss, self.errors, self.stop = self.scalars.unbind()
+        self.scalars, self.used, self.sums = self.reducer.tail.split([4, len(parameters), self.statistics.floats])
+        self.loss, self.errors, self.stop, self._skipped_now = self.scalars.unbind()
         self.statistics.collect_into(self.sums)
         self.halted = torch.zeros((), device=group.device)
         """1 once anything was not finite, else 0."""
@@ -72,6 +73,14 @@ class Step:
         """Called when weights, velocity and statistics are about to change."""
         self.totals = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Σ of the iterations' mean losses and of their errors, since the caller last set them to zero."""
+        self.count_skipped: Callable[[], int] = lambda: 0
+        """Called once an iteration: the images that were replaced in this process's passes of it."""
+        self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
+        """How many were, in all processes; the caller may set it to what a checkpoint knows."""
+        self.too_many = torch.zeros((), device=group.device)
+        """1 once they were more than `onehour.data.bad` allows; `stop` then says so too."""
+        self._skips = recipe.bad_images == "skip"
+        self._first: tuple[int, Tensor] | None = None
         self._decisions = decisions = decisions_of(recipe)
         self._inside = decisions.corrected(optimizer)
         self._shares = self.statistics.apply(decisions)
@@ -105,7 +114,11 @@ class Step:
                 unused = missing if unused is None else unused & missing
                 reducer.take()
             self.timer.lap("compute")
+        if self._skips:
+            self._skipped_now.add_(self.count_skipped())
         reducer.finish()
+        if self._skips:
+            self._note_skipped(iteration)
         self.timer.lap("reduction")
         self._update(unused or set())
         self.timer.lap("update")
@@ -134,6 +147,16 @@ class Step:
         with torch.no_grad():
             self.loss.add_(global_mean(total, recipe.minibatch))
             self.errors.add_((logits.argmax(1) != labels).sum())
+
+    def _note_skipped(self, iteration: int) -> None:
+        """Count over all processes; more than is allowed since this process began asks for a stop."""
+        if self._first is None:
+            self._first = iteration, self.skipped.clone()
+        first, before = self._first
+        self.skipped += self._skipped_now
+        drawn = first * self.recipe.minibatch, (iteration + 1) * self.recipe.minibatch
+        self.too_many.logical_or_(self.skipped - before > too_many(*drawn, self._decisions.samples))
+        self.stop.add_(self.too_many)
 
     def _mark_used(self) -> set[int]:
         unused = set(self.reducer.mark())

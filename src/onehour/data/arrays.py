@@ -1,0 +1,124 @@
+"""Named arrays in one file, mapped into memory: however many processes open it, the machine holds it once.
+
+The file is safetensors, so that anyone can read it. Its metadata has one entry, "onehour": JSON with what the arrays
+are about and a SHA-256 of everything, so that a damaged file is never half believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from onehour.data.faults import FaultError
+
+__all__ = ["open_arrays", "write_arrays", "written"]
+
+KEY = "onehour"
+AGAIN = "make it again"
+TYPES = {"U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64}
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write a file of arrays, whole or not at all.
+
+    Args:
+        arrays: of uint8, int32, uint32 or int64.
+        about: any JSON.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_arrays(Path(folder) / "a.index", {"ends": np.arange(3)}, {"kind": "example"})
+    ...     arrays, about = open_arrays(Path(folder) / "a.index")
+    >>> arrays["ends"].tolist(), about
+    ([0, 1, 2], {'kind': 'example'})
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    text = json.dumps(about, sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for name, array in arrays.items():
+        digest.update(_described(name, array))
+        digest.update(array.data)
+    metadata = {KEY: json.dumps({"about": about, "sha256": digest.hexdigest()})}
+    with written(path) as temporary:
+        temporary.write_bytes(save(arrays, metadata=metadata))
+
+
+def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a file, read-only views of its mapping, and what they are about.
+
+    Args:
+        verify: read all of it and compare the digest; a process that opens what another has verified need not.
+
+    Raises:
+        FaultError: a ValueError, if the file cannot be read, is of another kind, or is damaged.
+
+    >>> open_arrays(Path("nowhere.index"))
+    Traceback (most recent call last):
+    onehour.data.faults.FaultError: nowhere.index cannot be read: No such file or directory; make it again
+    """
+    try:
+        with path.open("rb") as file, safe_open(path, framework="numpy") as checked:  # its header is sound, and fits
+            content = json.loads((checked.metadata() or {})[KEY])
+            about, expected = content["about"], content["sha256"]
+            arrays = _mapped(file)
+    except OSError as error:
+        raise FaultError(str(path), f"cannot be read: {error.strerror or error}", AGAIN) from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise FaultError(str(path), "is no index of onehour, or a damaged one", AGAIN) from error
+    if verify:
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(_described(name, array))
+            digest.update(array.data)
+        if digest.hexdigest() != expected:
+            raise FaultError(str(path), "is damaged: its SHA-256 is not the one that it was written with", AGAIN)
+    return arrays, about
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """The name to write a file under that becomes `path`, on disk, once everything went well.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with written(Path(folder) / "a") as temporary:
+    ...         _ = temporary.write_text("all")
+    ...     (Path(folder) / "a").read_text()
+    'all'
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _described(name: str, array: np.ndarray) -> bytes:
+    return f"\n{name} {array.dtype.str} {array.shape}\n".encode()
+
+
+def _mapped(file: BinaryIO) -> dict[str, np.ndarray]:
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    arrays = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            kind = np.dtype(TYPES[entry["dtype"]]).newbyteorder("<")
+            count = (last - first) // kind.itemsize
+            arrays[name] = np.frombuffer(mapping, kind, count, 8 + length + first).reshape(entry["shape"])
+    return arrays

@@ -1,0 +1,117 @@
+"""Training images that cannot be read: what is taken in their place, how many there may be, and their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onehour.data.faults import FaultError, shown
+from onehour.rules.shuffle import SampleStream
+
+__all__ = ["BAD_IMAGES", "IN_A_ROW", "SHARE", "Skipped", "following", "name_skipped", "too_many"]
+
+BAD_IMAGES = "bad_images.jsonl"
+"""In a run's folder: every image that could not be read, once."""
+SHARE = 0.001
+"""Of an epoch's samples, how many may be others in the place of bad ones."""
+IN_A_ROW = 100
+"""Bad images behind each other after which nothing is looked for any more: the disk is gone, not a file."""
+
+
+def following(stream: SampleStream, position: int) -> Iterator[tuple[int, int]]:
+    """(epoch, index) of the samples that the worker of a stream's position takes after it.
+
+    Position s belongs to worker s mod k, whose next ones are s + k, s + 2k …: what the stream says, whatever was read.
+
+    >>> stream = SampleStream(samples=6, minibatch=2, seed=0)
+    >>> next(following(stream, 0)) == (0, int(stream.indices(0)[1]))
+    True
+    """
+    n, k = stream.minibatch.per_worker, stream.minibatch.workers
+    while True:
+        position += k
+        iteration, within = divmod(position, n * k)
+        row, worker = divmod(within, k)
+        epochs, indices = stream.epochs_and_indices(iteration, worker)
+        yield int(epochs[row]), int(indices[row])
+
+
+class Skipped:
+    """Which images this process could not read, and how many times another took their place.
+
+    >>> skipped = Skipped()
+    >>> skipped.add([5, 5]); skipped.take(), skipped.take(), skipped.indices
+    (2, 0, {5})
+    """
+
+    def __init__(self) -> None:
+        self.indices: set[int] = set()
+        self._since = 0
+
+    def add(self, indices: Iterable[int]) -> None:
+        """Note the bad images of a batch.
+
+        >>> Skipped().add([])
+        """
+        for index in indices:
+            self.indices.add(index)
+            self._since += 1
+
+    def take(self) -> int:
+        """How many since the last call.
+
+        >>> Skipped().take()
+        0
+        """
+        since, self._since = self._since, 0
+        return since
+
+
+def too_many(first: int, position: int, samples: int) -> float:
+    """How many replaced images end a run when they are more: 0.1 % of N for every epoch of which it has drawn samples.
+
+    Args:
+        first, position: it has drawn the stream's positions [first, position) since it began or resumed.
+        samples: N.
+
+    >>> too_many(0, 512, 10_000), too_many(0, 10_001, 10_000), too_many(9_000, 11_000, 10_000)
+    (10.0, 20.0, 20.0)
+    """
+    return SHARE * samples * (-(-position // samples) - first // samples)
+
+
+def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Callable[[Tensor], Tensor]) -> None:
+    """Write the names of what any process has skipped since the last call; all processes call it together.
+
+    Args:
+        folder: the run's, in the process that writes it; None in the others.
+        dataset: whose images they are.
+        skipped: this process's.
+        add: sums a tensor over the processes.
+
+    >>> name_skipped(None, [0, 0], Skipped(), lambda tensor: tensor)
+    """
+    flags = torch.zeros(len(dataset), dtype=torch.int32)
+    flags[list(skipped.indices)] = 1
+    skipped.indices.clear()
+    found = add(flags).nonzero().flatten().tolist()
+    if folder is None or not found:
+        return
+    path = folder / BAD_IMAGES
+    known = {json.loads(line)["index"] for line in path.read_text("utf-8").splitlines()} if path.is_file() else set()
+    with path.open("a", encoding="utf-8") as file:
+        for index in sorted(set(found) - known):
+            file.write(json.dumps({"index": index, **_described(dataset, index)}) + "\n")
+
+
+def _described(dataset: Any, index: int) -> dict[str, str]:
+    try:
+        dataset.keyed(index, 0)
+    except FaultError as fault:
+        return {"image": shown(fault.path), "problem": shown(fault.problem), "remedy": shown(fault.remedy)}
+    return {"image": shown(dataset.name(index)), "problem": "could not be read where it was needed", "remedy": ""}

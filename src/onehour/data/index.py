@@ -1,0 +1,243 @@
+"""A folder's listing, saved: a start need not list a million files, and every process maps the same arrays."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onehour.data.arrays import open_arrays, write_arrays
+from onehour.data.faults import FaultError
+from onehour.data.listing import SIDES, Report, list_class, list_classes, list_sides, refuse
+from onehour.data.source import Folder, Source
+from onehour.data.table import Names, Table
+from onehour.data.work import Done, spans, spread
+
+__all__ = [
+    "FORMAT",
+    "INDEX",
+    "changes",
+    "columns",
+    "folder_side",
+    "index_of",
+    "read_index",
+    "reopen_folder",
+    "table_of",
+    "write_index",
+]
+
+INDEX = "onehour.index"
+"""What an index is called beside the folders train and val, and in a pack."""
+FORMAT = 1
+TICK = 20_000_000
+"""Nanoseconds for which a file system's clock may stand still."""
+
+
+def index_of(path: Path) -> Path | None:
+    """The index that a path means: itself, or the one inside; None if there is none.
+
+    >>> index_of(Path("nowhere"))
+    """
+    if path.suffix == Path(INDEX).suffix and path.is_file():
+        return path
+    return path / INDEX if (path / INDEX).is_file() else None
+
+
+def write_index(
+    root: Path, path: Path | None = None, *, digests: bool = False, jobs: int = 1, done: Done = lambda items: None
+) -> Path:
+    """List ROOT/train/CLASS/* and ROOT/val/CLASS/*, and save the list.
+
+    Args:
+        path: the file to write; None is ROOT/onehour.index.
+        digests: read every file and keep its CRC-32, which is then compared at every read.
+        jobs: processes to read with.
+        done: is told of every class that is listed, and with digests of every file that is read.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: for anything that `image_folder` refuses, or a file that cannot be read or written.
+    """
+    path = path or root / INDEX
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}; expected {root}/train/CLASS/* and {root}/val/CLASS/*")
+    stamps = {side: _stamps(root / side) for side in SIDES}
+    newest = max((stamp[0] for side in stamps.values() for stamp in side.values()), default=0)
+    if 0 <= time.time_ns() - newest < TICK:
+        time.sleep(TICK / 1e9)  # a change from now on then gives its folder another time
+    faults: list[FaultError] = []
+    tables = list_sides(root, faults.append, sizes=True, tick=partial(done, 1))
+    refuse(faults, root)
+    arrays: dict[str, np.ndarray] = {}
+    for side, table in tables.items():
+        checks = _checks(Folder(root / side, table), root, jobs, done) if digests else None
+        arrays |= columns(side, table, checks)
+    classes = tables["train"].classes
+    about = {
+        "format": FORMAT,
+        "kind": "folder",
+        "root": "." if path.parent.resolve() == root.resolve() else str(root.resolve()),
+        "classes": classes,
+        "stamps": {side: [stamps[side].get(name) for name in classes] for side in SIDES},
+    }
+    try:
+        write_arrays(path, arrays, about)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; name another place with --out") from error
+    return path
+
+
+def read_index(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an index of this version, and what it says of itself.
+
+    Args:
+        verify: read all of it for its digest; who opens what another process has verified need not.
+
+    Raises:
+        ValueError: if it cannot be read, or is damaged, another version's or not an index.
+    """
+    arrays, about = open_arrays(path, verify=verify)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise FaultError(str(path), "is an index of another version of onehour", "make it again")
+    classes, by_side = about.get("classes"), about.get("stamps" if about.get("kind") == "folder" else "shards")
+    sound = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not sound or not isinstance(by_side, dict) or not all(isinstance(by_side.get(side), list) for side in SIDES):
+        raise FaultError(str(path), "is no whole index", "make it again")
+    return arrays, about
+
+
+def folder_side(
+    path: Path, side: str, arrays: dict[str, np.ndarray], about: dict[str, Any], *, check: bool = False
+) -> Folder:
+    """One side of the folder that an index lists; the folder itself is not looked at.
+
+    Args:
+        path: the index.
+        arrays, about: what is in it.
+        check: look at every entry.
+
+    Raises:
+        ValueError: if the index is not sound.
+    """
+    table = table_of(path, side, arrays, about["classes"], check=check)
+    return Folder(_root(path, about) / side, table, partial(reopen_folder, path, side))
+
+
+def reopen_folder(path: Path, side: str) -> Folder:
+    """One side of an index that another process has verified."""
+    return folder_side(path, side, *read_index(path, verify=False))
+
+
+def changes(path: Path, report: Report) -> None:
+    """Report every file that came or went since an index of a folder was made.
+
+    A class whose folder has the time and size that it had is not listed. A file that was overwritten in its place is
+    noticed when it is read.
+    """
+    arrays, about = read_index(path, verify=False)
+    for side in SIDES:
+        table = table_of(path, side, arrays, about["classes"], check=False)
+        _side_changes(_root(path, about) / side, table, about["stamps"][side], report)
+
+
+def columns(side: str, table: Table, checks: np.ndarray | None) -> dict[str, np.ndarray]:
+    """A table's arrays by the names that they have in an index's file.
+
+    >>> table = Table(["cat"], np.zeros(1, np.int32), Names.of(["1.jpg"]), np.array([3]), None)
+    >>> sorted(columns("val", table, None))
+    ['val.ends', 'val.labels', 'val.names', 'val.sizes']
+    """
+    assert table.sizes is not None
+    named = {"labels": table.labels, "names": table.names.buffer, "ends": table.names.ends, "sizes": table.sizes}
+    if checks is not None:
+        named["checks"] = checks
+    return {f"{side}.{name}": array for name, array in named.items()}
+
+
+def table_of(path: Path, side: str, arrays: dict[str, np.ndarray], classes: list[str], *, check: bool = True) -> Table:
+    """The table whose arrays these are.
+
+    Args:
+        path: the index, for messages.
+        check: look at every entry; with False only at what is needed to open it.
+
+    Raises:
+        ValueError: if they are no table, as a wrong or a malicious index may have it: a label out of range, a name that
+            leads out of its folder.
+    """
+    found = [arrays.get(f"{side}.{name}") for name in ("labels", "names", "ends", "sizes", "checks")]
+    labels, buffer, ends, sizes, checks = found
+    if labels is None or buffer is None or ends is None or sizes is None or len(ends) != len(labels) + 1:
+        raise FaultError(str(path), "is no whole index", "make it again")
+    table = Table(classes, labels, Names(buffer, ends), sizes, checks)
+    if check:
+        steps = np.diff(labels)
+        ordered = len(labels) > 0 and labels[0] == 0 and labels[-1] == len(classes) - 1
+        named = Names.of(classes).safe() and table.names.safe()
+        whole = len(sizes) == len(labels) and (sizes >= 0).all() and (checks is None or len(checks) == len(labels))
+        if not (ordered and ((steps == 0) | (steps == 1)).all() and named and whole):
+            raise FaultError(str(path), "names files or classes that no listing would have", "make it again")
+    return table
+
+
+def _root(path: Path, about: dict[str, Any]) -> Path:
+    return path.parent / str(about.get("root", "."))
+
+
+def _stamps(root: Path) -> dict[str, list[int]]:
+    """Time and size of each class's folder: adding, removing or renaming a file changes its time."""
+    stamps = {}
+    for name in list_classes(root, lambda fault: None) if root.is_dir() else []:
+        try:
+            status = (root / name).stat()
+        except OSError:
+            continue
+        stamps[name] = [status.st_mtime_ns, status.st_size]
+    return stamps
+
+
+def _checks(source: Source, root: Path, jobs: int, done: Done) -> np.ndarray:
+    parts = spread(partial(_check_span, source), spans(len(source.labels), 256), jobs=jobs, done=done)
+    refuse([fault for _, faults in parts for fault in faults], root)
+    return np.concatenate([checks for checks, _ in parts])
+
+
+def _check_span(source: Source, span: range, done: Done) -> tuple[np.ndarray, list[FaultError]]:
+    checks, faults = np.zeros(len(span), np.uint32), []
+    for row, index in enumerate(span):
+        try:
+            checks[row] = zlib.crc32(source.read(index))
+        except FaultError as fault:
+            faults.append(fault)
+        done(1)
+    return checks, faults
+
+
+def _side_changes(root: Path, table: Table, stamps: list[Any], report: Report) -> None:
+    there = set(list_classes(root, _ignored))
+    for name in sorted(there - set(table.classes)):
+        report(FaultError(str(root / name), "is a class that the index does not have", "index the data again"))
+    first = np.searchsorted(table.labels, np.arange(len(table.classes) + 1))
+    now = _stamps(root)
+    for label, name in enumerate(table.classes):
+        if name not in there:
+            report(FaultError(str(root / name), "is in the index, and gone", "restore it, or index the data again"))
+        elif stamps[label : label + 1] != [now.get(name)]:
+            known = {table.names[index] for index in range(first[label], first[label + 1])}
+            found = {file for file, _ in list_class(root / name, _ignored)}
+            for file in sorted(known - found):
+                path = str(root / name / file)
+                report(FaultError(path, "is in the index, and gone", "restore it, or index the data again"))
+            for file in sorted(found - known):
+                path = str(root / name / file)
+                report(FaultError(path, "came after the data was indexed", "index the data again, or remove it"))
+
+
+def _ignored(fault: FaultError) -> None:
+    """What is wrong besides is for the doctor to say."""

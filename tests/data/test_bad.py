@@ -1,0 +1,211 @@
+"""A bad training image is replaced by its worker's next sample: which, how often, and by what name."""
+
+import hashlib
+import json
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from onehour.data.bad import BAD_IMAGES, IN_A_ROW, Skipped, following, name_skipped, too_many
+from onehour.data.faults import FaultError
+from onehour.data.images import ImageOptions, Images, image_folder
+from onehour.data.keyed import Keyed
+from onehour.data.loader import Feed
+from onehour.data.sources import load_data
+from onehour.rules.keys import seed_for
+from onehour.rules.minibatch import Minibatch
+from onehour.rules.shuffle import SampleStream
+
+CPU = torch.device("cpu")
+STREAM = SampleStream(samples=24, minibatch=Minibatch(per_worker=2, workers=3), seed=1)
+
+
+@pytest.fixture
+def tree(images: ModuleType, tmp_path: Path) -> Path:
+    """24 images to train on."""
+    return images.tree(tmp_path / "data")
+
+
+def train_of(tree: Path) -> Images:
+    return image_folder(tree, ImageOptions(skip=True))[0]
+
+
+def at(position: int) -> tuple[int, int]:
+    """(epoch, index) of a position of the stream."""
+    epochs, indices = STREAM.epochs_and_indices(position // 6)
+    return int(epochs[position % 6]), int(indices[position % 6])
+
+
+def damage(train: Images, *indices: int) -> None:
+    for index in indices:
+        Path(train.source.name(index)).write_bytes(b"damaged")
+
+
+def batches(train: Images, loaders: int = 0) -> tuple[list[tuple[Tensor, Tensor]], Skipped]:
+    with closing(Feed(train, seed=1, loaders=loaders, device=CPU, stream=STREAM)) as given:
+        return list(given.passes([range(3)], start=0, stop=4)), given.skipped
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return hashlib.sha256(a.numpy().tobytes()).digest() == hashlib.sha256(b.numpy().tobytes()).digest()
+
+
+def test_a_worker_goes_on_along_its_own_samples():
+    found = following(STREAM, 7)
+    assert [next(found) for _ in range(12)] == [at(position) for position in range(10, 46, 3)]
+
+
+def test_one_bad_image_is_replaced_and_all_others_stay(tree: Path):
+    train = train_of(tree)
+    clean, _ = batches(train)
+    position = 8
+    _, bad = at(position)
+    damage(train, bad)
+    found, skipped = batches(train)
+    for iteration, (before, after) in enumerate(zip(clean, found, strict=True)):
+        for row in range(6):
+            if 6 * iteration + row != position:
+                assert same(before[0][row], after[0][row])
+                assert before[1][row] == after[1][row]
+    _, index = at(position + 3)  # of the same worker: k = 3
+    image, label = train.keyed(index, seed_for(1, "substitute", position))
+    assert same(found[1][0][2], train.prepare(image[None])[0])
+    assert found[1][1][2] == label
+    assert (skipped.indices, skipped.take(), skipped.take()) == ({bad}, 1, 0)
+
+
+def test_the_substitute_is_not_the_very_image_that_comes_next(tree: Path):
+    """It is the next sample, in another crop."""
+    train = train_of(tree)
+    clean, _ = batches(train)
+    damage(train, at(8)[1])
+    found, _ = batches(train)
+    assert not same(found[1][0][2], clean[1][0][5])
+
+
+def test_several_bad_ones_behind_each_other_are_passed_over(tree: Path):
+    train = train_of(tree)
+    damage(train, *(at(position)[1] for position in (8, 11, 14)))
+    found, skipped = batches(train)
+    image, label = train.keyed(at(17)[1], seed_for(1, "substitute", 8))
+    assert same(found[1][0][2], train.prepare(image[None])[0])
+    assert found[1][1][2] == label
+    assert skipped.take() == 3  # each is replaced once; being looked at on the way to another counts nothing
+
+
+def test_the_last_samples_of_an_epoch_go_on_in_the_next(tree: Path):
+    train = train_of(tree)
+    position = 23
+    assert at(position)[0] == 0
+    assert at(position + 3)[0] == 1
+    damage(train, at(position)[1])
+    found, _ = batches(train)
+    image, _ = train.keyed(at(position + 3)[1], seed_for(1, "substitute", position))
+    assert same(found[3][0][5], train.prepare(image[None])[0])
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_loaders_tell_what_they_skipped(tree: Path, loaders: int):
+    train = train_of(tree)
+    damage(train, 3, 5)
+    Path(train.source.name(7)).unlink()
+    found, skipped = batches(train, loaders=loaders)
+    assert len(found) == 4
+    assert skipped.indices == {3, 5, 7}
+    assert skipped.take() == 3
+
+
+def test_without_skip_the_first_one_is_an_error(tree: Path):
+    train, _ = image_folder(tree)
+    damage(train, 3)
+    with pytest.raises(FaultError, match=r"cat/0003\.JPEG is no image that can be read"):
+        batches(train)
+
+
+def test_validation_never_skips(tree: Path):
+    validation = image_folder(tree, ImageOptions(skip=True))[1]
+    assert not validation.skips
+    damage(validation, 1)
+    with pytest.raises(FaultError, match=r"val/cat/0001\.JPEG is no image"):
+        list(Feed(validation, seed=0, loaders=0, device=CPU).chunks(range(1)))
+
+
+def test_other_errors_are_not_skipped(tree: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(image: object, key: int) -> Tensor:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("onehour.data.images.training_crop", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        batches(train_of(tree))
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_a_disk_that_is_gone_ends_at_once(tree: Path, loaders: int):
+    train = train_of(tree)
+    tree.rename(tree.parent / "unmounted")
+    expected = rf"JPEG cannot be read: No such file .* \({IN_A_ROW} samples after it cannot be read either: is the disk"
+    with pytest.raises(ValueError, match=expected) as raised:
+        batches(train, loaders=loaders)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_bad_first_image_does_not_stop_a_run_that_skips(tree: Path):
+    damage(train_of(tree), 0)
+    assert load_data(str(tree), skip=True).channels == 3
+    with pytest.raises(FaultError, match=r"cat/0000\.JPEG is no image"):
+        load_data(str(tree))
+
+
+def test_a_stream_is_needed_to_skip(tree: Path):
+    train = train_of(tree)
+    damage(train, 0)
+    assert isinstance(Keyed(train, seed=1).__getitems__([(0, 0, 0)]), FaultError)
+
+
+def test_how_many_are_too_many():
+    samples = 1_281_167
+    one = pytest.approx(0.001 * samples)
+    assert too_many(0, 256, samples) == too_many(0, samples, samples) == one
+    assert (
+        too_many(0, samples + 1, samples)
+        == too_many(samples - 1, samples + 1, samples)
+        == pytest.approx(0.002 * samples)
+    )
+    assert too_many(samples, samples + 1, samples) == one
+
+
+def test_the_allowed_share_never_ends_a_run_wherever_it_began():
+    """One image in a thousand is bad: each epoch meets it once, at any place."""
+    for at_first, at_second in ((0, 0), (999, 0), (0, 999), (500, 100)):
+        met = [at_first, 1000 + at_second]
+        for first in (0, 300, 999):
+            for position in range(first + 1, 2001):
+                replaced = sum(first <= place < position for place in met)
+                assert replaced <= too_many(first, position, 1000)
+
+
+def test_each_is_named_once_whoever_found_it(tree: Path, tmp_path: Path):
+    train, skipped, folder = train_of(tree), Skipped(), tmp_path / "run"
+    folder.mkdir()
+    damage(train, 2, 9)
+    others = torch.zeros(24, dtype=torch.int32)
+    others[[9, 4]] = 1  # what another process found; 4 is readable here
+    skipped.add([2, 2])
+    name_skipped(folder, train, skipped, lambda mine: mine + others)
+    skipped.add([2])
+    name_skipped(folder, train, skipped, lambda mine: mine)
+    name_skipped(None, train, skipped, lambda mine: mine)
+    lines = [json.loads(line) for line in (folder / BAD_IMAGES).read_text("utf-8").splitlines()]
+    assert [line["index"] for line in lines] == [2, 4, 9]
+    assert lines[0]["image"] == train.source.name(2)
+    assert lines[0]["problem"] == "is no image that can be read"
+    assert lines[1] == {
+        "index": 4,
+        "image": train.name(4),
+        "problem": "could not be read where it was needed",
+        "remedy": "",
+    }

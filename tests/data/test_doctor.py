@@ -1,0 +1,211 @@
+"""The doctor finds everything that was planted in one pass, each with its path and a remedy, and nothing else."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onehour.commands_data import add_data
+from onehour.data.doctor import examine
+from onehour.data.index import INDEX, write_index
+
+HTML = b"<!DOCTYPE html><title>404 Not Found</title>"
+
+
+def files(images: ModuleType) -> dict[str, tuple[bytes, str]]:
+    """What is wrong from the start: path, content, what the doctor says."""
+    jpeg = images.saved(images.picture(90, (64, 48)), "JPEG", quality=90)
+    png = images.saved(images.picture(91), "PNG")
+    frames = [images.picture(seed) for seed in (92, 93)]
+    numbers = np.full((9, 9), 70_000, np.int32)
+    return {
+        "train/cat/empty.jpg": (b"", "is an empty file"),
+        "train/cat/cut.jpg": (jpeg[:-400], "cannot be decoded: image file is truncated"),
+        "train/cat/half.png": (png[: len(png) // 2], "cannot be decoded"),
+        "train/cat/page.jpg": (HTML, "is no image that can be read"),
+        "train/cat/bomb.png": (images.bomb(), "has 13300×13300 pixels, more than the cap"),
+        "train/cat/float.tif": (
+            images.saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
+            "cannot be decoded: its pixels are floating-point numbers",
+        ),
+        "train/cat/wide.tif": (images.saved(Image.fromarray(numbers), "TIFF"), "cannot be decoded: its values reach"),
+        "train/cat/flipped.png": (png[:60] + bytes([png[60] ^ 4]) + png[61:], "cannot be decoded"),
+        "train/cat/is-png.jpg": (png, "note: is PNG by its content"),
+        "train/cat/dot.png": (images.saved(images.picture(94, (1, 1)), "PNG"), "note: has 1×1 pixels"),
+        "train/cat/line.png": (images.saved(images.picture(95, (1, 10_000)), "PNG"), "note: has 1×10000 pixels"),
+        "train/cat/moves.gif": (
+            images.saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+            "note: has 2 frames",
+        ),
+        "train/cat/gap.jpg": (jpeg[:-60] + jpeg[-2:], "note: is damaged, and decoded as far as it goes: Corrupt JPEG"),
+    }
+
+
+def twins(tree: Path) -> dict[str, tuple[str, str]]:
+    """Files with the bytes of another: path, the other, what the doctor says."""
+    return {
+        "train/cat/zz.JPEG": ("train/cat/0005.JPEG", f"note: has the same bytes as {tree}/train/cat/0005.JPEG, too"),
+        "train/dog/zz.JPEG": (
+            "train/cat/0004.JPEG",
+            f"note: has the same bytes as {tree}/train/cat/0004.JPEG, in another",
+        ),
+        "val/dog/zz.JPEG": (
+            "train/dog/0003.JPEG",
+            f"note: has the same bytes as {tree}/train/dog/0003.JPEG, to train and",
+        ),
+    }
+
+
+LATER: dict[str, tuple[Callable[[Path, ModuleType], object], str]] = {
+    "train/dog/0000.JPEG": (
+        lambda path, images: path.write_bytes(images.flipped(path.read_bytes())),
+        "has other bytes",
+    ),
+    "train/dog/0001.JPEG": (lambda path, images: path.write_bytes(b"x" + path.read_bytes()), "when it was indexed"),
+    "train/dog/0002.JPEG": (lambda path, images: path.unlink(), "is in the index, and gone"),
+    "train/dog/new.png": (
+        lambda path, images: path.write_bytes(images.saved(images.picture(99), "PNG")),
+        "came after the data was indexed",
+    ),
+    "train/dog/notes.txt": (lambda path, images: path.write_text("x"), "is no image file by its name"),
+    "train/dog/folder": (lambda path, images: path.mkdir(), "is a folder, where images are expected"),
+    "train/dog/nowhere.jpg": (
+        lambda path, images: path.symlink_to("gone"),
+        "(No such file or directory), where images",
+    ),
+    "train/dog/circle.jpg": (lambda path, images: path.symlink_to("circle.jpg"), "(Too many levels of symbolic links)"),
+    "train/dog/pipe.jpg": (lambda path, images: os.mkfifo(path), "is no plain file, where images are expected"),
+    "train/stray.jpg": (lambda path, images: path.write_bytes(b"x"), "is a file beside the class folders"),
+    "train/README": (lambda path, images: path.write_text("x"), "note: is a file beside the class folders"),
+    "train/cow": (lambda path, images: path.mkdir(), "holds no images"),
+    "train/cow ": (lambda path, images: None, "is a class that the index does not have"),
+    "val": (lambda path, images: None, "lacks 'cow'"),
+}
+"""What happened after the data was indexed: path, what, what the doctor says of it."""
+
+
+@pytest.fixture
+def planted(images: ModuleType, tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A tree with everything that can be wrong, and what should be said of which path."""
+    tree = images.tree(tmp_path / "data", train=6)
+    said: dict[str, str] = {}
+    for name, (content, problem) in files(images).items():
+        (tree / name).write_bytes(content)
+        said[name] = problem
+    for name, (other, problem) in twins(tree).items():
+        (tree / name).write_bytes((tree / other).read_bytes())
+        said[name] = problem
+    write_index(tree, digests=True)
+    for name, (happens, problem) in LATER.items():
+        happens(tree / name, images)
+        said[name] = problem
+    return tree, said
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_everything_planted_is_found_in_one_pass_and_nothing_else(planted: tuple[Path, dict[str, str]], jobs: int):
+    tree, said = planted
+    assert len(said) == 30
+    counted: list[int] = []
+    faults = examine(tree, jobs=jobs, done=counted.append)
+    found = sorted((str(Path(fault.path).relative_to(tree)), str(fault)) for fault in faults)
+    for name, problem in said.items():
+        note, problem = problem.startswith("note: "), problem.removeprefix("note: ")
+        matching = [fault for fault in faults if fault.path == str(tree / name.strip()) and problem in fault.problem]
+        assert len(matching) == 1, (name, found)
+        assert matching[0].note == note
+        assert matching[0].remedy
+    assert len(faults) == len(said), found
+    assert all("\n" not in str(fault) for fault in faults)
+    assert sum(counted) > 30
+
+
+def test_a_file_that_may_not_be_read_is_a_fault(images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """For a user who may read everything too."""
+    tree, real = images.tree(tmp_path / "data"), os.open
+
+    def refusing(path: str, *rest: int) -> int:
+        if str(path).endswith("cat/0003.JPEG"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", refusing)
+    (fault,) = examine(tree)
+    assert str(fault) == f"{tree}/train/cat/0003.JPEG cannot be read: Permission denied; restore or remove it"
+
+
+def test_without_digests_a_silently_wrong_file_is_not_found(images: ModuleType, tmp_path: Path):
+    tree = images.tree(tmp_path / "data")
+    path = tree / "train" / "cat" / "0000.JPEG"
+    right = path.read_bytes()
+    for digests, count in ((False, 0), (True, 1)):
+        path.write_bytes(right)
+        write_index(tree, digests=digests)
+        path.write_bytes(images.flipped(right))
+        assert len(examine(tree)) == count
+
+
+def test_a_sound_tree_and_its_index_are_sound(images: ModuleType, tmp_path: Path):
+    tree = images.tree(tmp_path / "data")
+    assert examine(tree) == []
+    write_index(tree, digests=True)
+    assert examine(tree) == examine(tree / INDEX) == []
+
+
+def test_a_damaged_index_is_named_and_the_folder_examined_all_the_same(images: ModuleType, tmp_path: Path):
+    tree = images.tree(tmp_path / "data")
+    write_index(tree)
+    (tree / INDEX).write_bytes(b"hello")
+    (tree / "val" / "dog" / "0000.JPEG").write_bytes(b"")
+    assert [fault.path for fault in examine(tree)] == [str(tree / INDEX), str(tree / "val" / "dog" / "0000.JPEG")]
+
+
+def test_the_cap_can_be_another(images: ModuleType, tmp_path: Path):
+    tree = images.tree(tmp_path / "data")
+    assert len(examine(tree, pixels=100)) == 30
+
+
+def doctor(path: Path, *options: str) -> int:
+    """`onehour data doctor` as the command line calls it."""
+    parser = argparse.ArgumentParser()
+    add_data(parser.add_subparsers())
+    parsed = parser.parse_args(["data", "doctor", str(path), "--jobs", "1", *options])
+    return parsed.command(parsed, [])
+
+
+def test_the_command_prints_a_line_each_and_leaves_with_1(
+    planted: tuple[Path, dict[str, str]], capsys: pytest.CaptureFixture[str]
+):
+    tree, said = planted
+    assert doctor(tree) == 1
+    lines = capsys.readouterr().out.splitlines()
+    notes = sum(problem.startswith("note: ") for problem in said.values())
+    assert len(lines) == len(said) + 1
+    assert sum(line.startswith("note: ") for line in lines) == notes
+    assert lines[-1] == f"{tree}: {len(said) - notes} faults, {notes} notes"
+    assert doctor(tree, "--json") == 1
+    assert {fault["path"] for fault in json.loads(capsys.readouterr().out)} == {str(tree / n.strip()) for n in said}
+
+
+def test_notes_alone_leave_with_0(images: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tree = images.tree(tmp_path / "data")
+    assert doctor(tree) == 0
+    assert capsys.readouterr().out == f"{tree}: nothing found\n"
+    (tree / "train" / "README").write_text("x")
+    assert doctor(tree) == 0
+    assert capsys.readouterr().out.endswith(f"{tree}: 0 faults, 1 note\n")
+
+
+def test_names_of_any_bytes_can_be_printed(images: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tree = images.tree(tmp_path / "data")
+    (tree / "train" / "cat" / os.fsdecode(b"\xff\n.jpg")).write_bytes(b"")
+    assert doctor(tree) == 1
+    out = capsys.readouterr().out
+    assert r"\udcff\n.jpg is an empty file" in out
+    assert len(out.splitlines()) == 2

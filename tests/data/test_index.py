@@ -1,0 +1,252 @@
+"""An index stands for a listing: the same images, at once, and never for a folder that has changed."""
+
+import os
+import pickle
+import re
+import shutil
+import time
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from onehour.data.arrays import open_arrays, write_arrays
+from onehour.data.images import image_folder, open_sides
+from onehour.data.index import INDEX, index_of, write_index
+from onehour.data.sources import load_data
+
+
+@pytest.fixture
+def tree(images: ModuleType, tmp_path: Path) -> Path:
+    return images.tree(tmp_path / "data")
+
+
+def contents(root: Path) -> list[tuple[str, str, bytes, int]]:
+    """Every image of a source: where, in which class, its bytes and its label."""
+    return [
+        (source.name(index), source.classes[source.labels[index]], source.read(index), int(source.labels[index]))
+        for source in open_sides(root).values()
+        for index in range(len(source.labels))
+    ]
+
+
+@pytest.mark.parametrize("digests", [False, True])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_index_gives_what_the_folder_gives(tree: Path, digests: bool, jobs: int):
+    listed = contents(tree)
+    counted: list[int] = []
+    assert write_index(tree, digests=digests, jobs=jobs, done=counted.append) == tree / INDEX
+    assert sum(counted) == 6 + (len(listed) if digests else 0)
+    assert contents(tree) == contents(tree / INDEX) == listed
+    assert load_data(str(tree / INDEX)).classes == 3
+
+
+def test_an_indexed_folder_is_not_listed(tree: Path, monkeypatch: pytest.MonkeyPatch):
+    write_index(tree)
+    real, listed = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or real(path))
+    image_folder(tree)
+    assert len(listed) == 4  # each side's classes, for changes and for their times
+
+
+def test_an_index_may_lie_elsewhere(tree: Path, tmp_path: Path):
+    path = write_index(tree, tmp_path / "mine.index")
+    assert not (tree / INDEX).exists()
+    assert contents(path) == contents(tree)
+
+
+def test_an_index_inside_moves_with_its_folder(tree: Path, tmp_path: Path):
+    write_index(tree)
+    before = [content[1:] for content in contents(tree)]
+    tree.rename(tmp_path / "moved")
+    assert [content[1:] for content in contents(tmp_path / "moved")] == before
+
+
+def test_a_copy_whose_folders_have_other_times_is_still_the_same(tree: Path, tmp_path: Path):
+    write_index(tree)
+    shutil.copytree(tree, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy" / "train" / "cat", (1, 1))
+    assert len(contents(tmp_path / "copy")) == 30
+
+
+CHANGES = {
+    "a new file": lambda tree: (tree / "train/dog/new.jpg").write_bytes(b"x"),
+    "a file gone": lambda tree: (tree / "val/dog/0001.JPEG").unlink(),
+    "a renamed file": lambda tree: (tree / "train/dog/0001.JPEG").rename(tree / "train/dog/1.JPEG"),
+    "a moved file": lambda tree: (tree / "train/dog/0001.JPEG").rename(tree / "train/cat/1.JPEG"),
+    "a new class": lambda tree: [(tree / side / "cow").mkdir() for side in ("train", "val")],
+    "a class gone": lambda tree: shutil.rmtree(tree / "train/dog"),
+    "a side gone": lambda tree: (tree / "val").rename(tree / "away"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed(tree: Path, change: str):
+    write_index(tree)
+    CHANGES[change](tree)
+    with pytest.raises(ValueError, match=rf"{INDEX} is out of date: .*(index the data again|came after)") as raised:
+        image_folder(tree)
+    assert "\n" not in str(raised.value)
+    if change in ("a new file", "a file gone", "a renamed file", "a moved file"):
+        write_index(tree)
+        image_folder(tree)
+
+
+def test_every_change_at_once_is_counted(tree: Path):
+    write_index(tree)
+    for number in range(4):
+        (tree / "train" / "cat" / f"new{number}.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"cat/new0\.jpg came after the data was indexed; .* and 3 more changes$"):
+        image_folder(tree)
+
+
+def test_a_change_right_after_indexing_is_noticed(tree: Path):
+    """Also where the file system's clock has not moved since the folder was made."""
+    for number in range(20):
+        (tree / "train" / "cat" / f"{number}.jpg").write_bytes(b"x")
+        write_index(tree)
+        (tree / "train" / "cat" / f"{number}.jpg").rename(tree / "train" / "cat" / f"{number}_.jpg")
+        with pytest.raises(ValueError, match="out of date"):
+            image_folder(tree)
+
+
+def test_what_is_no_image_may_come_and_go(tree: Path):
+    write_index(tree)
+    (tree / "train" / "dog" / ".DS_Store").write_bytes(b"x")
+    (tree / "README").write_text("x")
+    image_folder(tree)
+
+
+def test_a_file_that_changed_its_size_is_noticed_when_it_is_read(tree: Path):
+    write_index(tree)
+    with (tree / "train" / "cat" / "0000.JPEG").open("ab") as file:
+        file.write(b"more")
+    train, _ = image_folder(tree)
+    with pytest.raises(
+        ValueError, match=r"cat/0000\.JPEG has \d+ bytes, \d+ when it was indexed; restore it, or index"
+    ):
+        train.keyed(0, 0)
+
+
+def test_a_silently_wrong_file_is_noticed_with_digests(tree: Path, images: ModuleType):
+    path = tree / "train" / "cat" / "0000.JPEG"
+    right = path.read_bytes()
+    for digests, noticed in ((False, False), (True, True)):
+        path.write_bytes(right)
+        write_index(tree, digests=digests)
+        path.write_bytes(images.flipped(right))
+        train, _ = image_folder(tree)
+        if noticed:
+            with pytest.raises(
+                ValueError, match=r"cat/0000\.JPEG has other bytes than when it was indexed: its CRC-32"
+            ):
+                train.keyed(0, 0)
+        else:
+            train.keyed(0, 0)
+
+
+def test_digests_are_the_usual_crc(tree: Path):
+    arrays, _ = open_arrays(write_index(tree, digests=True))
+    files = [path for side in ("train",) for path in sorted((tree / side).glob("*/*"))]
+    assert arrays["train.checks"].tolist() == [zlib.crc32(path.read_bytes()) for path in files]
+
+
+def test_sides_are_cheap_to_send_and_come_back(tree: Path):
+    write_index(tree)
+    train, _ = image_folder(tree)
+    sent = pickle.dumps(train)
+    assert len(sent) < 1000
+    back = pickle.loads(sent)
+    assert [back.source.read(index) for index in range(24)] == [train.source.read(index) for index in range(24)]
+
+
+def test_a_listing_can_be_sent_too(tree: Path):
+    train, _ = image_folder(tree)
+    assert pickle.loads(pickle.dumps(train)).source.read(5) == train.source.read(5)
+
+
+@pytest.mark.parametrize("place", ["folder", "nowhere.index", "nowhere"])
+def test_what_is_not_there_is_one_message(tmp_path: Path, place: str):
+    with pytest.raises(ValueError, match=rf"^there is no (folder|index) {re.escape(str(tmp_path / place))}"):
+        image_folder(tmp_path / place)
+    with pytest.raises(ValueError, match="there is no folder"):
+        write_index(tmp_path / place)
+
+
+def test_a_sound_folder_is_asked_for(tree: Path):
+    (tree / "train" / "cat" / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"notes\.txt is no image file by its name"):
+        write_index(tree)
+    assert not (tree / INDEX).exists()
+
+
+def test_a_file_that_cannot_be_read_stops_digests(tree: Path):
+    (tree / "train" / "cat" / "9.jpg").symlink_to(tree / "data")
+    os.mkfifo(tree / "data")
+    with pytest.raises(ValueError, match=r"cat/9\.jpg is no plain file"):
+        write_index(tree, digests=True)
+
+
+def test_a_place_that_cannot_be_written_is_one_message(tree: Path):
+    with pytest.raises(
+        ValueError, match=r"nowhere/a\.index cannot be written: No such file or directory; name another"
+    ):
+        write_index(tree, tree / "nowhere" / "a.index")
+
+
+def test_which_index_a_path_means(tree: Path):
+    assert index_of(tree) is None
+    write_index(tree)
+    assert index_of(tree) == index_of(tree / INDEX) == tree / INDEX
+    assert index_of(tree / "train") is None
+
+
+def rewritten(path: Path, arrays: dict[str, np.ndarray], about: dict[str, object]) -> None:
+    """The index with other arrays and words, and a digest that fits them."""
+    old_arrays, old_about = open_arrays(path)
+    write_arrays(path, {**{name: array.copy() for name, array in old_arrays.items()}, **arrays}, {**old_about, **about})
+
+
+WRONG = {
+    "another version": ({}, {"format": 2}),
+    "another kind": ({}, {"kind": "table"}),
+    "no classes": ({}, {"classes": None}),
+    "classes that are no names": ({}, {"classes": [1, 2, 3]}),
+    "a class that leads elsewhere": ({}, {"classes": ["..", "dog", "é x"]}),
+    "an absolute class": ({}, {"classes": ["/etc", "dog", "é x"]}),
+    "too few classes": ({}, {"classes": ["cat"]}),
+    "no stamps": ({}, {"stamps": {}}),
+    "stamps of another form": ({}, {"stamps": {"train": 5, "val": 6}}),
+    "labels out of range": ({"train.labels": np.full(24, 7, np.int32)}, {}),
+    "labels below zero": ({"train.labels": np.full(24, -1, np.int32)}, {}),
+    "labels out of order": ({"train.labels": np.arange(24, dtype=np.int32)[::-1] // 8}, {}),
+    "too few labels": ({"train.labels": np.zeros(3, np.int32)}, {}),
+    "names that lead elsewhere": ({"train.names": np.frombuffer(b"../passwd" * 24, np.uint8)}, {}),
+    "names cut short": ({"train.names": np.zeros(3, np.uint8)}, {}),
+    "sizes below zero": ({"train.sizes": np.full(24, -1, np.int64)}, {}),
+    "too few sizes": ({"train.sizes": np.zeros(3, np.int64)}, {}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_index_that_no_listing_would_have_is_refused(tree: Path, wrong: str):
+    write_index(tree)
+    rewritten(tree / INDEX, *WRONG[wrong])
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tree / INDEX))} (is|names) .*; make it again$"):
+        image_folder(tree)
+
+
+def test_a_damaged_index_is_refused(tree: Path):
+    write_index(tree)
+    data = (tree / INDEX).read_bytes()
+    (tree / INDEX).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{INDEX} is damaged: its SHA-256 is not the one .*; make it again"):
+        image_folder(tree)
+
+
+def test_the_clock_waits_once_and_briefly(tree: Path):
+    started = time.monotonic()
+    write_index(tree)
+    assert time.monotonic() - started < 5

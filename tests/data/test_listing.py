@@ -1,0 +1,153 @@
+"""What lies in a folder is listed in order, and everything that is wrong with it is said."""
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from onehour.data.faults import FaultError
+from onehour.data.listing import list_side, list_sides, refuse
+from onehour.data.source import read_file
+from onehour.data.table import Names, Table
+
+
+def _fail(fault: FaultError) -> None:
+    raise AssertionError(fault)
+
+
+def faults(root: Path) -> list[str]:
+    found: list[FaultError] = []
+    list_sides(root, found.append)
+    return [str(fault).replace(f"{root}/", "") for fault in found]
+
+
+@pytest.fixture
+def tree(images: ModuleType, tmp_path: Path) -> Path:
+    return images.tree(tmp_path, train=3, val=1)
+
+
+def test_a_sound_tree_has_no_faults(tree: Path):
+    assert faults(tree) == []
+
+
+def test_files_come_in_the_order_of_names_with_their_sizes(tree: Path, images: ModuleType):
+    ticks: list[int] = []
+    table = list_side(tree / "train", _fail, sizes=True, tick=lambda: ticks.append(1))
+    expected = [f"{name}/{file:04d}.JPEG" for name in sorted(images.CLASSES) for file in range(3)]
+    assert [table.where(index) for index in range(len(table))] == expected
+    assert table.sizes is not None
+    assert table.sizes.tolist() == [(tree / "train" / where).stat().st_size for where in expected]
+    assert table.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(ticks) == 3
+    assert list_side(tree / "train", _fail).sizes is None
+
+
+def test_every_kind_of_wrong_entry_is_named(tree: Path):
+    cat = tree / "train" / "cat"
+    (cat / "notes.txt").write_text("x")
+    (cat / "inner").mkdir()
+    (cat / "nowhere.jpg").symlink_to("gone")
+    (cat / "circle.jpg").symlink_to("circle.jpg")
+    os.mkfifo(cat / "pipe.jpg")
+    assert sorted(faults(tree)) == [
+        "train/cat/circle.jpg is a link that cannot be followed (Too many levels of symbolic links), where images are"
+        " expected; restore it, or move it away",
+        "train/cat/inner is a folder, where images are expected; restore it, or move it away",
+        "train/cat/notes.txt is no image file by its name; move it out of the class's folder",
+        "train/cat/nowhere.jpg is a link that cannot be followed (No such file or directory), where images are"
+        " expected; restore it, or move it away",
+        "train/cat/pipe.jpg is no plain file, where images are expected; restore it, or move it away",
+    ]
+
+
+def test_a_circle_of_folders_ends(tree: Path):
+    (tree / "train" / "cat" / "up").symlink_to("..")
+    assert len(faults(tree)) == 1
+
+
+def test_an_image_beside_the_classes_is_a_fault_and_other_files_a_note(tree: Path):
+    (tree / "train" / "stray.jpg").write_bytes(b"x")
+    (tree / "train" / "README").write_text("x")
+    (tree / "val" / ".DS_Store").write_text("x")
+    found: list[FaultError] = []
+    list_sides(tree, found.append)
+    assert {Path(fault.path).name: fault.note for fault in found} == {"stray.jpg": False, "README": True}
+    with pytest.raises(
+        ValueError, match=r"stray\.jpg is a file beside the class folders, where nothing is read; move it"
+    ):
+        refuse(found, tree)
+    refuse([fault for fault in found if fault.note], tree)
+
+
+def test_a_missing_side_and_other_faults_are_said_together(tree: Path):
+    (tree / "val").rename(tree / "validation")
+    (tree / "train" / "cow").mkdir()
+    assert faults(tree) == [
+        "train/cow holds no images; add some, or remove the folder here and in its counterpart",
+        f"val is no folder; expected {tree}/train/CLASS/* and {tree}/val/CLASS/*".replace(f"{tree}/", ""),
+    ]
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that may not be read, for a user who may read everything too."""
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+@pytest.mark.usefixtures("others")
+def test_a_folder_that_may_not_be_listed_is_one_fault(tree: Path):
+    for side in ("train", "val"):
+        (tree / side / "closed").mkdir()
+    assert faults(tree) == [
+        "train/closed cannot be listed: Permission denied; make it readable",
+        "val/closed cannot be listed: Permission denied; make it readable",
+    ]
+
+
+def test_a_pipe_in_a_files_place_does_not_hang(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(FaultError, match=r"a\.jpg is no plain file"):
+        read_file(str(tmp_path / "a.jpg"))
+    with pytest.raises(FaultError, match=r"is no plain file"):
+        read_file(str(tmp_path))
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(FaultError, match=r"a\.jpg has 1,099,511,627,776 bytes, too many for an image"):
+        read_file(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\0"])
+def test_names_that_lead_elsewhere_are_not_safe(name: str):
+    assert not Names.of(["a.jpg", name]).safe()
+    assert Names.of(["a.jpg", "é", "...", os.fsdecode(b"\xff")]).safe()
+
+
+def test_names_whose_ends_do_not_fit_are_not_safe():
+    buffer = np.frombuffer(b"abc", np.uint8)
+    for ends in ([], [0, 2], [1, 3], [0, 2, 1, 3], [0, 4]):
+        assert not Names(buffer, np.array(ends, np.int64)).safe()
+
+
+def test_a_table_knows_its_files_bytes():
+    table = Table(
+        ["cat"], np.zeros(2, np.int32), Names.of(["1", "2"]), np.array([3, 3]), np.array([891568578, 5], np.uint32)
+    )
+    assert table.verify(0, b"abc", table.where) == b"abc"
+    with pytest.raises(
+        FaultError, match=r"^cat/2 has other bytes than when it was indexed: its CRC-32 differs; restore"
+    ):
+        table.verify(1, b"abc", table.where)
+    with pytest.raises(FaultError, match=r"^cat/1 has 2 bytes, 3 when it was indexed; restore it"):
+        table.verify(0, b"ab", table.where)

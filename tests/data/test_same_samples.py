@@ -1,0 +1,131 @@
+"""Indices and augmented bytes do not depend on loaders, processes, where the files lie, or where a run began."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from onehour.data.images import ImageOptions, image_folder, open_sides
+from onehour.data.index import write_index
+from onehour.data.loader import Feed, chunk_batches
+from onehour.data.pack import pack
+from onehour.dist.placement import passes, place
+from onehour.rules.minibatch import Minibatch
+from onehour.rules.shuffle import SampleStream
+
+CPU = torch.device("cpu")
+MINIBATCH = Minibatch(per_worker=3, workers=8)
+STOP = 5
+"""Iterations of 24 of 72 samples: an epoch and two thirds."""
+
+
+@pytest.fixture(scope="module")
+def places(images: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same images as a folder, by an index, and packed; every eighth cannot be decoded."""
+    root = tmp_path_factory.mktemp("same")
+
+    def make(number: int) -> bytes:
+        if number % 8 == 5 and number < 72:
+            return b"damaged"
+        return images.saved(images.picture(number, (24 + number % 9, 20)), ("JPEG", "PNG")[number % 2])
+
+    folder = images.tree(root / "data", train=24, val=4, make=make)
+    index = write_index(folder, root / "elsewhere.index", digests=True)
+    pack(open_sides(folder, sizes=True), root / "pack", shard_bytes=4000)
+    return {"folder": folder, "index": index, "pack": root / "pack"}
+
+
+def feed(path: Path, loaders: int) -> Feed:
+    train, _ = image_folder(path, ImageOptions(skip=True))
+    stream = SampleStream(samples=len(train), minibatch=MINIBATCH, seed=3)
+    return Feed(train, seed=3, loaders=loaders, device=CPU, stream=stream)
+
+
+def digests(path: Path, *, loaders: int = 0, processes: int = 1, start: int = 0, fused: int = 1) -> dict[Any, str]:
+    """SHA-256 of each worker's images and labels in each iteration, whoever hosts it."""
+    found = {}
+    for share in place(MINIBATCH.workers, processes):
+        given = feed(path, loaders)
+        groups = passes(share, fused)
+        batches = given.passes(groups, start=start, stop=STOP)
+        for iteration in range(start, STOP):
+            for workers in groups:
+                images, labels = next(batches)
+                for place_in_pass, worker in enumerate(workers):
+                    own = images[place_in_pass :: len(workers)].contiguous(), labels[place_in_pass :: len(workers)]
+                    sha = hashlib.sha256(own[0].numpy().tobytes() + own[1].contiguous().numpy().tobytes())
+                    found[iteration, worker] = sha.hexdigest()
+        assert next(batches, None) is None
+        given.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(places: dict[str, Path]) -> dict[Any, str]:
+    return digests(places["folder"])
+
+
+def test_they_are_different_samples(expected: dict[Any, str]):
+    assert len(expected) == len(set(expected.values())) == STOP * MINIBATCH.workers
+
+
+@pytest.mark.parametrize("loaders", [0, 1, 4, 7])
+@pytest.mark.parametrize("kind", ["folder", "index", "pack"])
+def test_any_number_of_loaders_gives_the_same(
+    places: dict[str, Path], expected: dict[Any, str], kind: str, loaders: int
+):
+    assert digests(places[kind], loaders=loaders) == expected
+
+
+@pytest.mark.parametrize(("processes", "loaders", "fused"), [(2, 0, 1), (4, 0, 2), (2, 1, 4), (4, 1, 1), (1, 4, 8)])
+@pytest.mark.parametrize("kind", ["folder", "pack"])
+def test_any_number_of_processes_gives_the_same(
+    places: dict[str, Path], expected: dict[Any, str], kind: str, processes: int, loaders: int, fused: int
+):
+    assert digests(places[kind], processes=processes, loaders=loaders, fused=fused) == expected
+
+
+@pytest.mark.parametrize(("start", "loaders"), [(1, 0), (2, 4), (4, 1)])
+def test_a_start_in_mid_epoch_gives_the_tail(
+    places: dict[str, Path], expected: dict[Any, str], start: int, loaders: int
+):
+    tail = {key: value for key, value in expected.items() if key[0] >= start}
+    assert digests(places["index"], loaders=loaders, start=start) == tail
+
+
+def test_the_processes_stay_from_one_use_to_the_next(places: dict[str, Path]):
+    given = feed(places["folder"], loaders=2)
+
+    def used() -> Iterator[str]:
+        for images, _ in given.passes([range(8)], start=0, stop=2):
+            yield hashlib.sha256(images.numpy().tobytes()).hexdigest()
+
+    first, running = list(used()), _processes(given)
+    assert len(running) == 2
+    assert list(used()) == first
+    unfinished = given.passes([range(8)], start=0, stop=5)
+    next(unfinished)  # and what is left of an interrupted use harms none after it
+    assert list(used()) == first
+    assert _processes(given) == running
+    given.close()
+
+
+def _processes(given: Feed) -> list[int]:
+    iterator: Any = getattr(given._loader, "_iterator", None)
+    return [process.pid for process in iterator._workers]
+
+
+@pytest.mark.parametrize("kind", ["folder", "index", "pack"])
+@pytest.mark.parametrize("loaders", [0, 4])
+def test_validation_is_the_same_too(places: dict[str, Path], kind: str, loaders: int):
+    expected = [
+        hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        for images, _ in chunk_batches(image_folder(places["folder"])[1], range(1), seed=0, loaders=0, device=CPU)
+    ]
+    _, validation = image_folder(places[kind])
+    found = chunk_batches(validation, range(1), seed=0, loaders=loaders, device=CPU)
+    assert [hashlib.sha256(images.numpy().tobytes()).hexdigest() for images, _ in found] == expected
