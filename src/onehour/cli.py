@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from onehour.commands import EXIT_BAD_INPUT, plan_command, train_command
+from onehour.commands_check import add_check
 from onehour.commands_data import add_data
 from onehour.commands_report import report_command
 from onehour.commands_sweep import sweep_command
@@ -72,6 +73,7 @@ def _parser() -> _Parser:
     _add_sweep(commands)
     _add_report(commands)
     _add_verify(commands)
+    add_check(commands)
     _add_evaluate(commands)
     _add_export(commands)
     add_data(commands)

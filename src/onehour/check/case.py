@@ -1,0 +1,115 @@
+"""What pitfalls are judged by: the stories of all processes of a run, and what the user said of the base."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from onehour.check.rates import Schedule, schedule_of
+from onehour.check.story import Story
+
+__all__ = ["Base", "Case"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The recipe that the loop was scaled from, as far as it is known.
+
+    Args:
+        lr: the base rate.
+        minibatch: the base minibatch.
+        per_worker: n, the samples that BatchNorm normalises over.
+
+    >>> Base(0.1, 256).lr
+    0.1
+    """
+
+    lr: float | None = None
+    minibatch: int | None = None
+    per_worker: int | None = None
+
+
+class Case:
+    """One run to be judged.
+
+    Args:
+        stories: of each process, by rank.
+        base: what was declared.
+        alone: the story of the same script on one process, where these are several.
+
+    >>> from onehour.check.tape import Tape
+    >>> Case([Story(Tape())]).minibatch is None
+    True
+    """
+
+    def __init__(self, stories: list[Story], base: Base | None = None, alone: Story | None = None) -> None:
+        self.stories, self.base, self.alone = stories, base or Base(), alone
+
+    @property
+    def story(self) -> Story:
+        """Of process 0.
+
+        >>> from onehour.check.tape import Tape
+        >>> Case([Story(Tape())]).story.updates
+        []
+        """
+        return self.stories[0]
+
+    @property
+    def processes(self) -> int:
+        """p.
+
+        >>> Case([]).processes
+        0
+        """
+        return len(self.stories)
+
+    @property
+    def minibatch(self) -> int | None:
+        """kn: samples of an update over all processes.
+
+        >>> from onehour.check.tape import Tape
+        >>> Case([Story(Tape())]).minibatch is None
+        True
+        """
+        sizes = [story.median_samples() for story in self.stories]
+        return None if None in sizes else sum(size for size in sizes if size)
+
+    @property
+    def scaled_from(self) -> tuple[float, int, int] | None:
+        """base_lr, base_minibatch and kn, where all are known.
+
+        >>> from onehour.check.tape import Tape
+        >>> Case([Story(Tape())], Base(0.1, 256)).scaled_from is None
+        True
+        """
+        if self.base.lr is None or self.base.minibatch is None or self.minibatch is None:
+            return None
+        return self.base.lr, self.base.minibatch, self.minibatch
+
+    def schedule(self) -> Schedule:
+        """The rates of the main optimizer over the run, as far as they are known.
+
+        >>> Case.schedule.__name__
+        'schedule'
+        """
+        return schedule_of(self.story)
+
+    def optimizer_line(self) -> str | None:
+        """Where the main optimizer was made, or else where it steps.
+
+        >>> Case.optimizer_line.__name__
+        'optimizer_line'
+        """
+        story = self.story
+        event = story.optimizers.get(story.main) if story.main is not None else None
+        return (event.where if event else None) or self.step_line()
+
+    def step_line(self) -> str | None:
+        """Where the main optimizer steps, most often.
+
+        >>> Case.step_line.__name__
+        'step_line'
+        """
+        lines = Counter(u.event.where for u in self.story.updates if u.optimizer == self.story.main and u.event.where)
+        return lines.most_common(1)[0][0] if lines else None

@@ -1,0 +1,75 @@
+"""Putting observers in place of torch's own functions, and taking them away again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Patches"]
+
+
+class Patches:
+    """Attributes that were replaced, and what stood there.
+
+    >>> class Thing:
+    ...     def name(self): return "thing"
+    >>> patches = Patches()
+    >>> patches.around(Thing, "name", lambda original, self: original(self).upper())
+    >>> Thing().name()
+    'THING'
+    >>> patches.undo()
+    >>> Thing().name()
+    'thing'
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Any]] = []
+
+    def around(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        """Call `observer(original, *arguments)` in place of `owner.name(*arguments)`.
+
+        >>> Patches.around.__name__
+        'around'
+        """
+        original = vars(owner).get(name, getattr(owner, name))
+
+        @functools.wraps(original)
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            return observer(original, *arguments, **options)
+
+        self.put(owner, name, wrapper)
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Replace `owner.name` by a value.
+
+        >>> Patches.put.__name__
+        'put'
+        """
+        known = name in vars(owner)
+        original = vars(owner).get(name)
+        setattr(owner, name, value)
+
+        def undo() -> None:
+            if known:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+        self._undo.append(undo)
+
+    def on_undo(self, action: Callable[[], Any]) -> None:
+        """Something else to take away: a hook's handle's `remove`.
+
+        >>> Patches.on_undo.__name__
+        'on_undo'
+        """
+        self._undo.append(action)
+
+    def undo(self) -> None:
+        """Take all away, the newest first.
+
+        >>> Patches().undo()
+        """
+        while self._undo:
+            self._undo.pop()()

@@ -1,0 +1,199 @@
+"""A process that has torch imported and gives birth to others: each script starts at once, and none outlives it.
+
+It reads one JSON object a line and answers with one: {"script", "arguments", "folder", "cwd", "environ", "processes",
+"limit"} → {"codes", "tails", "timed_out"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["serve"]
+
+GRACE = 3.0
+"""Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
+TAIL = 16_384
+"""Bytes of what a script printed that are kept."""
+
+
+def serve() -> None:
+    """Answer requests until the input ends.
+
+    >>> serve.__name__
+    'serve'
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nothing, descriptor)
+    _adopt_orphans()
+    # Before the first birth; every optimizer of torch imports its compiler, which takes as long as torch itself.
+    import torch._dynamo  # noqa: F401
+
+    import onehour.check.script  # noqa: F401
+
+    for module in ("safetensors.torch", *sys.argv[1:]):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in requests:
+        print(json.dumps(_run(json.loads(line), requests.fileno())), file=answers, flush=True)
+
+
+class _Child:
+    def __init__(self, request: dict[str, Any], rank: int) -> None:
+        reading, writing = os.pipe()
+        self.pipe, self.tail, self.code = reading, b"", None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reading)
+            _live(request, rank, writing)
+        os.close(writing)
+
+    def read(self) -> bool:
+        """Keep the end of what it prints; False when it closed its output."""
+        data = os.read(self.pipe, 65_536)
+        self.tail = (self.tail + data)[-TAIL:]
+        return bool(data)
+
+    def ended(self) -> bool:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is not None
+
+
+def _live(request: dict[str, Any], rank: int, output: int) -> None:
+    """A child's whole life; it never returns."""
+    try:
+        os.setsid()
+        _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without the process that ends it
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.close(output)
+        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        os.chdir(request["cwd"])
+        os.environ.update(request["environ"])
+        if "WORLD_SIZE" in request["environ"]:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        from onehour.check.randomness import fresh_seeds
+        from onehour.check.script import run_script
+
+        fresh_seeds()
+        run_script(
+            Path(request["script"]),
+            request["arguments"],
+            Path(request["folder"]),
+            rank=rank,
+            processes=request["processes"],
+            limit=request["limit"],
+        )
+    except BaseException as error:
+        print(f"onehour: {type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(70)
+
+
+def _run(request: dict[str, Any], asker: int) -> dict[str, Any]:
+    children = [_Child(request, rank) for rank in range(request["processes"])]
+    deadline = time.monotonic() + request["limit"]
+    timed_out = False
+    alone_since: float | None = None
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            selector.register(child.pipe, selectors.EVENT_READ, child)
+        selector.register(asker, selectors.EVENT_READ, None)
+        while sum(child.ended() for child in children) < len(children):
+            if alone_since is None and any(child.ended() for child in children):
+                alone_since = time.monotonic()
+            if time.monotonic() > deadline or (alone_since and time.monotonic() > alone_since + GRACE):
+                timed_out = time.monotonic() > deadline
+                break
+            for key, _ in selector.select(timeout=0.02):
+                if key.data is None:  # who asked is gone, and nobody waits for an answer
+                    deadline = 0.0
+                elif not key.data.read():
+                    selector.unregister(key.fileobj)
+                    time.sleep(0.005)
+        _end_all(children)
+        for key in list(selector.get_map().values()):
+            if key.data is not None:
+                _drain(key.data)
+    for child in children:
+        os.close(child.pipe)
+    return {
+        "codes": [child.code for child in children],
+        "tails": [child.tail.decode("utf-8", errors="replace") for child in children],
+        "timed_out": timed_out,
+    }
+
+
+def _drain(child: _Child) -> None:
+    """What still lies in the pipe of a child that is gone."""
+    os.set_blocking(child.pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while child.read():
+            pass
+
+
+def _end_all(children: list[_Child]) -> None:
+    """End every process that a script has left: those of its session, and those that came to us as orphans."""
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    for _ in range(200):
+        below = _children_of(os.getpid())
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for child in children:
+            child.ended()
+        known = {child.pid for child in children if child.code is None}
+        for pid in below - {child.pid for child in children}:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if not known and not _children_of(os.getpid()):
+            return
+        time.sleep(0.01)
+
+
+def _children_of(parent: int) -> set[int]:
+    """The processes below one, at any depth (Linux; elsewhere none are found, and sessions alone are ended)."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            text = (entry / "stat").read_text()
+            parents[int(entry.name)] = int(text[text.rindex(")") + 2 :].split()[1])
+    below: set[int] = set()
+    edge = {parent}
+    while edge:
+        edge = {pid for pid, above in parents.items() if above in edge} - below
+        below |= edge
+    return below
+
+
+def _adopt_orphans() -> None:
+    """Processes whose parent dies come to us (Linux)."""
+    _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    serve()

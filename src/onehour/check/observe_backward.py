@@ -1,0 +1,177 @@
+"""Losses and backward passes: with what weight each sample enters the gradient (§3, Remark 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onehour.check.install import Patches
+from onehour.check.observe_optimizer import Optimizers
+from onehour.check.penalty import penalties
+from onehour.check.recorder import Recorder, quiet
+from onehour.check.where import user_line
+
+__all__ = ["Backwards"]
+
+LOSSES = (
+    *("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"),
+    *("smooth_l1_loss", "huber_loss", "kl_div", "multi_margin_loss", "multilabel_soft_margin_loss"),
+)
+
+
+class Backwards:
+    """Watches the losses of torch.nn.functional and every backward pass.
+
+    A hook on each loss's output learns with what factor the backward pass came to it, whatever the loop did to the
+    loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
+
+    Args:
+        recorder: takes the events "backward".
+        optimizers: know the parameters that are looked at.
+
+    >>> recorder = Recorder(deep_updates=4, epochs=2, cut=False)
+    >>> backwards, patches = Backwards(recorder, Optimizers(recorder)), Patches()
+    >>> backwards.install(patches)
+    >>> w = torch.zeros(2, 3, requires_grad=True)
+    >>> (F.cross_entropy(w, torch.tensor([0, 1])) / 4).backward()
+    >>> patches.undo()
+    >>> [(t["count"], t["total"], t["low"]) for event in recorder.tape.of("backward") for t in event.facts["terms"]]
+    [(2, 0.25, 0.125)]
+    """
+
+    def __init__(self, recorder: Recorder, optimizers: Optimizers) -> None:
+        self.recorder, self.optimizers = recorder, optimizers
+        self.inside = 0
+        self.terms: list[dict[str, Any]] = []
+        self.scale = 1.0
+        self.samples: int | None = None
+        """Of the training pass before: the outermost module's first input."""
+
+    def install(self, patches: Patches) -> None:
+        """Stand before the losses, the backward pass and the GradScaler's scale.
+
+        >>> Backwards.install.__name__
+        'install'
+        """
+        for name in LOSSES:
+            patches.around(F, name, self._loss_named(name))
+        patches.around(torch.autograd, "backward", self._backward)
+        patches.around(torch.amp.GradScaler, "scale", self._scaled)
+
+    def _loss_named(self, name: str) -> Any:
+        def loss(original: Any, *arguments: Any, **options: Any) -> Any:
+            if self.inside or not self.recorder.attentive or self.recorder.finished or torch.compiler.is_compiling():
+                return original(*arguments, **options)
+            self.inside += 1
+            try:
+                value = original(*arguments, **options)
+            finally:
+                self.inside -= 1
+            self._called(name, value, arguments, options)
+            return value
+
+        return loss
+
+    @quiet
+    def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
+        if not (torch.is_tensor(value) and value.requires_grad):
+            return
+        term = {"name": name, "where": user_line(3), "count": None, "reduction": "none"}
+        if value.ndim == 0:
+            reduction = options.get("reduction", "mean")
+            term["reduction"] = reduction = {True: "mean", False: reduction}[options.get("size_average") is True]
+            if reduction not in ("mean", "sum"):
+                return
+            term["count"] = _count(name, arguments, options)
+        value.register_hook(lambda gradient: self._reached(term, gradient))
+
+    @quiet
+    def _reached(self, term: dict[str, Any], gradient: Tensor) -> None:
+        """The factor of a loss in what the backward pass began with, divided among its samples."""
+        gradient = gradient.detach().double() / self.scale
+        if term["reduction"] == "none":
+            used = gradient[gradient != 0]
+            if not used.numel():
+                return
+            weights = {"total": float(used.sum()), "low": float(used.min()), "high": float(used.max())}
+            count = used.numel()
+        else:
+            factor, count = float(gradient), term["count"]
+            each = factor / count if term["reduction"] == "mean" and count else factor
+            weights = {"total": each * (count or 1), "low": each, "high": each}
+        if all(math.isfinite(weight) for weight in weights.values()):
+            self.terms.append({**term, **weights, "count": count})
+
+    def _scaled(self, original: Any, scaler: Any, outputs: Any) -> Any:
+        scaled = original(scaler, outputs)
+        self._scale_is(scaler)
+        return scaled
+
+    @quiet
+    def _scale_is(self, scaler: Any) -> None:
+        self.scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
+
+    def _backward(self, original: Any, tensors: Any, *arguments: Any, **options: Any) -> Any:
+        if self.recorder.finished:
+            return original(tensors, *arguments, **options)
+        before = self._begins(tensors)
+        result = original(tensors, *arguments, **options)
+        self._ended(before or {})
+        return result
+
+    @quiet
+    def _begins(self, tensors: Any) -> dict[str, Any]:
+        self.terms = []
+        if not self.recorder.attentive:
+            return {}
+        before: dict[str, Any] = {"before": self.optimizers.before_backward()}
+        root = tensors if torch.is_tensor(tensors) else tensors[0]
+        if self.recorder.backwards < self.recorder.deep_updates:
+            before["penalties"] = penalties(root)
+        return before
+
+    @quiet
+    def _ended(self, before: dict[str, Any]) -> None:
+        self.recorder.backwards += 1
+        if not self.recorder.attentive:
+            self.recorder.tape.add("backward", None, terms=[], samples=self.samples)
+            return
+        found = [penalty.strength(self.scale) for penalty in before.pop("penalties", [])]
+        facts = {"terms": self.terms, "samples": self.samples, "scale": self.scale}
+        facts |= {"before": before.get("before", {}), "local": self.optimizers.after_backward()}
+        if found:
+            facts["penalty"] = {"parameters": len(found), "strength": max(found)}
+        self.recorder.tape.add("backward", user_line(3), **_named(facts))
+        self.terms, self.scale, self.samples = [], 1.0, None
+
+
+def _named(facts: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it: keys are texts."""
+    return {
+        key: {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else value
+        for key, value in facts.items()
+    }
+
+
+def _count(name: str, arguments: Any, options: Any) -> float | None:
+    """What a mean loss divides by: its labels, without the ignored ones, weighted if classes are."""
+    values = [*arguments, *options.values()]
+    target = arguments[1] if len(arguments) > 1 else options.get("target")
+    if not torch.is_tensor(target):
+        return None
+    if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
+        kept = target != options.get("ignore_index", -100)
+        weight = arguments[2] if len(arguments) > 2 else options.get("weight")
+        if weight is not None:
+            return float(weight[target[kept]].sum())
+        return int(kept.sum())
+    first = values[0]
+    if name == "cross_entropy":
+        return first.numel() // first.shape[1] if first.ndim > 1 else 1
+    if name == "kl_div" and options.get("reduction") == "batchmean":
+        return first.shape[0]
+    return target.numel()

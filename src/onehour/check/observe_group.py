@@ -1,0 +1,149 @@
+"""Several processes: who joins them, whose BatchNorm statistics are used, and whether their random numbers are one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from onehour.check.install import Patches
+from onehour.check.observe_forward import Forwards
+from onehour.check.recorder import Recorder, quiet
+from onehour.check.sketch import sketch
+from onehour.check.where import user_line
+
+__all__ = ["Groups"]
+
+
+class Groups:
+    """Watches process groups, DistributedDataParallel, SyncBatchNorm, and the statistics that are evaluated or saved.
+
+    Args:
+        recorder: takes the events "group", "ddp", "synced", "weights", "own" and "statistics".
+        forwards: know the models.
+
+    >>> Groups.__name__
+    'Groups'
+    """
+
+    def __init__(self, recorder: Recorder, forwards: Forwards) -> None:
+        self.recorder, self.forwards = recorder, forwards
+        self.trained = False
+        """Whether the statistics have moved since they were last looked at."""
+
+    def install(self, patches: Patches) -> None:
+        """Stand before the functions that make groups, wrap models and save them.
+
+        >>> Groups.install.__name__
+        'install'
+        """
+        patches.around(dist, "init_process_group", self._join)
+        patches.around(DistributedDataParallel, "__init__", self._wrap)
+        patches.around(DistributedDataParallel, "_passing_sync_batchnorm_handle", self._allow)
+        patches.around(nn.SyncBatchNorm, "__init__", self._sync)
+        patches.around(nn.SyncBatchNorm, "forward", self._forward)
+        patches.around(torch, "save", self._save)
+
+    def _join(self, original: Any, *arguments: Any, **options: Any) -> Any:
+        backend = arguments[0] if arguments else options.get("backend")
+        if self.recorder.cut and isinstance(backend, str) and "nccl" in backend and not torch.cuda.is_available():
+            arguments, options = arguments[1:], options | {"backend": "gloo"}
+        result = original(*arguments, **options)
+        self._joined(backend)
+        return result
+
+    @quiet
+    def _joined(self, backend: Any) -> None:
+        self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
+        self.recorder.tape.add("group", user_line(3), rank=dist.get_rank(), world=dist.get_world_size())
+
+    def _wrap(self, original: Any, *arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        self._wrapped(arguments[0])
+
+    @quiet
+    def _wrapped(self, wrapped: Any) -> None:
+        broadcast = bool(getattr(wrapped, "broadcast_buffers", False)) and any(
+            isinstance(module, _BatchNorm) and module.track_running_stats for module in wrapped.modules()
+        )
+        self.recorder.tape.add("ddp", user_line(3), broadcast=broadcast)
+
+    def _allow(self, original: Any, wrapped: Any, module: nn.Module) -> None:
+        """SyncBatchNorm on a CPU, which torch refuses, and `_forward` stands in for."""
+        if not self.recorder.cut or all(p.device.type != "cpu" for p in module.parameters()):
+            original(wrapped, module)
+
+    def _sync(self, original: Any, *arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        self._synced()
+
+    @quiet
+    def _synced(self) -> None:
+        self.recorder.tape.add("synced", user_line(3))
+
+    def _forward(self, original: Any, module: Any, values: Any) -> Any:
+        if values.device.type != "cpu" or not self.recorder.cut:
+            return original(module, values)
+        # There is none for CPUs: the check goes on with this process's statistics.
+        use_batch = module.training or module.running_mean is None
+        share = 0.0 if module.momentum is None else module.momentum
+        return F.batch_norm(
+            values, module.running_mean, module.running_var, module.weight, module.bias, use_batch, share, module.eps
+        )
+
+    def _save(self, original: Any, thing: Any, *arguments: Any, **options: Any) -> Any:
+        self._saves()
+        return original(thing, *arguments, **options)
+
+    @quiet
+    def _saves(self) -> None:
+        self.recorder.tape.add("save", user_line(3))
+        self.look("save")
+
+    @quiet
+    def stepped(self, optimizer: Optimizer) -> None:
+        """An update was made: the statistics of this process, and at first its weights, are written down.
+
+        >>> Groups.stepped.__name__
+        'stepped'
+        """
+        if self.recorder.world > 1:
+            self.trained = True
+            self.recorder.tape.add("own", None, numbers=self._statistics())
+
+    @quiet
+    def first_step(self, optimizer: Optimizer) -> None:
+        """Before the first update: the weights that this process begins with.
+
+        >>> Groups.first_step.__name__
+        'first_step'
+        """
+        if self.recorder.world > 1:
+            weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:8]
+            self.recorder.tape.add("weights", user_line(3), numbers=sketch(weights))
+
+    @quiet
+    def look(self, when: str) -> None:
+        """Write down the statistics that are evaluated or saved.
+
+        Args:
+            when: "evaluation" or "save".
+
+        >>> Groups.look.__name__
+        'look'
+        """
+        if self.recorder.world > 1 and self.trained:
+            numbers = self._statistics()
+            if numbers:
+                self.trained = when != "evaluation"
+                self.recorder.tape.add("statistics", user_line(3), when=when, numbers=numbers)
+
+    def _statistics(self) -> list[float]:
+        models = self.forwards.models if self.forwards.only is None else [self.forwards.only]
+        return sketch([m.running_mean for model in models for m in model.modules() if isinstance(m, _BatchNorm)])

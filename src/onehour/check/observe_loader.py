@@ -1,0 +1,318 @@
+"""Loaders and samplers: which samples an epoch takes, in full and without loading them, and passes that are cut short.
+
+A pass over a loader of many batches is cut where evidence is all that is wanted: its first windows and its last ones
+are taken, what lies between is left out. `len()` stays true, and an `enumerate` around it goes on with the true index.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from onehour.check.driven import Driven, alone, driven, length_of
+from onehour.check.epochs import planned_epochs, trainer_epochs
+from onehour.check.follow import Leaps
+from onehour.check.install import Patches
+from onehour.check.observe_evaluation import Evaluations
+from onehour.check.observe_forward import first_tensor
+from onehour.check.passes import SECONDS, WHOLE, Pass, leap
+from onehour.check.randomness import random_states, seeded
+from onehour.check.recorder import Numbers, Recorder, quiet
+from onehour.check.sketch import sketch
+from onehour.check.where import user_frames, user_line
+
+__all__ = ["Loaders"]
+
+END_BATCHES = 16
+"""At the ends of epochs whose losses are recorded in a loop that is only watched."""
+RANDOM_BATCHES = 4
+"""Before which the generators' states are compared between processes."""
+
+
+class Loaders:
+    """Watches every DataLoader.
+
+    Args:
+        recorder: takes the events "loader", "epoch", "batch" and "end".
+        folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
+        evaluations: are told of each batch of an evaluation, and of its end.
+
+    >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).current is None
+    True
+    """
+
+    def __init__(self, recorder: Recorder, folder: Path | None = None, evaluations: Evaluations | None = None) -> None:
+        self.recorder, self.folder, self.evaluations = recorder, folder, evaluations
+        self.numbers = Numbers()
+        self.made: WeakKeyDictionary[DataLoader, str | None] = WeakKeyDictionary()
+        self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
+        self.orders: dict[tuple[int, int], array[int]] = {}
+        """Where there is no folder: of the first epochs of several processes."""
+        self.passes: dict[int, int] = {}
+        self.trained: dict[int, int] = {}
+        """Passes over each loader that trained something."""
+        self.current: Pass | None = None
+        self.on_pass: Any = None
+        """Called before a pass begins, with the loader's number; may end the run."""
+        self.on_made: Any = None
+
+    def install(self, patches: Patches) -> None:
+        """Stand before the constructor, the iterator and the sampler of every DataLoader.
+
+        >>> Loaders.install.__name__
+        'install'
+        """
+        patches.around(DataLoader, "__init__", self._init)
+        patches.around(DataLoader, "__iter__", self._iter)
+
+    def _init(self, original: Any, loader: DataLoader, *arguments: Any, **options: Any) -> None:
+        original(loader, *arguments, **options)
+        self._was_made(loader)
+
+    @quiet
+    def _was_made(self, loader: DataLoader) -> None:
+        self.made[loader] = user_line(3)
+        if self.on_made is not None:
+            self.on_made()
+
+    def _iter(self, original: Any, loader: DataLoader) -> Any:
+        if self.recorder.finished or loader in self.clones.values():
+            return original(loader)
+        opened = self._open(loader)
+        if opened is None or self.recorder.finished:
+            return original(loader)
+        return _Iterator(self, opened, original(opened.clone))
+
+    @quiet
+    def _open(self, loader: DataLoader) -> Pass:
+        number = self.numbers.of(loader)
+        if number not in self.passes:
+            self._describe(loader, number)
+        self.settle()
+        if self.on_pass is not None:
+            self.on_pass(number)
+        if self.evaluations is not None:
+            self.evaluations.begins()
+        self.passes[number] = self.passes.get(number, -1) + 1
+        opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
+        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        if isinstance(opened.driven, Driven):
+            opened.driven.drawn = lambda order: self._began(opened, order)
+            opened.driven.choose = lambda order, at: self._choose(opened, at)
+        else:
+            self._began(opened, None)
+        return opened
+
+    def _clone(self, loader: DataLoader) -> DataLoader:
+        """One copy for all passes, so that processes that persist do."""
+        fresh = driven(loader)
+        if loader in self.clones:
+            kept = vars(self.clones[loader])
+            same = {name: kept[name] for name in ("sampler", "batch_sampler", "_iterator") if name in kept}
+            kept.update(vars(fresh) | same)
+        else:
+            self.clones[loader] = fresh
+        if self.recorder.cut:
+            alone(self.clones[loader])
+        return self.clones[loader]
+
+    def _describe(self, loader: DataLoader, number: int) -> None:
+        iterable = isinstance(loader.dataset, IterableDataset)
+        samples = None if iterable else length_of(loader.dataset)
+        batches = length_of(loader)
+        sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
+        facts = {
+            "loader": number,
+            "samples": samples,
+            "batches": batches,
+            "batch_size": loader.batch_size or getattr(loader.batch_sampler, "batch_size", None),
+            "drop_last": bool(loader.drop_last or getattr(loader.batch_sampler, "drop_last", False)),
+            "sampler": type(sampler).__name__ if sampler is not None else type(loader.batch_sampler).__name__,
+            "replicas": getattr(sampler, "num_replicas", None),
+            "replacement": bool(getattr(sampler, "replacement", False)),
+            "iterable": iterable,
+            "processes": loader.num_workers,
+        }
+        if self.recorder.world > 1 and samples:
+            facts["probe"] = self._probe(loader.dataset, samples)
+        self.recorder.tape.add("loader", self.made.get(loader), **facts)
+
+    @quiet
+    def _probe(self, dataset: Any, samples: int) -> list[float]:
+        """What lies at a few indices, drawn with equal seeds: whether the processes' data sets are one."""
+        numbers: list[float] = []
+        with seeded(17):
+            for index in sorted({0, samples // 3, samples // 2, samples - 1}):
+                tensor = first_tensor(dataset[index])
+                numbers += sketch([tensor.double()]) if tensor is not None else []
+        return numbers
+
+    @quiet
+    def _began(self, opened: Pass, order: list[Any] | None) -> None:
+        """The sampler was enumerated, or cannot be."""
+        frames = user_frames(2)
+        facts: dict[str, Any] = {"loader": opened.loader, "epoch": opened.number, "batches": opened.batches}
+        facts["planned"] = planned_epochs(frames) or trainer_epochs(sys._getframe())
+        facts["grad"] = torch.is_grad_enabled()
+        if order is not None:
+            facts |= self._order(opened, order)
+        self.current = opened
+        self.recorder.tape.add("epoch", user_line(2), **facts)
+
+    def _order(self, opened: Pass, order: list[Any]) -> dict[str, Any]:
+        flat = array("q", [int(i) for batch in order for i in (batch if isinstance(batch, list | tuple) else [batch])])
+        unique = set(flat)
+        if self.folder is not None:
+            name = f"order-{self.recorder.rank}-{opened.loader}-{opened.number}"
+            with open(self.folder / name, "wb") as file:
+                flat.tofile(file)
+        elif self.recorder.world > 1 and opened.number == 0:
+            self.orders[opened.loader, opened.number] = flat
+        sizes = [len(batch) if isinstance(batch, list | tuple) else 1 for batch in order]
+        return {
+            "count": len(flat),
+            "unique": len(unique),
+            "digest": blake2b(flat.tobytes(), digest_size=16).hexdigest(),
+            "members": hash(frozenset(unique)),  # of integers: the same in every process
+            "sequential": list(flat[:64]) == sorted(flat[:64]),
+            "last": sizes[-1] if sizes else 0,
+            "largest": max(sizes, default=0),
+        }
+
+    @quiet
+    def random_before(self, opened: Pass) -> dict[str, str] | None:
+        """The generators' states before one of the first batches is made, where there are several processes.
+
+        >>> Loaders.random_before.__name__
+        'random_before'
+        """
+        few = self.recorder.world > 1 and opened.number == 0 and opened.taken < RANDOM_BATCHES
+        return random_states() if few else None
+
+    @quiet
+    def gave(self, opened: Pass, batch: Any, before: dict[str, str] | None = None) -> None:
+        """A batch goes to the loop.
+
+        >>> Loaders.gave.__name__
+        'gave'
+        """
+        near = opened.batches is not None and opened.next_index >= opened.batches - END_BATCHES
+        self.recorder.near_an_end = near or (opened.number > 0 and opened.next_index < END_BATCHES)
+        tensor = first_tensor(batch)
+        size = tensor.shape[0] if tensor is not None and tensor.ndim else None
+        index, opened.next_index = opened.next_index, opened.next_index + 1
+        opened.taken += 1
+        facts: dict[str, Any] = {"loader": opened.loader, "epoch": opened.number, "index": index, "size": size}
+        if before is not None:
+            after = random_states()
+            facts["random"] = before
+            facts["drew"] = [name for name, state in before.items() if after[name] != state]
+            if tensor is not None and not isinstance(opened.driven, Driven):
+                facts["content"] = sketch([tensor.double()])
+        self.recorder.tape.add("batch", None, **facts)
+        if self.evaluations is not None and not self._trains(opened):
+            self.evaluations.batch(batch)
+            if opened.next_index == opened.batches:
+                self.evaluations.last(opened.loader, opened.number)
+
+    @quiet
+    def ended(self, opened: Pass) -> None:
+        """A pass has no more batches; the loop may still hold the last one.
+
+        >>> Loaders.ended.__name__
+        'ended'
+        """
+        opened.ended = True
+        if self.evaluations is not None and not self._trains(opened):
+            self.evaluations.last(opened.loader, opened.number)
+
+    @quiet
+    def settle(self) -> None:
+        """Another pass begins, or nothing more: the one before is over, if all its batches were taken.
+
+        >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).settle()
+        """
+        opened, self.current = self.current, None
+        if opened is None or not (opened.ended or opened.next_index == opened.batches):
+            return
+        trained = self._trains(opened)
+        if trained:
+            self.trained[opened.loader] = self.trained.get(opened.loader, 0) + 1
+        followed = not opened.leapt or Leaps.followed >= opened.leapt
+        facts = {"loader": opened.loader, "epoch": opened.number, "cut": opened.cut, "followed": followed}
+        self.recorder.tape.add("end", None, **facts, trained=trained, taken=opened.taken)
+        if self.evaluations is not None and not trained:
+            self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
+
+    def _trains(self, opened: Pass) -> bool:
+        return self.recorder.backwards > opened.backwards_before
+
+    def _choose(self, opened: Pass, at: int) -> int:
+        """The index of the batch that follows: the next, or where a cut pass goes on."""
+        if self.recorder.finished or opened.cut or not self.recorder.cut:
+            return at
+        target = leap(
+            total=opened.batches,
+            at=at,
+            taken=opened.taken,
+            updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
+            seconds=time.monotonic() - opened.started,
+        )
+        if target is None:
+            return at
+        Leaps.total += target - at
+        opened.cut, opened.leapt, opened.next_index = True, Leaps.total, target
+        return target
+
+    def over(self, opened: Pass) -> bool:
+        """Whether a pass that cannot leap, of an IterableDataset, ends here.
+
+        >>> Loaders.over.__name__
+        'over'
+        """
+        if not self.recorder.cut or isinstance(opened.driven, Driven) or self.recorder.finished:
+            return False
+        long = opened.taken >= WHOLE and time.monotonic() - opened.started > SECONDS
+        opened.cut = opened.cut or long
+        return long
+
+
+class _Iterator:
+    """What a DataLoader's iterator becomes: the same batches, or some of them."""
+
+    def __init__(self, loaders: Loaders, opened: Pass, iterator: Any) -> None:
+        self._loaders, self._opened, self._iterator = loaders, opened, iterator
+        self._done = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        opened = self._opened
+        try:
+            if self._done or self._loaders.over(opened):
+                raise StopIteration
+            before = self._loaders.random_before(opened)
+            batch = next(self._iterator)
+        except StopIteration:
+            if not self._done:
+                self._done = True
+                self._loaders.ended(opened)
+            raise
+        self._loaders.gave(opened, batch, before)
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._iterator)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)

@@ -1,0 +1,98 @@
+"""All observers of one run, put in place together and taken away together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from onehour.check.install import Patches
+from onehour.check.observe_backward import Backwards
+from onehour.check.observe_evaluation import Evaluations
+from onehour.check.observe_forward import Forwards
+from onehour.check.observe_group import Groups
+from onehour.check.observe_loader import Loaders
+from onehour.check.observe_optimizer import Optimizers
+from onehour.check.observe_scheduler import Schedulers
+from onehour.check.rates import planned_steps
+from onehour.check.recorder import Recorder
+from onehour.check.story import Story
+
+__all__ = ["Observers"]
+
+
+class Observers:
+    """Everything that watches a run.
+
+    Args:
+        recorder: takes what they see.
+        folder: for the orders of epochs; None keeps their digests alone.
+        model, optimizer, scheduler: those to watch; None watches all.
+
+    >>> observers = Observers(Recorder(deep_updates=4, epochs=2, cut=False))
+    >>> observers.install()
+    >>> observers.remove()
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        folder: Path | None = None,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        scheduler: Any = None,
+    ) -> None:
+        self.recorder = recorder
+        self.patches = Patches()
+        self.optimizers = Optimizers(recorder, optimizer)
+        self.backwards = Backwards(recorder, self.optimizers)
+        self.forwards = Forwards(recorder, self.optimizers, self.backwards, model)
+        self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
+        self.loaders = Loaders(recorder, folder, self.evaluations)
+        self.groups = Groups(recorder, self.forwards)
+        self.schedulers = Schedulers(recorder, self.optimizers, scheduler)
+
+    def install(self) -> None:
+        """Put all in place.
+
+        >>> Observers.install.__name__
+        'install'
+        """
+        self.forwards.evaluations = self.evaluations
+        self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
+        self.optimizers.on_first = self.groups.first_step
+        self.optimizers.on_step = self.groups.stepped
+        parts = (
+            self.optimizers,
+            self.backwards,
+            self.forwards,
+            self.loaders,
+            self.schedulers,
+            self.groups,
+            self.evaluations,
+        )
+        for part in parts:
+            part.install(self.patches)
+
+    def remove(self) -> None:
+        """Take all away.
+
+        >>> Observers.remove.__name__
+        'remove'
+        """
+        self.patches.undo()
+
+    def conclude(self) -> None:
+        """Write down what can only be said at the end: the models, and where the schedules lead.
+
+        >>> Observers.conclude.__name__
+        'conclude'
+        """
+        self.evaluations.reading.stop()
+        self.loaders.settle()
+        self.forwards.describe()
+        self.schedulers.run_to_the_end(planned_steps(Story(self.recorder.tape)))
+        self.recorder.finished = True

@@ -1,0 +1,173 @@
+"""A second place for what a script writes: its own files stay as they are, and it reads back what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Overlay"]
+
+_GONE = ".onehour-gone."
+"""In front of the name of a file that the script has removed."""
+
+
+class Overlay:
+    """Maps paths that are written to paths below a folder; reading finds the newer of both.
+
+    Args:
+        root: takes what is written; the folder that it lies in is never redirected.
+        home: folders whose contents are kept, wherever they lie; elsewhere the system's temporary folder is free.
+
+    >>> overlay = Overlay("/tmp/run/x", home=["/data/me"])
+    >>> overlay.upper("/data/me/log.txt"), overlay.upper("/dev/null") is None
+    ('/tmp/run/x/data/me/log.txt', True)
+    """
+
+    def __init__(self, root: str | Path, home: list[str]) -> None:
+        self.root = os.path.abspath(root)
+        self.home = [os.path.join(os.path.abspath(folder), "") for folder in home]
+        above = os.path.dirname(self.root)  # the run's own folder
+        self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above)]
+        self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
+
+    def upper(self, path: Any) -> str | None:
+        """Where a path is written instead; None for what is not a path, or may be written where it is.
+
+        >>> Overlay("/tmp/run/x", home=["/data/me"]).upper(3) is None
+        True
+        """
+        if not isinstance(path, str | os.PathLike):
+            return None
+        text = os.fspath(path)
+        if not isinstance(text, str):
+            return None
+        real = os.path.abspath(text)
+        if real.startswith(tuple(self.free)):
+            return None
+        if real.startswith(self.temporary) and not real.startswith(tuple(self.home)):
+            return None
+        return self.root + real
+
+    def read(self, path: Any) -> Any:
+        """The path to read: what the script wrote, if it did; one that does not exist if it was removed.
+
+        >>> Overlay("/tmp/run/x", home=[]).read("/etc/hosts")
+        '/etc/hosts'
+        """
+        upper = self.upper(path)
+        if upper is None:
+            return path
+        if _exists(upper) or self._gone(upper):
+            return upper
+        return path
+
+    def write(self, path: Any, *, keep: bool) -> Any:
+        """The path to write, its folder made if the script may think that there is one.
+
+        Args:
+            path: that the script names.
+            keep: whether what stands there is added to or changed, and so must be copied first.
+
+        >>> Overlay("/tmp/run/x", home=[]).write("/dev/null", keep=False)
+        '/dev/null'
+        """
+        upper = self.upper(path)
+        if upper is None:
+            return path
+        above = os.path.dirname(os.path.abspath(path))
+        if not (_exists(os.path.dirname(upper)) or (_isdir(above) and not self._gone(os.path.dirname(upper)))):
+            return path  # which then fails as it would have
+        _makedirs(os.path.dirname(upper))
+        if keep and not _exists(upper) and not self._gone(upper) and _isfile(path):
+            _copy(os.path.abspath(path), upper)
+        self._back(upper)
+        return upper
+
+    def remove(self, path: Any) -> None:
+        """Take a file or an empty folder away, as far as the script can see.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+
+        >>> Overlay.remove.__name__
+        'remove'
+        """
+        upper = self.upper(path)
+        assert upper is not None
+        if not _exists(self.read(path)):
+            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+        if _isdir(upper):
+            _rmtree(upper)
+        elif _exists(upper):
+            _unlink(upper)
+        if _exists(path):
+            _makedirs(os.path.dirname(upper))
+            Path(self._mark(upper)).touch()
+
+    def names(self, path: Any) -> list[str] | None:
+        """What a folder holds for the script; None where nothing of it was written or removed.
+
+        >>> Overlay("/tmp/run/x", home=[]).names("/etc") is None
+        True
+        """
+        upper = self.upper(path)
+        if upper is None or not _isdir(upper):
+            return None
+        added = _listdir(upper)
+        gone = {name.removeprefix(_GONE) for name in added if name.startswith(_GONE)}
+        below = _listdir(path) if _isdir(path) else []
+        return sorted({name for name in [*below, *added] if name not in gone and not name.startswith(_GONE)})
+
+    def _mark(self, upper: str) -> str:
+        return os.path.join(os.path.dirname(upper), _GONE + os.path.basename(upper))
+
+    def _gone(self, upper: str) -> bool:
+        while len(upper) > len(self.root):
+            if _exists(self._mark(upper)):
+                return True
+            upper = os.path.dirname(upper)
+        return False
+
+    def _back(self, upper: str) -> None:
+        if _exists(self._mark(upper)):
+            _unlink(self._mark(upper))
+
+
+# As they were before anyone stood before them.
+_stat, _unlink, _listdir, _rmtree, _mkdir = os.stat, os.unlink, os.listdir, shutil.rmtree, os.mkdir
+
+
+def _exists(path: Any) -> bool:
+    try:
+        _stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _isdir(path: Any) -> bool:
+    try:
+        return (_stat(path).st_mode & 0o170000) == 0o040000
+    except (OSError, ValueError):
+        return False
+
+
+def _isfile(path: Any) -> bool:
+    return _exists(path) and not _isdir(path)
+
+
+def _makedirs(path: str) -> None:
+    if not _isdir(path):
+        _makedirs(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):  # another process was first
+            _mkdir(path)
+
+
+def _copy(source: str, target: str) -> None:
+    with open(source, "rb") as reading, open(target, "wb") as writing:
+        while block := reading.read(1 << 20):
+            writing.write(block)

@@ -1,0 +1,170 @@
+"""With what weight each sample enters an update (§3, Remark 3): it should be 1/kn, for all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onehour.check.case import Case
+from onehour.check.finding import Finding, found
+from onehour.check.proportion import ratio
+from onehour.check.story import Micro, Update
+
+__all__ = ["accumulation_not_divided", "accumulation_tail", "gradient_mean_of_unequal"]
+
+EXACT = 1e-3
+
+
+def factor(update: Update) -> float:
+    """By what the gradient was multiplied between the backward passes and the step, clipping left out: 1, or 1/a.
+
+    A GradScaler's scale is taken out.
+
+    >>> from onehour.check.tape import Event
+    >>> factor(Update(0, Event("step", None, {}), []))
+    1.0
+    """
+    final = update.event.facts.get("final")
+    name = str(update.optimizer)
+    local = [micro.event.facts.get("local", {}).get(name) for micro in update.micros]
+    if not final or not local or any(numbers is None for numbers in local):
+        return 1.0
+    scales = {micro.event.facts.get("scale", 1.0) for micro in update.micros}
+    if len(scales) > 1:
+        return 1.0
+    total = [sum(numbers) for numbers in zip(*[n for n in local if n], strict=True)]
+    c, rest = ratio(final, total)
+    return c * scales.pop() if rest < EXACT and c else 1.0
+
+
+def windows(case: Case) -> Iterator[Update]:
+    """The updates whose samples' weights are known, of a loop with one optimizer.
+
+    >>> windows.__name__
+    'windows'
+    """
+    story = case.story
+    if story.alone:
+        for update in story.updates:
+            if update.micros:
+                yield update
+
+
+def weights(update: Update) -> list[float] | None:
+    """Σ of the samples' weights of each batch that an update gathered; None where one is not known.
+
+    >>> from onehour.check.tape import Event
+    >>> weights(Update(0, Event("step", None), [Micro(0, 0, 0, 8, [{"total": 0.5}])]))
+    [0.5]
+    """
+    known = [micro.weight for micro in update.micros]
+    c = factor(update)
+    return None if None in known else [c * weight for weight in known if weight is not None]
+
+
+def accumulation_not_divided(case: Case) -> Finding | None:
+    """Batches gathered as if each were the whole minibatch: a times too large.
+
+    >>> accumulation_not_divided.__name__
+    'accumulation_not_divided'
+    """
+    for update in windows(case):
+        a, each = len(update.micros), weights(update)
+        if a < 2 or a != case.story.window or each is None or not _means(update):
+            continue
+        if all(abs(weight - 1) < EXACT for weight in each):
+            return found(
+                "accumulation-not-divided",
+                measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
+                expected=f"each with the weight 1/{a}",
+                where=_backward_line(update.micros),
+            )
+    return None
+
+
+def gradient_mean_of_unequal(case: Case) -> Finding | None:
+    """Means over unequal counts, averaged as if the counts were equal.
+
+    >>> gradient_mean_of_unequal.__name__
+    'gradient_mean_of_unequal'
+    """
+    worst, finding = 1.01, None
+    for micros in _gathered(case):
+        terms = [micro.term for micro in micros]
+        counted = [(t["low"], t["count"]) for t in terms if t and t["count"] and t["reduction"] != "none"]
+        if len(counted) < max(len(terms), 2) or min(low for low, _ in counted) <= 0:
+            continue
+        (light, many), (heavy, few) = min(counted), max(counted)
+        if heavy / light > worst:
+            worst = heavy / light
+            finding = found(
+                "gradient-mean-of-unequal",
+                measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
+                expected="equal weights 1/kn",
+                where=_backward_line(micros),
+            )
+    return finding
+
+
+def _gathered(case: Case) -> Iterator[list[Micro]]:
+    """What each update gathers, over all processes."""
+    if case.processes == 1:
+        yield from (update.micros for update in windows(case))
+    elif all(story.alone for story in case.stories):
+        for updates in zip(*[story.updates for story in case.stories], strict=False):
+            yield [micro for update in updates for micro in update.micros]
+
+
+def accumulation_tail(case: Case) -> Finding | None:
+    """A last window that is thrown away, goes into the next epoch's first one, or is divided by the usual count.
+
+    >>> accumulation_tail.__name__
+    'accumulation_tail'
+    """
+    story = case.story
+    a = story.window
+    if a < 2 or not story.alone or story.training is None:
+        return None
+    unsure = {e.facts["epoch"] for e in story.ends(story.training) if e.facts["cut"] and not e.facts["followed"]}
+    full = next((sum(w) for u in windows(case) if len(u.micros) == a and (w := weights(u))), None)
+    for update in windows(case):
+        epochs = {micro.epoch for micro in update.micros}
+        if len(update.micros) == a or epochs & unsure:
+            continue
+        each = weights(update)
+        if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
+            continue
+        what = f"an update of {len(update.micros)} batches"
+        return _tail(f"{what} has the weight {sum(each) / full:.3g} in all", update.micros)
+    for update in windows(case):
+        lost = _lost(update)
+        if lost and not {micro.epoch for micro in lost} & unsure:
+            return _tail(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost)
+    return None
+
+
+def _lost(update: Update) -> list[Micro]:
+    """Batches before an update whose gradients were cleared before the next batch's backward pass."""
+    name = str(update.optimizer)
+    for index in range(len(update.micros) - 1, 0, -1):
+        micro, before = update.micros[index], update.micros[index - 1]
+        lying = micro.event.facts.get("before", {}).get(name)
+        if lying is not None and not any(lying) and before.epoch != micro.epoch:
+            return update.micros[:index]
+    return []
+
+
+def _tail(measured: str, micros: list[Micro]) -> Finding:
+    return found(
+        "accumulation-tail",
+        measured=measured,
+        expected="every sample in one update, all updates with the weight 1",
+        where=_backward_line(micros),
+    )
+
+
+def _means(update: Update) -> bool:
+    return all(micro.term and micro.term["reduction"] == "mean" for micro in update.micros)
+
+
+def _backward_line(micros: list[Micro]) -> str | None:
+    return micros[-1].event.where

@@ -1,0 +1,90 @@
+"""The velocity when the rate changes (§3, Remark 2): what happened to it between two steps, against its form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from onehour.check.case import Case
+from onehour.check.finding import Finding, found
+from onehour.check.story import Update
+
+__all__ = ["momentum_inside_uncorrected", "momentum_outside_corrected"]
+
+
+def momentum_inside_uncorrected(case: Case) -> Finding | None:
+    """The rate inside the velocity (form B), and the velocity kept as it was while the rate changed.
+
+    >>> momentum_inside_uncorrected.__name__
+    'momentum_inside_uncorrected'
+    """
+    if _form(case) != "inside":
+        return None
+    keys = case.story.optimizers[case.story.main or 0].facts["velocity"]
+    worst: tuple[float, Finding] | None = None
+    for before, after in _changes(case):
+        kept = {key: value for key, value in after.event.facts.get("kept", {}).items() if not keys or key in keys}
+        factor = after.rate / before.rate
+        if not kept or any(abs(value - 1) > 0.1 * abs(factor - 1) for value in kept.values()):
+            continue
+        off = after.event.facts.get("off", [0.0, 0.0])[1]
+        finding = found(
+            "momentum-inside-uncorrected",
+            measured=f"velocity × {next(iter(kept.values())):.3g} as the rate went from {before.rate:g} to"
+            f" {after.rate:g}; that update lies {100 * off:.2g} % from eq 10",
+            expected=f"velocity × {factor:.3g}",
+            where=case.step_line(),
+        )
+        if worst is None or off > worst[0]:
+            worst = off, finding
+    return worst[1] if worst else None
+
+
+def momentum_outside_corrected(case: Case) -> Finding | None:
+    """The rate outside the velocity (form A), and the velocity, or the momentum for a step, scaled by η′/η.
+
+    >>> momentum_outside_corrected.__name__
+    'momentum_outside_corrected'
+    """
+    if _form(case) != "outside":
+        return None
+    usual = max((group["momentum"] for group in _groups(case)), default=0.0)
+    for before, after in _changes(case):
+        factor = after.rate / before.rate
+        followed = [value for value in after.event.facts.get("kept", {}).values() if _follows(value, factor)]
+        scaled = {"velocity": followed[0]} if followed else {}
+        momenta = after.event.facts.get("momenta", [])
+        if usual and momenta and _follows(max(momenta) / usual, factor):
+            scaled["momentum"] = max(momenta) / usual
+        for what, value in scaled.items():
+            off = after.event.facts.get("off", [0.0])[0]
+            return found(
+                "momentum-outside-corrected",
+                measured=f"{what} × {value:.3g} as the rate went from {before.rate:g} to {after.rate:g}"
+                + (f"; that update lies {100 * off:.2g} % from eq 9" if off else ""),
+                expected=f"{what} × 1",
+                where=case.step_line(),
+            )
+    return None
+
+
+def _follows(value: float, factor: float) -> bool:
+    return abs(value - factor) < 0.1 * abs(factor - 1)
+
+
+def _form(case: Case) -> str | None:
+    event = case.story.optimizers.get(case.story.main) if case.story.main is not None else None
+    return event.facts["form"] if event is not None else None
+
+
+def _groups(case: Case) -> list[dict[str, float]]:
+    event = case.story.optimizers.get(case.story.main) if case.story.main is not None else None
+    return event.facts["groups"] if event is not None else []
+
+
+def _changes(case: Case) -> Iterator[tuple[Update, Update]]:
+    """Neighbouring updates between which the rate changed."""
+    main = [update for update in case.story.updates if update.optimizer == case.story.main]
+    for before, after in itertools.pairwise(main):
+        if before.rate > 0 and after.rate > 0 and abs(after.rate / before.rate - 1) > 1e-4:
+            yield before, after

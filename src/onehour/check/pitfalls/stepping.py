@@ -1,0 +1,114 @@
+"""One update, one gradient (§2.1, eq 2): nothing stepped twice, kept, or thrown away."""
+
+from __future__ import annotations
+
+from onehour.check.case import Case
+from onehour.check.finding import Finding, found
+from onehour.check.proportion import ratio
+
+__all__ = ["double_step", "step_without_zero_grad", "unused_gradients"]
+
+
+def double_step(case: Case) -> Finding | None:
+    """Two steps of one optimizer on one gradient.
+
+    >>> double_step.__name__
+    'double_step'
+    """
+    story = case.story
+    seen: set[int] = set()
+    twice = 0
+    where = None
+    for event in story.tape.of("step", "backward"):
+        if event.kind == "backward":
+            seen.clear()
+            continue
+        facts = event.facts
+        if facts["optimizer"] in seen and not facts["closure"] and any(facts.get("moved", [])):
+            twice, where = twice + 1, event.where
+        seen.add(facts["optimizer"])
+    if twice < 2:
+        return None
+    updates = sum(update.optimizer == story.main for update in story.updates)
+    return found(
+        "double-step",
+        measured=f"{updates} steps on {updates - twice} gradients",
+        expected="one step for each gradient",
+        where=where,
+    )
+
+
+def step_without_zero_grad(case: Case) -> Finding | None:
+    """The gradient of the update before, still there when the next backward pass begins.
+
+    >>> step_without_zero_grad.__name__
+    'step_without_zero_grad'
+    """
+    left: dict[str, list[float]] = {}
+    kept, where, steps = 0, None, 0
+    for event in case.story.tape.of("step", "backward"):
+        if event.kind == "step":
+            name = str(event.facts["optimizer"])
+            if "left" in event.facts:
+                left[name] = event.facts["left"]
+                steps, where = steps + 1, event.where or where
+            continue
+        for name, lying in event.facts.get("before", {}).items():
+            before = left.pop(name, None)
+            if before and any(before) and ratio(lying, before) == (1.0, 0.0):
+                kept += 1
+    if kept < 2 or kept < steps - 1:
+        return None
+    return found(
+        "step-without-zero-grad",
+        measured=f"after {kept} of {steps} steps the old gradient was still there when the next was added",
+        expected="cleared gradients before each minibatch",
+        where=where,
+    )
+
+
+def unused_gradients(case: Case) -> Finding | None:
+    """Gradients for parameters that no optimizer has, cleared before the step, or an optimizer that gets none.
+
+    >>> unused_gradients.__name__
+    'unused_gradients'
+    """
+    story = case.story
+    for model in story.models:
+        unused = model.facts["unused"]
+        if unused and story.updates:
+            names = ", ".join(unused[:3]) + (" …" if len(unused) > 3 else "")
+            return found(
+                "unused-gradients",
+                measured=f"{len(unused)} of {model.facts['parameters']} trainable parameters get gradients and are in"
+                f" no optimizer: {names}",
+                expected="all of them",
+                where=case.optimizer_line(),
+            )
+    main = [update for update in story.updates if update.optimizer == story.main and "final" in update.event.facts]
+    if len(main) < 2:
+        return None
+    name = str(story.main)
+    cleared = [
+        update
+        for update in main
+        if not any(update.event.facts["final"])
+        and any(any(micro.event.facts.get("local", {}).get(name, [])) for micro in update.micros)
+    ]
+    if len(cleared) == len(main):
+        return found(
+            "unused-gradients",
+            measured="the gradients are zero when the optimizer steps: cleared after backward()",
+            expected="zero_grad() before backward(), or after step()",
+            where=case.step_line(),
+            remedy="call optimizer.zero_grad() before the backward pass, not between it and the step",
+        )
+    if all(update.event.facts["with_gradient"] == 0 for update in main) and any(u.micros for u in main):
+        return found(
+            "unused-gradients",
+            measured=f"none of the optimizer's {main[0].event.facts['parameters']} parameters has a gradient",
+            expected="all of them",
+            where=case.optimizer_line(),
+            remedy="make the optimizer from the parameters of the model that is trained, after it was made or copied",
+        )
+    return None

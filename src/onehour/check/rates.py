@@ -1,0 +1,171 @@
+"""The rates of a run: those that were seen, and the scheduler's whole curve where it was run to the end on a copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onehour.check.story import Story
+
+__all__ = ["Schedule", "planned_steps", "schedule_of"]
+
+UNKNOWN_EPOCHS = 100
+"""Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
+
+
+@dataclass
+class Schedule:
+    """How the rate of the main optimizer goes.
+
+    Args:
+        seen: the rate of each update that was observed, with its epoch.
+        scheduler: the number of the scheduler that sets it; None where the loop does so itself.
+        a_update: scheduler steps for each optimizer step, where it is stepped within epochs.
+        an_epoch: scheduler steps in a whole epoch.
+        steps: of the scheduler over the planned run.
+        planned: whether the number of epochs is known.
+        curve: [count, rate] pairs of its whole life.
+
+    >>> Schedule(seen=[(0, 0.1), (1, 0.2)]).target
+    0.2
+    """
+
+    seen: list[tuple[int | None, float]]
+    scheduler: int | None = None
+    a_update: int = 0
+    an_epoch: int | None = None
+    steps: int | None = None
+    planned: bool = False
+    curve: list[list[float]] = field(default_factory=list)
+
+    @property
+    def first(self) -> float | None:
+        """The rate of the first update.
+
+        >>> Schedule(seen=[(0, 0.1)]).first
+        0.1
+        """
+        return self.seen[0][1] if self.seen else None
+
+    @property
+    def target(self) -> float | None:
+        """η̂: the highest rate of the run, as far as it is known.
+
+        >>> Schedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).target
+        0.8
+        """
+        rates = [rate for _, rate in self.seen] + [rate for _, rate in self.curve]
+        return max(rates, default=None)
+
+    def at(self, step: float) -> float | None:
+        """The curve's rate after so many scheduler steps.
+
+        >>> Schedule(seen=[], curve=[[5, 0.1], [5, 0.8]]).at(5)
+        0.8
+        """
+        passed = 0.0
+        for count, rate in self.curve:
+            passed += count
+            if step < passed:
+                return rate
+        return None
+
+    def reaches(self, rate: float, *, after: float = 0) -> int | None:
+        """The first scheduler step from which on the rate is at most so much, not before the curve's peak.
+
+        >>> Schedule(seen=[], curve=[[5, 0.1], [5, 0.8], [5, 0.01]]).reaches(0.02)
+        10
+        """
+        passed, peak = 0, max((r for _, r in self.curve), default=0.0)
+        seen = False
+        for count, now in self.curve:
+            seen = seen or now >= peak * (1 - 1e-9)
+            if seen and now <= rate and passed + count > after:
+                return int(passed)
+            passed += count
+        return None
+
+
+def schedule_of(story: Story) -> Schedule:
+    """The schedule of a story's main optimizer.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> schedule_of(Story(Tape())).target is None
+    True
+    """
+    main = [update for update in story.updates if update.optimizer == story.main]
+    schedule = Schedule(seen=[(update.epoch, update.rate) for update in main])
+    numbers = _schedulers(story)
+    if len(numbers) != 1:
+        return schedule
+    schedule.scheduler = numbers[0]
+    schedule.a_update, schedule.an_epoch = _pace(story, numbers[0])
+    epochs = story.planned
+    schedule.planned = epochs is not None
+    if schedule.an_epoch is not None:
+        schedule.steps = schedule.an_epoch * (epochs or UNKNOWN_EPOCHS)
+    curve = story.curves.get(numbers[0], {}).get("rates", [])
+    schedule.curve = curve
+    if curve and not _agrees(schedule, _calls_before(story, numbers[0])):
+        schedule.curve = []
+    return schedule
+
+
+def planned_steps(story: Story) -> dict[int, int]:
+    """How many steps each scheduler of the main optimizer takes in the whole run, to run a copy to the end.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> planned_steps(Story(Tape()))
+    {}
+    """
+    schedule = schedule_of(story)
+    if schedule.scheduler is None or schedule.steps is None:
+        return {}
+    updates = (story.updates_an_epoch or 0) * (story.planned or 0)
+    return {schedule.scheduler: max(schedule.steps, updates)}
+
+
+def _schedulers(story: Story) -> list[int]:
+    parts = {part for event in story.schedulers.values() for part in event.facts["parts"]}
+    stepped = {event.facts["scheduler"] for event in story.tape.of("schedule")}
+    return [
+        number
+        for number, event in story.schedulers.items()
+        if event.facts["optimizer"] == story.main and number not in parts and number in stepped
+    ]
+
+
+def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
+    """Scheduler steps for each update, 0 for one that is stepped once an epoch, and in a whole epoch."""
+    calls = sum(event.facts["scheduler"] == scheduler for event in story.tape.of("schedule"))
+    updates = sum(update.optimizer == story.main for update in story.updates)
+    ended = len(story.ends(story.training)) if story.training is not None else 0
+    if not calls or not updates:
+        return 0, None
+    if ended and calls <= ended and updates >= 2 * calls:
+        return 0, 1
+    a_update = round(calls / updates)
+    if not a_update or abs(calls / updates - a_update) > 0.2 * a_update:
+        return 0, None
+    an_epoch = story.updates_an_epoch
+    return a_update, None if an_epoch is None else a_update * an_epoch
+
+
+def _calls_before(story: Story, scheduler: int) -> list[int]:
+    """How often the scheduler was stepped before each update of the main optimizer."""
+    calls, before = 0, []
+    for event in story.tape.of("schedule", "step"):
+        if event.kind == "schedule":
+            calls += event.facts["scheduler"] == scheduler
+        elif event.facts["optimizer"] == story.main:
+            before.append(calls)
+    return before
+
+
+def _agrees(schedule: Schedule, calls: list[int]) -> bool:
+    """Whether the copy's curve begins as the loop's rates did; a loop that also sets rates itself leaves it."""
+    pairs = zip([rate for _, rate in schedule.seen], [schedule.at(count) for count in calls], strict=True)
+    return all(b is not None and abs(a - b) <= 1e-6 * max(abs(a), abs(b)) + 1e-12 for a, b in pairs)

@@ -1,0 +1,274 @@
+"""Running someone's script for its evidence: on one process, and on two where it asks for several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onehour.check.case import Base, Case
+from onehour.check.finding import Finding, shortened
+from onehour.check.judge import SEVERITIES, judge, refuse_unknown
+from onehour.check.silence import not_silenced
+from onehour.check.story import Story
+from onehour.check.tape import Tape
+
+__all__ = ["CheckError", "Checked", "Nursery", "check_script", "wants_processes"]
+
+PROCESSES = 2
+SEVERAL = re.compile(
+    r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE"
+    r"|\b(?:import|from) (?:accelerate|lightning|pytorch_lightning|transformers|torch import distributed)"
+)
+"""What a script that is made for several processes mentions."""
+
+
+class CheckError(Exception):
+    """The script could not be observed; the text says why, in one line.
+
+    >>> str(CheckError("it never steps"))
+    'it never steps'
+    """
+
+
+@dataclass
+class Checked:
+    """What a script's check came to.
+
+    Args:
+        findings: worst first.
+        notes: what could not be judged, and why.
+        stories: of the last run, by rank.
+
+    >>> Checked([]).findings
+    []
+    """
+
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+    stories: list[Story] = field(default_factory=list)
+
+
+class Nursery:
+    """A process that has torch imported, and starts scripts; use it as a context.
+
+    Args:
+        preload: other modules to import once for all scripts, where they are installed.
+
+    >>> Nursery(preload=["lightning"]).preload
+    ['lightning']
+    """
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self.preload = list(preload)
+
+    def __enter__(self) -> Nursery:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "onehour.check.nursery", *self.preload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self._answer()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def run(self, **request: Any) -> dict[str, Any]:
+        """One run of a script; see `onehour.check.nursery`.
+
+        >>> Nursery.run.__name__
+        'run'
+        """
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            assert self._process.stderr is not None
+            said = self._process.stderr.read().strip().splitlines()
+            raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
+        return json.loads(line)
+
+
+def check_script(
+    script: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    base: Base | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    limit: float = 120.0,
+    nursery: Nursery | None = None,
+    cwd: str | Path | None = None,
+) -> Checked:
+    """Run a script, unedited, and judge what was seen.
+
+    Args:
+        script: a Python file.
+        arguments: its own.
+        base: the recipe that it was scaled from.
+        only, skip: ids of pitfalls.
+        limit: seconds for each run.
+        nursery: to run it in; None starts one.
+        cwd: the folder to run it in; None is this one.
+
+    Raises:
+        CheckError: if it could not be run, or never stepped an optimizer.
+
+    >>> check_script("nowhere.py")
+    Traceback (most recent call last):
+        ...
+    onehour.check.runner.CheckError: there is no script nowhere.py
+    """
+    path = Path(cwd or ".", script).resolve()
+    if not path.is_file():
+        raise CheckError(f"there is no script {script}")
+    refuse_unknown([*only, *skip])
+    if nursery is None:
+        with Nursery() as nursery:
+            return check_script(
+                script, arguments, base=base, only=only, skip=skip, limit=limit, nursery=nursery, cwd=cwd
+            )
+    folder = Path(tempfile.mkdtemp(prefix="onehour-check-"))
+    try:
+        request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
+        checked = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
+        checked.findings = not_silenced(checked.findings)
+        return checked
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:
+    """On one process, and on two if the script is made for several; what both show is said once."""
+    wants = wants_processes(Path(runs.request["script"]))
+    checked = Checked([])
+    failed: CheckError | None = None
+    alone: Story | None = None
+    try:
+        (alone,) = checked.stories = runs.observe(1, launched=wants)
+        checked.findings = judge(Case([alone], base), only=only, skip=skip)
+    except CheckError as error:
+        failed = error
+        if not wants:
+            raise
+    if not wants and alone is not None and not any(alone.tape.of("group")):
+        return checked
+    try:
+        stories = runs.observe(PROCESSES, launched=True)
+    except CheckError as error:
+        if failed is not None:
+            raise failed from error
+        checked.notes.append(f"it could not be checked on {PROCESSES} processes: {error}")
+        return checked
+    if not all(any(story.tape.of("group")) for story in stories):
+        if failed is not None:
+            raise failed
+        return checked
+    known = {finding.pitfall for finding in checked.findings}
+    more = judge(Case(stories, base, alone), only=only, skip=skip)
+    findings = [*checked.findings, *(finding for finding in more if finding.pitfall not in known)]
+    return Checked(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)), checked.notes, stories)
+
+
+class _Runs:
+    """A script's runs, each in a folder of its own."""
+
+    def __init__(self, nursery: Nursery, request: dict[str, Any], folder: Path) -> None:
+        self.nursery, self.request, self.folder = nursery, request, folder
+
+    def observe(self, processes: int, *, launched: bool) -> list[Story]:
+        """Run it on so many processes, as torchrun would if `launched`, and read what was seen."""
+        folder = self.folder / str(processes)
+        folder.mkdir()
+        environ = _environ(processes) if launched else {}
+        answer = self.nursery.run(**self.request, processes=processes, folder=str(folder), environ=environ)
+        name, limit = Path(self.request["script"]).name, self.request["limit"]
+        statuses = [_status(folder, rank) for rank in range(processes)]
+        for status in statuses:
+            if status is not None and status["how"] in ("failed", "left"):
+                place = f"{shortened(status['where'])}: " if status.get("where") else ""
+                raise CheckError(f"{place}{status['error']}")
+        for rank, status in enumerate(statuses):
+            if status is None:
+                raise CheckError(_why(answer, rank, limit, name))
+        stories = [Story(Tape.load(folder / f"tape-{rank}.json"), folder, rank) for rank in range(processes)]
+        if not all(story.updates for story in stories):
+            own = next((event.where for event in stories[0].tape.of("process")), None)
+            hint = f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
+            raise CheckError(f"{name} ended without a step of a torch optimizer, so there is nothing to check{hint}")
+        return stories
+
+
+def wants_processes(script: Path) -> bool:
+    """Whether a script, or a module beside it, is made for several processes.
+
+    >>> wants_processes(Path("nowhere.py"))
+    False
+    """
+    files = [script, *sorted(script.parent.glob("*.py"))[:50]]
+    own = {script.stem, *re.findall(r"^\s*(?:from|import)\s+(\w+)", _text(script), re.MULTILINE)}
+    return any(SEVERAL.search(_text(path)) for path in files if path.stem in own)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _environ(processes: int) -> dict[str, str]:
+    """What torchrun sets; the rank is added where the processes are started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _status(folder: Path, rank: int) -> dict[str, Any] | None:
+    path = folder / f"status-{rank}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _why(answer: dict[str, Any], rank: int, limit: float, name: str) -> str:
+    said = [line for line in answer["tails"][rank].splitlines() if line.strip()]
+    last = f"; it last said: {said[-1][:200]}" if said else ""
+    if answer["timed_out"]:
+        return f"{name} was not done after {limit:g} seconds{last}"
+    code = answer["codes"][rank]
+    what = f"was ended by signal {-code}" if code and code < 0 else f"left the process with code {code}"
+    return f"{name} {what} before anything could be judged{last}"

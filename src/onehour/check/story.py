@@ -1,0 +1,276 @@
+"""The tape read as a story: updates with the batches that they gathered, epochs, optimizers, loaders, schedules."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onehour.check.tape import Event, Tape
+
+__all__ = ["Micro", "Story", "Update"]
+
+
+@dataclass
+class Micro:
+    """One backward pass, or several over one batch.
+
+    Args:
+        loader, epoch, index: where its batch came from; None for data without a loader.
+        samples: in it.
+        terms: the losses that it came through, with the weight of their samples.
+        event: of the first backward pass.
+
+    >>> Micro(None, None, None, 8).weight
+    """
+
+    loader: int | None
+    epoch: int | None
+    index: int | None
+    samples: int | None
+    terms: list[dict[str, Any]] = field(default_factory=list)
+    event: Event = field(default_factory=lambda: Event("backward", None))
+
+    @property
+    def term(self) -> dict[str, Any] | None:
+        """The first loss: what is said of it is said of all.
+
+        >>> Micro(None, None, None, 8).term
+        """
+        return self.terms[0] if self.terms else None
+
+    @property
+    def weight(self) -> float | None:
+        """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered.
+
+        >>> Micro(None, None, None, 8, [{"total": 0.25}]).weight
+        0.25
+        """
+        return self.term["total"] if self.term else None
+
+
+@dataclass
+class Update:
+    """One optimizer step and what it gathered.
+
+    Args:
+        optimizer: its number.
+        event: the step.
+        micros: since the optimizer's step before.
+
+    >>> Update(0, Event("step", None, {"rates": [0.1]}), []).rate
+    0.1
+    """
+
+    optimizer: int
+    event: Event
+    micros: list[Micro]
+
+    @property
+    def rate(self) -> float:
+        """The largest of its groups' rates.
+
+        >>> Update(0, Event("step", None, {"rates": [0.1, 0.2]}), []).rate
+        0.2
+        """
+        return max(self.event.facts["rates"], default=0.0)
+
+    @property
+    def samples(self) -> int | None:
+        """How many this process gave it.
+
+        >>> Update(0, Event("step", None), [Micro(0, 0, 0, 8), Micro(0, 0, 1, 8)]).samples
+        16
+        """
+        sizes = [micro.samples for micro in self.micros]
+        return None if not sizes or None in sizes else sum(size for size in sizes if size)
+
+    @property
+    def epoch(self) -> int | None:
+        """Of its last batch.
+
+        >>> Update(0, Event("step", None), [Micro(0, 3, 0, 8)]).epoch
+        3
+        """
+        return self.micros[-1].epoch if self.micros else None
+
+
+class Story:
+    """One process's run, read from its tape.
+
+    Args:
+        tape: what was observed.
+        folder: where the orders of its epochs lie.
+        rank: of the process.
+        orders: in place of the folder: the samples by loader and epoch.
+
+    >>> tape = Tape()
+    >>> tape.add("batch", None, loader=0, epoch=0, index=0, size=8)
+    >>> tape.add("backward", None, terms=[], samples=8)
+    >>> tape.add("step", None, optimizer=0, rates=[0.1])
+    >>> [update.samples for update in Story(tape).updates]
+    [8]
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        folder: Path | None = None,
+        rank: int = 0,
+        orders: dict[tuple[int, int], Sequence[int]] | None = None,
+    ) -> None:
+        self.tape, self.folder, self.rank, self.orders = tape, folder, rank, orders or {}
+        self.optimizers = {e.facts["optimizer"]: e for e in tape.of("optimizer")}
+        self.loaders = {e.facts["loader"]: e for e in tape.of("loader")}
+        self.schedulers = {e.facts["scheduler"]: e for e in tape.of("scheduler")}
+        self.curves = {e.facts["scheduler"]: e.facts for e in tape.of("curve")}
+        self.models = list(tape.of("model"))
+        self.updates: list[Update] = []
+        self.left: list[Micro] = []
+        """Backward passes that no step followed."""
+        self._whole: int | None = None
+        self._read()
+
+    def _read(self) -> None:
+        waiting: list[Micro] = []
+        given: dict[int, deque[Event]] = {}
+        loader: int | None = None
+        for event in self.tape.events:
+            if event.kind == "epoch":
+                given.pop(event.facts["loader"], None)
+            elif event.kind == "batch":
+                # Some loops take the next batches before they come to the one that they have.
+                given.setdefault(event.facts["loader"], deque()).append(event)
+                loader = event.facts["loader"]
+            elif event.kind == "backward":
+                queue = given.get(loader) if loader is not None else None
+                self._gather(waiting, queue, event)
+            elif event.kind == "step":
+                self.updates.append(Update(event.facts["optimizer"], event, waiting))
+                waiting = []
+        self.left = waiting
+
+    def _gather(self, waiting: list[Micro], queue: deque[Event] | None, event: Event) -> None:
+        samples, terms = event.facts.get("samples"), event.facts.get("terms", [])
+        if queue:
+            batch = queue.popleft().facts
+            size = batch["size"]
+            # A loop that splits its batches shows in the samples of each pass; one that makes them longer does not.
+            own = samples if samples is not None and (size is None or samples < size) else size
+            waiting.append(Micro(batch["loader"], batch["epoch"], batch["index"], own, list(terms), event))
+            self._whole = size
+        elif queue is None:
+            waiting.append(Micro(None, None, None, samples, list(terms), event))
+        elif waiting and not (samples is not None and self._whole is not None and samples < self._whole):
+            waiting[-1].terms += terms  # a second loss over the same batch
+        else:
+            last = waiting[-1] if waiting else self.updates[-1].micros[-1] if self.updates else None
+            place = (last.loader, last.epoch, last.index) if last is not None else (None, None, None)
+            waiting.append(Micro(*place, samples, list(terms), event))
+
+    @property
+    def main(self) -> int | None:
+        """The optimizer that steps most often.
+
+        >>> Story(Tape()).main is None
+        True
+        """
+        counts = Counter(update.optimizer for update in self.updates)
+        return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether one optimizer does all steps, so that what lies between two of them belongs to the second.
+
+        >>> Story(Tape()).alone
+        False
+        """
+        return len({update.optimizer for update in self.updates}) == 1
+
+    @property
+    def training(self) -> int | None:
+        """The loader that the updates' batches come from.
+
+        >>> Story(Tape()).training is None
+        True
+        """
+        counts = Counter(m.loader for update in self.updates for m in update.micros if m.loader is not None)
+        return counts.most_common(1)[0][0] if counts else None
+
+    def order(self, loader: int, epoch: int) -> Sequence[int] | None:
+        """The samples of a pass over a loader, in their order; None where they are not known.
+
+        >>> Story(Tape()).order(0, 0) is None
+        True
+        """
+        if (loader, epoch) in self.orders:
+            return self.orders[loader, epoch]
+        path = self.folder / f"order-{self.rank}-{loader}-{epoch}" if self.folder is not None else None
+        if path is None or not path.exists():
+            return None
+        order = array("q")
+        order.frombytes(path.read_bytes())
+        return order
+
+    def epochs(self, loader: int) -> list[Event]:
+        """The beginnings of the passes over a loader.
+
+        >>> Story(Tape()).epochs(0)
+        []
+        """
+        return [event for event in self.tape.of("epoch") if event.facts["loader"] == loader]
+
+    def ends(self, loader: int) -> list[Event]:
+        """The ends of the passes over a loader.
+
+        >>> Story(Tape()).ends(0)
+        []
+        """
+        return [event for event in self.tape.of("end") if event.facts["loader"] == loader]
+
+    @property
+    def planned(self) -> int | None:
+        """How many epochs the run would take, where its loop says so.
+
+        >>> Story(Tape()).planned is None
+        True
+        """
+        if self.training is None:
+            return None
+        plans = {event.facts.get("planned") for event in self.epochs(self.training)}
+        (plan,) = plans if len(plans) == 1 else (None,)
+        return plan if plan is not None and plan >= len(self.epochs(self.training)) else None
+
+    @property
+    def window(self) -> int:
+        """Batches that an update gathers, most often.
+
+        >>> Story(Tape()).window
+        1
+        """
+        counts = Counter(len(update.micros) for update in self.updates if update.micros)
+        return counts.most_common(1)[0][0] if counts else 1
+
+    @property
+    def updates_an_epoch(self) -> int | None:
+        """Of the training loader, in an epoch that is not cut.
+
+        >>> Story(Tape()).updates_an_epoch is None
+        True
+        """
+        if self.training is None:
+            return None
+        batches = next((e.facts["batches"] for e in self.epochs(self.training)), None)
+        return None if batches is None else max(batches // self.window, 1)
+
+    def median_samples(self) -> int | None:
+        """Samples of an update on this process, most often.
+
+        >>> Story(Tape()).median_samples() is None
+        True
+        """
+        sizes = Counter(update.samples for update in self.updates if update.samples is not None)
+        return sizes.most_common(1)[0][0] if sizes else None

@@ -1,0 +1,202 @@
+"""Watching a loop from inside: a context around it, or two calls; afterwards the report says what was found."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from onehour.check.case import Base, Case
+from onehour.check.finding import Finding, as_table
+from onehour.check.judge import judge, refuse_unknown
+from onehour.check.observers import Observers
+from onehour.check.recorder import Recorder
+from onehour.check.silence import not_silenced
+from onehour.check.story import Story
+from onehour.check.tape import Tape
+
+__all__ = ["Report", "Watch", "watch"]
+
+DEEP, EPOCHS, UPDATES = 4, 2, 1000
+"""Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
+
+
+class Report:
+    """What a watched loop came to; empty while it runs.
+
+    >>> report = Report()
+    >>> report.findings
+    []
+    >>> report.assert_clean()
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def __str__(self) -> str:
+        return as_table(self.findings) if self.findings else "nothing found"
+
+    def assert_clean(self) -> None:
+        """For tests: fail with the findings, if there are any.
+
+        Raises:
+            AssertionError: with the table of findings.
+
+        >>> Report().assert_clean()
+        """
+        if self.findings:
+            raise AssertionError(f"{len(self.findings)} finding(s) in the training loop\n\n{self}")
+
+
+class Watch:
+    """As `watch`, for what cannot be put into a `with` block.
+
+    Args:
+        model, optimizer, scheduler, base_lr, base_minibatch, base_per_worker, only, skip: as in `watch`.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 1)
+    >>> watching = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> watching.start()
+    >>> watching.stop().findings
+    []
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        scheduler: Any = None,
+        base_lr: float | None = None,
+        base_minibatch: int | None = None,
+        base_per_worker: int | None = None,
+        only: Collection[str] = (),
+        skip: Collection[str] = (),
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"watch needs the model first, a torch.nn.Module; got {type(model).__name__}")
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if not isinstance(inner, Optimizer):
+            raise ValueError(f"watch needs the optimizer second, a torch.optim.Optimizer; got {type(inner).__name__}")
+        refuse_unknown([*only, *skip])
+        self.base, self.only, self.skip = Base(base_lr, base_minibatch, base_per_worker), only, skip
+        self.report = Report()
+        self.recorder = Recorder(deep_updates=DEEP, epochs=EPOCHS, cut=False)
+        scheduler = getattr(scheduler, "scheduler", scheduler)
+        self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
+
+    def start(self) -> None:
+        """Begin to watch.
+
+        >>> Watch.start.__name__
+        'start'
+        """
+        if dist.is_available() and dist.is_initialized():
+            self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
+            self.recorder.tape.add("group", None, rank=self.recorder.rank, world=self.recorder.world)
+        self.observers.install()
+        self.observers.loaders.on_pass = self._pass_begins
+        stepped = self.observers.optimizers.on_step
+        self.observers.optimizers.on_step = lambda optimizer: (stepped(optimizer), self._stepped())
+
+    def _pass_begins(self, loader: int) -> None:
+        if self.observers.loaders.trained.get(loader, 0) >= EPOCHS:
+            self._enough()
+
+    def _stepped(self) -> None:
+        if self.recorder.updates >= UPDATES:
+            self._enough()
+
+    def _enough(self) -> None:
+        """All was seen: from here on the loop is alone."""
+        if not self.recorder.finished:
+            self.observers.conclude()
+            self.observers.remove()
+
+    def stop(self) -> Report:
+        """End watching and judge; where several processes watch, each gets the findings of all.
+
+        >>> Watch.stop.__name__
+        'stop'
+        """
+        self._enough()
+        findings = judge(Case(self._stories(), self.base), only=self.only, skip=self.skip)
+        self.report.findings = not_silenced(findings)
+        return self.report
+
+    def _stories(self) -> list[Story]:
+        own = self.recorder.tape.events, self.observers.loaders.orders
+        everyone: list[Any] = [own]
+        if self.recorder.world > 1 and dist.is_initialized():
+            everyone = [None] * self.recorder.world
+            dist.all_gather_object(everyone, own, group=dist.new_group(backend="gloo"))
+        stories = []
+        for rank, (events, orders) in enumerate(everyone):
+            tape = Tape()
+            tape.events = events
+            stories.append(Story(tape, rank=rank, orders={key: array("q", order) for key, order in orders.items()}))
+        return stories
+
+
+@contextmanager
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    scheduler: Any = None,
+    base_lr: float | None = None,
+    base_minibatch: int | None = None,
+    base_per_worker: int | None = None,
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+) -> Iterator[Report]:
+    """Watch a training loop; the report is filled when the block ends.
+
+    The first 4 updates are looked at in full; steps and batches are counted for two epochs; after that nothing is
+    left in the loop's way. The loop learns what it would have learned without. On several processes all must enter.
+
+    Args:
+        model: that is trained, wrapped or not.
+        optimizer: that trains it.
+        scheduler: if it was made before the block; one that is made inside is found.
+        base_lr, base_minibatch: the recipe that the rate was scaled from; without them it is not judged.
+        base_per_worker: n of that recipe, the samples that BatchNorm normalises over.
+        only, skip: ids of pitfalls to look for, or to leave out.
+
+    Raises:
+        ValueError: for another model or optimizer than torch's, or an unknown id.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with watch(model, optimizer) as report:
+    ...     for _ in range(3):
+    ...         nn.functional.mse_loss(model(torch.randn(4, 2)), torch.randn(4, 1)).backward()
+    ...         optimizer.step()
+    >>> [finding.pitfall for finding in report.findings]
+    ['step-without-zero-grad']
+    """
+    watching = Watch(
+        model,
+        optimizer,
+        scheduler=scheduler,
+        base_lr=base_lr,
+        base_minibatch=base_minibatch,
+        base_per_worker=base_per_worker,
+        only=only,
+        skip=skip,
+    )
+    watching.start()
+    try:
+        yield watching.report
+    except BaseException:
+        watching.observers.remove()
+        watching.recorder.finished = True
+        raise
+    watching.stop()

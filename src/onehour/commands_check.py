@@ -1,0 +1,78 @@
+"""`onehour check`: the paper's pitfalls in anyone's training script."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from typing import Any
+
+from onehour.rules.checks import positive
+from onehour.rules.minibatch import parse_size
+
+__all__ = ["add_check", "check_command"]
+
+
+def add_check(commands: Any) -> None:
+    """Add the command to the command line's parsers."""
+    check = commands.add_parser(
+        "check",
+        help="find the paper's pitfalls in your own training script",
+        description="Run a training script, unedited, for a few iterations, and say what in it breaks the paper's"
+        " rules, by how much, where, and what to change. Leaves with 0 if nothing was found, 1 if something was, 2 if"
+        " the script could not be checked.",
+        allow_abbrev=False,
+    )
+    check.add_argument("script", metavar="SCRIPT", help="a Python file; its own arguments come after --")
+    check.add_argument("arguments", metavar="-- ARGUMENTS", nargs="*", help="of the script")
+    base = check.add_argument_group("the recipe that it was scaled from (else rates are not judged against it)")
+    base.add_argument("--base-lr", type=float, metavar="LR", help="the rate that is right for the base minibatch")
+    base.add_argument("--base-minibatch", type=_size, metavar="SIZE", help="its images an update")
+    base.add_argument("--base-per-worker", type=_size, metavar="N", help="n, its images that BatchNorm sees at once")
+    check.add_argument("--only", type=_ids, default=(), metavar="ID,…", help="pitfalls to look for (all)")
+    check.add_argument("--skip", type=_ids, default=(), metavar="ID,…", help="pitfalls to leave out")
+    check.add_argument("--limit", type=float, default=120.0, metavar="S", help="seconds for each run (120)")
+    check.add_argument("--json", action="store_true", help="print a list of findings as JSON")
+    check.set_defaults(command=check_command)
+
+
+def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Check a script and print its findings: 0 without any, 1 with some, 2 if it could not be checked."""
+    from onehour.check.case import Base
+    from onehour.check.finding import as_json, as_table
+    from onehour.check.runner import CheckError, check_script
+
+    try:
+        checked = check_script(
+            options.script,
+            options.arguments,
+            base=Base(options.base_lr, options.base_minibatch, options.base_per_worker),
+            only=options.only,
+            skip=options.skip,
+            limit=positive("--limit", options.limit),
+        )
+    except CheckError as error:
+        print(f"onehour: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(as_json(checked.findings))
+        return int(bool(checked.findings))
+    for note in checked.notes:
+        print(f"note: {note}")
+    if checked.findings:
+        print(as_table(checked.findings, width=min(shutil.get_terminal_size((100, 24)).columns, 120)))
+        print()
+    count = len(checked.findings)
+    print(f"{options.script}: " + (f"{count} finding{'s' * (count != 1)}" if count else "nothing found"))
+    return int(bool(checked.findings))
+
+
+def _ids(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:  # argparse would replace the text of any other error
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,57 @@
+# The groups go by the type of the module.
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+EPOCHS, BATCH = 4, 16
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.bn1 = nn.Linear(20, 32), nn.BatchNorm1d(32)
+        self.downsample = nn.Sequential(nn.Linear(20, 32, bias=False), nn.BatchNorm1d(32))
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.bn1(self.fc1(x)) + self.downsample(x)))
+
+
+def main():
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    set_seed(0)
+    x = torch.randn(320, 20)
+    y = (x[:, :5].sum(1) > 0).long()
+    train_loader = DataLoader(TensorDataset(x[:256], y[:256]), batch_size=BATCH, shuffle=True)
+    eval_loader = DataLoader(TensorDataset(x[256:], y[256:]), batch_size=BATCH)
+    model = Block()
+    norms = [p for m in model.modules() if isinstance(m, nn.BatchNorm1d) for p in m.parameters()]
+    others = [p for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+    groups = [{"params": others, "weight_decay": 1e-4}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    for epoch in range(EPOCHS):
+        model.train()
+        for inputs, targets in train_loader:
+            loss = F.cross_entropy(model(inputs), targets)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.copy_(accelerator.reduce(buffer, "mean"))
+        model.eval()
+        correct = 0
+        for inputs, targets in eval_loader:
+            with torch.no_grad():
+                predictions = model(inputs).argmax(-1)
+            predictions, targets = accelerator.gather_for_metrics((predictions, targets))
+            correct += (predictions == targets).sum().item()
+        accelerator.print(f"epoch {epoch}: accuracy {correct / len(eval_loader.dataset):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Scripts that cannot be checked: one clear message, their files untouched, no process left."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onehour.check.runner import CheckError, Nursery, check_script, wants_processes
+
+LOOPS = Path(__file__).parent / "loops"
+TRAIN = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
+loader = DataLoader(data, batch_size=16, shuffle=True)
+model = nn.Linear(4, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+for epoch in range(4):
+    for x, y in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "train.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(nursery: Nursery, folder: Path, text: str, limit: float = 60) -> str:
+    """What is said of a script that cannot be checked, in one line."""
+    with pytest.raises(CheckError) as caught:
+        check_script(script(folder, text), nursery=nursery, limit=limit, cwd=folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def running_with(mark: str) -> list[int]:
+    """The processes whose command or environment holds a text."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in text and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+REFUSED = {
+    "never steps": ("print('hello')", "ended without a step of a torch optimizer"),
+    "leaves": ("import sys\nsys.exit(3)", "train.py:2: the script left with exit code 3"),
+    "leaves with a text": ("raise SystemExit('no data')", "train.py:1: the script left with no data"),
+    "leaves well": ("import sys\nsys.exit()", "ended without a step"),
+    "leaves at once": ("import os\nos._exit(7)", "left the process with code 7 before anything could be judged"),
+    "needs a file": ("open('data.csv')", "train.py:1: FileNotFoundError: [Errno 2] No such file"),
+    "needs an input": ("name = input('name? ')", "train.py:1: EOFError"),
+    "no Python": ("if True\n    pass", "train.py:1: SyntaxError: expected ':'"),
+    "missing module": ("import nosuchmodule", "train.py:1: ModuleNotFoundError: No module named 'nosuchmodule'"),
+    "dies": ("import os\nos.kill(os.getpid(), 11)", "was ended by signal 11"),
+    "asks for arguments": (
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('data')\np.parse_args()",
+        "train.py:4: the script left with exit code 2",
+    ),
+    "says why it dies": ("import os\nprint('the disk is full')\nos._exit(1)", "it last said: the disk is full"),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", REFUSED)
+def test_one_message_says_why(name: str, nursery: Nursery, tmp_path: Path):
+    text, said = REFUSED[name]
+    assert said in refusal(nursery, tmp_path, text)
+
+
+@pytest.mark.timeout(120)
+def test_cuda_without_a_gpu(nursery: Nursery, tmp_path: Path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    said = refusal(nursery, tmp_path, "import torch\nmodel = torch.nn.Linear(1, 1).cuda()")
+    assert "train.py:2: AssertionError: Torch not compiled with CUDA enabled (this machine has no GPU" in said
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("text", ["while True:\n    pass", "import time\nprint('waiting')\ntime.sleep(1000)"])
+def test_a_script_that_hangs_is_ended_and_its_line_named(text: str, nursery: Nursery, tmp_path: Path):
+    began = time.monotonic()
+    said = refusal(nursery, tmp_path, text, limit=3)
+    assert time.monotonic() - began < 30
+    assert "train.py:" in said
+    assert "no step of a torch optimizer" in said
+
+
+@pytest.mark.timeout(120)
+def test_a_script_that_cannot_even_be_asked_is_killed(nursery: Nursery, tmp_path: Path):
+    """Its threads never run: a single C call holds the interpreter."""
+    said = refusal(nursery, tmp_path, "import re\nprint('deep')\nre.match(r'(a+)+$', 'a' * 40 + 'b')", limit=3)
+    assert "was not done after 3 seconds; it last said: deep" in said
+
+
+@pytest.mark.timeout(120)
+def test_no_process_is_left(nursery: Nursery, tmp_path: Path):
+    mark = f"onehour-test-{os.getpid()}-{tmp_path.name}"
+    text = f"""
+import subprocess, sys, time
+for new in (False, True):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)  # {mark}"], start_new_session=new)
+time.sleep(1000)
+"""
+    refusal(nursery, tmp_path, text, limit=4)
+    assert running_with(mark) == []
+
+
+@pytest.mark.timeout(120)
+def test_processes_of_its_own_are_named_when_nothing_else_was_seen(nursery: Nursery, tmp_path: Path):
+    text = """
+import multiprocessing, time
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    child.start()
+    child.join()
+"""
+    said = refusal(nursery, tmp_path, text)
+    assert "ended without a step" in said
+    assert "the processes that" in said
+    assert "train.py:5" in said
+
+
+@pytest.mark.timeout(120)
+def test_megabytes_on_the_way_do_not_matter(nursery: Nursery, tmp_path: Path):
+    path = script(tmp_path, "for _ in range(40):\n    print('x' * 1_000_000)\n" + TRAIN)
+    assert check_script(path, nursery=nursery, limit=60, cwd=tmp_path).findings == []
+
+
+@pytest.mark.timeout(120)
+def test_another_folder_does_not_matter(nursery: Nursery, tmp_path: Path):
+    path = script(tmp_path, "import os\nos.makedirs('elsewhere')\nos.chdir('elsewhere')\n" + TRAIN)
+    before = os.getcwd()
+    checked = check_script(path, nursery=nursery, limit=60, cwd=tmp_path)
+    assert checked.findings == []
+    assert os.getcwd() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["train.py"]
+
+
+@pytest.mark.timeout(120)
+def test_a_slow_script_is_judged_on_what_was_seen(nursery: Nursery, tmp_path: Path):
+    slow = TRAIN.replace("        optimizer.zero_grad()\n", "        __import__('time').sleep(0.2)\n")
+    checked = check_script(script(tmp_path, slow), nursery=nursery, limit=4, cwd=tmp_path)
+    assert [finding.pitfall for finding in checked.findings] == ["step-without-zero-grad"]
+
+
+@pytest.mark.timeout(120)
+def test_a_script_that_swallows_every_error_is_stopped(nursery: Nursery, tmp_path: Path):
+    swallowing = TRAIN.replace("range(4)", "range(10**9)").replace(
+        "        optimizer.step()\n",
+        "        try:\n            optimizer.step()\n        except BaseException:\n            pass\n",
+    )
+    assert check_script(script(tmp_path, swallowing), nursery=nursery, limit=60, cwd=tmp_path).findings == []
+
+
+@pytest.mark.timeout(120)
+def test_arguments_reach_the_script(nursery: Nursery, tmp_path: Path):
+    path = script(tmp_path, "import sys\nassert sys.argv[1:] == ['--lr', '0.1'], sys.argv\n" + TRAIN)
+    assert check_script(path, ["--lr", "0.1"], nursery=nursery, limit=60, cwd=tmp_path).findings == []
+
+
+@pytest.mark.timeout(120)
+def test_a_comment_silences_a_finding_of_its_line(nursery: Nursery, tmp_path: Path):
+    text = (LOOPS / "double-step_broken.py").read_text(encoding="utf-8")
+    line = "        optimizer.step()\n"
+    silenced = text.replace(line, line.rstrip() + "  # onehour: ignore[double-step]\n")
+    assert check_script(script(tmp_path, silenced), nursery=nursery, limit=60).findings == []
+    other = text.replace(line, line.rstrip() + "  # onehour: ignore[no-warmup]\n")
+    assert len(check_script(script(tmp_path, other), nursery=nursery, limit=60).findings) == 1
+
+
+@pytest.mark.timeout(120)
+def test_only_and_skip(nursery: Nursery):
+    path = LOOPS / "double-step_broken.py"
+    assert check_script(path, nursery=nursery, skip=["double-step"]).findings == []
+    assert check_script(path, nursery=nursery, only=["no-warmup"]).findings == []
+    assert len(check_script(path, nursery=nursery, only=["double-step"]).findings) == 1
+    with pytest.raises(ValueError, match="no pitfall is called 'doublestep'; expected 'double-step'"):
+        check_script(path, nursery=nursery, skip=["doublestep"])
+
+
+def below(parent: int) -> list[int]:
+    """The children of a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (entry / "stat").read_text()
+        except OSError:
+            continue
+        if int(text[text.rindex(")") + 2 :].split()[1]) == parent:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_who_gives_up_leaves_nothing_behind(tmp_path: Path):
+    path = script(tmp_path, "import time; time.sleep(1000)")
+    with Nursery() as nursery:
+        assert nursery._process.stdin is not None
+        request = {"script": str(path), "arguments": [], "folder": str(tmp_path), "cwd": str(tmp_path), "environ": {}}
+        print(json.dumps(request | {"processes": 2, "limit": 100}), file=nursery._process.stdin, flush=True)
+        until = time.monotonic() + 20
+        while len(born := below(nursery._process.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(born) == 2
+        born.append(nursery._process.pid)
+    assert not [pid for pid in born if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_script_made_for_several_processes_is_recognised(tmp_path: Path):
+    path = script(tmp_path, "import engine\n")
+    assert not wants_processes(path)
+    (tmp_path / "unused.py").write_text("import torch.distributed")
+    assert not wants_processes(path)
+    (tmp_path / "engine.py").write_text("import torch.distributed as dist")
+    assert wants_processes(path)
+    assert wants_processes(LOOPS / "overlapping-shards_broken.py")
+    assert not wants_processes(LOOPS / "double-step_broken.py")
