@@ -17,7 +17,7 @@ NEEDS = {
     "lightning_module": "lightning",
     "timm_train": "timm",
 }
-QUICK = ("accumulation", "amp", "custom_optimizer", "pytorch_imagenet")
+QUICK = ("accumulation", "amp", "custom_optimizer")
 
 
 def options(path: Path) -> argparse.Namespace:
