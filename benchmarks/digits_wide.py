@@ -1,0 +1,83 @@
+"""How wide can the rule's range be made on digits? Variants are tried on one split, and the widest is measured on another.
+
+    python benchmarks/digits_wide.py
+
+Resumable: what runs/wide holds is not trained again (about two hours on one core). Writes results/digits_wide.json.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from onehour.cli import main as onehour
+from onehour.study.results import read_study
+from onehour.study.tables import Findings, findings_of
+from results import write
+
+OUT = Path("runs") / "wide"
+VARIANTS = {
+    "half the base rate": ["--base-lr", "0.1"],
+    "four times the samples": ["--data", "digits-wide"],
+    "four times the samples, half the base rate": ["--data", "digits-wide", "--base-lr", "0.1"],
+    "four times the samples, a quarter of the base rate": ["--data", "digits-wide", "--base-lr", "0.05"],
+}
+TRIED = ["--minibatch", "32,512,1024,2048", "--seed", "2000", "--seeds", "3", "--seeds-together", "3"]
+FINAL = ["--minibatch", "32,64,128,256,512,1024,2048", "--seed", "1000", "--seeds", "10", "--seeds-together", "5"]
+SPLIT, FRESH = 6, 7
+
+
+def swept(name: str, flags: list[str], split: int, plan: list[str]) -> tuple[str, Findings]:
+    """Train what is missing of a variant on a split; its command and what it shows."""
+    flags = list(flags)
+    if "--data" not in flags:
+        flags += ["--data", "digits"]
+    at = flags.index("--data") + 1
+    flags[at] = f"{flags[at]}:{split}"
+    out = OUT / f"{name.replace(' ', '-').replace(',', '')}-{split}"
+    command = ["sweep", "digits", *flags, *plan, "--arm", "none", "--out", str(out)]
+    code = onehour(command)
+    if code:
+        sys.exit(code)
+    return f"onehour {shlex.join(command)}", findings_of(read_study([out]))
+
+
+def described(findings: Findings) -> list[dict[str, Any]]:
+    """A variant's minibatches."""
+    return [
+        {
+            "minibatch": row.entry.minibatch,
+            "mean": row.entry.mean,
+            "std": row.entry.std,
+            "n": row.entry.n,
+            "non_finite": row.non_finite,
+            "difference": row.cost,
+            "state": row.verdict.state if row.verdict else "reference",
+            "verdict": row.verdict.text if row.verdict else "",
+            "errors": {str(result.seed): result.error for result in row.entry.results},
+        }
+        for row in findings.sizes
+    ]
+
+
+def reach(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """How good a variant is: the largest minibatch within half a point of its own base, then the base's error."""
+    within = [row["minibatch"] for row in rows if row["difference"] <= 0.5]
+    return max(within, default=rows[0]["minibatch"]), -rows[0]["mean"]
+
+
+def main() -> None:
+    """Try, choose, measure."""
+    tried = {}
+    for name, flags in VARIANTS.items():
+        command, findings = swept(name, flags, SPLIT, TRIED)
+        tried[name] = {"command": command, "rows": described(findings)}
+    best = max(tried, key=lambda name: reach(tried[name]["rows"]))
+    command, findings = swept(best, VARIANTS[best], FRESH, FINAL)
+    write("digits_wide", {"tried": tried, "chosen": best, "command": command, "rows": described(findings)})
+
+
+if __name__ == "__main__":
+    main()
