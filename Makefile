@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-browser faults figure lint setup clean
+.PHONY: train test test-all test-browser faults fuzz check-matrix figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes
 	$(BIN)/onehour train digits --minibatch 256 --processes 2 --fresh
@@ -21,8 +21,19 @@ test-browser: $(READY)  ## a report in headless Chromium, which is installed whe
 	  || { echo "needs Chromium and its driver; as root: apt-get install chromium chromium-driver"; exit 2; }
 	$(BIN)/python -m pytest -m browser tests/browser
 
-faults: $(READY)  ## kill runs at random and compare with undisturbed ones (two hours; resumable)
-	$(BIN)/python tests/faults/kills.py
+faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
+	for campaign in kills signals restarts together soak hosts writer disk corruptions hostile cli; do \
+	  $(BIN)/python tests/faults/$$campaign.py || exit 1; done
+	$(BIN)/python tests/faults/summary.py
+	$(BIN)/python docs/tables.py
+
+fuzz: $(READY)  ## 20,000 damaged images of every format (half an hour; resumable)
+	$(BIN)/python tests/fuzz_images.py
+	$(BIN)/python docs/tables.py
+
+check-matrix: $(READY)  ## every loop that `onehour check` is tested on (resumable; frameworks where they are installed)
+	$(BIN)/python benchmarks/check_matrix.py
+	$(BIN)/python docs/tables.py
 
 figure: $(READY)  ## the digits' figure anew: error against minibatch, arms, pitfalls (half an hour; resumable)
 	$(BIN)/python benchmarks/digits_figure.py

@@ -1,4 +1,4 @@
-"""Write the figures in README.md and docs/*.md from benchmarks/results/*.json, so that none is typed by hand.
+"""Write the figures in README.md and in docs from benchmarks/results/*.json, so that none is typed by hand.
 
     python docs/tables.py
 
@@ -114,7 +114,7 @@ def figure(results: dict[str, Any], group: str) -> str:
         (
             str(row["minibatch"]) if group == "minibatch" else row["name"],
             _mean(row),
-            "" if row["state"] == "reference" else f"{row['difference']:+.2f}",
+            _points(row),
             row["verdict"] or "the reference",
         )
         for row in results["entries"]
@@ -146,6 +146,22 @@ def figure_claims(results: dict[str, Any]) -> str:
     return _table(("claim", "points", "measured", "holds"), rows)
 
 
+def figure_wide(results: dict[str, Any]) -> str:
+    """The widest variant of digits that was found, on a split on which it was not chosen."""
+    rows = [
+        (str(row["minibatch"]), _mean(row), _points(row), row["verdict"] or "the reference") for row in results["rows"]
+    ]
+    table = _table(("minibatch", "error %, mean ± std", "points", "verdict"), rows)
+    return f"{results['chosen'][0].upper()}{results['chosen'][1:]}:\n\n{table}\n\n{_source('digits_wide', results)}"
+
+
+def figure_tried(results: dict[str, Any]) -> str:
+    """The variants that were tried, on another split."""
+    shown = [row["minibatch"] for row in next(iter(results["tried"].values()))["rows"]]
+    rows = [(name, *(_mean(row) for row in tried["rows"])) for name, tried in results["tried"].items()]
+    return _table(("error %, mean ± std, at", *map(str, shown)), rows)
+
+
 def power(results: dict[str, Any]) -> str:
     """How often a true difference of a quarter point is said to hold."""
     rows = [
@@ -167,6 +183,107 @@ def sweep(results: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{whole}\n\n{_source('sweep', results)}"
 
 
+def cost(results: dict[str, Any], name: str) -> str:
+    """What one thing wrong costs at the figure's large minibatch."""
+    row = next(row for row in results["entries"] if row["name"] == name)
+    same = [r for r in results["entries"] if r["group"] == "minibatch" and r["minibatch"] == row["minibatch"]]
+    base = next(r["minibatch"] for r in results["entries"] if r["state"] == "reference")
+    return (
+        f"On digits at minibatch {row['minibatch']} ({row['minibatch'] // base}×), {row['n']} seeds, with {name}:"
+        f" {_mean(row)} % against {_mean(same[0])} %. The verdict: {row['verdict']}."
+        f"\n\n{_source('digits_figure', results)}"
+    )
+
+
+def check_matrix(results: dict[str, Any]) -> str:
+    """How many of the loops that the check is tested on it judges rightly."""
+    styles = {
+        None: "torch alone",
+        "accelerate": "Accelerate",
+        "hf": "HF Trainer",
+        "lightning": "Lightning",
+        "timm": "timm",
+    }
+    groups = [
+        (name, [r for r in results["rows"] if r["framework"] == key and r["kind"] != "right"])
+        for key, name in styles.items()
+    ]
+    groups += [("right loops of many styles", [r for r in results["rows"] if r["kind"] == "right"])]
+    rows = []
+    for name, loops in groups:
+        broken = [row for row in loops if row["kind"] == "broken"]
+        clean = [row for row in loops if row["kind"] != "broken"]
+        rows.append(
+            (
+                name,
+                str(len(broken) or ""),
+                str(sum(row["found"] == row["expected"] for row in broken) if broken else ""),
+                str(sum(row["where_ok"] is True for row in broken) if broken else ""),
+                str(len(clean)),
+                str(sum(bool(row["found"]) for row in clean)),
+                f"{sum(row['seconds'] for row in loops) / max(len(loops), 1):.1f}",
+            )
+        )
+    head = ("loops", "broken", "exactly their id", "line of the user", "right", "false alarms", "seconds each")
+    bad = [
+        f"`{row['loop']}` ({', '.join(row['found'] + row['problems']) or 'nothing found'})"
+        for row in results["rows"]
+        if not row["ok"]
+    ]
+    releases = ", ".join(f"{package} {release}" for package, release in results["frameworks"].items() if release)
+    said = f"Not as they should be: {'; '.join(bad)}." if bad else "Every loop is judged as it should be."
+    missing = f" {len(results['not_run'])} loops were not run." if results["not_run"] else ""
+    return f"{_table(head, rows)}\n\n{said}{missing} With {releases}.\n\n{_source('check_matrix', results)}"
+
+
+COSTS = {
+    "batchnorm_n_changed": "BatchNorm over all of kn",
+    "batchnorm_stats_of_rank_0": "running statistics of process 0 alone",
+    "batchnorm_synced": "BatchNorm over all of kn",
+    "decay_on_batchnorm": "weight decay on BatchNorm",
+    "gradient_sum_not_mean": "loss divided by n, not kn",
+    "lr_not_scaled": "the rate not scaled",
+    "lr_scaled_wrong": "twice the rate",
+    "momentum_inside_uncorrected": "rate inside the momentum, not corrected",
+    "no_warmup": "no warmup",
+    "overlapping_shards": "each worker shuffles for itself",
+    "warmup_per_epoch": "warmup in steps of an epoch",
+}
+"""Pitfalls of `onehour check` that the figure has an arm for."""
+
+
+def input_rates(results: dict[str, Any]) -> str:
+    """Images a second of each way to read them."""
+    names = {"ours": "onehour, files", "ours_packed": "onehour, a pack", "torchvision": "torchvision on PIL"}
+    names |= {"pillow": "lean Pillow"}
+    columns = ("cpu", "loader_cpu", "loader_wall")
+    rows = [(names[name], *(f"{rates[what]:.0f}" for what in columns)) for name, rates in results["rates"].items()]
+    loaders = f"{results['loaders']} loader process{'es' * (results['loaders'] > 1)}"
+    head = ("images/s", "a CPU second of one thread", f"a CPU second of all, {loaders}", "a second by the clock")
+    missing = "" if "torchvision" in results["rates"] else "\n\ntorchvision was not there to be measured."
+    return f"{_table(head, rows)}{missing}\n\n{_source('input', results)}"
+
+
+def claims(results: dict[str, Any]) -> str:
+    """What is promised, what was measured, and whether it holds."""
+    rows = [
+        (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['measured']:.3g}", "yes" if row["holds"] else "NO")
+        for row in results["claims"]
+    ]
+    return _table(("promise", "bound", "measured", "holds"), rows)
+
+
+def fuzz(results: dict[str, Any]) -> str:
+    """What became of the damaged files."""
+    found, p = results["outcomes"], results["provenance"]
+    return (
+        f"{results['mutants']:,} damaged files: {found['decoded']:,} decoded, {found['refused']:,} refused with one"
+        f" message, {len(results['findings'])} tracebacks, hangs or crashes; the slowest took"
+        f" {results['slowest'][0]:.1f} s of CPU time, the most memory was {results['peak_mib']} MiB.\n\n"
+        f"`benchmarks/results/fuzz.json`, by `tests/fuzz_images.py`: {p['date']}, commit {p['commit'][:7]}."
+    )
+
+
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "digits": ("digits", digits),
     "outcome": ("digits", outcome),
@@ -175,9 +292,16 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "figure_pitfalls": ("digits_figure", partial(figure, group="pitfall")),
     "figure_n": ("digits_figure", figure_n),
     "figure_claims": ("digits_figure", figure_claims),
+    "figure_wide": ("digits_wide", figure_wide),
+    "figure_tried": ("digits_wide", figure_tried),
     "power": ("verdicts", power),
     "sweep": ("sweep", sweep),
+    "input": ("input", input_rates),
+    "input_claims": ("input", claims),
+    "fuzz": ("fuzz", fuzz),
     "reduce": ("reduce", reduce),
+    "check_matrix": ("check_matrix", check_matrix),
+    **{f"cost_{name}": ("digits_figure", partial(cost, name=arm)) for name, arm in COSTS.items()},
     "trainer": ("trainer", trainer),
     "trainer_resnet50": ("trainer_resnet50", partial(trainer, name="trainer_resnet50")),
 }
@@ -186,7 +310,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 def pages() -> list[Path]:
     """The files that may hold blocks."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "checks").glob("*.md"))]
 
 
 def render(text: str) -> str:
@@ -205,6 +329,10 @@ def _block(name: str) -> str:
 def _mean(row: dict[str, Any]) -> str:
     broken = f" ({row['non_finite']} of {row['n']} not finite)" if row["non_finite"] else ""
     return f"{row['mean']:.2f} ± {row['std']:.2f}{broken}"
+
+
+def _points(row: dict[str, Any]) -> str:
+    return "" if row["state"] == "reference" else f"{row['difference']:+.2f}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -15,6 +15,10 @@ from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 
+for _name in ("SIGHUP", "SIGINT"):  # nohup and background jobs ignore them, and children inherit that
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
+
 HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))  # so that "tinytask:net" is importable here, as it is for a user's own module
 

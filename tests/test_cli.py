@@ -313,23 +313,6 @@ def test_two_processes_from_one_command(alone: Path, environ: dict[str, str]):
     assert len(run.metrics) == 1
 
 
-@pytest.mark.slow
-def test_a_signal_to_the_launcher_saves_and_stops_all_processes(alone: Path, environ: dict[str, str]):
-    command = [sys.executable, "-m", "onehour", "train", "digits", "--processes", "2", "--threads", "1", "--out", "run"]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
-    assert started.stdout is not None
-    while "epoch   1/24" not in (line := started.stdout.readline()):
-        assert line, "it ended by itself"
-    started.send_signal(signal.SIGTERM)
-    said = started.communicate(timeout=60)[1]
-    assert started.returncode == 75, said
-    assert "Traceback" not in said
-    assert said.count("onehour: stopped by signal SIGTERM") == 1
-    saved = max((alone / "run" / "checkpoints").glob("iteration-*"))
-    position = json.loads((saved / "progress.json").read_text())["position"]
-    assert position % 8192  # in mid-epoch
-
-
 def test_what_is_wrong_in_a_started_process_is_said_once(
     command: list[str], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

@@ -51,13 +51,31 @@ def test_each_rules_code_runs(alone: Path):
     assert run("docs/rules.md", {})
 
 
+def shown_run(name: str) -> tuple[list[str], str]:
+    """The arguments and the output of the command that the README shows a run of."""
+    for block in blocks("README.md", "console"):
+        command, _, printed = block.partition("\n")
+        program, *arguments = command.removeprefix("$ ").split()
+        assert program == "onehour"
+        if arguments[0] == name:
+            return arguments, printed
+    raise AssertionError(f"the README shows no run of {name}")
+
+
 def test_what_plan_prints_is_what_the_readme_says(capsys: pytest.CaptureFixture[str]):
-    (block,) = blocks("README.md", "console")
-    command, _, printed = block.partition("\n")
-    program, *arguments = command.removeprefix("$ ").split()
-    assert program == "onehour"
+    arguments, printed = shown_run("plan")
     assert main(arguments) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_what_check_prints_is_what_the_readme_says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    arguments, printed = shown_run("check")
+    monkeypatch.chdir(ROOT / "examples")
+    assert main(arguments) == 1
+    said = capsys.readouterr().out
+    begins, ends = printed.split("…\n")
+    assert said.startswith(begins)
+    assert said.endswith(ends)
 
 
 def test_every_command_in_the_readme_can_be_parsed():

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from onehour.cli import main
 from onehour.dist.launch import is_launched
+from onehour.dist.signals import ignore_stops
 
 __all__ = ["run"]
 
@@ -20,6 +21,7 @@ def run() -> NoReturn:
     """
     code = main()
     if not is_launched():
+        ignore_stops()  # the interpreter's end takes a while
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,7 +17,7 @@ from onehour.config import Recipe
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import adopt_slurm
 from onehour.dist.placement import place
-from onehour.execution import Execution
+from onehour.execution import Execution, default_folder
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
@@ -196,7 +196,7 @@ def sweep(
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
     completed, _ = complete(chosen)
     spec = spec_of(completed, minibatches, range(first_seed, first_seed + seeds), arms, arms_at)
-    folder = Path("runs") / f"{completed.name}-sweep" if out is None else Path(out)
+    folder = default_folder(completed, "sweep") if out is None else Path(out)
     jobs, execution = pick_jobs(jobs, processes=processes, device=device)
     for _ in train_sweep(spec, folder, jobs=jobs, execution=execution, together=seeds_together):
         pass

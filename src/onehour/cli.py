@@ -19,6 +19,7 @@ from onehour.commands_sweep import sweep_command
 from onehour.commands_verify import trace_command, verify_command
 from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
+from onehour.data.faults import shown
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
@@ -42,11 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(parser, arguments)
         return options.command(options, arguments)
     except ValueError as error:
-        print(f"onehour: {error}", file=sys.stderr)
+        print(f"onehour: {shown(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # a name that is too long, a folder that may not be written
+        where = f"{error.filename!r}: " if error.filename else ""
+        print(f"onehour: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -262,12 +267,18 @@ def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
 def _parse(parser: _Parser, arguments: list[str]) -> argparse.Namespace:
     if any(argument.split("=")[0] == "--workers" for argument in arguments):
         raise ValueError(WORKERS)
+    theirs: list[str] = []
+    if arguments[:1] == ["check"] and "--" in arguments:  # argparse would give the script none, and then not know them
+        cut = arguments.index("--")
+        arguments, theirs = arguments[:cut], arguments[cut + 1 :]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [flag for action in _actions(parser, arguments) for flag in action.option_strings]
         word = unknown[0].split("=")[0]
         hint = f"; expected {nearest(word, flags)}" if word.startswith("--") and flags else ""
         raise ValueError(f"unknown argument {unknown[0]!r}{hint}; see `onehour --help`")
+    if theirs:
+        options.arguments = [*options.arguments, *theirs]
     return options
 
 

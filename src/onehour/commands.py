@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import signal
 import sys
-import time
 import uuid
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
+from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.execution import Execution
 from onehour.planner import Plan, plan, tabulate
 from onehour.recipes import recipe as named
@@ -25,30 +24,28 @@ if TYPE_CHECKING:
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_NOT_FINITE", "EXIT_STOPPED", "plan_command", "recipe_changes", "train_command"]
 
-EXIT_BAD_INPUT, EXIT_NOT_FINITE, EXIT_STOPPED = 2, 4, 75
+EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
 
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
+    from onehour.dist.launch import ENDS, end_with_launcher, is_launched, is_launched_by_us
+
+    with StopSignals(speaks=not is_launched_by_us()) as stop:
+        if os.environ.pop(ENDS, None) or is_launched():
+            end_with_launcher()
+        return _train(options, arguments, stop)
+
+
+def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     recipe = named(options.recipe, **recipe_changes(options))
     execution = _execution(options)
-    from onehour.dist.launch import (
-        ENDS,
-        LaunchError,
-        adopt_slurm,
-        end_with_launcher,
-        is_launched,
-        is_launched_by_us,
-        launch,
-        refuse_used_port,
-    )
+    from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
     from onehour.train.record import Run, move_aside
 
-    if os.environ.pop(ENDS, None):
-        end_with_launcher()
     adopt_slurm()
     if is_launched():
-        code = _train_here(recipe, execution)
+        code = _train_here(recipe, execution, stop)
         ours = is_launched_by_us() or os.environ["RANK"] != "0"
         return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
     from onehour.api import check
@@ -62,7 +59,7 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     if execution.fresh and (kept := move_aside(folder)):
         print(f"kept the old run as {kept}")
     if execution.processes == 1 and not options.restarts:
-        code = _train_here(recipe, dataclasses.replace(execution, fresh=False))
+        code = _train_here(recipe, dataclasses.replace(execution, fresh=False), stop)
     else:
         job = uuid.uuid4().hex
         try:
@@ -73,6 +70,7 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
                 threads=execution.threads,
                 restarts=options.restarts,
                 job=job,
+                stop=stop,
             )
             code = _deliberate_end(folder, job)
         except LaunchError as error:
@@ -83,21 +81,24 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     return code or _print_outcome(Run(folder))
 
 
-def _train_here(recipe: Recipe, execution: Execution) -> int:
+def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
     from onehour.api import run
-    from onehour.dist.launch import end_with_launcher, is_launched, is_launched_by_us, report_failure
+    from onehour.dist.group import PeerLostError
+    from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.train.run import NonFiniteError, StoppedError
 
-    if is_launched():
-        end_with_launcher()
     try:
-        run(recipe, execution, stop_asked=_StopOnSignals(at_once=is_launched()))
+        run(recipe, execution, stop_asked=stop)
     except (NonFiniteError, StoppedError) as error:
         if is_launched_by_us():
             return 0  # a failure would be restarted; the launcher reads in the folder how it ended
         print(f"onehour: {error}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
+    except PeerLostError as error:
+        if not is_launched_by_us():  # which knows what became of the other one
+            print(f"onehour: {error}", file=sys.stderr)
+        return EXIT_PEER_LOST
     except ValueError as error:
         if not report_failure(str(error)):
             print(f"onehour: {error}", file=sys.stderr)
@@ -114,42 +115,6 @@ def _deliberate_end(folder: Path, job: str) -> int:
         return 0
     print(f"onehour: {ended[1]}", file=sys.stderr)
     return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
-
-
-class _StopOnSignals:
-    """From the first iteration on, a signal asks the run to save and stop; a later one ends it at once.
-
-    Before that there is nothing to save, and a signal ends the process as usual. Signals within a second are one:
-    Ctrl-C reaches every process of a terminal, and the launcher passes it on.
-
-    Args:
-        at_once: listen from now on, since a launcher would take an ended process for a failed one.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-    def __init__(self, *, at_once: bool) -> None:
-        self._asked = self._listens = False
-        self._since = 0.0
-        if at_once:
-            self._listen()
-
-    def __call__(self) -> bool:
-        if not self._listens:
-            self._listen()
-        return self._asked
-
-    def _listen(self) -> None:
-        self._listens = True
-        for number in self.SIGNALS:
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if not self._asked:
-            self._asked, self._since = True, time.monotonic()
-        elif time.monotonic() - self._since > 1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
 
 def _print_outcome(run: Run) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.commands import EXIT_STOPPED, recipe_changes
+from onehour.execution import default_folder
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
 from onehour.study.spec import label_of
@@ -31,7 +31,7 @@ def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
     jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device or "auto")
     recipe, _ = complete(recipe)
     spec = spec_of(recipe, sizes, range(seed, seed + options.seeds), options.arm, options.arms_at)
-    folder = options.out or Path("runs") / f"{recipe.name}-sweep"
+    folder = options.out or default_folder(recipe, "sweep")
     if options.dry_run:
         work = work_of(spec, folder, jobs=jobs, together=options.seeds_together)
         for line in _rows(work):

@@ -275,7 +275,7 @@ class Recipe:
             return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError) as error:  # TOMLDecodeError names line and column
+        except (ValueError, TypeError, RecursionError) as error:  # TOMLDecodeError names line and column
             raise ValueError(f"{path}: {error}") from error
 
 

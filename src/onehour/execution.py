@@ -8,7 +8,7 @@ from pathlib import Path
 from onehour.config import Recipe
 from onehour.rules.checks import positive, positive_int
 
-__all__ = ["Execution"]
+__all__ = ["Execution", "default_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +71,19 @@ class Execution:
         >>> Execution().folder(Recipe(name="digits", minibatch=64))
         PosixPath('runs/digits-64-s0')
         """
-        return self.out or Path("runs") / f"{recipe.name}-{recipe.minibatch}-s{recipe.seed}"
+        return self.out or default_folder(recipe, f"{recipe.minibatch}-s{recipe.seed}")
+
+
+def default_folder(recipe: Recipe, what: str) -> Path:
+    """runs/NAME-WHAT.
+
+    Raises:
+        ValueError: if the recipe's name leads elsewhere.
+
+    >>> default_folder(Recipe(name="../mine"), "sweep")
+    Traceback (most recent call last):
+    ValueError: the recipe's name '../mine' is no name of a folder; give --out
+    """
+    if "/" in recipe.name or "\0" in recipe.name:
+        raise ValueError(f"the recipe's name {recipe.name!r} is no name of a folder; give --out")
+    return Path("runs") / f"{recipe.name}-{what}"

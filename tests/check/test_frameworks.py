@@ -1,16 +1,16 @@
 """Pitfalls in loops of Accelerate, Lightning, the HF Trainer and timm: each broken one raises its own alone."""
 
-import argparse
-import shlex
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from onehour.check.case import Base
 from onehour.check.catalogue import PITFALLS
-from onehour.check.runner import Nursery, check_script
+from onehour.check.runner import Nursery
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted((Path(__file__).parent / "loops" / "frameworks").glob("*.py"))
 PACKAGES = {"accelerate": "accelerate", "hf": "transformers", "lightning": "lightning", "timm": "timm"}
 
@@ -21,39 +21,33 @@ def parts(path: Path) -> tuple[str, str, str]:
     return pitfall, framework.partition("-")[0], kind
 
 
-def base_of(path: Path) -> Base:
-    """What a script's first line says."""
-    line = path.read_text(encoding="utf-8").splitlines()[0]
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--base-lr", type=float)
-    parser.add_argument("--base-minibatch", type=int)
-    given = parser.parse_args(shlex.split(line.removeprefix("# check:")) if line.startswith("# check:") else [])
-    return Base(given.base_lr, given.base_minibatch)
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[ModuleType]:
+    """benchmarks/check_matrix.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("check_matrix")
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """torch is imported once for all."""
-    with Nursery() as nursery:
+def nursery(matrix: ModuleType) -> Iterator[Nursery]:
+    """torch and the frameworks are imported once for all."""
+    with matrix.starting() as nursery:
         yield nursery
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_a_broken_loop_raises_its_pitfall_alone_and_its_twin_none(path: Path, nursery: Nursery, tmp_path: Path):
+def test_a_broken_loop_raises_its_pitfall_alone_and_its_twin_none(path: Path, matrix: ModuleType, nursery: Nursery):
     pitfall, framework, kind = parts(path)
-    package = PACKAGES[framework]
-    pytest.importorskip(package, reason=f"{path.name} needs {package}", exc_type=ImportError)
-    checked = check_script(path, base=base_of(path), nursery=nursery, cwd=tmp_path)
-    found = {f.pitfall: f.measured for f in checked.findings}
-    assert list(found) == ([pitfall] if kind == "broken" else []), found
-    assert [event.facts for story in checked.stories for event in story.tape.of("trouble")] == []
-    for finding in checked.findings:
-        assert finding.where is not None
-        file, _, line = finding.where.rpartition(":")
-        assert Path(file) == path
-        assert 0 < int(line) <= len(path.read_text(encoding="utf-8").splitlines())
+    (loop,) = [loop for loop in matrix.loops() if loop.path == path]
+    if not loop.installed:
+        pytest.skip(f"{path.name} needs {PACKAGES[framework]}")
+    row = matrix.resumed(loop, nursery)
+    assert row["found"] == ([pitfall] if kind == "broken" else []), row["measured"]
+    assert row["problems"] == []
+    assert None not in row["lines"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

@@ -1,54 +1,37 @@
 """Every broken loop raises exactly its pitfall, every corrected twin none, and the place is in the user's file."""
 
-import argparse
-import shlex
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from onehour.check.case import Base
 from onehour.check.catalogue import PITFALLS
 from onehour.check.judge import JUDGES
-from onehour.check.runner import Checked, Nursery, check_script
+from onehour.check.runner import Nursery
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOOPS = sorted((Path(__file__).parent / "loops").glob("*_*.py"))
-PLACES: dict[str, str | None] = {}
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """torch is imported once for all."""
-    with Nursery() as nursery:
-        yield nursery
+def matrix() -> Iterator[ModuleType]:
+    """benchmarks/check_matrix.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("check_matrix")
 
 
-def check(path: Path, nursery: Nursery) -> Checked:
-    """With the options that a loop's first line names."""
-    line = path.read_text(encoding="utf-8").splitlines()[0]
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--base-lr", type=float)
-    parser.add_argument("--base-minibatch", type=int)
-    parser.add_argument("--base-per-worker", type=int)
-    parser.add_argument("--skip", type=lambda text: text.split(","), default=[])
-    options = parser.parse_args(shlex.split(line.removeprefix("# check:")) if line.startswith("# check:") else [])
-    base = Base(options.base_lr, options.base_minibatch, options.base_per_worker)
-    return check_script(path, base=base, skip=options.skip, nursery=nursery, limit=60)
-
-
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.stem)
-def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(path: Path, nursery: Nursery):
-    pitfall, _, kind = path.stem.rpartition("_")
-    checked = check(path, nursery)
-    assert [finding.pitfall for finding in checked.findings] == ([pitfall.split("__")[0]] if kind == "broken" else [])
-    for story in checked.stories:
-        assert not list(story.tape.of("trouble"))
-    for finding in checked.findings:
-        assert finding.where is not None
-        file, _, line = finding.where.rpartition(":")
-        assert Path(file) == path
-        assert 0 < int(line) <= len(path.read_text(encoding="utf-8").splitlines())
+def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(path: Path, matrix: ModuleType, nursery: Nursery):
+    (loop,) = [loop for loop in matrix.loops() if loop.path == path]
+    row = matrix.judged(loop, nursery)
+    assert row["found"] == ([path.stem.partition("_")[0]] if path.stem.endswith("_broken") else []), row["measured"]
+    assert row["problems"] == []
+    assert None not in row["lines"]
 
 
 def test_every_pitfall_has_a_broken_loop_and_a_corrected_twin():
@@ -59,9 +42,49 @@ def test_every_pitfall_has_a_broken_loop_and_a_corrected_twin():
 
 
 def test_every_judge_is_in_the_catalogue():
-    assert set(JUDGES) <= set(PITFALLS)
+    assert set(JUDGES) == set(PITFALLS)
 
 
 @pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.stem)
 def test_a_loop_is_a_script_of_a_page(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_the_matrix_holds_every_loop(matrix: ModuleType):
+    loops = matrix.loops()
+    assert {loop.path for loop in loops} == set(matrix.LOOPS.rglob("*.py"))
+    assert {loop.kind for loop in loops} == {"broken", "fixed", "right"}
+    assert {loop.pitfall for loop in loops if loop.kind == "broken"} == set(PITFALLS)
+
+
+def test_what_is_known_for_the_same_content_is_not_run_again(
+    matrix: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loop = matrix.loops()[0]
+    runs: list[str] = []
+
+    def judged(loop: Any, nursery: Any) -> dict[str, Any]:
+        runs.append(loop.name)
+        return {"loop": loop.name, "ok": len(runs) > 1}
+
+    monkeypatch.setattr(matrix, "LINES", tmp_path / "lines" / "matrix.jsonl")
+    monkeypatch.setattr(matrix, "judged", judged)
+    for times in (1, 2, 2, 2):  # what failed is run again, what was right is not
+        matrix.resumed(loop, None)
+        assert len(runs) == times
+    with matrix.LINES.open("a", encoding="utf-8") as lines:
+        lines.write('{"loop": "half a li')
+    matrix.resumed(loop, None)
+    assert len(runs) == 2
+    monkeypatch.setattr(matrix, "code", lambda: b"another check")
+    matrix.resumed(loop, None)
+    assert len(runs) == 3
+
+
+def test_a_digest_is_of_the_loop_too(matrix: ModuleType, tmp_path: Path):
+    loop = matrix.loops()[0]
+    copy = matrix.Loop(tmp_path / loop.path.name, loop.pitfall, loop.kind, None)
+    copy.path.write_bytes(loop.path.read_bytes())
+    assert copy.digest() == loop.digest()
+    copy.path.write_bytes(loop.path.read_bytes() + b"\n")
+    assert copy.digest() != loop.digest()

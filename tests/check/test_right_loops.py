@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ NEEDS = {
     "lightning_module": "lightning",
     "timm_train": "timm",
 }
-QUICK = ("accumulation", "amp", "custom_optimizer")
 
 
 def options(path: Path) -> argparse.Namespace:
@@ -30,17 +28,10 @@ def options(path: Path) -> argparse.Namespace:
     return parser.parse_args(shlex.split(line.removeprefix("# check:")) if line.startswith("# check:") else [])
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """torch is imported once for all."""
-    with Nursery() as nursery:
-        yield nursery
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow) for p in RIGHT],
+    [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in NEEDS else ()) for p in RIGHT],
 )
 def test_nothing_is_found_in_a_right_loop(path: Path, nursery: Nursery, tmp_path: Path):
     package = NEEDS.get(path.stem, "torch")
@@ -54,7 +45,7 @@ def test_nothing_is_found_in_a_right_loop(path: Path, nursery: Nursery, tmp_path
 
 def test_there_are_twelve_styles():
     assert len({path.stem.removeprefix("onehour_") for path in RIGHT}) >= 12
-    assert set(NEEDS) | set(QUICK) <= {path.stem for path in RIGHT}
+    assert set(NEEDS) <= {path.stem for path in RIGHT}
 
 
 @pytest.mark.parametrize("path", RIGHT, ids=lambda path: path.stem)

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ for epoch in range(4):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
 """
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 def script(folder: Path, text: str) -> Path:
@@ -238,3 +231,29 @@ def test_a_script_made_for_several_processes_is_recognised(tmp_path: Path):
     assert wants_processes(path)
     assert wants_processes(LOOPS / "overlapping-shards_broken.py")
     assert not wants_processes(LOOPS / "double-step_broken.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "wants"),
+    [
+        ('if "RANK" in os.environ: ...', True),
+        ("local_rank = os.environ['LOCAL_RANK']", True),
+        ("import ignite.distributed as idist", True),
+        ("from mmengine.runner import Runner", True),
+        ("from lightning.fabric import Fabric", True),
+        ("import onehour", True),
+        ("RANK = 4  # of the matrix", False),
+        ("import numpy", False),
+    ],
+)
+def test_signs_of_several_processes(line: str, wants: bool, tmp_path: Path):
+    assert wants_processes(script(tmp_path, line)) == wants
+
+
+@pytest.mark.timeout(120)
+def test_a_script_is_over_when_its_processes_part(nursery: Nursery, tmp_path: Path):
+    """What comes after cannot hang the check."""
+    text = (LOOPS / "batchnorm-stats-of-rank-0_broken.py").read_text(encoding="utf-8").replace("range(5)", "range(2)")
+    path = script(tmp_path, text + "\nwhile rank == 1:\n    pass\n")
+    checked = check_script(path, nursery=nursery, limit=60, cwd=tmp_path)
+    assert [finding.pitfall for finding in checked.findings] == ["batchnorm-stats-of-rank-0"]

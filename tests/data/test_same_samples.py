@@ -104,19 +104,14 @@ def test_the_processes_stay_from_one_use_to_the_next(places: dict[str, Path]):
         for images, _ in given.passes([range(8)], start=0, stop=2):
             yield hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
-    first, running = list(used()), _processes(given)
+    first, running = list(used()), given.pids
     assert len(running) == 2
     assert list(used()) == first
     unfinished = given.passes([range(8)], start=0, stop=5)
     next(unfinished)  # and what is left of an interrupted use harms none after it
     assert list(used()) == first
-    assert _processes(given) == running
+    assert given.pids == running
     given.close()
-
-
-def _processes(given: Feed) -> list[int]:
-    iterator: Any = getattr(given._loader, "_iterator", None)
-    return [process.pid for process in iterator._workers]
 
 
 @pytest.mark.parametrize("kind", ["folder", "index", "pack"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onehour.dist.group import Group, joined
+from onehour.dist.group import Group, PeerLostError, joined, peer_lost
 
 
 def test_one_process_needs_no_other():
@@ -41,3 +41,37 @@ def test_the_group_is_left_when_the_run_fails(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ZeroDivisionError):
         run()
     assert left == ["gloo", "left"]
+
+
+SAID = [
+    "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:39531",
+    "[gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:40917: Connection reset by peer",
+    "NCCL error: remote process exited or there was a network error",
+]
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("when", ["joining", "training"])
+def test_a_lost_process_is_one_message_and_no_trace(monkeypatch: pytest.MonkeyPatch, said: str, when: str):
+    def fail(**_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    place = "onehour.dist.group.dist"
+    monkeypatch.setattr(f"{place}.init_process_group", fail if when == "joining" else lambda **_: None)
+    monkeypatch.setattr(f"{place}.get_rank", lambda: 1)
+    monkeypatch.setattr(f"{place}.destroy_process_group", lambda: None)
+    with pytest.raises(PeerLostError, match="process 1 lost another one, and cannot go on: "), joined("cpu"):
+        fail()
+
+
+def test_other_errors_keep_their_own_type(monkeypatch: pytest.MonkeyPatch):
+    assert not peer_lost(RuntimeError("shapes do not match"))
+    assert not peer_lost(ValueError("closed by peer"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name in ("init_process_group", "get_rank", "destroy_process_group"):
+        monkeypatch.setattr(f"onehour.dist.group.dist.{name}", lambda **_: 1)
+    with pytest.raises(RuntimeError, match="shapes"), joined("cpu"):
+        raise RuntimeError("shapes do not match")

@@ -1,14 +1,17 @@
 """What plain srun and torchrun leave in the environment, and how a failure is told. Started for real in test_cli.py."""
 
 import json
+import os
+import signal
 import socket
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+import subprocess
+import sys
+from typing import ClassVar
 
 import pytest
 
 from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, launch, report_failure
+from onehour.dist.processes import Failure
 
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17"}
 
@@ -81,17 +84,19 @@ def test_alone_is_not_launched(environ: dict[str, str]):
     assert not is_launched(environ)
 
 
-def test_only_our_launcher_is_told_of_a_failure(tmp_path: Path):
-    file = tmp_path / "error.json"
-    assert not report_failure("no", {"TORCHELASTIC_ERROR_FILE": str(file)})
+def test_only_our_launcher_is_told_of_a_failure():
+    ear, mouth = os.pipe()
+    assert not report_failure("no", {"ONEHOUR_TELL": str(mouth)})
     assert not report_failure("no", {"ONEHOUR_LAUNCHED": "1"})
-    assert not file.exists()
-    assert report_failure("η is nan", {"ONEHOUR_LAUNCHED": "1", "TORCHELASTIC_ERROR_FILE": str(file)})
-    assert json.loads(file.read_text())["message"]["message"] == "η is nan"
+    assert report_failure("η is nan", {"ONEHOUR_LAUNCHED": "1", "ONEHOUR_TELL": str(mouth)})
+    os.close(mouth)
+    assert json.loads(os.read(ear, 999)) == {"message": "η is nan"}
+    os.close(ear)
+    assert not report_failure("nobody listens", {"ONEHOUR_LAUNCHED": "1", "ONEHOUR_TELL": str(mouth)})
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("onehour.dist.launch.Processes", lambda *_: pytest.fail("started"))
     with socket.socket() as other:
         other.bind(("localhost", 0))
         other.listen()
@@ -100,42 +105,59 @@ def test_a_port_in_use_is_refused_before_anything_starts(monkeypatch: pytest.Mon
             launch(["train"], processes=2, port=port, threads=None, job="test")
 
 
-def failure(exitcode: int, message: Any = "Signal or exit code", rank: int = 0) -> Any:
-    return SimpleNamespace(
-        exitcode=exitcode,
-        local_rank=rank,
-        error_file_data={"message": message},
-        signal_name=lambda: "SIGKILL",
-    )
+class Scripted:
+    """Processes that end as they are told, one start after the other."""
+
+    ends: ClassVar[list[Failure | None]] = []
+    environs: ClassVar[list[list[dict[str, str]]]] = []
+
+    def __init__(self, command: list[str], environs: list[dict[str, str]], stop: object) -> None:
+        self.environs.append(environs)
+
+    def wait(self) -> Failure | None:
+        return self.ends.pop(0)
 
 
-@pytest.mark.parametrize(
-    ("failures", "code", "message"),
-    [
-        ([failure(1), failure(2, {"message": "minibatch too large"})], 2, "minibatch too large"),
-        ([failure(4, {"message": "not finite"}), failure(1)], 4, "not finite"),
-        ([failure(-9, rank=1), failure(1)], 1, "process 1 was ended by SIGKILL"),
-        ([failure(3, rank=1)], 3, "process 1 left with exit code 3"),
-    ],
-)
-def test_the_failure_that_explains_itself_is_told(
-    monkeypatch: pytest.MonkeyPatch, failures: list[Any], code: int, message: str
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    monkeypatch.setattr("onehour.dist.launch.Processes", Scripted)
+    Scripted.ends, Scripted.environs = [], []
+    return Scripted
+
+
+def test_processes_that_fail_are_started_anew_as_often_as_was_said(
+    scripted: type[Scripted], capsys: pytest.CaptureFixture[str]
 ):
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    def failing(*_: Any) -> Any:
-        def run(*_: Any) -> None:
-            error = ChildFailedError.__new__(ChildFailedError)
-            error.failures = dict(enumerate(failures))
-            error.get_first_failure = lambda: (0, failures[0])
-            raise error
-
-        return run
-
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", failing)
-    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
-        monkeypatch.setenv(name, "1")  # so that what `launch` sets is put back
-    with pytest.raises(LaunchError, match=message) as raised:
-        launch(["train"], processes=2, port=0, threads=1, job="test")
-    assert raised.value.code == code
+    scripted.ends += [Failure("process 1 was ended by SIGKILL", 1), Failure("gone again", 1), None]
+    launch(["train"], processes=2, port=0, threads=1, job="test", restarts=2)
+    assert capsys.readouterr().err.splitlines() == [
+        "onehour: process 1 was ended by SIGKILL; all processes are started anew (1 of 2)",
+        "onehour: gone again; all processes are started anew (2 of 2)",
+    ]
+    assert [environs[1]["TORCHELASTIC_RESTART_COUNT"] for environs in scripted.environs] == ["0", "1", "2"]
+    assert [environ["RANK"] for environ in scripted.environs[0]] == ["0", "1"]
+    assert all(environ["MASTER_ADDR"] == "127.0.0.1" for environ in scripted.environs[0])
     assert not is_launched({})
+
+
+@pytest.mark.parametrize(("restarts", "starts"), [(0, 1), (1, 2)])
+def test_one_failure_too_many_is_said_with_its_code(scripted: type[Scripted], restarts: int, starts: int):
+    scripted.ends += [Failure("bad input", 2)] * 2
+    with pytest.raises(LaunchError, match="bad input") as raised:
+        launch(["train"], processes=1, port=0, threads=1, job="test", restarts=restarts)
+    assert raised.value.code == 2
+    assert len(scripted.environs) == starts
+
+
+def test_what_ended_on_purpose_is_not_started_anew(scripted: type[Scripted]):
+    scripted.ends += [Failure("stopped", 75, on_purpose=True)]
+    with pytest.raises(LaunchError, match="stopped") as raised:
+        launch(["train"], processes=1, port=0, threads=1, job="test", restarts=5)
+    assert raised.value.code == 75
+
+
+def test_a_launcher_that_died_before_its_process_asked_is_noticed():
+    code = "import os; from onehour.dist.launch import end_with_launcher; os.environ['ONEHOUR_LAUNCHED'] = '1';"
+    code += "end_with_launcher(); print('lives on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")

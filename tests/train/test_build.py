@@ -167,7 +167,7 @@ def test_large_images_pass_fewer_workers_together(tiny: ModuleType):
 def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch):
     listed, tensors = Data.of(*tiny.listed()), Data.of(*tiny.data())
     assert pick_loaders(Execution(), tensors) == 0
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("onehour.train.build.cores", lambda: 12)
     assert pick_loaders(Execution(), listed) == 12
     assert pick_loaders(Execution(processes=4), listed) == 3
     assert pick_loaders(Execution(processes=50), listed) == 1

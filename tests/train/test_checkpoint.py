@@ -1,21 +1,33 @@
 """What is saved is read back to the bit, and whoever wrote it, training was not held."""
 
 import errno
+import json
 import shutil
+import threading
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.train.build import build_optimizer
-from onehour.train.checkpoint import Checkpoints, SaveInterval
+from onehour.train.checkpoint import FILES, Checkpoints, SaveInterval, latest_contents
 from onehour.train.state import digest_of, model_state, optimizer_state
+from onehour.train.store import Store, Stored
+from onehour.train.tensorfile import write_bytes
 
-PROGRESS = {"iteration": 3, "totals": [0.1, 2.0]}
+
+def progress(iteration: int) -> dict[str, Any]:
+    return {"iteration": iteration, "position": 8 * iteration, "totals": [0.1, 2.0], "build": {"torch": "2"}}
+
+
+PROGRESS = progress(3)
 
 
 def checkpoints(folder: Path, said: list[str] | None = None) -> Checkpoints:
@@ -77,7 +89,7 @@ def test_a_full_disk_is_one_warning_and_the_one_before_stays(
     model, optimizer = trained(tiny, "sgd", 1)
     said: list[str] = []
     saved = checkpoints(tmp_path, said)
-    saved.save(model, optimizer, {"iteration": 1})
+    saved.save(model, optimizer, progress(1))
     assert saved.wait()
 
     def full(*_: object, **__: object) -> None:
@@ -86,29 +98,144 @@ def test_a_full_disk_is_one_warning_and_the_one_before_stays(
     with monkeypatch.context() as patched:
         patched.setattr("onehour.train.store.Path.rename", full)
         for iteration in (2, 3):
-            saved.save(model, optimizer, {"iteration": iteration})
+            saved.save(model, optimizer, progress(iteration))
             assert not saved.wait()
     (warning,) = said
     assert "No space left on device" in warning
     assert str(tmp_path) in warning
     assert "bytes are needed" in warning
-    assert checkpoints(tmp_path).load(model, optimizer) == {"iteration": 1}
-    saved.save(model, optimizer, {"iteration": 4})
+    assert checkpoints(tmp_path).load(model, optimizer) == progress(1)
+    saved.save(model, optimizer, progress(4))
     assert saved.wait()
-    assert checkpoints(tmp_path).load(model, optimizer) == {"iteration": 4}
+    assert checkpoints(tmp_path).load(model, optimizer) == progress(4)
+
+
+def test_what_a_checkpoint_counts_on_is_written_first_or_there_is_none(tiny: ModuleType, tmp_path: Path):
+    model, optimizer = trained(tiny, "sgd", 1)
+    said: list[str] = []
+    saved = checkpoints(tmp_path, said)
+    saved.save(model, optimizer, progress(1), first=(tmp_path / "record").touch)
+    assert saved.wait()
+    assert (tmp_path / "record").exists()
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for iteration in (2, 3):
+        saved.save(model, optimizer, progress(iteration), first=full)
+        assert not saved.wait()
+    assert len(said) == 1
+    assert checkpoints(tmp_path).load(model, optimizer) == progress(1)
+
+
+def damaged(tiny: ModuleType, folder: Path) -> None:
+    """Two checkpoints, of which the newer one cannot be trusted."""
+    saved = checkpoints(folder)
+    for iteration in (1, 2):
+        saved.save(*trained(tiny, "sgd", iteration), progress(iteration))
+    saved.close()
+    (folder / "checkpoints" / "iteration-000000002" / "progress.json").write_text("{}")
+    (folder / "recipe.toml").write_text(Recipe().to_toml())
 
 
 def test_a_damaged_one_is_named_and_the_one_before_is_used(tiny: ModuleType, tmp_path: Path):
+    damaged(tiny, tmp_path)
+    said: list[str] = []
+    assert checkpoints(tmp_path, said).load(*trained(tiny, "sgd", 0)) == progress(1)
+    (warning,) = said
+    assert "iteration-000000002: progress.json has 2 bytes instead of" in warning
+    assert warning.endswith("iteration-000000001 is used in its place")
+
+
+def test_whoever_reads_a_runs_newest_weights_is_told_too(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    damaged(tiny, tmp_path)
+    contents = latest_contents(tmp_path)
+    assert contents is not None
+    assert json.loads(contents[-1]) == progress(1)
+    said = capsys.readouterr()
+    assert said.err.startswith("onehour: warning: a damaged checkpoint was left out: iteration-000000002: progress")
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iteration": 2},
+        {"iteration": "1"},
+        {"totals": [1.0]},
+        {"totals": None},
+        {"position": 10**30},
+        {"position": -1},
+        {"skipped": "many"},
+        {"evaluated": 0},
+        {"build": {"torch": "\x1b[2J"}},
+        {"build": []},
+    ],
+)
+def test_progress_that_no_run_wrote_is_refused(tiny: ModuleType, tmp_path: Path, change: dict[str, Any]):
+    """Its digest is right: somebody forged it."""
+    forge(tmp_path, *trained(tiny, "sgd", 1), {FILES[2]: json.dumps(progress(1) | change).encode()})
+    assert checkpoints(tmp_path).store.newest() is not None
+    with pytest.raises(ValueError, match=r"progress\.json of iteration 1 was written by no run"):
+        checkpoints(tmp_path).load(*trained(tiny, "sgd", 0))
+
+
+def forge(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, changes: dict[str, bytes]) -> None:
+    """Checkpoint 1, with other files than a run would write and the digests that they must have."""
+    contents = {
+        FILES[0]: save(model_state(model)),
+        FILES[1]: save(optimizer_state(optimizer, model)),
+        FILES[2]: json.dumps(progress(1)).encode(),
+    }
+    files = {name: partial(write_bytes, content=content) for name, content in (contents | changes).items()}
+    checkpoints(folder).store.write(1, files)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_without_one_of_its_files_is_none(tiny: ModuleType, tmp_path: Path, name: str):
+    """And not one to start over from."""
+    model, optimizer = trained(tiny, "sgd", 1)
+    saved = checkpoints(tmp_path)
+    files = {other: partial(write_bytes, content=b"{}") for other in FILES if other != name}
+    saved.store.write(1, files)
+    with pytest.raises(ValueError, match=f"its manifest has no {name}"):
+        checkpoints(tmp_path).load(model, optimizer)
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+@pytest.mark.parametrize("content", [b"\x80\x04K\x01.", save({"9.weight/momentum_buffer": torch.zeros(1)})])
+def test_tensors_that_are_none_are_one_message(tiny: ModuleType, tmp_path: Path, name: str, content: bytes):
+    model, optimizer = trained(tiny, "sgd", 1)
+    forge(tmp_path, model, optimizer, {name: content})
+    with pytest.raises(ValueError, match="is of another model: ") as raised:
+        checkpoints(tmp_path).load(model, optimizer)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a start, the first save verifies those that this process does not know, beside the training."""
     model, optimizer = trained(tiny, "sgd", 1)
     saved = checkpoints(tmp_path)
     for iteration in (1, 2):
-        saved.save(model, optimizer, {"iteration": iteration})
+        saved.save(model, optimizer, progress(iteration))
     saved.close()
-    (tmp_path / "checkpoints" / "iteration-000000002" / "progress.json").write_text("{}")
-    said: list[str] = []
-    assert checkpoints(tmp_path, said).load(model, optimizer) == {"iteration": 1}
-    (warning,) = said
-    assert "iteration-000000002: progress.json has 2 bytes instead of" in warning
+    looking, updated, verified = threading.Event(), threading.Event(), Store.verified
+
+    def slow(self: Store, folder: Path) -> Stored:
+        looking.set()
+        assert updated.wait(30)
+        return verified(self, folder)
+
+    monkeypatch.setattr(Store, "verified", slow)
+    again = checkpoints(tmp_path)
+    again.save(model, optimizer, progress(3))
+    assert looking.wait(30)
+    again.detach()
+    advance(model, optimizer, 1)
+    updated.set()
+    assert again.wait()
 
 
 def test_a_checkpoint_of_another_recipe_is_not_loaded(tiny: ModuleType, tmp_path: Path):

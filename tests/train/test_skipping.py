@@ -2,16 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+import onehour
 from onehour.cli import main
 from onehour.data.bad import BAD_IMAGES
-from onehour.data.images import open_sides
+from onehour.data.images import Images, image_folder, open_sides
 from onehour.data.pack import pack
 from onehour.train.record import Run
 
@@ -74,10 +77,14 @@ def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_pat
 @pytest.mark.usefixtures("environ")
 def test_two_processes_count_the_same(damaged: Path, tmp_path: Path):
     runs = []
-    for processes in ("1", "2"):
-        out = tmp_path / processes
-        command = [sys.executable, "-m", "onehour", *line(damaged, out, "--processes", processes, "--epochs", "1")]
-        subprocess.run(command, check=True, env=os.environ, timeout=200, stdout=subprocess.DEVNULL)
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        arguments = line(damaged, out, "--processes", str(processes), "--epochs", "1")
+        if processes == 1:
+            assert main(arguments) == 0
+        else:
+            command = [sys.executable, "-m", "onehour", *arguments]
+            subprocess.run(command, check=True, env=os.environ, timeout=200, stdout=subprocess.DEVNULL)
         runs.append(Run(out))
     assert [run.summary["skipped"] for run in runs] == [1, 1]
     assert named(runs[0]) == named(runs[1])
@@ -137,3 +144,47 @@ def test_the_pixel_cap_is_the_recipes(tree: Path, tmp_path: Path, capsys: pytest
     assert "has 40×36 pixels, more than the cap of 1,000" in capsys.readouterr().err
     assert main(line(tree, tmp_path / "run", "--pixel-cap", "999999999")) == 2
     assert "pixel_cap is 999999999; expected at most 178956970" in capsys.readouterr().err
+
+
+class Dying(Images):
+    """A process that loads image 500 is killed, as the kernel does when memory runs out."""
+
+    once: Path | None = None
+    """A file that keeps it from happening again."""
+
+    def keyed(self, index: int, key: int) -> tuple[Tensor, int]:
+        if index == 500 and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().keyed(index, key)
+
+
+def trained(tree: Path, out: Path, once: Path | None) -> Run:
+    train, validation = image_folder(tree)
+    data = Dying(train.source, augmented=True)
+    data.once = once
+    sizes = {"minibatch": 50, "per_worker": 5, "base_minibatch": 50, "base_lr": 0.01, "warmup": "none", "epochs": 1}
+    model = __import__("images").net
+    return onehour.train(
+        "resnet50", data=(data, validation), model=model, out=out, loaders=2, device="cpu", threads=1, **sizes
+    )
+
+
+def test_a_killed_loader_changes_nothing_of_a_run(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    there = tmp_path / "there"
+    there.touch()
+    runs = [trained(tree, tmp_path / "undisturbed", there), trained(tree, tmp_path / "killed", tmp_path / "once")]
+    said = capfd.readouterr()
+    assert "was killed (SIGKILL) at sample 500" in said.err + said.out
+    assert (tmp_path / "once").exists()
+    digests = [run.summary["state_sha256"] for run in runs]
+    assert digests[0] == digests[1]
+    assert runs[0].metrics == runs[1].metrics
+
+
+def test_an_image_that_kills_every_loader_ends_a_run_with_one_message(tree: Path, tmp_path: Path):
+    expected = r"^3 processes that load data ended at the same samples, .*SIGKILL\) at sample 500 \(.*\.JPEG\); look"
+    with pytest.raises(ValueError, match=expected) as raised:
+        trained(tree, tmp_path / "run", None)
+    assert "\n" not in str(raised.value)

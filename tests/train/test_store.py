@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onehour.train.store import Store, Stored
+from onehour.train.store import Store, Stored, sync_folder
 from onehour.train.tensorfile import write_bytes
 
 Damage = Callable[[random.Random, Path], None]
@@ -70,11 +70,102 @@ def test_the_last_finite_one_stays(tmp_path: Path):
     assert names(tmp_path) == [2, 6, 7]
 
 
-def test_leftovers_are_cleared(tmp_path: Path):
+def test_one_that_changed_since_it_was_verified_does_not_count(tmp_path: Path):
+    made = fill(tmp_path, range(1, 3))
+    (newest(tmp_path) / "model").write_bytes(content(2, "modem"))
+    made.write(3, {"model": lambda path: write_bytes(path, b"3")})
+    assert names(tmp_path) == [1, 2, 3]
+    made.write(4, {"model": lambda path: write_bytes(path, b"4")})
+    assert names(tmp_path) == [3, 4]
+
+
+def test_the_last_finite_one_stays_even_if_it_cannot_be_read_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fill(tmp_path, range(1, 2))
+    made, verified = store(tmp_path), Store.verified
+
+    def refuses(self: Store, folder: Path) -> Stored:
+        if folder.name.endswith("1"):
+            raise ValueError("model cannot be read: Input/output error")
+        return verified(self, folder)
+
+    monkeypatch.setattr(Store, "verified", refuses)
+    for iteration in range(2, 6):
+        made.write(iteration, {"model": lambda path: write_bytes(path, b"x") | {"finite": False}})
+    assert names(tmp_path) == [1, 4, 5]
+    monkeypatch.undo()
+    assert store(tmp_path).verified(tmp_path / "checkpoints" / "iteration-000000001").finite
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["finite", "infinite", "damaged"]), min_size=1, max_size=9), kept=st.integers(1, 3)
+)
+def test_what_stays_are_the_last_verified_ones_and_the_last_finite_one(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[str], kept: int
+):
+    folder = tmp_path_factory.mktemp("thin")
+    infinite = tuple(place for place, kind in enumerate(kinds, 1) if kind == "infinite")
+    fill(folder, range(1, len(kinds) + 1), infinite=infinite, kept=len(kinds))
+    for place, kind in enumerate(kinds, 1):
+        if kind == "damaged":
+            (folder / "checkpoints" / f"iteration-{place:09d}" / "model").write_bytes(b"")
+    store(folder, kept).thin()
+    good = [place for place, kind in enumerate(kinds, 1) if kind != "damaged"]
+    finite = [place for place, kind in enumerate(kinds, 1) if kind == "finite"]
+    assert set(good[-kept:]) | set(finite[-1:]) <= set(names(folder))
+    assert not (set(good) - set(good[-kept:]) - set(finite[-1:])) & set(names(folder))
+    shutil.rmtree(folder)
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_leftovers_are_cleared_by_the_next_start_and_the_next_write(tmp_path: Path, start: bool):
     made = fill(tmp_path, range(1, 2))
-    (tmp_path / "checkpoints" / ".writing-iteration-000000002").mkdir()
-    made.clear_leftovers()
+    for name in (".writing-iteration-000000002", ".dropping-iteration-000000000"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "model").write_bytes(b"half")
+    if start:
+        made.clear_leftovers()
+    else:
+        fill(tmp_path, range(1, 2))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration-000000001"]
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_one_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: Path, replaced: bool):
+    made = fill(tmp_path, range(1, 3))
+    aside = newest(tmp_path).rename(newest(tmp_path).with_name(".replaced-iteration-000000002"))
+    if replaced:
+        shutil.copytree(aside, aside.with_name("iteration-000000002"))
+    made.clear_leftovers()
+    stored = store(tmp_path).newest()
+    assert right(stored)
+    assert names(tmp_path) == [1, 2]
+
+
+def test_what_is_half_deleted_has_no_checkpoints_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = fill(tmp_path, range(1, 3))
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it did anything
+    made.write(3, {"model": lambda path: write_bytes(path, b"x")})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        ".dropping-iteration-000000001",
+        "iteration-000000002",
+        "iteration-000000003",
+    ]
+
+
+def test_the_same_iteration_is_replaced(tmp_path: Path):
+    made = fill(tmp_path, range(1, 3))
+    (newest(tmp_path) / "model").write_bytes(b"")
+    fill(tmp_path, range(2, 3))
+    assert names(tmp_path) == [1, 2]
+    assert right(made.newest())
+    assert made.problems == []
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path):
@@ -148,10 +239,52 @@ def test_no_damage_loads_a_wrong_state(tmp_path_factory: pytest.TempPathFactory,
     shutil.rmtree(folder)
 
 
-def test_hostile_manifests_are_refused_with_a_reason(tmp_path: Path):
+def test_checkpoints_that_are_a_link_are_none_of_the_runs(tmp_path: Path):
+    fill(tmp_path / "other", range(1, 3))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "other" / "checkpoints")
+    with pytest.raises(ValueError, match="is a link"):
+        store(tmp_path / "run").newest()
+    assert names(tmp_path / "other") == [1, 2]
+
+
+def test_links_among_the_checkpoints_are_removed_and_not_followed(tmp_path: Path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("mine")
+    made = fill(tmp_path / "run", range(2, 4))
+    place = tmp_path / "run" / "checkpoints"
+    for name in (".writing-iteration-000000004", ".dropping-x", "iteration-000000001"):
+        (place / name).symlink_to(tmp_path / "precious")
+    made.write(4, {"model": lambda path: write_bytes(path, b"x")})
+    assert names(tmp_path / "run") == [3, 4]
+    assert (tmp_path / "precious" / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_listed_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = fill(tmp_path, range(1, 2))
-    folder = tmp_path / "checkpoints" / "iteration-000000001"
-    for text in ("[" * 100_000, "{}", "[]", "null", '{"sha256": 1}', "x" * 2**21, '{"files": {"../../x": {}}}'):
-        (folder / "manifest.json").write_text(text)
-        with pytest.raises(ValueError, match="can be trusted"):
-            made.newest()
+
+    def refuses(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    with pytest.raises(ValueError, match="checkpoints cannot be listed: Input/output error"):
+        made.newest()
+
+
+def test_a_folders_entries_are_synced(tmp_path: Path):
+    sync_folder(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needs", "said"),
+    [
+        ("other", (), "it belongs to a run of another recipe"),
+        ("mine", ("model", "optimizer", "weights"), "its manifest has no optimizer, weights"),
+    ],
+)
+def test_what_is_none_of_this_runs_is_refused(tmp_path: Path, recipe: str, needs: tuple[str, ...], said: str):
+    fill(tmp_path, range(1, 2))
+    with pytest.raises(ValueError, match=f"can be trusted .iteration-000000001: {said}"):
+        Store(tmp_path, recipe=recipe, needs=needs).newest()

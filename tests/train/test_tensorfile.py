@@ -1,6 +1,7 @@
 """Files of tensors, written without a copy, read by safetensors itself."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,45 @@ def test_bytes_have_their_digest(tmp_path: Path):
     assert (tmp_path / "a").read_bytes() == b"abc"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_not_finite_is_said(value: float, tmp_path: Path):
-    said = write_tensors(tmp_path / "a", Snapshot({"a": torch.zeros(2), "b": torch.tensor([0.0, value])}))
-    assert said["finite"] is False
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_number_that_is_not_finite_is_said(value: float, dtype: torch.dtype, tmp_path: Path):
+    """Wherever it is, and however large the others are."""
+    tensor = torch.full((2**20 + 3,), torch.finfo(dtype).max, dtype=dtype)
+    state = {"a": torch.zeros(2), "b": tensor, "c": torch.tensor(True)}
+    for place in (0, 2**19 + 5, -1):
+        assert write_tensors(tmp_path / f"finite {place}", Snapshot(state))["finite"] is True
+        tensor[place] = value
+        assert write_tensors(tmp_path / f"{place}", Snapshot(state))["finite"] is False
+        tensor[place] = -torch.finfo(dtype).max
+
+
+def test_a_large_tensor_is_written_in_pieces_and_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However little the system takes at once."""
+    real, sizes = os.write, []
+
+    def some(descriptor: int, part: memoryview) -> int:
+        sizes.append(len(part))
+        return real(descriptor, part[: max(1, len(part) // 2)])
+
+    tensor = torch.arange(3_000_001, dtype=torch.float32)
+    monkeypatch.setattr(os, "write", some)
+    said = write_tensors(tmp_path / "a", Snapshot({"a": tensor}))
+    assert torch.equal(load_file(tmp_path / "a")["a"], tensor)
+    assert said["sha256"] == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+    assert max(sizes) == 2**22
+
+
+def test_a_file_is_new_and_no_link_leads_it_elsewhere(tmp_path: Path):
+    (tmp_path / "there").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("there", "link"):
+        with pytest.raises(FileExistsError):
+            write_bytes(tmp_path / name, b"abc")
+    assert (tmp_path / "there").read_text() == "mine"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_type_that_the_format_has_not_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"wave is torch\.complex64"):
+        write_tensors(tmp_path / "a", Snapshot({"wave": torch.zeros(2, dtype=torch.complex64)}))

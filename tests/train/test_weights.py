@@ -1,7 +1,10 @@
 """Weights outside their run: evaluated, exported, refused."""
 
 import contextlib
+import errno
 import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,7 @@ def test_a_pickle_that_does_something_is_not_loaded(tmp_path: Path):
         ("cut.safetensors", b"\x08", "cannot be read as weights"),
         ("text.pt", b"hello", "text.pt"),
         ("notes.txt", b"hello", "is no weights file"),
+        ("old.pt", bytes(257) + b"ustar" + bytes(250), "in the oldest of torch's formats"),
     ],
 )
 def test_what_is_no_weights_file_is_one_message(name: str, content: bytes, said: str, tmp_path: Path):
@@ -124,3 +128,66 @@ def test_export_overwrites_nothing_and_knows_its_formats(run: Run, tmp_path: Pat
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     assert main(["evaluate", str(tmp_path / "a.safetensors")]) == 2
     assert "give --recipe, or --model and --data" in capsys.readouterr().err
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_uses_the_one_before(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    newest = max((copy / "checkpoints").iterdir())
+    shutil.copytree(newest, newest.with_name("iteration-000000099"))
+    assert main(["evaluate", str(copy)]) == 0
+    said = capsys.readouterr()
+    assert f"{run.metrics[-1]['top1_error']:.2f} %" in said.out
+    assert "iteration-000000099: its manifest is that of iteration 8; iteration-000000008 is used" in said.err
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt is no plain file"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({1: torch.ones(1)}, "holds no state dict of tensors"),
+        ({"a": 1}, "holds no state dict of tensors: a is a int"),
+        ([torch.ones(1)], "holds no state dict of tensors"),
+        ({"\x1b[2J": torch.ones(1).expand(2**40)}, r"\\x1b\[2J is no plain tensor"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is no plain tensor"),
+        ({"a": torch.ones(1, device="meta")}, "a is no plain tensor"),
+    ],
+)
+def test_what_is_no_plain_state_dict_is_refused(state: object, said: str, tmp_path: Path):
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_tied_and_transposed_weights_are_exported_as_they_are(suffix: str, tmp_path: Path):
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    torch.save({"a": weight, "b": weight, "c": weight.T}, tmp_path / "in.pt")
+    found = read_weights(export_weights(tmp_path / "in.pt", tmp_path / "new" / f"out.{suffix}"))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "a": weight.tolist(),
+        "b": weight.tolist(),
+        "c": weight.T.tolist(),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_full_disk_leaves_nothing_and_is_one_message(
+    run: Run, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert main(["export", str(run.folder), "--to", str(tmp_path / f"x.{suffix}")]) == 2
+    said = capsys.readouterr().err
+    assert f"x.{suffix} cannot be written: No space left on device" in said
+    assert "bytes are needed" in said
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onehour.check.finding import Finding as Finding
     from onehour.check.runner import CheckError as CheckError
     from onehour.check.runner import check_script as check_script
+    from onehour.check.testing import assert_clean as assert_clean
     from onehour.check.watching import Report as Report
     from onehour.check.watching import Watch as Watch
     from onehour.check.watching import watch as watch
@@ -21,6 +22,7 @@ _HOMES = {
     "case": ["Base"],
     "finding": ["Finding"],
     "runner": ["CheckError", "check_script"],
+    "testing": ["assert_clean"],
     "watching": ["Report", "Watch", "watch"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

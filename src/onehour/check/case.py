@@ -19,6 +19,7 @@ class Base:
         lr: the base rate.
         minibatch: the base minibatch.
         per_worker: n, the samples that BatchNorm normalises over.
+        weight_decay: as it was given to the optimizer.
 
     >>> Base(0.1, 256).lr
     0.1
@@ -27,6 +28,7 @@ class Base:
     lr: float | None = None
     minibatch: int | None = None
     per_worker: int | None = None
+    weight_decay: float | None = None
 
 
 class Case:

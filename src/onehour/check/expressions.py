@@ -56,7 +56,7 @@ def _statements(filename: str) -> dict[int, ast.stmt]:
 
 
 def _value(node: ast.expr, frame: FrameType) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
         return frame.f_locals.get(node.id, frame.f_globals.get(node.id))

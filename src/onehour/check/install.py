@@ -6,7 +6,35 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Patches"]
+__all__ = ["Hook", "Patches"]
+
+
+class Hook:
+    """A hook on someone's module that copies and files of the module do not take with them.
+
+    >>> import copy
+    >>> hook = Hook(lambda module, inputs: print("seen"))
+    >>> hook(None, ())
+    seen
+    >>> copy.deepcopy(hook)(None, ())
+    """
+
+    def __init__(self, action: Callable[..., Any]) -> None:
+        self._action = action
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._action(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _nothing(*arguments: Any) -> None:
+    """What a copied hook does."""
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
 
 
 class Patches:

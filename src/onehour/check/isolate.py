@@ -32,8 +32,14 @@ def isolate(overlay: Overlay, patches: Patches) -> None:
     for owner in (builtins, io):
         patches.around(owner, "open", _opening(overlay))
     patches.around(os, "open", _os_open(overlay))
-    for name in ("stat", "lstat", "access", "chdir", "readlink", "utime", "chmod"):
-        patches.around(os, name, _reading(overlay))
+    for name in ("stat", "lstat", "access", "chdir", "readlink", "statvfs", "listxattr", "getxattr"):
+        if hasattr(os, name):
+            patches.around(os, name, _reading(overlay))
+    for name in ("utime", "chmod", "truncate", "setxattr"):
+        if hasattr(os, name):
+            patches.around(os, name, _changing(overlay))
+    for name in ("symlink", "link"):
+        patches.around(os, name, _linking(overlay))
     for name in ("remove", "unlink", "rmdir"):
         patches.around(os, name, _removing(overlay))
     for name in ("rename", "replace"):
@@ -44,6 +50,8 @@ def isolate(overlay: Overlay, patches: Patches) -> None:
     patches.around(shutil, "rmtree", _clearing(overlay))
     patches.around(torch, "save", _saving(overlay, 1))
     patches.around(torch, "load", _reading(overlay))
+    patches.around(torch.jit, "save", _saving(overlay, 1))
+    patches.around(torch.jit, "load", _reading(overlay))
     safetensors = sys.modules.get("safetensors.torch")
     if safetensors is not None:
         patches.around(safetensors, "save_file", _saving(overlay, 1))
@@ -85,6 +93,31 @@ def _reading(overlay: Overlay) -> Any:
     return reading
 
 
+def _changing(overlay: Overlay) -> Any:
+    """Of a file its copy; a folder stays as it is."""
+
+    def changing(original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("dir_fd") is not None or overlay.upper(path) is None:
+            return original(path, *arguments, **options)
+        if os.path.isdir(path):
+            return None
+        return original(overlay.write(path, keep=True), *arguments, **options)
+
+    return changing
+
+
+def _linking(overlay: Overlay) -> Any:
+    def linking(original: Any, source: Any, target: Any, *arguments: Any, **options: Any) -> Any:
+        if any(name.endswith("dir_fd") and value is not None for name, value in options.items()):
+            return original(source, target, *arguments, **options)
+        if os.path.lexists(target):
+            raise FileExistsError(17, "File exists", os.fspath(target))
+        source = overlay.read(source) if original.__name__ == "link" else source
+        return original(source, overlay.write(target, keep=False), *arguments, **options)
+
+    return linking
+
+
 def _saving(overlay: Overlay, position: int) -> Any:
     names = ("f", "filename")
 
@@ -116,6 +149,8 @@ def _renaming(overlay: Overlay) -> Any:
         reading = overlay.read(source)
         if not os.path.exists(reading):
             raise FileNotFoundError(2, "No such file or directory", os.fspath(source))
+        if not overlay.below(source):
+            return original(reading, overlay.write(target, keep=False), **options)
         if os.path.isdir(reading):
             shutil.copytree(source, target, dirs_exist_ok=True)
             return shutil.rmtree(source)
@@ -139,7 +174,7 @@ def _making(overlay: Overlay) -> Any:
 def _listing(overlay: Overlay) -> Any:
     def listing(original: Any, path: Any = ".") -> list[str]:
         names = overlay.names(path)
-        return original(path) if names is None else names
+        return original(overlay.read(path)) if names is None else names
 
     return listing
 
@@ -147,7 +182,7 @@ def _listing(overlay: Overlay) -> Any:
 def _scanning(overlay: Overlay) -> Any:
     def scanning(original: Any, path: Any = ".") -> Any:
         names = overlay.names(path)
-        return original(path) if names is None else _Entries(original, overlay, os.fspath(path), names)
+        return original(overlay.read(path)) if names is None else _Entries(original, overlay, os.fspath(path), names)
 
     return scanning
 
@@ -156,14 +191,19 @@ class _Entries:
     """What `scandir` gives, of a folder whose parts lie in two places."""
 
     def __init__(self, original: Any, overlay: Overlay, path: str, names: list[str]) -> None:
-        self._entries = []
+        self._entries: list[_Entry] = []
         for name in names:
             place = overlay.read(os.path.join(path, name))
             with original(os.path.dirname(place)) as entries:
                 self._entries += [_Entry(entry, path) for entry in entries if entry.name == name]
 
-    def __iter__(self) -> Any:
-        return iter(self._entries)
+    def __iter__(self) -> _Entries:
+        return self
+
+    def __next__(self) -> _Entry:
+        if not self._entries:
+            raise StopIteration
+        return self._entries.pop(0)
 
     def __enter__(self) -> _Entries:
         return self

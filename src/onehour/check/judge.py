@@ -21,7 +21,7 @@ from onehour.check.pitfalls import (
     stepping,
 )
 
-__all__ = ["JUDGES", "judge"]
+__all__ = ["JUDGES", "judge", "not_judged"]
 
 JUDGES: dict[str, Callable[[Case], Finding | None]] = {
     "lr-not-scaled": rate.lr_not_scaled,
@@ -91,6 +91,25 @@ def judge(case: Case, *, only: Collection[str] = (), skip: Collection[str] = ())
         if (finding := look(case)) is not None
     ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def not_judged(case: Case) -> list[str]:
+    """What could not be judged of a case, and why: one sentence each.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> not_judged(Case([Story(Tape())]))
+    []
+    """
+    schedule, said = case.schedule(), []
+    if case.base.lr is not None and schedule.rising:
+        said.append(
+            f"the rate was not judged against the base: it still rises after {len(schedule.seen)} updates, and nothing"
+            " says where to"
+        )
+    if any(story.tape.full for story in case.stories):
+        said.append("more happened than is kept: what came after the first events was not judged")
+    return said
 
 
 def refuse_unknown(pitfalls: Collection[str]) -> None:

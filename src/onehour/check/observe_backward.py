@@ -13,7 +13,7 @@ from onehour.check.install import Patches
 from onehour.check.observe_optimizer import Optimizers
 from onehour.check.penalty import penalties
 from onehour.check.recorder import Recorder, quiet
-from onehour.check.where import user_line
+from onehour.check.where import called_directly, user_line
 
 __all__ = ["Backwards"]
 
@@ -143,6 +143,7 @@ class Backwards:
         found = [penalty.strength(self.scale) for penalty in before.pop("penalties", [])]
         facts = {"terms": self.terms, "samples": self.samples, "scale": self.scale}
         facts |= {"before": before.get("before", {}), "local": self.optimizers.after_backward()}
+        facts["direct"] = called_directly(3)
         if found:
             facts["penalty"] = {"parameters": len(found), "strength": max(found)}
         self.recorder.tape.add("backward", user_line(3), **_named(facts))

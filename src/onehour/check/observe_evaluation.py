@@ -97,7 +97,8 @@ class Evaluations:
         >>> Evaluations.said.__name__
         'said'
         """
-        output = output if torch.is_tensor(output) else getattr(output, "logits", None)
+        if not torch.is_tensor(output):
+            output = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
         labels = self.labels.popleft() if self.labels else None
         if labels is None or not torch.is_tensor(output) or output.ndim != 2 or output.shape[0] != labels.shape[0]:
             return

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onehour.check.install import Patches
+from onehour.check.install import Hook, Patches
 from onehour.check.observe_backward import Backwards
 from onehour.check.observe_evaluation import Evaluations
 from onehour.check.observe_optimizer import Optimizers
@@ -35,7 +36,9 @@ class Forwards:
     def __init__(
         self, recorder: Recorder, optimizers: Optimizers, backwards: Backwards, only: nn.Module | None = None
     ) -> None:
-        self.recorder, self.optimizers, self.backwards, self.only = recorder, optimizers, backwards, only
+        self.recorder, self.optimizers, self.backwards = recorder, optimizers, backwards
+        # What is wrapped is evaluated without its wrapper, too.
+        self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
         self.numbers = Numbers()
         self.models: list[nn.Module] = []
@@ -43,6 +46,8 @@ class Forwards:
         self.on_evaluation: Any = None
         """Called when a model is used without training it."""
         self.sizes: dict[str, set[int]] = {}
+        self.handles: list[Any] = []
+        """Of hooks on each BatchNorm; they are there for the first updates."""
 
     def install(self, patches: Patches) -> None:
         """Hook the modules, or the one model and its BatchNorms.
@@ -54,11 +59,17 @@ class Forwards:
             patches.on_undo(register_module_forward_pre_hook(self._enter).remove)
             patches.on_undo(register_module_forward_hook(self._leave, always_call=True).remove)
             return
-        patches.on_undo(self.only.register_forward_pre_hook(self._enter).remove)
-        patches.on_undo(self.only.register_forward_hook(self._leave, always_call=True).remove)
+        patches.on_undo(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
+        patches.on_undo(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
         for module in self.only.modules():
             if isinstance(module, _BatchNorm) and module is not self.only:
-                patches.on_undo(module.register_forward_pre_hook(self._batchnorm).remove)
+                self.handles.append(module.register_forward_pre_hook(Hook(self._batchnorm)))
+        patches.on_undo(self._unhook)
+
+    def _unhook(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
 
     @quiet
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -102,7 +113,11 @@ class Forwards:
     @quiet
     def _batchnorm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """n: over how many samples a training pass normalises."""
-        if module.training and torch.is_grad_enabled() and self.recorder.updates < self.recorder.deep_updates:
+        if torch.compiler.is_compiling():
+            return
+        if self.recorder.updates >= self.recorder.deep_updates:
+            self._unhook()
+        elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
             self.sizes.setdefault(type(module).__name__, set()).add(int(n))
 
@@ -143,7 +158,7 @@ class Forwards:
             "decay": max((decay for _, (_, decay) in decayed), default=0.0),
             "optimizer": decayed[0][1][0] if decayed else None,
             "unused": unused,
-            "parameters": sum(p.requires_grad for p in model.parameters()),
+            "parameters": len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
         }
 
 
@@ -153,12 +168,13 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _decays(optimizers: list[Optimizer]) -> dict[int, tuple[int, float]]:
-    """For each parameter that an optimizer holds: a number for the optimizer, and its weight decay."""
+    """For each trainable parameter that an optimizer holds: a number for the optimizer, and its weight decay."""
     return {
         id(p): (number, float(group.get("weight_decay") or 0.0))
         for number, optimizer in enumerate(optimizers)
         for group in optimizer.param_groups
         for p in group["params"]
+        if p.requires_grad
     }
 
 

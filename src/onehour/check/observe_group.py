@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -15,10 +15,13 @@ from torch.optim import Optimizer
 from onehour.check.install import Patches
 from onehour.check.observe_forward import Forwards
 from onehour.check.recorder import Recorder, quiet
-from onehour.check.sketch import sketch
+from onehour.check.sketch import part, sketch
 from onehour.check.where import user_line
 
 __all__ = ["Groups"]
+
+WEIGHTS, EACH = 8, 4096
+"""How many weights are compared before the first update, and how much of each."""
 
 
 class Groups:
@@ -113,9 +116,9 @@ class Groups:
         >>> Groups.stepped.__name__
         'stepped'
         """
-        if self.recorder.world > 1:
-            self.trained = True
-            self.recorder.tape.add("own", None, numbers=self._statistics())
+        self.trained = True
+        if self.recorder.world > 1 and self.recorder.attentive:
+            self.recorder.tape.add("own", None, updates=self.recorder.updates, numbers=sketch([self._statistics()]))
 
     @quiet
     def first_step(self, optimizer: Optimizer) -> None:
@@ -125,8 +128,9 @@ class Groups:
         'first_step'
         """
         if self.recorder.world > 1:
-            weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:8]
-            self.recorder.tape.add("weights", user_line(3), numbers=sketch(weights))
+            weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:WEIGHTS]
+            values = [value for p in weights for value in part(p)[:EACH].tolist()]
+            self.recorder.tape.add("weights", user_line(3), values=values)
 
     @quiet
     def look(self, when: str) -> None:
@@ -139,11 +143,15 @@ class Groups:
         'look'
         """
         if self.recorder.world > 1 and self.trained:
-            numbers = self._statistics()
-            if numbers:
+            means = self._statistics()
+            if means is not None:
                 self.trained = when != "evaluation"
-                self.recorder.tape.add("statistics", user_line(3), when=when, numbers=numbers)
+                facts = {"updates": self.recorder.updates, "numbers": sketch([means]), "values": part(means).tolist()}
+                self.recorder.tape.add("statistics", user_line(3), when=when, **facts)
 
-    def _statistics(self) -> list[float]:
+    def _statistics(self) -> Tensor | None:
+        """The running means of all BatchNorms, one behind the other."""
         models = self.forwards.models if self.forwards.only is None else [self.forwards.only]
-        return sketch([m.running_mean for model in models for m in model.modules() if isinstance(m, _BatchNorm)])
+        modules = [module for model in models for module in model.modules() if isinstance(module, _BatchNorm)]
+        means = [m.running_mean.flatten() for m in dict.fromkeys(modules) if m.running_mean is not None]
+        return torch.cat([mean.to(means[0].device, torch.float64) for mean in means]) if means else None

@@ -28,7 +28,7 @@ from onehour.check.passes import SECONDS, WHOLE, Pass, leap
 from onehour.check.randomness import random_states, seeded
 from onehour.check.recorder import Numbers, Recorder, quiet
 from onehour.check.sketch import sketch
-from onehour.check.where import user_frames, user_line
+from onehour.check.where import called_directly, maker_line, user_frames, user_line
 
 __all__ = ["Loaders"]
 
@@ -54,6 +54,8 @@ class Loaders:
         self.recorder, self.folder, self.evaluations = recorder, folder, evaluations
         self.numbers = Numbers()
         self.made: WeakKeyDictionary[DataLoader, str | None] = WeakKeyDictionary()
+        self.first: dict[int, tuple[Any, str | None]] = {}
+        """Each data set, by its id, and where its first loader was made."""
         self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
         self.orders: dict[tuple[int, int], array[int]] = {}
         """Where there is no folder: of the first epochs of several processes."""
@@ -73,6 +75,15 @@ class Loaders:
         """
         patches.around(DataLoader, "__init__", self._init)
         patches.around(DataLoader, "__iter__", self._iter)
+        patches.on_undo(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Processes that persist go on with the loaders that they were made for."""
+        for loader, clone in self.clones.items():
+            iterator = vars(clone).get("_iterator")
+            if iterator is not None and vars(loader).get("_iterator") is None:
+                iterator._index_sampler = loader._index_sampler  # pyright: ignore[reportAttributeAccessIssue]
+                vars(loader)["_iterator"] = iterator
 
     def _init(self, original: Any, loader: DataLoader, *arguments: Any, **options: Any) -> None:
         original(loader, *arguments, **options)
@@ -80,7 +91,11 @@ class Loaders:
 
     @quiet
     def _was_made(self, loader: DataLoader) -> None:
-        self.made[loader] = user_line(3)
+        self.made[loader] = place = maker_line(loader, 3)
+        if self.recorder.cut:
+            # Libraries make loaders of the user's: the first of a data set's is the user's own.
+            first = self.first.setdefault(id(loader.dataset), (loader.dataset, place))
+            self.made[loader] = place if called_directly(3) else first[1]
         if self.on_made is not None:
             self.on_made()
 
@@ -175,7 +190,7 @@ class Loaders:
             name = f"order-{self.recorder.rank}-{opened.loader}-{opened.number}"
             with open(self.folder / name, "wb") as file:
                 flat.tofile(file)
-        elif self.recorder.world > 1 and opened.number == 0:
+        elif self.recorder.world > 1 and opened.number < 2:
             self.orders[opened.loader, opened.number] = flat
         sizes = [len(batch) if isinstance(batch, list | tuple) else 1 for batch in order]
         return {

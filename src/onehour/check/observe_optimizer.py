@@ -16,7 +16,7 @@ from onehour.check.probes import character, replay, state_of
 from onehour.check.proportion import ratio
 from onehour.check.recorder import Numbers, Recorder, quiet
 from onehour.check.sketch import chosen, part, sketch
-from onehour.check.where import user_line
+from onehour.check.where import maker_line, user_line
 
 __all__ = ["Optimizers"]
 
@@ -57,7 +57,8 @@ class Optimizers:
         self.recorder, self.only = recorder, only
         self.numbers = Numbers()
         self.made: WeakKeyDictionary[Optimizer, str | None] = WeakKeyDictionary()
-        self.watched: WeakKeyDictionary[Optimizer, _Watched] = WeakKeyDictionary()
+        self.watched: dict[Optimizer, _Watched] = {}
+        """They stay until the run was judged: a loop may drop its optimizer before its model."""
         self.others: WeakSet[Optimizer] = WeakSet()
         """Those that step, and are not the one to watch."""
         self.stepping: list[Optimizer] = []
@@ -100,7 +101,7 @@ class Optimizers:
 
     @quiet
     def _was_made(self, optimizer: Optimizer) -> None:
-        self.made[optimizer] = user_line(3)
+        self.made[optimizer] = maker_line(optimizer, 3)
         if self.on_made is not None:
             self.on_made()
         if self.only is None:

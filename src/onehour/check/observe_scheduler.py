@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from onehour.check.install import Patches
 from onehour.check.observe_optimizer import Optimizers
 from onehour.check.recorder import Numbers, Recorder, quiet
-from onehour.check.where import user_line
+from onehour.check.where import maker_line, user_line
 
 __all__ = ["Schedulers", "curve"]
 
@@ -74,7 +74,7 @@ class Schedulers:
         finally:
             self.depth -= 1
         if self.depth == 0:
-            self._made(scheduler, user_line(2))
+            self._made(scheduler, maker_line(scheduler, 2))
 
     @quiet
     def _made(self, scheduler: Any, place: str | None) -> None:
@@ -188,13 +188,19 @@ def _copied(scheduler: Any, optimizer: Optimizer) -> Any:
     stand_in.defaults = dict(optimizer.defaults)
     vars(stand_in)["_opt_called"] = True
     functions = getattr(scheduler, "lr_lambdas", [])  # methods of a large object, perhaps
-    return copy.deepcopy(scheduler, {id(optimizer): stand_in} | {id(function): function for function in functions})
+    memo = {id(function): function for function in functions} | {id(optimizer): stand_in}
+    for part in [scheduler, *_parts(scheduler)]:
+        memo[id(getattr(part, "optimizer", None))] = stand_in  # what wraps it, too
+    memo.pop(id(None), None)
+    return copy.deepcopy(scheduler, memo)
 
 
 def _optimizer_of(scheduler: Any) -> Optimizer | None:
     optimizer = getattr(scheduler, "optimizer", None)
     if optimizer is None and _parts(scheduler):
         optimizer = _optimizer_of(_parts(scheduler)[0])
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner  # Accelerate's wraps it
     return optimizer if isinstance(optimizer, Optimizer) else None
 
 

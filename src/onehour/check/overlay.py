@@ -48,7 +48,7 @@ class Overlay:
         real = os.path.abspath(text)
         if real.startswith(tuple(self.free)):
             return None
-        if real.startswith(self.temporary) and not real.startswith(tuple(self.home)):
+        if real.startswith(self.temporary) and not os.path.join(real, "").startswith(tuple(self.home)):
             return None
         return self.root + real
 
@@ -80,11 +80,10 @@ class Overlay:
             return path
         above = os.path.dirname(os.path.abspath(path))
         if not (_exists(os.path.dirname(upper)) or (_isdir(above) and not self._gone(os.path.dirname(upper)))):
-            return path  # which then fails as it would have
+            return upper if _isdir(above) else path  # which then fails as it would have
         _makedirs(os.path.dirname(upper))
         if keep and not _exists(upper) and not self._gone(upper) and _isfile(path):
             _copy(os.path.abspath(path), upper)
-        self._back(upper)
         return upper
 
     def remove(self, path: Any) -> None:
@@ -119,8 +118,17 @@ class Overlay:
             return None
         added = _listdir(upper)
         gone = {name.removeprefix(_GONE) for name in added if name.startswith(_GONE)}
-        below = _listdir(path) if _isdir(path) else []
-        return sorted({name for name in [*below, *added] if name not in gone and not name.startswith(_GONE)})
+        below = set(_listdir(path)) - gone if _isdir(path) and not self._gone(upper) else set()
+        return sorted(below | {name for name in added if not name.startswith(_GONE)})
+
+    def below(self, path: Any) -> bool:
+        """Whether the script sees something of its own there that was before it.
+
+        >>> Overlay("/tmp/run/x", home=[]).below("/etc")
+        True
+        """
+        upper = self.upper(path)
+        return _exists(path) and (upper is None or not self._gone(upper))
 
     def _mark(self, upper: str) -> str:
         return os.path.join(os.path.dirname(upper), _GONE + os.path.basename(upper))
@@ -131,10 +139,6 @@ class Overlay:
                 return True
             upper = os.path.dirname(upper)
         return False
-
-    def _back(self, upper: str) -> None:
-        if _exists(self._mark(upper)):
-            _unlink(self._mark(upper))
 
 
 # As they were before anyone stood before them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections import defaultdict
@@ -17,6 +18,8 @@ from onehour.rules.momentum import momentum_form, velocity_inside
 
 __all__ = ["character", "replay"]
 
+RATE = 1e-2
+
 
 def character(optimizer: Optimizer) -> dict[str, Any]:
     """What kind of optimizer it is; a key is None where the copy could not be stepped.
@@ -25,28 +28,30 @@ def character(optimizer: Optimizer) -> dict[str, Any]:
         form: "outside" or "inside": where the velocity keeps the rate (Remark 2).
         velocity: names of the state tensors that hold the rate.
         adaptive: whether a larger gradient makes no larger step, as in Adam.
-        decay: for each group with weight decay, how much a weight of 1 shrinks in a step at the group's rate, and
-            at twice that rate, the initial rate doubled too.
+        decay: for each group with weight decay, how much a weight of 1 shrinks in a step at the group's rate, or at
+            its initial one if a warmup lies below it, and at twice that rate, the initial rate doubled too.
 
     >>> kind = character(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.5, weight_decay=0.1))
     >>> kind["form"], kind["adaptive"], [[round(x, 6) for x in pair] for pair in kind["decay"]]
     ('outside', False, [[0.05, 0.1]])
     """
     found: dict[str, Any] = {"form": None, "velocity": [], "adaptive": None, "decay": []}
-    try:
-        with warnings.catch_warnings():
+    looks = {"form": momentum_form, "adaptive": _adaptive, "decay": _decay, "velocity": _velocity}
+    for key, look in looks.items():
+        # Any optimizer may refuse to be stepped so; then nothing is claimed of it.
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
             warnings.simplefilter("ignore")
-            found["form"] = momentum_form(optimizer)
-            found["adaptive"] = _adaptive(optimizer)
-            found["decay"] = _decay(optimizer)
-            found["velocity"] = sorted(velocity_inside(optimizer))
-    except Exception:  # any optimizer may refuse to be stepped so; then nothing is claimed of it
-        pass
+            found[key] = look(optimizer)
     return found
 
 
+def _velocity(optimizer: Optimizer) -> list[str]:
+    return sorted(velocity_inside(optimizer))
+
+
 def _adaptive(optimizer: Optimizer) -> bool:
-    copied, (parameter,) = _copied(optimizer, [[torch.zeros(2)]], {"weight_decay": 0.0})
+    # At a rate of its own: a warmup may begin at 0.
+    copied, (parameter,) = _copied(optimizer, [[torch.zeros(2)]], {"weight_decay": 0.0, "lr": RATE})
     parameter.grad = torch.tensor([1.0, 4.0], dtype=parameter.dtype, device=parameter.device)
     _step(copied)
     small, large = (abs(float(x)) for x in parameter.detach())
@@ -59,8 +64,11 @@ def _decay(optimizer: Optimizer) -> list[list[float]]:
         if not group.get("weight_decay") or not group["params"]:
             continue
         shrunk = []
+        rate = max(float(group.get("lr", 0.0)), float(group.get("initial_lr", 0.0))) or RATE
         for factor in (1.0, 2.0):
-            copied, (parameter,) = _copied(optimizer, [[torch.ones(1)]], only=group, rate_factor=factor)
+            copied, (parameter,) = _copied(
+                optimizer, [[torch.ones(1)]], {"lr": rate * factor}, only=group, rate_factor=factor
+            )
             parameter.grad = torch.zeros_like(parameter)
             _step(copied)
             shrunk.append(1 - float(parameter.detach()[0]))
@@ -129,6 +137,8 @@ def _copied(
         copied.__dict__[name] = copy.copy(value) if isinstance(value, list | dict | set) else value
         if "lr" in name and isinstance(value, float):
             copied.__dict__[name] = value * rate_factor
+    for name in ("grad_scale", "found_inf"):  # of a fused step, which the copy's is not
+        copied.__dict__.pop(name, None)
     copied.state = defaultdict(dict)
     sources = groups or [only or next(group for group in optimizer.param_groups if group["params"])]
     copied.param_groups, parameters = [], []

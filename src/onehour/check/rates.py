@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class Schedule:
         planned: whether the number of epochs is known.
         curve: [count, rate] pairs of its whole life.
 
-    >>> Schedule(seen=[(0, 0.1), (1, 0.2)]).target
+    >>> Schedule(seen=[(0, 0.1), (1, 0.2)]).highest
     0.2
     """
 
@@ -49,14 +50,44 @@ class Schedule:
         return self.seen[0][1] if self.seen else None
 
     @property
-    def target(self) -> float | None:
-        """η̂: the highest rate of the run, as far as it is known.
+    def highest(self) -> float | None:
+        """The highest rate that is known: at most η̂.
 
-        >>> Schedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).target
+        >>> Schedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).highest
         0.8
         """
         rates = [rate for _, rate in self.seen] + [rate for _, rate in self.curve]
         return max(rates, default=None)
+
+    @property
+    def rising(self) -> bool:
+        """Whether the rates that were seen end within a warmup, and nothing else is known of them.
+
+        A rise that is as old as two others took is the last one.
+
+        >>> Schedule(seen=[(0, 0.1), (0, 0.1), (1, 0.2), (1, 0.2)]).rising
+        True
+        >>> Schedule(seen=[(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.3), (1, 0.3)]).rising
+        False
+        """
+        if self.curve:
+            return False
+        highest, rises = float("inf"), [0]
+        for index, (_, rate) in enumerate(self.seen):
+            if rate > highest * (1 + 1e-4):
+                rises.append(index)
+            highest = rate if index == 0 else max(highest, rate)
+        longest = max((b - a for a, b in itertools.pairwise(rises)), default=0)
+        return len(rises) > 1 and len(self.seen) - rises[-1] <= 2 * longest
+
+    @property
+    def target(self) -> float | None:
+        """η̂: the highest rate of the run; None where it is not known yet.
+
+        >>> Schedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).target
+        0.8
+        """
+        return None if self.rising else self.highest
 
     def at(self, step: float) -> float | None:
         """The curve's rate after so many scheduler steps.
@@ -81,7 +112,7 @@ class Schedule:
         seen = False
         for count, now in self.curve:
             seen = seen or now >= peak * (1 - 1e-9)
-            if seen and now <= rate and passed + count > after:
+            if seen and now <= rate * (1 + 1e-9) and passed + count > after:
                 return int(passed)
             passed += count
         return None

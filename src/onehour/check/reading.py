@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Reading:
     def __init__(self, tell: Callable[[str, float, str], Any]) -> None:
         self.tell = tell
         self._known: dict[str, float] = {}
+        self._before: dict[CodeType, int] = {}
+        """The line that each function was at; what is new was set there."""
         self._lines = self._calls = 0
 
     def start(self, frames: list[FrameType]) -> None:
@@ -49,6 +51,7 @@ class Reading:
         if sys.gettrace() is not None:
             return
         self._known = {}
+        self._before = {frame.f_code: frame.f_lineno for frame in frames}
         for frame in frames:
             self._known |= _numbers(frame)
             frame.f_trace = self._line
@@ -67,6 +70,7 @@ class Reading:
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         self._calls -= 1
+        self._before.pop(frame.f_code, None)
         if self._calls <= 0:
             self.stop()
         return self._line if self._lines and is_users(frame.f_code.co_filename) else None
@@ -80,9 +84,11 @@ class Reading:
         return self._line if self._lines else None
 
     def _look(self, frame: FrameType, returned: Any) -> None:
+        line = frame.f_lineno
+        before, self._before[frame.f_code] = self._before.get(frame.f_code, line), line
         try:
-            numbers = _numbers(frame)
-            numbers |= {f"line {frame.f_lineno} {i}": value for i, value in enumerate(quotients(frame))}
+            variables = _numbers(frame)
+            numbers = variables | {f"line {line} {i}": value for i, value in enumerate(quotients(frame))}
             for index, value in enumerate(returned if isinstance(returned, tuple) else (returned,)):
                 number = _number(value)
                 if number is not None:
@@ -92,7 +98,7 @@ class Reading:
         for name, value in numbers.items():
             if self._known.get(name) != value:
                 self._known[name] = value
-                self.tell(name, value, f"{frame.f_code.co_filename}:{frame.f_lineno}")
+                self.tell(name, value, f"{frame.f_code.co_filename}:{before if name in variables else line}")
 
 
 def _numbers(frame: FrameType) -> dict[str, float]:

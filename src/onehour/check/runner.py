@@ -18,7 +18,8 @@ from typing import Any
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding, shortened
-from onehour.check.judge import SEVERITIES, judge, refuse_unknown
+from onehour.check.judge import SEVERITIES, judge, not_judged, refuse_unknown
+from onehour.check.remedies.patch import Patch, patch
 from onehour.check.silence import not_silenced
 from onehour.check.story import Story
 from onehour.check.tape import Tape
@@ -27,8 +28,9 @@ __all__ = ["CheckError", "Checked", "Nursery", "check_script", "wants_processes"
 
 PROCESSES = 2
 SEVERAL = re.compile(
-    r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE"
-    r"|\b(?:import|from) (?:accelerate|lightning|pytorch_lightning|transformers|torch import distributed)"
+    r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
+    r"|[\"']RANK[\"']|\b(?:import|from) (?:accelerate|deepspeed|ignite|lightning|mmengine|onehour|pytorch_lightning"
+    r"|transformers|torch import distributed)"
 )
 """What a script that is made for several processes mentions."""
 
@@ -49,6 +51,7 @@ class Checked:
         findings: worst first.
         notes: what could not be judged, and why.
         stories: of the last run, by rank.
+        patch: the mechanical remedies as a diff, and what has none.
 
     >>> Checked([]).findings
     []
@@ -57,6 +60,7 @@ class Checked:
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
     stories: list[Story] = field(default_factory=list)
+    patch: Patch = field(default_factory=Patch)
 
 
 class Nursery:
@@ -160,14 +164,15 @@ def check_script(
     folder = Path(tempfile.mkdtemp(prefix="onehour-check-"))
     try:
         request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
-        checked = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
+        checked, case = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
         checked.findings = not_silenced(checked.findings)
+        checked.patch = patch(checked.findings, case)
         return checked
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:
+def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> tuple[Checked, Case]:
     """On one process, and on two if the script is made for several; what both show is said once."""
     wants = wants_processes(Path(runs.request["script"]))
     checked = Checked([])
@@ -180,23 +185,33 @@ def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequen
         failed = error
         if not wants:
             raise
-    if not wants and alone is not None and not any(alone.tape.of("group")):
-        return checked
+    if alone is None or wants or any(alone.tape.of("group")):
+        stories = _several(runs, checked, failed)
+        if stories:
+            known = {finding.pitfall for finding in checked.findings}
+            more = judge(Case(stories, base, alone), only=only, skip=skip)
+            checked.findings += [finding for finding in more if finding.pitfall not in known]
+            checked.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+            checked.stories = stories
+    case = Case(checked.stories, base, alone)
+    checked.notes += not_judged(case)
+    return checked, case
+
+
+def _several(runs: _Runs, checked: Checked, failed: CheckError | None) -> list[Story]:
+    """The stories of several processes; none where the script turns out not to be for them."""
     try:
         stories = runs.observe(PROCESSES, launched=True)
     except CheckError as error:
         if failed is not None:
             raise failed from error
         checked.notes.append(f"it could not be checked on {PROCESSES} processes: {error}")
-        return checked
-    if not all(any(story.tape.of("group")) for story in stories):
-        if failed is not None:
-            raise failed
-        return checked
-    known = {finding.pitfall for finding in checked.findings}
-    more = judge(Case(stories, base, alone), only=only, skip=skip)
-    findings = [*checked.findings, *(finding for finding in more if finding.pitfall not in known)]
-    return Checked(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)), checked.notes, stories)
+        return []
+    if all(any(story.tape.of("group")) for story in stories):
+        return stories
+    if failed is not None:
+        raise failed
+    return []
 
 
 class _Runs:

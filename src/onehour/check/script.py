@@ -52,6 +52,7 @@ class _Run:
         # A script's own processes are not observed: their tapes would mix with this one.
         os.register_at_fork(after_in_child=lambda: setattr(self.recorder, "finished", True))
         self.patches.around(multiprocessing.process.BaseProcess, "start", self._started)
+        self.patches.around(torch.distributed, "destroy_process_group", self._parted)
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
@@ -87,6 +88,12 @@ class _Run:
         self.recorder.tape.add("process", user_line(2))
         original(process)
 
+    def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
+        """Nobody trains together any more; torch sometimes hangs in what comes after."""
+        if self.recorder.updates and threading.get_ident() == self.main:
+            self.leave("ended")
+        return original(*arguments, **options)
+
     def late(self) -> None:
         """The time is nearly over: what was seen is judged, if it is anything; else where the script is."""
         if self.recorder.updates >= 2:
@@ -100,7 +107,10 @@ class _Run:
     def leave(self, how: str, **facts: Any) -> NoReturn:
         """Write all down and end the process at once: nothing of the script's comes after."""
         self.left.acquire()
-        self.observers.conclude()
+        try:
+            self.observers.conclude()
+        except Exception as error:  # what was seen before is still worth to be judged
+            self.recorder.trouble("conclude", error)
         self.recorder.tape.save(self.folder / f"tape-{self.rank}.json")
         status = self.folder / f"status-{self.rank}.json"
         status.with_suffix(".partial").write_text(json.dumps({"how": how, **facts}), encoding="utf-8")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding, as_table
-from onehour.check.judge import judge, refuse_unknown
+from onehour.check.judge import judge, not_judged, refuse_unknown
 from onehour.check.observers import Observers
 from onehour.check.recorder import Recorder
 from onehour.check.silence import not_silenced
@@ -37,6 +37,8 @@ class Report:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
+        self.notes: list[str] = []
+        """What could not be judged, and why."""
 
     def __str__(self) -> str:
         return as_table(self.findings) if self.findings else "nothing found"
@@ -57,7 +59,8 @@ class Watch:
     """As `watch`, for what cannot be put into a `with` block.
 
     Args:
-        model, optimizer, scheduler, base_lr, base_minibatch, base_per_worker, only, skip: as in `watch`.
+        model, optimizer: as in `watch`.
+        scheduler, base_lr, base_minibatch, base_per_worker, base_weight_decay, only, skip: as in `watch`.
 
     >>> import torch
     >>> model = nn.Linear(2, 1)
@@ -76,6 +79,7 @@ class Watch:
         base_lr: float | None = None,
         base_minibatch: int | None = None,
         base_per_worker: int | None = None,
+        base_weight_decay: float | None = None,
         only: Collection[str] = (),
         skip: Collection[str] = (),
     ) -> None:
@@ -85,7 +89,7 @@ class Watch:
         if not isinstance(inner, Optimizer):
             raise ValueError(f"watch needs the optimizer second, a torch.optim.Optimizer; got {type(inner).__name__}")
         refuse_unknown([*only, *skip])
-        self.base, self.only, self.skip = Base(base_lr, base_minibatch, base_per_worker), only, skip
+        self.base, self.only, self.skip = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay), only, skip
         self.report = Report()
         self.recorder = Recorder(deep_updates=DEEP, epochs=EPOCHS, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
@@ -126,8 +130,9 @@ class Watch:
         'stop'
         """
         self._enough()
-        findings = judge(Case(self._stories(), self.base), only=self.only, skip=self.skip)
-        self.report.findings = not_silenced(findings)
+        case = Case(self._stories(), self.base)
+        self.report.findings = not_silenced(judge(case, only=self.only, skip=self.skip))
+        self.report.notes = not_judged(case)
         return self.report
 
     def _stories(self) -> list[Story]:
@@ -153,6 +158,7 @@ def watch(
     base_lr: float | None = None,
     base_minibatch: int | None = None,
     base_per_worker: int | None = None,
+    base_weight_decay: float | None = None,
     only: Collection[str] = (),
     skip: Collection[str] = (),
 ) -> Iterator[Report]:
@@ -167,6 +173,7 @@ def watch(
         scheduler: if it was made before the block; one that is made inside is found.
         base_lr, base_minibatch: the recipe that the rate was scaled from; without them it is not judged.
         base_per_worker: n of that recipe, the samples that BatchNorm normalises over.
+        base_weight_decay: of that recipe, as it was given to its optimizer.
         only, skip: ids of pitfalls to look for, or to leave out.
 
     Raises:
@@ -189,6 +196,7 @@ def watch(
         base_lr=base_lr,
         base_minibatch=base_minibatch,
         base_per_worker=base_per_worker,
+        base_weight_decay=base_weight_decay,
         only=only,
         skip=skip,
     )

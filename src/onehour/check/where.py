@@ -8,7 +8,9 @@ import sysconfig
 from functools import lru_cache
 from types import FrameType
 
-__all__ = ["Own", "user_frames", "user_line"]
+import torch
+
+__all__ = ["Own", "called_directly", "maker_line", "user_frames", "user_line"]
 
 
 class Own:
@@ -29,6 +31,12 @@ _LIBRARIES = tuple(
     }
     | {os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "")}
 )
+_NEAR = tuple(
+    os.path.join(os.path.dirname(see(path)), "")
+    for path in (os.path.dirname(__file__), torch.__file__)
+    for see in (os.path.abspath, os.path.realpath)
+)
+"""Ours and torch's."""
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
@@ -66,6 +74,37 @@ def user_frames(depth: int = 1) -> list[FrameType]:
             frames.append(frame)
         frame = frame.f_back
     return frames
+
+
+def maker_line(made: object, depth: int = 1) -> str | None:
+    """file:line of the innermost frame of the user's that makes an object, and is no method of the object itself.
+
+    Args:
+        made: is under construction.
+        depth: callers to leave out.
+
+    >>> maker_line(object()) is None
+    True
+    """
+    for frame in user_frames(depth + 1):
+        if frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not made:
+            return f"{_absolute(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return None
+
+
+def called_directly(depth: int = 1) -> bool:
+    """Whether it is the user's own code that called one of torch's functions: nobody's stands between.
+
+    Args:
+        depth: callers to leave out.
+
+    >>> called_directly()
+    False
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code.co_filename.startswith(_NEAR):
+        frame = frame.f_back
+    return frame is not None and is_users(frame.f_code.co_filename)
 
 
 def user_line(depth: int = 1) -> str | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import simplejpeg
@@ -70,7 +73,9 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_bomb(image.height, image.width, pixels // WIDE.get(image.format or "", 1), name)
             orientation = _orientation(image) if exif else 1
-            return oriented(_rgb(image), orientation)
+            with _silence() if image.format == "TIFF" else nullcontext():
+                pixels_of = _rgb(image)
+            return oriented(pixels_of, orientation)
     except FaultError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -116,6 +121,19 @@ def _refuse_bomb(height: int, width: int, pixels: int, name: str) -> None:
             f"has {width}×{height} pixels, more than the cap of {pixels:,}",
             "remove it, make it smaller, or raise the pixel cap",
         )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what libtiff writes to the process's standard error away from the screen: it comes as an error too."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -47,8 +47,7 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
         yield FaultError(
             name, f"has {width}×{height} pixels", "look at it: a crop of it shows next to nothing", note=True
         )
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        kind, frames = image.format or "", getattr(image, "n_frames", 1)
+    kind, frames = _kind_and_frames(data)
     suffixes = SUFFIXES_OF.get(kind)
     if suffixes and os.path.splitext(name)[1].lower() not in suffixes:
         yield FaultError(
@@ -61,6 +60,16 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
         yield FaultError(
             name, f"is damaged, and decoded as far as it goes: {damage}", "look at it, or replace it", note=True
         )
+
+
+def _kind_and_frames(data: bytes) -> tuple[str, int]:
+    """The format, and how many frames; 1 where the directory of further ones is damaged, since the first is taken."""
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        kind = image.format or ""
+        try:
+            return kind, getattr(image, "n_frames", 1)
+        except Exception:  # Pillow's readers of damaged directories raise nearly anything
+            return kind, 1
 
 
 def _damage(data: bytes) -> str:

@@ -1,46 +1,41 @@
-"""What a loader process does: samples by key, another one in the place of a bad one, collated to a part of a batch."""
+"""What a loader process makes: samples by key, another one in the place of a bad one, put side by side."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
 
 from onehour.data.bad import IN_A_ROW, following
 from onehour.data.faults import FaultError
+from onehour.data.slots import Layout
 from onehour.entry import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["Key", "Keyed", "Part", "Samples", "collated"]
+__all__ = ["Key", "Keyed", "Part"]
 
 Key = tuple[int, int, int]
 """Epoch, index and position in the stream of a sample."""
 
 
-class Samples(NamedTuple):
-    """(image, label) pairs, and the indices of those that could not be read and were replaced."""
-
-    pairs: list[Any]
-    skipped: list[int]
-
-
 class Part(NamedTuple):
-    """Some samples of a batch, as they travel between processes."""
+    """Some samples of a batch."""
 
     images: Tensor
-    """(n, C, H, W), or (n, H, W, C) where the channels of the images lie together."""
-    channels_last: bool
-    labels: bytes
-    """n int64."""
+    """(n, H, W, C) or (n, C, H, W): of the data set's `Layout`."""
+    labels: Tensor
+    """int64 (n,)."""
     skipped: list[int]
+    """The indices of those that could not be read and were replaced."""
 
 
-class Keyed(Dataset[Any]):
+class Keyed:
     """A data set asked by (epoch, index): `keyed` is given their key, else it seeds every global generator before.
 
     So a random transform gives the same image in any loader process, and another one each epoch.
@@ -63,21 +58,60 @@ class Keyed(Dataset[Any]):
         epoch, index = key
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
-    def __getitems__(self, keys: list[Key]) -> Samples | ValueError:
-        """The samples of a part; an error is returned, since a loader process would raise it wrapped in its trace."""
-        pairs, skipped = [], []
-        try:
-            for epoch, index, position in keys:
-                try:
-                    pairs.append(self[(epoch, index)])
-                except FaultError as fault:
-                    if self.stream is None:
-                        raise
-                    pairs.append(self._substitute(self.stream, position, fault))
-                    skipped.append(index)
-        except ValueError as error:
-            return error
-        return Samples(pairs, skipped)
+    def layout(self) -> Layout:
+        """How the images lie in memory: as `shape` of the data set says, else as the first one does.
+
+        >>> from torch.utils.data import TensorDataset
+        >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).layout().shape
+        (8,)
+        """
+        shape = getattr(self.dataset, "shape", None)
+        if shape is not None:
+            return Layout((*shape[1:], shape[0]), torch.uint8, True)
+        with _undisturbed():
+            return Layout.of(self[(0, 0)][0])
+
+    def fill(self, keys: Iterable[Key], layout: Layout, images: Tensor, labels: Tensor) -> list[int]:
+        """Put the samples of some keys side by side.
+
+        Args:
+            images: (n, …) of the layout's shape; receives the images.
+            labels: int64 (n,); receives the labels.
+
+        Returns:
+            The indices of those that could not be read and were replaced.
+
+        Raises:
+            ValueError: if a sample cannot be read, or its image is not like the others.
+
+        >>> from torch.utils.data import TensorDataset
+        >>> keyed = Keyed(TensorDataset(torch.arange(3.0), torch.arange(3)), seed=0)
+        >>> images, labels = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+        >>> keyed.fill([(0, 2, 0), (0, 1, 1)], keyed.layout(), images, labels), images, labels
+        ([], tensor([2., 1.]), tensor([2, 1]))
+        """
+        skipped: list[int] = []
+        numbers = labels.numpy()
+        for row, (epoch, index, position) in enumerate(keys):
+            try:
+                image, label = self[(epoch, index)]
+            except FaultError as fault:
+                if self.stream is None:
+                    raise
+                image, label = self._substitute(self.stream, position, fault)
+                skipped.append(index)
+            layout.put(images[row], image)
+            numbers[row] = int(label)
+        return skipped
+
+    def name(self, index: int) -> str:
+        """What a message calls sample `index`.
+
+        >>> Keyed([], seed=0).name(5)
+        'sample 5'
+        """
+        name = getattr(self.dataset, "name", None)
+        return f"sample {index}" + (f" ({name(index)})" if callable(name) else "")
 
     def _sample(self, index: int, number: int) -> Any:
         keyed = getattr(self.dataset, "keyed", None)
@@ -103,22 +137,13 @@ class Keyed(Dataset[Any]):
         raise ValueError(f"{first} ({IN_A_ROW} samples after it cannot be read either: is the disk there?)")
 
 
-def collated(samples: Samples | ValueError) -> Part | ValueError:
-    """A part of a batch; images whose channels lie together in memory are stacked as they lie.
-
-    >>> collated(Samples([(torch.zeros(3, 4, 4), 1)], [])).images.shape
-    torch.Size([1, 3, 4, 4])
-    """
-    if isinstance(samples, ValueError):
-        return samples
-    images = [image for image, _ in samples.pairs]
-    first = images[0]
-    other = next((image for image in images if getattr(image, "shape", None) != getattr(first, "shape", None)), None)
-    if other is not None:
-        shapes = f"{tuple(first.shape)} and {tuple(other.shape)}"
-        return ValueError(f"images of the data differ in shape ({shapes}); bring them to one size first")
-    channels_last = torch.is_tensor(first) and first.ndim == 3 and first.permute(1, 2, 0).is_contiguous()
-    if channels_last:
-        images = [image.permute(1, 2, 0) for image in images]
-    labels = np.array([int(label) for _, label in samples.pairs], np.int64)
-    return Part(default_collate(images), channels_last, labels.tobytes(), samples.skipped)
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave the global generators as they were."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])

@@ -4,25 +4,28 @@ A data set may have more than `__len__` and `__getitem__`:
 - `keyed(index, key) -> (image, label)` takes its random numbers from the 63-bit key alone. It is called instead of
   `__getitem__`, and no global generator is seeded. Its ValueErrors name the place and the remedy: they pass unchanged.
 - `prepare(images) -> images` makes of a batch on the device what the model takes, e.g. floats of bytes.
+- `shape`: (C, H, W) of its images, if they are bytes; the first one says it otherwise.
+- `name(index)`: where sample `index` lies, for messages.
 - `skips`: whether an image whose `keyed` raises a `FaultError` is replaced by the stream's next one of its worker.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from onehour.data.bad import Skipped
-from onehour.data.keyed import Key, Keyed, collated
-from onehour.data.parts import Parts, whole_batch
+from onehour.data.crew import PATIENCE, Crew
+from onehour.data.keyed import Keyed, Part
+from onehour.data.parts import divided, part_size, whole_batch
+from onehour.data.slots import Layout
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
@@ -31,10 +34,6 @@ __all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "in_memory", "pass_batches
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
 """Validation samples evaluated together, whatever the number of processes, so that no bit depends on it."""
-SMALLEST = 8
-"""Samples that a loader process makes at a time, at least: a batch is divided among all, so that it is there soon."""
-PART_BYTES = 5 * 2**20
-"""And at most, where the data set says the shape of its images, which are then bytes: about 32 of ImageNet's."""
 AHEAD = 2
 """Batches that are made before they are asked for."""
 
@@ -50,6 +49,8 @@ class Feed:
         loaders: processes that load; 0 loads in this one. Changes no sample.
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
+        patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
+        warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
 
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"))
@@ -58,14 +59,24 @@ class Feed:
     """
 
     def __init__(
-        self, dataset: Any, *, seed: int, loaders: int, device: torch.device, stream: SampleStream | None = None
+        self,
+        dataset: Any,
+        *,
+        seed: int,
+        loaders: int,
+        device: torch.device,
+        stream: SampleStream | None = None,
+        patience: float | None = PATIENCE,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.dataset, self.loaders, self.device, self.stream = dataset, loaders, device, stream
         self.skipped = Skipped()
         """Images that could not be read, of the batches given so far."""
         self._keyed = Keyed(dataset, seed, stream if getattr(dataset, "skips", False) else None)
-        self._parts = Parts()
-        self._loader: DataLoader[Any] | None = None
+        self._patience, self._warn = patience, warn
+        self._layout: Layout | None = None
+        self._size = 0
+        self._crew: Crew | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
@@ -96,27 +107,38 @@ class Feed:
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, len(self.dataset))) for c in chunks]
         if in_memory(self.dataset):
             return _sliced(self.dataset.tensors, spans, self.device)
-        return self._loaded(([(0, index, index) for index in span] for span in spans), CHUNK) if spans else iter(())
+        indices = (np.arange(span.start, span.stop) for span in spans)
+        return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
     def close(self) -> None:
         """End the processes.
 
         >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).close()
         """
-        running = getattr(self._loader, "_iterator", None)
-        if running is not None:
-            running._shutdown_workers()
-        self._loader = None
+        if self._crew is not None:
+            self._crew.close()
+        self._crew = None
 
-    def _loaded(self, batches: Iterable[list[Key]], largest: int) -> Iterator[Batch]:
-        self._parts.of(batches)
-        with warnings.catch_warnings():
-            # torch warns of more processes than cores, which is for the person who asked for them to know.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            parts = iter(self._started(largest))
+    @property
+    def pids(self) -> list[int]:
+        """The processes that load, once a batch was asked for.
+
+        >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).pids
+        []
+        """
+        return self._crew.pids if self._crew is not None else []
+
+    def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
+        layout = self._layout = self._layout or self._keyed.layout()
+        self._size = self._size or part_size(largest, loaders=self.loaders, image_bytes=layout.bytes)
+        counts = deque[int]()
+        keys = divided(batches, self._size, counts)
+        parts = (
+            self._started(layout, largest).parts(keys) if self.loaders else (self._here(layout, part) for part in keys)
+        )
         while True:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
-                whole = whole_batch(parts, self._parts, self.device)
+                whole = whole_batch(parts, counts, layout, self.device)
             if whole is None:
                 return
             images, labels, skipped = whole
@@ -128,30 +150,31 @@ class Feed:
             self.skipped.add(skipped)
             yield prepared(self.dataset, images.contiguous()), labels
 
-    def _started(self, largest: int) -> DataLoader[Any]:
-        """The loader, whose processes start when it is first asked for a batch.
+    def _here(self, layout: Layout, keys: np.ndarray) -> Part:
+        """A part that this process makes itself."""
+        images = torch.empty((len(keys), *layout.shape), dtype=layout.dtype)
+        labels = torch.empty(len(keys), dtype=torch.int64)
+        return Part(images, labels, self._keyed.fill(keys.tolist(), layout, images, labels))
+
+    def _started(self, layout: Layout, largest: int) -> Crew:
+        """The processes, from the first time that a batch is asked for.
 
         Args:
             largest: samples of a batch at most.
         """
-        if self._loader is None:
-            self._parts.size = largest
-            ahead = None
-            if self.loaders:
-                shape = getattr(self.dataset, "shape", None)
-                most = PART_BYTES // math.prod(shape) if shape else largest
-                self._parts.size = max(min(-(-largest // self.loaders), most), SMALLEST)
-                ahead = -(-AHEAD * -(-largest // self._parts.size) // self.loaders)
-            self._loader = DataLoader(
+        if self._crew is None:
+            in_batch = -(-largest // self._size)
+            ahead = self.loaders * -(-AHEAD * in_batch // self.loaders)
+            self._crew = Crew(
                 self._keyed,
-                batch_sampler=self._parts,  # pyright: ignore[reportArgumentType]
-                num_workers=self.loaders,
-                pin_memory=self.device.type == "cuda",
-                prefetch_factor=ahead,
-                persistent_workers=self.loaders > 0,
-                collate_fn=collated,  # pyright: ignore[reportArgumentType]
+                layout,
+                loaders=self.loaders,
+                samples=self._size,
+                ahead=ahead,
+                patience=self._patience,
+                warn=self._warn,
             )
-        return self._loader
+        return self._crew
 
 
 def pass_batches(
@@ -205,14 +228,14 @@ def prepared(dataset: Any, images: Tensor) -> Tensor:
     return dataset.prepare(images) if hasattr(dataset, "prepare") else images
 
 
-def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[list[Key]]:
+def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[np.ndarray]:
     n, k = stream.minibatch.per_worker, stream.minibatch.workers
     rows = np.arange(n * k).reshape(n, k)
     for iteration in iterations:
         for workers in passes:
             epochs, indices = stream.epochs_and_indices(iteration, workers)
             positions = iteration * n * k + rows[:, workers.start : workers.stop].reshape(-1)
-            yield list(zip(epochs.tolist(), indices.tolist(), positions.tolist(), strict=True))
+            yield np.stack((epochs, indices, positions), 1)
 
 
 def _gathered(

@@ -6,10 +6,13 @@ import simplejpeg
 
 from onehour.data.augment import resized
 from onehour.data.decode import PIXELS, decode, orientation_of
+from onehour.data.faults import FaultError
 
 __all__ = ["QUALITY", "shrunk"]
 
 QUALITY = 95
+LONGEST = 65_500
+"""Pixels of a side that libjpeg writes."""
 
 
 def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> bytes | None:
@@ -23,7 +26,7 @@ def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> byt
         shorter: pixels.
 
     Raises:
-        FaultError: if the image cannot be decoded.
+        FaultError: if the image cannot be decoded, or is too long for a JPEG even so.
 
     >>> import numpy as np
     >>> photo = simplejpeg.encode_jpeg(np.zeros((375, 500, 3), np.uint8))
@@ -35,7 +38,12 @@ def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> byt
     side = min(height, width)
     if side <= shorter:
         return None
-    smaller = resized(image, round(height * shorter / side), round(width * shorter / side))
+    height, width = round(height * shorter / side), round(width * shorter / side)
+    if max(height, width) > LONGEST:
+        raise FaultError(
+            name, f"would have {width}×{height} pixels, too many for a JPEG", "pack as it is, or remove it"
+        )
+    smaller = resized(image, height, width)
     encoded = simplejpeg.encode_jpeg(smaller, quality=QUALITY, colorspace="RGB", colorsubsampling="420")
     orientation = orientation_of(data)
     if orientation == 1:

@@ -6,14 +6,15 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Done", "cores", "spans", "spread"]
+__all__ = ["Done", "cores", "end_with_parent", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -30,7 +31,9 @@ def cores() -> int:
     >>> cores() > 0
     True
     """
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def spans(count: int, size: int) -> list[range]:
@@ -65,7 +68,8 @@ def spread(
     executor = ProcessPoolExecutor(jobs, initializer=_begin, initargs=(work, counter, stopping))
     told = 0
     try:
-        results = [executor.submit(_run, task) for task in tasks]
+        with _interrupts_wait():
+            results = [executor.submit(_run, task) for task in tasks]
         waiting: set[Future[Any]] = set(results)
         while waiting:
             ended, waiting = wait(waiting, timeout=SECONDS, return_when=FIRST_COMPLETED)
@@ -83,6 +87,16 @@ def spread(
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C comes when the processes are there and ignore it: one that it ended while it starts would break all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Stopped(Exception):  # noqa: N818 - no error: nobody reads it
     """This process is to end."""
 
@@ -93,12 +107,12 @@ _shared: tuple[Any, Any, Any] | None = None
 def _begin(work: Any, counter: Any, stopping: Any) -> None:
     global _shared
     _shared = work, counter, stopping
-    _end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux end this process with the one that started it: killed, that one can no longer say so."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

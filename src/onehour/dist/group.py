@@ -12,7 +12,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "joined"]
+from onehour.dist.processes import LOOPBACK
+
+__all__ = ["Group", "PeerLostError", "joined", "peer_lost"]
+
+LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+)
+"""What Gloo, NCCL and the store say when another process is gone."""
+
+
+class PeerLostError(Exception):
+    """Another process of this run is gone, so this one cannot go on.
+
+    >>> issubclass(PeerLostError, Exception)
+    True
+    """
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether an error of torch.distributed says that another process is gone.
+
+    >>> peer_lost(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"))
+    True
+    """
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,9 @@ def joined(device: str) -> Iterator[Group]:
     Args:
         device: "cpu" or "cuda"; a process on CUDA takes the GPU of its LOCAL_RANK.
 
+    Raises:
+        PeerLostError: when another process is gone, before or while this one is in the block.
+
     >>> with joined("cpu") as group:
     ...     group.size
     1
@@ -76,16 +108,22 @@ def joined(device: str) -> Iterator[Group]:
     if size == 1:
         yield Group(device=where)
         return
-    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1") and os.path.exists("/sys/class/net/lo"):
+    if os.environ.get("MASTER_ADDR") in ("localhost", LOOPBACK) and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        backend="nccl" if device == "cuda" else "gloo",
-        rank=int(os.environ["RANK"]),
-        world_size=size,
-        timeout=timedelta(minutes=10),
-        device_id=where if device == "cuda" else None,
-    )
     try:
-        yield Group(rank=dist.get_rank(), size=size, device=where)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group(
+            backend="nccl" if device == "cuda" else "gloo",
+            rank=int(os.environ["RANK"]),
+            world_size=size,
+            timeout=timedelta(minutes=10),
+            device_id=where if device == "cuda" else None,
+        )
+        try:
+            yield Group(rank=dist.get_rank(), size=size, device=where)
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not peer_lost(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise PeerLostError(f"process {os.environ['RANK']} lost another one, and cannot go on: {reason}") from error

@@ -1,19 +1,18 @@
-"""Starting a run's processes: torch's elastic agent on one node, or what torchrun and srun have started."""
+"""Starting a run's processes on this machine, or joining those that torchrun and srun have started."""
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
-import logging
 import os
 import re
 import signal
 import socket
 import sys
-import time
-from collections.abc import Iterable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import MutableMapping, Sequence
+
+from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
+from onehour.dist.signals import StopSignals
 
 __all__ = [
     "ENDS",
@@ -22,12 +21,15 @@ __all__ = [
     "end_with_launcher",
     "is_launched",
     "is_launched_by_us",
+    "is_torchruns",
     "launch",
     "refuse_used_port",
     "report_failure",
 ]
 
 OURS = "ONEHOUR_LAUNCHED"
+"""Holds the id of our launcher in the processes that it started."""
+JOB = "TORCHELASTIC_RUN_ID"
 PR_SET_PDEATHSIG = 1
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
@@ -63,6 +65,15 @@ def is_launched_by_us(environ: MutableMapping[str, str] = os.environ) -> bool:
     return OURS in environ
 
 
+def is_torchruns(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process.
+
+    >>> is_torchruns({"RANK": "0", "WORLD_SIZE": "2"}), is_torchruns({"TORCHELASTIC_RUN_ID": "17"})
+    (False, True)
+    """
+    return JOB in environ and OURS not in environ
+
+
 def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
     """Write torchrun's variables from Slurm's, for processes that plain `srun` started.
 
@@ -93,55 +104,55 @@ def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def launch(
-    arguments: Sequence[str], *, processes: int, port: int, threads: int | None, job: str, restarts: int = 0
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    port: int,
+    threads: int | None,
+    job: str,
+    restarts: int = 0,
+    stop: StopSignals | None = None,
 ) -> None:
-    """Run `onehour ARGUMENTS` in p processes of this machine under torch's elastic agent, and wait.
+    """Run `onehour ARGUMENTS` in p processes of this machine, and wait.
+
+    They find torchrun's variables, and meet on the loopback device.
 
     Args:
         job: its name, unique; its processes find it in TORCHELASTIC_RUN_ID.
         restarts: how often all processes are started anew when one has failed.
+        stop: signals that this process was sent; they are passed on, and nothing is started anew after one.
 
     Raises:
         ValueError: if the port is in use.
         LaunchError: when a process fails, with its exit code and message.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     refuse_used_port(port)
-    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
-        if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # restarts hang without it; see docs/decisions.md
-    os.environ["OMP_NUM_THREADS"] = str(threads or max(1, (os.cpu_count() or 1) // processes))
-    os.environ[OURS] = "1"
-    known = {field.name for field in dataclasses.fields(LaunchConfig)}  # the first releases had no such setting
-    signals: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"}
-    config = LaunchConfig(
-        **{name: value for name, value in signals.items() if name in known},
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=job,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"localhost:{port}",
-        local_addr="localhost",
-        max_restarts=restarts,
-        monitor_interval=0.1,
-    )
-    command = ["-m", "onehour", *arguments]
-    try:
-        elastic_launch(config, sys.executable)(*command)
-    except ChildFailedError as error:
-        raise _first_cause(error.failures.values(), error.get_first_failure()[1]) from error
-    except SignalException as error:
-        raise LaunchError(f"stopped by signal {error.sigval.name}", 75) from error
-    finally:
-        del os.environ[OURS]
+    if stop is not None:
+        stop.leave_to_caller()
+    command = [sys.executable, "-m", "onehour", *arguments]
+    shared = {
+        OURS: str(os.getpid()),
+        JOB: job,
+        "OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes)),
+        "MASTER_ADDR": LOOPBACK,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "TORCHELASTIC_USE_AGENT_STORE": str(True),  # the store is this process's; theirs are clients
+    }
+    for attempt in range(restarts + 1):
+        with meeting_place(port) as met:
+            shared |= {"MASTER_PORT": str(met), "TORCHELASTIC_RESTART_COUNT": str(attempt)}
+            own = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+            failure = Processes(command, own, stop).wait()
+        if failure is None:
+            return
+        if failure.on_purpose or attempt == restarts:
+            raise LaunchError(failure.text, failure.code)
+        again = f"all processes are started anew ({attempt + 1} of {restarts})"
+        print(f"onehour: {failure.text}; {again}", file=sys.stderr, flush=True)
 
 
-def end_with_launcher() -> None:
+def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
     """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind.
 
     >>> end_with_launcher.__name__
@@ -149,7 +160,7 @@ def end_with_launcher() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    parent = int(environ.get(OURS, os.getppid()))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
@@ -161,24 +172,13 @@ def report_failure(message: str, environ: MutableMapping[str, str] = os.environ)
     >>> report_failure("no", environ={})
     False
     """
-    path = environ.get("TORCHELASTIC_ERROR_FILE")
-    if OURS not in environ or not path:
+    if OURS not in environ or TELL not in environ:
         return False
-    content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file)
+    try:
+        os.write(int(environ[TELL]), json.dumps({"message": message[:9999]}).encode())
+    except OSError:  # nobody listens any more
+        return False
     return True
-
-
-def _first_cause(failures: Iterable[Any], first: Any) -> LaunchError:
-    """The failure that explains itself, before those of processes that lost their peer to it."""
-    for failure in failures:
-        message = failure.error_file_data.get("message")
-        if isinstance(message, dict):
-            return LaunchError(message["message"], failure.exitcode)
-    if first.exitcode < 0:
-        return LaunchError(f"process {first.local_rank} was ended by {first.signal_name()}", 1)
-    return LaunchError(f"process {first.local_rank} left with exit code {first.exitcode}", first.exitcode)
 
 
 def refuse_used_port(port: int) -> None:
@@ -191,7 +191,7 @@ def refuse_used_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("localhost", port))
+            probe.bind((LOOPBACK, port))
         except OSError as error:
             raise ValueError(
                 f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"

@@ -202,7 +202,7 @@ class SweepSpec:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except KeyError as error:
             raise ValueError(f"{path} has no {error.args[0]}; it was written by a sweep: do not edit it") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def write(self, folder: Path) -> None:

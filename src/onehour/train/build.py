@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.loader import in_memory, prepared
 from onehour.data.sources import Data, load_data
+from onehour.data.work import cores
 from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
 from onehour.entry import blame, resolve
@@ -240,4 +241,4 @@ def pick_loaders(execution: Execution, data: Data) -> int:
     if in_memory(data.train):
         return 0
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(execution.processes)))
-    return max(1, (os.cpu_count() or 1) // local)
+    return max(1, cores() // local)

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
+from onehour.data.faults import shown
 from onehour.dist.group import Group
 from onehour.train.record import Run
 from onehour.train.snapshot import Snapshot
 from onehour.train.state import load_optimizer, model_state, optimizer_state
-from onehour.train.store import Store
+from onehour.train.store import Store, Stored, Write
 from onehour.train.tensorfile import write_bytes, write_tensors
 
 __all__ = ["FILES", "Checkpoints", "SaveInterval", "digest_of_recipe", "latest_contents"]
@@ -41,8 +45,13 @@ def digest_of_recipe(recipe: Recipe) -> str:
     return hashlib.sha256(recipe.to_toml().encode()).hexdigest()
 
 
-def latest_contents(folder: Path) -> list[bytes] | None:
+def latest_contents(
+    folder: Path, *, warn: Callable[[str], None] = lambda text: print(f"onehour: warning: {text}", file=sys.stderr)
+) -> list[bytes] | None:
     """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
+
+    Args:
+        warn: is told of newer ones that do not verify.
 
     Raises:
         ValueError: if checkpoints exist and none verifies, or the folder is no run's.
@@ -51,7 +60,8 @@ def latest_contents(folder: Path) -> list[bytes] | None:
     Traceback (most recent call last):
     ValueError: nowhere is not a run's folder: it has no recipe.toml
     """
-    stored = Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).newest()
+    store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe), needs=FILES)
+    stored = _newest_of(store, warn)
     return [stored.contents[name] for name in FILES] if stored else None
 
 
@@ -84,6 +94,10 @@ class SaveInterval:
         return True
 
 
+def _nothing() -> None:
+    """What comes before a save that counts on nothing else."""
+
+
 class Checkpoints:
     """Saves and loads a run's checkpoints.
 
@@ -97,7 +111,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, recipe: Recipe, group: Group, *, warn: Callable[[str], None]) -> None:
-        self.store = Store(folder, recipe=digest_of_recipe(recipe))
+        self.store = Store(folder, recipe=digest_of_recipe(recipe), needs=FILES)
         self.group, self.warn = group, warn
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[Path] | None = None
@@ -129,24 +143,30 @@ class Checkpoints:
             return None
         try:
             model.load_state_dict(load(model_file))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.store.folder} is of another model: {str(error).splitlines()[-1].strip()}"
-            ) from error
-        load_optimizer(optimizer, model, load(optimizer_file))
+            load_optimizer(optimizer, model, load(optimizer_file))
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            said = shown(str(error).splitlines()[-1].strip())
+            raise ValueError(f"{self.store.folder} is of another model: {said}") from error
         return json.loads(progress_file)
 
     def _newest(self) -> list[bytes | None]:
-        self.store.clear_leftovers()
-        stored = self.store.newest()
-        for problem in self.store.problems:
-            self.warn(f"a damaged checkpoint was left out: {problem}")
-        return [stored.contents.get(name) if stored else None for name in FILES]
+        with suppress(OSError):  # what can be read is enough to go on; the next write says what is wrong with the disk
+            self.store.clear_leftovers()
+        stored = _newest_of(self.store, self.warn)
+        if stored is None:
+            return [None] * len(FILES)
+        _refuse_wrong_progress(stored, self.store.folder)
+        return [stored.contents[name] for name in FILES]
 
-    def save(self, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
+    def save(
+        self, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any], *, first: Callable[[], None] = _nothing
+    ) -> None:
         """Write a checkpoint of iteration progress["iteration"], in the background.
 
         Until `detach`, it is read from where it lies. A disk that refuses is a warning: training goes on.
+
+        Args:
+            first: writes what the checkpoint counts on; if the disk refuses that, there will be no checkpoint either.
         """
         if self.group.rank != 0:
             return
@@ -160,7 +180,11 @@ class Checkpoints:
             FILES[2]: partial(write_bytes, content=json.dumps(progress, indent=2).encode()),
         }
         self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
-        self._writing = self._writer.submit(self.store.write, progress["iteration"], files)
+        self._writing = self._writer.submit(self._write, progress["iteration"], files, first)
+
+    def _write(self, iteration: int, files: dict[str, Write], first: Callable[[], None]) -> Path:
+        first()
+        return self.store.write(iteration, files)
 
     def detach(self) -> None:
         """Call this before an update: what is being written keeps the values before it."""
@@ -184,7 +208,7 @@ class Checkpoints:
             if not self._failed:
                 self.warn(
                     f"no checkpoint could be written to {self.store.folder}: {error.strerror or error} ({self._bytes:,}"
-                    " bytes are needed); training goes on, and the one before it stays"
+                    " bytes are needed); training goes on, and what was saved before stays"
                 )
             self._failed = True
         return not self._failed
@@ -197,3 +221,31 @@ class Checkpoints:
         self.wait()
         if self._writer is not None:
             self._writer.shutdown()
+
+
+def _newest_of(store: Store, warn: Callable[[str], None]) -> Stored | None:
+    stored = store.newest()
+    if stored is not None:
+        for problem in store.problems:
+            warn(f"a damaged checkpoint was left out: {problem}; iteration-{stored.iteration:09d} is used in its place")
+    return stored
+
+
+def _refuse_wrong_progress(stored: Stored, folder: Path) -> None:
+    """What nobody but a hand can have written: its digest is right."""
+    try:
+        progress = json.loads(stored.contents[FILES[-1]])
+        counts, build = [*progress["totals"], progress["position"], progress.get("skipped", 0)], progress["build"]
+        sound = (
+            progress["iteration"] == stored.iteration
+            and [type(count) for count in counts] == [float, float, int, int]
+            and all(0 <= count < 2**63 for count in counts[2:])
+            and isinstance(progress.get("evaluated", True), bool)
+            and all(isinstance(value, str) and value.isprintable() for value in build.values())
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"{folder}: the {FILES[-1]} of iteration {stored.iteration} was written by no run; start over with --fresh"
+        )

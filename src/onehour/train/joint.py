@@ -242,7 +242,7 @@ class _Joint:
                 "totals": totals,
                 "build": build_of(self.group.device),
             }
-            run.checkpoints.save(run.model, run.optimizer, progress)
+            run.checkpoints.save(run.model, run.optimizer, progress, first=run.recorder.catch_up)
         self.since += time.perf_counter() - started
         self.cpu_since += time.process_time() - cpu_started
 

@@ -34,7 +34,10 @@ class FolderLock:
 
     def __init__(self, folder: Path, *, patience: float = PATIENCE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ValueError(f"{folder / NAME} cannot be opened: {error.strerror}; remove it") from error
         deadline = time.monotonic() + patience
         while not self._taken():
             if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onehour.config import nearest
-from onehour.entry import is_entry, resolve
+from onehour.entry import blame, is_entry, resolve
 
 __all__ = ["Logger", "Loggers", "load_logger"]
 
@@ -86,7 +86,12 @@ def load_logger(spec: str | None) -> Logger | None:
         return NAMED[spec]()
     if not is_entry(spec):
         raise ValueError(f"no logger is called {spec!r}; expected {nearest(spec, NAMED)}, or package.module:Class")
-    logger = resolve("logger", spec)()
+    try:
+        logger = resolve("logger", spec)()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"logger {spec} failed when called: {blame(error)}") from error
     missing = [name for name in ("start", "log", "finish") if not callable(getattr(logger, name, None))]
     if missing:
         raise ValueError(f"logger {spec} has no method {missing[0]}; expected start, log and finish")

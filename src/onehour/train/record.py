@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ class Recorder:
         finished_run(folder, recipe)  # refuses what is not this recipe's
         self._lock = FolderLock(folder)
         _replace(folder / "recipe.toml", recipe.to_toml())
+        self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
 
     def close(self) -> None:
         """Let others write the folder."""
@@ -132,13 +134,19 @@ class Recorder:
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
         _replace(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
 
-    def begin(self, iteration: int, environment: dict[str, Any]) -> None:
-        """Cut the record to what the checkpoint at `iteration` knows, and note where the run goes on."""
+    def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
+        """Note where the run goes on, and cut the record to what the checkpoint there knows.
+
+        Args:
+            iteration: that the run goes on from.
+            known: the last iteration whose evaluation the checkpoint knows; None for the same.
+        """
+        last = iteration if known is None else known
         first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
             path = self.folder / name
-            known = _lines(path) if path.is_file() else []
-            kept = [json.dumps(line) for line in known if line.get("iteration", iteration + 1) <= iteration]
+            lines = _lines(path) if path.is_file() else []
+            kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
             _replace(path, "".join(line + "\n" for line in [*head, *kept]))
         path = self.folder / "environment.json"
         sessions = _json(path)["sessions"] if path.is_file() else []
@@ -148,10 +156,22 @@ class Recorder:
             (self.folder / name).unlink(missing_ok=True)
 
     def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Append an evaluation."""
+        """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
         for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
-            with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            self._late[name] += json.dumps(record) + "\n"
+        with suppress(OSError):
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what the disk has refused.
+
+        Raises:
+            OSError: if it still does; no line is half written then.
+        """
+        for name, text in self._late.items():
+            if text:
+                _append(self.folder / name, text.encode())
+                self._late[name] = ""
 
     def end(self, summary: dict[str, Any]) -> None:
         """Write the summary, whole or not at all."""
@@ -167,6 +187,9 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     >>> finished_run(Path("nowhere"), Recipe()) is None
     True
     """
+    links = sorted(path for path in folder.iterdir() if path.is_symlink()) if folder.is_dir() else []
+    if links:
+        raise ValueError(f"{links[0]} is a link, and a run writes into its own folder alone; remove it")
     if not (folder / "recipe.toml").is_file():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} holds other files and no recipe.toml; choose another --out")
@@ -212,6 +235,9 @@ def ended_on_purpose(folder: Path, job: str | None) -> tuple[str, str] | None:
 def move_aside(folder: Path) -> Path | None:
     """Keep an old folder under the next free numbered name; None where there is none.
 
+    Raises:
+        ValueError: if a process writes it still.
+
     >>> move_aside(Path("nowhere")) is None
     True
     """
@@ -220,7 +246,12 @@ def move_aside(folder: Path) -> Path | None:
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    folder.rename(kept)
+    lock = FolderLock(folder) if folder.is_dir() else None
+    try:
+        folder.rename(kept)
+    finally:
+        if lock is not None:
+            lock.release()
     return kept
 
 
@@ -282,6 +313,17 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _append(path: Path, content: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _replace(path: Path, text: str) -> None:

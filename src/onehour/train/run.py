@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
 
 from onehour.config import Recipe
-from onehour.data.loader import Feed
+from onehour.data.loader import PATIENCE, Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group
+from onehour.dist.launch import is_torchruns
 from onehour.dist.placement import passes
+from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
 from onehour.rules.keys import seed_for
+from onehour.train.breaking import Breakable, EvaluationStoppedError
 from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
@@ -27,6 +34,7 @@ from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
 from onehour.train.record import Recorder, environment
+from onehour.train.shared import look_for_folder
 from onehour.train.skipping import Skipping
 from onehour.train.step import Step
 from onehour.train.summary import summarise
@@ -52,6 +60,9 @@ class StoppedError(Exception):
     """
 
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says that takes nothing."""
+
 DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite": NonFiniteError}
 """Ends that a restart must not undo, by the name that outcome.json has for them."""
 
@@ -70,7 +81,8 @@ def train_run(
     Args:
         recipe: completed by `complete`.
         model: an object or a function in place of the recipe's name.
-        stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop.
+        stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop. Signals
+            are looked for during evaluations too.
 
     Raises:
         ValueError: for bad input.
@@ -91,6 +103,12 @@ def train_run(
             if not out_of_memory(error):
                 raise
             raise ValueError(less_memory(loop.per_pass if loop else 1)) from error
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            raise ValueError(
+                f"{execution.folder(recipe)} cannot be written: {error.strerror}; the same command goes on once it can"
+            ) from error
         except IndexError as error:  # what cross_entropy raises for such a label
             if "Target" not in str(error):
                 raise
@@ -130,8 +148,15 @@ class _Loop:
         self.optimizer = self.decisions.optimizer(self.model)
         self.loaders = loaders = pick_loaders(execution, data)
         device, unseen = group.device, seed_for(recipe.seed, "validation")
-        self.feed = Feed(data.train, seed=recipe.seed, loaders=loaders, device=device, stream=self.stream)
-        self.validation = Feed(data.validation, seed=unseen, loaders=loaders, device=device)
+        crew: dict[str, Any] = {
+            "loaders": loaders,
+            "device": device,
+            # A stuck one is replaced long before the watchdog would end the run for it.
+            "patience": execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE,
+            "warn": self.console.warn if self.first else None,
+        }
+        self.feed = Feed(data.train, seed=recipe.seed, stream=self.stream, **crew)
+        self.validation = Feed(data.validation, seed=unseen, **crew)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
         self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
@@ -145,10 +170,14 @@ class _Loop:
 
     def run(self, stop_asked: Callable[[], bool]) -> None:
         recipe = self.recipe
-        start = self._resume()
+        self.signals = stop_asked if isinstance(stop_asked, StopSignals) else None
+        start, evaluated = self._resume()
         self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder, rules=self.rules)
         batches = self.feed.passes(self.passes, start=start, stop=self.iterations)
         self._mark(start)
+        if not evaluated:
+            self._evaluate(start)
+            self._save(start)
         self.model.train()
         with profiled(self.execution.profile, self.folder, self.group.rank) as profile_step:
             for iteration in range(start, self.iterations):
@@ -161,13 +190,11 @@ class _Loop:
                 if halted:
                     self._halt(done)
                 if ends_epoch:  # which the last iteration always does
-                    self.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
-                    with self.watchdog.slow():
-                        self._evaluate(done)
+                    self._evaluate(done)
                 if stopped and done < self.iterations:
                     self._stop(done)
                 if ends_epoch or self.interval.over(done):
-                    self._save(done)
+                    self._save(done, together=ends_epoch)
                 self.console.step(done)
         self._finish("finished")
 
@@ -185,16 +212,19 @@ class _Loop:
         if self.recorder is not None:
             self.recorder.close()
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, bool]:
+        """The iteration to go on with, and whether the one before it was evaluated, if it had to be."""
+        look_for_folder(self.folder, self.group)
         progress = self.checkpoints.load(self.model, self.optimizer)
-        start = 0
+        start, evaluated = 0, True
         if progress is not None:
-            start = progress["iteration"]
+            start, evaluated = progress["iteration"], progress.get("evaluated", True)
             self.step.totals.copy_(torch.tensor(progress["totals"], dtype=torch.float64))
             self.step.skipped.fill_(progress.get("skipped", 0))
             build, here = progress["build"], build_of(self.group.device)
             if self.recipe.reduce == "canonical" and build != here:
-                changed = ", ".join(f"{key} {build[key]} → {here[key]}" for key in here if build[key] != here[key])
+                differs = [key for key in here if build.get(key) != here[key]]
+                changed = ", ".join(f"{key} {build.get(key)} → {here[key]}" for key in differs)
                 self.console.warn(f"the bits may differ from an undisturbed run's from here on: {changed}")
         if self.recorder is not None:
             places = {
@@ -203,14 +233,20 @@ class _Loop:
                 "loaders": self.loaders,
                 "device": self.group.device.type,
             }
-            self.recorder.begin(start, environment(places))
+            self.recorder.begin(start, environment(places), known=start if evaluated else start - 1)
             self.loggers.start(self.recipe.as_dict(), self.folder)
-        return start
+        return start, evaluated
 
     def _evaluate(self, done: int) -> None:
         steps = self.timer.steps()
         seconds, cpu_seconds = time.perf_counter() - self.since, time.process_time() - self.cpu_since
-        result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, feed=self.validation)
+        with self.watchdog.slow():
+            self.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
+            feed = cast(Feed, Breakable(self.validation, self.group, self.signals or (lambda: False)))
+            try:
+                result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, feed=feed)
+            except EvaluationStoppedError:
+                self._stop(done, evaluated=False)
         evaluating = time.perf_counter() - self.since - seconds
         loss, errors = self.step.totals.tolist()
         self.step.totals.zero_()
@@ -223,33 +259,61 @@ class _Loop:
         self.console.evaluated(record, timing["images_per_second"])
         self._mark(done)
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, *, together: bool = True, evaluated: bool = True) -> None:
+        """Save in the background.
+
+        Args:
+            together: all processes do, at this iteration; where the clock says when, process 0 may be alone.
+            evaluated: the record has this iteration's evaluation, if there is one.
+        """
         started, cpu_started = time.perf_counter(), time.process_time()
-        skipped = self.skipping.count()
+        skipped = {"skipped": int(self.step.skipped.item())} if self.recipe.bad_images == "skip" else {}
+        if together:
+            skipped = self.skipping.count()
         if self.recorder is not None:
             progress = {
                 "iteration": done,
                 "position": done * self.recipe.minibatch,
                 "totals": self.step.totals.tolist(),
                 "build": build_of(self.group.device),
+                "evaluated": evaluated,
                 **skipped,
             }
-            self.checkpoints.save(self.model, self.optimizer, progress)
+            with self.watchdog.slow():
+                self.checkpoints.save(self.model, self.optimizer, progress, first=self.recorder.catch_up)
         self.since += time.perf_counter() - started
         self.cpu_since += time.process_time() - cpu_started
 
-    def _stop(self, done: int) -> None:
-        self._save(done)
+    def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
+        self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
-        if not self.checkpoints.wait():
-            saved = "could not save it; the same command goes on from the checkpoint before"
+        with self.watchdog.slow():
+            if not self.checkpoints.wait():
+                saved = "could not save it; the same command goes on from the checkpoint before"
         self.skipping.refuse_too_many(done)
-        raise self._ended("stopped", StoppedError(f"stopped after iteration {done} and {saved}"))
+        error = StoppedError(f"stopped after iteration {done} and {saved}")
+        raise self._ended("stopped", error, lasting=self._on_purpose())
 
-    def _ended(self, outcome: str, error: Exception) -> Exception:
-        """Note how it ended, so that no launcher's restart undoes it."""
-        if self.recorder is not None:
-            self.recorder.note(outcome, str(error))
+    def _on_purpose(self) -> bool:
+        """Whether a restart must not undo this stop. All processes call it together.
+
+        torchrun sends SIGTERM when a host comes or goes, and then starts all processes anew, to go on.
+        """
+        if self.signals is None:
+            return True
+        mine = self.signals.asked is not None and not (self.signals.asked == signal.SIGTERM and is_torchruns())
+        return self.group.sum(torch.tensor(float(mine), device=self.group.device)).item() > 0
+
+    def _ended(self, outcome: str, error: Exception, *, lasting: bool = True) -> Exception:
+        """Note how it ended, so that no launcher's restart undoes it; nobody leaves before that is done.
+
+        Launchers end the others once one has left with a code, and process 0 may be saving.
+        """
+        if self.recorder is not None and lasting:
+            with suppress(OSError):  # a restart then goes on, which is better than a message that hides this one
+                self.recorder.note(outcome, str(error))
+        with self.watchdog.slow():
+            self.group.broadcast(b"noted")
         return error
 
     def _halt(self, done: int) -> None:
@@ -263,7 +327,9 @@ class _Loop:
         raise self._ended("non-finite", NonFiniteError(message))
 
     def _finish(self, outcome: str) -> None:
-        if not self.checkpoints.wait() and outcome == "finished":
+        with self.watchdog.slow():
+            saved = self.checkpoints.wait()
+        if not saved and outcome == "finished":
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
         if self.recorder is not None:
             summary = summarise(self.folder, self.recipe, self.model, self.optimizer, outcome)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onehour.train.tensorfile import write_bytes
+from onehour.train.manifest import read_manifest, read_plain, write_manifest
 
 __all__ = ["CHECKPOINTS", "Store", "Stored"]
 
 CHECKPOINTS = "checkpoints"
-MANIFEST = "manifest.json"
-FORMAT = 1
-NAME = re.compile(r"iteration-(\d{9,})")
-LARGEST_MANIFEST = 2**20
+NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)
+WRITING, DROPPING, REPLACED = ".writing-", ".dropping-", ".replaced-"
+"""What the names of folders begin with that are not checkpoints yet, no longer, or until another has their name."""
 
 Write = Callable[[Path], dict[str, Any]]
 """Writes a file that is on disk when it returns; gives {"bytes": …, "sha256": …} and, of tensors, "finite"."""
@@ -49,31 +48,35 @@ class Store:
 
     A checkpoint is a folder of files and a manifest of their sizes and digests, which has a digest itself. It is
     written under another name, brought to disk, and renamed; so what has its name is whole, unless the disk changed it
-    later. "Newest" is computed from names and contents each time, never written down.
+    later. It loses that name before it is deleted. "Newest" is computed from names and contents each time, never
+    written down.
 
     Args:
         folder: the run's.
         recipe: its digest; a checkpoint of another recipe is none of this run's.
         kept: how many verified ones stay when it is thinned.
+        needs: files without which a folder is no checkpoint.
 
     >>> Store(Path("nowhere"), recipe="").newest() is None
     True
     """
 
-    def __init__(self, folder: Path, *, recipe: str, kept: int = 2) -> None:
-        self.folder, self.recipe, self.kept = folder / CHECKPOINTS, recipe, kept
+    def __init__(self, folder: Path, *, recipe: str, kept: int = 2, needs: Collection[str] = ()) -> None:
+        self.folder, self.recipe, self.kept, self.needs = folder / CHECKPOINTS, recipe, kept, frozenset(needs)
         self.problems: list[str] = []
         """What was wrong with newer checkpoints than the one that `newest` gave."""
-        self._known: dict[str, bool] = {}
-        """Verified in this process, or written by it: whether finite."""
+        self._known: dict[str, tuple[Any, bool | None]] = {}
+        """Looked at in this process: files' sizes and times, and whether all is finite; None if it did not verify."""
 
     def write(self, iteration: int, files: Mapping[str, Write]) -> Path:
         """Write a checkpoint, and thin the older ones.
 
         Raises:
-            OSError: if the disk refuses; nothing is left of it then.
+            OSError: if the disk refuses; what is left of it then has no checkpoint's name, and the next start, or the
+                next write, removes it.
 
         >>> import tempfile
+        >>> from onehour.train.tensorfile import write_bytes
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = Store(Path(folder), recipe="")
         ...     _ = store.write(7, {"a": lambda path: write_bytes(path, b"state")})
@@ -81,31 +84,34 @@ class Store:
         Stored(iteration=7, finite=True, contents={'a': b'state'})
         """
         final = self.folder / f"iteration-{iteration:09d}"
-        writing = self.folder / f".writing-{final.name}"
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        writing, aside = (self.folder / f"{prefix}{final.name}" for prefix in (WRITING, REPLACED))
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            sync_folder(self.folder.parent)
+        self.clear_leftovers()
         try:
+            writing.mkdir()
             written = {name: write(writing / name) for name, write in files.items()}
             finite = all(known.pop("finite", True) for known in written.values())
-            manifest = {
-                "format": FORMAT,
-                "iteration": iteration,
-                "recipe": self.recipe,
-                "finite": finite,
-                "files": written,
-            }
-            text = json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=2)
-            write_bytes(writing / MANIFEST, text.encode())
+            write_manifest(writing, iteration=iteration, recipe=self.recipe, finite=finite, files=written)
             sync_folder(writing)
-            if final.exists():  # the same iteration again, after a resume from one before it
-                shutil.rmtree(final)
-            writing.rename(final)
+            replaces = _is_there(final)  # the same iteration again: it was damaged, or it is evaluated now
+            if replaces:
+                final.rename(aside)
+            try:
+                writing.rename(final)
+            except BaseException:
+                if replaces:
+                    aside.rename(final)
+                raise
             sync_folder(self.folder)
         except BaseException:
-            shutil.rmtree(writing, ignore_errors=True)
+            _remove(writing)
             raise
-        self._known[final.name] = finite
-        self.thin()
+        _remove(aside)
+        self._known[final.name] = _stamp_of(final), finite
+        with suppress(OSError):  # what should go stays for the next time; what was written is written
+            self.thin()
         return final
 
     def newest(self) -> Stored | None:
@@ -118,13 +124,18 @@ class Store:
         True
         """
         self.problems = []
-        for folder in reversed(self._folders()):
+        try:
+            folders = self._folders()
+        except OSError as error:
+            raise ValueError(f"{self.folder} cannot be listed: {error.strerror}") from error
+        for folder in reversed(folders):
+            stamp = _stamp_of(folder)
             try:
                 stored = self.verified(folder)
             except ValueError as error:
                 self.problems.append(f"{folder.name}: {error}")
                 continue
-            self._known[folder.name] = stored.finite
+            self._known[folder.name] = stamp, stored.finite
             return stored
         if self.problems:
             raise ValueError(
@@ -142,28 +153,21 @@ class Store:
         Traceback (most recent call last):
         ValueError: it has no manifest.json
         """
-        manifest = _manifest_of(folder)
-        try:
-            iteration, recipe, finite = (manifest[key] for key in ("iteration", "recipe", "finite"))
-            files = {
-                str(name): (int(known["bytes"]), str(known["sha256"])) for name, known in manifest["files"].items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{MANIFEST} is none of ours") from error
+        manifest = read_manifest(folder)
         match = NAME.fullmatch(folder.name)
-        if match is None or int(match[1]) != iteration:
-            raise ValueError(f"its manifest is that of iteration {iteration}")
-        if recipe != self.recipe:
+        if match is None or int(match[1]) != manifest.iteration:
+            raise ValueError(f"its manifest is that of iteration {manifest.iteration}")
+        if manifest.recipe != self.recipe:
             raise ValueError("it belongs to a run of another recipe")
+        if missing := sorted(self.needs - manifest.files.keys()):
+            raise ValueError(f"its manifest has no {', '.join(missing)}")
         contents = {}
-        for name, (size, digest) in files.items():
-            if Path(name).name != name:
-                raise ValueError(f"its manifest names a file outside it, {name!r}")
-            content = _read(folder / name, size)
+        for name, (size, digest) in manifest.files.items():
+            content = read_plain(folder / name, size)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError(f"{name} differs from its digest")
             contents[name] = content
-        return Stored(iteration, finite, contents)
+        return Stored(manifest.iteration, manifest.finite, contents)
 
     def thin(self) -> None:
         """Drop what is older than the last `kept` verified ones, but never the last one that is finite.
@@ -173,31 +177,53 @@ class Store:
         verified, has_finite = 0, False
         for folder in reversed(self._folders()):
             finite = None if verified >= self.kept and has_finite else self._look(folder)
-            if verified >= self.kept and (has_finite or not finite):
-                shutil.rmtree(folder, ignore_errors=True)
-                self._known.pop(folder.name, None)
+            # One that cannot be read today may be the last finite one: it stays until another is known to be.
+            if verified >= self.kept and (has_finite or finite is False):
+                with suppress(OSError):
+                    self._drop(folder)
                 continue
             verified += finite is not None
             has_finite |= bool(finite)
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed process was writing; only for who holds the run's lock.
+        """Remove what a killed process was writing or removing; only for who holds the run's lock.
+
+        One that was about to be replaced gets its name back.
 
         >>> Store(Path("nowhere"), recipe="").clear_leftovers()
         """
-        for writing in self.folder.glob(".writing-*"):
-            shutil.rmtree(writing, ignore_errors=True)
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            final = path.with_name(path.name.removeprefix(REPLACED))
+            if final != path and not _is_there(final):
+                path.rename(final)
+            elif path.name.startswith((WRITING, DROPPING, REPLACED)):
+                _remove(path)
+
+    def _drop(self, folder: Path) -> None:
+        """Rename first: what is half deleted must not look like a checkpoint."""
+        dropping = self.folder / f"{DROPPING}{folder.name}"
+        folder.rename(dropping)
+        _remove(dropping)
+        self._known.pop(folder.name, None)
 
     def _look(self, folder: Path) -> bool | None:
-        """Whether a checkpoint is finite; None where it cannot be trusted. Read once a process."""
-        if folder.name not in self._known:
+        """Whether a checkpoint is finite; None where it cannot be trusted. Read again only if its files changed."""
+        stamp = _stamp_of(folder)
+        known = self._known.get(folder.name)
+        if known is None or known[0] != stamp:
             try:
-                self._known[folder.name] = self.verified(folder).finite
+                known = stamp, self.verified(folder).finite
             except ValueError:
-                return None
-        return self._known[folder.name]
+                known = stamp, None
+            self._known[folder.name] = known
+        return known[1]
 
     def _folders(self) -> list[Path]:
+        if self.folder.is_symlink():
+            raise ValueError(
+                f"{self.folder} is a link, and what lies behind it is none of the run's; remove it, or give --out on"
+                " the disk that it leads to"
+            )
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
@@ -216,33 +242,29 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _manifest_of(folder: Path) -> dict[str, Any]:
+def _stamp_of(folder: Path) -> Any:
+    """What differs when somebody has changed a file since: sizes and times."""
     try:
-        if (folder / MANIFEST).stat().st_size > LARGEST_MANIFEST:
-            raise ValueError("its manifest is too large to be one")
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return None
+    return sorted((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+def _is_there(path: Path) -> bool:
+    """Unlike `exists`, an error of the disk is one."""
+    try:
+        path.lstat()
     except FileNotFoundError:
-        raise ValueError(f"it has no {MANIFEST}") from None
-    except OSError as error:
-        raise ValueError(f"{MANIFEST} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{MANIFEST} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest_of(manifest):
-        raise ValueError(f"{MANIFEST} differs from its digest")
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"its format is {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
+        return False
+    return True
 
 
-def _digest_of(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path, size: int) -> bytes:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise ValueError(f"{path.name} has {found} bytes instead of {size}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
+def _remove(path: Path) -> None:
+    """A folder and all in it, or a link that somebody put in its place; what refuses stays."""
+    with suppress(OSError):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Tensors written in safetensors' format as they lie in memory: the library's own writer copies all of them first.
+"""Tensors written in safetensors' format, a piece at a time: the library's own writer copies all of them first.
 
 The format is a header's length (8 bytes, little-endian), a JSON header of types, shapes and offsets, then the tensors'
 bytes. The library reads it back.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from onehour.train.snapshot import Snapshot
 
@@ -34,13 +36,17 @@ TYPES = {
 
 
 def write_tensors(path: Path, tensors: Snapshot) -> dict[str, Any]:
-    """Write a file of tensors, on disk when this returns.
+    """Write a new file of tensors, on disk when this returns.
 
     Args:
-        tensors: contiguous, in CPU memory; each is read once.
+        tensors: each is read once.
 
     Returns:
         {"bytes": its size, "sha256": its digest, "finite": whether all its numbers are}.
+
+    Raises:
+        OSError: if the disk refuses, or the file is there already.
+        ValueError: for a type that the format does not have.
 
     >>> import tempfile
     >>> from safetensors.torch import load_file
@@ -71,6 +77,8 @@ def _parts(tensors: Snapshot, finite: list[bool]) -> Iterator[memoryview]:
     header, offset = {}, 0
     for name in order:
         tensor = shapes[name]
+        if tensor.dtype not in TYPES:
+            raise ValueError(f"{name} is {tensor.dtype}, which safetensors files here do not hold; use float32")
         span = [offset, offset + tensor.nbytes]
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
         offset = span[1]
@@ -78,18 +86,27 @@ def _parts(tensors: Snapshot, finite: list[bool]) -> Iterator[memoryview]:
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for name in order:
-        with tensors.reading(name) as tensor:
-            finite.append(bool(tensor.isfinite().all()))
-            yield tensor.reshape(-1).view(torch.uint8).numpy().data
+        for piece in tensors.pieces(name):
+            finite.append(_is_finite(piece))
+            yield piece.view(torch.uint8).numpy().data
+
+
+def _is_finite(piece: Tensor) -> bool:
+    """Smallest and largest take one pass and no memory; a NaN is both."""
+    return all(math.isfinite(float(bound)) for bound in torch.aminmax(piece))
 
 
 def _write(path: Path, parts: Iterator[memoryview]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
+    # A new file: neither through a link that somebody left there, nor into a file that somebody reads.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
         for part in parts:
-            file.write(part)
             digest.update(part)
             size += part.nbytes
-        file.flush()
-        os.fsync(file.fileno())
+            while part.nbytes:
+                part = part[os.write(descriptor, part) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     return {"bytes": size, "sha256": digest.hexdigest()}

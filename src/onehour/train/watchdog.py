@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
+import socket
 import struct
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = ["EXIT_STUCK", "Watchdog"]
 
@@ -19,15 +23,20 @@ GRACE = 10.0
 """Times the timeout: what starting, compiling and evaluating may take."""
 
 BEATS = ".beats"
-BEAT = struct.Struct("<qqd")
-"""A process's line in the file of beats: its id, its iteration, and when it was last seen."""
+BEAT = struct.Struct("<qqddq")
+"""A process's line in the file of beats: its id, its iteration, when it was last seen, its patience, its host."""
+HOST = zlib.crc32(socket.gethostname().encode())
+FRESH = 5.0
+"""Seconds since a process was last seen, within which it is alive."""
+DUMP = signal.SIGRTMIN
+"""Asks a process of ours, or one that loads data for it, for its stacks."""
 
 
 class Watchdog:
     """A thread that ends its process when `beat` was not called for too long.
 
-    Every process of a host writes what it last did into one file in the run's folder. So the one that notices can name
-    the one that is stuck: all others wait for it in the reduction.
+    Every process writes what it last did into one file in the run's folder. So the one that notices can name the one
+    that is stuck, for which all others wait in the reduction; and it bears with a process 0 that waits for a disk.
 
     Args:
         folder: the run's.
@@ -48,6 +57,8 @@ class Watchdog:
         self._ended = threading.Event()
         self._file: int | None = None
         if timeout is not None:
+            if sys.__stderr__ is not None:  # the process's own: a notebook's has no file
+                faulthandler.register(DUMP, file=sys.__stderr__, all_threads=True)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, iteration: int) -> None:
@@ -56,7 +67,7 @@ class Watchdog:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """For what may take longer than an iteration: starting, compiling, evaluating.
+        """For what may take longer than an iteration: starting, compiling, evaluating, waiting for a disk.
 
         >>> with Watchdog(Path("nowhere"), rank=0, size=1, timeout=None).slow():
         ...     pass
@@ -70,6 +81,7 @@ class Watchdog:
         self._ended.set()
         if self.timeout is not None:
             faulthandler.cancel_dump_traceback_later()
+            faulthandler.unregister(DUMP)
 
     def _watch(self) -> None:
         assert self.timeout is not None
@@ -84,39 +96,69 @@ class Watchdog:
                 faulthandler.dump_traceback_later(2 * self.timeout * GRACE, exit=True, file=sys.__stderr__)
             self._note()
             late = time.monotonic() - self._seen
-            if late > self.timeout * self._patience and not self._ended.is_set():
+            if late > self.timeout * self._patience and not self._ended.is_set() and not self._excused(late):
                 self._give_up(late)
 
+    def _excused(self, late: float) -> bool:
+        """Whether this process waits for process 0, which is alive and does something slow."""
+        assert self.timeout is not None
+        beat = self._beats()[:1]
+        return bool(beat) and time.time() - beat[0].seen < FRESH and late <= self.timeout * beat[0].patience
+
     def _give_up(self, late: float) -> None:
-        lines = [f"onehour: process {self.rank} made no progress for {late:.0f} s after iteration {self._iteration}"]
-        lines += [f"onehour: {text}" for text in self._culprits()]
-        print("\n".join(lines), file=sys.stderr, flush=True)
-        if sys.__stderr__ is not None:  # the process's own: a notebook's has no file
+        lines = [f"process {self.rank} made no progress for {late:.0f} s after iteration {self._iteration}"]
+        ask = []
+        for rank, beat in enumerate(self._beats()):
+            silent = time.time() - beat.seen
+            state = _state_of(beat.pid) if beat.host == HOST else "of another host"
+            if rank != self.rank and beat.pid and (silent > FRESH or beat.iteration < self._iteration or state != RUNS):
+                who = f"process {rank} (id {beat.pid}, {state})"
+                lines.append(f"{who} did iteration {beat.iteration}, last seen {silent:.0f} s ago")
+                ask += [beat.pid] if state == RUNS else []
+        for pid in _loaders():
+            if (state := _state_of(pid)) != RUNS:
+                lines.append(f"a process that loads data for process {self.rank} (id {pid}, {state}) gives none")
+            else:
+                ask.append(pid)
+        print("\n".join(f"onehour: {line}" for line in lines), file=sys.stderr, flush=True)
+        if sys.__stderr__ is not None:
             faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
+        for pid in ask:
+            if _catches(pid, DUMP):
+                print(f"onehour: process id {pid} is at", file=sys.stderr, flush=True)
+                with suppress(OSError):
+                    os.kill(pid, DUMP)
+                time.sleep(0.2)  # until it has written
         os._exit(EXIT_STUCK)
 
     def _note(self) -> None:
         """Write this process's line; a disk that refuses must not end a run."""
+        line = BEAT.pack(os.getpid(), self._iteration, time.time(), self._patience, HOST)
         with suppress(OSError):
             if self._file is None:
-                self._file = os.open(self.folder / BEATS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            os.pwrite(self._file, BEAT.pack(os.getpid(), self._iteration, time.time()), self.rank * BEAT.size)
+                self._file = os.open(self.folder / BEATS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            os.pwrite(self._file, line, self.rank * BEAT.size)
 
-    def _culprits(self) -> list[str]:
-        """Who is behind this process, or was not seen, as far as this host's file of beats knows."""
+    def _beats(self) -> list[_Beat]:
+        """What each process last wrote, as far as the file is shared."""
         if self._file is None:
             return []
-        content = os.pread(self._file, BEAT.size * self.size, 0)
-        found = []
-        for rank in range(min(self.size, len(content) // BEAT.size)):
-            pid, iteration, seen = BEAT.unpack_from(content, rank * BEAT.size)
-            silent = time.time() - seen
-            state = _state_of(pid)
-            if rank != self.rank and pid and (silent > 5 or iteration < self._iteration or state != "runs"):
-                found.append(
-                    f"process {rank} (id {pid}, {state}) did iteration {iteration}, last seen {silent:.0f} s ago"
-                )
-        return found
+        try:
+            content = os.pread(self._file, BEAT.size * self.size, 0)
+        except OSError:
+            return []
+        return [_Beat(*fields) for fields in BEAT.iter_unpack(content[: len(content) // BEAT.size * BEAT.size])]
+
+
+class _Beat(NamedTuple):
+    pid: int
+    iteration: int
+    seen: float
+    patience: float
+    host: int
+
+
+RUNS = "runs"
 
 
 def _state_of(pid: int) -> str:
@@ -124,4 +166,26 @@ def _state_of(pid: int) -> str:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return "is gone"
-    return {"T": "is stopped", "t": "is stopped", "Z": "has ended", "D": "waits for a disk"}.get(state, "runs")
+    return {"T": "is stopped", "t": "is stopped", "Z": "has ended", "D": "waits for a disk"}.get(state, RUNS)
+
+
+def _loaders() -> list[int]:
+    """Processes that this one has forked: they have its command line."""
+    ours = Path("/proc/self/cmdline").read_bytes()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError):
+            if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) != os.getpid():
+                continue
+            if path.with_name("cmdline").read_bytes() == ours:
+                found.append(int(path.parent.name))
+    return found
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; else it would end by it."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False

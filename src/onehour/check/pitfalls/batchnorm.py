@@ -58,9 +58,8 @@ def batchnorm_synced(case: Case) -> Finding | None:
     >>> batchnorm_synced.__name__
     'batchnorm_synced'
     """
-    several = case.processes > 1 or any(case.story.tape.of("group"))
     for model in case.story.models:
-        if model.facts["synced"] and several:
+        if model.facts["synced"] and case.processes > 1:
             n = max(sizes(case.story), default=0)
             place = next((event.where for event in case.story.tape.of("synced") if event.where), None)
             return found(
@@ -83,8 +82,8 @@ def batchnorm_stats_of_rank_0(case: Case) -> Finding | None:
         return None
     event, statistics, own = used
     broadcast = any(e.facts["broadcast"] for e in case.story.tape.of("ddp"))
-    alone = sum(numbers is not None for numbers in statistics) == 1
-    if not (broadcast or alone) or _equal(own) or (alone and _averaged(statistics[0] or [], own)):
+    alone = sum(e is not None for e in statistics) == 1
+    if not (broadcast or alone) or _equal(own) or (alone and _averaged(event.facts["numbers"], own)):
         return None
     what = "DistributedDataParallel overwrites the others' at every forward pass" if broadcast else "no others are used"
     return found(
@@ -105,13 +104,14 @@ def batchnorm_stats_diverge(case: Case) -> Finding | None:
     if used is None or any(e.facts["broadcast"] for e in case.story.tape.of("ddp")):
         return None
     event, statistics, _ = used
-    first = statistics[0] or []
-    apart = [_apart(numbers, first) for numbers in statistics[1:] if numbers is not None]
+    first = statistics[0]
+    assert first is not None
+    apart = [_apart(e.facts["values"], first.facts["values"]) for e in statistics[1:] if e is not None]
     if not apart or max(apart) <= EQUAL:
         return None
     return found(
         "batchnorm-stats-diverge",
-        measured=f"at the {event.facts['when']} the processes' running means differ by {100 * max(apart):.2g} %",
+        measured=f"at the {event.facts['when']} the processes' running means differ by {100 * max(apart):.3g} %",
         expected="one set of statistics, the mean over processes",
         where=event.where,
     )
@@ -120,7 +120,7 @@ def batchnorm_stats_diverge(case: Case) -> Finding | None:
 Numbers = list[float]
 
 
-def _used(case: Case) -> tuple[Event, list[Numbers | None], list[Numbers]] | None:
+def _used(case: Case) -> tuple[Event, list[Event | None], list[Numbers]] | None:
     """What was evaluated first, or else saved: the statistics on each process, and those of its last update before."""
     if case.processes < 2:
         return None
@@ -128,22 +128,14 @@ def _used(case: Case) -> tuple[Event, list[Numbers | None], list[Numbers]] | Non
         events = [next((e for e in s.tape.of("statistics") if e.facts["when"] == when), None) for s in case.stories]
         if events[0] is None:
             continue
-        own = [_own(story, _updates_before(case.story, events[0])) for story in case.stories]
-        if any(numbers is None for numbers in own):
-            return None
-        return events[0], [e.facts["numbers"] if e else None for e in events], [n for n in own if n is not None]
+        own = [_own(story, events[0].facts["updates"]) for story in case.stories]
+        return None if None in own else (events[0], events, [numbers for numbers in own if numbers is not None])
     return None
-
-
-def _updates_before(story: Story, used: Event) -> int:
-    events = list(story.tape.of("own", "statistics"))
-    return sum(event.kind == "own" for event in events[: events.index(used)])
 
 
 def _own(story: Story, updates: int) -> Numbers | None:
     """A process's own statistics after so many updates."""
-    own = [event.facts["numbers"] for event in story.tape.of("own")]
-    return own[updates - 1] if 0 < updates <= len(own) else None
+    return next((e.facts["numbers"] for e in story.tape.of("own") if e.facts["updates"] == updates), None)
 
 
 def _equal(own: list[Numbers]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
-from onehour.check.pitfalls.gradient import weights, windows
+from onehour.check.pitfalls.gradient import loss_line, weights, windows
 
 __all__ = ["decay_decoupled_scales_with_lr", "decay_in_loss", "decay_on_batchnorm", "decay_scaled_with_loss"]
 
@@ -73,7 +73,7 @@ def decay_scaled_with_loss(case: Case) -> Finding | None:
                 measured=f"the loss is multiplied by {s:.4g}, and λ = {decay:g} is not: against the gradient the decay"
                 f" is {s:.4g} times weaker",
                 expected="a mean loss, and a rate that is multiplied",
-                where=update.micros[0].event.where,
+                where=loss_line(update.micros[0]),
             )
     return None
 
@@ -91,14 +91,18 @@ def decay_decoupled_scales_with_lr(case: Case) -> Finding | None:
     _, base, minibatch = case.scaled_from
     if minibatch <= base:
         return None
+    k = minibatch / base
+    given = max((group["weight_decay"] for group in event.facts["groups"]), default=0.0)
+    if case.base.weight_decay is not None and given >= 0.95 * k * case.base.weight_decay:
+        return None
     for shrunk, doubled in event.facts["decay"]:
         if shrunk > 0 and abs(doubled / shrunk - 1) < 0.01:
-            k = minibatch / base
             return found(
                 "decay-decoupled-scales-with-lr",
                 measured=f"a step shrinks weights by {shrunk:.3g}, whatever the initial rate: with {k:g} times the"
                 f" minibatch 1/{k:g} of the base's decay an epoch",
-                expected=f"{k * shrunk:.3g} a step",
+                expected=f"{k * shrunk:.3g} a step"
+                + (", unless it was multiplied already: declare the base's" if case.base.weight_decay is None else ""),
                 where=case.optimizer_line(),
             )
     return None

@@ -37,34 +37,41 @@ def mean_of_rates_evaluation(case: Case) -> Finding | None:
 def _judged(case: Case, event: Event, counts: list[tuple[int, int]], what: str) -> Finding | None:
     if len({n for _, n in counts}) < 2:
         return None
-    right, wrong = _values(counts, event.facts)
+    pairs = _pairs(counts, event.facts)
     for value in case.story.tape.of("value"):
         same = value.facts["loader"] == event.facts["loader"] and value.facts["epoch"] == event.facts["epoch"]
         number = value.facts["value"]
-        if not same or not _among(number, wrong) or _among(number, right):
+        if not same or any(_near(number, right) for right, *_ in pairs):
             continue
-        correct, samples = sum(c for c, _ in counts), sum(n for _, n in counts)
-        name = value.facts["name"].rpartition(":")[2]
-        small, large = min(n for _, n in counts), max(n for _, n in counts)
-        return found(
-            "mean-of-rates-evaluation",
-            measured=f"{name}: {number:.6g} is the mean of the {what} rates; one of {small} samples weighs as much as"
-            f" one of {large}",
-            expected=f"{correct / samples:.6g} = {correct} of {samples} on what was evaluated here",
-            where=value.where,
-        )
+        for right, wrong, count, samples in pairs:
+            if _near(number, wrong):
+                name = value.facts["name"].rpartition(":")[2].removesuffix(" 0")
+                small, large = min(n for _, n in counts), max(n for _, n in counts)
+                return found(
+                    "mean-of-rates-evaluation",
+                    measured=("" if name.startswith("line ") else f"{name}: ")
+                    + f"{number:.6g} is the mean of the {what} rates; one of {small} samples weighs as much as one of"
+                    f" {large}",
+                    expected=f"{right:.6g}, of {count} in {samples} on what was evaluated here",
+                    where=value.where,
+                )
     return None
 
 
-def _values(counts: list[tuple[int, int]], facts: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """What the loop may come to if it is right, and if it is not: as a share or in percent, right or wrong answers."""
-    correct, seen = sum(c for c, _ in counts), sum(n for _, n in counts)
-    rates = math.fsum(c / n for c, n in counts)
-    wrongs = math.fsum((n - c) / n for c, n in counts)
-    right = [v / total for v in (correct, seen - correct) for total in {seen, facts["samples"] or seen}]
-    wrong = [v / total for v in (rates, wrongs) for total in {len(counts), facts["batches"] or len(counts)}]
-    return [f * v for f in (1, 100) for v in right], [f * v for f in (1, 100) for v in wrong]
+def _pairs(counts: list[tuple[int, int]], facts: dict[str, Any]) -> list[tuple[float, float, int, int]]:
+    """What the loop comes to if it is right, and if it is not, as a share or in percent; how many of how many.
+
+    Of right answers or of wrong ones; of the samples and batches that were seen, or that there are where a pass is cut.
+    """
+    seen = sum(n for _, n in counts)
+    pairs = []
+    for hits in ([c for c, _ in counts], [n - c for c, n in counts]):
+        rates = math.fsum(hit / n for hit, (_, n) in zip(hits, counts, strict=True))
+        for samples, parts in ((seen, len(counts)), (facts["samples"] or seen, facts["batches"] or len(counts))):
+            for unit in (1, 100):
+                pairs.append((unit * sum(hits) / samples, unit * rates / parts, sum(hits), samples))
+    return pairs
 
 
-def _among(number: float, values: list[float]) -> bool:
-    return any(value and abs(number - value) < 2e-6 * abs(value) for value in values)
+def _near(number: float, value: float) -> bool:
+    return bool(value) and abs(number - value) < 2e-6 * abs(value)

@@ -100,7 +100,7 @@ def gradient_mean_of_unequal(case: Case) -> Finding | None:
                 "gradient-mean-of-unequal",
                 measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
                 expected="equal weights 1/kn",
-                where=_backward_line(micros),
+                where=loss_line(micros[-1]),
             )
     return finding
 
@@ -167,4 +167,14 @@ def _means(update: Update) -> bool:
 
 
 def _backward_line(micros: list[Micro]) -> str | None:
-    return micros[-1].event.where
+    micro = micros[-1]
+    return micro.event.where if micro.event.facts.get("direct", True) else loss_line(micro)
+
+
+def loss_line(micro: Micro) -> str | None:
+    """Where a batch's loss is computed, or else where its backward pass is called.
+
+    >>> loss_line(Micro(None, None, None, 8, [{"total": 1.0, "where": "train.py:7"}]))
+    'train.py:7'
+    """
+    return (micro.term or {}).get("where") or micro.event.where

@@ -49,23 +49,31 @@ def momentum_outside_corrected(case: Case) -> Finding | None:
     if _form(case) != "outside":
         return None
     usual = max((group["momentum"] for group in _groups(case)), default=0.0)
+    seen: dict[str, list[bool]] = {"velocity": [], "momentum": []}
+    findings: dict[str, Finding] = {}
     for before, after in _changes(case):
-        factor = after.rate / before.rate
-        followed = [value for value in after.event.facts.get("kept", {}).values() if _follows(value, factor)]
-        scaled = {"velocity": followed[0]} if followed else {}
-        momenta = after.event.facts.get("momenta", [])
-        if usual and momenta and _follows(max(momenta) / usual, factor):
-            scaled["momentum"] = max(momenta) / usual
-        for what, value in scaled.items():
-            off = after.event.facts.get("off", [0.0])[0]
-            return found(
-                "momentum-outside-corrected",
-                measured=f"{what} × {value:.3g} as the rate went from {before.rate:g} to {after.rate:g}"
-                + (f"; that update lies {100 * off:.2g} % from eq 9" if off else ""),
-                expected=f"{what} × 1",
-                where=case.step_line(),
-            )
-    return None
+        factor, facts = after.rate / before.rate, after.event.facts
+        values = {"velocity": facts.get("kept", {}).values(), "momentum": []}
+        if usual and facts.get("momenta"):
+            values["momentum"] = [max(facts["momenta"]) / usual]
+        for what, now in values.items():
+            followed = [value for value in now if _follows(value, factor)]
+            seen[what] += [bool(followed)] if now else []
+            if followed and what not in findings:
+                findings[what] = _corrected(case, what, followed[0], before, after)
+    # A policy that moves the momentum on its own may meet the rates' ratio here and there.
+    return next((finding for what, finding in findings.items() if 2 * sum(seen[what]) > len(seen[what])), None)
+
+
+def _corrected(case: Case, what: str, value: float, before: Update, after: Update) -> Finding:
+    off = after.event.facts.get("off", [0.0])[0]
+    return found(
+        "momentum-outside-corrected",
+        measured=f"{what} × {value:.3g} as the rate went from {before.rate:g} to {after.rate:g}"
+        + (f"; that update lies {100 * off:.2g} % from eq 9" if off else ""),
+        expected=f"{what} × 1",
+        where=case.step_line(),
+    )
 
 
 def _follows(value: float, factor: float) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
+from onehour.check.pitfalls.gradient import loss_line
 from onehour.check.proportion import ratio
 from onehour.check.story import Update
 
@@ -89,7 +90,7 @@ def loss_scaled_by_world_size(case: Case) -> Finding | None:
                 measured=f"the loss is multiplied by {weight:.3g} and its gradients are averaged over {p} processes:"
                 f" {p} times the mean over kn",
                 expected="a mean loss, averaged",
-                where=updates[0].micros[0].event.where,
+                where=loss_line(updates[0].micros[0]),
             )
     return None
 
@@ -117,14 +118,14 @@ def different_initial_weights(case: Case) -> Finding | None:
     first = [next(story.tape.of("weights"), None) for story in case.stories]
     if len(first) < 2 or any(event is None for event in first):
         return None
-    numbers = [event.facts["numbers"] for event in first if event is not None]
+    numbers = [event.facts["values"] for event in first if event is not None]
     for rank, other in enumerate(numbers[1:], start=1):
         size = math.hypot(*numbers[0])
         if len(other) == len(numbers[0]) and size and math.dist(other, numbers[0]) > 1e-6 * size:
             return found(
                 "different-initial-weights",
                 measured=f"process {rank}'s weights differ from process 0's by"
-                f" {100 * math.dist(other, numbers[0]) / size:.2g} % before the first update",
+                f" {100 * math.dist(other, numbers[0]) / size:.3g} % before the first update",
                 expected="equal weights",
                 where=case.optimizer_line(),
             )

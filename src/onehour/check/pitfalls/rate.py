@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
+from onehour.check.pitfalls.schedule import scheduler_too_slow
 
 __all__ = [
     "adam_linear_scaling",
@@ -63,7 +64,7 @@ def lr_scaled_wrong(case: Case) -> Finding | None:
     'lr_scaled_wrong'
     """
     scaled, target = case.scaled_from, case.schedule().target
-    if scaled is None or not target or adaptive(case):
+    if scaled is None or target is None or adaptive(case):
         return None
     lr, base, minibatch = scaled
     expected = lr * minibatch / base
@@ -136,9 +137,9 @@ def warmup_start(case: Case) -> Finding | None:
     'warmup_start'
     """
     schedule, lr = case.schedule(), case.base.lr
-    if lr is None or schedule.first is None or not schedule.target or schedule.target < 2 * lr * (1 - 1e-9):
+    if lr is None or schedule.first is None or not schedule.highest or schedule.highest < 2 * lr * (1 - 1e-9):
         return None
-    if schedule.first >= 0.9 * schedule.target or near(schedule.first, lr, 0.1):
+    if schedule.first >= 0.9 * schedule.highest or near(schedule.first, lr, 0.1):
         return None
     if 0.5 * lr <= schedule.first < lr:
         return None
@@ -163,7 +164,7 @@ def warmup_per_epoch(case: Case) -> Finding | None:
     first, second = by_epoch.get(0, []), by_epoch.get(1, [])
     if len(first) < 2 or len(second) < 2 or len({*first}) > 1 or len({*second}) > 1:
         return None
-    if second[0] <= first[0] * 1.05:
+    if second[0] <= first[0] * 1.05 or scheduler_too_slow(case):
         return None
     updates = case.story.updates_an_epoch
     return found(
@@ -188,4 +189,6 @@ def _rate(pitfall: str, case: Case, target: float, expected: float) -> Finding:
 def _scheduler_line(case: Case) -> str | None:
     number = case.schedule().scheduler
     event = case.story.schedulers.get(number) if number is not None else None
-    return (event.where if event else None) or case.optimizer_line()
+    parts = event.facts["parts"] if event is not None else []
+    first = case.story.schedulers.get(parts[0]) if parts else event  # of a chain, what the run begins with
+    return (first.where if first else None) or case.optimizer_line()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
 from onehour.check.rates import Schedule
@@ -51,7 +53,7 @@ def scheduler_steps_k_times(case: Case) -> Finding | None:
         measured=f"{k} scheduler steps an update: the schedule of {end} steps ends after {epochs / k:g} of"
         f" {epochs} epochs",
         expected=f"1 scheduler step an update: {epochs * updates} in the run",
-        where=_line(case),
+        where=_step_line(case),
     )
 
 
@@ -73,9 +75,9 @@ def scheduler_too_slow(case: Case) -> Finding | None:
         return None
     return found(
         "scheduler-too-slow",
-        measured=f"1 scheduler step an epoch: {epochs} of the schedule's {end} steps in the run",
+        measured=f"1 scheduler step an epoch: {epochs} in the run, and the schedule comes to its end after {end}",
         expected=f"1 scheduler step an update: {epochs * updates} in the run",
-        where=_line(case),
+        where=_step_line(case),
     )
 
 
@@ -116,6 +118,8 @@ def lr_collapses(case: Case) -> Finding | None:
     if scheduler_steps_k_times(case) or scheduler_too_slow(case):
         return None
     event = story.schedulers.get(schedule.scheduler) if schedule.scheduler is not None else None
+    if event is not None and event.facts["name"] in WARM_RESTARTS:
+        return None
     peak = schedule.target or 0.0
     for share, before in ((1e-7, 0.9), (1e-4, 0.5), (1e-2, 0.05)):
         reached = schedule.reaches(share * peak)
@@ -127,8 +131,6 @@ def lr_collapses(case: Case) -> Finding | None:
                 expected=f"a rate that falls over {epochs} epochs",
                 where=_line(case),
             )
-    if event is not None and event.facts["name"] in WARM_RESTARTS:
-        return None
     return _rises(case, schedule, epochs, steps)
 
 
@@ -156,3 +158,10 @@ def _line(case: Case) -> str | None:
     number = case.schedule().scheduler
     event = case.story.schedulers.get(number) if number is not None else None
     return (event.where if event else None) or case.optimizer_line()
+
+
+def _step_line(case: Case) -> str | None:
+    """Where the scheduler is stepped, most often."""
+    number = case.schedule().scheduler
+    lines = Counter(e.where for e in case.story.tape.of("schedule") if e.where and e.facts["scheduler"] == number)
+    return lines.most_common(1)[0][0] if lines else _line(case)

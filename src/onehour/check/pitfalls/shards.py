@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from onehour.check.case import Case
@@ -24,6 +25,7 @@ class _Shares:
         self.loader = case.story.loaders[loader]
         self.events = [_first(story.epochs(loader)) for story in case.stories]
         self.orders = [story.order(loader, 0) for story in case.stories]
+        self.second = [story.order(loader, 1) for story in case.stories]
         self.samples: int | None = self.loader.facts["samples"]
         self.known = self.samples is not None and all(order is not None for order in self.orders)
         probes = [
@@ -48,14 +50,32 @@ class _Shares:
 
         Not among all: a pass of a stream that straddles epochs may be longer than one.
         """
+        if self.stream:
+            return 0
         size = max((event.facts["largest"] for event in self.events if event is not None), default=1) or 1
         first: list[int] = []
-        for start in range(0, max(len(order) for order in self.taken), size):
-            for order in self.taken:
-                first += order[start : start + size]
         # Padding stands at the end, and is counted where the pass is an epoch.
-        counted = first if len(first) <= (self.samples or 0) + self.padding else first[: self.samples]
-        return len(counted) - len(set(counted))
+        whole = self.total <= (self.samples or 0) + self.padding
+        for start in range(0, max(len(order) for order in self.taken), size):
+            parts = [order[start : start + size] for order in self.taken]
+            if not whole and len(first) + sum(map(len, parts)) > (self.samples or 0):
+                break
+            for part in parts:
+                first += part
+        return len(first) - len(set(first))
+
+    @property
+    def stream(self) -> bool:
+        """Whether the passes go on one after another in a stream of epochs, nothing in it repeated or left out.
+
+        All samples are then drawn equally often up to one, and a second pass does not begin an epoch of its own.
+        """
+        if any(order is None for order in self.second):
+            return False
+        first, second = (Counter(i for order in orders for i in order or ()) for orders in (self.orders, self.second))
+        both = first + second
+        drawn = [[counts[i] for i in range(self.samples or 0)] for counts in (first, both)]
+        return len(second) < len(drawn[0]) and all(max(counts) - min(counts) <= 1 for counts in drawn)
 
     @property
     def padding(self) -> int:

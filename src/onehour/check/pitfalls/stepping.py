@@ -24,8 +24,9 @@ def double_step(case: Case) -> Finding | None:
             seen.clear()
             continue
         facts = event.facts
-        if facts["optimizer"] in seen and not facts["closure"] and any(facts.get("moved", [])):
-            twice, where = twice + 1, event.where
+        moved = any(facts["moved"]) if "moved" in facts else twice > 0  # later ones are counted by the pattern
+        if facts["optimizer"] in seen and not facts["closure"] and moved:
+            twice, where = twice + 1, event.where or where
         seen.add(facts["optimizer"])
     if twice < 2:
         return None

@@ -40,6 +40,9 @@ KEYS = {
 FAR = 8
 """Margins from the reference, up to which a bar of ±2 std stretches the even part of a scale."""
 
+SMALLEST = 1e-6
+"""Of margins: below it floats do not tell a scale's ends apart."""
+
 LINE = 16
 """Points from a line of the key to the next."""
 
@@ -116,7 +119,7 @@ def window_of(marks: Iterable[Mark], *, base: float, margin: float, floor: float
     >>> round(window.low, 2), round(window.knee, 2), round(window.high, 2)
     (2.7, 6.0, 82.91)
     """
-    marks = list(marks)
+    marks, margin = list(marks), max(margin, SMALLEST)
     near = [mark for mark in marks if mark.mean <= base + 4 * margin]
     bars = [max(2 * mark.mean - mark.reach, base - FAR * margin) for mark in near]
     lows = [*bars, *(low for mark in marks for low in (mark.mean, *mark.dots))]

@@ -1,10 +1,10 @@
 # check: --base-lr 0.1 --base-minibatch 32
 # A compiled model; a one-cycle policy that moves rate and momentum; a closure for the step; "inductor" in life.
 import torch
+from rich.progress import track
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 
 
 class Block(nn.Module):
@@ -39,7 +39,7 @@ def main(epochs=3, batch_size=32, max_lr=0.1):
     scheduler = OneCycleLR(optimizer, max_lr=max_lr, epochs=epochs, steps_per_epoch=len(train_loader))
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
 
-    for epoch in (progress := tqdm(range(epochs), disable=None)):
+    for epoch in track(range(epochs), "training"):
         compiled.train()
         for batch, target in train_loader:
 
@@ -54,7 +54,6 @@ def main(epochs=3, batch_size=32, max_lr=0.1):
         compiled.eval()
         with torch.inference_mode():
             hits = sum((compiled(batch).argmax(1) == target).sum().item() for batch, target in val_loader)
-        progress.set_description(f"loss {loss.item():.3f}, accuracy {hits / len(val_loader.dataset):.3f}")
         print(f"epoch {epoch}: loss {loss.item():.3f}, accuracy {hits / len(val_loader.dataset):.3f}")
 
 

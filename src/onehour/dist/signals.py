@@ -1,0 +1,168 @@
+"""Signals that ask a run to stop: noted at once, obeyed between two iterations; a second one ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ["EARLY", "EXIT_STOPPED", "STOPS", "StopSignals", "asks_to_stop", "held_back", "ignore_stops"]
+
+EXIT_STOPPED = 75
+EARLY = "stopped before the first iteration; the same command goes on"
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+APART = 1.0
+"""Seconds: signals closer together are one. Ctrl-C reaches every process of a terminal, and launchers pass it on."""
+
+_listening: StopSignals | None = None
+
+
+class StopSignals:
+    """While entered, takes the signals of `STOPS`; not SIGHUP where it is ignored, as by nohup.
+
+    Until the first call there is nothing to save: a signal ends the process at once, with code 75. From then on it
+    only sets what a call returns. A second one, more than a second later, ends the process with 128 + its number.
+
+    A thread of its own reads what the C handler writes, so that both hold while the process waits for another one.
+
+    Args:
+        speaks: say why, when a signal comes before the first call.
+
+    >>> with StopSignals() as stop_asked:
+    ...     before = stop_asked()
+    ...     signal.raise_signal(signal.SIGUSR1)
+    ...     before, stop_asked()
+    (False, True)
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
+        self.speaks = speaks
+        self.asked: int | None = None
+        """The first signal."""
+        self.again: int | None = None
+        """A second one, where `leave_to_caller` was called."""
+        self._since = 0.0
+        self._training = self._left_to_caller = False
+        self._before: dict[int, Any] = {}
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
+
+    def __call__(self) -> bool:
+        """Whether to stop; from now on there is something to save."""
+        self._training = True
+        return self.asked is not None
+
+    def leave_to_caller(self) -> None:
+        """From now on signals are only noted, in `asked` and `again`: someone reads them and acts.
+
+        >>> StopSignals().leave_to_caller()
+        """
+        self._training = self._left_to_caller = True
+
+    def __enter__(self) -> StopSignals:
+        global _listening
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread alone
+            return self
+        _listening = self
+        self._wakeup = reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        self._descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+        self._before = {number: signal.signal(number, self._note) for number in STOPS if number not in ignored}
+        threading.Thread(target=self._read, args=(reading,), name="signals", daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # what a launcher has held back comes now
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _listening
+        if self._wakeup is None:
+            return
+        _listening = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._descriptor)
+        self._wakeup[1].shutdown(socket.SHUT_RDWR)  # the thread reads its end
+        self._wakeup[1].close()
+        self._wakeup = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """At once for who calls next; the thread does the rest, perhaps a moment later."""
+        if self._training and self.asked is None:
+            self.asked, self._since = number, time.monotonic()
+
+    def _read(self, reading: socket.socket) -> None:
+        with reading:
+            while content := reading.recv(64):
+                for number in content:
+                    if number in self._before:
+                        self._obey(number)
+
+    def _obey(self, number: int) -> None:
+        if not self._training:
+            self._leave(EXIT_STOPPED, f"onehour: {EARLY}" if self.speaks else "")
+        if self.asked is None:
+            self.asked, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > APART:
+            if not self._left_to_caller:
+                self._leave(128 + number, "")
+            self.again = number
+
+    def _leave(self, code: int, text: str) -> None:
+        if text and sys.__stderr__ is not None:
+            print(text, file=sys.__stderr__, flush=True)
+        os._exit(code)
+
+
+class held_back:  # noqa: N801 - reads as what it does
+    """While entered, processes that are started get no signal of `STOPS` before they listen: it waits for them.
+
+    >>> with held_back():
+    ...     signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    True
+    """
+
+    def __enter__(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+    def __exit__(self, *error: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+
+def ignore_stops() -> None:
+    """From now on no signal of `STOPS` ends this process: what it had to do is done, and its exit code stands.
+
+    >>> before = [signal.getsignal(number) for number in STOPS]
+    >>> ignore_stops(); signal.raise_signal(signal.SIGTERM)
+    >>> _ = [signal.signal(number, handler) for number, handler in zip(STOPS, before)]
+    """
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def asks_to_stop(code: int) -> bool:
+    """Whether an exit code, negative for a signal as of Popen, says that a process ended because it was asked to.
+
+    >>> asks_to_stop(75), asks_to_stop(-signal.SIGTERM), asks_to_stop(128 + signal.SIGINT), asks_to_stop(-9)
+    (True, True, True, False)
+    """
+    return code == EXIT_STOPPED or any(code in (-number, 128 + number) for number in STOPS)
+
+
+def _forked() -> None:
+    """A process that was forked, such as one that loads data, is told to end by the one that forked it alone."""
+    if _listening is None or _listening._wakeup is None:
+        return
+    signal.set_wakeup_fd(-1)
+    for end in _listening._wakeup:
+        end.close()
+    for number in _listening._before:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_forked)

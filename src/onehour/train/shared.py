@@ -1,0 +1,70 @@
+"""Whether all hosts of a run see its folder. Process 0 alone writes it, but next time 0 may be on another host."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from onehour.dist.group import Group
+
+__all__ = ["look_for_folder"]
+
+TOKEN = ".seen-"
+PATIENCE = 10.0
+NAME = 64
+
+
+def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE) -> None:
+    """Process 0 writes a token, the others look for it; all processes call it together.
+
+    Args:
+        folder: the run's.
+        patience: seconds that a file system may take to show one host what another one has written.
+
+    Raises:
+        ValueError: naming both hosts, if some host does not see the folder. After a failure its process may be 0, would
+            find no checkpoint and begin again.
+
+    >>> look_for_folder(Path("nowhere"), Group())
+    """
+    if group.size == 1:
+        return
+    token = b""
+    if group.rank == 0:
+        for old in folder.glob(f"{TOKEN}*"):
+            old.unlink(missing_ok=True)
+        token = f"{TOKEN}{uuid.uuid4().hex}".encode()
+        (folder / token.decode()).touch()
+    sent = group.broadcast(token)
+    assert sent is not None
+    host = socket.gethostname().encode()[:NAME]
+    found = torch.zeros((group.size, 1 + NAME), dtype=torch.int64, device=group.device)
+    found[group.rank] = torch.tensor([_appears(folder, sent.decode(), patience), *host, *bytes(NAME - len(host))])
+    rows = group.sum(found).tolist()
+    if group.rank == 0:
+        (folder / token.decode()).unlink(missing_ok=True)
+    hosts = [bytes(name).rstrip(b"\0").decode(errors="replace") for _, *name in rows]
+    blind = [rank for rank, (seen, *_) in enumerate(rows) if not seen]
+    if blind:
+        raise ValueError(
+            f"{folder} is not shared: process {blind[0]} on {hosts[blind[0]]} does not see what process 0 on"
+            f" {hosts[0]} writes there; give --out on a file system that all hosts share"
+        )
+
+
+def _appears(folder: Path, token: str, patience: float) -> bool:
+    """Whether a file is there, or comes. Opening the folder asks a network file system for its present state."""
+    deadline = time.monotonic() + patience
+    while True:
+        with suppress(OSError):
+            if token in os.listdir(folder):
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)

@@ -1,0 +1,94 @@
+"""`onehour check` on the command line: what it prints, and how it leaves."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from onehour.check import runner
+from onehour.check.runner import Nursery
+from onehour.cli import main
+
+LOOPS = Path(__file__).parent / "loops"
+KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy"]
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> None:
+    """Without waiting for torch each time."""
+    monkeypatch.setattr(runner, "check_script", partial(runner.check_script, nursery=nursery))
+
+
+def test_a_finding_is_a_table_and_leaves_with_1(capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(LOOPS / "double-step_broken.py")]) == 1
+    said = capsys.readouterr().out
+    assert "error  double-step  " in said
+    for word in ("measured", "expected", "why", "§2.1", "remedy"):
+        assert word in said
+    assert said.splitlines()[-1].endswith("double-step_broken.py: 1 finding")
+
+
+@pytest.mark.usefixtures("started")
+def test_nothing_found_leaves_with_0(capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(LOOPS / "double-step_fixed.py")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("double-step_fixed.py: nothing found")
+
+
+@pytest.mark.usefixtures("started")
+def test_what_cannot_be_run_leaves_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "train.py").write_text("print('hello')")
+    assert main(["check", str(tmp_path / "train.py")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("onehour: ")
+    assert "ended without a step of a torch optimizer" in line
+    assert main(["check", str(tmp_path / "nowhere.py")]) == 2
+    assert "there is no script" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("started")
+def test_json_is_a_list_of_findings_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    script = LOOPS / "lr-not-scaled_broken.py"
+    base = ["--base-lr", "0.1", "--base-minibatch", "16"]
+    assert main(["check", str(script), *base, "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert list(finding) == KEYS
+    assert finding["pitfall"] == "lr-not-scaled"
+    assert finding["measured"] == "target rate 0.1 at minibatch 64"
+    assert finding["where"].startswith(f"{script}:")
+    assert main(["check", str(script), *base, "--json", "--skip", "lr-not-scaled"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.usefixtures("started")
+def test_the_script_s_own_arguments_come_behind_two_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = (LOOPS / "double-step_fixed.py").read_text(encoding="utf-8")
+    script = tmp_path / "train.py"
+    script.write_text("import sys\nassert sys.argv[1:] == ['--lr', '3', '--json'], sys.argv\n" + text, encoding="utf-8")
+    assert main(["check", str(script), "--", "--lr", "3", "--json"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "double-stp"], "no pitfall is called 'double-stp'; expected 'double-step'"),
+        (["--limit", "0"], "--limit"),
+        (["--json", "--patch"], "give --json or --patch, not both"),
+        (["--base-minibatch", "many"], "many"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(LOOPS / "double-step_fixed.py"), *arguments]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("started")
+def test_the_scripts_own_arguments_may_follow_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    script = tmp_path / "says.py"
+    script.write_text("import sys\nprint('got', sys.argv[1:])\nsys.exit(3)\n", encoding="utf-8")
+    before = ["check", str(script), "--base-lr", "0.1", "--base-minibatch", "16", "--", "--lr", "3"]
+    assert main(before) == 2
+    assert "unknown argument" not in capsys.readouterr().err

@@ -1,0 +1,304 @@
+"""Every file operation of a save fails in turn, and a disk is really full: a verified checkpoint stays, one warning.
+
+    python tests/faults/disk.py
+
+ENOSPC, EDQUOT and EIO at each operation, once or from there on, in four situations: the first save of a run, one that
+thins, the same iteration again, and one that finds what a killed process left. Then saves on a tmpfs with too little
+room; where none may be mounted, under a limit of the size of files (RLIMIT_FSIZE), which is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from onehour.dist.group import Group
+from onehour.train.checkpoint import Checkpoints
+
+sys.path.insert(0, str(Path(__file__).parent))
+from summary import OUT, add, missing, report
+from writer import RECIPE, digest, expected, fill, fresh, progress_of
+
+CAMPAIGN = "disk: faults"
+FULL = "disk: full"
+ERRNOS = {"ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT, "EIO": errno.EIO}
+OPERATIONS = (
+    *("open", "write", "fsync", "close", "mkdir", "rename", "unlink", "rmdir"),
+    *("stat", "lstat", "listdir", "scandir"),
+)
+WIDTH = 24
+QUICK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where faults are made up, a disk need not be waited for."""
+Prepare = Callable[[Path], int]
+
+
+class Faults:
+    """Counts the file operations below a folder, and lets the i-th fail.
+
+    Args:
+        folder: others are let through.
+        at: which one, from 0; None for none.
+        number: the errno.
+        lasting: all from there on that need what is lacking: room for ENOSPC and EDQUOT, the disk itself for EIO.
+    """
+
+    GROWING = ("write", "mkdir", "fsync", "create")
+
+    def __init__(self, folder: Path, at: int | None = None, number: int = errno.EIO, *, lasting: bool = False) -> None:
+        self.folder, self.at, self.number, self.lasting = str(folder), at, number, lasting
+        self.seen: list[str] = []
+        self._opened: set[int] = set()
+
+    def fails(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        """Whether this operation does."""
+        kind = "create" if name == "open" and arguments[1] & os.O_CREAT else name
+        self.seen.append(kind)
+        place = len(self.seen) - 1
+        if self.at is None or place < self.at:
+            return False
+        later = self.lasting and (self.number == errno.EIO or kind in self.GROWING)
+        return place == self.at or later
+
+    @contextmanager
+    def active(self) -> Iterator[Faults]:
+        """While this lasts."""
+        with contextlib.ExitStack() as stack:
+            for name in OPERATIONS:
+                stack.enter_context(mock.patch.object(os, name, self._around(name, getattr(os, name))))
+            yield self
+
+    def _is_ours(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        if "dir_fd" in options and options["dir_fd"] is not None:
+            return options["dir_fd"] in self._opened
+        place = arguments[0] if arguments else "."
+        return place in self._opened if isinstance(place, int) else os.fsdecode(place).startswith(self.folder)
+
+    def _around(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*arguments: Any, **options: Any) -> Any:
+            if not self._is_ours(arguments, options):
+                return real(*arguments, **options)
+            if not self.fails(name, arguments):
+                returned = real(*arguments, **options)
+                if name == "open":
+                    self._opened.add(returned)
+                elif name == "close":
+                    self._opened.discard(arguments[0])
+                return returned
+            if name == "write":  # half of it is there, as on a disk that fills
+                real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            if name == "close":
+                real(*arguments)
+            raise OSError(self.number, os.strerror(self.number), str(arguments[0]))
+
+        return operation
+
+
+def save(checkpoints: Checkpoints, iteration: int) -> bool:
+    """One save, as a run does it; whether it is on disk."""
+    model, optimizer = fresh(WIDTH)
+    fill(model, optimizer, iteration)
+    checkpoints.save(model, optimizer, progress_of(iteration))
+    checkpoints.detach()
+    return checkpoints.wait()
+
+
+def opened(folder: Path, said: list[str]) -> Checkpoints:
+    """A run's checkpoints."""
+    return Checkpoints(folder, RECIPE, Group(), warn=said.append)
+
+
+def found(folder: Path) -> tuple[int, str]:
+    """The iteration that the next start loads, 0 for none, and what is wrong with that start."""
+    said: list[str] = []
+    model, optimizer = fresh(WIDTH)
+    checkpoints = opened(folder, said)
+    progress = checkpoints.load(model, optimizer)
+    iteration = progress["iteration"] if progress else 0
+    names = os.listdir(checkpoints.store.folder) if checkpoints.store.folder.exists() else []
+    if any(not name.startswith("iteration-") for name in names):
+        return iteration, f"left over: {sorted(names)}"
+    if iteration and (digest(model, optimizer) != expected(iteration, WIDTH) or progress != progress_of(iteration)):
+        return iteration, f"iteration {iteration} is not what was saved"
+    return iteration, f"warned: {said}" if said else ""
+
+
+def first(folder: Path) -> int:
+    """A run's first save."""
+    folder.mkdir(parents=True)
+    return 0
+
+
+def thinning(folder: Path) -> int:
+    """A save that drops an older one."""
+    checkpoints = opened(folder, [])
+    for iteration in (1, 2):
+        assert save(checkpoints, iteration)
+    checkpoints.close()
+    return 2
+
+
+def again(folder: Path) -> int:
+    """The iteration is there already, damaged."""
+    thinning(folder)
+    assert save(opened(folder, []), 3)
+    (folder / "checkpoints" / "iteration-000000003" / "progress.json").write_text("{}")
+    return 2
+
+
+def leftover(folder: Path) -> int:
+    """A killed process left two folders."""
+    thinning(folder)
+    newest = folder / "checkpoints" / "iteration-000000002"
+    for prefix in (".writing-", ".dropping-"):
+        shutil.copytree(newest, newest.with_name(f"{prefix}iteration-000000009"))
+    return 2
+
+
+SITUATIONS: dict[str, Prepare] = {"first": first, "thinning": thinning, "again": again, "leftover": leftover}
+
+
+@cache
+def operations(situation: str) -> tuple[str, ...]:
+    """Every file operation of the save of iteration 3."""
+    with tempfile.TemporaryDirectory(dir=QUICK) as name:
+        folder = Path(name) / "run"
+        SITUATIONS[situation](folder)
+        checkpoints = opened(folder, [])
+        with Faults(folder).active() as faults:
+            assert save(checkpoints, 3)
+        return tuple(faults.seen)
+
+
+def cases() -> list[tuple[str, str, bool, int]]:
+    """(situation, errno, lasting, which operation) of all of them."""
+    kinds = product(SITUATIONS, ERRNOS, (False, True))
+    return [(*kind, at) for kind in kinds for at in range(len(operations(kind[0])))]
+
+
+def faulty(situation: str, name: str, lasting: bool, at: int) -> tuple[str, str]:
+    """What is wrong after a save in which an operation failed, empty if nothing, and which operation that was."""
+    with tempfile.TemporaryDirectory(dir=QUICK) as place:
+        folder = Path(place) / "run"
+        before = SITUATIONS[situation](folder)
+        said: list[str] = []
+        checkpoints = opened(folder, said)
+        with Faults(folder, at, ERRNOS[name], lasting=lasting).active() as faults:
+            saved = save(checkpoints, 3)
+        known = ["iteration-000000003: progress.json has 2 bytes"] if situation == "again" and not saved else []
+        return judged(folder, checkpoints, said, before, saved, os.strerror(ERRNOS[name]), known), (
+            *faults.seen,
+            *["not reached"] * at,
+        )[at]
+
+
+def judged(
+    folder: Path, checkpoints: Checkpoints, said: list[str], before: int, saved: bool, reason: str, known: list[str]
+) -> str:
+    """What is wrong after a save that may have failed; empty if nothing.
+
+    Args:
+        before: the iteration that was saved before it.
+        known: what the next start may warn of, since it was damaged before.
+    """
+    warned = [text for text in said if str(folder) in text and "bytes are needed" in text and reason in text]
+    if (len(warned), len(said)) != ((0, 0) if saved else (1, 1)):
+        return f"saved {saved}, and warned {said}"
+    iteration, wrong = found(folder)
+    if wrong and not (known and known[0] in wrong):
+        return wrong
+    if iteration not in ((3,) if saved else (before, 3)):
+        return f"saved {saved}, {before} was there before, and {iteration} is found"
+    if not save(checkpoints, 4) or found(folder) != (4, ""):
+        return f"the next save is not found: {found(folder)}"
+    return ""
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[Path | None]:
+    """A tmpfs of so many bytes; None where none may be mounted.
+
+    >>> with small_disk(2**20) as place:
+    ...     place is None or place.is_dir()
+    True
+    """
+    with tempfile.TemporaryDirectory() as place:
+        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+        try:
+            mounted = subprocess.run(["mount", *options], capture_output=True).returncode == 0
+        except OSError:
+            mounted = False
+        try:
+            yield Path(place) if mounted else None
+        finally:
+            if mounted:
+                subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def ballast(folder: Path, left: int) -> Path:
+    """Fill a disk but for `left` bytes; the file that does."""
+    path = folder / "ballast"
+    free = shutil.disk_usage(folder).free - left
+    path.write_bytes(bytes(max(0, free)))
+    return path
+
+
+def filled(case: int) -> tuple[str, str]:
+    """What is wrong after a save for which there is a random part of the room, empty if nothing; and where."""
+    draw = random.Random(f"{FULL} {case}")
+    share = draw.uniform(0, 1.1)
+    with small_disk(2**20) as place, tempfile.TemporaryDirectory() as other:
+        folder = (place or Path(other)) / "run"
+        before = thinning(folder)
+        said: list[str] = []
+        checkpoints = opened(folder, said)
+        needed = sum(path.stat().st_size for path in folder.rglob("iteration-000000002/*"))
+        if place is None:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * needed / 2), limits[1]))
+            saved = save(checkpoints, 3)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            return judged(folder, checkpoints, said, before, saved, os.strerror(errno.EFBIG), []), "RLIMIT_FSIZE"
+        file = ballast(place, int(share * (needed + 6 * 4096)))
+        saved = save(checkpoints, 3)
+        file.unlink()
+        return judged(folder, checkpoints, said, before, saved, os.strerror(errno.ENOSPC), []), "tmpfs"
+
+
+def main() -> int:
+    """Run what is missing; 1 if any case failed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--full", type=int, default=100, help="saves on a disk that is too full")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    ledger = OUT / "disk.jsonl"
+    everything = cases()
+    for case in missing(ledger, CAMPAIGN, range(len(everything))):
+        said, operation = faulty(*everything[case])
+        situation, name, lasting, at = everything[case]
+        about = {"situation": situation, "errno": name, "lasting": lasting, "at": at, "operation": operation}
+        add(ledger, CAMPAIGN, case, ok=not said, said=f"{about}: {said}" if said else "", kind=operation, **about)
+    for case in missing(ledger, FULL, range(options.full)):
+        said, kind = filled(case)
+        add(ledger, FULL, case, ok=not said, said=said, kind=kind)
+    return report(ledger)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What the campaigns on processes share: a run as a person starts it, its family of processes, what must be equal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import command_line, family, state
+from summary import OUT
+
+__all__ = ["Started", "command_line", "cut", "family", "ready", "state", "trainers", "undisturbed"]
+
+TRAIN = [
+    *("train", "digits", "--minibatch", "128", "--warmup-epochs", "1"),
+    *("--threads", "1", "--device", "cpu", "--save-every", "8"),
+]
+PATIENCE = 300.0
+
+
+@dataclass
+class Started:
+    """A command that was started, with what it says going to a file.
+
+    Args:
+        folder: the run's.
+        flags: of `onehour train`.
+    """
+
+    folder: Path
+    flags: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `end`
+        command = [sys.executable, "-m", "onehour", *TRAIN, *self.flags, "--out", str(self.folder)]
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
+        self.since = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Of the launcher, or of the only process."""
+        return self.process.pid
+
+    def wait(self, timeout: float = PATIENCE) -> int | None:
+        """Its exit code; None if it runs still."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def said(self) -> str:
+        """Both its streams, so far."""
+        self._log.flush()
+        self._log.seek(0)
+        return self._log.read()
+
+    def left(self, seconds: float = 5.0) -> list[int]:
+        """Its processes that are there still; they have some time to go."""
+        ready(lambda: not self._of_folder(), seconds)
+        return self._of_folder()
+
+    def _of_folder(self) -> list[int]:
+        text = str(self.folder).encode() + b"\0"
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if text in command_line(pid)]
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        for pid in {self.pid, *self._of_folder()}:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+        self._log.close()
+
+
+def ready(is_so: Callable[[], Any], seconds: float = 60.0) -> bool:
+    """Whether something becomes so in time."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def trainers(launcher: int) -> list[int]:
+    """The training processes of a launcher, in the order in which they were started; itself if it has none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        pid = int(path.parent.name)
+        if parent == launcher and command_line(pid) == command_line(launcher):
+            found.append(pid)
+    return sorted(found) or [launcher]
+
+
+def undisturbed(name: str, *flags: str) -> tuple[dict[str, str], float]:
+    """The state of a run that nothing disturbs, and the seconds that it takes; made once."""
+    folder = OUT / "undisturbed" / name
+    if not (folder / "seconds.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        run = Started(folder, flags)
+        if run.wait() != 0:
+            raise AssertionError(run.said())
+        (folder / "seconds.json").write_text(json.dumps(time.monotonic() - run.since))
+        run.end()
+    return state(folder), json.loads((folder / "seconds.json").read_text())
+
+
+def cut(folder: Path) -> None:
+    """Forget a run."""
+    shutil.rmtree(folder, ignore_errors=True)

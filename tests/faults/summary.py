@@ -1,0 +1,149 @@
+"""The ledger of the fault campaigns: a line for each case in runs/faults/NAME.jsonl, all of them in one result.
+
+    python tests/faults/summary.py
+
+A line has "campaign", "case" and "ok"; a case that stands for several has "runs" and "failures" too. Of a case that ran
+again the last line counts. Writes benchmarks/results/faults.json: per campaign its runs, failures, seeds and commits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["OUT", "add", "lines", "missing", "report", "summarise"]
+
+ROOT = Path(__file__).parents[2]
+OUT = Path("runs") / "faults"
+NAMED = 20
+"""Cases that failed and are named in the result, at most."""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The cases of a ledger, the last of each; lines of kills.py in the common form.
+
+    >>> lines(Path("nowhere.jsonl"))
+    []
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    found = {}
+    for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be half written
+        entry = json.loads(line)
+        if "scenario" in entry:
+            ok = entry["equal"] and not entry["left"]
+            entry = {"campaign": f"kills: {entry['scenario']}", "case": entry["number"], "ok": ok, **entry}
+        found[entry["campaign"], str(entry["case"])] = entry
+    return list(found.values())
+
+
+def missing(path: Path, campaign: str, cases: range) -> Iterator[int]:
+    """The cases that a ledger does not have, or that failed.
+
+    >>> list(missing(Path("nowhere.jsonl"), "writer", range(3)))
+    [0, 1, 2]
+    """
+    done = {entry["case"] for entry in lines(path) if entry["campaign"] == campaign and entry["ok"]}
+    yield from (case for case in cases if case not in done)
+
+
+def add(path: Path, campaign: str, case: int | str, *, ok: bool, **about: Any) -> None:
+    """Append a case."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {"campaign": campaign, "case": case, "ok": ok, "commit": commit(), **about}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def report(path: Path) -> int:
+    """Print what a ledger holds; 1 if any case failed."""
+    found = totals(lines(path))
+    for name, about in found.items():
+        kinds = "".join(f", {count} {kind}" for kind, count in about.get("kinds", {}).items())
+        print(f"{name}: {about['runs']} runs, {about['failures']} failures{kinds}")
+        for case in about["failed"]:
+            print(f"  failed: {case}")
+    return int(any(about["failures"] for about in found.values()))
+
+
+def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per campaign: runs, failures, the kinds of what happened, seeds, commits.
+
+    >>> totals([{"campaign": "a", "case": 0, "ok": True}, {"campaign": "a", "case": 1, "ok": False}])["a"]["failures"]
+    1
+    """
+    found: dict[str, Any] = {}
+    for entry in entries:
+        about = found.setdefault(
+            entry["campaign"], {"runs": 0, "failures": 0, "failed": [], "cases": [], "commits": []}
+        )
+        about["runs"] += entry.get("runs", 1)
+        about["failures"] += entry.get("failures", int(not entry["ok"]))
+        about["cases"].append(entry["case"])
+        if not entry["ok"] and len(about["failed"]) < NAMED:
+            about["failed"].append(f"{entry['case']}: {entry.get('said', '')}"[:300])
+        if entry.get("commit") not in (None, *about["commits"]):
+            about["commits"].append(entry["commit"])
+        for kind in [entry["kind"]] if "kind" in entry else entry.get("kinds", {}):
+            kinds = about.setdefault("kinds", {})
+            kinds[kind] = kinds.get(kind, 0) + entry.get("kinds", {}).get(kind, 1)
+    for about in found.values():
+        about["seeds"] = seeds(about.pop("cases"))
+    return found
+
+
+def seeds(cases: list[int | str]) -> str:
+    """Of what the cases were drawn: their own numbers, or how many names there are.
+
+    >>> seeds([0, 1, 2, 4]), seeds(["a", "b"])
+    ('0-2, 4', '2 named cases')
+    """
+    numbers = sorted(case for case in cases if isinstance(case, int))
+    if len(numbers) < len(cases):
+        return f"{len(cases)} named cases"
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)
+
+
+def summarise(out: Path = OUT) -> dict[str, Any]:
+    """All ledgers in a folder.
+
+    >>> summarise(Path("nowhere"))
+    {'runs': 0, 'failures': 0, 'campaigns': {}}
+    """
+    campaigns = totals([entry for path in sorted(out.glob("*.jsonl")) for entry in lines(path)])
+    runs, failures = (sum(about[name] for about in campaigns.values()) for name in ("runs", "failures"))
+    return {"runs": runs, "failures": failures, "campaigns": campaigns}
+
+
+@cache
+def commit() -> str:
+    """Of what is run, with a + where files differ from it."""
+    known = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    return subprocess.run(known, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> int:
+    """Write the result; 1 if any case of any campaign failed."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    results: Any = importlib.import_module("results")
+    content = summarise()
+    results.write("faults", content)
+    print(f"{content['runs']} runs, {content['failures']} failures")
+    return int(content["failures"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""A short version of the campaigns that kill writers, fill disks, damage checkpoints and plant hostile files."""
+
+import importlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import onehour
+from onehour.cli import main
+from onehour.train.record import Run
+from onehour.train.store import CHECKPOINTS
+
+FAULTS = Path(__file__).parent / "faults"
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[Any]:
+    """A campaign by its name; they import each other from their own folder."""
+    sys.path.insert(0, str(FAULTS))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+    sys.path.remove(str(FAULTS))
+
+
+def test_a_killed_writer_leaves_a_whole_checkpoint(faults: Any, tmp_path: Path):
+    writer = faults("writer")
+    found = [writer.attempt(tmp_path / "run", case) for case in range(12)]
+    assert [attempt["said"] for attempt in found] == [""] * 12
+    assert max(attempt["told"] for attempt in found) > 3  # it did save
+
+
+def test_what_a_save_promises_is_on_disk_before_its_name(faults: Any):
+    """Every file, then the folder, then the rename, then the folder above."""
+    operations = faults("disk").operations("first")
+    before, after = operations[: operations.index("rename")], operations[operations.index("rename") + 1 :]
+    files = before.count("create")
+    assert files == 4
+    assert before.count("fsync") == files + 2  # the run's folder, which is new, and the checkpoint's own
+    assert before[-4:-1] == ("open", "fsync", "close")
+    assert after[:3] == ("open", "fsync", "close")
+
+
+def test_every_operation_of_a_save_may_fail(faults: Any):
+    """Each with one of the errors in turn; the campaign has all of them."""
+    disk = faults("disk")
+    drawn = random.Random(0)
+    operations = [(name, at) for name in disk.SITUATIONS for at in range(len(disk.operations(name)))]
+    assert len(operations) > 200
+    for name, at in operations:
+        error, lasting = drawn.choice(sorted(disk.ERRNOS)), drawn.random() < 0.5
+        assert disk.faulty(name, error, lasting, at)[0] == "", (name, at, error, lasting)
+
+
+def test_a_disk_is_full(faults: Any):
+    """A tmpfs where one may be mounted, else a limit of the size of files."""
+    disk = faults("disk")
+    for case in range(6):
+        assert disk.filled(case)[0] == ""
+
+
+def test_a_run_on_a_full_disk_ends_with_a_warning_and_goes_on_once_there_is_room(
+    faults: Any, alone: Path, capsys: pytest.CaptureFixture[str]
+):
+    disk = faults("disk")
+    command = ["train", "digits", "--minibatch", "1024", "--epochs", "2", "--warmup", "none", "--device", "cpu"]
+    command += ["--save-every", "4", "--out"]
+    assert main([*command, str(alone / "run")]) == 0
+    capsys.readouterr()
+    with disk.small_disk(2**20) as place:
+        if place is None:
+            pytest.skip("no tmpfs may be mounted here")
+        ballast = disk.ballast(place, 300_000)
+        assert main([*command, str(place / "run")]) == 2
+        said = capsys.readouterr()
+        (warning,) = [line for line in said.out.splitlines() if line.startswith("warning")]
+        assert f"{place / 'run' / CHECKPOINTS}: No space left on device" in warning
+        assert "bytes are needed" in warning
+        assert "weights could not be saved" in said.err
+        assert len(said.err.splitlines()) == 1
+        ballast.unlink()
+        assert main([*command, str(place / "run")]) == 0
+        assert "resumes" in capsys.readouterr().out
+        ended, full = Run(alone / "run"), Run(place / "run")
+        assert full.metrics == ended.metrics
+        assert full.summary["state_sha256"] == ended.summary["state_sha256"]
+
+
+def take_all(place: Path) -> None:
+    """Leave no byte."""
+    with suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("frees", [True, False])
+def test_a_disk_without_a_byte_stops_no_run(faults: Any, alone: Path, capsys: pytest.CaptureFixture[str], frees: bool):
+    """Not even the record can be written: it is, before the first checkpoint that can."""
+    recipe: dict[str, Any] = {"minibatch": 1024, "epochs": 3, "warmup": "none", "device": "cpu", "save_every": 4}
+    whole = onehour.train("digits", **recipe, out=alone / "run")
+    with faults("disk").small_disk(2**20) as place:
+        if place is None:
+            pytest.skip("no tmpfs may be mounted here")
+        asked: list[int] = []
+
+        def stop() -> bool:
+            asked.append(1)
+            if len(asked) == 6:
+                take_all(place)
+            if len(asked) == 20 and frees:
+                (place / "ballast").unlink()
+            return False
+
+        if frees:
+            full = onehour.train("digits", **recipe, out=place / "run", stop_asked=stop)
+        else:
+            with pytest.raises(ValueError, match="its weights could not be saved"):
+                onehour.train("digits", **recipe, out=place / "run", stop_asked=stop)
+            (place / "ballast").unlink()
+            full = onehour.train("digits", **recipe, out=place / "run")
+        assert capsys.readouterr().out.count("No space left on device") == 1
+        assert full.metrics == whole.metrics
+        assert full.summary["state_sha256"] == whole.summary["state_sha256"]
+
+
+def test_no_corruption_loads_a_wrong_state(faults: Any, tmp_path: Path):
+    corruptions = faults("corruptions")
+    source = corruptions.pristine(tmp_path / "pristine")
+    found = corruptions.block(range(120), source, tmp_path / "damaged")
+    assert found["said"] == ""
+    assert min(Counter(found["kinds"])[kind] for kind in ("fell back, and said so", "refused", "newest loaded")) > 10
+
+
+def test_hostile_files_do_nothing_and_are_one_message_each(faults: Any, tmp_path: Path):
+    hostile = faults("hostile")
+    assert len(hostile.CASES) >= 40
+    base = hostile.base_run(tmp_path / "base")
+    drawn = sorted(hostile.CASES)[::4]
+    wrong = {name: hostile.attempt(name, base, tmp_path / str(number)) for number, name in enumerate(drawn)}
+    assert {name: said for name, said in wrong.items() if said} == {}
+
+
+def test_what_a_command_does_is_seen(faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A command that runs a file, writes elsewhere and says nothing would be found out."""
+    hostile = faults("hostile")
+
+    def careless(arguments: list[str]) -> int:
+        (Path("..") / "outside" / "precious").write_text("gone")
+        return os.system("touch executed")
+
+    monkeypatch.setattr(hostile, "onehour", careless)
+    said = hostile.attempt("pickle as .safetensors", tmp_path, tmp_path / "case")
+    for what in ("executed", "left with 0, not 2", "said 0 lines", "did ['open ", "changed files elsewhere"):
+        assert what in said
+
+
+def test_the_ledgers_become_one_result(faults: Any, tmp_path: Path):
+    summary = faults("summary")
+    ledger = tmp_path / "a.jsonl"
+    summary.add(ledger, "a", 0, ok=False, said="it broke")
+    summary.add(ledger, "a", 0, ok=True, kind="odd")
+    summary.add(ledger, "a", 1, ok=False, said="it broke", kind="odd")
+    summary.add(ledger, "b", "x", ok=True, runs=100, failures=0, kinds={"even": 60})
+    kills = {"scenario": "fast on 2", "number": 7, "equal": True, "killed": [], "codes": [0], "left": 1, "said": ""}
+    (tmp_path / "kills.jsonl").write_text(json.dumps(kills) + "\n" + '{"scenario": "half')
+    found = summary.summarise(tmp_path)
+    assert (found["runs"], found["failures"]) == (103, 2)
+    a, b, killed = (found["campaigns"][name] for name in ("a", "b", "kills: fast on 2"))
+    assert (a["runs"], a["failures"], a["failed"], a["seeds"]) == (2, 1, ["1: it broke"], "0-1")
+    assert (b["runs"], b["kinds"], b["seeds"]) == (100, {"even": 60}, "1 named cases")
+    assert (killed["runs"], killed["failures"], killed["seeds"]) == (1, 1, "7")
+    assert list(summary.missing(ledger, "a", range(3))) == [1, 2]
+    assert len(a["commits"]) == 1
+    shutil.rmtree(tmp_path)
