@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,20 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.initialize import initialize
 from onehour.study.outcome import reference_of
 from onehour.train.build import effects
+
+sys.path.insert(0, str(Path(__file__).parent))
+from figure_blocks import (
+    COSTS,
+    cost,
+    figure,
+    figure_claims,
+    figure_n,
+    figure_tried,
+    figure_wide,
+    power,
+    sweep,
+)
+from parts import script, source, table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -44,7 +59,7 @@ def digits(results: dict[str, Any]) -> str:
             )
         )
     head = ("minibatch", "error %, mean ± std", "lowest … highest", "seeds", "prototype")
-    return f"{_table(head, rows)}\n\n{_source('digits', results)}"
+    return f"{table(head, rows)}\n\n{source('digits', results)}"
 
 
 def outcome(results: dict[str, Any]) -> str:
@@ -90,7 +105,7 @@ def reduce(results: dict[str, Any]) -> str:
     ]
     head = ("processes", "MB", "all-reduce, ms", "canonical, ms", "canonical / all-reduce")
     steps = "; ".join(f"{step['ratio']:.2f}× on {step['processes']} processes" for step in results["steps"])
-    return f"{_table(head, rows)}\n\nA whole step of digits, overlap included: {steps}.\n\n{_source('reduce', results)}"
+    return f"{table(head, rows)}\n\nA whole step of digits, overlap included: {steps}.\n\n{source('reduce', results)}"
 
 
 def trainer(results: dict[str, Any], name: str = "trainer") -> str:
@@ -105,94 +120,7 @@ def trainer(results: dict[str, Any], name: str = "trainer") -> str:
         for row in results["rows"]
     ]
     head = ("case", "processes", "threads each", "speed by CPU time", "speed by wall time", "peak memory")
-    return f"{_table(head, rows)}\n\n{_source(name, results)}"
-
-
-def figure(results: dict[str, Any], group: str) -> str:
-    """A group of the digits' figure: what each entry costs, and the verdict."""
-    rows = [
-        (
-            str(row["minibatch"]) if group == "minibatch" else row["name"],
-            _mean(row),
-            _points(row),
-            row["verdict"] or "the reference",
-        )
-        for row in results["entries"]
-        if row["group"] == group
-    ]
-    head = ("minibatch" if group == "minibatch" else "the recipe with", "error %, mean ± std", "points", "verdict")
-    return _table(head, rows) + (f"\n\n{_source('digits_figure', results)}" if group == "minibatch" else "")
-
-
-def figure_n(results: dict[str, Any]) -> str:
-    """Error against BatchNorm's n, with the recipe's own n among them."""
-    shown = {row["minibatch"] for row in results["entries"] if row["group"] == "n"}
-    own = Recipe.from_dict({"name": "digits"} | results["recipe"]).per_worker
-    rows = {
-        own if row["group"] == "minibatch" else int(row["arm"].partition("=")[2]): row
-        for row in results["entries"]
-        if row["group"] == "n" or (row["group"] == "minibatch" and row["minibatch"] in shown)
-    }
-    lines = [(str(n), _mean(row), str(row["n"])) for n, row in sorted(rows.items())]
-    return _table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), lines)
-
-
-def figure_claims(results: dict[str, Any]) -> str:
-    """What is promised of the figure, and whether it shows it."""
-    rows = [
-        (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['points']:+.2f}", "yes" if row["holds"] else "NO")
-        for row in results["claims"]
-    ]
-    return _table(("claim", "points", "measured", "holds"), rows)
-
-
-def figure_wide(results: dict[str, Any]) -> str:
-    """The widest variant of digits that was found, on a split on which it was not chosen."""
-    rows = [
-        (str(row["minibatch"]), _mean(row), _points(row), row["verdict"] or "the reference") for row in results["rows"]
-    ]
-    table = _table(("minibatch", "error %, mean ± std", "points", "verdict"), rows)
-    return f"{results['chosen'][0].upper()}{results['chosen'][1:]}:\n\n{table}\n\n{_source('digits_wide', results)}"
-
-
-def figure_tried(results: dict[str, Any]) -> str:
-    """The variants that were tried, on another split."""
-    shown = [row["minibatch"] for row in next(iter(results["tried"].values()))["rows"]]
-    rows = [(name, *(_mean(row) for row in tried["rows"])) for name, tried in results["tried"].items()]
-    return _table(("error %, mean ± std, at", *map(str, shown)), rows)
-
-
-def power(results: dict[str, Any]) -> str:
-    """How often a true difference of a quarter point is said to hold."""
-    rows = [
-        (f"{row['std']:g}", str(row["seeds"]), f"{100 * row['holds']['share']:.0f} %")
-        for row in results["power"]
-        if row["difference"] == 0.25
-    ]
-    return f"{_table(('std of the errors', 'seeds', 'it is said to hold'), rows)}\n\n{_source('verdicts', results)}"
-
-
-def sweep(results: dict[str, Any]) -> str:
-    """Seeds as one network beside one by one."""
-    rows = [
-        (str(row["minibatch"]), str(row["seeds"]), f"{row['ratio']:.2f}", str(len(row["pairs"])))
-        for row in results["table"]
-    ]
-    head = ("minibatch", "seeds at once", "times as fast, by CPU time", "pairs")
-    whole = f"`onehour sweep digits` as a whole: {results['default_sweep_seconds'] / 60:.1f} minutes."
-    return f"{_table(head, rows)}\n\n{whole}\n\n{_source('sweep', results)}"
-
-
-def cost(results: dict[str, Any], name: str) -> str:
-    """What one thing wrong costs at the figure's large minibatch."""
-    row = next(row for row in results["entries"] if row["name"] == name)
-    same = [r for r in results["entries"] if r["group"] == "minibatch" and r["minibatch"] == row["minibatch"]]
-    base = next(r["minibatch"] for r in results["entries"] if r["state"] == "reference")
-    return (
-        f"On digits at minibatch {row['minibatch']} ({row['minibatch'] // base}×), {row['n']} seeds, with {name}:"
-        f" {_mean(row)} % against {_mean(same[0])} %. The verdict: {row['verdict']}."
-        f"\n\n{_source('digits_figure', results)}"
-    )
+    return f"{table(head, rows)}\n\n{source(name, results)}"
 
 
 def check_matrix(results: dict[str, Any]) -> str:
@@ -233,23 +161,7 @@ def check_matrix(results: dict[str, Any]) -> str:
     releases = ", ".join(f"{package} {release}" for package, release in results["frameworks"].items() if release)
     said = f"Not as they should be: {'; '.join(bad)}." if bad else "Every loop is judged as it should be."
     missing = f" {len(results['not_run'])} loops were not run." if results["not_run"] else ""
-    return f"{_table(head, rows)}\n\n{said}{missing} With {releases}.\n\n{_source('check_matrix', results)}"
-
-
-COSTS = {
-    "batchnorm_n_changed": "BatchNorm over all of kn",
-    "batchnorm_stats_of_rank_0": "running statistics of process 0 alone",
-    "batchnorm_synced": "BatchNorm over all of kn",
-    "decay_on_batchnorm": "weight decay on BatchNorm",
-    "gradient_sum_not_mean": "loss divided by n, not kn",
-    "lr_not_scaled": "the rate not scaled",
-    "lr_scaled_wrong": "twice the rate",
-    "momentum_inside_uncorrected": "rate inside the momentum, not corrected",
-    "no_warmup": "no warmup",
-    "overlapping_shards": "each worker shuffles for itself",
-    "warmup_per_epoch": "warmup in steps of an epoch",
-}
-"""Pitfalls of `onehour check` that the figure has an arm for."""
+    return f"{table(head, rows)}\n\n{said}{missing} With {releases}.\n\n{source('check_matrix', results)}"
 
 
 def input_rates(results: dict[str, Any]) -> str:
@@ -261,7 +173,7 @@ def input_rates(results: dict[str, Any]) -> str:
     loaders = f"{results['loaders']} loader process{'es' * (results['loaders'] > 1)}"
     head = ("images/s", "a CPU second of one thread", f"a CPU second of all, {loaders}", "a second by the clock")
     missing = "" if "torchvision" in results["rates"] else "\n\ntorchvision was not there to be measured."
-    return f"{_table(head, rows)}{missing}\n\n{_source('input', results)}"
+    return f"{table(head, rows)}{missing}\n\n{source('input', results)}"
 
 
 def claims(results: dict[str, Any]) -> str:
@@ -270,7 +182,7 @@ def claims(results: dict[str, Any]) -> str:
         (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['measured']:.3g}", "yes" if row["holds"] else "NO")
         for row in results["claims"]
     ]
-    return _table(("promise", "bound", "measured", "holds"), rows)
+    return table(("promise", "bound", "measured", "holds"), rows)
 
 
 def fuzz(results: dict[str, Any]) -> str:
@@ -282,6 +194,14 @@ def fuzz(results: dict[str, Any]) -> str:
         f" {results['slowest'][0]:.1f} s of CPU time, the most memory was {results['peak_mib']} MiB.\n\n"
         f"`benchmarks/results/fuzz.json`, by `tests/fuzz_images.py`: {p['date']}, commit {p['commit'][:7]}."
     )
+
+
+def faults(results: dict[str, Any]) -> str:
+    """What was killed, stopped, corrupted or filled up, and how often it did harm."""
+    rows = [(name, f"{row['runs']:,}", str(row["failures"])) for name, row in results["campaigns"].items()]
+    p = results["provenance"]
+    made = f"`benchmarks/results/faults.json`, by `tests/faults/summary.py`: {p['date']}, commit {p['commit'][:7]}."
+    return f"{table(('campaign', 'runs', 'failures'), rows)}\n\n{made}"
 
 
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -299,6 +219,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "input": ("input", input_rates),
     "input_claims": ("input", claims),
     "fuzz": ("fuzz", fuzz),
+    "faults": ("faults", faults),
     "reduce": ("reduce", reduce),
     "check_matrix": ("check_matrix", check_matrix),
     **{f"cost_{name}": ("digits_figure", partial(cost, name=arm)) for name, arm in COSTS.items()},
@@ -322,36 +243,8 @@ def _block(name: str) -> str:
     stem, make = BLOCKS[name]
     path = RESULTS / f"{stem}.json"
     if not path.exists():
-        return f"_Not measured yet: `python benchmarks/{_script(stem)}.py`._"
+        return f"_Not measured yet: `python benchmarks/{script(stem)}.py`._"
     return make(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _mean(row: dict[str, Any]) -> str:
-    broken = f" ({row['non_finite']} of {row['n']} not finite)" if row["non_finite"] else ""
-    return f"{row['mean']:.2f} ± {row['std']:.2f}{broken}"
-
-
-def _points(row: dict[str, Any]) -> str:
-    return "" if row["state"] == "reference" else f"{row['difference']:+.2f}"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _script(stem: str) -> str:
-    """What made results/STEM.json: a script of that name, else of its first word."""
-    return stem if (ROOT / "benchmarks" / f"{stem}.py").exists() else stem.partition("_")[0]
-
-
-def _source(stem: str, results: dict[str, Any]) -> str:
-    p = results["provenance"]
-    device = p["gpu"] or f"{p['processor']}, {p['cores']} cores"
-    return (
-        f"`benchmarks/results/{stem}.json`, by `benchmarks/{_script(stem)}.py`: {p['date']}, commit {p['commit'][:7]},"
-        f" torch {p['torch']}, {device}."
-    )
 
 
 def main() -> None:

@@ -1,0 +1,112 @@
+"""Blocks of the digits' figure and of what belongs to it: arms, pitfalls and their costs, verdicts, speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parts import mean, points, source, table
+
+from onehour.config import Recipe
+
+
+def figure(results: dict[str, Any], group: str) -> str:
+    """A group of the digits' figure: what each entry costs, and the verdict."""
+    rows = [
+        (
+            str(row["minibatch"]) if group == "minibatch" else row["name"],
+            mean(row),
+            points(row),
+            row["verdict"] or "the reference",
+        )
+        for row in results["entries"]
+        if row["group"] == group
+    ]
+    head = ("minibatch" if group == "minibatch" else "the recipe with", "error %, mean ± std", "points", "verdict")
+    return table(head, rows) + (f"\n\n{source('digits_figure', results)}" if group == "minibatch" else "")
+
+
+def figure_n(results: dict[str, Any]) -> str:
+    """Error against BatchNorm's n, with the recipe's own n among them."""
+    shown = {row["minibatch"] for row in results["entries"] if row["group"] == "n"}
+    own = Recipe.from_dict({"name": "digits"} | results["recipe"]).per_worker
+    rows = {
+        own if row["group"] == "minibatch" else int(row["arm"].partition("=")[2]): row
+        for row in results["entries"]
+        if row["group"] == "n" or (row["group"] == "minibatch" and row["minibatch"] in shown)
+    }
+    lines = [(str(n), mean(row), str(row["n"])) for n, row in sorted(rows.items())]
+    return table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), lines)
+
+
+def figure_claims(results: dict[str, Any]) -> str:
+    """What is promised of the figure, and whether it shows it."""
+    rows = [
+        (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['points']:+.2f}", "yes" if row["holds"] else "NO")
+        for row in results["claims"]
+    ]
+    return table(("claim", "points", "measured", "holds"), rows)
+
+
+def figure_wide(results: dict[str, Any]) -> str:
+    """The widest variant of digits that was found, on a split on which it was not chosen."""
+    rows = [
+        (str(row["minibatch"]), mean(row), points(row), row["verdict"] or "the reference") for row in results["rows"]
+    ]
+    shown = table(("minibatch", "error %, mean ± std", "points", "verdict"), rows)
+    return f"{results['chosen'][0].upper()}{results['chosen'][1:]}:\n\n{shown}\n\n{source('digits_wide', results)}"
+
+
+def figure_tried(results: dict[str, Any]) -> str:
+    """The variants that were tried, on another split."""
+    shown = [row["minibatch"] for row in next(iter(results["tried"].values()))["rows"]]
+    rows = [(name, *(mean(row) for row in tried["rows"])) for name, tried in results["tried"].items()]
+    return table(("error %, mean ± std, at", *map(str, shown)), rows)
+
+
+def power(results: dict[str, Any]) -> str:
+    """How often a true difference of a quarter point is said to hold."""
+    rows = [
+        (f"{row['std']:g}", str(row["seeds"]), f"{100 * row['holds']['share']:.0f} %")
+        for row in results["power"]
+        if row["difference"] == 0.25
+    ]
+    return f"{table(('std of the errors', 'seeds', 'it is said to hold'), rows)}\n\n{source('verdicts', results)}"
+
+
+def sweep(results: dict[str, Any]) -> str:
+    """Seeds as one network beside one by one."""
+    rows = [
+        (str(row["minibatch"]), str(row["seeds"]), f"{row['ratio']:.2f}", str(len(row["pairs"])))
+        for row in results["table"]
+    ]
+    head = ("minibatch", "seeds at once", "times as fast, by CPU time", "pairs")
+    whole = f"`onehour sweep digits` as a whole: {results['default_sweep_seconds'] / 60:.1f} minutes."
+    return f"{table(head, rows)}\n\n{whole}\n\n{source('sweep', results)}"
+
+
+def cost(results: dict[str, Any], name: str) -> str:
+    """What one thing wrong costs at the figure's large minibatch."""
+    row = next(row for row in results["entries"] if row["name"] == name)
+    same = [r for r in results["entries"] if r["group"] == "minibatch" and r["minibatch"] == row["minibatch"]]
+    base = next(r["minibatch"] for r in results["entries"] if r["state"] == "reference")
+    return (
+        f"On digits at minibatch {row['minibatch']} ({row['minibatch'] // base}×), {row['n']} seeds, with {name}:"
+        f" {mean(row)} % against {mean(same[0])} %. The verdict: {row['verdict']}."
+        f"\n\n{source('digits_figure', results)}"
+    )
+
+
+COSTS = {
+    "batchnorm_n_changed": "BatchNorm over all of kn",
+    "batchnorm_stats_of_rank_0": "running statistics of process 0 alone",
+    "batchnorm_synced": "BatchNorm over all of kn",
+    "decay_on_batchnorm": "weight decay on BatchNorm",
+    "gradient_sum_not_mean": "loss divided by n, not kn",
+    "lr_not_scaled": "the rate not scaled",
+    "lr_scaled_wrong": "twice the rate",
+    "momentum_inside_uncorrected": "rate inside the momentum, not corrected",
+    "no_warmup": "no warmup",
+    "overlapping_shards": "each worker shuffles for itself",
+    "warmup_per_epoch": "warmup in steps of an epoch",
+}
+"""Pitfalls of `onehour check` that the figure has an arm for."""

@@ -1,0 +1,40 @@
+"""What the blocks of tables.py have in common: a Markdown table, an entry's numbers, where results come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def mean(row: dict[str, Any]) -> str:
+    """An entry's error with its deviation."""
+    broken = f" ({row['non_finite']} of {row['n']} not finite)" if row["non_finite"] else ""
+    return f"{row['mean']:.2f} ± {row['std']:.2f}{broken}"
+
+
+def points(row: dict[str, Any]) -> str:
+    """How far an entry lies above its reference."""
+    return "" if row["state"] == "reference" else f"{row['difference']:+.2f}"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def script(stem: str) -> str:
+    """What made results/STEM.json: a script of that name, else of its first word."""
+    return stem if (ROOT / "benchmarks" / f"{stem}.py").exists() else stem.partition("_")[0]
+
+
+def source(stem: str, results: dict[str, Any]) -> str:
+    """Where results come from: file, script, day, commit, versions, machine."""
+    p = results["provenance"]
+    device = p["gpu"] or f"{p['processor']}, {p['cores']} cores"
+    return (
+        f"`benchmarks/results/{stem}.json`, by `benchmarks/{script(stem)}.py`: {p['date']}, commit {p['commit'][:7]},"
+        f" torch {p['torch']}, {device}."
+    )
