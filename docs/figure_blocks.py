@@ -48,12 +48,15 @@ def figure_claims(results: dict[str, Any]) -> str:
 
 
 def figure_wide(results: dict[str, Any]) -> str:
-    """The widest variant of digits that was found, on a split on which it was not chosen."""
-    rows = [
-        (str(row["minibatch"]), mean(row), points(row), row["verdict"] or "the reference") for row in results["rows"]
-    ]
-    shown = table(("minibatch", "error %, mean ± std", "points", "verdict"), rows)
-    return f"{results['chosen'][0].upper()}{results['chosen'][1:]}:\n\n{shown}\n\n{source('digits_wide', results)}"
+    """The two widest variants of digits that were found, on a split on which they were not chosen."""
+    shown = []
+    for name, found in results["measured"].items():
+        head = (f"{name}, at", "error %, mean ± std", "points", "verdict")
+        rows = [
+            (str(row["minibatch"]), mean(row), points(row), row["verdict"] or "the reference") for row in found["rows"]
+        ]
+        shown.append(table(head, rows))
+    return "\n\n".join([*shown, source("digits_wide", results)])
 
 
 def figure_tried(results: dict[str, Any]) -> str:
