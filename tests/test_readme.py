@@ -71,6 +71,7 @@ def test_what_plan_prints_is_what_the_readme_says(capsys: pytest.CaptureFixture[
 def test_what_check_prints_is_what_the_readme_says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     arguments, printed = shown_run("check")
     monkeypatch.chdir(ROOT / "examples")
+    monkeypatch.setenv("COLUMNS", "100")
     assert main(arguments) == 1
     said = capsys.readouterr().out
     begins, ends = printed.split("…\n")
