@@ -196,6 +196,21 @@ def fuzz(results: dict[str, Any]) -> str:
     )
 
 
+def check(results: dict[str, Any]) -> str:
+    """What a watch adds to a step."""
+    rows = [
+        (
+            row["case"],
+            str(row["processes"]),
+            f"{row['bare_ms']:.1f}",
+            *(f"{100 * (row[f'{part}_cpu_ratio'] - 1):+.1f} %" for part in ("watched", "after")),
+        )
+        for row in results["rows"]
+    ]
+    head = ("case", "processes", "ms a step", "CPU time, watched", "CPU time, afterwards")
+    return f"{table(head, rows)}\n\n{source('check', results)}"
+
+
 def faults(results: dict[str, Any]) -> str:
     """What was killed, stopped, corrupted or filled up, and how often it did harm."""
     rows = [(name, f"{row['runs']:,}", str(row["failures"])) for name, row in results["campaigns"].items()]
@@ -221,6 +236,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "fuzz": ("fuzz", fuzz),
     "faults": ("faults", faults),
     "reduce": ("reduce", reduce),
+    "check": ("check", check),
     "check_matrix": ("check_matrix", check_matrix),
     **{f"cost_{name}": ("digits_figure", partial(cost, name=arm)) for name, arm in COSTS.items()},
     "trainer": ("trainer", trainer),
