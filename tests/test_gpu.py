@@ -15,7 +15,7 @@ from onehour.train.verify import trace
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="is about CUDA itself, and torch sees no GPU here"),
     pytest.mark.filterwarnings("default"),  # CUDA builds of torch warn of what this project does not choose
 ]
 
@@ -68,6 +68,8 @@ def test_the_momentum_form_is_probed_on_the_device():
     assert momentum_form(torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)) == "outside"
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs for NCCL")
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="NCCL refuses two processes on one GPU, and there are not two"
+)
 def test_verify_over_nccl(capsys: pytest.CaptureFixture[str]):
     assert main(["verify", "digits", "--processes", "1,2", "--steps", "5"]) == 0

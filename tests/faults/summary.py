@@ -88,7 +88,8 @@ def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
         about["failures"] += entry.get("failures", int(not entry["ok"]))
         about["cases"].append(entry["case"])
         if not entry["ok"] and len(about["failed"]) < NAMED:
-            about["failed"].append(f"{entry['case']}: {entry.get('said', '')}"[:300])
+            said = str(entry.get("said", "")).replace(f"{Path.cwd()}/", "")  # the result says nothing of the machine
+            about["failed"].append(f"{entry['case']}: {said}"[:300])
         if entry.get("commit") not in (None, *about["commits"]):
             about["commits"].append(entry["commit"])
         for kind in [entry["kind"]] if "kind" in entry else entry.get("kinds", {}):

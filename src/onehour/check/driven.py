@@ -99,5 +99,5 @@ def length_of(thing: Any) -> int | None:
     """
     try:
         return len(thing)
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # users' samplers and data sets say it in either way
         return None
