@@ -68,8 +68,6 @@ def test_the_momentum_form_is_probed_on_the_device():
     assert momentum_form(torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)) == "outside"
 
 
-@pytest.mark.skipif(
-    torch.cuda.device_count() < 2, reason="NCCL refuses two processes on one GPU, and there are not two"
-)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL refuses two processes on one GPU")
 def test_verify_over_nccl(capsys: pytest.CaptureFixture[str]):
     assert main(["verify", "digits", "--processes", "1,2", "--steps", "5"]) == 0

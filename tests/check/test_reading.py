@@ -23,9 +23,7 @@ def scaled(value):
 """
 
 
-@pytest.mark.skipif(
-    sys.gettrace() is not None, reason="a debugger or coverage traces, and a process has one trace function"
-)
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a debugger or coverage has the trace function")
 def test_what_is_told(tmp_path: Path):
     path = tmp_path / "mine.py"
     path.write_text(TEXT)
