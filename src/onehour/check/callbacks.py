@@ -19,9 +19,6 @@ def lightning_callback(**options: Any) -> Any:
 
     Raises:
         ValueError: if neither lightning nor pytorch_lightning is installed.
-
-    >>> lightning_callback.__name__
-    'lightning_callback'
     """
     lightning = _installed("lightning.pytorch", "pytorch_lightning")
 
@@ -53,9 +50,6 @@ def hf_callback(**options: Any) -> Any:
 
     Raises:
         ValueError: if transformers is not installed.
-
-    >>> hf_callback.__name__
-    'hf_callback'
     """
     transformers = _installed("transformers")
 

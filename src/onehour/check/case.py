@@ -90,28 +90,16 @@ class Case:
         return self.base.lr, self.base.minibatch, self.minibatch
 
     def schedule(self) -> Schedule:
-        """The rates of the main optimizer over the run, as far as they are known.
-
-        >>> Case.schedule.__name__
-        'schedule'
-        """
+        """The rates of the main optimizer over the run, as far as they are known."""
         return schedule_of(self.story)
 
     def optimizer_line(self) -> str | None:
-        """Where the main optimizer was made, or else where it steps.
-
-        >>> Case.optimizer_line.__name__
-        'optimizer_line'
-        """
+        """Where the main optimizer was made, or else where it steps."""
         story = self.story
         event = story.optimizers.get(story.main) if story.main is not None else None
         return (event.where if event else None) or self.step_line()
 
     def step_line(self) -> str | None:
-        """Where the main optimizer steps, most often.
-
-        >>> Case.step_line.__name__
-        'step_line'
-        """
+        """Where the main optimizer steps, most often."""
         lines = Counter(u.event.where for u in self.story.updates if u.optimizer == self.story.main and u.event.where)
         return lines.most_common(1)[0][0] if lines else None

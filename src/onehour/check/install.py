@@ -55,11 +55,7 @@ class Patches:
         self._undo: list[Callable[[], Any]] = []
 
     def around(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
-        """Call `observer(original, *arguments)` in place of `owner.name(*arguments)`.
-
-        >>> Patches.around.__name__
-        'around'
-        """
+        """Call `observer(original, *arguments)` in place of `owner.name(*arguments)`."""
         original = vars(owner).get(name, getattr(owner, name))
 
         @functools.wraps(original)
@@ -69,11 +65,7 @@ class Patches:
         self.put(owner, name, wrapper)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
-        """Replace `owner.name` by a value.
-
-        >>> Patches.put.__name__
-        'put'
-        """
+        """Replace `owner.name` by a value."""
         known = name in vars(owner)
         original = vars(owner).get(name)
         setattr(owner, name, value)
@@ -87,11 +79,7 @@ class Patches:
         self._undo.append(undo)
 
     def on_undo(self, action: Callable[[], Any]) -> None:
-        """Something else to take away: a hook's handle's `remove`.
-
-        >>> Patches.on_undo.__name__
-        'on_undo'
-        """
+        """Something else to take away: a hook's handle's `remove`."""
         self._undo.append(action)
 
     def undo(self) -> None:

@@ -24,11 +24,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def isolate(overlay: Overlay, patches: Patches) -> None:
-    """Stand before the functions that touch files.
-
-    >>> isolate.__name__
-    'isolate'
-    """
+    """Stand before the functions that touch files."""
     for owner in (builtins, io):
         patches.around(owner, "open", _opening(overlay))
     patches.around(os, "open", _os_open(overlay))

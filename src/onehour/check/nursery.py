@@ -27,11 +27,7 @@ TAIL = 16_384
 
 
 def serve() -> None:
-    """Answer requests until the input ends.
-
-    >>> serve.__name__
-    'serve'
-    """
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -52,11 +52,7 @@ class Backwards:
         """Of the training pass before: the outermost module's first input."""
 
     def install(self, patches: Patches) -> None:
-        """Stand before the losses, the backward pass and the GradScaler's scale.
-
-        >>> Backwards.install.__name__
-        'install'
-        """
+        """Stand before the losses, the backward pass and the GradScaler's scale."""
         for name in LOSSES:
             patches.around(F, name, self._loss_named(name))
         patches.around(torch.autograd, "backward", self._backward)

@@ -49,19 +49,11 @@ class Evaluations:
         self._facts: dict[str, Any] = {}
 
     def install(self, patches: Patches) -> None:
-        """Know where to undo what is put in place later.
-
-        >>> Evaluations.install.__name__
-        'install'
-        """
+        """Know where to undo what is put in place later."""
         self.patches = patches
 
     def begins(self) -> None:
-        """A pass over some data begins; the one before is over.
-
-        >>> Evaluations.begins.__name__
-        'begins'
-        """
+        """A pass over some data begins; the one before is over."""
         self.reading.stop()
         self._watch_gathering()
         self.right = []
@@ -83,20 +75,12 @@ class Evaluations:
 
     @quiet
     def batch(self, batch: Any) -> None:
-        """The next batch is given.
-
-        >>> Evaluations.batch.__name__
-        'batch'
-        """
+        """The next batch is given."""
         self.labels.append(_labels(batch))
 
     @quiet
     def said(self, output: Any) -> None:
-        """What the model says of a batch, without training.
-
-        >>> Evaluations.said.__name__
-        'said'
-        """
+        """What the model says of a batch, without training."""
         if not torch.is_tensor(output):
             output = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
         labels = self.labels.popleft() if self.labels else None
@@ -107,11 +91,7 @@ class Evaluations:
 
     @quiet
     def last(self, loader: int, epoch: int) -> None:
-        """The last batch was given: once the model has said what it says of it, the loop makes its number.
-
-        >>> Evaluations.last.__name__
-        'last'
-        """
+        """The last batch was given: once the model has said what it says of it, the loop makes its number."""
         if not self._last:
             self._last, self._facts = True, {"loader": loader, "epoch": epoch}
             self._perhaps_over()
@@ -122,11 +102,7 @@ class Evaluations:
             self.reading.start(user_frames(2)[:FRAMES])
 
     def write(self, loader: int, epoch: int, batches: int | None, samples: int | None) -> None:
-        """The pass was an evaluation, and is over.
-
-        >>> Evaluations.write.__name__
-        'write'
-        """
+        """The pass was an evaluation, and is over."""
         facts = {"loader": loader, "epoch": epoch, "batches": batches, "samples": samples}
         counts = [[sum(right), len(right)] for right in self.right]
         self.recorder.tape.add("evaluation", None, **facts, counts=counts)

@@ -28,9 +28,6 @@ class Forwards:
         optimizers: know which parameters they train.
         backwards: are told how many samples a pass had.
         only: the model to watch, if it is known.
-
-    >>> Forwards.__name__
-    'Forwards'
     """
 
     def __init__(
@@ -50,11 +47,7 @@ class Forwards:
         """Of hooks on each BatchNorm; they are there for the first updates."""
 
     def install(self, patches: Patches) -> None:
-        """Hook the modules, or the one model and its BatchNorms.
-
-        >>> Forwards.install.__name__
-        'install'
-        """
+        """Hook the modules, or the one model and its BatchNorms."""
         if self.only is None:
             patches.on_undo(register_module_forward_pre_hook(self._enter).remove)
             patches.on_undo(register_module_forward_hook(self._leave, always_call=True).remove)
@@ -123,11 +116,7 @@ class Forwards:
 
     @quiet
     def describe(self) -> None:
-        """Write down the models that were trained: what their optimizers decay and leave out; called at the end.
-
-        >>> Forwards.describe.__name__
-        'describe'
-        """
+        """Write down the models that were trained: what their optimizers decay and leave out; called at the end."""
         decays = _decays([*self.optimizers.watched, *self.optimizers.others])
         for model in self.models if self.only is None else [self.only]:
             self.recorder.tape.add("model", None, **self._facts(model, decays))

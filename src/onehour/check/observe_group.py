@@ -30,9 +30,6 @@ class Groups:
     Args:
         recorder: takes the events "group", "ddp", "synced", "weights", "own" and "statistics".
         forwards: know the models.
-
-    >>> Groups.__name__
-    'Groups'
     """
 
     def __init__(self, recorder: Recorder, forwards: Forwards) -> None:
@@ -41,11 +38,7 @@ class Groups:
         """Whether the statistics have moved since they were last looked at."""
 
     def install(self, patches: Patches) -> None:
-        """Stand before the functions that make groups, wrap models and save them.
-
-        >>> Groups.install.__name__
-        'install'
-        """
+        """Stand before the functions that make groups, wrap models and save them."""
         patches.around(dist, "init_process_group", self._join)
         patches.around(DistributedDataParallel, "__init__", self._wrap)
         patches.around(DistributedDataParallel, "_passing_sync_batchnorm_handle", self._allow)
@@ -111,22 +104,14 @@ class Groups:
 
     @quiet
     def stepped(self, optimizer: Optimizer) -> None:
-        """An update was made: the statistics of this process, and at first its weights, are written down.
-
-        >>> Groups.stepped.__name__
-        'stepped'
-        """
+        """An update was made: the statistics of this process, and at first its weights, are written down."""
         self.trained = True
         if self.recorder.world > 1 and self.recorder.attentive:
             self.recorder.tape.add("own", None, updates=self.recorder.updates, numbers=sketch([self._statistics()]))
 
     @quiet
     def first_step(self, optimizer: Optimizer) -> None:
-        """Before the first update: the weights that this process begins with.
-
-        >>> Groups.first_step.__name__
-        'first_step'
-        """
+        """Before the first update: the weights that this process begins with."""
         if self.recorder.world > 1:
             weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:WEIGHTS]
             values = [value for p in weights for value in part(p)[:EACH].tolist()]
@@ -138,9 +123,6 @@ class Groups:
 
         Args:
             when: "evaluation" or "save".
-
-        >>> Groups.look.__name__
-        'look'
         """
         if self.recorder.world > 1 and self.trained:
             means = self._statistics()

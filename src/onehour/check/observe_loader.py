@@ -68,11 +68,7 @@ class Loaders:
         self.on_made: Any = None
 
     def install(self, patches: Patches) -> None:
-        """Stand before the constructor, the iterator and the sampler of every DataLoader.
-
-        >>> Loaders.install.__name__
-        'install'
-        """
+        """Stand before the constructor, the iterator and the sampler of every DataLoader."""
         patches.around(DataLoader, "__init__", self._init)
         patches.around(DataLoader, "__iter__", self._iter)
         patches.on_undo(self._hand_over)
@@ -205,21 +201,13 @@ class Loaders:
 
     @quiet
     def random_before(self, opened: Pass) -> dict[str, str] | None:
-        """The generators' states before one of the first batches is made, where there are several processes.
-
-        >>> Loaders.random_before.__name__
-        'random_before'
-        """
+        """The generators' states before one of the first batches is made, where there are several processes."""
         few = self.recorder.world > 1 and opened.number == 0 and opened.taken < RANDOM_BATCHES
         return random_states() if few else None
 
     @quiet
     def gave(self, opened: Pass, batch: Any, before: dict[str, str] | None = None) -> None:
-        """A batch goes to the loop.
-
-        >>> Loaders.gave.__name__
-        'gave'
-        """
+        """A batch goes to the loop."""
         near = opened.batches is not None and opened.next_index >= opened.batches - END_BATCHES
         self.recorder.near_an_end = near or (opened.number > 0 and opened.next_index < END_BATCHES)
         tensor = first_tensor(batch)
@@ -241,11 +229,7 @@ class Loaders:
 
     @quiet
     def ended(self, opened: Pass) -> None:
-        """A pass has no more batches; the loop may still hold the last one.
-
-        >>> Loaders.ended.__name__
-        'ended'
-        """
+        """A pass has no more batches; the loop may still hold the last one."""
         opened.ended = True
         if self.evaluations is not None and not self._trains(opened):
             self.evaluations.last(opened.loader, opened.number)
@@ -289,11 +273,7 @@ class Loaders:
         return target
 
     def over(self, opened: Pass) -> bool:
-        """Whether a pass that cannot leap, of an IterableDataset, ends here.
-
-        >>> Loaders.over.__name__
-        'over'
-        """
+        """Whether a pass that cannot leap, of an IterableDataset, ends here."""
         if not self.recorder.cut or isinstance(opened.driven, Driven) or self.recorder.finished:
             return False
         long = opened.taken >= WHOLE and time.monotonic() - opened.started > SECONDS

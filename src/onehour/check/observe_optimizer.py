@@ -69,11 +69,7 @@ class Optimizers:
         self.on_step: Any = None
 
     def install(self, patches: Patches) -> None:
-        """Hook every step and every constructor.
-
-        >>> Optimizers.install.__name__
-        'install'
-        """
+        """Hook every step and every constructor."""
         patches.on_undo(register_optimizer_step_pre_hook(self._before).remove)
         patches.on_undo(register_optimizer_step_post_hook(self._after).remove)
         patches.around(Optimizer, "__init__", self._init)
@@ -131,11 +127,7 @@ class Optimizers:
             watched.local[index * len(numbers) + offset] += number
 
     def deep(self, watched: _Watched) -> bool:
-        """Whether the next step of an optimizer is still looked at in full.
-
-        >>> Optimizers.deep.__name__
-        'deep'
-        """
+        """Whether the next step of an optimizer is still looked at in full."""
         return watched.steps < self.recorder.deep_updates
 
     @quiet

@@ -29,9 +29,6 @@ class Schedulers:
         recorder: takes the events "scheduler" and "schedule".
         optimizers: number the optimizers.
         only: the scheduler to watch where it was made before.
-
-    >>> Schedulers.__name__
-    'Schedulers'
     """
 
     def __init__(self, recorder: Recorder, optimizers: Optimizers, only: Any = None) -> None:
@@ -45,11 +42,7 @@ class Schedulers:
         """Schedulers that another one steps."""
 
     def install(self, patches: Patches) -> None:
-        """Stand before the constructors and steps of all classes, those to come too.
-
-        >>> Schedulers.install.__name__
-        'install'
-        """
+        """Stand before the constructors and steps of all classes, those to come too."""
         self.patches = patches
         for kind in {LRScheduler, *_subclasses(LRScheduler)}:
             self._stand_before(kind)
@@ -113,9 +106,6 @@ class Schedulers:
 
         Args:
             steps: how many of each number's steps a run takes.
-
-        >>> Schedulers.run_to_the_end.__name__
-        'run_to_the_end'
         """
         for scheduler, copied in list(self.copies.items()):
             number = self.numbers.of(scheduler)

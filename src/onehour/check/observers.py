@@ -56,11 +56,7 @@ class Observers:
         self.schedulers = Schedulers(recorder, self.optimizers, scheduler)
 
     def install(self) -> None:
-        """Put all in place.
-
-        >>> Observers.install.__name__
-        'install'
-        """
+        """Put all in place."""
         self.forwards.evaluations = self.evaluations
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
         self.optimizers.on_first = self.groups.first_step
@@ -78,19 +74,11 @@ class Observers:
             part.install(self.patches)
 
     def remove(self) -> None:
-        """Take all away.
-
-        >>> Observers.remove.__name__
-        'remove'
-        """
+        """Take all away."""
         self.patches.undo()
 
     def conclude(self) -> None:
-        """Write down what can only be said at the end: the models, and where the schedules lead.
-
-        >>> Observers.conclude.__name__
-        'conclude'
-        """
+        """Write down what can only be said at the end: the models, and where the schedules lead."""
         self.evaluations.reading.stop()
         self.loaders.settle()
         self.forwards.describe()

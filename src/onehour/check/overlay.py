@@ -91,9 +91,6 @@ class Overlay:
 
         Raises:
             FileNotFoundError: if it is not there.
-
-        >>> Overlay.remove.__name__
-        'remove'
         """
         upper = self.upper(path)
         assert upper is not None

@@ -25,11 +25,7 @@ _THROUGH = (
 
 
 class Penalty:
-    """One parameter's square or norm in a loss, and how strong it is once the backward pass went through.
-
-    >>> Penalty.__name__
-    'Penalty'
-    """
+    """One parameter's square or norm in a loss, and how strong it is once the backward pass went through."""
 
     def __init__(self, node: Any, parameter: Tensor) -> None:
         self.norm = node.name() in _NORMS

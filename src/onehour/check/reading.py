@@ -44,9 +44,6 @@ class Reading:
 
         Args:
             frames: what is known in them already is not told.
-
-        >>> Reading.start.__name__
-        'start'
         """
         if sys.gettrace() is not None:
             return
@@ -59,11 +56,7 @@ class Reading:
         sys.settrace(self._call)
 
     def stop(self) -> None:
-        """Read no further.
-
-        >>> Reading.stop.__name__
-        'stop'
-        """
+        """Read no further."""
         if self._lines:
             self._lines = 0
             sys.settrace(None)

@@ -103,11 +103,7 @@ class Nursery:
                 stream.close()
 
     def run(self, **request: Any) -> dict[str, Any]:
-        """One run of a script; see `onehour.check.nursery`.
-
-        >>> Nursery.run.__name__
-        'run'
-        """
+        """One run of a script; see `onehour.check.nursery`."""
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()

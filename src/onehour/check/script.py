@@ -141,9 +141,6 @@ def run_script(
         rank: of this process among those of the run.
         processes: how many there are.
         limit: seconds after which it is ended from outside.
-
-    >>> run_script.__name__
-    'run_script'
     """
     run = _Run(folder, rank, processes, limit)
     Own.folders.add(str(script.parent))

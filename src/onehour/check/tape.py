@@ -64,11 +64,7 @@ class Tape:
         return (event for event in self.events if event.kind in kinds)
 
     def save(self, path: Path) -> None:
-        """Write all as JSON.
-
-        >>> Tape.save.__name__
-        'save'
-        """
+        """Write all as JSON."""
         content = {"full": self.full, "events": [[e.kind, e.where, e.facts] for e in self.events]}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
@@ -76,11 +72,7 @@ class Tape:
 
     @classmethod
     def load(cls, path: Path) -> Tape:
-        """Read what `save` wrote.
-
-        >>> Tape.load.__name__
-        'load'
-        """
+        """Read what `save` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         tape = cls()
         tape.full = content["full"]

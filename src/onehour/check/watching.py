@@ -96,11 +96,7 @@ class Watch:
         self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
 
     def start(self) -> None:
-        """Begin to watch.
-
-        >>> Watch.start.__name__
-        'start'
-        """
+        """Begin to watch."""
         if dist.is_available() and dist.is_initialized():
             self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
             self.recorder.tape.add("group", None, rank=self.recorder.rank, world=self.recorder.world)
@@ -124,11 +120,7 @@ class Watch:
             self.observers.remove()
 
     def stop(self) -> Report:
-        """End watching and judge; where several processes watch, each gets the findings of all.
-
-        >>> Watch.stop.__name__
-        'stop'
-        """
+        """End watching and judge; where several processes watch, each gets the findings of all."""
         self._enough()
         case = Case(self._stories(), self.base)
         self.report.findings = not_silenced(judge(case, only=self.only, skip=self.skip))

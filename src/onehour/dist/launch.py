@@ -153,11 +153,7 @@ def launch(
 
 
 def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind.
-
-    >>> end_with_launcher.__name__
-    'end_with_launcher'
-    """
+    """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind."""
     if not sys.platform.startswith("linux"):
         return
     parent = int(environ.get(OURS, os.getppid()))

@@ -13,11 +13,7 @@ __all__ = ["Logger", "Loggers", "load_logger"]
 
 
 class Logger(Protocol):
-    """What `--log package.module:Class` must have; it is built without arguments, on process 0.
-
-    >>> Logger.__name__
-    'Logger'
-    """
+    """What `--log package.module:Class` must have; it is built without arguments, on process 0."""
 
     def start(self, recipe: dict[str, Any], folder: Path) -> None:
         """A run begins or resumes."""

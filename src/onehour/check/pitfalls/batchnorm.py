@@ -25,11 +25,7 @@ def sizes(story: Story) -> list[int]:
 
 
 def batchnorm_n_changed(case: Case) -> Finding | None:
-    """Another n than the base recipe's, or one that depends on the number of processes.
-
-    >>> batchnorm_n_changed.__name__
-    'batchnorm_n_changed'
-    """
+    """Another n than the base recipe's, or one that depends on the number of processes."""
     now = sizes(case.story)
     if not now:
         return None
@@ -53,11 +49,7 @@ def batchnorm_n_changed(case: Case) -> Finding | None:
 
 
 def batchnorm_synced(case: Case) -> Finding | None:
-    """SyncBatchNorm in a run of several processes.
-
-    >>> batchnorm_synced.__name__
-    'batchnorm_synced'
-    """
+    """SyncBatchNorm in a run of several processes."""
     for model in case.story.models:
         if model.facts["synced"] and case.processes > 1:
             n = max(sizes(case.story), default=0)

@@ -10,11 +10,7 @@ __all__ = ["decay_decoupled_scales_with_lr", "decay_in_loss", "decay_on_batchnor
 
 
 def decay_on_batchnorm(case: Case) -> Finding | None:
-    """γ and β of BatchNorm in a group with weight decay.
-
-    >>> decay_on_batchnorm.__name__
-    'decay_on_batchnorm'
-    """
+    """γ and β of BatchNorm in a group with weight decay."""
     for model in case.story.models:
         decayed = model.facts["decayed"]
         if decayed:
@@ -31,11 +27,7 @@ def decay_on_batchnorm(case: Case) -> Finding | None:
 
 
 def decay_in_loss(case: Case) -> Finding | None:
-    """The weights' squares or norms in the loss.
-
-    >>> decay_in_loss.__name__
-    'decay_in_loss'
-    """
+    """The weights' squares or norms in the loss."""
     for event in case.story.tape.of("backward"):
         penalty = event.facts.get("penalty")
         if penalty and penalty["strength"] > 0 and case.story.updates:
@@ -50,11 +42,7 @@ def decay_in_loss(case: Case) -> Finding | None:
 
 
 def decay_scaled_with_loss(case: Case) -> Finding | None:
-    """A loss multiplied by a whole number, beside an optimizer's weight decay.
-
-    >>> decay_scaled_with_loss.__name__
-    'decay_scaled_with_loss'
-    """
+    """A loss multiplied by a whole number, beside an optimizer's weight decay."""
     story = case.story
     event = story.optimizers.get(story.main) if story.main is not None else None
     decay = max((group["weight_decay"] for group in event.facts["groups"]), default=0.0) if event else 0.0
@@ -79,11 +67,7 @@ def decay_scaled_with_loss(case: Case) -> Finding | None:
 
 
 def decay_decoupled_scales_with_lr(case: Case) -> Finding | None:
-    """A decay that knows the rate only relative to its start: k times the minibatch, 1/k of the decay an epoch.
-
-    >>> decay_decoupled_scales_with_lr.__name__
-    'decay_decoupled_scales_with_lr'
-    """
+    """A decay that knows the rate only relative to its start: k times the minibatch, 1/k of the decay an epoch."""
     story = case.story
     event = story.optimizers.get(story.main) if story.main is not None else None
     if event is None or case.scaled_from is None:

@@ -13,11 +13,7 @@ __all__ = ["mean_of_rates_evaluation"]
 
 
 def mean_of_rates_evaluation(case: Case) -> Finding | None:
-    """A variable of the loop that is the mean of the batches' rates, where the last batch is smaller.
-
-    >>> mean_of_rates_evaluation.__name__
-    'mean_of_rates_evaluation'
-    """
+    """A variable of the loop that is the mean of the batches' rates, where the last batch is smaller."""
     story = case.story
     for number, event in enumerate(story.tape.of("evaluation")):
         counts = [(correct, n) for correct, n in event.facts["counts"] if n]

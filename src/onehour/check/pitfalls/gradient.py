@@ -37,11 +37,7 @@ def factor(update: Update) -> float:
 
 
 def windows(case: Case) -> Iterator[Update]:
-    """The updates whose samples' weights are known, of a loop with one optimizer.
-
-    >>> windows.__name__
-    'windows'
-    """
+    """The updates whose samples' weights are known, of a loop with one optimizer."""
     story = case.story
     if story.alone:
         for update in story.updates:
@@ -62,11 +58,7 @@ def weights(update: Update) -> list[float] | None:
 
 
 def accumulation_not_divided(case: Case) -> Finding | None:
-    """Batches gathered as if each were the whole minibatch: a times too large.
-
-    >>> accumulation_not_divided.__name__
-    'accumulation_not_divided'
-    """
+    """Batches gathered as if each were the whole minibatch: a times too large."""
     for update in windows(case):
         a, each = len(update.micros), weights(update)
         if a < 2 or a != case.story.window or each is None or not _means(update):
@@ -82,11 +74,7 @@ def accumulation_not_divided(case: Case) -> Finding | None:
 
 
 def gradient_mean_of_unequal(case: Case) -> Finding | None:
-    """Means over unequal counts, averaged as if the counts were equal.
-
-    >>> gradient_mean_of_unequal.__name__
-    'gradient_mean_of_unequal'
-    """
+    """Means over unequal counts, averaged as if the counts were equal."""
     worst, finding = 1.01, None
     for micros in _gathered(case):
         terms = [micro.term for micro in micros]
@@ -115,11 +103,7 @@ def _gathered(case: Case) -> Iterator[list[Micro]]:
 
 
 def accumulation_tail(case: Case) -> Finding | None:
-    """A last window that is thrown away, goes into the next epoch's first one, or is divided by the usual count.
-
-    >>> accumulation_tail.__name__
-    'accumulation_tail'
-    """
+    """A last window that is thrown away, goes into the next epoch's first one, or is divided by the usual count."""
     story = case.story
     a = story.window
     if a < 2 or not story.alone or story.training is None:

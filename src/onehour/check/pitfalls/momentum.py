@@ -13,11 +13,7 @@ __all__ = ["momentum_inside_uncorrected", "momentum_outside_corrected"]
 
 
 def momentum_inside_uncorrected(case: Case) -> Finding | None:
-    """The rate inside the velocity (form B), and the velocity kept as it was while the rate changed.
-
-    >>> momentum_inside_uncorrected.__name__
-    'momentum_inside_uncorrected'
-    """
+    """The rate inside the velocity (form B), and the velocity kept as it was while the rate changed."""
     if _form(case) != "inside":
         return None
     keys = case.story.optimizers[case.story.main or 0].facts["velocity"]
@@ -41,11 +37,7 @@ def momentum_inside_uncorrected(case: Case) -> Finding | None:
 
 
 def momentum_outside_corrected(case: Case) -> Finding | None:
-    """The rate outside the velocity (form A), and the velocity, or the momentum for a step, scaled by η′/η.
-
-    >>> momentum_outside_corrected.__name__
-    'momentum_outside_corrected'
-    """
+    """The rate outside the velocity (form A), and the velocity, or the momentum for a step, scaled by η′/η."""
     if _form(case) != "outside":
         return None
     usual = max((group["momentum"] for group in _groups(case)), default=0.0)

@@ -12,11 +12,7 @@ LARGE = 0.02
 
 
 def same_order_every_epoch(case: Case) -> Finding | None:
-    """Two epochs in one order.
-
-    >>> same_order_every_epoch.__name__
-    'same_order_every_epoch'
-    """
+    """Two epochs in one order."""
     story = case.story
     if story.training is None:
         return None
@@ -36,11 +32,7 @@ def same_order_every_epoch(case: Case) -> Finding | None:
 
 
 def drop_last_large(case: Case) -> Finding | None:
-    """A rest that is dropped each epoch, and is no small share.
-
-    >>> drop_last_large.__name__
-    'drop_last_large'
-    """
+    """A rest that is dropped each epoch, and is no small share."""
     story = case.story
     if story.training is None:
         return None

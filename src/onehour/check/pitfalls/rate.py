@@ -42,11 +42,7 @@ def adaptive(case: Case) -> bool | None:
 
 
 def lr_not_scaled(case: Case) -> Finding | None:
-    """The base's own rate with another minibatch.
-
-    >>> lr_not_scaled.__name__
-    'lr_not_scaled'
-    """
+    """The base's own rate with another minibatch."""
     scaled, target = case.scaled_from, case.schedule().target
     if scaled is None or not target or adaptive(case):
         return None
@@ -58,11 +54,7 @@ def lr_not_scaled(case: Case) -> Finding | None:
 
 
 def lr_scaled_wrong(case: Case) -> Finding | None:
-    """Another rate than the rule's, and not the base's.
-
-    >>> lr_scaled_wrong.__name__
-    'lr_scaled_wrong'
-    """
+    """Another rate than the rule's, and not the base's."""
     scaled, target = case.scaled_from, case.schedule().target
     if scaled is None or target is None or adaptive(case):
         return None
@@ -77,9 +69,6 @@ def adam_linear_scaling(case: Case) -> Finding | None:
     """The linear rule for an optimizer whose steps do not grow with the gradient.
 
     Seen from a declared base, or from a rate that doubles with the processes.
-
-    >>> adam_linear_scaling.__name__
-    'adam_linear_scaling'
     """
     target = case.schedule().target
     if not adaptive(case) or not target:
@@ -112,11 +101,7 @@ def adam_linear_scaling(case: Case) -> Finding | None:
 
 
 def no_warmup(case: Case) -> Finding | None:
-    """At the target from the first iteration on, though it is at least twice the base's rate.
-
-    >>> no_warmup.__name__
-    'no_warmup'
-    """
+    """At the target from the first iteration on, though it is at least twice the base's rate."""
     schedule, lr = case.schedule(), case.base.lr
     if lr is None or not schedule.first or not schedule.target or schedule.target < 2 * lr * (1 - 1e-9):
         return None
@@ -131,11 +116,7 @@ def no_warmup(case: Case) -> Finding | None:
 
 
 def warmup_start(case: Case) -> Finding | None:
-    """A warmup that starts elsewhere than at the base's rate.
-
-    >>> warmup_start.__name__
-    'warmup_start'
-    """
+    """A warmup that starts elsewhere than at the base's rate."""
     schedule, lr = case.schedule(), case.base.lr
     if lr is None or schedule.first is None or not schedule.highest or schedule.highest < 2 * lr * (1 - 1e-9):
         return None
@@ -152,11 +133,7 @@ def warmup_start(case: Case) -> Finding | None:
 
 
 def warmup_per_epoch(case: Case) -> Finding | None:
-    """A rate that stays for a whole epoch and then jumps up.
-
-    >>> warmup_per_epoch.__name__
-    'warmup_per_epoch'
-    """
+    """A rate that stays for a whole epoch and then jumps up."""
     by_epoch: dict[int, list[float]] = {}
     for epoch, rate in case.schedule().seen:
         if epoch is not None:

@@ -37,11 +37,7 @@ def horizon(schedule: Schedule) -> int | None:
 
 
 def scheduler_steps_k_times(case: Case) -> Finding | None:
-    """A schedule planned in updates and stepped k times at each: it ends after 1/k of the run.
-
-    >>> scheduler_steps_k_times.__name__
-    'scheduler_steps_k_times'
-    """
+    """A schedule planned in updates and stepped k times at each: it ends after 1/k of the run."""
     schedule, story = case.schedule(), case.story
     k, end, epochs, updates = schedule.a_update, horizon(schedule), story.planned, story.updates_an_epoch
     if k < 2 or end is None or not epochs or not updates or not schedule.planned:
@@ -58,11 +54,7 @@ def scheduler_steps_k_times(case: Case) -> Finding | None:
 
 
 def scheduler_too_slow(case: Case) -> Finding | None:
-    """A schedule planned in iterations and stepped once an epoch: it hardly begins.
-
-    >>> scheduler_too_slow.__name__
-    'scheduler_too_slow'
-    """
+    """A schedule planned in iterations and stepped once an epoch: it hardly begins."""
     schedule, story = case.schedule(), case.story
     epochs, updates = story.planned, story.updates_an_epoch
     if schedule.an_epoch != 1 or schedule.a_update or not epochs or not updates or updates < 4:
@@ -82,11 +74,7 @@ def scheduler_too_slow(case: Case) -> Finding | None:
 
 
 def scheduler_never_steps(case: Case) -> Finding | None:
-    """A scheduler that two epochs never stepped.
-
-    >>> scheduler_never_steps.__name__
-    'scheduler_never_steps'
-    """
+    """A scheduler that two epochs never stepped."""
     story = case.story
     if story.training is None or len(story.ends(story.training)) < 2:
         return None
@@ -106,11 +94,7 @@ def scheduler_never_steps(case: Case) -> Finding | None:
 
 
 def lr_collapses(case: Case) -> Finding | None:
-    """A rate that is nothing long before the end, or rises again after it had fallen.
-
-    >>> lr_collapses.__name__
-    'lr_collapses'
-    """
+    """A rate that is nothing long before the end, or rises again after it had fallen."""
     schedule, story = case.schedule(), case.story
     epochs, steps = story.planned, schedule.steps
     if not schedule.curve or not schedule.planned or not epochs or not steps:

@@ -10,11 +10,7 @@ __all__ = ["double_step", "step_without_zero_grad", "unused_gradients"]
 
 
 def double_step(case: Case) -> Finding | None:
-    """Two steps of one optimizer on one gradient.
-
-    >>> double_step.__name__
-    'double_step'
-    """
+    """Two steps of one optimizer on one gradient."""
     story = case.story
     seen: set[int] = set()
     twice = 0
@@ -40,11 +36,7 @@ def double_step(case: Case) -> Finding | None:
 
 
 def step_without_zero_grad(case: Case) -> Finding | None:
-    """The gradient of the update before, still there when the next backward pass begins.
-
-    >>> step_without_zero_grad.__name__
-    'step_without_zero_grad'
-    """
+    """The gradient of the update before, still there when the next backward pass begins."""
     left: dict[str, list[float]] = {}
     kept, where, steps = 0, None, 0
     for event in case.story.tape.of("step", "backward"):
@@ -69,11 +61,7 @@ def step_without_zero_grad(case: Case) -> Finding | None:
 
 
 def unused_gradients(case: Case) -> Finding | None:
-    """Gradients for parameters that no optimizer has, cleared before the step, or an optimizer that gets none.
-
-    >>> unused_gradients.__name__
-    'unused_gradients'
-    """
+    """Gradients for parameters that no optimizer has, cleared before the step, or an optimizer that gets none."""
     story = case.story
     for model in story.models:
         unused = model.facts["unused"]

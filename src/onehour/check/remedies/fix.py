@@ -24,9 +24,6 @@ class Fix:
         source: the file that the finding lies in.
         line: of it.
         changes: take the edits.
-
-    >>> Fix.__name__
-    'Fix'
     """
 
     finding: Finding
@@ -36,33 +33,21 @@ class Fix:
     changes: Changes
 
     def line_of(self, where: str | None, what: str) -> int:
-        """The line of a place, which must lie in this file.
-
-        >>> Fix.line_of.__name__
-        'line_of'
-        """
+        """The line of a place, which must lie in this file."""
         at = place(where)
         if at is None or at[0] != self.source.file:
             raise UnsureError(f"{what} is in another file")
         return at[1]
 
     def step(self) -> ast.stmt:
-        """The statement that steps the optimizer.
-
-        >>> Fix.step.__name__
-        'step'
-        """
+        """The statement that steps the optimizer."""
         statement = self.source.at(self.line_of(self.case.step_line(), "the optimizer's step"))
         if not isinstance(statement, ast.Expr):
             raise UnsureError("the optimizer's step is part of another statement")
         return statement
 
     def optimizer(self) -> ast.Call:
-        """The call that makes the main optimizer.
-
-        >>> Fix.optimizer.__name__
-        'optimizer'
-        """
+        """The call that makes the main optimizer."""
         story = self.case.story
         event = story.optimizers.get(story.main) if story.main is not None else None
         line = self.line_of(event.where if event else None, "the optimizer's call")
@@ -76,11 +61,7 @@ class Fix:
         return value
 
     def model(self, call: ast.Call) -> str:
-        """M of an optimizer's M.parameters(), or of the groups that it is given.
-
-        >>> Fix.model.__name__
-        'model'
-        """
+        """M of an optimizer's M.parameters(), or of the groups that it is given."""
         source, given = self.source, call.args[0] if call.args else None
         seen: set[str] = set()
         waiting: list[ast.AST] = [given] if given is not None else []
@@ -99,11 +80,7 @@ class Fix:
         return own.pop()
 
     def batches(self) -> ast.For:
-        """The loop over the training loader.
-
-        >>> Fix.batches.__name__
-        'batches'
-        """
+        """The loop over the training loader."""
         story = self.case.story
         events = story.epochs(story.training) if story.training is not None else []
         line = self.line_of(events[0].where if events else None, "the loop over batches")
@@ -113,11 +90,7 @@ class Fix:
         return heads[0]
 
     def loader(self) -> str:
-        """The name that the loop over batches goes over.
-
-        >>> Fix.loader.__name__
-        'loader'
-        """
+        """The name that the loop over batches goes over."""
         inner = self.batches().iter
         while isinstance(inner, ast.Call) and name_of(inner.func) in _WRAPPERS and inner.args:
             inner = inner.args[0]
@@ -126,11 +99,7 @@ class Fix:
         return self.source.segment(inner)
 
     def epochs(self) -> tuple[ast.For, str]:
-        """The loop over epochs around that over batches, and the name of its number.
-
-        >>> Fix.epochs.__name__
-        'epochs'
-        """
+        """The loop over epochs around that over batches, and the name of its number."""
         source, node = self.source, self.batches()
         for _ in range(4):
             loop = next((n for n in source.around(node) if isinstance(n, ast.For) and self._counts(n)), None)
@@ -156,31 +125,19 @@ class Fix:
         return name
 
     def fresh(self, *names: str) -> str:
-        """The first of some names that the file does not use.
-
-        >>> Fix.fresh.__name__
-        'fresh'
-        """
+        """The first of some names that the file does not use."""
         for name in names:
             if not self.source.uses(name):
                 return name
         raise UnsureError(f"the name {names[0]} is taken")
 
     def need(self, expression: str, scope: Block) -> None:
-        """Refuse where a name is not known in a scope.
-
-        >>> Fix.need.__name__
-        'need'
-        """
+        """Refuse where a name is not known in a scope."""
         if not self.source.visible(expression, scope):
             raise UnsureError(f"{expression} is not known where it would be needed")
 
     def group(self) -> str:
-        """The name by which the file calls torch.distributed; imported if it has none.
-
-        >>> Fix.group.__name__
-        'group'
-        """
+        """The name by which the file calls torch.distributed; imported if it has none."""
         for node in self.source.every(ast.Import):
             for alias in node.names:
                 if alias.name == "torch.distributed" and alias.asname:
@@ -193,28 +150,16 @@ class Fix:
         return "torch.distributed"
 
     def grouped(self) -> bool:
-        """Whether the script always has a group of processes, also as one.
-
-        >>> Fix.grouped.__name__
-        'grouped'
-        """
+        """Whether the script always has a group of processes, also as one."""
         starts = self.source.calls("init_process_group")
         return any(not any(isinstance(n, ast.If) and not _main(n) for n in self.source.around(s)) for s in starts)
 
     def rank(self, scope: Block) -> str:
-        """This process's number, by the script's own name for it or as torch.distributed says it.
-
-        >>> Fix.rank.__name__
-        'rank'
-        """
+        """This process's number, by the script's own name for it or as torch.distributed says it."""
         return self._of_group(scope, "RANK", "get_rank")
 
     def world(self, scope: Block) -> str:
-        """The number of processes, by the script's own name for it or as torch.distributed says it.
-
-        >>> Fix.world.__name__
-        'world'
-        """
+        """The number of processes, by the script's own name for it or as torch.distributed says it."""
         return self._of_group(scope, "WORLD_SIZE", "get_world_size")
 
     def _of_group(self, scope: Block, variable: str, function: str) -> str:
@@ -239,21 +184,13 @@ class Fix:
         return [(name, value) for name, value in pairs if isinstance(name, ast.Name)]
 
     def need_group(self) -> str:
-        """`group`, where there always is one.
-
-        >>> Fix.need_group.__name__
-        'need_group'
-        """
+        """`group`, where there always is one."""
         if not self.grouped():
             raise UnsureError("the script may run without a group of processes")
         return self.group()
 
     def constant(self, node: ast.expr) -> float | None:
-        """A number, or that of a name which the module sets once; None for anything else.
-
-        >>> Fix.constant.__name__
-        'constant'
-        """
+        """A number, or that of a name which the module sets once; None for anything else."""
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             return float(node.value)
         if not isinstance(node, ast.Name):
@@ -263,11 +200,7 @@ class Fix:
         return self.constant(known) if known is not None and isinstance(known, ast.Constant) else None
 
     def measured(self, pattern: str) -> str:
-        """What a part of the finding's measured text says.
-
-        >>> Fix.measured.__name__
-        'measured'
-        """
+        """What a part of the finding's measured text says."""
         match = re.search(pattern, self.finding.measured)
         if match is None:
             raise UnsureError("the finding is of another form")

@@ -20,11 +20,7 @@ __all__ = [
 
 
 def divide_by_window(fix: Fix) -> None:
-    """(loss / a).backward(), by the name that the loop has for a.
-
-    >>> divide_by_window.__name__
-    'divide_by_window'
-    """
+    """(loss / a).backward(), by the name that the loop has for a."""
     loss, window = _loss(fix), fix.case.story.window
     fix.changes.replace(loss, _over(fix, loss, _name_of_window(fix, window)))
 
@@ -69,11 +65,7 @@ def _name_of_window(fix: Fix, window: int) -> str:
 
 
 def divide_tail(fix: Fix) -> None:
-    """The last window is taken, and divided by its own count of batches.
-
-    >>> divide_tail.__name__
-    'divide_tail'
-    """
+    """The last window is taken, and divided by its own count of batches."""
     source, loop, loader = fix.source, fix.batches(), fix.loader()
     numbered = isinstance(loop.iter, ast.Call) and name_of(loop.iter.func) == "enumerate" and len(loop.iter.args) == 1
     if not (numbered and isinstance(loop.target, ast.Tuple) and isinstance(loop.target.elts[0], ast.Name)):
@@ -106,11 +98,7 @@ def divide_tail(fix: Fix) -> None:
 
 
 def mean_of_processes(fix: Fix) -> None:
-    """A gradient that was summed over processes is divided by their number.
-
-    >>> mean_of_processes.__name__
-    'mean_of_processes'
-    """
+    """A gradient that was summed over processes is divided by their number."""
     source = fix.source
     found = [
         c for c in source.calls("all_reduce") if c.args and source.segment(c.args[0]).endswith((".grad", ".grad.data"))
@@ -125,11 +113,7 @@ def mean_of_processes(fix: Fix) -> None:
 
 
 def unscaled_loss(fix: Fix) -> None:
-    """The world size is taken out of the loss's product.
-
-    >>> unscaled_loss.__name__
-    'unscaled_loss'
-    """
+    """The world size is taken out of the loss's product."""
     source = fix.source
     lines = {fix.line}
     for update in fix.case.story.updates:
@@ -169,11 +153,7 @@ _WORLD = re.compile(r"world|num_processes|num_replicas|ngpus|n_gpu", re.IGNORECA
 
 
 def one_step(fix: Fix) -> None:
-    """The plain second step of an optimizer goes; a GradScaler's stays.
-
-    >>> one_step.__name__
-    'one_step'
-    """
+    """The plain second step of an optimizer goes; a GradScaler's stays."""
     source = fix.source
     call = source.call(fix.line, "step")
     statement = source.statement(call)
@@ -194,11 +174,7 @@ def _block(fix: Fix, node: ast.AST) -> ast.AST:
 
 
 def clear_gradients(fix: Fix) -> None:
-    """zero_grad() behind the step.
-
-    >>> clear_gradients.__name__
-    'clear_gradients'
-    """
+    """zero_grad() behind the step."""
     call = fix.source.call(fix.line, "step")
     if not isinstance(call.func, ast.Attribute):
         raise UnsureError("the step is no method's call")
@@ -210,11 +186,7 @@ def clear_gradients(fix: Fix) -> None:
 
 
 def clear_later(fix: Fix) -> None:
-    """zero_grad() between the backward pass and the step goes behind the step.
-
-    >>> clear_later.__name__
-    'clear_later'
-    """
+    """zero_grad() between the backward pass and the step goes behind the step."""
     fix.measured(r"^(the gradients are zero)")
     source, step = fix.source, fix.step()
     block = [n for n in source.every(ast.Expr) if _block(fix, n) is _block(fix, step)]

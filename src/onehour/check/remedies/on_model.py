@@ -20,11 +20,7 @@ __all__ = [
 
 
 def parameter_groups(fix: Fix) -> None:
-    """onehour.parameter_groups(model, weight_decay=λ) in place of the optimizer's parameters.
-
-    >>> parameter_groups.__name__
-    'parameter_groups'
-    """
+    """onehour.parameter_groups(model, weight_decay=λ) in place of the optimizer's parameters."""
     source, call, story = fix.source, fix.optimizer(), fix.case.story
     if not call.args or len(call.args) > 2:
         raise UnsureError("the optimizer's parameters are not its first argument")
@@ -40,11 +36,7 @@ def parameter_groups(fix: Fix) -> None:
 
 
 def decay_in_optimizer(fix: Fix) -> None:
-    """The penalty goes out of the loss, and its λ into the optimizer.
-
-    >>> decay_in_optimizer.__name__
-    'decay_in_optimizer'
-    """
+    """The penalty goes out of the loss, and its λ into the optimizer."""
     source, case, call = fix.source, fix.case, fix.optimizer()
     story = case.story
     facts = story.optimizers[story.main or 0].facts
@@ -83,11 +75,7 @@ def _is_penalty(fix: Fix, node: ast.expr) -> bool:
 
 
 def decay_with_rate(fix: Fix) -> None:
-    """The loss's factor goes to the rate.
-
-    >>> decay_with_rate.__name__
-    'decay_with_rate'
-    """
+    """The loss's factor goes to the rate."""
     source, call = fix.source, fix.optimizer()
     scale = float(fix.measured(r"multiplied by ([\d.e+]+)"))
     rate = next((keyword.value for keyword in call.keywords if keyword.arg == "lr"), None)
@@ -111,11 +99,7 @@ def decay_with_rate(fix: Fix) -> None:
 
 
 def own_statistics(fix: Fix) -> None:
-    """convert_sync_batchnorm goes, or a trainer's sync_batchnorm=True.
-
-    >>> own_statistics.__name__
-    'own_statistics'
-    """
+    """convert_sync_batchnorm goes, or a trainer's sync_batchnorm=True."""
     source = fix.source
     converted = source.calls("convert_sync_batchnorm")
     given = [(c, k) for c in source.every(ast.Call) for k in c.keywords if k.arg == "sync_batchnorm"]
@@ -136,11 +120,7 @@ def own_statistics(fix: Fix) -> None:
 
 
 def average_statistics(fix: Fix) -> None:
-    """The running statistics are averaged over processes at the end of each epoch's training.
-
-    >>> average_statistics.__name__
-    'average_statistics'
-    """
+    """The running statistics are averaged over processes at the end of each epoch's training."""
     source, loop = fix.source, fix.batches()
     called = {n.func.id for n in source.every(ast.Call, loop) if isinstance(n.func, ast.Name)}
     trained = [c.func.value for c in source.calls("train") if isinstance(c.func, ast.Attribute) and not c.args]
@@ -160,11 +140,7 @@ def average_statistics(fix: Fix) -> None:
 
 
 def keep_statistics(fix: Fix) -> None:
-    """DistributedDataParallel leaves the statistics alone, and they are averaged instead.
-
-    >>> keep_statistics.__name__
-    'keep_statistics'
-    """
+    """DistributedDataParallel leaves the statistics alone, and they are averaged instead."""
     wrapped, accelerators = fix.source.calls("DistributedDataParallel", "DDP"), fix.source.calls("Accelerator")
     if len(wrapped) + len(accelerators) != 1:
         raise UnsureError("DistributedDataParallel is not called in one place")
@@ -184,11 +160,7 @@ def keep_statistics(fix: Fix) -> None:
 
 
 def keep_n(fix: Fix) -> None:
-    """onehour.convert_batchnorm(model, per_worker=n) before the optimizer is made.
-
-    >>> keep_n.__name__
-    'keep_n'
-    """
+    """onehour.convert_batchnorm(model, per_worker=n) before the optimizer is made."""
     n = fix.case.base.per_worker
     if n is None:
         raise UnsureError("the base's n is not declared")
@@ -204,11 +176,7 @@ def keep_n(fix: Fix) -> None:
 
 
 def one_start(fix: Fix) -> None:
-    """Process 0's weights for all, before the optimizer is made.
-
-    >>> one_start.__name__
-    'one_start'
-    """
+    """Process 0's weights for all, before the optimizer is made."""
     call = fix.optimizer()
     statement, model = fix.source.statement(call), fix.model(call)
     name = fix.fresh("tensor", "weight")

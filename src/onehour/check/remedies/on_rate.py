@@ -32,11 +32,7 @@ _OTHERS = (
 
 
 def scale_rate(fix: Fix) -> None:
-    """lr = base_lr · kn / base_minibatch, with a warmup from the base's rate.
-
-    >>> scale_rate.__name__
-    'scale_rate'
-    """
+    """lr = base_lr · kn / base_minibatch, with a warmup from the base's rate."""
     lr, base, minibatch = _scaled(fix)
     kn = _minibatch(fix, minibatch)
     _rate(fix, f"{lr:g} * {kn} / {base}")
@@ -53,21 +49,13 @@ def scale_rate(fix: Fix) -> None:
 
 
 def scale_rate_by_root(fix: Fix) -> None:
-    """lr = base_lr · √(kn / base_minibatch).
-
-    >>> scale_rate_by_root.__name__
-    'scale_rate_by_root'
-    """
+    """lr = base_lr · √(kn / base_minibatch)."""
     lr, base, minibatch = _scaled(fix)
     _rate(fix, f"{lr:g} * ({_minibatch(fix, minibatch)} / {base}) ** 0.5")
 
 
 def scale_decay(fix: Fix) -> None:
-    """λ = the base's · kn / base_minibatch, for a decay that knows only η/η₀.
-
-    >>> scale_decay.__name__
-    'scale_decay'
-    """
+    """λ = the base's · kn / base_minibatch, for a decay that knows only η/η₀."""
     decay = fix.case.base.weight_decay
     _, base, minibatch = _scaled(fix)
     call = fix.optimizer()
@@ -122,11 +110,7 @@ def _rate(fix: Fix, text: str) -> None:
 
 
 def add_warmup(fix: Fix) -> None:
-    """A LinearLR in front of a cosine over updates, or beside steps over epochs, for the first 5 epochs.
-
-    >>> add_warmup.__name__
-    'add_warmup'
-    """
+    """A LinearLR in front of a cosine over updates, or beside steps over epochs, for the first 5 epochs."""
     lr, target = fix.case.base.lr, fix.case.schedule().target
     if lr is None or not target:
         raise UnsureError("the base is not declared")
@@ -193,11 +177,7 @@ def _behind_warmup(fix: Fix, cosine: ast.Call, optimizer: str, warmup: str, leng
 
 
 def start_warmup(fix: Fix) -> None:
-    """A warmup's first rate is the base's: LinearLR's factor, or timm's warmup_lr.
-
-    >>> start_warmup.__name__
-    'start_warmup'
-    """
+    """A warmup's first rate is the base's: LinearLR's factor, or timm's warmup_lr."""
     lr, target = fix.case.base.lr, fix.case.schedule().target
     linear = fix.source.calls("LinearLR")
     timm = [c for c in fix.source.every(ast.Call) if any(k.arg in ("warmup_lr", "warmup_lr_init") for k in c.keywords)]
@@ -211,11 +191,7 @@ def start_warmup(fix: Fix) -> None:
 
 
 def fractional_epoch(fix: Fix) -> None:
-    """rate(epoch + i / len(loader)) in place of rate(epoch), in a loop that numbers its batches.
-
-    >>> fractional_epoch.__name__
-    'fractional_epoch'
-    """
+    """rate(epoch + i / len(loader)) in place of rate(epoch), in a loop that numbers its batches."""
     source, loop, loader = fix.source, fix.batches(), fix.loader()
     _, epoch = fix.epochs()
     numbered = isinstance(loop.iter, ast.Call) and name_of(loop.iter.func) == "enumerate"

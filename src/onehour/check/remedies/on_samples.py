@@ -18,11 +18,7 @@ __all__ = [
 
 
 def drop_nothing(fix: Fix) -> None:
-    """drop_last is taken away, or a trainer's dataloader_drop_last.
-
-    >>> drop_nothing.__name__
-    'drop_nothing'
-    """
+    """drop_last is taken away, or a trainer's dataloader_drop_last."""
     given = [c for c in fix.source.every(ast.Call) if any(k.arg == "dataloader_drop_last" for k in c.keywords)]
     if len(given) == 1:
         fix.changes.keyword(given[0], "dataloader_drop_last", None)
@@ -34,11 +30,7 @@ def drop_nothing(fix: Fix) -> None:
 
 
 def shuffle(fix: Fix) -> None:
-    """shuffle=True, or set_epoch for a sampler that knows it.
-
-    >>> shuffle.__name__
-    'shuffle'
-    """
+    """shuffle=True, or set_epoch for a sampler that knows it."""
     call = fix.source.call(fix.line, "DataLoader")
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     if "batch_sampler" in given or len(call.args) > 2:
@@ -55,11 +47,7 @@ def shuffle(fix: Fix) -> None:
 
 
 def share_the_samples(fix: Fix) -> None:
-    """A DistributedSampler in place of each process's own shuffle; Accelerate's loader is prepared.
-
-    >>> share_the_samples.__name__
-    'share_the_samples'
-    """
+    """A DistributedSampler in place of each process's own shuffle; Accelerate's loader is prepared."""
     call = fix.source.call(fix.line, "DataLoader")
     prepares = [p for p in fix.source.calls("prepare") if isinstance(p.func, ast.Attribute)]
     if prepares:
@@ -78,11 +66,7 @@ def _prepare(fix: Fix, call: ast.Call, prepares: list[ast.Call]) -> None:
 
 
 def share_what_is_shuffled(fix: Fix) -> None:
-    """A DistributedSampler over all samples in place of a Subset that is shuffled by itself.
-
-    >>> share_what_is_shuffled.__name__
-    'share_what_is_shuffled'
-    """
+    """A DistributedSampler over all samples in place of a Subset that is shuffled by itself."""
     source = fix.source
     call = source.call(fix.line, "DataLoader")
     data = _data(call)
@@ -117,11 +101,7 @@ def _set_epoch(fix: Fix, sampler: str) -> None:
 
 
 def every_sample_once(fix: Fix) -> None:
-    """Each process evaluates every k-th sample; with Accelerate gather_for_metrics.
-
-    >>> every_sample_once.__name__
-    'every_sample_once'
-    """
+    """Each process evaluates every k-th sample; with Accelerate gather_for_metrics."""
     source = fix.source
     gathers = [g for g in source.calls("gather") if isinstance(g.func, ast.Attribute)]
     if len(gathers) == 1 and isinstance(gathers[0].func, ast.Attribute) and source.calls("Accelerator"):
@@ -175,11 +155,7 @@ def _is_length_of_sampler(node: ast.expr) -> bool:
 
 
 def other_seeds(fix: Fix) -> None:
-    """Another seed on each process, before the first epoch.
-
-    >>> other_seeds.__name__
-    'other_seeds'
-    """
+    """Another seed on each process, before the first epoch."""
     source, measured = fix.source, fix.finding.measured
     seeds = [c for c in source.calls("set_seed") if source.calls("Accelerator")]
     if len(seeds) == 1 and measured.startswith("torch"):

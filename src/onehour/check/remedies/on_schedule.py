@@ -14,11 +14,7 @@ _PLANNED = ("StepLR", "MultiStepLR", "CosineAnnealingLR")
 
 
 def step_at_updates(fix: Fix) -> None:
-    """The scheduler's step goes behind the optimizer's; Accelerate's scheduler no longer steps once for each process.
-
-    >>> step_at_updates.__name__
-    'step_at_updates'
-    """
+    """The scheduler steps behind the optimizer; Accelerate's no longer steps once for each process."""
     source = fix.source
     statement = _scheduler_step(fix)
     accelerators = source.calls("Accelerator")
@@ -36,11 +32,7 @@ def step_at_updates(fix: Fix) -> None:
 
 
 def step_at_epochs(fix: Fix) -> None:
-    """A schedule that is planned in epochs is stepped at their ends.
-
-    >>> step_at_epochs.__name__
-    'step_at_epochs'
-    """
+    """A schedule that is planned in epochs is stepped at their ends."""
     source, schedule, planned = fix.source, fix.case.schedule(), fix.case.story.planned
     statement, loop = _scheduler_step(fix), fix.batches()
     if schedule.a_update != 1 or not planned or not _falls(schedule, planned):
@@ -75,11 +67,7 @@ def _scheduler_step(fix: Fix) -> ast.Expr:
 
 
 def begin_scheduler(fix: Fix) -> None:
-    """scheduler.step() at the end of each epoch, or behind each update, as the schedule is planned.
-
-    >>> begin_scheduler.__name__
-    'begin_scheduler'
-    """
+    """scheduler.step() at the end of each epoch, or behind each update, as the schedule is planned."""
     source = fix.source
     call = source.call(fix.line, *_PLANNED)
     made = source.statement(call)
@@ -100,11 +88,7 @@ def begin_scheduler(fix: Fix) -> None:
 
 
 def velocity_as_it_is(fix: Fix) -> None:
-    """The statement that scales the momentum buffer goes, with the loop that holds nothing else.
-
-    >>> velocity_as_it_is.__name__
-    'velocity_as_it_is'
-    """
+    """The statement that scales the momentum buffer goes, with the loop that holds nothing else."""
     source = fix.source
     fix.measured(r"^(velocity)")
     scaled: list[ast.stmt] = [
