@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour import Recipe
+from onehour.train.build import build_optimizer
 
 SAMPLES, CLASSES = 48, 3
 
@@ -50,6 +51,24 @@ def data() -> tuple[TensorDataset, TensorDataset]:
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, CLASSES))
+
+
+def trained(optimizer: str, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model and its optimizer after a few updates, always the same."""
+    torch.manual_seed(0)
+    model = net()
+    made = build_optimizer(recipe(optimizer=optimizer), model)
+    advance(model, made, steps)
+    return model, made
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """The same updates each time."""
+    for step in range(steps):
+        optimizer.zero_grad()
+        images = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(step))
+        model(images).square().sum().backward()
+        optimizer.step()
 
 
 class Listed(Dataset[Any]):

@@ -16,7 +16,6 @@ from torch import nn
 
 from onehour import Recipe
 from onehour.dist.group import Group
-from onehour.train.build import build_optimizer
 from onehour.train.checkpoint import FILES, Checkpoints, SaveInterval, latest_contents
 from onehour.train.state import digest_of, model_state, optimizer_state
 from onehour.train.store import Store, Stored
@@ -34,51 +33,35 @@ def checkpoints(folder: Path, said: list[str] | None = None) -> Checkpoints:
     return Checkpoints(folder, Recipe(), Group(), warn=(said if said is not None else []).append)
 
 
-def trained(tiny: ModuleType, optimizer: str, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = tiny.net()
-    made = build_optimizer(tiny.recipe(optimizer=optimizer), model)
-    advance(model, made, steps)
-    return model, made
-
-
-def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for step in range(steps):
-        optimizer.zero_grad()
-        images = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(step))
-        model(images).square().sum().backward()
-        optimizer.step()
-
-
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "radam"])
 def test_training_goes_on_with_the_same_bits(tiny: ModuleType, tmp_path: Path, name: str):
-    model, optimizer = trained(tiny, name, 3)
+    model, optimizer = tiny.trained(name, 3)
     saved = checkpoints(tmp_path)
     saved.save(model, optimizer, PROGRESS)
     saved.close()
-    other, others = trained(tiny, name, 0)
+    other, others = tiny.trained(name, 0)
     assert checkpoints(tmp_path).load(other, others) == PROGRESS
     for these in ((model, optimizer), (other, others)):
-        advance(*these, 2)
+        tiny.advance(*these, 2)
     states = [(model_state(m), optimizer_state(o, m)) for m, o in ((model, optimizer), (other, others))]
     assert digest_of(*states[0]) == digest_of(*states[1])
 
 
 def test_an_empty_folder_has_none(tiny: ModuleType, tmp_path: Path):
-    assert checkpoints(tmp_path / "nowhere").load(*trained(tiny, "sgd", 0)) is None
+    assert checkpoints(tmp_path / "nowhere").load(*tiny.trained("sgd", 0)) is None
 
 
 def test_what_is_written_are_the_values_before_the_update(tiny: ModuleType, tmp_path: Path):
     """However the writer and the next updates meet."""
     for turn in range(20):
-        model, optimizer = trained(tiny, "sgd", 1)
+        model, optimizer = tiny.trained("sgd", 1)
         before = digest_of(model_state(model), optimizer_state(optimizer, model))
         saved = checkpoints(tmp_path / str(turn))
         saved.save(model, optimizer, PROGRESS)
         saved.detach()
-        advance(model, optimizer, 3)
+        tiny.advance(model, optimizer, 3)
         saved.close()
-        other, others = trained(tiny, "sgd", 0)
+        other, others = tiny.trained("sgd", 0)
         checkpoints(tmp_path / str(turn)).load(other, others)
         assert digest_of(model_state(other), optimizer_state(others, other)) == before
 
@@ -86,7 +69,7 @@ def test_what_is_written_are_the_values_before_the_update(tiny: ModuleType, tmp_
 def test_a_full_disk_is_one_warning_and_the_one_before_stays(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     said: list[str] = []
     saved = checkpoints(tmp_path, said)
     saved.save(model, optimizer, progress(1))
@@ -111,7 +94,7 @@ def test_a_full_disk_is_one_warning_and_the_one_before_stays(
 
 
 def test_what_a_checkpoint_counts_on_is_written_first_or_there_is_none(tiny: ModuleType, tmp_path: Path):
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     said: list[str] = []
     saved = checkpoints(tmp_path, said)
     saved.save(model, optimizer, progress(1), first=(tmp_path / "record").touch)
@@ -132,7 +115,7 @@ def damaged(tiny: ModuleType, folder: Path) -> None:
     """Two checkpoints, of which the newer one cannot be trusted."""
     saved = checkpoints(folder)
     for iteration in (1, 2):
-        saved.save(*trained(tiny, "sgd", iteration), progress(iteration))
+        saved.save(*tiny.trained("sgd", iteration), progress(iteration))
     saved.close()
     (folder / "checkpoints" / "iteration-000000002" / "progress.json").write_text("{}")
     (folder / "recipe.toml").write_text(Recipe().to_toml())
@@ -141,7 +124,7 @@ def damaged(tiny: ModuleType, folder: Path) -> None:
 def test_a_damaged_one_is_named_and_the_one_before_is_used(tiny: ModuleType, tmp_path: Path):
     damaged(tiny, tmp_path)
     said: list[str] = []
-    assert checkpoints(tmp_path, said).load(*trained(tiny, "sgd", 0)) == progress(1)
+    assert checkpoints(tmp_path, said).load(*tiny.trained("sgd", 0)) == progress(1)
     (warning,) = said
     assert "iteration-000000002: progress.json has 2 bytes instead of" in warning
     assert warning.endswith("iteration-000000001 is used in its place")
@@ -176,10 +159,10 @@ def test_whoever_reads_a_runs_newest_weights_is_told_too(
 )
 def test_progress_that_no_run_wrote_is_refused(tiny: ModuleType, tmp_path: Path, change: dict[str, Any]):
     """Its digest is right: somebody forged it."""
-    forge(tmp_path, *trained(tiny, "sgd", 1), {FILES[2]: json.dumps(progress(1) | change).encode()})
+    forge(tmp_path, *tiny.trained("sgd", 1), {FILES[2]: json.dumps(progress(1) | change).encode()})
     assert checkpoints(tmp_path).store.newest() is not None
     with pytest.raises(ValueError, match=r"progress\.json of iteration 1 was written by no run"):
-        checkpoints(tmp_path).load(*trained(tiny, "sgd", 0))
+        checkpoints(tmp_path).load(*tiny.trained("sgd", 0))
 
 
 def forge(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, changes: dict[str, bytes]) -> None:
@@ -196,7 +179,7 @@ def forge(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, chan
 @pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_without_one_of_its_files_is_none(tiny: ModuleType, tmp_path: Path, name: str):
     """And not one to start over from."""
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     saved = checkpoints(tmp_path)
     files = {other: partial(write_bytes, content=b"{}") for other in FILES if other != name}
     saved.store.write(1, files)
@@ -207,7 +190,7 @@ def test_a_checkpoint_without_one_of_its_files_is_none(tiny: ModuleType, tmp_pat
 @pytest.mark.parametrize("name", FILES[:2])
 @pytest.mark.parametrize("content", [b"\x80\x04K\x01.", save({"9.weight/momentum_buffer": torch.zeros(1)})])
 def test_tensors_that_are_none_are_one_message(tiny: ModuleType, tmp_path: Path, name: str, content: bytes):
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     forge(tmp_path, model, optimizer, {name: content})
     with pytest.raises(ValueError, match="is of another model: ") as raised:
         checkpoints(tmp_path).load(model, optimizer)
@@ -216,7 +199,7 @@ def test_tensors_that_are_none_are_one_message(tiny: ModuleType, tmp_path: Path,
 
 def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """After a start, the first save verifies those that this process does not know, beside the training."""
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     saved = checkpoints(tmp_path)
     for iteration in (1, 2):
         saved.save(model, optimizer, progress(iteration))
@@ -233,13 +216,13 @@ def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Pa
     again.save(model, optimizer, progress(3))
     assert looking.wait(30)
     again.detach()
-    advance(model, optimizer, 1)
+    tiny.advance(model, optimizer, 1)
     updated.set()
     assert again.wait()
 
 
 def test_a_checkpoint_of_another_recipe_is_not_loaded(tiny: ModuleType, tmp_path: Path):
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     saved = Checkpoints(tmp_path / "a", Recipe(seed=1), Group(), warn=print)
     saved.save(model, optimizer, PROGRESS)
     saved.close()

@@ -6,31 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from onehour.train.build import build_optimizer
 from onehour.train.state import digest_of, model_state, optimizer_state
 
 
-def trained(tiny: ModuleType, optimizer: str, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = tiny.net()
-    made = build_optimizer(tiny.recipe(optimizer=optimizer), model)
-    advance(model, made, steps)
-    return model, made
-
-
-def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for step in range(steps):
-        optimizer.zero_grad()
-        images = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(step))
-        model(images).square().sum().backward()
-        optimizer.step()
-
-
 def test_states_are_copies_that_training_does_not_change(tiny: ModuleType):
-    model, optimizer = trained(tiny, "sgd", 1)
+    model, optimizer = tiny.trained("sgd", 1)
     states = model_state(model), optimizer_state(optimizer, model)
     before = digest_of(*states)
-    advance(model, optimizer, 1)
+    tiny.advance(model, optimizer, 1)
     assert digest_of(*states) == before
 
 

@@ -55,11 +55,7 @@ class ScheduleLR(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of iteration `last_epoch` (torch's name for the count of steps), for each group.
-
-        >>> ScheduleLR.get_lr.__name__
-        'get_lr'
-        """
+        """The rate of iteration `last_epoch` (torch's name for the count of steps), for each group."""
         rate = self.schedule(self.last_epoch * self.minibatch / self.samples)
         if self._velocity:
             scale_velocity(self.optimizer, rate, self._velocity)
@@ -68,7 +64,9 @@ class ScheduleLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Only the count of iterations: the schedule itself is code.
 
-        >>> ScheduleLR.state_dict.__name__
-        'state_dict'
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> ScheduleLR(optimizer, lambda epoch: 0.1 + epoch, samples=4, minibatch=4).state_dict()
+        {'last_epoch': 0, '_last_lr': [0.1]}
         """
         return {"last_epoch": self.last_epoch, "_last_lr": self._last_lr}
