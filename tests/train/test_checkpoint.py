@@ -115,7 +115,8 @@ def damaged(tiny: ModuleType, folder: Path) -> None:
     """Two checkpoints, of which the newer one cannot be trusted."""
     saved = checkpoints(folder)
     for iteration in (1, 2):
-        saved.save(*tiny.trained("sgd", iteration), progress(iteration))
+        model, optimizer = tiny.trained("sgd", iteration)
+        saved.save(model, optimizer, progress(iteration))
     saved.close()
     (folder / "checkpoints" / "iteration-000000002" / "progress.json").write_text("{}")
     (folder / "recipe.toml").write_text(Recipe().to_toml())
@@ -159,7 +160,8 @@ def test_whoever_reads_a_runs_newest_weights_is_told_too(
 )
 def test_progress_that_no_run_wrote_is_refused(tiny: ModuleType, tmp_path: Path, change: dict[str, Any]):
     """Its digest is right: somebody forged it."""
-    forge(tmp_path, *tiny.trained("sgd", 1), {FILES[2]: json.dumps(progress(1) | change).encode()})
+    model, optimizer = tiny.trained("sgd", 1)
+    forge(tmp_path, model, optimizer, {FILES[2]: json.dumps(progress(1) | change).encode()})
     assert checkpoints(tmp_path).store.newest() is not None
     with pytest.raises(ValueError, match=r"progress\.json of iteration 1 was written by no run"):
         checkpoints(tmp_path).load(*tiny.trained("sgd", 0))
