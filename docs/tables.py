@@ -212,11 +212,24 @@ def check(results: dict[str, Any]) -> str:
 
 
 def faults(results: dict[str, Any]) -> str:
-    """What was killed, stopped, corrupted or filled up, and how often it did harm."""
-    rows = [(name, f"{row['runs']:,}", str(row["failures"])) for name, row in results["campaigns"].items()]
+    """What was killed, stopped, corrupted or filled up, how often it did harm, and on which commits."""
+    campaigns = results["campaigns"]
+    rows = [(name, f"{row['runs']:,}", str(row["failures"]), _happened(row)) for name, row in campaigns.items()]
+    commits = sorted({commit for row in campaigns.values() for commit in row["commits"]})
     p = results["provenance"]
-    made = f"`benchmarks/results/faults.json`, by `tests/faults/summary.py`: {p['date']}, commit {p['commit'][:7]}."
-    return f"{table(('campaign', 'runs', 'failures'), rows)}\n\n{made}"
+    made = f"`benchmarks/results/faults.json`, by `make faults`: {p['date']}, commits {', '.join(commits)}"
+    return f"{table(('campaign', 'runs', 'failures', 'what happened in them'), rows)}\n\n{made} (+: and changes)."
+
+
+def _happened(campaign: dict[str, Any]) -> str:
+    kinds = [f"{count} {kind}" for kind, count in campaign.get("kinds", {}).items()]
+    times = [f"{campaign[key]:.1f} s {name}" for key, name in TIMES.items() if key in campaign]
+    return ", ".join([*(kinds if len(kinds) <= MANY else []), *times])
+
+
+TIMES = {"median_s": "median", "p95_s": "95th percentile", "slowest": "the slowest"}
+MANY = 8
+"""Kinds that a table still shows one by one."""
 
 
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {

@@ -1,4 +1,4 @@
-"""The campaigns on processes in short: signals, a restart, jobs together, command lines."""
+"""The campaigns on processes in short: a kill, signals, a restart, jobs together, command lines."""
 
 import importlib
 import sys
@@ -18,6 +18,18 @@ def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
     for name in [path.stem for path in FAULTS.glob("*.py")]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module(request.param)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("campaign", ["kills"], indirect=True)
+def test_a_run_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(
+    campaign: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(campaign, "LENGTH", ("--epochs", "1", "--save-every", "4"))
+    found = campaign.disturbed(campaign.SCENARIOS[2], 0)
+    assert found["ok"], found
+    assert sum(found["kinds"].values()) == 1
+    assert len(found["codes"]) == 2 or "loader or helper" in found["kinds"]
 
 
 @pytest.mark.timeout(300)
@@ -55,8 +67,7 @@ def test_no_command_line_and_no_recipe_file_ends_in_a_traceback(campaign: Module
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("campaign", ["soak"], indirect=True)
 def test_nothing_grows_while_processes_are_killed(campaign: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    for name in ("PYTHONPATH", "TMPDIR"):
-        monkeypatch.setenv(name, "")  # so that what the campaign sets is put back
+    monkeypatch.setenv("TMPDIR", "")  # so that what the campaign sets is put back
     found = campaign.soaked(0, minutes=2.0, every=20.0)
     assert found["ok"], found
     assert found["runs"] >= 4

@@ -222,13 +222,13 @@ def tried(name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run what is missing; 1 if any case failed, 2 where namespaces are not allowed."""
+    """Run what is missing; 1 if any case failed; nothing where namespaces are not allowed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     options = parser.parse_args()
     if not allowed():
-        print("hosts: this machine does not let us make network namespaces (root, and `ip netns`)")
-        return 2
+        print("hosts: not tried, this machine does not let us make network namespaces (root, and `ip netns`)")
+        return 0
     ledger = OUT / f"{CAMPAIGN}.jsonl"
     done = {entry["case"] for entry in lines(ledger) if entry["ok"]}
     for name in CASES:

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from starting import Started, cut, ready, trainers
-from summary import OUT, add, lines, missing, report
+from summary import OUT, add, lines, missing, percentile, report
 
 CAMPAIGN = "restarts"
 KILLS = 5
@@ -69,16 +69,6 @@ def restarted(case: int, kills: int = KILLS) -> dict[str, Any]:
     finally:
         run.end()
         cut(folder.parent)
-
-
-def percentile(values: list[float], part: float) -> float:
-    """The smallest value that so large a part of them does not exceed.
-
-    >>> percentile([1.0, 2.0, 3.0, 4.0], 0.95)
-    4.0
-    """
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
 def main() -> int:

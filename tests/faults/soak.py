@@ -22,48 +22,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from starting import Started, cut, family, ready, trainers
+from starting import LOADED, Started, cut, family, ready, trainers
 from summary import OUT, add, missing, report
 
 CAMPAIGN = "soak"
-DATA = "soaked:data"
-FLAGS = (
-    "--data",
-    DATA,
-    "--classes",
-    "10",
-    "--loaders",
-    "1",
-    "--processes",
-    "2",
-    "--epochs",
-    "100000",
-    "--restarts",
-    "1000",
-)
+FLAGS = (*LOADED, "--processes", "2", "--epochs", "100000", "--restarts", "1000")
 TEMPORARY = "temporary"
 MEMORY = 1.1
 """How much the memory of a process may exceed what it was at first: allocators are not exact."""
-LISTED = '''
-from onehour.data.digits import digits
-
-
-class Listed:
-    """Digits that are asked for one by one, so that processes load them."""
-
-    def __init__(self, side):
-        self.side = side
-
-    def __len__(self):
-        return len(self.side)
-
-    def __getitem__(self, index):
-        return self.side[index]
-
-
-def data():
-    return tuple(map(Listed, digits()))
-'''
 
 
 def files(folder: Path) -> int:
@@ -133,9 +99,8 @@ def soaked(case: int, minutes: float, every: float) -> dict[str, Any]:
     place = (OUT / f"{CAMPAIGN}-{os.getpid()}").absolute()
     cut(place)
     place.mkdir(parents=True)
-    (place / "soaked.py").write_text(LISTED)
     (place / TEMPORARY).mkdir()
-    os.environ |= {"PYTHONPATH": str(place), "TMPDIR": str(place / TEMPORARY)}
+    os.environ["TMPDIR"] = str(place / TEMPORARY)
     counts, victims, wrong = [], [], []
     until = time.monotonic() + 60 * minutes
     run = Started(place / "run", FLAGS)

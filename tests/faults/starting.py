@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kills import command_line, family, state
 from summary import OUT
 
-__all__ = ["Started", "command_line", "cut", "family", "ready", "state", "trainers", "undisturbed"]
+__all__ = ["LOADED", "Started", "cut", "family", "ready", "state", "trainers", "undisturbed"]
 
 TRAIN = [
     *("train", "digits", "--minibatch", "128", "--warmup-epochs", "1"),
     *("--threads", "1", "--device", "cpu", "--save-every", "8"),
 ]
+LOADED = ("--data", "tinytask:listed_digits", "--classes", "10", "--loaders", "1")
+"""Flags for the same digits from a loader process for each training process."""
+HELPERS = Path(__file__).parents[1] / "helpers"
 PATIENCE = 300.0
 
 
@@ -44,7 +47,8 @@ class Started:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `end`
         command = [sys.executable, "-m", "onehour", *TRAIN, *self.flags, "--out", str(self.folder)]
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
+        every = os.environ | {"PYTHONPATH": str(HELPERS)}
+        self.process = subprocess.Popen(command, env=every, stdout=self._log, stderr=self._log, start_new_session=True)
         self.since = time.monotonic()
 
     @property
@@ -93,6 +97,37 @@ def ready(is_so: Callable[[], Any], seconds: float = 60.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def family(pid: int) -> list[int]:
+    """A process and everything below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found, left = [], [pid]
+    while left:
+        found.append(left.pop())
+        left += children.get(found[-1], [])
+    return found
+
+
+def command_line(pid: int) -> bytes:
+    """Of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def state(folder: Path) -> dict[str, str]:
+    """What must be equal."""
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    summary = json.loads((folder / "summary.json").read_text())
+    return {"state": summary["state_sha256"], "metrics": hashlib.sha256(metrics).hexdigest()}
 
 
 def trainers(launcher: int) -> list[int]:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OUT", "add", "lines", "missing", "report", "summarise"]
+__all__ = ["OUT", "add", "lines", "missing", "percentile", "report", "summarise"]
 
 ROOT = Path(__file__).parents[2]
 OUT = Path("runs") / "faults"
@@ -26,7 +26,7 @@ NAMED = 20
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The cases of a ledger, the last of each; lines of kills.py in the common form.
+    """The cases of a ledger, the last of each.
 
     >>> lines(Path("nowhere.jsonl"))
     []
@@ -37,9 +37,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     found = {}
     for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be half written
         entry = json.loads(line)
-        if "scenario" in entry:
-            ok = entry["equal"] and not entry["left"]
-            entry = {"campaign": f"kills: {entry['scenario']}", "case": entry["number"], "ok": ok, **entry}
         found[entry["campaign"], str(entry["case"])] = entry
     return list(found.values())
 
@@ -95,9 +92,23 @@ def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
         for kind in [entry["kind"]] if "kind" in entry else entry.get("kinds", {}):
             kinds = about.setdefault("kinds", {})
             kinds[kind] = kinds.get(kind, 0) + entry.get("kinds", {}).get(kind, 1)
+        about.setdefault("seconds", []).extend(entry["seconds"] if isinstance(entry.get("seconds"), list) else ())
+        if "slowest" in entry:
+            about["slowest"] = max(about.get("slowest", 0.0), entry["slowest"])
     for about in found.values():
         about["seeds"] = seeds(about.pop("cases"))
+        if measured := about.pop("seconds"):
+            about |= {"median_s": percentile(measured, 0.5), "p95_s": percentile(measured, 0.95)}
     return found
+
+
+def percentile(values: list[float], part: float) -> float:
+    """The smallest value that so large a part of them does not exceed.
+
+    >>> percentile([1.0, 2.0, 3.0, 4.0], 0.95)
+    4.0
+    """
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
 def seeds(cases: list[int | str]) -> str:

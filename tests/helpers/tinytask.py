@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour import Recipe
+from onehour.data.digits import digits
 from onehour.train.build import build_optimizer
 
 SAMPLES, CLASSES = 48, 3
@@ -104,6 +105,12 @@ class Unreadable(Listed):
         if index == self.index:
             raise OSError("truncated file")
         return self.tensors[index]
+
+
+def listed_digits() -> tuple[Listed, Listed]:
+    """The embedded digits, asked for one by one, so that processes load them."""
+    train, validation = digits()
+    return Listed(train), Listed(validation)
 
 
 def listed() -> tuple[Listed, Listed]:
