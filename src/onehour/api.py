@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from onehour.config import Recipe
 from onehour.dist.group import Group, joined
-from onehour.dist.launch import adopt_slurm
+from onehour.dist.launch import adopt_slurm, is_torchruns, process_began
 from onehour.dist.placement import place
 from onehour.execution import Execution, default_folder
 from onehour.recipes import recipe as named
@@ -24,7 +25,7 @@ from onehour.study.results import Study, read_study
 from onehour.train.build import build_model, build_optimizer, complete, pick_device
 from onehour.train.loggers import load_logger
 from onehour.train.memory import less_memory, out_of_memory
-from onehour.train.record import JOB, Run, ended_on_purpose, finished_run, move_aside
+from onehour.train.record import JOB, Run, ended_on_purpose, finished_run, first_began, move_aside
 from onehour.train.run import DELIBERATE, train_run
 
 __all__ = ["check", "run", "sweep", "train"]
@@ -126,7 +127,12 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
         ValueError: for what it refuses.
         StoppedError, NonFiniteError: in a process that a launcher restarted, if its job had ended so on purpose.
     """
-    found = _look_at(folder, recipe, fresh=execution.fresh) if group.rank == 0 else ("", "")
+    job, found = _job_began(group), ("", "")
+    if group.rank == 0:
+        this_jobs = (
+            job < first_began(folder) < process_began(os.getpid())
+        )  # a host came or went: it is not started over
+        found = _look_at(folder, recipe, fresh=execution.fresh and not this_jobs)
     answer = group.broadcast(json.dumps(found).encode())
     assert answer is not None
     kind, message = json.loads(answer)
@@ -135,6 +141,13 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
     if kind in DELIBERATE:
         raise DELIBERATE[kind](message)
     return kind == "finished"
+
+
+def _job_began(group: Group) -> float:
+    """When the first of torchrun's agents began, of which at least one outlives the others; now without torchrun."""
+    began = torch.zeros(group.size, dtype=torch.float64, device=group.device)
+    began[group.rank] = process_began(os.getppid()) if is_torchruns() else time.time()
+    return float(group.sum(began).min())
 
 
 def _look_at(folder: Path, recipe: Recipe, *, fresh: bool) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from starting import TRAIN, cut, family, ready, state, undisturbed
 from summary import OUT, add, lines, report
 
 CAMPAIGN = "hosts"
-FLAGS = ("--reduce", "canonical", "--epochs", "3")
+FLAGS = ("--reduce", "canonical", "--epochs", "3", "--fresh")
 NODES = Path(__file__).parents[2] / "examples" / "nodes.sh"
 LIMIT = 400.0
 
@@ -216,6 +216,8 @@ def tried(name: str) -> dict[str, Any]:
         whole = (folder / "summary.json").exists() and state(folder) == expected
         if not wrong and not whole and name != UNSHARED:
             wrong = "differs from one process on one host"
+        if folder.with_name("run.1").exists():
+            wrong = "has started over"
         said = wrong and "\n".join([wrong, *(host.said()[-2500:] for host in group)])
     cut(folder.parent)
     return {"ok": not wrong, "said": said, "seconds": seconds}

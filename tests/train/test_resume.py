@@ -1,6 +1,7 @@
 """The same command goes on where a run was stopped, and leaves the bits of an undisturbed one."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from onehour.api import train
 from onehour.train.determinism import build_of
-from onehour.train.record import Run
+from onehour.train.record import Run, first_began
 from onehour.train.run import StoppedError
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
@@ -154,6 +155,24 @@ def test_fresh_starts_over_and_keeps_the_old_folders_under_numbered_names(tiny: 
     seeds = {path.name: Run(path).recipe.seed for path in tmp_path.iterdir()}
     assert seeds == {"run": 2, "run.1": 0, "run.2": 1}
     assert all(Run(path).finished for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("agent", "process", "over"), [(-60, 60, False), (60, 120, True), (-60, -30, True)])
+def test_fresh_under_torchrun_starts_over_once_a_job(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: float, process: float, *, over: bool
+):
+    """A host that comes or goes starts all processes anew, with the same flags and no number of the restart; the agent
+    is older than the run then. In another job it is younger; in a script that trains twice both are older.
+    """
+    with pytest.raises(StoppedError):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
+    began = first_began(tmp_path / "run")
+    ages = {os.getppid(): began + agent, os.getpid(): began + process}
+    monkeypatch.setattr("onehour.api.process_began", ages.get)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    train(tiny.recipe(), out=tmp_path / "run", fresh=True)
+    assert (tmp_path / "run.1").exists() == over
+    assert (Run(tmp_path / "run").environment["from_iteration"] == 0) == over
 
 
 def test_another_recipe_is_refused_with_what_differs(tiny: ModuleType, copy: Path):

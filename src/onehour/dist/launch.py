@@ -9,7 +9,9 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import MutableMapping, Sequence
+from pathlib import Path
 
 from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
 from onehour.dist.signals import StopSignals
@@ -23,6 +25,7 @@ __all__ = [
     "is_launched_by_us",
     "is_torchruns",
     "launch",
+    "process_began",
     "refuse_used_port",
     "report_failure",
 ]
@@ -160,6 +163,20 @@ def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def process_began(pid: int) -> float:
+    """When a process of this machine was started, in seconds since 1970; now where the system does not tell.
+
+    >>> process_began(os.getppid()) < process_began(os.getpid()) < time.time()
+    True
+    """
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+    except OSError:
+        return time.time()
+    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def report_failure(message: str, environ: MutableMapping[str, str] = os.environ) -> bool:

@@ -20,13 +20,14 @@ from onehour.dist.placement import passes
 from onehour.train.build import OPTIMIZERS, build_model, draws_numbers
 from onehour.train.checkpoint import Checkpoints
 from onehour.train.determinism import build_of, deterministic
+from onehour.train.environment import environment
 from onehour.train.evaluate import Evaluation
 from onehour.train.join import join_models, join_optimizer, refuse_difference, split_models, split_optimizer
 from onehour.train.joint_step import JointStep
 from onehour.train.measure import measured, timed
 from onehour.train.pitfalls import decisions_of
 from onehour.train.precision import forward
-from onehour.train.record import Recorder, environment
+from onehour.train.record import Recorder
 from onehour.train.run import StoppedError
 from onehour.train.summary import summarise
 from onehour.train.timing import StepTimer

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
+import time
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +20,9 @@ __all__ = [
     "Run",
     "differences",
     "ended_on_purpose",
-    "environment",
     "final_error",
     "finished_run",
+    "first_began",
     "move_aside",
 ]
 
@@ -150,7 +148,7 @@ class Recorder:
             _replace(path, "".join(line + "\n" for line in [*head, *kept]))
         path = self.folder / "environment.json"
         sessions = _json(path)["sessions"] if path.is_file() else []
-        sessions.append({"from_iteration": iteration, **environment})
+        sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
         _replace(path, json.dumps({"sessions": sessions}, indent=2))
         for name in ("summary.json", OUTCOME):
             (self.folder / name).unlink(missing_ok=True)
@@ -232,6 +230,18 @@ def ended_on_purpose(folder: Path, job: str | None) -> tuple[str, str] | None:
     return (content["outcome"], content["message"]) if content.get("job") == job else None
 
 
+def first_began(folder: Path) -> float:
+    """When training began in a folder, in seconds since 1970; 0 if it has not, or the folder does not tell.
+
+    >>> first_began(Path("nowhere"))
+    0.0
+    """
+    try:
+        return float(_json(folder / "environment.json")["sessions"][0]["began"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return 0.0
+
+
 def move_aside(folder: Path) -> Path | None:
     """Keep an old folder under the next free numbered name; None where there is none.
 
@@ -253,46 +263,6 @@ def move_aside(folder: Path) -> Path | None:
         if lock is not None:
             lock.release()
     return kept
-
-
-def environment(execution: dict[str, Any]) -> dict[str, Any]:
-    """What a result may depend on outside the recipe."""
-    import numpy
-    import torch
-
-    import onehour
-
-    return {
-        "command": sys.argv,
-        "commit": _commit(),
-        "onehour": onehour.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        **execution,
-    }
-
-
-def _commit() -> str | None:
-    """Of the repository that the command was given in, if it was in one."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

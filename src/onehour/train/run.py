@@ -26,6 +26,7 @@ from onehour.train.build import build_model, effects, pick_loaders, pick_share, 
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
+from onehour.train.environment import environment
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
 from onehour.train.loggers import Loggers, load_logger
@@ -33,7 +34,7 @@ from onehour.train.measure import measured, timed
 from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
-from onehour.train.record import Recorder, environment
+from onehour.train.record import Recorder
 from onehour.train.shared import look_for_folder
 from onehour.train.skipping import Skipping
 from onehour.train.step import Step
