@@ -211,6 +211,27 @@ def check(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{source('check', results)}"
 
 
+def checkpoint(results: dict[str, Any]) -> str:
+    """What a save costs, each way, and what verifying it does."""
+    rows = [
+        (
+            row["way"],
+            f"{row['held_ms']:.1f}",
+            f"{row['beside_cpu_ms']:.1f}",
+            f"{row['slower_ms']:.0f}",
+            f"{row['cost_percent_at_one_a_minute']:.2f} %",
+        )
+        for row in results["rows"]
+    ]
+    v = results["verifying"]
+    head = ("way", "ms held", "ms of CPU beside it", "ms later by the clock", "cost at one a minute")
+    verified = (
+        f"Writing {v['bytes'] / 1e6:.0f} MB takes {v['write_ms']:.0f} ms, verifying them {v['verify_ms']:.0f} ms."
+        f" An update that follows at once waits {v['held_ms_if_an_update_follows_at_once']:.0f} ms, for the copy."
+    )
+    return f"{table(head, rows)}\n\n{verified}\n\n{source('checkpoint', results)}"
+
+
 def faults(results: dict[str, Any]) -> str:
     """What was killed, stopped, corrupted or filled up, how often it did harm, and on which commits."""
     campaigns = results["campaigns"]
@@ -247,6 +268,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "input": ("input", input_rates),
     "input_claims": ("input", claims),
     "fuzz": ("fuzz", fuzz),
+    "checkpoint": ("checkpoint", checkpoint),
     "faults": ("faults", faults),
     "reduce": ("reduce", reduce),
     "check": ("check", check),
