@@ -39,7 +39,7 @@ def asked_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("evaluation", [1, 2])
 @pytest.mark.usefixtures("asked_in_evaluation")
 def test_a_run_stopped_in_an_evaluation_leaves_the_bits_of_an_undisturbed_one(
-    tiny: ModuleType, tmp_path: Path, evaluation: int
+    tiny: ModuleType, tmp_path: Path, evaluation: int, capsys: pytest.CaptureFixture[str]
 ):
     whole = train(tiny.recipe(), out=tmp_path / "whole")
     iteration = 6 * evaluation
@@ -48,7 +48,9 @@ def test_a_run_stopped_in_an_evaluation_leaves_the_bits_of_an_undisturbed_one(
     assert [record["iteration"] for record in Run(tmp_path / "run").metrics] == [6][: evaluation - 1]
     saved = tmp_path / "run" / "checkpoints" / f"iteration-{iteration:09d}" / "progress.json"
     assert json.loads(saved.read_text())["evaluated"] is False
+    capsys.readouterr()
     run = train(tiny.recipe(), out=tmp_path / "run")
+    assert capsys.readouterr().out.count("images/s") == 2 - evaluation  # none followed the one that was made up for
     assert (run.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
     assert run.summary["state_sha256"] == whole.summary["state_sha256"]
 

@@ -81,7 +81,8 @@ def outcome_lines(run: Run) -> Iterator[str]:
             f" ({reference.seeds} seeds), 95 % of runs between {reference.low:.2f} and {reference.high:.2f} %"
         )
         yield f"verdict      {reference.verdict(run.final_error)}"
-    yield f"speed        {summary['images_per_second']:,.0f} images/s; most time goes to {summary['bottleneck']}"
+    if summary["images_per_second"]:
+        yield f"speed        {summary['images_per_second']:,.0f} images/s; most time goes to {summary['bottleneck']}"
     yield f"run          {run.folder}"
     curve = draw_curve(run)
     yield f"curve        {curve}" if curve else "curve        needs matplotlib: pip install 'onehour[report]'"

@@ -54,11 +54,12 @@ class Console:
             self._progress.update(self._task, completed=iteration)
 
     def evaluated(self, record: dict[str, Any], images_per_second: float) -> None:
-        """An evaluation is done."""
+        """An evaluation is done; one that is made up for after a restart follows no image, and has no rate."""
+        rate = f"  {images_per_second:8,.0f} images/s" if images_per_second else ""
         self._say(
             f"epoch {record['epoch']:>3}/{self.recipe.epochs}  iteration {record['iteration']:>6}"
             f"  rate {record['lr']:<8.4g} train error {record['train_error']:6.2f} %"
-            f"  validation error {record['top1_error']:6.2f} %  {images_per_second:8,.0f} images/s"
+            f"  validation error {record['top1_error']:6.2f} %{rate}"
         )
 
     def warn(self, text: str) -> None:
