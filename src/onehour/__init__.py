@@ -65,10 +65,15 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
+_PARTS = ("check",)
+"""Packages that come with the first use of their name."""
+
 __all__ = sorted([*_HOME_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return importlib.import_module(f"onehour.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'onehour' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"onehour.{_HOME_OF[name]}"), name)

@@ -25,6 +25,8 @@ from onehour.rules.minibatch import parse_size
 
 __all__ = ["main"]
 
+OF_THE_DATA = ("samples", "resized")
+"""What a run reads from its data; only a plan, which has none, is told."""
 WORKERS = (
     "--workers is not a flag, because it means two things. The paper's k workers follow from the minibatch: k = kn / n,"
     " with --minibatch and --per-worker. Processes that load data are --loaders; processes that train are --processes"
@@ -93,7 +95,7 @@ def _add_train(commands: Any) -> None:
         allow_abbrev=False,
     )
     train.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file")
-    where = train.add_argument_group("where it runs (changes nothing that it learns)")
+    where = train.add_argument_group("where it runs (changes nothing that it learns, beyond rounding)")
     where.add_argument("--processes", type=int, metavar="P", help="p, to host the k workers (1)")
     where.add_argument(
         "--workers-per-pass", type=_auto, metavar="auto|G", help="workers that share a forward pass (auto)"
@@ -121,7 +123,7 @@ def _add_train(commands: Any) -> None:
     )
     folder.add_argument("--log", metavar="LOGGER", help="tensorboard, wandb or package.module:Class")
     folder.add_argument("--profile", type=int, metavar="I", help="iterations to trace into trace-RANK.json")
-    _add_recipe_fields(train)
+    _add_recipe_fields(train, but=OF_THE_DATA)
     train.set_defaults(command=train_command)
 
 
@@ -167,7 +169,7 @@ def _add_sweep(commands: Any) -> None:
         "--seeds-together", type=_auto, metavar="auto|S", help="seeds trained as one network; 1 for none (auto)"
     )
     sweep.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help="of the verdict (0.5)")
-    _add_recipe_fields(sweep, several=("minibatch",))
+    _add_recipe_fields(sweep, several=("minibatch",), but=OF_THE_DATA)
     sweep.set_defaults(command=sweep_command)
 
 
@@ -236,11 +238,13 @@ def _add_export(commands: Any) -> None:
     export.set_defaults(command=export_command)
 
 
-def _add_recipe_fields(parser: argparse.ArgumentParser, several: tuple[str, ...] = ()) -> None:
+def _add_recipe_fields(
+    parser: argparse.ArgumentParser, several: tuple[str, ...] = (), but: tuple[str, ...] = ()
+) -> None:
     group = parser.add_argument_group("the recipe (default: the recipe's own)")
     hints = get_type_hints(Recipe)
     for field in fields(Recipe):
-        if field.name == "name":
+        if field.name == "name" or field.name in but:
             continue
         flag, options = f"--{field.name.replace('_', '-')}", _options(field, hints[field.name])
         if field.name in several:

@@ -67,9 +67,11 @@ class Recipe:
     data: str = _said(
         "", "named data, a folder with train/ and val/, or package.module:function -> (train, validation)"
     )
-    samples: int | None = _said(None, "N, training samples; read from the data where it is not given")
+    samples: int | None = _said(None, "N, training samples; a run reads them from its data")
     classes: int | None = _said(None, "labels; read from the data where it is not given")
-    resized: int | None = _said(None, "shorter side that a pack's larger images were resized to; read from the data")
+    resized: int | None = _said(
+        None, "shorter side that a pack's larger images were resized to; a run reads it from its data"
+    )
     bad_images: Literal["error", "skip"] = _said(
         "error", "skip trains on its worker's next sample in place of a bad one"
     )

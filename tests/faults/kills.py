@@ -28,6 +28,7 @@ from starting import LOADED, Started, cut, family, state, trainers, undisturbed
 from summary import OUT, add, missing, report
 
 LENGTH = ("--epochs", "2", "--save-every", "4")
+IN_MEMORY = ("--data", "tinytask:half_digits", "--classes", "10")
 TIRED = 12
 """Starts after which a run that still has not ended counts as failed."""
 
@@ -76,8 +77,8 @@ def kill(run: Started, draw: random.Random) -> str:
 def disturbed(scenario: Scenario, number: int) -> dict[str, Any]:
     """One run, killed at seeded random moments."""
     usual = scenario.processes[len(scenario.processes) // 2]
-    expected, _ = undisturbed(f"kills-{scenario.reduce}-{usual}", *scenario.flags(usual))
-    data = LOADED if number % 2 else ()
+    expected, _ = undisturbed(f"kills-{scenario.reduce}-{usual}", *scenario.flags(usual), *IN_MEMORY)
+    data = LOADED if number % 2 else IN_MEMORY
     draw = random.Random(f"{scenario.name} {number}")
     folder = (OUT / f"kills-{os.getpid()}").absolute()
     cut(folder)
@@ -86,7 +87,7 @@ def disturbed(scenario: Scenario, number: int) -> dict[str, Any]:
     left, said = 0, ""
     while len(codes) < TIRED and codes[-1:] != [0]:
         processes = draw.choice(scenario.processes)
-        name = f"kills-{scenario.reduce}-{processes}{'-loaded' if data else ''}"
+        name = f"kills-{scenario.reduce}-{processes}{'-loaded' if data == LOADED else ''}"
         _, seconds = undisturbed(name, *scenario.flags(processes), *data)
         run = Started(folder, (*scenario.flags(processes), *data))
         try:

@@ -26,7 +26,7 @@ TRAIN = [
     *("--threads", "1", "--device", "cpu", "--save-every", "8"),
 ]
 LOADED = ("--data", "tinytask:listed_digits", "--classes", "10", "--loaders", "1")
-"""Flags for the same digits from a loader process for each training process."""
+"""Flags for half of the digits, from a loader process for each training process."""
 HELPERS = Path(__file__).parents[1] / "helpers"
 PATIENCE = 300.0
 

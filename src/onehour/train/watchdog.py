@@ -28,7 +28,7 @@ BEAT = struct.Struct("<qqddq")
 HOST = zlib.crc32(socket.gethostname().encode())
 FRESH = 5.0
 """Seconds since a process was last seen, within which it is alive."""
-DUMP = signal.SIGRTMIN
+DUMP = getattr(signal, "SIGRTMIN", signal.SIGURG)  # macOS has no signals to spare
 """Asks a process of ours, or one that loads data for it, for its stacks."""
 
 
