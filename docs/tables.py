@@ -7,6 +7,7 @@ What stands between <!-- results:NAME --> and <!-- /results --> is replaced by w
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -253,6 +254,18 @@ MANY = 8
 """Kinds that a table still shows one by one."""
 
 
+def recipe_fields(_: dict[str, Any]) -> str:
+    """Every field of a recipe, with its value where nothing is said."""
+    from onehour import Recipe
+
+    rows = []
+    for field in dataclasses.fields(Recipe):
+        usual = field.default
+        shown = "" if usual is None or usual == "" else ", ".join(usual) if isinstance(usual, tuple) else f"{usual}"
+        rows.append((f"`{field.name}`", shown.lower() if isinstance(usual, bool) else shown, field.metadata["help"]))
+    return table(("field", "unless given", "what it is"), rows)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "digits": ("digits", digits),
     "outcome": ("digits", outcome),
@@ -270,6 +283,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "fuzz": ("fuzz", fuzz),
     "checkpoint": ("checkpoint", checkpoint),
     "faults": ("faults", faults),
+    "recipe_fields": ("", recipe_fields),
     "reduce": ("reduce", reduce),
     "check": ("check", check),
     "check_matrix": ("check_matrix", check_matrix),
@@ -277,7 +291,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "trainer": ("trainer", trainer),
     "trainer_resnet50": ("trainer_resnet50", partial(trainer, name="trainer_resnet50")),
 }
-"""For each name: the results' file, and what is made of it."""
+"""For each name: the results' file, and what is made of it; without a file it is made of the code."""
 
 
 def pages() -> list[Path]:
@@ -292,6 +306,8 @@ def render(text: str) -> str:
 
 def _block(name: str) -> str:
     stem, make = BLOCKS[name]
+    if not stem:
+        return make({})
     path = RESULTS / f"{stem}.json"
     if not path.exists():
         return f"_Not measured yet: `python benchmarks/{script(stem)}.py`._"
