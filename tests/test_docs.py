@@ -13,7 +13,7 @@ import onehour
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 NAMED = re.compile(r"`((?:src|tests|benchmarks|docs|examples)/[\w./-]+?)(?:::([\w.]+))?`")
 
 
@@ -100,6 +100,14 @@ def names_in(path: Path) -> set[str]:
 
     visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
     return found
+
+
+def test_the_references_recipe_is_one(tmp_path: Path):
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my.toml").write_text(block)
+    recipe = onehour.Recipe.from_toml(tmp_path / "my.toml")
+    assert (recipe.name, recipe.target_lr, recipe.weight_decay) == ("mine", 0.2, onehour.Recipe().weight_decay)
 
 
 def test_the_map_goes_through_the_whole_paper():
