@@ -48,9 +48,10 @@ class Scenario:
         """Its name in the ledger."""
         return f"kills: {self.name}"
 
-    def flags(self, processes: int) -> tuple[str, ...]:
+    def flags(self, processes: int, *, loaded: bool) -> tuple[str, ...]:
         """Of a command of it."""
-        return (*LENGTH, "--reduce", self.reduce, "--processes", str(processes))
+        data = LOADED if loaded else IN_MEMORY
+        return (*LENGTH, *data, "--reduce", self.reduce, "--processes", str(processes))
 
 
 SCENARIOS = [
@@ -74,11 +75,21 @@ def kill(run: Started, draw: random.Random) -> str:
     return ""
 
 
+def reference(scenario: Scenario, processes: int, *, loaded: bool) -> tuple[dict[str, str], float]:
+    """What a run of these flags ends with if nothing disturbs it, and its seconds; loaders change no weight."""
+    name = f"kills-{scenario.reduce}-{processes}"
+    plain = undisturbed(name, *scenario.flags(processes, loaded=False))
+    if not loaded:
+        return plain
+    found = undisturbed(f"{name}-loaded", *scenario.flags(processes, loaded=True))
+    assert found[0]["state"] == plain[0]["state"], "loaders change the weights"
+    return found
+
+
 def disturbed(scenario: Scenario, number: int) -> dict[str, Any]:
     """One run, killed at seeded random moments."""
-    usual = scenario.processes[len(scenario.processes) // 2]
-    expected, _ = undisturbed(f"kills-{scenario.reduce}-{usual}", *scenario.flags(usual), *IN_MEMORY)
-    data = LOADED if number % 2 else IN_MEMORY
+    loaded = number % 2 == 1
+    expected, _ = reference(scenario, scenario.processes[len(scenario.processes) // 2], loaded=loaded)
     draw = random.Random(f"{scenario.name} {number}")
     folder = (OUT / f"kills-{os.getpid()}").absolute()
     cut(folder)
@@ -87,9 +98,8 @@ def disturbed(scenario: Scenario, number: int) -> dict[str, Any]:
     left, said = 0, ""
     while len(codes) < TIRED and codes[-1:] != [0]:
         processes = draw.choice(scenario.processes)
-        name = f"kills-{scenario.reduce}-{processes}{'-loaded' if data == LOADED else ''}"
-        _, seconds = undisturbed(name, *scenario.flags(processes), *data)
-        run = Started(folder, (*scenario.flags(processes), *data))
+        _, seconds = reference(scenario, processes, loaded=loaded)
+        run = Started(folder, scenario.flags(processes, loaded=loaded))
         try:
             moment = draw.uniform(0, seconds)
             if len(killed) < scenario.kills and run.wait(moment) is None and (kind := kill(run, draw)):
