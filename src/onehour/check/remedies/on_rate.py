@@ -115,14 +115,10 @@ def _rate(fix: Fix, text: str) -> None:
 def _refuse_by_hand(fix: Fix) -> None:
     """Where the loop sets the rate itself, it overwrites what an edit of the optimizer's or a schedule's call gives."""
     for source in _own(fix.source):
-        if "param_groups" in source.text:
-            for node in source.every(ast.Subscript):
-                if (
-                    isinstance(node.ctx, ast.Store)
-                    and isinstance(node.slice, ast.Constant)
-                    and node.slice.value == "lr"
-                ):
-                    raise UnsureError(f"{os.path.basename(source.file)}:{node.lineno} sets the rate itself")
+        for node in source.every(ast.Subscript) if "param_groups" in source.text else ():
+            if isinstance(node.ctx, ast.Store) and source.segment(node.slice) in ("'lr'", '"lr"'):
+                where = f"{os.path.basename(source.file)}:{node.lineno}"
+                raise UnsureError(f"{where} sets the rate itself; change it there")
     story = fix.case.story
     rates, scheduled = None, True
     for event in story.tape.of("scheduler", "schedule", "step"):
