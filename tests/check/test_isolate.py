@@ -135,6 +135,48 @@ def test_what_a_script_may_not_do_it_may_not_do_here(nursery: Nursery, tmp_path:
     assert os.listdir(tmp_path) == ["train.py"]
 
 
+@pytest.mark.timeout(120)
+def test_the_temporary_folder_keeps_what_was_there(nursery: Nursery, tmp_path: Path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other / "exp"):
+        folder.mkdir(parents=True)
+    (other / "model.pt").write_text("old")
+    (other / "exp" / "log.txt").write_text("one")
+    script = f"""
+import os, pathlib, shutil, tempfile, torch
+os.chdir({str(other)!r})
+torch.save({{"w": torch.ones(2)}}, "model.pt")
+assert torch.load("model.pt")["w"].numel() == 2
+os.replace("model.pt", "last.pt")
+shutil.rmtree("exp")
+assert os.listdir() == ["last.pt"]
+with tempfile.TemporaryDirectory() as folder:
+    pathlib.Path(folder, "a").write_text("a")
+    os.system(f"cp {{folder}}/a {{folder}}/b")
+    assert pathlib.Path(folder, "b").read_text() == "a"
+loader = torch.utils.data.DataLoader(torch.ones(8), batch_size=4, num_workers=1)
+assert [len(batch) for batch in loader] == [4, 4]
+"""
+    (own / "train.py").write_text(script + STEP, encoding="utf-8")
+    before = state(tmp_path)
+    check_script("train.py", nursery=nursery, limit=60, cwd=own)
+    assert state(tmp_path) == before
+
+
+def test_new_names_and_caches_in_the_temporary_folder_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("exp", "torchinductor_me", "here"):
+        (tmp_path / name).mkdir()
+    overlay = Overlay(tmp_path / "run" / "written", home=[str(tmp_path / "here")])
+    (tmp_path / "new").mkdir()
+    root = f"{tmp_path}/run/written{tmp_path}"
+    assert overlay.upper(tmp_path / "exp") == f"{root}/exp"
+    assert overlay.upper(tmp_path / "exp" / "a") == f"{root}/exp/a"
+    assert overlay.upper(tmp_path / "here" / "a") == f"{root}/here/a"
+    assert overlay.upper(tmp_path / "new") is None
+    assert overlay.upper(tmp_path / "torchinductor_me" / "a") is None
+
+
 def test_a_removed_folder_hides_what_was_in_it(tmp_path: Path):
     own = tmp_path / "own"
     (own / "a").mkdir(parents=True)

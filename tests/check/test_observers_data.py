@@ -1,10 +1,12 @@
 """What the observers write down of data and schedules, against loops whose numbers are known."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -218,3 +220,22 @@ def test_a_scheduler_of_a_wrapped_optimizer_is_the_optimizer_s():
     (made,) = facts(tape, "scheduler")
     assert made["optimizer"] == facts(tape, "step")[0]["optimizer"] == 0
     assert [event["rate"] for event in facts(tape, "schedule")] == pytest.approx([0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"), [(("nccl", "env://"), {}), (("nccl",), {}), ((), {"backend": "nccl"})]
+)
+def test_gloo_stands_in_for_nccl_however_it_is_named(
+    arguments: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with Watched(cut=True) as tape:
+        dist.init_process_group(*arguments, **options)  # pyright: ignore[reportArgumentType]
+        assert dist.get_backend() == "gloo"
+        dist.destroy_process_group()
+    assert [event["world"] for event in facts(tape, "group")] == [1]

@@ -273,6 +273,54 @@ LEFT = {
 }
 
 
+ADJUST = """\
+def adjust_learning_rate(optimizer, epoch):
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1 * 0.1 ** (epoch // 30)
+"""
+CALLED = ("    model.train()\n", "    adjust_learning_rate(optimizer, epoch)\n    model.train()\n")
+LINEAR = "torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.001, total_iters=5 * len(loader))"
+RAMP = ("optimizer.step()\n", "optimizer.step()\n        warmup.step()\n")
+BY_HAND = {
+    "lr-not-scaled": (HEAD + ADJUST + changed(LOOP, CALLED), "", "train.py:12 sets the rate itself"),
+    "lr-not-scaled, in another file": (
+        HEAD + "from rates import *\n" + changed(LOOP, CALLED),
+        ADJUST,
+        "rates.py:3 sets the rate itself",
+    ),
+    "lr-not-scaled, in another way": (
+        HEAD + changed(LOOP, ("    model.train()\n", "    optimizer.param_groups[0].update(lr=0.1 / (1 + epoch))\n")),
+        "",
+        "the rate is set by something other than torch's schedulers",
+    ),
+    "no-warmup": (
+        HEAD + ADJUST.replace("0.1 * ", "0.4 * ") + changed(LOOP, CALLED),
+        "",
+        "train.py:12 sets the rate itself",
+    ),
+    "warmup-start": (
+        changed(HEAD, ("lr=0.1", "lr=0.4"))
+        + f"warmup = {LINEAR}\n"
+        + changed(LOOP, RAMP)
+        + "    if epoch > 6:\n        for group in optimizer.param_groups:\n            group['lr'] *= 0.5\n",
+        "",
+        "train.py:21 sets the rate itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_rate_that_the_loop_sets_itself_is_left(name: str, nursery: Nursery, tmp_path: Path):
+    text, beside, reason = BY_HAND[name]
+    script = tmp_path / "train.py"
+    script.write_text(text, encoding="utf-8")
+    (tmp_path / "rates.py").write_text(beside, encoding="utf-8")
+    checked = check_script(script, base=BASE, nursery=nursery, limit=60, only=[name.partition(",")[0]])
+    assert checked.patch.diff == ""
+    (said,) = checked.patch.left
+    assert reason in said
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_not_sure_is_left_and_said(name: str, nursery: Nursery, tmp_path: Path):
     text, reason = LEFT[name]

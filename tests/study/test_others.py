@@ -57,8 +57,9 @@ def test_an_arm_that_is_no_recipes_field_is_text(tmp_path: Path, text: str):
         ("epoch,error\n1,\n", "line 2: error is ''; expected percent"),
         ("epoch,error,train_error\n1,2,x\n", "line 2: train_error is 'x'; expected percent"),
         ("epoch,error\n1,60\n1,50\n", "a.csv, line 3: epoch is '1'; expected a number above 1"),
-        ("epoch,error\n0,60\n", "line 2: epoch is '0'; expected a number above 0"),
-        ("epoch,error\nlast,60\n", "line 2: epoch is 'last'; expected a number above 0"),
+        ("epoch,error\n-1,60\n", "line 2: epoch is '-1'; expected a number of at least 0"),
+        ("epoch,error\n0,60\n0,50\n", "line 3: epoch is '0'; expected a number above 0"),
+        ("epoch,error\nlast,60\n", "line 2: epoch is 'last'; expected a number of at least 0"),
         ("epoch,error,seed\n1,6,0\n2,5,1\n", "line 3: seed is '1' and was '0' before; a file is one run"),
         ("epoch,error,minibatch\n1,6,64\n2,5,32\n", "line 3: minibatch is '32' and was '64' before"),
         ("epoch,error,minibatch\n1,6,many\n", "a.csv: minibatch: 'many' is not a size"),
@@ -106,7 +107,7 @@ def test_seeds_and_minibatches_of_others_make_a_table(tmp_path: Path):
     assert [(entry.minibatch, entry.n) for entry in study.flat] == [(256, 3), (512, 3)]
     assert study.reference is study.flat[0]
     with pytest.raises(ValueError, match="are the same run"):
-        read_paths([*paths, studies.write_csv(tmp_path / "again.csv", ERRORS, minibatch=256, seed=0)])
+        read_paths([*paths, studies.write_csv(tmp_path / "again.csv", [50, 10], minibatch=256, seed=0)])
 
 
 def test_a_curve_without_a_minibatch_has_no_place_on_the_axis(tmp_path: Path):
@@ -126,13 +127,36 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
 
 def test_others_runs_stand_beside_ours_of_the_same_size(tmp_path: Path):
     run = studies.write_run(tmp_path / "run", studies.BASE.replace(minibatch=512), 4.0)
-    path = studies.write_csv(tmp_path / "torch.csv", ERRORS, minibatch=512, arm="plain torch")
+    path = studies.write_csv(tmp_path / "torch.csv", [60.0] * 17 + ERRORS, minibatch=512, arm="plain torch")
     study = read_paths([run, path])
     (arm,) = study.arms
     assert arm.label == "arm=plain torch"
     beside = study.beside(arm)
     assert beside is not None
     assert beside.mean == 4.0
+
+
+def test_runs_of_different_lengths_are_refused(tmp_path: Path):
+    long, short = [
+        [studies.write_csv(tmp_path / f"{size}-{seed}.csv", errors, minibatch=size, seed=seed) for seed in (0, 1)]
+        for size, errors in ((32, [60.0] * 83 + ERRORS), (64, [60.0] * 13 + ERRORS))
+    ]
+    with pytest.raises(ValueError, match=r"64-0\.csv ends at epoch 20 and .*32-0\.csv at epoch 90: runs of different"):
+        read_paths([*long, *short])
+    run = studies.write_run(tmp_path / "run", studies.BASE, 3.5)
+    with pytest.raises(ValueError, match=r"64-0\.csv ends at epoch 20 and .*run at epoch 24: runs of different"):
+        read_paths([run, *short])
+    loose = studies.write_csv(tmp_path / "loose.csv", ERRORS)
+    assert len(read_paths([run, loose]).entries) == 2
+
+
+@pytest.mark.parametrize("epochs", [range(10), range(11), range(1, 11), range(0, 10, 2), [0.5, 5, 9.97]])
+def test_epochs_may_be_counted_from_0_and_skipped(epochs: range | list[float], tmp_path: Path):
+    path = studies.write_csv(tmp_path / "a.csv", [60.0] * 3 + ERRORS, minibatch=32)
+    lines = "".join(f"{epoch},9,64\n" for epoch in epochs)
+    other = written(tmp_path / "b.csv", f"epoch,error,minibatch\n{lines}")
+    assert [entry.n for entry in read_paths([path, other]).flat] == [1, 1]
+    assert read_csv(other).curve[0].epoch == epochs[0]
 
 
 def test_runs_that_have_not_ended_are_nothing_to_report_yet(tmp_path: Path):

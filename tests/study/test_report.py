@@ -201,7 +201,7 @@ def test_outside_text_is_escaped_everywhere(tmp_path: Path):
     path.write_text(json.dumps({"sessions": [environment]}))
     others = [
         studies.write_csv(tmp_path / "<script>3.csv", [9, 8]),
-        studies.write_csv(tmp_path / "c.csv", [9, 8], minibatch=64, arm="<script>4"),
+        studies.write_csv(tmp_path / "c.csv", [9, 8] * 12, minibatch=64, arm="<script>4"),
     ]
     report = write_report([tmp_path / "sweep", *others], tmp_path / "out")
     page = Page(report.page.read_text(encoding="utf-8"))
@@ -228,6 +228,16 @@ def test_curves_alone_make_a_report(tmp_path: Path):
     assert "There is no minibatch to judge" in page.words
     assert page.tags.count("svg") == 2
     assert "Others’ files say nothing of it." in page.words
+    assert "the median of its last five epochs;" in page.words
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("epochs", [(0.5, 1, 1.5), (5, 10, 15)])
+def test_the_last_lines_of_a_curve_are_not_called_epochs_if_they_are_none(epochs: tuple[float, ...], tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("epoch,error\n" + "".join(f"{epoch},9\n" for epoch in epochs), encoding="utf-8")
+    page = Page(write_report([path]).page.read_text(encoding="utf-8"))
+    assert "the median of its last five evaluations;" in page.words
 
 
 @pytest.mark.usefixtures("quick")

@@ -76,7 +76,7 @@ def test_runs_have_a_command_each(tmp_path: Path):
     paths = [
         studies.write_run(tmp_path / "a", recipe, 3.5),
         studies.write_run(tmp_path / "b", recipe.replace(minibatch=512, warmup="none", zero_gamma=False, seed=3), 5.0),
-        studies.write_csv(tmp_path / "c.csv", [9, 8], minibatch=64),
+        studies.write_csv(tmp_path / "c.csv", [9, 8] * 12, minibatch=64),
     ]
     found = commands(read_paths(paths))
     assert found == [

@@ -49,7 +49,10 @@ class Groups:
     def _join(self, original: Any, *arguments: Any, **options: Any) -> Any:
         backend = arguments[0] if arguments else options.get("backend")
         if self.recorder.cut and isinstance(backend, str) and "nccl" in backend and not torch.cuda.is_available():
-            arguments, options = arguments[1:], options | {"backend": "gloo"}
+            if arguments:
+                arguments = ("gloo", *arguments[1:])
+            else:
+                options |= {"backend": "gloo"}
         result = original(*arguments, **options)
         self._joined(backend)
         return result

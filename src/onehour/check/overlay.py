@@ -13,6 +13,8 @@ __all__ = ["Overlay"]
 
 _GONE = ".onehour-gone."
 """In front of the name of a file that the script has removed."""
+_CACHES = ("torchinductor_",)
+"""What torch keeps in the temporary folder from run to run; the compilers that read it know no overlay."""
 
 
 class Overlay:
@@ -20,7 +22,8 @@ class Overlay:
 
     Args:
         root: takes what is written; the folder that it lies in is never redirected.
-        home: folders whose contents are kept, wherever they lie; elsewhere the system's temporary folder is free.
+        home: folders whose contents are kept, wherever they lie. Elsewhere names that are new in the system's
+            temporary folder are free; what stood there before is kept with all below it.
 
     >>> overlay = Overlay("/tmp/run/x", home=["/data/me"])
     >>> overlay.upper("/data/me/log.txt"), overlay.upper("/dev/null") is None
@@ -33,6 +36,7 @@ class Overlay:
         above = os.path.dirname(self.root)  # the run's own folder
         self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above)]
         self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
+        self.before = frozenset(name for name in _listdir(self.temporary) if not name.startswith(_CACHES))
 
     def upper(self, path: Any) -> str | None:
         """Where a path is written instead; None for what is not a path, or may be written where it is.
@@ -48,8 +52,9 @@ class Overlay:
         real = os.path.abspath(text)
         if real.startswith(tuple(self.free)):
             return None
-        if real.startswith(self.temporary) and not os.path.join(real, "").startswith(tuple(self.home)):
-            return None
+        below = real.removeprefix(self.temporary)
+        if below != real and not os.path.join(real, "").startswith(tuple(self.home)):
+            return self.root + real if below.split(os.sep)[0] in self.before else None
         return self.root + real
 
     def read(self, path: Any) -> Any:

@@ -24,7 +24,8 @@ def read_paths(paths: Sequence[Path]) -> Study:
     """The study of a sweep's folder, of runs' folders, of CSVs, or of a mixture.
 
     Raises:
-        ValueError: for what is none of these, for mixed tasks, for damaged files, and where no run has ended.
+        ValueError: for what is none of these, for mixed tasks and lengths, for damaged files, and where no run has
+            ended.
 
     >>> read_paths([Path("nowhere.csv")])
     Traceback (most recent call last):
@@ -41,7 +42,9 @@ def read_paths(paths: Sequence[Path]) -> Study:
     check_folders(folders)
     study = read_study(folders) if folders else Study(None, ())
     results = [result for entry in study.entries for result in entry.results]
-    results += [read_csv(path, label) for path, label in zip(files, _labels(files), strict=True)]
+    curves = [read_csv(path, label) for path, label in zip(files, _labels(files), strict=True)]
+    _check_lengths(curves, results, None if study.recipe is None else study.recipe.epochs)
+    results += curves
     if not any(result.error is not None for result in results):
         raise ValueError(f"{', '.join(map(str, paths))}: no run has ended yet, so there is nothing to report")
     return study_of(results, study.recipe, study.spec) if files else study
@@ -80,7 +83,7 @@ def read_csv(path: Path, label: str | None = None) -> Result:
         if len(cells) < len(columns):
             raise ValueError(f"{where} has {len(cells)} of {len(columns)} values; expected {', '.join(columns)}")
         values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False)}
-        curve.append(_point(values, where, after=curve[-1].epoch if curve else 0.0))
+        curve.append(_point(values, where, after=curve[-1].epoch if curve else None))
         for name in CONSTANT:
             value = values.get(name, "")
             if said.setdefault(name, value) != value:
@@ -93,6 +96,26 @@ def read_csv(path: Path, label: str | None = None) -> Result:
         arm = (("curve", label or path.stem),)
     error = final_error([point.top1_error for point in curve])
     return Result(str(path), arm, minibatch, _seed(said["seed"], path), "finished", error, tuple(curve))
+
+
+def _check_lengths(curves: Sequence[Result], runs: Sequence[Result], epochs: int | None) -> None:
+    """Refuse curves on the axis that end at different epochs, or at another than runs' last, as runs are refused."""
+    known = [(f"{runs[0].source} at epoch {epochs}", {float(epochs)})] if runs and epochs else []
+    for curve in [curve for curve in curves if curve.minibatch is not None]:
+        ends, last = _ends(curve), f"{curve.curve[-1].epoch:g}"
+        for other, others in known:
+            if min(abs(end - another) for end in ends for another in others) >= 0.5:
+                raise ValueError(
+                    f"{curve.source} ends at epoch {last} and {other}: runs of different lengths cannot be compared;"
+                    " report them separately"
+                )
+        known.append((f"{curve.source} at epoch {last}", ends))
+
+
+def _ends(result: Result) -> set[float]:
+    """Epochs that a curve may have taken: one that begins at 0 may count from there, and ends a line's later then."""
+    epochs = [point.epoch for point in result.curve]
+    return {epochs[-1], *([2 * epochs[-1] - epochs[-2]] if epochs[0] == 0 and len(epochs) > 1 else [])}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -109,10 +132,11 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path} is no CSV: it is not text; expected lines of epoch,error") from error
 
 
-def _point(values: dict[str, str], where: str, after: float) -> Point:
+def _point(values: dict[str, str], where: str, after: float | None) -> Point:
     epoch = _number(values["epoch"])
-    if epoch is None or epoch <= after:
-        raise ValueError(f"{where}: epoch is {values['epoch']!r}; expected a number above {after:g}")
+    if epoch is None or (epoch < 0 if after is None else epoch <= after):
+        expected = "of at least 0" if after is None else f"above {after:g}"
+        raise ValueError(f"{where}: epoch is {values['epoch']!r}; expected a number {expected}")
     found: dict[str, float | None] = {}
     for name in ("error", "train_error"):
         text = values.get(name, "")

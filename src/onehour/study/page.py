@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from typing import Any
@@ -39,6 +40,7 @@ def context_of(findings: Findings, pictures: dict[str, list[Picture]], written_b
             {"sentence": sentence, "command": _command(findings, sentence)} for sentence in headline(findings)
         ],
         "margin": f"{findings.margin:g}",
+        "last": _last(findings),
         "pictures": pictures,
         "sizes": [_size_row(findings, row) for row in findings.sizes],
         "derived": recipe is not None,
@@ -83,6 +85,13 @@ def _about(findings: Findings) -> str:
     parts += [f"{len(findings.sizes)} minibatch{'es' * (len(findings.sizes) != 1)}"] if findings.sizes else []
     parts += [f"{len(findings.arms)} change{'s' * (len(findings.arms) != 1)} to the recipe"] if findings.arms else []
     return " · ".join([*parts, f"{ended} of {max(asked, len(runs))} runs ended"])
+
+
+def _last(findings: Findings) -> str:
+    """What a run's error is the median of; a curve may have several lines an epoch, or skip some."""
+    curves = [[point.epoch for point in r.curve[-5:]] for entry in findings.study.entries for r in entry.results]
+    gaps = {b - a for epochs in curves for a, b in itertools.pairwise(epochs)}
+    return "five epochs" if gaps <= {1} else "five evaluations"
 
 
 def _command(findings: Findings, sentence: Sentence) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
+from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.remedies.fix import Fix
-from onehour.check.remedies.source import UnsureError, name_of
+from onehour.check.remedies.source import Source, UnsureError, name_of
 
 __all__ = [
     "add_warmup",
@@ -94,6 +96,7 @@ def _processes(fix: Fix) -> str:
 
 def _rate(fix: Fix, text: str) -> None:
     """The rate in the optimizer's call, and in that of a cycle which has its own."""
+    _refuse_by_hand(fix)
     call, source = fix.optimizer(), fix.source
     if not any(keyword.arg == "lr" for keyword in call.keywords):
         raise UnsureError("the rate is not in the optimizer's call by its name")
@@ -107,6 +110,35 @@ def _rate(fix: Fix, text: str) -> None:
             raise UnsureError("the cycle's highest rate is not given by its name")
         if "param_groups" not in source.segment(top):
             fix.changes.replace(top, text)
+
+
+def _refuse_by_hand(fix: Fix) -> None:
+    """Where the loop sets the rate itself, it overwrites what an edit of the optimizer's or a schedule's call gives."""
+    for source in _own(fix.source):
+        for node in source.every(ast.Subscript) if "param_groups" in source.text else ():
+            if isinstance(node.ctx, ast.Store) and source.segment(node.slice) in ("'lr'", '"lr"'):
+                where = f"{os.path.basename(source.file)}:{node.lineno}"
+                raise UnsureError(f"{where} sets the rate itself; change it there")
+    story = fix.case.story
+    rates, scheduled = None, True
+    for event in story.tape.of("scheduler", "schedule", "step"):
+        if event.kind != "step":
+            scheduled = True
+        elif event.facts["optimizer"] == story.main:
+            if not scheduled and event.facts["rates"] != rates:
+                raise UnsureError("the rate is set by something other than torch's schedulers")
+            rates, scheduled = event.facts["rates"], False
+
+
+def _own(source: Source) -> Iterator[Source]:
+    """The file, and those beside it that it imports."""
+    yield source
+    modules = {alias.name for node in source.every(ast.Import) for alias in node.names}
+    modules |= {node.module for node in source.every(ast.ImportFrom) if node.module}
+    for module in sorted(modules):
+        found = Source.read(os.path.join(os.path.dirname(source.file), *module.split(".")) + ".py")
+        if found is not None:
+            yield found
 
 
 def add_warmup(fix: Fix) -> None:
@@ -126,6 +158,7 @@ def _factor(fix: Fix, lr: float, target: float) -> str:
 
 
 def _warmup(fix: Fix, factor: str) -> None:
+    _refuse_by_hand(fix)
     source, call = fix.source, fix.optimizer()
     made = source.statement(call)
     if not isinstance(made, ast.Assign) or made.value is not call or not isinstance(made.targets[0], ast.Name):
@@ -183,6 +216,8 @@ def start_warmup(fix: Fix) -> None:
     timm = [c for c in fix.source.every(ast.Call) if any(k.arg in ("warmup_lr", "warmup_lr_init") for k in c.keywords)]
     if lr is None or not target or len(linear) + len(timm) != 1:
         raise UnsureError("the warmup is not one call")
+    if linear:
+        _refuse_by_hand(fix)
     for call in linear:
         fix.changes.keyword(call, "start_factor", _factor(fix, lr, target))
     for call in timm:
