@@ -40,11 +40,13 @@ class Loop:
         self.number, self.index = number, 0
         self.tape.add("epoch", "t.py:2", loader=0, epoch=number, batches=8, planned=None)
 
-    def backward(self, *terms: dict[str, Any], size: int = 8, scale: float = 1.0, cleared: bool = False) -> None:
+    def backward(
+        self, *terms: dict[str, Any], size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
+    ) -> None:
         if cleared:
             self.gathered = 0.0
         own = sum(t["total"] for t in terms) * scale * (1 + self.index)
-        self.tape.add("batch", None, loader=0, epoch=self.number, index=self.index, size=size)
+        self.tape.add("batch", None, loader=loader, epoch=self.number, index=self.index, size=size)
         self.tape.add(
             "backward", "t.py:4", terms=list(terms), samples=size, scale=scale,
             before={"0": [self.gathered]}, local={"0": [own]},
@@ -203,6 +205,28 @@ def test_means_over_unequal_counts():
     assert loop.ids() == []
 
 
+@pytest.mark.parametrize("count", [8, 4])
+@pytest.mark.parametrize(("loader", "changes"), [(1, {}), (0, {"where": "t.py:7"}), (0, {"name": "mse_loss"})])
+def test_a_batch_of_each_task_is_no_accumulation(loader: int, changes: dict[str, Any], count: int):
+    """Two losses, each a mean over its own batch, with a backward pass each; one task may have fewer batches."""
+    loop = Loop()
+    for update in range(4):
+        loop.backward(term(1.0))
+        if update < 3:
+            loop.backward(term(1.0, count=count, **changes), size=count, loader=loader)
+        loop.step()
+    assert loop.ids() == []
+
+
+def test_what_is_not_divided_explains_its_tail():
+    loop = Loop()
+    for batches in (4, 4, 2):
+        for _ in range(batches):
+            loop.backward(term(1.0))
+        loop.step()
+    assert loop.ids() == ["accumulation-not-divided"]
+
+
 def test_one_step_for_each_gradient():
     loop = Loop()
     for _ in range(4):
@@ -233,35 +257,6 @@ def test_gradients_that_the_loop_puts_there_itself():
         loop.step(clear=False)
         loop.step()
     assert loop.ids() == ["double-step"]
-
-
-@pytest.mark.parametrize(("cleared", "expected"), [(True, []), (False, ["step-without-zero-grad"])])
-def test_two_optimizers_that_clear_their_own_gradients(cleared: bool, expected: list[str]):
-    """A GAN: the generator's pass gives the discriminator gradients too, which its own next window clears first."""
-    tape, lying = Tape(), {"0": 0.0, "1": 0.0}
-
-    def backward(given: dict[str, float]) -> None:
-        before = {name: [number] for name, number in lying.items()}
-        local = {name: [given.get(name, 0.0)] for name in lying}
-        tape.add("backward", "t.py:4", terms=[], samples=8, before=before, local=local)
-        for name, number in given.items():
-            lying[name] += number
-
-    def step(name: str) -> None:
-        final = [lying[name]]
-        tape.add("step", f"t.py:{name}", optimizer=int(name), rates=[0.1], closure=False, final=final, left=final)
-
-    for update in range(1, 5):
-        lying["0"] = 0.0 if cleared else lying["0"]
-        backward({"0": 1.0 * update})
-        backward({"0": 2.0 * update})
-        step("0")
-        lying["1"] = 0.0
-        backward({"0": 3.0 * update, "1": 4.0 * update})
-        step("1")
-    found = judge(Case([Story(tape)]), only=["step-without-zero-grad"])
-    assert [finding.pitfall for finding in found] == expected
-    assert [finding.where for finding in found] == ["t.py:0"] * len(expected)
 
 
 def test_gradients_that_are_cleared_before_the_step():
