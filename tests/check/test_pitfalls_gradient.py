@@ -40,11 +40,13 @@ class Loop:
         self.number, self.index = number, 0
         self.tape.add("epoch", "t.py:2", loader=0, epoch=number, batches=8, planned=None)
 
-    def backward(self, *terms: dict[str, Any], size: int = 8, scale: float = 1.0, cleared: bool = False) -> None:
+    def backward(
+        self, *terms: dict[str, Any], size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
+    ) -> None:
         if cleared:
             self.gathered = 0.0
         own = sum(t["total"] for t in terms) * scale * (1 + self.index)
-        self.tape.add("batch", None, loader=0, epoch=self.number, index=self.index, size=size)
+        self.tape.add("batch", None, loader=loader, epoch=self.number, index=self.index, size=size)
         self.tape.add(
             "backward", "t.py:4", terms=list(terms), samples=size, scale=scale,
             before={"0": [self.gathered]}, local={"0": [own]},
@@ -203,6 +205,28 @@ def test_means_over_unequal_counts():
     assert loop.ids() == []
 
 
+@pytest.mark.parametrize("count", [8, 4])
+@pytest.mark.parametrize(("loader", "changes"), [(1, {}), (0, {"where": "t.py:7"}), (0, {"name": "mse_loss"})])
+def test_a_batch_of_each_task_is_no_accumulation(loader: int, changes: dict[str, Any], count: int):
+    """Two losses, each a mean over its own batch, with a backward pass each; one task may have fewer batches."""
+    loop = Loop()
+    for update in range(4):
+        loop.backward(term(1.0))
+        if update < 3:
+            loop.backward(term(1.0, count=count, **changes), size=count, loader=loader)
+        loop.step()
+    assert loop.ids() == []
+
+
+def test_what_is_not_divided_explains_its_tail():
+    loop = Loop()
+    for batches in (4, 4, 2):
+        for _ in range(batches):
+            loop.backward(term(1.0))
+        loop.step()
+    assert loop.ids() == ["accumulation-not-divided"]
+
+
 def test_one_step_for_each_gradient():
     loop = Loop()
     for _ in range(4):
@@ -218,6 +242,21 @@ def test_gradients_that_are_never_cleared():
         loop.backward(term(1.0))
         loop.step(clear=False)
     assert loop.ids() == ["step-without-zero-grad"]
+
+
+def test_gradients_that_the_loop_puts_there_itself():
+    """By torch.autograd.grad or torch.func: no backward pass, and a gradient of its own for each step."""
+    loop = Loop()
+    for update in range(4):
+        loop.gathered = 1.0 + update
+        loop.step(clear=False)
+    assert loop.ids() == []
+    loop = Loop()
+    for update in range(4):
+        loop.gathered = 1.0 + update
+        loop.step(clear=False)
+        loop.step()
+    assert loop.ids() == ["double-step"]
 
 
 def test_gradients_that_are_cleared_before_the_step():

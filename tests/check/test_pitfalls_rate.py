@@ -222,3 +222,40 @@ def test_a_rate_that_still_rises_is_not_judged_and_that_is_said():
     assert "it still rises after 20 updates" in said
     assert not_judged(case(ramp)) == not_judged(case([0.1] * 20, Base(0.1, 1))) == []
     assert ids([0.01 * t for t in range(40)], Base(0.1, 1)) == ["warmup-start"]  # where it began is known
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([0.1, 1.0], []),  # the body's is the base's, at the base's minibatch
+        ([0.01, 0.1], []),  # the head's is
+        ([0.3, 1.0], ["lr-scaled-wrong"]),  # neither
+        ([0.0, 0.1], []),  # a body that does not learn
+    ],
+)
+@pytest.mark.parametrize("curve", [False, True])
+def test_of_groups_with_rates_of_their_own_the_one_that_fits_is_judged(
+    rates: list[float], expected: list[str], curve: bool
+):
+    options: dict[str, Any] = {"scheduler": "LambdaLR", "calls": 1, "curve": [[40, max(rates)]]} if curve else {}
+    judged = case([0.1] * 20, Base(0.1, 8), **options)
+    for event in judged.story.tape.of("step"):
+        event.facts["rates"] = rates
+    judged.story.optimizers[0].facts["groups"] *= 2
+    found = [finding for finding in judge(judged) if finding.pitfall != "no-warmup"]
+    assert [finding.pitfall for finding in found] == expected
+    assert all("target rate 1 " in finding.measured for finding in found)
+
+
+def test_a_group_at_the_base_s_own_rate_is_not_scaled():
+    judged = case([0.1] * 20, Base(0.1, 4))
+    for event in judged.story.tape.of("step"):
+        event.facts["rates"] = [0.1, 1.0]
+    assert [finding.pitfall for finding in judge(judged)] == ["lr-not-scaled"]
+
+
+def test_an_adaptive_head_s_rate_is_no_linear_scaling_of_the_body_s():
+    judged = case([0.1] * 20, Base(0.1, 4), adaptive=True)
+    for event in judged.story.tape.of("step"):
+        event.facts["rates"] = [0.1, 0.2]
+    assert judge(judged) == []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
-from onehour.check.rates import Schedule, schedule_of
+from onehour.check.rates import Schedule, by_group, schedule_of
 from onehour.check.story import Story
 
 __all__ = ["Base", "Case"]
@@ -90,8 +91,32 @@ class Case:
         return self.base.lr, self.base.minibatch, self.minibatch
 
     def schedule(self) -> Schedule:
-        """The rates of the main optimizer over the run, as far as they are known."""
-        return schedule_of(self.story)
+        """The rates of the main optimizer over the run, as far as they are known.
+
+        Groups may have rates of their own, and the base's is that of one of them: the one that fits it, or else the
+        one with the most parameters.
+        """
+        schedule = schedule_of(self.story)
+        groups = by_group(self.story, schedule)
+        if self.base.lr is None or len(groups) == 1:
+            return schedule
+        for rate in self._expected(self.base.lr):
+            for one in groups:
+                if one.target and math.isclose(one.target, rate, rel_tol=0.05):
+                    return one
+        event = self.story.optimizers.get(self.story.main or 0)
+        sizes = [group["parameters"] for group in event.facts["groups"]] if event is not None else []
+        sizes += [0] * (len(groups) - len(sizes))
+        learning = [(size, one.target, one) for size, one in zip(sizes, groups, strict=False) if one.target]
+        return max(learning, key=lambda entry: entry[:2], default=(0, 0.0, schedule))[2]
+
+    def _expected(self, lr: float) -> list[float]:
+        """Rates that one may have that was scaled from the base's, or was not; what is right comes first."""
+        _, base, minibatch = self.scaled_from or (lr, 1, 1)
+        k = minibatch / base
+        event = self.story.optimizers.get(self.story.main or 0)
+        adaptive = event is not None and event.facts["adaptive"]
+        return [lr, lr * k**0.5, lr * k] if adaptive else [lr * k, lr]
 
     def optimizer_line(self) -> str | None:
         """Where the main optimizer was made, or else where it steps."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onehour.check.story import Story
 
-__all__ = ["Schedule", "planned_steps", "schedule_of"]
+__all__ = ["Schedule", "by_group", "planned_steps", "schedule_of"]
 
 UNKNOWN_EPOCHS = 100
 """Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
@@ -142,6 +142,30 @@ def schedule_of(story: Story) -> Schedule:
     if curve and not _agrees(schedule, _calls_before(story, numbers[0])):
         schedule.curve = []
     return schedule
+
+
+def by_group(story: Story, schedule: Schedule) -> list[Schedule]:
+    """The main optimizer's schedule for each of its groups; one alone where they all have the same rate.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> tape = Tape()
+    >>> tape.add("step", None, optimizer=0, rates=[0.1, 1.0])
+    >>> story = Story(tape)
+    >>> [one.target for one in by_group(story, schedule_of(story))]
+    [0.1, 1.0]
+    """
+    main = [update for update in story.updates if update.optimizer == story.main]
+    rates = [update.event.facts["rates"] for update in main]
+    if all(len({*each}) < 2 for each in rates):
+        return [schedule]
+    highest, schedules = max(update.rate for update in main), []
+    for group in range(max(map(len, rates))):
+        seen = [(update.epoch, each[group]) for update, each in zip(main, rates, strict=True) if group < len(each)]
+        share = max(rate for _, rate in seen) / highest  # the curve is that of the largest
+        curve = [[count, rate * share] for count, rate in schedule.curve]
+        schedules.append(replace(schedule, seen=seen, curve=curve))
+    return schedules
 
 
 def planned_steps(story: Story) -> dict[int, int]:

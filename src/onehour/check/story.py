@@ -131,6 +131,9 @@ class Story:
         self.updates: list[Update] = []
         self.left: list[Micro] = []
         """Backward passes that no step followed."""
+        self._passes: list[tuple[list[Micro], Micro]] = []
+        """Over the batch that is read: each with the window that it lies in."""
+        self._place: tuple[int | None, int | None, int | None] = None, None, None
         self._whole: int | None = None
         self._read()
 
@@ -151,25 +154,44 @@ class Story:
             elif event.kind == "step":
                 self.updates.append(Update(event.facts["optimizer"], event, waiting))
                 waiting = []
+        self._settle()
         self.left = waiting
 
     def _gather(self, waiting: list[Micro], queue: deque[Event] | None, event: Event) -> None:
         samples, terms = event.facts.get("samples"), event.facts.get("terms", [])
         if queue:
+            self._settle()
             batch = queue.popleft().facts
-            size = batch["size"]
+            self._place, self._whole = (batch["loader"], batch["epoch"], batch["index"]), batch["size"]
+            size = self._whole
             # A loop that splits its batches shows in the samples of each pass; one that makes them longer does not.
             own = samples if samples is not None and (size is None or samples < size) else size
-            waiting.append(Micro(batch["loader"], batch["epoch"], batch["index"], own, list(terms), event))
-            self._whole = size
+            waiting.append(Micro(*self._place, own, list(terms), event))
         elif queue is None:
             waiting.append(Micro(None, None, None, samples, list(terms), event))
+            return
         elif waiting and not (samples is not None and self._whole is not None and samples < self._whole):
             waiting[-1].terms += terms  # a second loss over the same batch
+            return
         else:
-            last = waiting[-1] if waiting else self.updates[-1].micros[-1] if self.updates else None
-            place = (last.loader, last.epoch, last.index) if last is not None else (None, None, None)
-            waiting.append(Micro(*place, samples, list(terms), event))
+            waiting.append(Micro(*self._place, samples, list(terms), event))
+        self._passes.append((waiting, waiting[-1]))
+
+    def _settle(self) -> None:
+        """What looked like parts of the batch before are whole, if the model's first dimension is not the samples'."""
+        passes, whole, self._passes = self._passes, self._whole, []
+        sized = [micro for _, micro in passes if micro.samples]
+        short = [id(micro) for micro in sized if whole is not None and (micro.samples or 0) < whole]
+        if not short or whole is None or (len(short) == len(sized) and _parts(sized, whole)):
+            return
+        previous: tuple[list[Micro], Micro] | None = None
+        for window, micro in passes:
+            if id(micro) in short and previous is not None and previous[0] is window:
+                previous[1].terms += micro.terms
+                window[:] = [other for other in window if other is not micro]
+                continue
+            micro.samples = whole if id(micro) in short else micro.samples
+            previous = window, micro
 
     @property
     def main(self) -> int | None:
@@ -274,3 +296,17 @@ class Story:
         """
         sizes = Counter(update.samples for update in self.updates if update.samples is not None)
         return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _parts(micros: list[Micro], whole: int) -> bool:
+    """Whether passes over a batch that seem to take less than the whole do: they add up to it, or their losses agree.
+
+    The first dimension of a model's input may be time.
+    """
+    counts = [[term["count"] for term in micro.terms if term.get("count")] for micro in micros]
+    if any(whole in own for own in counts):
+        return False
+    samples = [micro.samples or 0 for micro in micros]
+    return sum(samples) % whole == 0 or all(
+        any(count % size == 0 and count % whole for count in own) for size, own in zip(samples, counts, strict=True)
+    )

@@ -45,6 +45,12 @@ def windows(case: Case) -> Iterator[Update]:
                 yield update
 
 
+def _alike(micros: list[Micro]) -> bool:
+    """Whether batches are parts of one minibatch: of one loader, through one loss. A batch of each task is not."""
+    losses = {(micro.term["name"], micro.term.get("where")) for micro in micros if micro.term}
+    return len({micro.loader for micro in micros}) <= 1 and len(losses) <= 1
+
+
 def weights(update: Update) -> list[float] | None:
     """Σ of the samples' weights of each batch that an update gathered; None where one is not known.
 
@@ -61,7 +67,7 @@ def accumulation_not_divided(case: Case) -> Finding | None:
     """Batches gathered as if each were the whole minibatch: a times too large."""
     for update in windows(case):
         a, each = len(update.micros), weights(update)
-        if a < 2 or a != case.story.window or each is None or not _means(update):
+        if a < 2 or a != case.story.window or each is None or not _means(update) or not _alike(update.micros):
             continue
         if all(abs(weight - 1) < EXACT for weight in each):
             return found(
@@ -96,10 +102,11 @@ def gradient_mean_of_unequal(case: Case) -> Finding | None:
 def _gathered(case: Case) -> Iterator[list[Micro]]:
     """What each update gathers, over all processes."""
     if case.processes == 1:
-        yield from (update.micros for update in windows(case))
+        yield from (update.micros for update in windows(case) if _alike(update.micros))
     elif all(story.alone for story in case.stories):
         for updates in zip(*[story.updates for story in case.stories], strict=False):
-            yield [micro for update in updates for micro in update.micros]
+            if all(_alike(update.micros) for update in updates):
+                yield [micro for update in updates for micro in update.micros]
 
 
 def accumulation_tail(case: Case) -> Finding | None:
@@ -109,8 +116,10 @@ def accumulation_tail(case: Case) -> Finding | None:
     if a < 2 or not story.alone or story.training is None:
         return None
     unsure = {e.facts["epoch"] for e in story.ends(story.training) if e.facts["cut"] and not e.facts["followed"]}
-    full = next((sum(w) for u in windows(case) if len(u.micros) == a and (w := weights(u))), None)
-    for update in windows(case):
+    complete = (update for update in windows(case) if len(update.micros) == a and _alike(update.micros))
+    full = next((sum(each) for update in complete if (each := weights(update))), None)
+    # Without the division a window's weight is that of its batches; the division is what is missing.
+    for update in () if accumulation_not_divided(case) else windows(case):
         epochs = {micro.epoch for micro in update.micros}
         if len(update.micros) == a or epochs & unsure:
             continue

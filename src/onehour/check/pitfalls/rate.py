@@ -86,7 +86,7 @@ def adam_linear_scaling(case: Case) -> Finding | None:
         )
     if case.alone is None or case.processes < 2:
         return None
-    one = Case([case.alone])
+    one = Case([case.alone], case.base)
     before, samples = one.schedule().target, one.minibatch
     if not before or not samples or not case.minibatch or near(target, before):
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
 from onehour.check.proportion import ratio
+from onehour.check.tape import Event
 
 __all__ = ["double_step", "step_without_zero_grad", "unused_gradients"]
 
@@ -12,7 +15,7 @@ __all__ = ["double_step", "step_without_zero_grad", "unused_gradients"]
 def double_step(case: Case) -> Finding | None:
     """Two steps of one optimizer on one gradient."""
     story = case.story
-    seen: set[int] = set()
+    seen: dict[int, Event] = {}
     twice = 0
     where = None
     for event in story.tape.of("step", "backward"):
@@ -21,9 +24,10 @@ def double_step(case: Case) -> Finding | None:
             continue
         facts = event.facts
         moved = any(facts["moved"]) if "moved" in facts else twice > 0  # later ones are counted by the pattern
-        if facts["optimizer"] in seen and not facts["closure"] and moved:
+        before = seen.get(facts["optimizer"])
+        if before is not None and not facts["closure"] and moved and not _replaced(before, event):
             twice, where = twice + 1, event.where or where
-        seen.add(facts["optimizer"])
+        seen[facts["optimizer"]] = event
     if twice < 2:
         return None
     updates = sum(update.optimizer == story.main for update in story.updates)
@@ -35,29 +39,47 @@ def double_step(case: Case) -> Finding | None:
     )
 
 
+def _replaced(before: Event, step: Event) -> bool:
+    """Whether another gradient lies there at a step: torch.autograd.grad and torch.func put it there themselves."""
+    final = step.facts.get("final")
+    return bool(final) and any(final) and final != before.facts.get("left", final)
+
+
 def step_without_zero_grad(case: Case) -> Finding | None:
-    """The gradient of the update before, still there when the next backward pass begins."""
+    """The gradient of the update before, in that of the next one."""
     left: dict[str, list[float]] = {}
-    kept, where, steps = 0, None, 0
+    lying: dict[str, list[list[float]]] = {}
+    kept: Counter[str] = Counter()
+    steps: Counter[str] = Counter()
+    where: dict[str, str | None] = {}
     for event in case.story.tape.of("step", "backward"):
-        if event.kind == "step":
-            name = str(event.facts["optimizer"])
-            if "left" in event.facts:
-                left[name] = event.facts["left"]
-                steps, where = steps + 1, event.where or where
+        if event.kind == "backward":
+            local = event.facts.get("local", {})
+            for name, gradients in event.facts.get("before", {}).items():
+                if any(local.get(name, gradients)):  # other optimizers' passes say nothing of it
+                    lying.setdefault(name, []).append(gradients)
             continue
-        for name, lying in event.facts.get("before", {}).items():
-            before = left.pop(name, None)
-            if before and any(before) and ratio(lying, before) == (1.0, 0.0):
-                kept += 1
-    if kept < 2 or kept < steps - 1:
-        return None
-    return found(
-        "step-without-zero-grad",
-        measured=f"after {kept} of {steps} steps the old gradient was still there when the next was added",
-        expected="cleared gradients before each minibatch",
-        where=where,
-    )
+        name = str(event.facts["optimizer"])
+        kept[name] += _kept(left.pop(name, []), lying.pop(name, []))
+        if "left" in event.facts:
+            left[name] = event.facts["left"]
+            steps[name] += 1
+            where[name] = event.where or where.get(name)
+    for name, count in kept.most_common():
+        if count >= max(steps[name] - 1, 2):
+            return found(
+                "step-without-zero-grad",
+                measured=f"after {count} of {steps[name]} steps the old gradient was still there when the next was"
+                " added",
+                expected="cleared gradients before each minibatch",
+                where=where[name],
+            )
+    return None
+
+
+def _kept(left: list[float], lying: list[list[float]]) -> bool:
+    """Whether a step's gradient was there as its next window began, and was not cleared within it."""
+    return any(left) and bool(lying) and all(map(any, lying)) and ratio(lying[0], left) == (1.0, 0.0)
 
 
 def unused_gradients(case: Case) -> Finding | None:

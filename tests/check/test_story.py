@@ -1,0 +1,79 @@
+"""How a tape is read: which samples each backward pass took of its batch."""
+
+from typing import Any
+
+import pytest
+
+from onehour.check.story import Story
+from onehour.check.tape import Tape
+
+
+def term(count: int | None) -> dict[str, Any]:
+    return {"name": "cross_entropy", "where": "t.py:3", "count": count, "reduction": "mean", "total": 1.0}
+
+
+def taken(*passes: tuple[int | None, int | None], size: int | None = 64, steps: bool = False) -> list[list[int | None]]:
+    """The samples of each window's passes, for three batches with these passes each: the model's, and the loss's."""
+    tape = Tape()
+    for index in range(3):
+        tape.add("batch", None, loader=0, epoch=0, index=index, size=size)
+        for number, (samples, count) in enumerate(passes):
+            tape.add("backward", None, terms=[term(count)] if count else [], samples=samples)
+            if steps or number == len(passes) - 1:
+                tape.add("step", None, optimizer=0, rates=[0.1])
+    updates = Story(tape).updates
+    return [[micro.samples for micro in update.micros] for update in updates[: len(updates) // 3]]
+
+
+@pytest.mark.parametrize(
+    ("passes", "expected"),
+    [
+        ([(64, 64)], [64]),
+        ([(20, 64)], [64]),  # time first: 20 steps
+        ([(20, 20 * 64)], [64]),
+        ([(16, 16 * 64)], [64]),
+        ([(20, None)], [64]),  # a loss of one's own
+        ([(20, 64), (20, 64)], [64]),  # two losses
+        ([(32, 64), (32, 64)], [64]),
+        ([(64, 64), (32, 32)], [64]),  # a second loss over some of them
+        ([(50, 50)], [50]),  # what a mask leaves
+        ([(50, 150)], [50]),
+        ([(32, 32), (32, 32)], [32, 32]),
+        ([(32, None), (32, None)], [32, 32]),
+        ([(24, None), (24, None), (16, None)], [24, 24, 16]),
+        ([(20, 20), (20, 20), (20, 20)], [20, 20, 20]),  # the rest is dropped
+    ],
+)
+def test_a_pass_takes_part_of_its_batch_only_where_the_parts_or_the_loss_say_so(
+    passes: list[tuple[int | None, int | None]], expected: list[int]
+):
+    assert taken(*passes) == [expected]
+
+
+def test_parts_with_a_step_each():
+    assert taken((32, None), (32, None), steps=True) == [[32], [32]]
+    assert taken((20, 64), (20, 64), steps=True) == [[64], [64]]
+
+
+def test_without_a_batch_s_size_the_model_s_input_says_it():
+    assert taken((20, 64), size=None) == [[20]]
+
+
+def test_the_losses_of_passes_over_one_batch_stay_together():
+    tape = Tape()
+    tape.add("batch", None, loader=0, epoch=0, index=0, size=64)
+    for _ in range(2):
+        tape.add("backward", None, terms=[term(64)], samples=20)
+    (micro,) = Story(tape).left
+    assert len(micro.terms) == 2
+
+
+def test_a_pass_after_two_optimizers_steps_is_over_the_same_batch():
+    tape = Tape()
+    tape.add("batch", None, loader=3, epoch=1, index=2, size=64)
+    for _ in range(2):
+        tape.add("backward", None, terms=[], samples=64)
+        for optimizer in range(2):
+            tape.add("step", None, optimizer=optimizer, rates=[0.1])
+    first, _, second, _ = Story(tape).updates
+    assert [(m.loader, m.epoch, m.index, m.samples) for m in (*first.micros, *second.micros)] == [(3, 1, 2, 64)] * 2
