@@ -27,6 +27,7 @@ from onehour.train.loggers import load_logger
 from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.record import JOB, Run, ended_on_purpose, finished_run, first_began, move_aside
 from onehour.train.run import DELIBERATE, train_run
+from onehour.train.watchdog import GRACE
 
 __all__ = ["check", "run", "sweep", "train"]
 
@@ -114,7 +115,8 @@ def run(
     if execution.threads:
         torch.set_num_threads(execution.threads)
     folder = execution.folder(recipe)
-    with joined(device) as group:
+    # The watchdog, which names who is stuck, comes first.
+    with joined(device, patience=2 * GRACE * (execution.hang_timeout or 0.0)) as group:
         if not _agreed_to_be_finished(folder, recipe, execution, group):
             train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
         return Run(folder)

@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
     from onehour.api import run
-    from onehour.dist.group import PeerLostError
+    from onehour.dist.group import PeerLateError, PeerLostError
     from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.train.run import NonFiniteError, StoppedError
 
@@ -96,7 +96,8 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
         print(f"onehour: {error}", file=sys.stderr)
         return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
     except PeerLostError as error:
-        if not is_launched_by_us():  # which knows what became of the other one
+        told = isinstance(error, PeerLateError) and report_failure(str(error))
+        if not told and not is_launched_by_us():  # which knows what became of one that is gone
             print(f"onehour: {error}", file=sys.stderr)
         return EXIT_PEER_LOST
     except ValueError as error:
