@@ -38,6 +38,8 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
+    if options.restarts < 0:
+        raise ValueError(f"restarts must not be below zero, got {options.restarts}")
     recipe = named(options.recipe, **recipe_changes(options))
     execution = _execution(options)
     from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
@@ -72,7 +74,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
                 job=job,
                 stop=stop,
             )
-            code = _deliberate_end(folder, job)
+            code = _deliberate_end(folder, job) or _end_without_a_note(Run(folder))
         except LaunchError as error:
             if code := _deliberate_end(folder, job):
                 return code
@@ -116,6 +118,18 @@ def _deliberate_end(folder: Path, job: str) -> int:
         return 0
     print(f"onehour: {ended[1]}", file=sys.stderr)
     return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
+
+
+def _end_without_a_note(run: Run) -> int:
+    """The exit code where all processes ended well: 0 if the run is finished; else a full disk has taken no note."""
+    if run.finished:
+        return 0
+    if run.summary.get("outcome") == "non-finite":
+        print(f"onehour: {run.folder} ended as non-finite", file=sys.stderr)
+        return EXIT_NOT_FINITE
+    text = f"stopped, and {run.folder} took no note of it: is its disk full? The same command goes on"
+    print(f"onehour: {text} from the last checkpoint", file=sys.stderr)
+    return EXIT_STOPPED
 
 
 def _print_outcome(run: Run) -> int:

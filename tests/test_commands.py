@@ -1,0 +1,60 @@
+"""How `onehour train` ends where its processes, its disk or its own output do not do what they should."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from onehour.cli import main
+from onehour.config import Recipe
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture
+def command(tiny: ModuleType, alone: Path) -> list[str]:
+    """`onehour train` of the tiny task, in a folder of its own."""
+    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
+
+
+@pytest.mark.parametrize("flags", [("--processes", "2"), ("--restarts", "1")])
+@pytest.mark.parametrize(
+    ("outcome", "code", "says"),
+    [
+        (None, 75, "stopped, and RUN took no note of it: is its disk full? The same command goes on from the last"),
+        ("non-finite", 4, "RUN ended as non-finite"),
+        ("finished", 0, ""),
+    ],
+)
+def test_a_stop_that_a_full_disk_could_not_note_is_not_taken_for_an_end(
+    command: list[str],
+    alone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, str],
+    outcome: str | None,
+    code: int,
+    says: str,
+):
+    def launch(arguments: list[str], **_: Any) -> None:
+        """Its processes have left with 0 each, and no outcome.json."""
+        (alone / "run").mkdir()
+        (alone / "run" / "recipe.toml").write_text(Recipe().to_toml())
+        if outcome is not None:
+            (alone / "run" / "summary.json").write_text(json.dumps({"outcome": outcome}))
+
+    monkeypatch.setattr("onehour.dist.launch.launch", launch)
+    monkeypatch.setattr("onehour.study.outcome.outcome_lines", lambda run: [])
+    assert main([*command, *flags]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"onehour: {says}".replace("RUN", str(alone / "run")) if says else "")
+    assert len(said.err.splitlines()) == bool(says)
+
+
+def test_a_negative_number_of_restarts_is_refused(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
+    assert main([*command, "--restarts", "-1"]) == 2
+    assert capsys.readouterr().err == "onehour: restarts must not be below zero, got -1\n"
+    assert list(alone.iterdir()) == []
