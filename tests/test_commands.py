@@ -1,6 +1,8 @@
 """How `onehour train` ends where its processes, its disk or its own output do not do what they should."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.train.record import Run
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -58,3 +61,50 @@ def test_a_negative_number_of_restarts_is_refused(command: list[str], capsys: py
     assert main([*command, "--restarts", "-1"]) == 2
     assert capsys.readouterr().err == "onehour: restarts must not be below zero, got -1\n"
     assert list(alone.iterdir()) == []
+
+
+@pytest.fixture
+def trains(alone: Path) -> list[str]:
+    """A command whose standard output rich and the interpreter write themselves."""
+    flags = ["--minibatch", "1k", "--epochs", "2", "--warmup", "none", "--device", "cpu", "--out", str(alone / "run")]
+    return [sys.executable, "-m", "onehour", "train", "digits", *flags]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_run_whose_output_finds_a_full_disk_comes_to_its_end(trains: list[str], alone: Path, processes: str):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*trains, "--processes", processes], stdout=full, stderr=full, timeout=120)
+    assert done.returncode == 0
+    assert Run(alone / "run").finished
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(trains, stdout=full, stderr=full, timeout=120).returncode == 0  # the finished run
+
+
+@pytest.mark.parametrize("after", ["", "epoch   2"])
+def test_a_run_whose_output_nobody_reads_any_more_comes_to_its_end(trains: list[str], alone: Path, after: str):
+    process = subprocess.Popen(trains, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while after and not process.stdout.readline().startswith(after):
+        pass
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 0
+    assert Run(alone / "run").finished
+    process.stderr.close()
+
+
+def test_a_stop_keeps_its_exit_code_where_nothing_can_be_said(trains: list[str], alone: Path):
+    (alone / "stopper.py").write_text(STOPPER)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*trains, "--log", "stopper:Stopper"], stdout=full, stderr=full, timeout=120)
+    assert done.returncode == 75
+
+
+STOPPER = """
+import os, signal
+class Stopper:
+    def start(self, recipe, folder): pass
+    def log(self, record): os.kill(os.getpid(), signal.SIGTERM)
+    def finish(self, summary): pass
+"""
