@@ -1,6 +1,7 @@
 """How `onehour train` ends where its processes, its disk or its own output do not do what they should."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.dist.group import PeerLateError, PeerLostError
 from onehour.train.record import Run
 
 pytestmark = pytest.mark.timeout(150)
@@ -108,3 +110,32 @@ class Stopper:
     def log(self, record): os.kill(os.getpid(), signal.SIGTERM)
     def finish(self, summary): pass
 """
+
+
+@pytest.mark.parametrize(("error", "told"), [(PeerLateError, True), (PeerLostError, False)])
+@pytest.mark.parametrize("ours", [True, False])
+def test_our_launcher_is_told_of_one_that_is_late_and_sees_itself_who_is_gone(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: type[PeerLostError],
+    *,
+    told: bool,
+    ours: bool,
+):
+    def run(*_: object, **__: object) -> None:
+        raise error("process 1 waited")
+
+    ear, mouth = os.pipe()
+    monkeypatch.setattr("onehour.api.run", run)
+    monkeypatch.setattr("onehour.dist.launch.end_with_launcher", lambda: None)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "ONEHOUR_TELL": str(mouth)}.items():
+        monkeypatch.setenv(name, value)
+    if ours:
+        monkeypatch.setenv("ONEHOUR_LAUNCHED", "1")
+    assert main(command) == 1
+    os.close(mouth)
+    heard = os.read(ear, 999)
+    os.close(ear)
+    assert heard == (b'{"message": "process 1 waited"}' if ours and told else b"")
+    assert capsys.readouterr().err == ("" if ours else "onehour: process 1 waited\n")
