@@ -187,3 +187,16 @@ def test_it_works_in_a_notebook(tmp_path: Path):
     assert results[2].startswith("Run('run': final error ")
     assert "epoch   1/1" in str(outputs)
     assert Run(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize(("seconds", "patience"), [(None, 0.0), (120.0, 2400.0)])
+def test_processes_wait_for_each_other_longer_than_the_watchdog_does(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, patience: float
+):
+    def joined(device: str, *, patience: float) -> Any:
+        raise InterruptedError(patience)
+
+    monkeypatch.setattr("onehour.api.joined", joined)
+    with pytest.raises(InterruptedError) as raised:
+        train(tiny.recipe(), out=tmp_path / "run", hang_timeout=seconds)
+    assert raised.value.args == (patience,)

@@ -89,7 +89,9 @@ def test_bad_input_is_one_message(
     [
         (["train", "digts"], "no recipe is called 'digts'; expected digits"),
         (["train"], "RECIPE"),
-        (["trian", "digits"], "train"),
+        (["trian", "digits"], "no command is called 'trian'; expected train; see `onehour --help`"),
+        (["trace-for"], "no command is called 'trace-for'; expected one of train, plan, sweep, report, verify, check,"),
+        (["data", "pak"], "no command is called 'pak'; expected pack; see `onehour data --help`"),
         ([], "COMMAND"),
         (["train", "missing.toml"], "missing.toml cannot be read: No such file or directory"),
         (["train", "resnet50"], "this recipe needs data; give --data"),

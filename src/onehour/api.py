@@ -25,8 +25,9 @@ from onehour.study.results import Study, read_study
 from onehour.train.build import build_model, build_optimizer, complete, pick_device
 from onehour.train.loggers import load_logger
 from onehour.train.memory import less_memory, out_of_memory
-from onehour.train.record import JOB, Run, ended_on_purpose, finished_run, first_began, move_aside
+from onehour.train.record import JOB, OUTCOME, Run, ended_on_purpose, finished_run, first_began, move_aside
 from onehour.train.run import DELIBERATE, train_run
+from onehour.train.watchdog import GRACE
 
 __all__ = ["check", "run", "sweep", "train"]
 
@@ -114,7 +115,8 @@ def run(
     if execution.threads:
         torch.set_num_threads(execution.threads)
     folder = execution.folder(recipe)
-    with joined(device) as group:
+    # The watchdog, which names who is stuck, comes first.
+    with joined(device, patience=2 * GRACE * (execution.hang_timeout or 0.0)) as group:
         if not _agreed_to_be_finished(folder, recipe, execution, group):
             train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
         return Run(folder)
@@ -127,12 +129,12 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
         ValueError: for what it refuses.
         StoppedError, NonFiniteError: in a process that a launcher restarted, if its job had ended so on purpose.
     """
-    job, found = _job_began(group), ("", "")
+    began, found = _job_began(group), ("", "")
     if group.rank == 0:
         this_jobs = (
-            job < first_began(folder) < process_began(os.getpid())
+            began < first_began(folder) < process_began(os.getpid())
         )  # a host came or went: it is not started over
-        found = _look_at(folder, recipe, fresh=execution.fresh and not this_jobs)
+        found = _look_at(folder, recipe, began, fresh=execution.fresh and not this_jobs)
     answer = group.broadcast(json.dumps(found).encode())
     assert answer is not None
     kind, message = json.loads(answer)
@@ -150,11 +152,12 @@ def _job_began(group: Group) -> float:
     return float(group.sum(began).min())
 
 
-def _look_at(folder: Path, recipe: Recipe, *, fresh: bool) -> tuple[str, str]:
+def _look_at(folder: Path, recipe: Recipe, began: float, *, fresh: bool) -> tuple[str, str]:
     try:
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         ended = ended_on_purpose(folder, os.environ.get(JOB)) if restarted else None
-        if ended is not None:
+        # torchrun calls every job "none", unless told.
+        if ended is not None and not (is_torchruns() and (folder / OUTCOME).stat().st_mtime < began):
             return ended
         if fresh and not restarted:
             move_aside(folder)

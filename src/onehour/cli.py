@@ -66,6 +66,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse would name the commands that are not listed, too."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            listed = [choice.dest for choice in action._choices_actions]
+            self.error(f"no command is called {value!r}; expected {nearest(value, listed)}")
+        super()._check_value(action, value)
+
 
 def _parser() -> _Parser:
     parser = _Parser(

@@ -7,9 +7,10 @@ import dataclasses
 import os
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from onehour.config import Recipe
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
@@ -34,10 +35,15 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
             end_with_launcher()
-        return _train(options, arguments, stop)
+        try:
+            return _train(options, arguments, stop)
+        finally:
+            _let_go_of_output()
 
 
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
+    if options.restarts < 0:
+        raise ValueError(f"restarts must not be below zero, got {options.restarts}")
     recipe = named(options.recipe, **recipe_changes(options))
     execution = _execution(options)
     from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
@@ -53,11 +59,11 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
     refuse_used_port(execution.port)
     finished = check(recipe, execution)
     if finished is not None:
-        print(f"{finished.folder} is finished; --fresh starts over and keeps it under a numbered name")
+        _say(f"{finished.folder} is finished; --fresh starts over and keeps it under a numbered name")
         return _print_outcome(finished)
     folder = execution.folder(recipe)
     if execution.fresh and (kept := move_aside(folder)):
-        print(f"kept the old run as {kept}")
+        _say(f"kept the old run as {kept}")
     if execution.processes == 1 and not options.restarts:
         code = _train_here(recipe, dataclasses.replace(execution, fresh=False), stop)
     else:
@@ -72,11 +78,11 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
                 job=job,
                 stop=stop,
             )
-            code = _deliberate_end(folder, job)
+            code = _deliberate_end(folder, job) or _end_without_a_note(Run(folder))
         except LaunchError as error:
             if code := _deliberate_end(folder, job):
                 return code
-            print(f"onehour: {error}", file=sys.stderr)
+            _say(f"onehour: {error}", sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
 
@@ -84,7 +90,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
     from onehour.api import run
-    from onehour.dist.group import PeerLostError
+    from onehour.dist.group import PeerLateError, PeerLostError
     from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.train.run import NonFiniteError, StoppedError
 
@@ -93,15 +99,16 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     except (NonFiniteError, StoppedError) as error:
         if is_launched_by_us():
             return 0  # a failure would be restarted; the launcher reads in the folder how it ended
-        print(f"onehour: {error}", file=sys.stderr)
+        _say(f"onehour: {error}", sys.stderr)
         return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
     except PeerLostError as error:
-        if not is_launched_by_us():  # which knows what became of the other one
-            print(f"onehour: {error}", file=sys.stderr)
+        told = isinstance(error, PeerLateError) and report_failure(str(error))
+        if not told and not is_launched_by_us():  # which knows what became of one that is gone
+            _say(f"onehour: {error}", sys.stderr)
         return EXIT_PEER_LOST
     except ValueError as error:
         if not report_failure(str(error)):
-            print(f"onehour: {error}", file=sys.stderr)
+            _say(f"onehour: {error}", sys.stderr)
         return EXIT_BAD_INPUT
     return 0
 
@@ -113,15 +120,46 @@ def _deliberate_end(folder: Path, job: str) -> int:
     ended = ended_on_purpose(folder, job)
     if ended is None:
         return 0
-    print(f"onehour: {ended[1]}", file=sys.stderr)
+    _say(f"onehour: {ended[1]}", sys.stderr)
     return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
+
+
+def _end_without_a_note(run: Run) -> int:
+    """The exit code where all processes ended well: 0 if the run is finished; else a full disk has taken no note."""
+    if run.finished:
+        return 0
+    if run.summary.get("outcome") == "non-finite":
+        _say(f"onehour: {run.folder} ended as non-finite", sys.stderr)
+        return EXIT_NOT_FINITE
+    text = f"stopped, and {run.folder} took no note of it: is its disk full? The same command goes on"
+    _say(f"onehour: {text} from the last checkpoint", sys.stderr)
+    return EXIT_STOPPED
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Print; a full disk, or a reader that is gone, makes no failure of a run."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
+
+
+def _let_go_of_output() -> None:
+    """What could not be written would be tried again when the interpreter ends, and change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        except (AttributeError, ValueError):  # there is none, or it is closed
+            pass
 
 
 def _print_outcome(run: Run) -> int:
     from onehour.study.outcome import outcome_lines
 
     for line in outcome_lines(run):
-        print(line)
+        _say(line)
     return 0
 
 

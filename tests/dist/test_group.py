@@ -1,9 +1,14 @@
 """A process's place among p; what p > 1 exchange is tested in tests/train/test_processes.py."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from onehour.dist.group import Group, PeerLostError, joined, peer_lost
+from onehour.dist.processes import LOOPBACK, meeting_place
 
 
 def test_one_process_needs_no_other():
@@ -75,3 +80,78 @@ def test_other_errors_keep_their_own_type(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(f"onehour.dist.group.dist.{name}", lambda **_: 1)
     with pytest.raises(RuntimeError, match="shapes"), joined("cpu"):
         raise RuntimeError("shapes do not match")
+
+
+JOINS = """
+import os, sys, time
+import torch
+from onehour.dist import group
+group.PATIENCE = 2.0
+try:
+    with group.joined("cpu") as joined:
+        if joined.rank == 1:
+            time.sleep(5)
+        joined.sum(torch.ones(1))
+except group.PeerLostError as error:
+    sys.stdout.write(f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def joins(*ranks: int) -> list[str]:
+    """What the processes of these ranks, of two, say in the end."""
+    with meeting_place(0) as port:
+        shared = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", JOINS],
+                env=os.environ | shared | {"RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in ranks
+        ]
+        return [process.communicate(timeout=60)[0] for process in started]
+
+
+@pytest.mark.timeout(120)
+def test_one_that_never_comes_is_one_message_with_the_limit_and_the_meeting_place():
+    (said,) = joins(1)
+    assert said.startswith("PeerLateError: process 1 waited 2 s for 2 processes to meet at 127.0.0.1:")
+    assert "look whether each was started" in said
+    assert "\n" not in said
+
+
+@pytest.mark.timeout(120)
+def test_one_that_does_not_come_to_an_exchange_is_one_message_too():
+    first, second = joins(0, 1)
+    assert first.startswith("PeerLateError: process 0 waited 2 s for another of 2 in the middle of the run")
+    assert "\n" not in first
+    assert second.startswith("PeerLostError: process 1 lost another one")
+
+
+@pytest.mark.parametrize(("patience", "limit"), [(0.0, 600), (1000.0, 1000), (1e300, 1e7)])
+def test_the_watchdog_has_more_than_ten_minutes_if_it_needs_them(
+    monkeypatch: pytest.MonkeyPatch, patience: float, limit: float
+):
+    limits = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    place = "onehour.dist.group.dist"
+    monkeypatch.setattr(f"{place}.init_process_group", lambda **options: limits.append(options["timeout"]))
+    monkeypatch.setattr(f"{place}.get_rank", lambda: 1)
+    monkeypatch.setattr(f"{place}.destroy_process_group", lambda: None)
+    with joined("cpu", patience=patience):
+        assert [each.total_seconds() for each in limits] == [limit]
+
+
+def test_what_else_timed_out_keeps_its_own_type(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name in ("init_process_group", "get_rank", "destroy_process_group"):
+        monkeypatch.setattr(f"onehour.dist.group.dist.{name}", lambda **_: 1)
+    with pytest.raises(RuntimeError, match="DataLoader timed out"), joined("cpu"):
+        raise RuntimeError("DataLoader timed out after 5 seconds")

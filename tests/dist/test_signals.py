@@ -131,3 +131,22 @@ def test_nohup_is_respected():
     code = "import signal, time; from onehour.dist.signals import StopSignals\n"
     code += "with StopSignals():\n signal.raise_signal(signal.SIGHUP); time.sleep(0.5)"
     assert subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+HOLDS = """
+import ctypes, signal, sys, time
+from onehour.dist.signals import StopSignals
+with StopSignals() as asked:
+    asked()
+    for _ in range(int(sys.argv[1])):
+        signal.raise_signal(signal.SIGTERM)
+    ctypes.PyDLL(None).usleep(1500000)  # holds the interpreter: no other thread gets a turn
+    time.sleep(0.5)
+    sys.exit(3 if asked() else 4)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_one_that_the_thread_hears_late_does_not_count_twice(signals: int):
+    done = subprocess.run([sys.executable, "-c", HOLDS, str(signals)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")

@@ -175,6 +175,24 @@ def test_fresh_under_torchrun_starts_over_once_a_job(
     assert (Run(tmp_path / "run").environment["from_iteration"] == 0) == over
 
 
+@pytest.mark.parametrize(("agent", "goes_on"), [(-60, False), (60, True)])
+def test_only_a_stop_of_this_job_keeps_a_restart_under_torchrun_from_training(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: float, *, goes_on: bool
+):
+    """torchrun's name of a job is "none", unless told: a stop of an earlier one is older than this one's agent."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(StoppedError):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
+    stopped = (tmp_path / "run" / "outcome.json").stat().st_mtime
+    monkeypatch.setattr("onehour.api.process_began", lambda _: stopped + agent)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    if goes_on:
+        assert train(tiny.recipe(), out=tmp_path / "run").finished
+    else:
+        with pytest.raises(StoppedError, match="stopped after iteration 3"):
+            train(tiny.recipe(), out=tmp_path / "run", stop_asked=never)
+
+
 def test_another_recipe_is_refused_with_what_differs(tiny: ModuleType, copy: Path):
     before = (copy / "recipe.toml").read_bytes()
     with pytest.raises(ValueError, match="is a run of another recipe") as refused:

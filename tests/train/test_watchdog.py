@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -133,3 +134,32 @@ def test_without_a_timeout_nothing_watches_and_nothing_is_written(tmp_path: Path
     dog.beat(1)
     dog.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_resort_is_not_armed_again_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The thread may be about to arm it just when the run ends."""
+    said: list[str] = []
+    ended = threading.Event()
+
+    def arm(seconds: float, **_: object) -> None:
+        if not ended.is_set():
+            ended.set()
+            dog.close()
+            said.append("armed")
+
+    monkeypatch.setattr("onehour.train.watchdog.faulthandler.dump_traceback_later", arm)
+    monkeypatch.setattr(
+        "onehour.train.watchdog.faulthandler.cancel_dump_traceback_later", lambda: said.append("cancelled")
+    )
+    dog = Watchdog(tmp_path, rank=0, size=1, timeout=0.5)
+    assert ended.wait(30)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "watchdog"]:
+        thread.join(30)
+    assert said == ["cancelled", "armed", "cancelled"]
+
+
+def test_a_message_that_cannot_be_written_keeps_no_process_from_its_end(tmp_path: Path):
+    command = [sys.executable, "-c", LOOP, str(tmp_path), "3", "0.1", "hang", "0", "10.0"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, timeout=30)
+    assert done.returncode == EXIT_STUCK

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onehour.dist.processes import LOOPBACK
 
-__all__ = ["Group", "PeerLostError", "joined", "peer_lost"]
+__all__ = ["Group", "PeerLateError", "PeerLostError", "joined", "peer_lost"]
 
 LOST = (
     "closed by peer",
@@ -25,12 +25,22 @@ LOST = (
     "remote process exited",
 )
 """What Gloo, NCCL and the store say when another process is gone."""
+PATIENCE, LONGEST = 600.0, 1e7
+"""Seconds to wait for another process, at least; and at most, since torch counts nanoseconds in 64 bits."""
 
 
 class PeerLostError(Exception):
     """Another process of this run is gone, so this one cannot go on.
 
     >>> issubclass(PeerLostError, Exception)
+    True
+    """
+
+
+class PeerLateError(PeerLostError):
+    """Another process of this run has not come for too long; it may live still.
+
+    >>> issubclass(PeerLateError, PeerLostError)
     True
     """
 
@@ -42,6 +52,12 @@ def peer_lost(error: BaseException) -> bool:
     True
     """
     return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+
+
+def _peer_late(error: RuntimeError) -> bool:
+    """Whether torch.distributed has waited too long; a user's code may say the same of something else."""
+    text = str(error).lower()
+    return ("timed out" in text or "timeout" in text) and (isinstance(error, dist.DistError) or "gloo" in text)
 
 
 @dataclass(frozen=True)
@@ -87,14 +103,16 @@ class Group:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Group]:
+def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
     """Join the processes that the launcher's environment names (RANK, WORLD_SIZE, …), and leave them at the end.
 
     Args:
         device: "cpu" or "cuda"; a process on CUDA takes the GPU of its LOCAL_RANK.
+        patience: seconds to wait for another process, in joining and in each exchange; ten minutes if that is more.
 
     Raises:
         PeerLostError: when another process is gone, before or while this one is in the block.
+        PeerLateError: when it has not come for too long.
 
     >>> with joined("cpu") as group:
     ...     group.size
@@ -110,20 +128,38 @@ def joined(device: str) -> Iterator[Group]:
         return
     if os.environ.get("MASTER_ADDR") in ("localhost", LOOPBACK) and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    limit = min(max(PATIENCE, patience), LONGEST)
+    came = False
     try:
         dist.init_process_group(
             backend="nccl" if device == "cuda" else "gloo",
             rank=int(os.environ["RANK"]),
             world_size=size,
-            timeout=timedelta(minutes=10),
+            timeout=timedelta(seconds=limit),
             device_id=where if device == "cuda" else None,
         )
+        came = True
         try:
             yield Group(rank=dist.get_rank(), size=size, device=where)
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
-        if not peer_lost(error):
+        who, reason = f"process {os.environ['RANK']}", str(error).strip().partition("\n")[0]
+        if peer_lost(error):
+            raise PeerLostError(f"{who} lost another one, and cannot go on: {reason}") from error
+        if not _peer_late(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise PeerLostError(f"process {os.environ['RANK']} lost another one, and cannot go on: {reason}") from error
+        raise PeerLateError(f"{who} {_waited(limit, size, came)} ({reason})") from error
+
+
+def _waited(limit: float, size: int, came: bool) -> str:
+    if came:
+        return (
+            f"waited {limit:g} s for another of {size} in the middle of the run, and cannot go on; look at what the"
+            " others say, and whether each still runs"
+        )
+    meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return (
+        f"waited {limit:g} s for {size} processes to meet at {meeting}, and cannot go on; look whether each was"
+        " started, and whether its host reaches that address"
+    )

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
@@ -152,7 +153,8 @@ def launch(
         if failure.on_purpose or attempt == restarts:
             raise LaunchError(failure.text, failure.code)
         again = f"all processes are started anew ({attempt + 1} of {restarts})"
-        print(f"onehour: {failure.text}; {again}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk, perhaps
+            print(f"onehour: {failure.text}; {again}", file=sys.stderr, flush=True)
 
 
 def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -46,7 +47,8 @@ class StopSignals:
         """The first signal."""
         self.again: int | None = None
         """A second one, where `leave_to_caller` was called."""
-        self._since = 0.0
+        self._since: float | None = None
+        """When the first was heard; the thread's alone, which may be late if something holds the interpreter."""
         self._training = self._left_to_caller = False
         self._before: dict[int, Any] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
@@ -94,7 +96,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         """At once for who calls next; the thread does the rest, perhaps a moment later."""
         if self._training and self.asked is None:
-            self.asked, self._since = number, time.monotonic()
+            self.asked = number
 
     def _read(self, reading: socket.socket) -> None:
         with reading:
@@ -106,8 +108,9 @@ class StopSignals:
     def _obey(self, number: int) -> None:
         if not self._training:
             self._leave(EXIT_STOPPED, f"onehour: {EARLY}" if self.speaks else "")
-        if self.asked is None:
-            self.asked, self._since = number, time.monotonic()
+        if self._since is None:
+            self._since = time.monotonic()
+            self.asked = self.asked or number
         elif time.monotonic() - self._since > APART:
             if not self._left_to_caller:
                 self._leave(128 + number, "")
@@ -115,7 +118,8 @@ class StopSignals:
 
     def _leave(self, code: int, text: str) -> None:
         if text and sys.__stderr__ is not None:
-            print(text, file=sys.__stderr__, flush=True)
+            with suppress(OSError):
+                print(text, file=sys.__stderr__, flush=True)
         os._exit(code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -45,13 +47,15 @@ class Console:
         where = f" at iteration {iteration}" if iteration else ""
         self._say(f"{'resumes' if iteration else 'writes'} {folder}{where}")
         self._say(rules)
-        self._progress.start()
+        with self._unheard():
+            self._progress.start()
         self._task = self._progress.add_task("training", total=iterations, completed=iteration)
 
     def step(self, iteration: int) -> None:
         """An iteration is done."""
         if not self._progress.disable:
-            self._progress.update(self._task, completed=iteration)
+            with self._unheard():
+                self._progress.update(self._task, completed=iteration)
 
     def evaluated(self, record: dict[str, Any], images_per_second: float) -> None:
         """An evaluation is done; one that is made up for after a restart follows no image, and has no rate."""
@@ -68,7 +72,19 @@ class Console:
 
     def close(self) -> None:
         """Give the terminal back."""
-        self._progress.stop()
+        with self._unheard():
+            self._progress.stop()
 
     def _say(self, line: str) -> None:
-        self.terminal.print(line, markup=False)
+        with self._unheard():
+            self.terminal.print(line, markup=False)
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """A run goes on where its output finds a full disk, or a pipe that nobody reads any more: there rich exits."""
+        try:
+            yield
+        except (OSError, SystemExit):
+            self.terminal.begin_capture()
+            with suppress(OSError, SystemExit):
+                self.terminal.end_capture()  # forgets the line: it would be said again with each other

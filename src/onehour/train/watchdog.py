@@ -21,6 +21,8 @@ __all__ = ["EXIT_STUCK", "Watchdog"]
 EXIT_STUCK = 76
 GRACE = 10.0
 """Times the timeout: what starting, compiling and evaluating may take."""
+LONGEST = 1e7
+"""Seconds; the C library refuses more."""
 
 BEATS = ".beats"
 BEAT = struct.Struct("<qqddq")
@@ -93,7 +95,10 @@ class Watchdog:
             turn = time.monotonic()
             # Should this thread itself get no turn, because something holds the interpreter, this one in C fires.
             if sys.__stderr__ is not None:
-                faulthandler.dump_traceback_later(2 * self.timeout * GRACE, exit=True, file=sys.__stderr__)
+                longest = min(2 * self.timeout * GRACE, LONGEST)
+                faulthandler.dump_traceback_later(longest, exit=True, file=sys.__stderr__)
+                if self._ended.is_set():  # `close` came between, and has cancelled an earlier one
+                    faulthandler.cancel_dump_traceback_later()
             self._note()
             late = time.monotonic() - self._seen
             if late > self.timeout * self._patience and not self._ended.is_set() and not self._excused(late):
@@ -120,12 +125,12 @@ class Watchdog:
                 lines.append(f"a process that loads data for process {self.rank} (id {pid}, {state}) gives none")
             else:
                 ask.append(pid)
-        print("\n".join(f"onehour: {line}" for line in lines), file=sys.stderr, flush=True)
+        _say("\n".join(f"onehour: {line}" for line in lines))
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
         for pid in ask:
             if _catches(pid, DUMP):
-                print(f"onehour: process id {pid} is at", file=sys.stderr, flush=True)
+                _say(f"onehour: process id {pid} is at")
                 with suppress(OSError):
                     os.kill(pid, DUMP)
                 time.sleep(0.2)  # until it has written
@@ -148,6 +153,11 @@ class Watchdog:
         except OSError:
             return []
         return [_Beat(*fields) for fields in BEAT.iter_unpack(content[: len(content) // BEAT.size * BEAT.size])]
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a full disk must not keep the process from its end
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Beat(NamedTuple):

@@ -1,0 +1,141 @@
+"""How `onehour train` ends where its processes, its disk or its own output do not do what they should."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from onehour.cli import main
+from onehour.config import Recipe
+from onehour.dist.group import PeerLateError, PeerLostError
+from onehour.train.record import Run
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture
+def command(tiny: ModuleType, alone: Path) -> list[str]:
+    """`onehour train` of the tiny task, in a folder of its own."""
+    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
+
+
+@pytest.mark.parametrize("flags", [("--processes", "2"), ("--restarts", "1")])
+@pytest.mark.parametrize(
+    ("outcome", "code", "says"),
+    [
+        (None, 75, "stopped, and RUN took no note of it: is its disk full? The same command goes on from the last"),
+        ("non-finite", 4, "RUN ended as non-finite"),
+        ("finished", 0, ""),
+    ],
+)
+def test_a_stop_that_a_full_disk_could_not_note_is_not_taken_for_an_end(
+    command: list[str],
+    alone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, str],
+    outcome: str | None,
+    code: int,
+    says: str,
+):
+    def launch(arguments: list[str], **_: Any) -> None:
+        """Its processes have left with 0 each, and no outcome.json."""
+        (alone / "run").mkdir()
+        (alone / "run" / "recipe.toml").write_text(Recipe().to_toml())
+        if outcome is not None:
+            (alone / "run" / "summary.json").write_text(json.dumps({"outcome": outcome}))
+
+    monkeypatch.setattr("onehour.dist.launch.launch", launch)
+    monkeypatch.setattr("onehour.study.outcome.outcome_lines", lambda run: [])
+    assert main([*command, *flags]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"onehour: {says}".replace("RUN", str(alone / "run")) if says else "")
+    assert len(said.err.splitlines()) == bool(says)
+
+
+def test_a_negative_number_of_restarts_is_refused(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
+    assert main([*command, "--restarts", "-1"]) == 2
+    assert capsys.readouterr().err == "onehour: restarts must not be below zero, got -1\n"
+    assert list(alone.iterdir()) == []
+
+
+@pytest.fixture
+def trains(alone: Path) -> list[str]:
+    """A command whose standard output rich and the interpreter write themselves."""
+    flags = ["--minibatch", "1k", "--epochs", "2", "--warmup", "none", "--device", "cpu", "--out", str(alone / "run")]
+    return [sys.executable, "-m", "onehour", "train", "digits", *flags]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_run_whose_output_finds_a_full_disk_comes_to_its_end(trains: list[str], alone: Path, processes: str):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*trains, "--processes", processes], stdout=full, stderr=full, timeout=120)
+    assert done.returncode == 0
+    assert Run(alone / "run").finished
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(trains, stdout=full, stderr=full, timeout=120).returncode == 0  # the finished run
+
+
+@pytest.mark.parametrize("after", ["", "epoch   2"])
+def test_a_run_whose_output_nobody_reads_any_more_comes_to_its_end(trains: list[str], alone: Path, after: str):
+    process = subprocess.Popen(trains, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while after and not process.stdout.readline().startswith(after):
+        pass
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 0
+    assert Run(alone / "run").finished
+    process.stderr.close()
+
+
+def test_a_stop_keeps_its_exit_code_where_nothing_can_be_said(trains: list[str], alone: Path):
+    (alone / "stopper.py").write_text(STOPPER)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*trains, "--log", "stopper:Stopper"], stdout=full, stderr=full, timeout=120)
+    assert done.returncode == 75
+
+
+STOPPER = """
+import os, signal
+class Stopper:
+    def start(self, recipe, folder): pass
+    def log(self, record): os.kill(os.getpid(), signal.SIGTERM)
+    def finish(self, summary): pass
+"""
+
+
+@pytest.mark.parametrize(("error", "told"), [(PeerLateError, True), (PeerLostError, False)])
+@pytest.mark.parametrize("ours", [True, False])
+def test_our_launcher_is_told_of_one_that_is_late_and_sees_itself_who_is_gone(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: type[PeerLostError],
+    *,
+    told: bool,
+    ours: bool,
+):
+    def run(*_: object, **__: object) -> None:
+        raise error("process 1 waited")
+
+    ear, mouth = os.pipe()
+    monkeypatch.setattr("onehour.api.run", run)
+    monkeypatch.setattr("onehour.dist.launch.end_with_launcher", lambda: None)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "ONEHOUR_TELL": str(mouth)}.items():
+        monkeypatch.setenv(name, value)
+    if ours:
+        monkeypatch.setenv("ONEHOUR_LAUNCHED", "1")
+    assert main(command) == 1
+    os.close(mouth)
+    heard = os.read(ear, 999)
+    os.close(ear)
+    assert heard == (b'{"message": "process 1 waited"}' if ours and told else b"")
+    assert capsys.readouterr().err == ("" if ours else "onehour: process 1 waited\n")
