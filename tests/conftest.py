@@ -41,7 +41,7 @@ def worlds() -> ModuleType:
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a subprocess that can import the helpers."""
-    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS), prepend=os.pathsep)
     return dict(os.environ)
 
 

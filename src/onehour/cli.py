@@ -286,6 +286,8 @@ def _parse(parser: _Parser, arguments: list[str]) -> argparse.Namespace:
     if unknown:
         flags = [flag for action in _actions(parser, arguments) for flag in action.option_strings]
         word = unknown[0].split("=")[0]
+        if word.removeprefix("--") in OF_THE_DATA:
+            raise ValueError(f"{word} is read from the data; only `onehour plan`, which has none, takes it")
         hint = f"; expected {nearest(word, flags)}" if word.startswith("--") and flags else ""
         raise ValueError(f"unknown argument {unknown[0]!r}{hint}; see `onehour --help`")
     if theirs:

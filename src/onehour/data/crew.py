@@ -275,4 +275,5 @@ class Crew:
 
 
 def _say(text: str) -> None:
-    print(f"onehour: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # an output that cannot be written ends no run
+        print(f"onehour: {text}", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,5 +120,6 @@ class Loggers:
             getattr(self.logger, method)(*arguments)
         except Exception as error:
             name = type(self.logger).__name__
-            print(f"warning: {name}.{method} failed ({error}); the run goes on without it", file=sys.stderr)
+            with suppress(OSError):  # nor does an output that cannot be written
+                print(f"warning: {name}.{method} failed ({error}); the run goes on without it", file=sys.stderr)
             self.logger = None
