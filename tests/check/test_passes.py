@@ -108,6 +108,24 @@ for epoch in range(10):
 
 
 @pytest.mark.timeout(120)
+def test_an_evaluation_by_next_within_an_epoch_is_none_of_training(nursery: Nursery, tmp_path: Path):
+    loop = """
+for epoch in range(10):
+    for i, (x, y) in enumerate(loader):
+        learn(x, y)
+        if i % 3 == 0:
+            batches = iter(held_out)
+            with torch.no_grad():
+                for _ in range(len(held_out)):
+                    x, y = next(batches)
+                    model(x).argmax(1)
+"""
+    result = checked(nursery, tmp_path, loop)
+    assert found(result) == ["dropped-evaluation", "scheduler-never-steps"]
+    assert not any(end.facts["trained"] for end in result.stories[0].ends(1))
+
+
+@pytest.mark.timeout(120)
 def test_a_fast_loop_of_long_epochs_is_judged_in_full(nursery: Nursery, tmp_path: Path):
     for batches in (140, 200, 310):
         loop = "for epoch in range(10):\n    for x, y in loader:\n        learn(x, y)\n"

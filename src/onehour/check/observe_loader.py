@@ -248,16 +248,16 @@ class Loaders:
         >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).settle()
         """
         for opened in [opened for opened in self.open if opened.done]:
-            self._over(opened)
+            self._finish(opened)
         for opened in self.open:
             opened.look()
 
     def _gone_on(self, opened: Pass) -> None:
         """The loop asks for a batch of one pass: those that gave their last are over, whatever is trained from here."""
-        for other in [other for other in self.open if other.ended and other is not opened]:
-            self._over(other)
+        for other in [other for other in self.open if other.told and other is not opened]:
+            self._finish(other)
 
-    def _over(self, opened: Pass) -> None:
+    def _finish(self, opened: Pass) -> None:
         self.open.remove(opened)
         opened.look()
         trained = self._trains(opened)

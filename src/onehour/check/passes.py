@@ -69,6 +69,16 @@ class Pass:
         return self.ended or self.next_index == self.batches
 
     @property
+    def told(self) -> bool:
+        """Whether the loop knows that there is no more: it was told so, or has counted.
+
+        >>> Pass(0, 0, 2, DataLoader([0, 1])).told  # type: ignore[arg-type]
+        False
+        """
+        # Of two loaders asked in turns, the only batch of one may wait for the other's.
+        return self.ended or (self.done and self.by_hand and self.batches != 1)
+
+    @property
     def dropped(self) -> bool:
         """Whether the loop has dropped its iterator.
 
