@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 from functools import lru_cache
 from types import FrameType
 from typing import Any
+
+from onehour.check.passes import asks_next
 
 __all__ = ["planned_epochs", "trainer_epochs"]
 
@@ -21,15 +24,25 @@ def planned_epochs(frames: list[FrameType]) -> int | None:
         frames: the user's, the innermost first; its current line is where the data's iterator was asked for.
 
     Returns:
-        None where no such loop is found, or its range cannot be evaluated.
+        None where no such loop is found, its range cannot be evaluated, or it may count batches: where a `while` or
+        an endless generator lies between, where someone asks with `next`, or makes the iterator only now and then.
 
     >>> planned_epochs([])
     """
+    by_hand = True
     for frame in frames:
-        for loop in _loops_around(frame.f_code.co_filename, frame.f_lineno):
-            length = _length(loop.iter, frame)
+        filename, line = frame.f_code.co_filename, frame.f_lineno
+        if asks_next(frame):
+            return None
+        by_hand = by_hand and not _heads_a_loop(filename, line)
+        for node in _around(filename, line):
+            length = _length(node.iter, frame) if isinstance(node, ast.For) else None
             if length is not None:
                 return length
+            conditional = isinstance(node, ast.If | ast.ExceptHandler)
+            repeats = isinstance(node, ast.While) or frame.f_code.co_flags & inspect.CO_GENERATOR
+            if by_hand if conditional else repeats:
+                return None
     return None
 
 
@@ -60,12 +73,20 @@ def _parsed(filename: str) -> ast.Module | None:
         return None
 
 
-def _loops_around(filename: str, line: int) -> list[ast.For]:
-    """The for statements whose body holds a line, the innermost first."""
+def _around(filename: str, line: int) -> list[ast.For | ast.While | ast.If | ast.ExceptHandler]:
+    """The loops and conditions whose body holds a line, the innermost first."""
     tree = _parsed(filename)
-    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)] if tree else []
-    around = [loop for loop in loops if loop.body[0].lineno <= line <= (loop.body[-1].end_lineno or 0)]
-    return sorted(around, key=lambda loop: -loop.lineno)
+    kinds = (ast.For, ast.While, ast.If, ast.ExceptHandler)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)] if tree else []
+    around = [node for node in nodes if node.body[0].lineno <= line <= (node.end_lineno or 0)]
+    return sorted(around, key=lambda node: -node.lineno)
+
+
+def _heads_a_loop(filename: str, line: int) -> bool:
+    """Whether a line is what a `for` or a comprehension goes over."""
+    tree = _parsed(filename)
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.comprehension)] if tree else []
+    return any(loop.iter.lineno <= line <= (loop.iter.end_lineno or 0) for loop in loops)
 
 
 def _length(node: ast.expr, frame: FrameType) -> int | None:

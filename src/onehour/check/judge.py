@@ -101,12 +101,20 @@ def not_judged(case: Case) -> list[str]:
     >>> not_judged(Case([Story(Tape())]))
     []
     """
-    schedule, said = case.schedule(), []
-    if case.base.lr is not None and schedule.rising:
+    rates, said = case.schedule(), []
+    if case.base.lr is not None and rates.rising:
         said.append(
-            f"the rate was not judged against the base: it still rises after {len(schedule.seen)} updates, and nothing"
+            f"the rate was not judged against the base: it still rises after {len(rates.seen)} updates, and nothing"
             " says where to"
         )
+    if case.stories and case.story.training is not None and (epochs := len(case.story.trained())) < 2:
+        seen = (
+            "1 whole epoch of the training data was seen" if epochs else "no whole epoch of the training data was seen"
+        )
+        said.append(f"{seen}: what shows only between two was not judged")
+    idle = schedule.idle_scheduler(case) if case.stories else None
+    if idle is not None and schedule.steps_later(case, idle):
+        said.append(f"{idle.facts['name']} was not stepped in 2 epochs; the loop steps it later, which was not judged")
     if any(story.tape.full for story in case.stories):
         said.append("more happened than is kept: what came after the first events was not judged")
     return said

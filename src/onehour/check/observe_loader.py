@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from array import array
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -24,7 +25,7 @@ from onehour.check.follow import Leaps
 from onehour.check.install import Patches
 from onehour.check.observe_evaluation import Evaluations
 from onehour.check.observe_forward import first_tensor
-from onehour.check.passes import SECONDS, WHOLE, Pass, leap
+from onehour.check.passes import SECONDS, UPDATES, WHOLE, Pass, by_hand, leap
 from onehour.check.randomness import random_states, seeded
 from onehour.check.recorder import Numbers, Recorder, quiet
 from onehour.check.sketch import sketch
@@ -46,8 +47,8 @@ class Loaders:
         folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
         evaluations: are told of each batch of an evaluation, and of its end.
 
-    >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).current is None
-    True
+    >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).open
+    []
     """
 
     def __init__(self, recorder: Recorder, folder: Path | None = None, evaluations: Evaluations | None = None) -> None:
@@ -62,7 +63,8 @@ class Loaders:
         self.passes: dict[int, int] = {}
         self.trained: dict[int, int] = {}
         """Passes over each loader that trained something."""
-        self.current: Pass | None = None
+        self.open: list[Pass] = []
+        """Passes that are under way; an evaluation may come in the middle of an epoch."""
         self.on_pass: Any = None
         """Called before a pass begins, with the loader's number; may end the run."""
         self.on_made: Any = None
@@ -101,7 +103,9 @@ class Loaders:
         opened = self._open(loader)
         if opened is None or self.recorder.finished:
             return original(loader)
-        return _Iterator(self, opened, original(opened.clone))
+        iterator = _Iterator(self, opened, original(opened.clone))
+        opened.iterator = weakref.ref(iterator)
+        return iterator
 
     @quiet
     def _open(self, loader: DataLoader) -> Pass:
@@ -109,6 +113,7 @@ class Loaders:
         if number not in self.passes:
             self._describe(loader, number)
         self.settle()
+        self.open = [other for other in self.open if not other.dropped]
         if self.on_pass is not None:
             self.on_pass(number)
         if self.evaluations is not None:
@@ -116,6 +121,7 @@ class Loaders:
         self.passes[number] = self.passes.get(number, -1) + 1
         opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
         opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames(2))
         if isinstance(opened.driven, Driven):
             opened.driven.drawn = lambda order: self._began(opened, order)
             opened.driven.choose = lambda order, at: self._choose(opened, at)
@@ -170,13 +176,12 @@ class Loaders:
     @quiet
     def _began(self, opened: Pass, order: list[Any] | None) -> None:
         """The sampler was enumerated, or cannot be."""
-        frames = user_frames(2)
         facts: dict[str, Any] = {"loader": opened.loader, "epoch": opened.number, "batches": opened.batches}
-        facts["planned"] = planned_epochs(frames) or trainer_epochs(sys._getframe())
+        facts["planned"] = opened.planned
         facts["grad"] = torch.is_grad_enabled()
         if order is not None:
             facts |= self._order(opened, order)
-        self.current = opened
+        self.open.append(opened)
         self.recorder.tape.add("epoch", user_line(2), **facts)
 
     def _order(self, opened: Pass, order: list[Any]) -> dict[str, Any]:
@@ -208,6 +213,7 @@ class Loaders:
     @quiet
     def gave(self, opened: Pass, batch: Any, before: dict[str, str] | None = None) -> None:
         """A batch goes to the loop."""
+        self._gone_on(opened)
         near = opened.batches is not None and opened.next_index >= opened.batches - END_BATCHES
         self.recorder.near_an_end = near or (opened.number > 0 and opened.next_index < END_BATCHES)
         tensor = first_tensor(batch)
@@ -230,25 +236,36 @@ class Loaders:
     @quiet
     def ended(self, opened: Pass) -> None:
         """A pass has no more batches; the loop may still hold the last one."""
+        self._gone_on(opened)
         opened.ended = True
         if self.evaluations is not None and not self._trains(opened):
             self.evaluations.last(opened.loader, opened.number)
 
     @quiet
     def settle(self) -> None:
-        """Another pass begins, or nothing more: the one before is over, if all its batches were taken.
+        """Another pass begins, or nothing more: those whose batches were all taken are over.
 
         >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).settle()
         """
-        opened, self.current = self.current, None
-        if opened is None or not (opened.ended or opened.next_index == opened.batches):
-            return
+        for opened in [opened for opened in self.open if opened.done]:
+            self._finish(opened)
+        for opened in self.open:
+            opened.look()
+
+    def _gone_on(self, opened: Pass) -> None:
+        """The loop asks for a batch of one pass: those that gave their last are over, whatever is trained from here."""
+        for other in [other for other in self.open if other.told and other is not opened]:
+            self._finish(other)
+
+    def _finish(self, opened: Pass) -> None:
+        self.open.remove(opened)
+        opened.look()
         trained = self._trains(opened)
         if trained:
             self.trained[opened.loader] = self.trained.get(opened.loader, 0) + 1
-        followed = not opened.leapt or Leaps.followed >= opened.leapt
-        facts = {"loader": opened.loader, "epoch": opened.number, "cut": opened.cut, "followed": followed}
-        self.recorder.tape.add("end", None, **facts, trained=trained, taken=opened.taken)
+        facts = {"loader": opened.loader, "epoch": opened.number, "cut": opened.cut}
+        followed = opened.followed is not False
+        self.recorder.tape.add("end", None, **facts, followed=followed, trained=trained, taken=opened.taken)
         if self.evaluations is not None and not trained:
             self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
 
@@ -257,7 +274,7 @@ class Loaders:
 
     def _choose(self, opened: Pass, at: int) -> int:
         """The index of the batch that follows: the next, or where a cut pass goes on."""
-        if self.recorder.finished or opened.cut or not self.recorder.cut:
+        if self.recorder.finished or opened.cut or opened.by_hand or not self.recorder.cut:
             return at
         target = leap(
             total=opened.batches,
@@ -265,6 +282,7 @@ class Loaders:
             taken=opened.taken,
             updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
             seconds=time.monotonic() - opened.started,
+            left=UPDATES - self.recorder.updates,
         )
         if target is None:
             return at
@@ -274,7 +292,7 @@ class Loaders:
 
     def over(self, opened: Pass) -> bool:
         """Whether a pass that cannot leap, of an IterableDataset, ends here."""
-        if not self.recorder.cut or isinstance(opened.driven, Driven) or self.recorder.finished:
+        if not self.recorder.cut or isinstance(opened.driven, Driven) or opened.by_hand or self.recorder.finished:
             return False
         long = opened.taken >= WHOLE and time.monotonic() - opened.started > SECONDS
         opened.cut = opened.cut or long
@@ -293,6 +311,8 @@ class _Iterator:
 
     def __next__(self) -> Any:
         opened = self._opened
+        if self._loaders.recorder.cut and not opened.by_hand:
+            opened.by_hand = by_hand(sys._getframe(1))
         try:
             if self._done or self._loaders.over(opened):
                 raise StopIteration

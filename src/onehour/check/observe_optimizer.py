@@ -63,6 +63,8 @@ class Optimizers:
         """Those that step, and are not the one to watch."""
         self.stepping: list[Optimizer] = []
         """Whose steps are under way: a step may call that of its base class, or another optimizer's."""
+        self.round: set[int] = set()
+        """Which have stepped since an update was counted last: several that take turns make one update."""
         self.probing = False
         self.on_made: Any = None
         self.on_first: Any = None
@@ -211,7 +213,10 @@ class Optimizers:
             facts |= self._looked(optimizer, watched, rates, closure)
         watched.steps += 1
         watched.rates = rates
-        self.recorder.updates += 1
+        if not self.round or watched.number in self.round:
+            self.recorder.updates += 1
+            self.round.clear()
+        self.round.add(watched.number)
         if not self.deep(watched):
             watched.unhook()
             watched.before, watched.left = {}, []

@@ -20,6 +20,7 @@ from onehour.check.install import Patches
 from onehour.check.isolate import isolate
 from onehour.check.observers import Observers
 from onehour.check.overlay import Overlay
+from onehour.check.passes import UPDATES
 from onehour.check.recorder import Recorder
 from onehour.check.where import Own, is_users, user_line
 
@@ -30,8 +31,8 @@ LATE = 0.85
 """The share of its time after which a run ends by itself."""
 PATIENCE = 10.0
 """Seconds that a process waits for the others to come to their end."""
-UPDATES, SECONDS = 300, 20.0
-"""A run that does not come to the end of its epochs is stopped after so many updates, or this long after the first."""
+SECONDS = 20.0
+"""A run that does not come to the end of its epochs is stopped this long after the first update, or after UPDATES."""
 
 
 class _Run:

@@ -253,6 +253,14 @@ class Story:
         """
         return [event for event in self.tape.of("end") if event.facts["loader"] == loader]
 
+    def trained(self) -> list[Event]:
+        """The ends of the passes over the training loader that trained something.
+
+        >>> Story(Tape()).trained()
+        []
+        """
+        return [e for e in self.tape.of("end") if e.facts["loader"] == self.training and e.facts.get("trained", True)]
+
     @property
     def planned(self) -> int | None:
         """How many epochs the run would take, where its loop says so.

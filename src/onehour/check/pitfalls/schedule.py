@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import linecache
 from collections import Counter
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
 from onehour.check.rates import Schedule
+from onehour.check.tape import Event
 
-__all__ = ["lr_collapses", "scheduler_never_steps", "scheduler_steps_k_times", "scheduler_too_slow"]
+__all__ = [
+    "idle_scheduler",
+    "lr_collapses",
+    "scheduler_never_steps",
+    "scheduler_steps_k_times",
+    "scheduler_too_slow",
+    "steps_later",
+]
 
 WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")
 """Schedules that are meant to jump up."""
+STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")
+"""Those that a right loop may not step in its first epochs."""
 
 
 def horizon(schedule: Schedule) -> int | None:
@@ -74,23 +86,71 @@ def scheduler_too_slow(case: Case) -> Finding | None:
 
 
 def scheduler_never_steps(case: Case) -> Finding | None:
-    """A scheduler that two epochs never stepped."""
+    """A scheduler that two epochs never stepped, and that the loop steps nowhere."""
+    event = idle_scheduler(case)
+    if event is None or steps_later(case, event):
+        return None
+    return found(
+        "scheduler-never-steps",
+        measured=f"0 steps of {event.facts['name']} in 2 epochs; the rate stays {case.schedule().seen[0][1]:g}",
+        expected="a step after every update, or after every epoch",
+        where=event.where or case.optimizer_line(),
+    )
+
+
+def idle_scheduler(case: Case) -> Event | None:
+    """A scheduler of the main optimizer, where two epochs stepped none of them.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> idle_scheduler(Case([Story(Tape())]))
+    """
     story = case.story
-    if story.training is None or len(story.ends(story.training)) < 2:
+    if len(story.trained()) < 2 or len({rate for _, rate in case.schedule().seen}) != 1:
         return None
     stepped = {event.facts["scheduler"] for event in story.tape.of("schedule")}
     parts = {part for event in story.schedulers.values() for part in event.facts["parts"]}
-    rates = {update.rate for update in story.updates if update.optimizer == story.main}
-    for number, event in story.schedulers.items():
-        idle = event.facts["optimizer"] == story.main and number not in stepped | parts
-        if idle and event.facts["name"] != "ReduceLROnPlateau" and len(rates) == 1:
-            return found(
-                "scheduler-never-steps",
-                measured=f"0 steps of {event.facts['name']} in 2 epochs; the rate stays {rates.pop():g}",
-                expected="a step after every update, or after every epoch",
-                where=event.where or case.optimizer_line(),
-            )
-    return None
+    own = {n: event for n, event in story.schedulers.items() if event.facts["optimizer"] == story.main}
+    if own.keys() & stepped:
+        return None
+    idle = [event for n, event in own.items() if n not in parts and event.facts["name"] not in STEPPED_LATER]
+    return idle[0] if idle else None
+
+
+def steps_later(case: Case, scheduler: Event) -> bool:
+    """Whether the loop's source steps a scheduler by its name, though the epochs that were seen did not come to it.
+
+    Args:
+        case: what was seen.
+        scheduler: the event of its making.
+    """
+    places = [scheduler.where, case.step_line()]
+    trees = [_tree(place.rpartition(":")[0]) for place in places if place]
+    line = int(scheduler.where.rpartition(":")[2]) if scheduler.where else 0
+    made = [
+        _name(target)
+        for node in (ast.walk(trees[0]) if scheduler.where else ())
+        if isinstance(node, ast.Assign) and node.lineno <= line <= (node.end_lineno or 0)
+        for target in node.targets
+    ]
+    stepped = [
+        _name(node.func.value)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "step"
+    ]
+    return any(name and (name in made or "sched" in name.lower()) for name in stepped)
+
+
+def _tree(filename: str) -> ast.Module:
+    try:
+        return ast.parse("".join(linecache.getlines(filename)))
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _name(node: ast.expr) -> str | None:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
 
 
 def lr_collapses(case: Case) -> Finding | None:
