@@ -70,6 +70,17 @@ def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, w
     assert_same(train(tiny.recipe(), out=tmp_path / "run"), whole)
 
 
+@pytest.mark.parametrize("stop", [3, 8])
+def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
+    tiny: ModuleType, tmp_path: Path, stop: int
+):
+    recipe = tiny.recipe(optimizer="onehour.train.inside:InsideSGD", base_minibatch=4)
+    whole = train(recipe, out=tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(recipe, out=tmp_path / "run", stop_asked=after(stop))
+    assert_same(train(recipe, out=tmp_path / "run"), whole)
+
+
 def test_a_run_may_be_stopped_again_and_again(tiny: ModuleType, whole: Run, tmp_path: Path):
     for _ in range(3):
         with pytest.raises(StoppedError):

@@ -21,6 +21,7 @@ from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
 from onehour.rules.keys import seed_for
+from onehour.rules.momentum import set_rate
 from onehour.train.breaking import Breakable, EvaluationStoppedError
 from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
@@ -220,6 +221,8 @@ class _Loop:
         start, evaluated = 0, True
         if progress is not None:
             start, evaluated = progress["iteration"], progress.get("evaluated", True)
+            if start:  # a velocity that has the rate inside was made at this one
+                set_rate(self.optimizer, self.decisions.rate(start - 1), inside=set())
             self.step.totals.copy_(torch.tensor(progress["totals"], dtype=torch.float64))
             self.step.skipped.fill_(progress.get("skipped", 0))
             build, here = progress["build"], build_of(self.group.device)
