@@ -270,6 +270,8 @@ class _Loop:
             together: all processes do, at this iteration; where the clock says when, process 0 may be alone.
             evaluated: the record has this iteration's evaluation, if there is one.
         """
+        if self.step.halted.item():  # the flags may tell later; a masked update is no state to go on from
+            return
         started, cpu_started = time.perf_counter(), time.process_time()
         skipped = {"skipped": int(self.step.skipped.item())} if self.recipe.bad_images == "skip" else {}
         if together:
@@ -289,6 +291,8 @@ class _Loop:
         self.cpu_since += time.process_time() - cpu_started
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
+        if self.step.halted.item():
+            self._halt(done)
         self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
         with self.watchdog.slow():
@@ -320,7 +324,7 @@ class _Loop:
             self.group.broadcast(b"noted")
         return error
 
-    def _halt(self, done: int) -> None:
+    def _halt(self, done: int) -> NoReturn:
         self._finish("non-finite")
         rate = self.decisions.rate(done - 1)
         message = (
