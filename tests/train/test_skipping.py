@@ -7,16 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import Tensor
 
 import onehour
 from onehour.cli import main
-from onehour.data.bad import BAD_IMAGES
+from onehour.data.bad import BAD_IMAGES, Skipped
 from onehour.data.images import Images, image_folder, open_sides
 from onehour.data.pack import pack
+from onehour.dist.group import Group
 from onehour.train.record import Run
+from onehour.train.skipping import Skipping
 
 PER_CLASS = 350
 """1,050 images to train on, of which one may be bad."""
@@ -188,3 +192,22 @@ def test_an_image_that_kills_every_loader_ends_a_run_with_one_message(tree: Path
     with pytest.raises(ValueError, match=expected) as raised:
         trained(tree, tmp_path / "run", None)
     assert "\n" not in str(raised.value)
+
+
+def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    feed = SimpleNamespace(skipped=Skipped(), dataset=image_folder(tree)[0])
+    step = SimpleNamespace(skipped=torch.tensor(1.0))
+    skipping = Skipping(onehour.Recipe(bad_images="skip"), feed, step, tmp_path, Group())  # type: ignore[arg-type]
+    feed.skipped.add([3])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onehour.data.bad._append", full)
+        assert skipping.count() == {"skipped": 1}
+    assert not (tmp_path / BAD_IMAGES).exists()
+    assert skipping.count() == {"skipped": 1}
+    assert json.loads((tmp_path / BAD_IMAGES).read_text("utf-8"))["index"] == 3

@@ -42,10 +42,12 @@ class Skipping:
         if not self._skips:
             return {}
         skipped = int(self.step.skipped.item())
+        folder = self.folder if self.group.rank == 0 else None
         if skipped != self._named:  # the same number in all processes
             self._named = skipped
-            folder = self.folder if self.group.rank == 0 else None
             name_skipped(folder, self.feed.dataset, self.feed.skipped, self._sum)
+        elif folder is not None and self.feed.skipped.indices:  # refused by the disk before
+            name_skipped(folder, self.feed.dataset, self.feed.skipped, lambda flags: flags)
         return {"skipped": skipped}
 
     def refuse_too_many(self, done: int) -> None:
