@@ -14,6 +14,7 @@ from onehour.api import train
 from onehour.train.determinism import build_of
 from onehour.train.record import Run, first_began
 from onehour.train.run import StoppedError
+from onehour.train.store import Store, Stored
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
 
@@ -119,6 +120,31 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     run = train(tiny.recipe(), out=copy, stop_asked=lambda: bool(starts.append(1)))
     assert len(starts) == 6  # from iteration 6, not 8
     assert_same(run, whole)
+
+
+def test_a_newer_checkpoint_that_can_be_read_again_leaves_no_hole_in_the_record(
+    tiny: ModuleType, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The record was cut to the one before it."""
+    calls = iter(range(1, 99))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=lambda: next(calls) == 7 and interrupted(), save_every=4)
+    verified = Store.verified
+
+    def refuses(self: Store, folder: Path) -> Stored:
+        if folder.name.endswith("6"):
+            raise ValueError("model.safetensors cannot be read: Input/output error")
+        return verified(self, folder)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Store, "verified", refuses)
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=interrupted)
+    assert_same(train(tiny.recipe(), out=tmp_path / "run"), whole)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def interrupted() -> bool:
+    raise KeyboardInterrupt
 
 
 def spoil(path: Path, damage: str) -> None:
