@@ -260,7 +260,7 @@ class Store:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder's own entries to disk.
+    """Bring a folder's own entries to disk; a file's content in the same way.
 
     >>> sync_folder(Path("."))
     """
