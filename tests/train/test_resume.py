@@ -11,9 +11,12 @@ import pytest
 from torch import nn
 
 from onehour.api import train
+from onehour.dist.group import Group
+from onehour.train.checkpoint import Checkpoints
 from onehour.train.determinism import build_of
 from onehour.train.record import Run, first_began
 from onehour.train.run import StoppedError
+from onehour.train.skipping import Skipping
 from onehour.train.store import Store, Stored
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
@@ -82,6 +85,32 @@ def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
     assert_same(train(recipe, out=tmp_path / "run"), whole)
 
 
+def test_every_process_hears_that_a_stop_is_saved_before_any_leaves(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Be it for too many bad images: launchers end process 0 when another has left."""
+    calls: list[object] = []
+    wait, broadcast = Checkpoints.wait, Group.broadcast
+
+    def waited(self: Checkpoints) -> bool:
+        calls.append("waited")
+        return wait(self)
+
+    def told(self: Group, payload: bytes | None) -> bytes | None:
+        calls.append(payload)
+        return broadcast(self, payload)
+
+    def refused(self: Skipping, done: int, saved: str) -> None:
+        assert calls[-2:] == ["waited", b"saved"]
+        raise ValueError(saved)
+
+    for kind, name, replaced in ((Checkpoints, "wait", waited), (Group, "broadcast", told)):
+        monkeypatch.setattr(kind, name, replaced)
+    monkeypatch.setattr(Skipping, "refuse_too_many", refused)
+    with pytest.raises(ValueError, match="saved; the same command goes on from there"):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
+
+
 def test_a_run_may_be_stopped_again_and_again(tiny: ModuleType, whole: Run, tmp_path: Path):
     for _ in range(3):
         with pytest.raises(StoppedError):
@@ -136,9 +165,10 @@ def test_a_newer_checkpoint_that_can_be_read_again_leaves_no_hole_in_the_record(
             raise ValueError("model.safetensors cannot be read: Input/output error")
         return verified(self, folder)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Store, "verified", refuses)
+    monkeypatch.setattr(Store, "verified", refuses)
+    with pytest.raises(KeyboardInterrupt):
         train(tiny.recipe(), out=tmp_path / "run", stop_asked=interrupted)
+    monkeypatch.undo()
     assert_same(train(tiny.recipe(), out=tmp_path / "run"), whole)
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 

@@ -64,6 +64,10 @@ def line(data: Path, out: Path, *options: str) -> list[str]:
     return ["train", "resnet50", *model, *sizes, *where, "--bad-images", "skip", *options]
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def named(run: Run) -> list[str]:
     lines = (run.folder / BAD_IMAGES).read_text("utf-8").splitlines()
     return [json.loads(text)["image"] for text in lines]
@@ -97,12 +101,17 @@ def test_two_processes_count_the_same(damaged: Path, tmp_path: Path):
 
 
 def test_too_many_end_the_run_which_goes_on_once_they_are_restored(
-    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     others = [damaged / "train" / "dog" / f"{number:04d}.JPEG" for number in (100, 200)]
     whole = [file.read_bytes() for file in others]
     for file in others:
         file.write_bytes(b"damaged")
+    with monkeypatch.context() as patched:
+        patched.setattr("onehour.train.store.Store.write", full)
+        assert main(line(damaged, tmp_path / "full")) == 2
+    said = capsys.readouterr().err
+    assert "has stopped there and could not save it; the same command goes on from the checkpoint before\n" in said
     assert main(line(damaged, tmp_path / "run")) == 2
     said = capsys.readouterr().err
     assert "training images could not be read up to iteration" in said
@@ -201,9 +210,6 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     step = SimpleNamespace(skipped=torch.tensor(1.0))
     skipping = Skipping(onehour.Recipe(bad_images="skip"), feed, step, tmp_path, Group())  # type: ignore[arg-type]
     feed.skipped.add([3])
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("onehour.data.bad._append", full)

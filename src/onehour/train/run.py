@@ -295,10 +295,10 @@ class _Loop:
             self._halt(done)
         self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
-        with self.watchdog.slow():
-            if not self.checkpoints.wait():
+        with self.watchdog.slow():  # nobody leaves before process 0 has saved: launchers end the others then
+            if not self.group.broadcast(b"saved" if self.checkpoints.wait() else b""):
                 saved = "could not save it; the same command goes on from the checkpoint before"
-        self.skipping.refuse_too_many(done)
+        self.skipping.refuse_too_many(done, saved)
         error = StoppedError(f"stopped after iteration {done} and {saved}")
         raise self._ended("stopped", error, lasting=self._on_purpose())
 
