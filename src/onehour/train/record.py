@@ -121,6 +121,11 @@ class Recorder:
         self.folder, self.recipe = folder, recipe
         finished_run(folder, recipe)  # refuses what is not this recipe's
         self._lock = FolderLock(folder)
+        try:
+            finished_run(folder, recipe)  # again: who had the lock may have made it another's
+        except ValueError:
+            self._lock.release()
+            raise
         _replace(folder / "recipe.toml", recipe.to_toml())
         self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
 
@@ -260,10 +265,10 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists():
         return None
+    lock = FolderLock(folder) if folder.is_dir() else None
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    lock = FolderLock(folder) if folder.is_dir() else None
     try:
         folder.rename(kept)
     finally:
