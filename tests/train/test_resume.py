@@ -216,6 +216,14 @@ def test_a_finished_run_is_not_run_again(tiny: ModuleType, tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == times
 
 
+def test_a_run_that_another_process_finished_while_this_one_waited_stays_as_it_is(
+    tiny: ModuleType, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train(tiny.recipe(), out=tmp_path / "run")
+    monkeypatch.setattr("onehour.api.finished_run", lambda *_: None)
+    assert_same(train(tiny.recipe(), out=tmp_path / "run", stop_asked=never), whole)
+
+
 def test_fresh_starts_over_and_keeps_the_old_folders_under_numbered_names(tiny: ModuleType, tmp_path: Path):
     for seed in (0, 1, 2):
         train(tiny.recipe(seed=seed, epochs=1), out=tmp_path / "run", fresh=True)

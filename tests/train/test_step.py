@@ -172,7 +172,11 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
     step(0, batches(images, LABELS), stopping=False)
     before = digest_of(optimizer_state(step.optimizer, step.model))
     progress = {"iteration": 1, "position": 6, "totals": [0.1, 2.0], "build": {}}
-    checkpoints.save(step.model, step.optimizer, progress, first=lambda: late.wait(30) and None)
+
+    def wait() -> None:
+        assert late.wait(30)
+
+    checkpoints.save(step.model, step.optimizer, progress, first=wait)
     step(1, batches(images, LABELS), stopping=False)
     late.set()
     checkpoints.close()
