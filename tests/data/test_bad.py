@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -212,3 +213,32 @@ def test_each_is_named_once_whoever_found_it(tree: Path, tmp_path: Path):
         "problem": "could not be read where it was needed",
         "remedy": "",
     }
+
+
+def test_names_that_a_full_disk_refuses_are_written_the_next_time(tree: Path, tmp_path: Path):
+    train, skipped, folder = train_of(tree), Skipped(), tmp_path / "run"
+    folder.mkdir()
+    path = folder / BAD_IMAGES
+    skipped.add([2])
+    name_skipped(folder, train, skipped, lambda mine: mine)
+    before = path.read_bytes()
+    skipped.add([3, 4])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        name_skipped(folder, train, skipped, lambda mine: mine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    name_skipped(folder, train, skipped, lambda mine: mine)
+    assert [json.loads(line)["index"] for line in path.read_text("utf-8").splitlines()] == [2, 3, 4]
+
+
+def test_a_line_cut_short_is_written_anew(tree: Path, tmp_path: Path):
+    train, skipped, path = train_of(tree), Skipped(), tmp_path / BAD_IMAGES
+    path.write_text('{"index": 1}\nno line of ours\n{"index": 2, "ima')
+    skipped.add([1, 2])
+    name_skipped(tmp_path, train, skipped, lambda mine: mine)
+    lines = path.read_text("utf-8").splitlines()
+    assert lines[:2] == ['{"index": 1}', "no line of ours"]
+    assert [json.loads(line)["index"] for line in lines[2:]] == [2]

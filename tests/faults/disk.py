@@ -132,7 +132,8 @@ def found(folder: Path) -> tuple[int, str]:
     progress = checkpoints.load(model, optimizer)
     iteration = progress["iteration"] if progress else 0
     names = os.listdir(checkpoints.store.folder) if checkpoints.store.folder.exists() else []
-    if any(not name.startswith("iteration-") for name in names):
+    # What a start passes over, and warns of, stays aside until its iteration is saved again.
+    if any(not name.startswith(("iteration-", ".damaged-") if said else "iteration-") for name in names):
         return iteration, f"left over: {sorted(names)}"
     if iteration and (digest(model, optimizer) != expected(iteration, WIDTH) or progress != progress_of(iteration)):
         return iteration, f"iteration {iteration} is not what was saved"

@@ -47,6 +47,65 @@ def test_training_goes_on_with_the_same_bits(tiny: ModuleType, tmp_path: Path, n
     assert digest_of(*states[0]) == digest_of(*states[1])
 
 
+class Counting(torch.optim.Optimizer):
+    """Keeps Python's numbers: of a parameter, and as timm's Lamb does, of a group."""
+
+    def __init__(self, params: Any, kept: Any = None) -> None:
+        super().__init__(params, {"lr": 0.1, "seen": False, "kept": kept})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            group["step"], group["seen"] = group.get("step", 0) + 1, True
+            for weight in group["params"]:
+                state = self.state[weight]
+                state["scale"], state["count"] = 0.9 * state.get("scale", 1.0), state.get("count", 2**40) + 1
+                weight -= weight.grad * (0.1 * state["scale"] / group["step"])
+                if group["kept"] is not None:
+                    state["kept"] = group["kept"]
+
+
+def test_an_optimizers_numbers_are_kept_to_the_bit_and_stay_numbers(tiny: ModuleType, tmp_path: Path):
+    trained = []
+    for folder in (None, tmp_path):
+        torch.manual_seed(0)
+        model = tiny.net()
+        optimizer = Counting(model.parameters())
+        tiny.advance(model, optimizer, 3)
+        if folder is not None:
+            saved = checkpoints(folder)
+            saved.save(model, optimizer, PROGRESS)
+            saved.close()
+            model = tiny.net()
+            optimizer = Counting(model.parameters())
+            assert checkpoints(folder).load(model, optimizer) == PROGRESS
+        tiny.advance(model, optimizer, 2)
+        kept = [*optimizer.state.values(), {**optimizer.param_groups[0], "params": None}]
+        numbers = [sorted(numbers.items()) for numbers in kept]
+        trained.append((repr(numbers), digest_of(model_state(model), optimizer_state(optimizer, model))))
+    assert trained[0] == trained[1]
+    assert "('seen', True), ('step', 5)" in trained[0][0]
+
+
+@pytest.mark.parametrize(("kept", "said"), [([1.0], "keeps a list as 'kept'"), ("text", "keeps a str as 'kept'")])
+def test_an_optimizer_that_keeps_something_else_is_refused_when_it_is_saved(
+    tiny: ModuleType, tmp_path: Path, kept: Any, said: str
+):
+    model = tiny.net()
+    optimizer = Counting(model.parameters(), kept)
+    tiny.advance(model, optimizer, 1)
+    with pytest.raises(ValueError, match=f"optimizer Counting {said}, and a checkpoint holds tensors and numbers"):
+        checkpoints(tmp_path).save(model, optimizer, PROGRESS)
+
+
+def test_an_optimizer_with_a_state_beside_its_parameters_is_refused_when_it_is_saved(tiny: ModuleType, tmp_path: Path):
+    model = tiny.net()
+    optimizer = Counting(model.parameters())
+    optimizer.state["step"] = 1  # type: ignore[index]
+    with pytest.raises(ValueError, match="optimizer Counting keeps a state that is no parameter's"):
+        checkpoints(tmp_path).save(model, optimizer, PROGRESS)
+
+
 def test_an_empty_folder_has_none(tiny: ModuleType, tmp_path: Path):
     assert checkpoints(tmp_path / "nowhere").load(*tiny.trained("sgd", 0)) is None
 
@@ -189,8 +248,12 @@ def test_a_checkpoint_without_one_of_its_files_is_none(tiny: ModuleType, tmp_pat
         checkpoints(tmp_path).load(model, optimizer)
 
 
+FOREIGN = save({"9.weight/momentum_buffer": torch.zeros(1)})
+OURS = save({"group 0/params#": torch.zeros(())})
+
+
 @pytest.mark.parametrize("name", FILES[:2])
-@pytest.mark.parametrize("content", [b"\x80\x04K\x01.", save({"9.weight/momentum_buffer": torch.zeros(1)})])
+@pytest.mark.parametrize("content", [b"\x80\x04K\x01.", FOREIGN, OURS])
 def test_tensors_that_are_none_are_one_message(tiny: ModuleType, tmp_path: Path, name: str, content: bytes):
     model, optimizer = tiny.trained("sgd", 1)
     forge(tmp_path, model, optimizer, {name: content})

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -167,6 +168,30 @@ def test_a_line_cut_by_a_kill_is_left_out(run: Run, tmp_path: Path):
     whole = (run.folder / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(whole[:-5])
     assert Run(tmp_path).metrics == run.metrics[:-1]
+
+
+def test_the_record_is_brought_to_disk_before_the_checkpoint_and_not_by_the_training(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fsync, rename, done = os.fsync, Path.rename, []
+
+    def note(name: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            done.append(name)
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        note(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def renamed(path: Path, to: Path) -> Path:
+        note(f"→ {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    train(tiny.recipe(epochs=1), out=tmp_path / "run")
+    assert done[:3] == ["metrics.jsonl", "timing.jsonl", "run"]
+    assert "→ iteration-000000006" in done[3:]
 
 
 def test_folders_are_moved_to_the_next_free_number(tmp_path: Path):

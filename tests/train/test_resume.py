@@ -11,9 +11,13 @@ import pytest
 from torch import nn
 
 from onehour.api import train
+from onehour.dist.group import Group
+from onehour.train.checkpoint import Checkpoints
 from onehour.train.determinism import build_of
 from onehour.train.record import Run, first_began
 from onehour.train.run import StoppedError
+from onehour.train.skipping import Skipping
+from onehour.train.store import Store, Stored
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
 
@@ -70,6 +74,43 @@ def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, w
     assert_same(train(tiny.recipe(), out=tmp_path / "run"), whole)
 
 
+@pytest.mark.parametrize("stop", [3, 8])
+def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
+    tiny: ModuleType, tmp_path: Path, stop: int
+):
+    recipe = tiny.recipe(optimizer="onehour.train.inside:InsideSGD", base_minibatch=4)
+    whole = train(recipe, out=tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(recipe, out=tmp_path / "run", stop_asked=after(stop))
+    assert_same(train(recipe, out=tmp_path / "run"), whole)
+
+
+def test_every_process_hears_that_a_stop_is_saved_before_any_leaves(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Be it for too many bad images: launchers end process 0 when another has left."""
+    calls: list[object] = []
+    wait, broadcast = Checkpoints.wait, Group.broadcast
+
+    def waited(self: Checkpoints) -> bool:
+        calls.append("waited")
+        return wait(self)
+
+    def told(self: Group, payload: bytes | None) -> bytes | None:
+        calls.append(payload)
+        return broadcast(self, payload)
+
+    def refused(self: Skipping, done: int, saved: str) -> None:
+        assert calls[-2:] == ["waited", b"saved"]
+        raise ValueError(saved)
+
+    for kind, name, replaced in ((Checkpoints, "wait", waited), (Group, "broadcast", told)):
+        monkeypatch.setattr(kind, name, replaced)
+    monkeypatch.setattr(Skipping, "refuse_too_many", refused)
+    with pytest.raises(ValueError, match="saved; the same command goes on from there"):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
+
+
 def test_a_run_may_be_stopped_again_and_again(tiny: ModuleType, whole: Run, tmp_path: Path):
     for _ in range(3):
         with pytest.raises(StoppedError):
@@ -110,6 +151,32 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert_same(run, whole)
 
 
+def test_a_newer_checkpoint_that_can_be_read_again_leaves_no_hole_in_the_record(
+    tiny: ModuleType, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The record was cut to the one before it."""
+    calls = iter(range(1, 99))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=lambda: next(calls) == 7 and interrupted(), save_every=4)
+    verified = Store.verified
+
+    def refuses(self: Store, folder: Path) -> Stored:
+        if folder.name.endswith("6"):
+            raise ValueError("model.safetensors cannot be read: Input/output error")
+        return verified(self, folder)
+
+    monkeypatch.setattr(Store, "verified", refuses)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.recipe(), out=tmp_path / "run", stop_asked=interrupted)
+    monkeypatch.undo()
+    assert_same(train(tiny.recipe(), out=tmp_path / "run"), whole)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def interrupted() -> bool:
+    raise KeyboardInterrupt
+
+
 def spoil(path: Path, damage: str) -> None:
     content = bytearray(path.read_bytes())
     if damage == "gone":
@@ -147,6 +214,14 @@ def test_a_finished_run_is_not_run_again(tiny: ModuleType, tmp_path: Path):
     again = train(tiny.recipe(), out=tmp_path / "run", stop_asked=never)
     assert again.summary == first.summary
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == times
+
+
+def test_a_run_that_another_process_finished_while_this_one_waited_stays_as_it_is(
+    tiny: ModuleType, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train(tiny.recipe(), out=tmp_path / "run")
+    monkeypatch.setattr("onehour.api.finished_run", lambda *_: None)
+    assert_same(train(tiny.recipe(), out=tmp_path / "run", stop_asked=never), whole)
 
 
 def test_fresh_starts_over_and_keeps_the_old_folders_under_numbered_names(tiny: ModuleType, tmp_path: Path):

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from onehour.api import train
+from onehour.train.flags import HostFlags
 from onehour.train.record import Run
 from onehour.train.run import NonFiniteError
 
@@ -33,6 +34,33 @@ def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(t
     assert run.summary["outcome"] == "non-finite"
     assert [record["iteration"] for record in run.metrics] == [6]
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["iteration-000000006"]
+
+
+class Late(HostFlags):
+    """Tells of an iteration one later, as on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.earlier = False, False
+
+    def read(self, stop: torch.Tensor, halted: torch.Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        found = super().read(stop, halted)
+        told, self.earlier = found if now else self.earlier, found
+        return told
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_where_the_flags_are_late_a_masked_update_is_not_saved(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+):
+    """Neither by --save-every nor by a stop asked at the iteration before: the next start would go on behind it."""
+    monkeypatch.setattr("onehour.train.run.HostFlags", Late)
+    recipe = tiny.recipe(data="tinytask:poisoned", seed=8)  # sample 5 is in the third iteration
+    calls = iter(range(1, 99))
+    for at, asked in ((3, lambda: next(calls) == 2), (4, lambda: False)) if stops else ((4, lambda: False),) * 2:
+        with pytest.raises(NonFiniteError, match=f"not finite at iteration {at} "):
+            train(recipe, out=tmp_path / "run", save_every=1, stop_asked=asked)
+        assert max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == "iteration-000000002"
 
 
 @pytest.mark.parametrize("model", ["Greedy", "GreedyOnHost"])

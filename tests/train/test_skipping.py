@@ -7,16 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import Tensor
 
 import onehour
 from onehour.cli import main
-from onehour.data.bad import BAD_IMAGES
+from onehour.data.bad import BAD_IMAGES, Skipped
 from onehour.data.images import Images, image_folder, open_sides
 from onehour.data.pack import pack
+from onehour.dist.group import Group
 from onehour.train.record import Run
+from onehour.train.skipping import Skipping
 
 PER_CLASS = 350
 """1,050 images to train on, of which one may be bad."""
@@ -60,6 +64,10 @@ def line(data: Path, out: Path, *options: str) -> list[str]:
     return ["train", "resnet50", *model, *sizes, *where, "--bad-images", "skip", *options]
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def named(run: Run) -> list[str]:
     lines = (run.folder / BAD_IMAGES).read_text("utf-8").splitlines()
     return [json.loads(text)["image"] for text in lines]
@@ -93,12 +101,17 @@ def test_two_processes_count_the_same(damaged: Path, tmp_path: Path):
 
 
 def test_too_many_end_the_run_which_goes_on_once_they_are_restored(
-    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     others = [damaged / "train" / "dog" / f"{number:04d}.JPEG" for number in (100, 200)]
     whole = [file.read_bytes() for file in others]
     for file in others:
         file.write_bytes(b"damaged")
+    with monkeypatch.context() as patched:
+        patched.setattr("onehour.train.store.Store.write", full)
+        assert main(line(damaged, tmp_path / "full")) == 2
+    said = capsys.readouterr().err
+    assert "has stopped there and could not save it; the same command goes on from the checkpoint before\n" in said
     assert main(line(damaged, tmp_path / "run")) == 2
     said = capsys.readouterr().err
     assert "training images could not be read up to iteration" in said
@@ -188,3 +201,19 @@ def test_an_image_that_kills_every_loader_ends_a_run_with_one_message(tree: Path
     with pytest.raises(ValueError, match=expected) as raised:
         trained(tree, tmp_path / "run", None)
     assert "\n" not in str(raised.value)
+
+
+def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    feed = SimpleNamespace(skipped=Skipped(), dataset=image_folder(tree)[0])
+    step = SimpleNamespace(skipped=torch.tensor(1.0))
+    skipping = Skipping(onehour.Recipe(bad_images="skip"), feed, step, tmp_path, Group())  # type: ignore[arg-type]
+    feed.skipped.add([3])
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onehour.data.bad._append", full)
+        assert skipping.count() == {"skipped": 1}
+    assert not (tmp_path / BAD_IMAGES).exists()
+    assert skipping.count() == {"skipped": 1}
+    assert json.loads((tmp_path / BAD_IMAGES).read_text("utf-8"))["index"] == 3

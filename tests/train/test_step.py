@@ -1,7 +1,9 @@
 """One iteration (eq 2, §3): a sum over passes divided once by kn, masked where anything is not finite."""
 
 import math
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.train.build import build_optimizer
+from onehour.train.checkpoint import Checkpoints
 from onehour.train.state import digest_of, model_state, optimizer_state
 from onehour.train.step import Step
 from onehour.train.timing import StepTimer
@@ -158,6 +161,28 @@ def test_the_rate_is_the_schedules_at_the_iterations_first_sample():
         rates = {group["lr"] for group in step.optimizer.param_groups}
         assert rates == {recipe.schedule(iteration * 6 / 60)}
         assert rates.pop() == pytest.approx(0.5 + 0.5 * iteration / 10)
+
+
+def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rate(tmp_path: Path):
+    recipe = {"optimizer": "onehour.train.inside:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
+    step, made = make(Marked(), **recipe)
+    checkpoints = Checkpoints(tmp_path, made, Group(), warn=print)
+    step.before_update = checkpoints.detach
+    images, late = torch.zeros(6, 3).double(), threading.Event()
+    step(0, batches(images, LABELS), stopping=False)
+    before = digest_of(optimizer_state(step.optimizer, step.model))
+    progress = {"iteration": 1, "position": 6, "totals": [0.1, 2.0], "build": {}}
+
+    def wait() -> None:
+        assert late.wait(30)
+
+    checkpoints.save(step.model, step.optimizer, progress, first=wait)
+    step(1, batches(images, LABELS), stopping=False)
+    late.set()
+    checkpoints.close()
+    other, _ = make(Marked(), **recipe)
+    checkpoints.load(other.model, other.optimizer)
+    assert digest_of(optimizer_state(other.optimizer, other.model)) == before
 
 
 def test_statistics_move_once_an_iteration_however_many_passes_it_takes():

@@ -239,6 +239,27 @@ def test_no_damage_loads_a_wrong_state(tmp_path_factory: pytest.TempPathFactory,
     shutil.rmtree(folder)
 
 
+def test_what_was_passed_over_is_kept_without_its_name_until_its_iteration_is_saved_again(tmp_path: Path):
+    fill(tmp_path, range(8, 11), kept=9)
+    place = tmp_path / "checkpoints"
+    for iteration in (9, 10):
+        (place / f"iteration-{iteration:09d}" / "model").write_bytes(b"")
+    made = store(tmp_path)
+    assert right(made.newest())
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []  # who only reads renames nothing
+    made.set_aside()
+    assert sorted(path.name for path in place.iterdir()) == [
+        ".damaged-iteration-000000009",
+        ".damaged-iteration-000000010",
+        "iteration-000000008",
+    ]
+    made.clear_leftovers()
+    fill(tmp_path, range(9, 10))
+    assert names(tmp_path) == [8, 9, 10]
+    fill(tmp_path, range(1_234_567_890, 1_234_567_891))
+    assert names(tmp_path) == [9, 1_234_567_890]
+
+
 def test_checkpoints_that_are_a_link_are_none_of_the_runs(tmp_path: Path):
     fill(tmp_path / "other", range(1, 3))
     (tmp_path / "run").mkdir()

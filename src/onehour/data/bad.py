@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def too_many(first: int, position: int, samples: int) -> float:
 def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Callable[[Tensor], Tensor]) -> None:
     """Write the names of what any process has skipped since the last call; all processes call it together.
 
+    What the disk refuses stays in `skipped` of the process that writes, for the next call.
+
     Args:
         folder: the run's, in the process that writes it; None in the others.
         dataset: whose images they are.
@@ -103,10 +106,34 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
     if folder is None or not found:
         return
     path = folder / BAD_IMAGES
-    known = {json.loads(line)["index"] for line in path.read_text("utf-8").splitlines()} if path.is_file() else set()
-    with path.open("a", encoding="utf-8") as file:
-        for index in sorted(set(found) - known):
-            file.write(json.dumps({"index": index, **_described(dataset, index)}) + "\n")
+    try:
+        old = path.read_bytes() if path.is_file() else b""
+        whole = old[: old.rfind(b"\n") + 1]  # a line without its end is what a full disk or a kill has left
+        new = sorted(set(found) - _indices(whole))
+        lines = [json.dumps({"index": index, **_described(dataset, index)}) + "\n" for index in new]
+        _append(path, len(whole), "".join(lines).encode())
+    except OSError:
+        skipped.indices.update(found)
+
+
+def _indices(lines: bytes) -> set[int]:
+    found = set()
+    for line in lines.splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            found.add(json.loads(line)["index"])
+    return found
+
+
+def _append(path: Path, size: int, content: bytes) -> None:
+    """Write behind the first `size` bytes, all or nothing."""
+    with path.open("ab", buffering=0) as file:
+        file.truncate(size)
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _described(dataset: Any, index: int) -> dict[str, str]:

@@ -156,6 +156,7 @@ class Checkpoints:
         if stored is None:
             return [None] * len(FILES)
         _refuse_wrong_progress(stored, self.store.folder)
+        self.store.set_aside()
         return [stored.contents[name] for name in FILES]
 
     def save(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["FolderLock"]
@@ -25,7 +27,7 @@ class FolderLock:
         patience: seconds to wait for another holder.
 
     Raises:
-        ValueError: if another process holds it still, naming that process.
+        ValueError: if another process holds it still, naming that process, or the file system gives no locks.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -33,11 +35,8 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, *, patience: float = PATIENCE) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ValueError(f"{folder / NAME} cannot be opened: {error.strerror}; remove it") from error
+        self._path = folder / NAME
+        self._open()
         deadline = time.monotonic() + patience
         while not self._taken():
             if time.monotonic() > deadline:
@@ -48,6 +47,9 @@ class FolderLock:
                     " it, or choose another --out"
                 )
             time.sleep(0.1)
+            if self._is_elsewhere():  # somebody's --fresh has moved the folder aside
+                os.close(self._file)
+                self._open()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
@@ -55,9 +57,27 @@ class FolderLock:
         """Let others have it."""
         os.close(self._file)
 
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ValueError(f"{self._path} cannot be opened: {error.strerror}; remove it") from error
+
     def _taken(self) -> bool:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            os.close(self._file)
+            raise ValueError(
+                f"{self._path} cannot be locked: {error.strerror}; give --out on a file system that has locks"
+            ) from error
+        return not self._is_elsewhere()
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the file that is open has lost its name, and so guards nothing."""
+        with suppress(OSError):
+            return not os.path.samestat(os.fstat(self._file), os.lstat(self._path))
         return True

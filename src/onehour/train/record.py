@@ -13,6 +13,7 @@ from typing import Any
 
 from onehour.config import Recipe
 from onehour.train.lock import FolderLock
+from onehour.train.store import sync_folder
 
 __all__ = [
     "JOB",
@@ -120,6 +121,11 @@ class Recorder:
         self.folder, self.recipe = folder, recipe
         finished_run(folder, recipe)  # refuses what is not this recipe's
         self._lock = FolderLock(folder)
+        try:
+            finished_run(folder, recipe)  # again: who had the lock may have made it another's
+        except ValueError:
+            self._lock.release()
+            raise
         _replace(folder / "recipe.toml", recipe.to_toml())
         self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
 
@@ -158,14 +164,20 @@ class Recorder:
         for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
             self._late[name] += json.dumps(record) + "\n"
         with suppress(OSError):
-            self.catch_up()
+            self._write_late()
 
     def catch_up(self) -> None:
-        """Write what the disk has refused.
+        """Write what the disk has refused, and bring the record to disk: a checkpoint is about to count on it.
 
         Raises:
             OSError: if it still does; no line is half written then.
         """
+        self._write_late()
+        for path in (*(self.folder / name for name in self._late), self.folder):
+            with suppress(FileNotFoundError):  # somebody removed it: nothing counts on it any more
+                sync_folder(path)
+
+    def _write_late(self) -> None:
         for name, text in self._late.items():
             if text:
                 _append(self.folder / name, text.encode())
@@ -253,10 +265,10 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists():
         return None
+    lock = FolderLock(folder) if folder.is_dir() else None
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    lock = FolderLock(folder) if folder.is_dir() else None
     try:
         folder.rename(kept)
     finally:

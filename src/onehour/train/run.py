@@ -21,6 +21,7 @@ from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
 from onehour.rules.keys import seed_for
+from onehour.rules.momentum import set_rate
 from onehour.train.breaking import Breakable, EvaluationStoppedError
 from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
@@ -220,6 +221,8 @@ class _Loop:
         start, evaluated = 0, True
         if progress is not None:
             start, evaluated = progress["iteration"], progress.get("evaluated", True)
+            if start:  # a velocity that has the rate inside was made at this one
+                set_rate(self.optimizer, self.decisions.rate(start - 1), inside=set())
             self.step.totals.copy_(torch.tensor(progress["totals"], dtype=torch.float64))
             self.step.skipped.fill_(progress.get("skipped", 0))
             build, here = progress["build"], build_of(self.group.device)
@@ -267,6 +270,8 @@ class _Loop:
             together: all processes do, at this iteration; where the clock says when, process 0 may be alone.
             evaluated: the record has this iteration's evaluation, if there is one.
         """
+        if self.step.halted.item():  # the flags may tell later; a masked update is no state to go on from
+            return
         started, cpu_started = time.perf_counter(), time.process_time()
         skipped = {"skipped": int(self.step.skipped.item())} if self.recipe.bad_images == "skip" else {}
         if together:
@@ -286,12 +291,14 @@ class _Loop:
         self.cpu_since += time.process_time() - cpu_started
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
+        if self.step.halted.item():
+            self._halt(done)
         self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
-        with self.watchdog.slow():
-            if not self.checkpoints.wait():
+        with self.watchdog.slow():  # nobody leaves before process 0 has saved: launchers end the others then
+            if not self.group.broadcast(b"saved" if self.checkpoints.wait() else b""):
                 saved = "could not save it; the same command goes on from the checkpoint before"
-        self.skipping.refuse_too_many(done)
+        self.skipping.refuse_too_many(done, saved)
         error = StoppedError(f"stopped after iteration {done} and {saved}")
         raise self._ended("stopped", error, lasting=self._on_purpose())
 
@@ -317,7 +324,7 @@ class _Loop:
             self.group.broadcast(b"noted")
         return error
 
-    def _halt(self, done: int) -> None:
+    def _halt(self, done: int) -> NoReturn:
         self._finish("non-finite")
         rate = self.decisions.rate(done - 1)
         message = (

@@ -42,14 +42,19 @@ class Skipping:
         if not self._skips:
             return {}
         skipped = int(self.step.skipped.item())
+        folder = self.folder if self.group.rank == 0 else None
         if skipped != self._named:  # the same number in all processes
             self._named = skipped
-            folder = self.folder if self.group.rank == 0 else None
             name_skipped(folder, self.feed.dataset, self.feed.skipped, self._sum)
+        elif folder is not None and self.feed.skipped.indices:  # refused by the disk before
+            name_skipped(folder, self.feed.dataset, self.feed.skipped, lambda flags: flags)
         return {"skipped": skipped}
 
-    def refuse_too_many(self, done: int) -> None:
+    def refuse_too_many(self, done: int, saved: str) -> None:
         """Say why the step asked for a stop, if it was for this.
+
+        Args:
+            saved: whether the stop was, and where the same command goes on.
 
         Raises:
             ValueError: if more images were replaced than may be.
@@ -57,8 +62,8 @@ class Skipping:
         if self._skips and self.step.too_many.item():
             raise ValueError(
                 f"{int(self.step.skipped.item())} training images could not be read up to iteration {done}, more than"
-                f" 0.1 % of an epoch; {self.folder / BAD_IMAGES} names them. Restore or remove them; iteration"
-                f" {done} is saved, and the same command goes on from there"
+                f" 0.1 % of an epoch; {self.folder / BAD_IMAGES} names them. Restore or remove"
+                f" them; the run has stopped there and {saved}"
             )
 
     def _sum(self, tensor: Any) -> Any:

@@ -1,14 +1,22 @@
-"""What a run consists of between two iterations, as tensors by name: weights, statistics, velocity."""
+"""What a run consists of between two iterations, as tensors by name: weights, statistics, velocity.
+
+An optimizer's numbers are tensors too, of their exact type and value; their names end in "#".
+"""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 __all__ = ["digest_of", "load_optimizer", "model_state", "optimizer_state"]
+
+NUMBER = "#"
+OF_THE_RECIPE = {"params", "lr", "initial_lr", "weight_decay"}
+"""What a run gives an optimizer's groups by itself."""
 
 
 def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
@@ -33,27 +41,58 @@ def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
 def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
     """Velocity and whatever else the optimizer keeps, by parameter/key; `copy` as for `model_state`.
 
+    Of its groups, the numbers that are not its defaults, such as a count of steps; not what the recipe says.
+
+    Raises:
+        ValueError: for an optimizer that keeps something else than tensors and numbers.
+
     >>> model = nn.Linear(2, 1)
     >>> optimizer_state(torch.optim.SGD(model.parameters(), lr=0.1), model)
     {}
     """
-    return {
-        f"{name}/{key}": _on_host(value, copy=copy) if torch.is_tensor(value) else torch.tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
+    state, parameters = {}, dict(model.named_parameters())
+    if optimizer.state.keys() - set(parameters.values()):
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__} keeps a state that is no parameter's, and a checkpoint holds the"
+            " parameters' and the groups' alone; choose another optimizer"
+        )
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if torch.is_tensor(value):
+                state[f"{name}/{key}"] = _on_host(value, copy=copy)
+            elif isinstance(value, float | int):
+                state[f"{name}/{key}{NUMBER}"] = _exact(value)
+            elif value is not None:
+                raise ValueError(
+                    f"optimizer {type(optimizer).__name__} keeps a {type(value).__name__} as {key!r}, and a checkpoint"
+                    " holds tensors and numbers alone; choose another optimizer"
+                )
+    for name, group in _groups(optimizer).items():
+        for key in group.keys() - OF_THE_RECIPE:
+            if isinstance(group[key], float | int) and group[key] != optimizer.defaults.get(key):
+                state[f"{name}/{key}{NUMBER}"] = _exact(group[key])
+    return state
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put back what `optimizer_state` took.
 
+    Raises:
+        KeyError: for a state of another model's.
+
     >>> model = nn.Linear(2, 1)
     >>> load_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, {})
     """
-    parameters = dict(model.named_parameters())
+    parameters, groups = dict(model.named_parameters()), _groups(optimizer)
     for key, value in state.items():
         name, _, part = key.rpartition("/")
+        if part.endswith(NUMBER):
+            kept: Any = groups[name] if name in groups else optimizer.state[parameters[name]]
+            key = part.removesuffix(NUMBER)
+            if name in groups and key in OF_THE_RECIPE:
+                raise KeyError(part)
+            kept[key] = value.item()
+            continue
         parameter = parameters[name]
         on_host = part == "step" and not getattr(optimizer, "_step_supports_amp_scaling", False)
         value = value if on_host else value.to(parameter.device)
@@ -77,6 +116,14 @@ def digest_of(*states: dict[str, Tensor]) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _groups(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    return {f"group {number}": group for number, group in enumerate(optimizer.param_groups)}
+
+
+def _exact(number: float) -> Tensor:
+    return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
 
 
 def _on_host(tensor: Tensor, *, copy: bool) -> Tensor:

@@ -90,7 +90,7 @@ class Step:
         self._model = torch.compile(model) if recipe.compile else model
 
     def __call__(self, iteration: int, batches: Iterator[Batch], *, stopping: bool) -> None:
-        """Iteration t: set the rate, take the passes' batches from `batches`, reduce, update.
+        """Iteration t: take the passes' batches from `batches`, reduce, set the rate, update.
 
         Args:
             iteration: t.
@@ -98,7 +98,6 @@ class Step:
             stopping: this process was asked to stop; after the step every process finds it in `stop`.
         """
         reducer = self.reducer
-        set_rate(self.optimizer, self._decisions.rate(iteration), self._inside)
         self.timer.begin()
         reducer.zero()
         if stopping:
@@ -120,7 +119,7 @@ class Step:
         if self._skips:
             self._note_skipped(iteration)
         self.timer.lap("reduction")
-        self._update(unused or set())
+        self._update(unused or set(), self._decisions.rate(iteration))
         self.timer.lap("update")
         self.timer.end()
 
@@ -166,7 +165,7 @@ class Step:
         return unused
 
     @torch.no_grad()
-    def _update(self, unused: set[int]) -> None:
+    def _update(self, unused: set[int], rate: float) -> None:
         self.before_update()
         self._drop(unused)
         # What GradScaler calls; times 1 changes nothing, and `halted` is only ever set.
@@ -175,6 +174,7 @@ class Step:
         )
         live = self.halted == 0
         if self._on_device or bool(live):
+            set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self.statistics.commit(self.sums, live)
         self.totals += torch.where(live, self.scalars[:2].double(), 0.0)

@@ -20,6 +20,8 @@ CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)
 WRITING, DROPPING, REPLACED = ".writing-", ".dropping-", ".replaced-"
 """What the names of folders begin with that are not checkpoints yet, no longer, or until another has their name."""
+DAMAGED = ".damaged-"
+"""And of those that a run has passed over: kept until it has saved their iteration, or a later one, again."""
 
 Write = Callable[[Path], dict[str, Any]]
 """Writes a file that is on disk when it returns; gives {"bytes": …, "sha256": …} and, of tensors, "finite"."""
@@ -65,6 +67,7 @@ class Store:
         self.folder, self.recipe, self.kept, self.needs = folder / CHECKPOINTS, recipe, kept, frozenset(needs)
         self.problems: list[str] = []
         """What was wrong with newer checkpoints than the one that `newest` gave."""
+        self._passed_over: list[Path] = []
         self._known: dict[str, tuple[Any, bool | None]] = {}
         """Looked at in this process: files' sizes and times, and whether all is finite; None if it did not verify."""
 
@@ -112,6 +115,10 @@ class Store:
         self._known[final.name] = _stamp_of(final), finite
         with suppress(OSError):  # what should go stays for the next time; what was written is written
             self.thin()
+            for path in self.folder.iterdir():
+                match = NAME.fullmatch(path.name.removeprefix(DAMAGED))
+                if path.name.startswith(DAMAGED) and match and int(match[1]) <= iteration:
+                    _remove(path)
         return final
 
     def newest(self) -> Stored | None:
@@ -123,7 +130,7 @@ class Store:
         >>> Store(Path("nowhere"), recipe="").newest() is None
         True
         """
-        self.problems = []
+        self.problems, self._passed_over = [], []
         try:
             folders = self._folders()
         except OSError as error:
@@ -134,6 +141,7 @@ class Store:
                 stored = self.verified(folder)
             except ValueError as error:
                 self.problems.append(f"{folder.name}: {error}")
+                self._passed_over.append(folder)
                 continue
             self._known[folder.name] = stamp, stored.finite
             return stored
@@ -142,6 +150,27 @@ class Store:
                 f"no checkpoint in {self.folder} can be trusted ({'; '.join(self.problems)}); start over with --fresh"
             )
         return None
+
+    def set_aside(self) -> None:
+        """Take the name from what `newest` passed over; only for who holds the run's lock, and trains.
+
+        The record is cut to the checkpoint that is used. A newer one that could not be read for a moment must not be
+        found again behind that cut.
+
+        Raises:
+            ValueError: if the disk refuses.
+
+        >>> Store(Path("nowhere"), recipe="").set_aside()
+        """
+        try:
+            for folder in self._passed_over:
+                aside = folder.with_name(f"{DAMAGED}{folder.name}")
+                _remove(aside)
+                folder.rename(aside)
+            if self._passed_over:
+                sync_folder(self.folder)
+        except OSError as error:
+            raise ValueError(f"{self.folder} cannot be written: {error.strerror}") from error
 
     def verified(self, folder: Path) -> Stored:
         """A checkpoint, read once, and compared with its manifest as it was read.
@@ -231,7 +260,7 @@ class Store:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder's own entries to disk.
+    """Bring a folder's own entries to disk; a file's content in the same way.
 
     >>> sync_folder(Path("."))
     """
