@@ -1,7 +1,6 @@
 """A short version of the campaigns that kill writers, fill disks, damage checkpoints and plant hostile files."""
 
 import importlib
-import json
 import os
 import random
 import shutil
@@ -172,14 +171,15 @@ def test_the_ledgers_become_one_result(faults: Any, tmp_path: Path):
     summary.add(ledger, "a", 0, ok=True, kind="odd")
     summary.add(ledger, "a", 1, ok=False, said="it broke", kind="odd")
     summary.add(ledger, "b", "x", ok=True, runs=100, failures=0, kinds={"even": 60})
-    kills = {"scenario": "fast on 2", "number": 7, "equal": True, "killed": [], "codes": [0], "left": 1, "said": ""}
-    (tmp_path / "kills.jsonl").write_text(json.dumps(kills) + "\n" + '{"scenario": "half')
+    summary.add(ledger, "c", 7, ok=True, seconds=[1.0, 3.0, 2.0], slowest=4.0)
+    with ledger.open("a") as file:
+        file.write('{"campaign": "half')  # a campaign was stopped
     found = summary.summarise(tmp_path)
-    assert (found["runs"], found["failures"]) == (103, 2)
-    a, b, killed = (found["campaigns"][name] for name in ("a", "b", "kills: fast on 2"))
+    assert (found["runs"], found["failures"]) == (103, 1)
+    a, b, c = (found["campaigns"][name] for name in "abc")
     assert (a["runs"], a["failures"], a["failed"], a["seeds"]) == (2, 1, ["1: it broke"], "0-1")
     assert (b["runs"], b["kinds"], b["seeds"]) == (100, {"even": 60}, "1 named cases")
-    assert (killed["runs"], killed["failures"], killed["seeds"]) == (1, 1, "7")
+    assert (c["seeds"], c["median_s"], c["p95_s"], c["slowest"]) == ("7", 2.0, 3.0, 4.0)
     assert list(summary.missing(ledger, "a", range(3))) == [1, 2]
     assert len(a["commits"]) == 1
     shutil.rmtree(tmp_path)
