@@ -10,6 +10,7 @@ way, or comes later, which elastic torchrun (`--nnodes 1:4`, examples/nodes.sh) 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import subprocess
@@ -57,7 +58,8 @@ class Host:
         self.name, self.address = f"oh{os.getpid()}n{number}", f"10.213.0.{number + 1}"
         self.started: subprocess.Popen[bytes] | None = None
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `hosts`
-        inside, outside = f"i{os.getpid()}n{number}", f"o{os.getpid()}n{number}"
+        serial = f"{os.getpid()}n{next(SERIAL)}"  # the kernel takes its time to give a name back
+        inside, outside = f"i{serial}", f"o{serial}"
         ip("netns", "add", self.name)
         ip("link", "add", outside, "type", "veth", "peer", "name", inside)
         ip("link", "set", inside, "netns", self.name, "name", "eth0")
@@ -91,6 +93,7 @@ class Host:
 
 
 BRIDGE = f"b{os.getpid()}"
+SERIAL = itertools.count()
 TABLE = Path(tempfile.gettempdir()) / f"hosts-{os.getpid()}"
 """Stands for /etc/hosts on each of them."""
 
