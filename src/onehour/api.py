@@ -131,9 +131,8 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
     """
     began, found = _job_began(group), ("", "")
     if group.rank == 0:
-        this_jobs = (
-            began < first_began(folder) < process_began(os.getpid())
-        )  # a host came or went: it is not started over
+        # A host came or went, and torchrun starts all anew: what this job began is not started over.
+        this_jobs = began < first_began(folder) < process_began(os.getpid())
         found = _look_at(folder, recipe, began, fresh=execution.fresh and not this_jobs)
     answer = group.broadcast(json.dumps(found).encode())
     assert answer is not None
