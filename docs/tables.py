@@ -235,12 +235,18 @@ def checkpoint(results: dict[str, Any]) -> str:
 
 def faults(results: dict[str, Any]) -> str:
     """What was killed, stopped, corrupted or filled up, how often it did harm, and on which commits."""
-    campaigns = results["campaigns"]
-    rows = [(name, f"{row['runs']:,}", str(row["failures"]), _happened(row)) for name, row in campaigns.items()]
-    commits = sorted({commit for row in campaigns.values() for commit in row["commits"]})
-    p = results["provenance"]
-    made = f"`benchmarks/results/faults.json`, by `make faults`: {p['date']}, commits {', '.join(commits)}"
-    return f"{table(('campaign', 'runs', 'failures', 'what happened in them'), rows)}\n\n{made} (+: and changes)."
+    rows = [
+        (
+            name,
+            f"{row['runs']:,}",
+            str(row["failures"]),
+            _happened(row),
+            ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in row["commits"]),
+        )
+        for name, row in results["campaigns"].items()
+    ]
+    made = f"`benchmarks/results/faults.json`, by `make faults`: {results['provenance']['date']} (+: and changes)."
+    return f"{table(('campaign', 'runs', 'failures', 'what happened in them', 'commits'), rows)}\n\n{made}"
 
 
 def _happened(campaign: dict[str, Any]) -> str:
