@@ -1,6 +1,6 @@
 """Signals at random moments to the launcher or any training process of a run, which is then started again.
 
-    python tests/faults/signals.py [--cases 60] [--minutes M]
+    python tests/faults/signals.py [--cases 30] [--minutes M]
 
 A run gets up to five signals at seeded moments, three in ten of them while it starts, the others while it trains,
 evaluates and saves.
@@ -128,7 +128,7 @@ def kinds(ends: list[dict[str, Any]]) -> dict[str, int]:
 def main() -> int:
     """Run what is missing; 1 if any case failed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument("--cases", type=int, default=30)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     options = parser.parse_args()
     ledger, until = OUT / f"{CAMPAIGN}.jsonl", time.monotonic() + 60 * options.minutes
