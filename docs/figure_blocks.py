@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import mean, points, source, table
+from parts import claims, mean, points, source, table
 
 from onehour.config import Recipe
 
@@ -40,11 +40,7 @@ def figure_n(results: dict[str, Any]) -> str:
 
 def figure_claims(results: dict[str, Any]) -> str:
     """What is promised of the figure, and whether it shows it."""
-    rows = [
-        (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['points']:+.2f}", "yes" if row["holds"] else "NO")
-        for row in results["claims"]
-    ]
-    return table(("claim", "points", "measured", "holds"), rows)
+    return claims(("claim", "points", "measured", "holds"), results["claims"], lambda row: f"{row['points']:+.2f}")
 
 
 def figure_wide(results: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def claims(head: tuple[str, ...], rows: list[dict[str, Any]], measured: Callable[[dict[str, Any]], str]) -> str:
+    """What is promised, its bound, what was measured, and whether it holds."""
+    lines = [
+        (row["claim"], f"{row['relation']} {row['bound']:g}", measured(row), "yes" if row["holds"] else "NO")
+        for row in rows
+    ]
+    return table(head, lines)
 
 
 def script(stem: str) -> str:

@@ -35,7 +35,7 @@ from figure_blocks import (
     power,
     sweep,
 )
-from parts import script, source, table
+from parts import claims, script, source, table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -177,13 +177,9 @@ def input_rates(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}{missing}\n\n{source('input', results)}"
 
 
-def claims(results: dict[str, Any]) -> str:
-    """What is promised, what was measured, and whether it holds."""
-    rows = [
-        (row["claim"], f"{row['relation']} {row['bound']:g}", f"{row['measured']:.3g}", "yes" if row["holds"] else "NO")
-        for row in results["claims"]
-    ]
-    return table(("promise", "bound", "measured", "holds"), rows)
+def input_claims(results: dict[str, Any]) -> str:
+    """What is promised of the input, and whether it holds."""
+    return claims(("promise", "bound", "measured", "holds"), results["claims"], lambda row: f"{row['measured']:.3g}")
 
 
 def fuzz(results: dict[str, Any]) -> str:
@@ -262,8 +258,6 @@ MANY = 8
 
 def recipe_fields(_: dict[str, Any]) -> str:
     """Every field of a recipe, with its value where nothing is said."""
-    from onehour import Recipe
-
     rows = []
     for field in dataclasses.fields(Recipe):
         usual = field.default
@@ -285,7 +279,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "power": ("verdicts", power),
     "sweep": ("sweep", sweep),
     "input": ("input", input_rates),
-    "input_claims": ("input", claims),
+    "input_claims": ("input", input_claims),
     "fuzz": ("fuzz", fuzz),
     "checkpoint": ("checkpoint", checkpoint),
     "faults": ("faults", faults),

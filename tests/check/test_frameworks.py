@@ -1,6 +1,5 @@
 """Pitfalls in loops of Accelerate, Lightning, the HF Trainer and timm: each broken one raises its own alone."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +9,6 @@ import pytest
 from onehour.check.catalogue import PITFALLS
 from onehour.check.runner import Nursery
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted((Path(__file__).parent / "loops" / "frameworks").glob("*.py"))
 PACKAGES = {"accelerate": "accelerate", "hf": "transformers", "lightning": "lightning", "timm": "timm"}
 
@@ -19,14 +17,6 @@ def parts(path: Path) -> tuple[str, str, str]:
     """The pitfall, the framework and the kind in a script's name."""
     pitfall, framework, kind = path.stem.split("_")
     return pitfall, framework.partition("-")[0], kind
-
-
-@pytest.fixture(scope="module")
-def matrix() -> Iterator[ModuleType]:
-    """benchmarks/check_matrix.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("check_matrix")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Every broken loop raises exactly its pitfall, every corrected twin none, and the place is in the user's file."""
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,16 +10,7 @@ from onehour.check.catalogue import PITFALLS
 from onehour.check.judge import JUDGES
 from onehour.check.runner import Nursery
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOOPS = sorted((Path(__file__).parent / "loops").glob("*_*.py"))
-
-
-@pytest.fixture(scope="module")
-def matrix() -> Iterator[ModuleType]:
-    """benchmarks/check_matrix.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("check_matrix")
 
 
 @pytest.mark.timeout(180)

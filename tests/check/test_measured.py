@@ -7,12 +7,11 @@ of the right update, and 4.93 % for a velocity that is scaled without need. â€–Î
 evaluation. A sample of 5, of which the window's gradient takes a half as of 16, weighs 16/5 times as much.
 """
 
-import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from onehour.check.case import Base
 from onehour.check.runner import Nursery, check_script
 
 LOOPS = Path(__file__).parent / "loops"
@@ -77,19 +76,14 @@ SAID: dict[str, tuple[str, str, str]] = {
 """Of `measured`, of `expected`, and of the line that is named."""
 
 
-def base_of(text: str) -> Base:
-    """What a script's first line declares."""
-    given = {name.replace("-", "_"): float(value) for name, value in re.findall(r"--base-([\w-]+) (\S+)", text)}
-    minibatch, per_worker = given.get("minibatch"), given.get("per_worker")
-    return Base(given.get("lr"), minibatch and int(minibatch), per_worker and int(per_worker))  # pyright: ignore
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SAID)
-def test_the_numbers_are_right_and_the_line_is_the_user_s(name: str, nursery: Nursery, tmp_path: Path):
+def test_the_numbers_are_right_and_the_line_is_the_user_s(
+    name: str, matrix: ModuleType, nursery: Nursery, tmp_path: Path
+):
     path = LOOPS / f"{name}_broken.py"
     lines = path.read_text(encoding="utf-8").splitlines()
-    (finding,) = check_script(path, base=base_of(lines[0]), nursery=nursery, cwd=tmp_path).findings
+    (finding,) = check_script(path, base=matrix.base_of(path), nursery=nursery, cwd=tmp_path).findings
     measured, expected, line = SAID[name]
     assert measured in finding.measured
     assert expected in finding.expected

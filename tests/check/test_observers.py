@@ -1,47 +1,17 @@
 """What the observers write down, against loops whose numbers are known."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from observing import Watched, facts, scalar
 from torch import nn
 from torch.nn import functional as F
 
 from onehour.check.observe_backward import LOSSES
-from onehour.check.observers import Observers
 from onehour.check.penalty import penalties
 from onehour.check.probes import character, replay
-from onehour.check.recorder import Recorder
 from onehour.check.sketch import sketch
-from onehour.check.tape import Tape
-
-
-class Watched:
-    """All observers for the time of a block."""
-
-    def __init__(self, folder: Path | None = None, **options: Any) -> None:
-        self.recorder = Recorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
-        self.observers = Observers(self.recorder, folder)
-
-    def __enter__(self) -> Tape:
-        self.observers.install()
-        return self.recorder.tape
-
-    def __exit__(self, *error: object) -> None:
-        self.observers.conclude()
-        self.observers.remove()
-
-
-def facts(tape: Tape, kind: str) -> list[dict[str, Any]]:
-    assert not list(tape.of("trouble"))
-    return [event.facts for event in tape.of(kind)]
-
-
-def scalar() -> nn.Linear:
-    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    nn.init.ones_(model.weight)
-    return model
 
 
 class Inside(torch.optim.Optimizer):

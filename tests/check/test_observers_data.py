@@ -7,43 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from observing import Watched, facts, scalar
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from onehour.check.driven import Driven
 from onehour.check.observe_scheduler import curve, runs_of
-from onehour.check.observers import Observers
 from onehour.check.passes import leap
-from onehour.check.recorder import Recorder
-from onehour.check.tape import Tape
-
-
-class Watched:
-    """All observers for the time of a block."""
-
-    def __init__(self, folder: Path | None = None, **options: Any) -> None:
-        self.recorder = Recorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
-        self.observers = Observers(self.recorder, folder)
-
-    def __enter__(self) -> Tape:
-        self.observers.install()
-        return self.recorder.tape
-
-    def __exit__(self, *error: object) -> None:
-        self.observers.conclude()
-        self.observers.remove()
-
-
-def facts(tape: Tape, kind: str) -> list[dict[str, Any]]:
-    assert not list(tape.of("trouble"))
-    return [event.facts for event in tape.of(kind)]
-
-
-def scalar() -> nn.Linear:
-    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    nn.init.ones_(model.weight)
-    return model
 
 
 def test_orders_of_epochs_are_enumerated_in_full(tmp_path: Path):

@@ -1,10 +1,8 @@
 """The diff of a check: it applies, it mends, and it says what it leaves."""
 
 import ast
-import importlib
 import shutil
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,20 +22,11 @@ from onehour.check.remedies.source import Source, UnsureError, lines_of
 from onehour.check.runner import Nursery, check_script
 from onehour.cli import main
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOOPS = Path(__file__).parent / "loops"
 WITHOUT = {"batchnorm-n-changed", "decay-decoupled-scales-with-lr", "unused-gradients"}
 """Whose loop in the folder is not one that an edit is known for; test_remedies_variants.py has others."""
 QUICK = {"accumulation-tail", "decay-on-batchnorm", "lr-not-scaled", "overlapping-shards"}
 IDS = sorted(set(EDITS) - WITHOUT)
-
-
-@pytest.fixture(scope="module")
-def matrix() -> Iterator[ModuleType]:
-    """benchmarks/check_matrix.py, which reads the options in a loop's first line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("check_matrix")
 
 
 def applied(diff: str, folder: Path, how: str = "git") -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onehour.data.faults import FaultError, shown
+from onehour.files import append_whole
 from onehour.rules.shuffle import SampleStream
 
 __all__ = ["BAD_IMAGES", "IN_A_ROW", "SHARE", "Skipped", "following", "name_skipped", "too_many"]
@@ -111,7 +112,7 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
         whole = old[: old.rfind(b"\n") + 1]  # a line without its end is what a full disk or a kill has left
         new = sorted(set(found) - _indices(whole))
         lines = [json.dumps({"index": index, **_described(dataset, index)}) + "\n" for index in new]
-        _append(path, len(whole), "".join(lines).encode())
+        append_whole(path, "".join(lines).encode(), behind=len(whole))
     except OSError:
         skipped.indices.update(found)
 
@@ -122,18 +123,6 @@ def _indices(lines: bytes) -> set[int]:
         with suppress(ValueError, TypeError, KeyError):
             found.add(json.loads(line)["index"])
     return found
-
-
-def _append(path: Path, size: int, content: bytes) -> None:
-    """Write behind the first `size` bytes, all or nothing."""
-    with path.open("ab", buffering=0) as file:
-        file.truncate(size)
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except OSError:
-            file.truncate(size)
-            raise
 
 
 def _described(dataset: Any, index: int) -> dict[str, str]:

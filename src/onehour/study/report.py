@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onehour.files import replace_whole
 from onehour.study.export import FORMAT, results_csv, results_json
 from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE
@@ -104,7 +104,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
     for name, text in files.items():
-        _replace(folder / name, text)
+        replace_whole(folder / name, text)
     return Report(folder, findings)
 
 
@@ -185,10 +185,3 @@ def _tied(text: str) -> str:
 
 def _version() -> str:
     return metadata.version("onehour")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from onehour.config import PITFALLS, SIZES, Recipe
+from onehour.files import replace_whole
 from onehour.rules.minibatch import parse_size
 
 __all__ = ["SPEC", "Cell", "SweepSpec", "arm_of", "label_of", "parse_arm", "pitfall_arms", "table_arms"]
@@ -208,12 +208,7 @@ class SweepSpec:
     def write(self, folder: Path) -> None:
         """Write sweep.toml, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{SPEC}.writing"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.to_toml())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / SPEC)
+        replace_whole(folder / SPEC, self.to_toml())
 
 
 def _arm_from(text: str) -> Arm:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
+from onehour.files import append_whole, replace_whole
 from onehour.train.lock import FolderLock
 from onehour.train.store import sync_folder
 
@@ -126,7 +127,7 @@ class Recorder:
         except ValueError:
             self._lock.release()
             raise
-        _replace(folder / "recipe.toml", recipe.to_toml())
+        replace_whole(folder / "recipe.toml", recipe.to_toml())
         self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
 
     def close(self) -> None:
@@ -136,7 +137,7 @@ class Recorder:
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes ended on purpose."""
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
-        _replace(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
+        replace_whole(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
 
     def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
         """Note where the run goes on, and cut the record to what the checkpoint there knows.
@@ -151,11 +152,11 @@ class Recorder:
             path = self.folder / name
             lines = _lines(path) if path.is_file() else []
             kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
-            _replace(path, "".join(line + "\n" for line in [*head, *kept]))
+            replace_whole(path, "".join(line + "\n" for line in [*head, *kept]))
         path = self.folder / "environment.json"
         sessions = _json(path)["sessions"] if path.is_file() else []
         sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
-        _replace(path, json.dumps({"sessions": sessions}, indent=2))
+        replace_whole(path, json.dumps({"sessions": sessions}, indent=2))
         for name in ("summary.json", OUTCOME):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -180,12 +181,12 @@ class Recorder:
     def _write_late(self) -> None:
         for name, text in self._late.items():
             if text:
-                _append(self.folder / name, text.encode())
+                append_whole(self.folder / name, text.encode())
                 self._late[name] = ""
 
     def end(self, summary: dict[str, Any]) -> None:
         """Write the summary, whole or not at all."""
-        _replace(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        replace_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
@@ -295,23 +296,3 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _append(path: Path, content: bytes) -> None:
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except OSError:
-            file.truncate(size)
-            raise
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,40 @@
+"""The check's observers around a loop in a test, and what they wrote down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onehour.check.observers import Observers
+from onehour.check.recorder import Recorder
+from onehour.check.tape import Tape
+
+
+class Watched:
+    """All observers for the time of a block."""
+
+    def __init__(self, folder: Path | None = None, **options: Any) -> None:
+        self.recorder = Recorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
+        self.observers = Observers(self.recorder, folder)
+
+    def __enter__(self) -> Tape:
+        self.observers.install()
+        return self.recorder.tape
+
+    def __exit__(self, *error: object) -> None:
+        self.observers.conclude()
+        self.observers.remove()
+
+
+def facts(tape: Tape, kind: str) -> list[dict[str, Any]]:
+    assert not list(tape.of("trouble"))
+    return [event.facts for event in tape.of(kind)]
+
+
+def scalar() -> nn.Linear:
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(model.weight)
+    return model
