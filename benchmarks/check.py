@@ -121,7 +121,7 @@ def main() -> None:
             arguments = ("--child", case, str(options.rounds), "1")
             rows.append(measured(__file__, *arguments, processes=processes, threads=1))
             print(json.dumps(rows[-1]), flush=True)
-    write(options.name, {"probed_steps": PROBED, "rows": rows})
+    write(__file__, options.name, {"probed_steps": PROBED, "rows": rows})
     return None
 
 

@@ -230,7 +230,9 @@ def main() -> None:
             said = "" if row["ok"] else f"  {row['found']} {row['problems']}"
             print(f"{'ok ' if row['ok'] else 'BAD'} {row['seconds']:6.1f} s  {loop.name}{said}", flush=True)
     releases = {package: release(package) for package in PACKAGES.values()}
-    write("check_matrix", {"frameworks": releases, "summary": summary(rows), "rows": rows, "not_run": not_run})
+    write(
+        __file__, "check_matrix", {"frameworks": releases, "summary": summary(rows), "rows": rows, "not_run": not_run}
+    )
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def main() -> None:
     for row in rows:
         print(row)
     print(verified)
-    write("checkpoint", {"threads": torch.get_num_threads(), "rows": rows, "verifying": verified})
+    write(__file__, "checkpoint", {"threads": torch.get_num_threads(), "rows": rows, "verifying": verified})
 
 
 if __name__ == "__main__":

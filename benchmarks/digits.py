@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 
 import onehour
-from results import mean_std, write
+from results import claim, mean_std, write
 
 MINIBATCHES = (32, 128, 256, 512)
 SEEDS = range(100, 105)
@@ -48,6 +48,7 @@ def reference(runs: list[dict[str, Any]], minibatch: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, write both files."""
+    claim(RUNS, __file__)
     cells = [(minibatch, seed) for minibatch in MINIBATCHES for seed in SEEDS]
     with ProcessPoolExecutor(2) as pool:
         runs = list(pool.map(train, cells))
@@ -60,7 +61,7 @@ def main() -> None:
         }
         for minibatch in MINIBATCHES
     ]
-    write("digits", {"recipe": onehour.recipe("digits").as_dict(), "table": table, "runs": runs})
+    write(__file__, "digits", {"recipe": onehour.recipe("digits").as_dict(), "table": table, "runs": runs})
     REFERENCES.write_text(json.dumps({"digits": reference(runs, MINIBATCHES[0])}, indent=2) + "\n")
     for row in table:
         print(f"{row['minibatch']:>5}  {row['mean']:.2f} ± {row['std']:.2f}  (prototype {row['prototype_mean']:.2f})")

@@ -18,7 +18,7 @@ from typing import Any
 from onehour.cli import main as onehour
 from onehour.study.results import Study, read_study
 from onehour.study.tables import Row, findings_of
-from results import write
+from results import claim, write
 
 OUT = Path("runs") / "figure"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -73,6 +73,7 @@ def _claim(text: str, points: float, relation: str, bound: float) -> dict[str, A
 
 def main() -> int:
     """Train what is missing, report it, write the results."""
+    claim(OUT, __file__)
     code = onehour(COMMAND)
     if code:
         return code
@@ -87,7 +88,7 @@ def main() -> int:
         "entries": rows,
         "claims": claims(findings.study),
     }
-    write("digits_figure", content)
+    write(__file__, "digits_figure", content)
     for kind in ("png", "svg"):
         shutil.copyfile(OUT / "figures" / f"error-against-minibatch.{kind}", IMAGES / f"figure.{kind}")
     return 0

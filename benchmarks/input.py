@@ -301,7 +301,7 @@ def main() -> int:
     about = {"images": len(paths), "mean_bytes": round(sizes), "loaders": options.loaders, "batch": BATCH}
     about["seconds"] = round(time.perf_counter() - began)
     details = {"beside_images": beside, "first_batch": first, "measured": rounds}
-    write("input", about | {"rates": rates, "ratios": ratios, "claims": claims} | details)
+    write(__file__, "input", about | {"rates": rates, "ratios": ratios, "claims": claims} | details)
     return int(not all(claim["holds"] for claim in claims))
 
 

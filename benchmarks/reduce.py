@@ -90,7 +90,11 @@ def main() -> None:
         for row in result["rows"]:
             print(json.dumps(row))
         print(json.dumps(result["step"]))
-    write("reduce", {"rows": [row for result in found for row in result["rows"]], "steps": [r["step"] for r in found]})
+    write(
+        __file__,
+        "reduce",
+        {"rows": [row for result in found for row in result["rows"]], "steps": [r["step"] for r in found]},
+    )
     return None
 
 

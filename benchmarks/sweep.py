@@ -79,7 +79,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)
-    write("sweep", {"table": table, "default_sweep_seconds": seconds})
+    write(__file__, "sweep", {"table": table, "default_sweep_seconds": seconds})
 
 
 if __name__ == "__main__":

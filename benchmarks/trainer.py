@@ -129,7 +129,7 @@ def main() -> None:
             threads = 2 if case.startswith("resnet50") and processes == 1 else 1
             rows.append(compare(case, processes, threads, options.rounds))
             print(json.dumps(rows[-1]), flush=True)
-    write(options.name, {"rows": rows})
+    write(__file__, options.name, {"rows": rows})
     return None
 
 

@@ -206,7 +206,7 @@ def main() -> None:
     print(f"any false verdict in a sweep: at most {worst['share']:.3f} [{worst['low']:.3f}, {worst['high']:.3f}]")
     for row in found["rare_breaks"]:
         print(f"a run in ten breaks, {row['seeds']} seeds: false holds {row['false_holds']['share']:.3f}")
-    write("verdicts", found)
+    write(__file__, "verdicts", found)
 
 
 if __name__ == "__main__":

@@ -44,22 +44,14 @@ def figure_claims(results: dict[str, Any]) -> str:
 
 
 def figure_wide(results: dict[str, Any]) -> str:
-    """The two widest variants of digits that were found, on a split on which they were not chosen."""
-    shown = []
-    for name, found in results["measured"].items():
-        head = (f"{name}, at", "error %, mean ± std", "points", "verdict")
-        rows = [
-            (str(row["minibatch"]), mean(row), points(row), row["verdict"] or "the reference") for row in found["rows"]
-        ]
-        shown.append(table(head, rows))
-    return "\n\n".join([*shown, source("digits_wide", results)])
-
-
-def figure_tried(results: dict[str, Any]) -> str:
-    """The variants that were tried, on another split."""
-    shown = [row["minibatch"] for row in next(iter(results["tried"].values()))["rows"]]
-    rows = [(name, *(mean(row) for row in tried["rows"])) for name, tried in results["tried"].items()]
-    return table(("error %, mean ± std, at", *map(str, shown)), rows)
+    """A variant of digits on which the rule was claimed to hold further, and what was seen."""
+    head = ("minibatch", "error %, mean ± std", "points", "verdict")
+    rows = [
+        (str(row["minibatch"]), mean(row), points(row), row["verdict"] or "the reference") for row in results["rows"]
+    ]
+    claimed = [(row["claim"], row["seen"], "yes" if row["holds"] else "NO") for row in results["claims"]]
+    said = table(("claimed beforehand", "seen", "true"), claimed)
+    return "\n\n".join([table(head, rows), said, source("digits_wide", results)])
 
 
 def power(results: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+CAMPAIGNS = {"faults": "tests/faults/summary.py", "fuzz": "tests/fuzz_images.py"}
 
 
 def mean(row: dict[str, Any]) -> str:
@@ -36,8 +37,11 @@ def claims(head: tuple[str, ...], rows: list[dict[str, Any]], measured: Callable
 
 
 def script(stem: str) -> str:
-    """What made results/STEM.json: a script of that name, else of its first word."""
-    return stem if (ROOT / "benchmarks" / f"{stem}.py").exists() else stem.partition("_")[0]
+    """What makes results/STEM.json: a script of that name, else of its first word, or a campaign among the tests."""
+    if stem in CAMPAIGNS:
+        return CAMPAIGNS[stem]
+    whole = f"benchmarks/{stem}.py"
+    return whole if (ROOT / whole).exists() else f"benchmarks/{stem.partition('_')[0]}.py"
 
 
 def source(stem: str, results: dict[str, Any]) -> str:
@@ -45,6 +49,6 @@ def source(stem: str, results: dict[str, Any]) -> str:
     p = results["provenance"]
     device = p["gpu"] or f"{p['processor']}, {p['cores']} cores"
     return (
-        f"`benchmarks/results/{stem}.json`, by `benchmarks/{script(stem)}.py`: {p['date']}, commit {p['commit'][:7]},"
+        f"`benchmarks/results/{stem}.json`, by `{script(stem)}`: {p['date']}, commit {p['commit'][:7]},"
         f" torch {p['torch']}, {device}."
     )

@@ -30,7 +30,6 @@ from figure_blocks import (
     figure,
     figure_claims,
     figure_n,
-    figure_tried,
     figure_wide,
     power,
     sweep,
@@ -275,7 +274,6 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "figure_n": ("digits_figure", figure_n),
     "figure_claims": ("digits_figure", figure_claims),
     "figure_wide": ("digits_wide", figure_wide),
-    "figure_tried": ("digits_wide", figure_tried),
     "power": ("verdicts", power),
     "sweep": ("sweep", sweep),
     "input": ("input", input_rates),
@@ -310,7 +308,7 @@ def _block(name: str) -> str:
         return make({})
     path = RESULTS / f"{stem}.json"
     if not path.exists():
-        return f"_Not measured yet: `python benchmarks/{script(stem)}.py`._"
+        return f"_Not measured yet: `python {script(stem)}`._"
     return make(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -99,7 +99,8 @@ def main() -> int:
     total: dict[str, Any] = {"mutants": 0, "outcomes": {}, "findings": [], "slowest": [0.0, None], "peak_mib": 0}
     if RESULT.exists() and not options.fresh:
         before = json.loads(RESULT.read_text())
-        if before["mutants"] < options.mutants:
+        same = before["provenance"].get("source") == results.state_of(__file__)["source"]
+        if same and before["mutants"] < options.mutants:
             total = {key: before[key] for key in total}
     until = time.monotonic() + 60 * options.minutes
     while total["mutants"] < options.mutants and time.monotonic() < until:
@@ -110,7 +111,7 @@ def main() -> int:
         total["findings"] += found["findings"]
         total["slowest"] = max(total["slowest"], found["slowest"], key=lambda slow: slow[0])
         total["peak_mib"] = max(total["peak_mib"], found["peak_kib"] // 1024)
-        results.write("fuzz", total)
+        results.write(__file__, "fuzz", total)
         print(
             f"{total['mutants']} of {options.mutants}: {total['outcomes']}, slowest {total['slowest'][0]:.2f} s,"
             f" peak {total['peak_mib']} MiB, {len(total['findings'])} findings",

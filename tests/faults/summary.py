@@ -152,7 +152,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     results: Any = importlib.import_module("results")
     content = summarise()
-    results.write("faults", content)
+    results.write(__file__, "faults", content)
     print(f"{content['runs']} runs, {content['failures']} failures")
     return int(content["failures"] > 0)
 
