@@ -62,7 +62,7 @@ def uncommitted() -> list[str]:
 
 
 def claim(folder: Path, script: str) -> None:
-    """Note in a folder of runs which state of the code makes them; refuse one that another state has begun.
+    """Note beside a folder of runs which state of the code makes them; refuse one that another state has begun.
 
     Raises:
         SystemExit: if what `src` and the script are now is not what they were when the folder was begun, or is not
@@ -72,8 +72,8 @@ def claim(folder: Path, script: str) -> None:
     if changed:
         raise SystemExit(f"commit these first, so that the result can name what made it: {', '.join(changed)}")
     now = state_of(script)
-    note = folder / CLAIM
-    if note.exists():
+    note = folder.with_name(f"{folder.name}.{CLAIM}")
+    if folder.exists() and note.exists():
         then = json.loads(note.read_text())
         if (then["source"], then["script_blob"]) != (now["source"], now["script_blob"]):
             raise SystemExit(
@@ -81,7 +81,7 @@ def claim(folder: Path, script: str) -> None:
                 " remove the folder, or check that commit out to go on with it"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(now, indent=2) + "\n")
 
 

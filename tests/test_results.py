@@ -130,9 +130,11 @@ def test_what_began_uncommitted_or_on_another_commit_is_a_draft(
     assert results.write(script, "b", {}).name == "b.draft.json"
 
 
-def test_a_folder_of_runs_belongs_to_one_state_of_the_code(results: ModuleType, clone: Path, tmp_path: Path):
+def test_a_folder_of_runs_belongs_to_one_state_of_the_code(results: ModuleType, clone: Path):
     script, runs = str(clone / "benchmarks" / "b.py"), clone / "runs"
     results.claim(runs, script)
+    assert not runs.exists(), "a sweep wants to make its folder itself"
+    runs.mkdir()
     results.claim(runs, script)
     (clone / "src" / "a.py").write_text("2\n")
     with pytest.raises(SystemExit, match=r"commit these first.*src/a\.py"):
@@ -140,3 +142,5 @@ def test_a_folder_of_runs_belongs_to_one_state_of_the_code(results: ModuleType, 
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "two", cwd=clone)
     with pytest.raises(SystemExit, match="was begun at commit"):
         results.claim(runs, script)
+    runs.rmdir()
+    results.claim(runs, script)
