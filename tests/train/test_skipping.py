@@ -64,7 +64,7 @@ def line(data: Path, out: Path, *options: str) -> list[str]:
     return ["train", "resnet50", *model, *sizes, *where, "--bad-images", "skip", *options]
 
 
-def full(*_: object) -> None:
+def full(*_: object, **_options: object) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -212,7 +212,7 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     feed.skipped.add([3])
 
     with monkeypatch.context() as patched:
-        patched.setattr("onehour.data.bad._append", full)
+        patched.setattr("onehour.data.bad.append_whole", full)
         assert skipping.count() == {"skipped": 1}
     assert not (tmp_path / BAD_IMAGES).exists()
     assert skipping.count() == {"skipped": 1}
