@@ -33,7 +33,6 @@ def add_check(commands: Any) -> None:
     check.add_argument("--only", type=_ids, default=(), metavar="ID,…", help="pitfalls to look for (all)")
     check.add_argument("--skip", type=_ids, default=(), metavar="ID,…", help="pitfalls to leave out")
     check.add_argument("--limit", type=float, default=120.0, metavar="S", help="seconds for each run (120)")
-    check.add_argument("--patch", action="store_true", help="print the remedies that are mechanical as a diff, alone")
     check.add_argument("--json", action="store_true", help="print a list of findings as JSON")
     check.set_defaults(command=check_command)
 
@@ -44,8 +43,6 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.check.finding import as_json, as_table
     from onehour.check.runner import CheckError, check_script
 
-    if options.json and options.patch:
-        raise ValueError("give --json or --patch, not both")
     try:
         checked = check_script(
             options.script,
@@ -60,11 +57,6 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
         return 2
     if options.json:
         print(as_json(checked.findings))
-        return int(bool(checked.findings))
-    if options.patch:
-        print(checked.patch.diff, end="")
-        for reason in checked.patch.left:
-            print(f"not in the patch: {reason}", file=sys.stderr)
         return int(bool(checked.findings))
     for note in checked.notes:
         print(f"note: {note}")

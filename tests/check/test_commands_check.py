@@ -11,7 +11,7 @@ from onehour.check.runner import Nursery
 from onehour.cli import main
 
 LOOPS = Path(__file__).parent / "loops"
-KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy"]
+KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy", "write"]
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,6 +58,7 @@ def test_json_is_a_list_of_findings_alone(tmp_path: Path, capsys: pytest.Capture
     assert finding["pitfall"] == "lr-not-scaled"
     assert finding["measured"] == "target rate 0.1 at minibatch 64"
     assert finding["where"].startswith(f"{script}:")
+    assert finding["write"] == ["lr = onehour.linear_scaling(0.1, 16, 64)", "lr = 0.1 * 64 / 16  # without onehour"]
     assert main(["check", str(script), *base, "--json", "--skip", "lr-not-scaled"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
@@ -76,7 +77,6 @@ def test_the_script_s_own_arguments_come_behind_two_dashes(tmp_path: Path, capsy
     [
         (["--only", "double-stp"], "no pitfall is called 'double-stp'; expected 'double-step'"),
         (["--limit", "0"], "--limit"),
-        (["--json", "--patch"], "give --json or --patch, not both"),
         (["--base-minibatch", "many"], "many"),
     ],
 )

@@ -1,5 +1,6 @@
 """Every broken loop raises exactly its pitfall, every corrected twin none, and the place is in the user's file."""
 
+import ast
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,10 @@ def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(path: Path,
     assert row["found"] == ([path.stem.partition("_")[0]] if path.stem.endswith("_broken") else []), row["measured"]
     assert row["problems"] == []
     assert None not in row["lines"]
+    for write in row["write"]:
+        assert 1 <= len(write) <= 3
+        ast.parse("\n".join(write))  # lines of Python, with nothing left to fill in
+        assert all(len(line) <= 108 for line in write)
 
 
 def test_every_pitfall_has_a_broken_loop_and_a_corrected_twin():

@@ -79,6 +79,17 @@ class Case:
         return None if None in sizes else sum(size for size in sizes if size)
 
     @property
+    def samples(self) -> int | None:
+        """N: samples of the training data, where its loader says so.
+
+        >>> from onehour.check.tape import Tape
+        >>> Case([Story(Tape())]).samples is None
+        True
+        """
+        story = self.story
+        return None if story.training is None else story.loaders[story.training].facts["samples"]
+
+    @property
     def scaled_from(self) -> tuple[float, int, int] | None:
         """base_lr, base_minibatch and kn, where all are known.
 

@@ -8,6 +8,7 @@ import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from onehour.check.catalogue import PITFALLS
 
@@ -26,6 +27,7 @@ class Finding:
         where: file:line of the user's code, or None where it could not be seen.
         section: of the paper.
         remedy: what to change.
+        write: at most three lines to write instead, with what was measured in them.
 
     >>> found("double-step", measured="2 steps", expected="1 step", where="train.py:7").severity
     'error'
@@ -38,21 +40,33 @@ class Finding:
     where: str | None
     section: str
     remedy: str
+    write: tuple[str, ...] = ()
 
 
-def found(pitfall: str, *, measured: str, expected: str, where: str | None, remedy: str | None = None) -> Finding:
+def found(
+    pitfall: str,
+    *,
+    measured: str,
+    expected: str,
+    where: str | None,
+    remedy: str | None = None,
+    write: tuple[str, ...] | None = None,
+    **values: Any,
+) -> Finding:
     """A finding with what the catalogue says of its pitfall.
 
     Args:
         pitfall: an id of the catalogue.
         measured, expected, where: as in `Finding`.
-        remedy: in place of the catalogue's, where more is known.
+        remedy, write: in place of the catalogue's, where more is known.
+        values: what stands for the names in the lines to write.
 
-    >>> found("double-step", measured="2 steps", expected="1 step", where=None).section
-    '§2.1, eq 2'
+    >>> found("accumulation-not-divided", measured="2 sums", expected="a mean", where=None, a=2).write
+    ('(loss / 2).backward()',)
     """
     about = PITFALLS[pitfall]
-    return Finding(pitfall, about.severity, measured, expected, where, about.section, remedy or about.remedy)
+    lines = tuple(line.format_map(values) for line in (about.write if write is None else write))
+    return Finding(pitfall, about.severity, measured, expected, where, about.section, remedy or about.remedy, lines)
 
 
 def as_json(findings: Sequence[Finding]) -> str:
@@ -78,6 +92,8 @@ def as_table(findings: Sequence[Finding], width: int = 100) -> str:
       why       §2.1, eq 2: one update takes one gradient once
       remedy    with a GradScaler call scaler.step(optimizer) alone; remove
                 the second optimizer.step()
+      write     scaler.step(optimizer)  # the only step
+                scaler.update()
     """
     return "\n\n".join(_block(finding, width) for finding in findings)
 
@@ -92,6 +108,7 @@ def _block(finding: Finding, width: int) -> str:
     }
     for name, text in rows.items():
         lines += textwrap.wrap(text, width, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+    lines += [f"  {'' if i else 'write':<10}{line}" for i, line in enumerate(finding.write)]
     return "\n".join(lines)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding, shortened
 from onehour.check.judge import SEVERITIES, judge, not_judged, refuse_unknown
-from onehour.check.remedies.patch import Patch, patch
 from onehour.check.silence import not_silenced
 from onehour.check.story import Story
 from onehour.check.tape import Tape
@@ -51,7 +50,6 @@ class Checked:
         findings: worst first.
         notes: what could not be judged, and why.
         stories: of the last run, by rank.
-        patch: the mechanical remedies as a diff, and what has none.
 
     >>> Checked([]).findings
     []
@@ -60,7 +58,6 @@ class Checked:
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
     stories: list[Story] = field(default_factory=list)
-    patch: Patch = field(default_factory=Patch)
 
 
 class Nursery:
@@ -160,15 +157,14 @@ def check_script(
     folder = Path(tempfile.mkdtemp(prefix="onehour-check-"))
     try:
         request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
-        checked, case = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
+        checked = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
         checked.findings = not_silenced(checked.findings)
-        checked.patch = patch(checked.findings, case)
         return checked
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> tuple[Checked, Case]:
+def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:
     """On one process, and on two if the script is made for several; what both show is said once."""
     wants = wants_processes(Path(runs.request["script"]))
     checked = Checked([])
@@ -189,9 +185,8 @@ def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequen
             checked.findings += [finding for finding in more if finding.pitfall not in known]
             checked.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
             checked.stories = stories
-    case = Case(checked.stories, base, alone)
-    checked.notes += not_judged(case)
-    return checked, case
+    checked.notes += not_judged(Case(checked.stories, base, alone))
+    return checked
 
 
 def _several(runs: _Runs, checked: Checked, failed: CheckError | None) -> list[Story]:

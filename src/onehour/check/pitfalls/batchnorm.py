@@ -36,6 +36,7 @@ def batchnorm_n_changed(case: Case) -> Finding | None:
             measured=f"BatchNorm normalises over n = {n} samples",
             expected=f"n = {case.base.per_worker}, the base recipe's",
             where=_line(case),
+            n=case.base.per_worker,
         )
     before = sizes(case.alone) if case.alone is not None else []
     if before and case.processes > 1 and max(before) != n:
@@ -44,6 +45,7 @@ def batchnorm_n_changed(case: Case) -> Finding | None:
             measured=f"n = {max(before)} on 1 process, {n} on {case.processes}",
             expected="one n, whatever the number of processes",
             where=_line(case),
+            n=max(before),
         )
     return None
 
@@ -60,6 +62,7 @@ def batchnorm_synced(case: Case) -> Finding | None:
                 f" {case.processes * n} samples",
                 expected=f"each process over its own {n}",
                 where=place or case.step_line(),
+                n=n,
             )
     return None
 
@@ -84,6 +87,7 @@ def batchnorm_stats_of_rank_0(case: Case) -> Finding | None:
         f" ({what})",
         expected=f"the mean over {case.processes} processes",
         where=_ddp_line(case) if broadcast else event.where,
+        p=case.processes,
     )
 
 
@@ -106,6 +110,7 @@ def batchnorm_stats_diverge(case: Case) -> Finding | None:
         measured=f"at the {event.facts['when']} the processes' running means differ by {100 * max(apart):.3g} %",
         expected="one set of statistics, the mean over processes",
         where=event.where,
+        p=case.processes,
     )
 
 

@@ -22,6 +22,7 @@ def decay_on_batchnorm(case: Case) -> Finding | None:
                 f" parameters ({names})",
                 expected="λ = 0 on all of them",
                 where=(event.where if event else None) or case.optimizer_line(),
+                decay=model.facts["decay"],
             )
     return None
 
@@ -37,6 +38,7 @@ def decay_in_loss(case: Case) -> Finding | None:
                 " to the gradient",
                 expected=f"weight_decay={penalty['strength']:.3g} in the optimizer, nothing in the loss",
                 where=event.where,
+                decay=penalty["strength"],
             )
     return None
 
@@ -62,6 +64,7 @@ def decay_scaled_with_loss(case: Case) -> Finding | None:
                 f" is {s:.4g} times weaker",
                 expected="a mean loss, and a rate that is multiplied",
                 where=loss_line(update.micros[0]),
+                factor=s,
             )
     return None
 
@@ -88,5 +91,6 @@ def decay_decoupled_scales_with_lr(case: Case) -> Finding | None:
                 expected=f"{k * shrunk:.3g} a step"
                 + (", unless it was multiplied already: declare the base's" if case.base.weight_decay is None else ""),
                 where=case.optimizer_line(),
+                k=k,
             )
     return None

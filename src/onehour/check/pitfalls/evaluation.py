@@ -50,6 +50,7 @@ def _judged(case: Case, event: Event, counts: list[tuple[int, int]], what: str) 
                     f" {large}",
                     expected=f"{right:.6g}, of {count} in {samples} on what was evaluated here",
                     where=value.where,
+                    samples=samples,
                 )
     return None
 

@@ -75,6 +75,7 @@ def accumulation_not_divided(case: Case) -> Finding | None:
                 measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
                 expected=f"each with the weight 1/{a}",
                 where=_backward_line(update.micros),
+                a=a,
             )
     return None
 
@@ -95,6 +96,7 @@ def gradient_mean_of_unequal(case: Case) -> Finding | None:
                 measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
                 expected="equal weights 1/kn",
                 where=loss_line(micros[-1]),
+                kn="count",  # it differs from update to update
             )
     return finding
 
@@ -127,11 +129,11 @@ def accumulation_tail(case: Case) -> Finding | None:
         if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
             continue
         what = f"an update of {len(update.micros)} batches"
-        return _tail(f"{what} has the weight {sum(each) / full:.3g} in all", update.micros)
+        return _tail(f"{what} has the weight {sum(each) / full:.3g} in all", update.micros, a)
     for update in windows(case):
         lost = _lost(update)
         if lost and not {micro.epoch for micro in lost} & unsure:
-            return _tail(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost)
+            return _tail(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost, a)
     return None
 
 
@@ -146,12 +148,13 @@ def _lost(update: Update) -> list[Micro]:
     return []
 
 
-def _tail(measured: str, micros: list[Micro]) -> Finding:
+def _tail(measured: str, micros: list[Micro], a: int) -> Finding:
     return found(
         "accumulation-tail",
         measured=measured,
         expected="every sample in one update, all updates with the weight 1",
         where=_backward_line(micros),
+        a=a,
     )
 
 

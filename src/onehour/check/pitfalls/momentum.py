@@ -30,6 +30,8 @@ def momentum_inside_uncorrected(case: Case) -> Finding | None:
             f" {after.rate:g}; that update lies {100 * off:.2g} % from eq 10",
             expected=f"velocity × {factor:.3g}",
             where=case.step_line(),
+            rate=after.rate,
+            before=before.rate,
         )
         if worst is None or off > worst[0]:
             worst = off, finding
@@ -65,6 +67,7 @@ def _corrected(case: Case, what: str, value: float, before: Update, after: Updat
         + (f"; that update lies {100 * off:.2g} % from eq 9" if off else ""),
         expected=f"{what} × 1",
         where=case.step_line(),
+        rate=after.rate,
     )
 
 

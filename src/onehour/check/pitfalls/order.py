@@ -28,6 +28,7 @@ def same_order_every_epoch(case: Case) -> Finding | None:
         measured=f"epochs 0 and 1 take their {passes[0].facts['count']} samples in {kind} ({loader.facts['sampler']})",
         expected="a new permutation each epoch",
         where=loader.where or passes[0].where,
+        batch=loader.facts["batch_size"] or "batch_size",
     )
 
 
@@ -49,4 +50,7 @@ def drop_last_large(case: Case) -> Finding | None:
         measured=f"{dropped:.0f} of {share:.0f} samples ({100 * dropped / share:.2g} %) are dropped each epoch",
         expected=f"under {100 * LARGE:g} %, better none",
         where=loader.where or passes[0].where,
+        n=loader.facts["batch_size"],
+        p=case.processes,
+        samples=samples,
     )

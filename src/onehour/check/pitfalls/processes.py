@@ -70,6 +70,8 @@ def gradient_sum_not_mean(case: Case) -> Finding | None:
                 measured=f"the update takes the sum of {p} processes' mean gradients: {p} times the mean over kn",
                 expected=f"the sum divided by {p}",
                 where=case.step_line(),
+                p=p,
+                kn=case.minibatch or "kn",
             )
     return None
 
@@ -91,6 +93,7 @@ def loss_scaled_by_world_size(case: Case) -> Finding | None:
                 f" {p} times the mean over kn",
                 expected="a mean loss, averaged",
                 where=loss_line(updates[0].micros[0]),
+                p=p,
             )
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
 from onehour.check.pitfalls.schedule import scheduler_too_slow
@@ -83,6 +85,9 @@ def adam_linear_scaling(case: Case) -> Finding | None:
             measured=f"rate {target:g} = {lr:g} · {minibatch} / {base}",
             expected=f"about {lr * k**0.5:g} = {lr:g} · √({minibatch} / {base}), tuned",
             where=case.optimizer_line(),
+            lr=lr,
+            base=base,
+            kn=minibatch,
         )
     if case.alone is None or case.processes < 2:
         return None
@@ -97,6 +102,9 @@ def adam_linear_scaling(case: Case) -> Finding | None:
         measured=f"rate {before:g} on 1 process, {target:g} on {case.processes}",
         expected="a rate that grows at most with the square root of the minibatch",
         where=case.optimizer_line(),
+        lr=before,
+        base=f"{samples:g}",
+        kn=f"{case.minibatch:g}",
     )
 
 
@@ -112,6 +120,7 @@ def no_warmup(case: Case) -> Finding | None:
         measured=f"the first iteration has rate {schedule.first:g}",
         expected=f"{lr:g} at first, {schedule.target:g} after 5 epochs",
         where=case.optimizer_line(),
+        **_warmup(case, lr, schedule.target),
     )
 
 
@@ -129,6 +138,7 @@ def warmup_start(case: Case) -> Finding | None:
         measured=f"the warmup starts at rate {schedule.first:g}",
         expected=f"at the base's, {lr:g}",
         where=_scheduler_line(case),
+        **_warmup(case, lr, schedule.highest),
     )
 
 
@@ -150,6 +160,7 @@ def warmup_per_epoch(case: Case) -> Finding | None:
         + (f" ({updates} iterations each)" if updates else ""),
         expected="a little more at every iteration",
         where=_scheduler_line(case),
+        **_warmup(case, first[0], case.schedule().highest or second[0]),
     )
 
 
@@ -160,7 +171,22 @@ def _rate(pitfall: str, case: Case, target: float, expected: float) -> Finding:
         measured=f"target rate {target:g} at minibatch {minibatch}",
         expected=f"{expected:g} = {lr:g} · {minibatch} / {base}",
         where=case.optimizer_line(),
+        lr=lr,
+        base=base,
+        kn=minibatch,
     )
+
+
+def _warmup(case: Case, start: float, target: float) -> dict[str, Any]:
+    """What the lines of a warmup of 5 epochs need."""
+    updates = case.story.updates_an_epoch
+    return {
+        "start": start,
+        "target": target,
+        "kn": case.minibatch or "minibatch",
+        "samples": case.samples or "len(data)",
+        "steps": 5 * updates if updates else "5 * len(loader)",
+    }
 
 
 def _scheduler_line(case: Case) -> str | None:

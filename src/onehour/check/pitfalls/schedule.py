@@ -62,6 +62,7 @@ def scheduler_steps_k_times(case: Case) -> Finding | None:
         f" {epochs} epochs",
         expected=f"1 scheduler step an update: {epochs * updates} in the run",
         where=_step_line(case),
+        steps=epochs * updates,
     )
 
 
@@ -82,6 +83,7 @@ def scheduler_too_slow(case: Case) -> Finding | None:
         measured=f"1 scheduler step an epoch: {epochs} in the run, and the schedule comes to its end after {end}",
         expected=f"1 scheduler step an update: {epochs * updates} in the run",
         where=_step_line(case),
+        steps=epochs * updates,
     )
 
 
@@ -174,6 +176,8 @@ def lr_collapses(case: Case) -> Finding | None:
                 measured=f"rate {rate:.2g} from epoch {epoch:.3g} of {epochs} on, {peak:g} before",
                 expected=f"a rate that falls over {epochs} epochs",
                 where=_line(case),
+                epochs=epochs,
+                steps=epochs * (story.updates_an_epoch or 0) or f"{epochs} * len(loader)",
             )
     return _rises(case, schedule, epochs, steps)
 
@@ -193,6 +197,8 @@ def _rises(case: Case, schedule: Schedule, epochs: int, steps: int) -> Finding |
                 f" to {rate:.2g}",
                 expected=f"a rate that falls over {epochs} epochs",
                 where=_line(case),
+                epochs=epochs,
+                steps=epochs * (case.story.updates_an_epoch or 0) or f"{epochs} * len(loader)",
             )
         passed += count
     return None

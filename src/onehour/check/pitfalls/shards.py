@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
@@ -34,6 +35,15 @@ class _Shares:
         self.one = len(probes) == 1 or (bool(probes[0]) and all(probe == probes[0] for probe in probes))
         """Whether an index is the same sample on all processes."""
         self.apart = len(probes) > 1 and all(probes) and all(probe != probes[0] for probe in probes[1:])
+
+    @property
+    def divided(self) -> dict[str, Any]:
+        """What the lines that divide the samples need."""
+        return {
+            "n": self.loader.facts["batch_size"] or "batch_size",
+            "p": len(self.orders),
+            "samples": self.samples or "len(data)",
+        }
 
     @property
     def taken(self) -> list[Sequence[int]]:
@@ -103,6 +113,7 @@ def overlapping_shards(case: Case) -> Finding | None:
         f" different, {how}",
         expected=f"{shares.samples} samples, each once",
         where=shares.loader.where or case.step_line(),
+        **shares.divided,
     )
 
 
@@ -126,6 +137,7 @@ def _same_content(case: Case) -> Finding | None:
         measured=f"all {case.processes} processes get the same batches",
         expected="each its share of the samples",
         where=case.story.loaders[case.story.training].where or case.step_line(),
+        **_Shares(case, case.story.training).divided,
     )
 
 
@@ -148,6 +160,7 @@ def padded_training_data(case: Case) -> Finding | None:
         f" ({shares.loader.facts['sampler']})",
         expected=f"{shares.samples} samples, each once",
         where=shares.loader.where or case.step_line(),
+        **shares.divided,
     )
 
 
@@ -174,6 +187,7 @@ def shuffle_within_shard(case: Case) -> Finding | None:
         + (", from a data set of its own" if shares.apart else f", of {shares.samples}"),
         expected="a new division of all samples each epoch",
         where=shares.loader.where or case.step_line(),
+        **shares.divided,
     )
 
 
@@ -193,6 +207,7 @@ def padded_evaluation(case: Case) -> Finding | None:
                 f" ({shares.loader.facts['sampler']})",
                 expected=f"{shares.samples} samples, each once",
                 where=shares.loader.where,
+                **shares.divided,
             )
     return None
 
@@ -212,6 +227,7 @@ def dropped_evaluation(case: Case) -> Finding | None:
                 measured=f"{seen} of {shares.samples} validation samples are evaluated (drop_last)",
                 expected="all, each once",
                 where=shares.loader.where,
+                batch=batch,
             )
     return None
 

@@ -95,6 +95,7 @@ def unused_gradients(case: Case) -> Finding | None:
                 f" no optimizer: {names}",
                 expected="all of them",
                 where=case.optimizer_line(),
+                decay=_decay(case),
             )
     main = [update for update in story.updates if update.optimizer == story.main and "final" in update.event.facts]
     if len(main) < 2:
@@ -113,6 +114,7 @@ def unused_gradients(case: Case) -> Finding | None:
             expected="zero_grad() before backward(), or after step()",
             where=case.step_line(),
             remedy="call optimizer.zero_grad() before the backward pass, not between it and the step",
+            write=("optimizer.zero_grad()", "loss.backward()", "optimizer.step()"),
         )
     if all(update.event.facts["with_gradient"] == 0 for update in main) and any(u.micros for u in main):
         return found(
@@ -121,5 +123,12 @@ def unused_gradients(case: Case) -> Finding | None:
             expected="all of them",
             where=case.optimizer_line(),
             remedy="make the optimizer from the parameters of the model that is trained, after it was made or copied",
+            decay=_decay(case),
         )
     return None
+
+
+def _decay(case: Case) -> float:
+    """λ of the main optimizer."""
+    event = case.story.optimizers.get(case.story.main) if case.story.main is not None else None
+    return max((group["weight_decay"] for group in event.facts["groups"]), default=0.0) if event else 0.0

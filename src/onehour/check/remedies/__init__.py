@@ -1,1 +1,0 @@
-"""Mechanical remedies: small edits of the user's own lines, given as a diff and never made in place."""
