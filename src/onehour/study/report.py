@@ -104,7 +104,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
     for name, text in files.items():
-        replace_whole(folder / name, text)
+        replace_whole(folder, name, text)
     return Report(folder, findings)
 
 

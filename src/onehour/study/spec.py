@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from onehour.config import PITFALLS, SIZES, Recipe
-from onehour.files import replace_whole
+from onehour.files import opened, replace_whole
 from onehour.rules.minibatch import parse_size
 
 __all__ = ["SPEC", "Cell", "SweepSpec", "arm_of", "label_of", "parse_arm", "pitfall_arms", "table_arms"]
@@ -207,8 +207,8 @@ class SweepSpec:
 
     def write(self, folder: Path) -> None:
         """Write sweep.toml, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_whole(folder / SPEC, self.to_toml())
+        with opened(folder, make=True) as held:
+            replace_whole(held, SPEC, self.to_toml())
 
 
 def _arm_from(text: str) -> Arm:

@@ -127,7 +127,7 @@ class Recorder:
         except ValueError:
             self._lock.release()
             raise
-        replace_whole(folder / "recipe.toml", recipe.to_toml())
+        replace_whole(folder, "recipe.toml", recipe.to_toml())
         self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class Recorder:
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes ended on purpose."""
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
-        replace_whole(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
+        replace_whole(self.folder, OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
 
     def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
         """Note where the run goes on, and cut the record to what the checkpoint there knows.
@@ -152,11 +152,11 @@ class Recorder:
             path = self.folder / name
             lines = _lines(path) if path.is_file() else []
             kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
-            replace_whole(path, "".join(line + "\n" for line in [*head, *kept]))
+            replace_whole(self.folder, name, "".join(line + "\n" for line in [*head, *kept]))
         path = self.folder / "environment.json"
         sessions = _json(path)["sessions"] if path.is_file() else []
         sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
-        replace_whole(path, json.dumps({"sessions": sessions}, indent=2))
+        replace_whole(self.folder, path.name, json.dumps({"sessions": sessions}, indent=2))
         for name in ("summary.json", OUTCOME):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -181,12 +181,12 @@ class Recorder:
     def _write_late(self) -> None:
         for name, text in self._late.items():
             if text:
-                append_whole(self.folder / name, text.encode())
+                append_whole(self.folder, name, text.encode())
                 self._late[name] = ""
 
     def end(self, summary: dict[str, Any]) -> None:
         """Write the summary, whole or not at all."""
-        replace_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        replace_whole(self.folder, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
