@@ -125,7 +125,9 @@ def written(folder: Folder, name: str) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(temporary, last, src_dir_fd=held, dst_dir_fd=held)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = str(_shown(folder, name))
             with suppress(OSError):
                 remove(held, temporary)
             raise
