@@ -16,16 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = [
-    "append_whole",
-    "open_inside",
-    "opened",
-    "remove",
-    "replace_all",
-    "replace_whole",
-    "sync_folder",
-    "written",
-]
+__all__ = ["append_whole", "open_inside", "opened", "remove", "replace_all", "replace_whole", "sync_folder", "written"]
 
 Folder = Path | int
 """A folder by its name, or a descriptor of it that is held open."""
@@ -135,14 +126,7 @@ def written(folder: Folder, name: str) -> Iterator[BinaryIO]:
 
 
 def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:
-    """As `written`, for a content that there is.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace_whole(Path(folder), "a", "all")
-    ...     (Path(folder) / "a").read_text()
-    'all'
-    """
+    """As `written`, for a content that there is."""
     with written(folder, name) as file:
         file.write(_bytes(content))
 

@@ -18,7 +18,7 @@ from typing import Any
 from onehour.execution import Execution
 from onehour.files import open_inside, opened
 from onehour.jobs.task import Task
-from onehour.jobs.worker import work
+from onehour.jobs.worker import SAFE_PATH, work
 
 __all__ = ["Event", "locked", "run_tasks"]
 
@@ -87,9 +87,10 @@ def run_tasks(
     waiting = deque(tasks)
     workers: list[_Worker] = []
     try:
+        own = {SAFE_PATH: os.environ[SAFE_PATH]} if SAFE_PATH in os.environ else {}
         for number, environ in enumerate(places[: len(tasks)]):
             log = open_inside(folder, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            workers.append(_Worker(context, (os.getpid(), DupFd(lock), DupFd(log), environ, execution)))
+            workers.append(_Worker(context, (os.getpid(), DupFd(lock), DupFd(log), environ | own, execution)))
             os.close(log)
             workers[-1].give(waiting.popleft())
         while busy := [worker for worker in workers if worker.task is not None]:
@@ -112,7 +113,8 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
-        self.process.start()
+        with _only_own_modules():
+            self.process.start()
         theirs.close()
         self.task: Task | None = None
 
@@ -144,6 +146,20 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+@contextmanager
+def _only_own_modules() -> Iterator[None]:
+    """What is started meanwhile does not look into the current folder for Python's modules."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def _running(workers: Sequence[_Worker]) -> tuple[Task, ...]:

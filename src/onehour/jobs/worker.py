@@ -11,7 +11,10 @@ from typing import Any
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 
-__all__ = ["work"]
+__all__ = ["SAFE_PATH", "work"]
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""With it a process is started here, lest Python take a json.py of the current folder for its own."""
 
 
 def work(
@@ -26,6 +29,7 @@ def work(
         environ: of this process, such as its GPU.
     """
     held = lock.detach()
+    os.environ.pop(SAFE_PATH, None)  # what the user's code starts is none of ours
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from onehour.config import PITFALLS, SIZES, Recipe
+from onehour.config import PITFALLS, SIZES, Read, Recipe
 from onehour.files import opened, replace_whole
 from onehour.rules.minibatch import parse_size
 
@@ -192,10 +192,10 @@ class SweepSpec:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
             return cls(
-                recipe=Recipe.from_dict(values["recipe"]),
+                recipe=Recipe.from_dict(Read.every(values["recipe"], path)),
                 minibatches=tuple(values["minibatches"]),
                 seeds=tuple(values["seeds"]),
-                arms=tuple(_arm_from(text) for text in values["arms"]),
+                arms=tuple(_arm_from(text, path) for text in values["arms"]),
                 arms_at=tuple(values["arms_at"]),
             )
         except OSError as error:
@@ -211,12 +211,12 @@ class SweepSpec:
             replace_whole(held, SPEC, self.to_toml())
 
 
-def _arm_from(text: str) -> Arm:
+def _arm_from(text: str, file: Path) -> Arm:
     """An arm of one or several changes, as `label_of` writes it."""
     pairs = [part.partition("=") for part in text.split(",")]
     for name, _, value in pairs:
         _value(name, value)
-    return tuple((name, value) for name, _, value in pairs)
+    return tuple((name, Read(value, file)) for name, _, value in pairs)
 
 
 def _text(value: Any) -> str:
