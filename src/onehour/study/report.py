@@ -173,6 +173,8 @@ def _refuse_others(folder: Path) -> None:
         text = _text(folder, name)
         if text is not None and mark not in text[:2000]:
             raise ValueError(f"{folder / name} is not of a report, and would be overwritten; choose another --out")
+    with suppress(FileNotFoundError), opened(folder, FIGURES):
+        pass  # it is no link
 
 
 def _old_figures(folder: Path) -> list[str]:
