@@ -14,9 +14,18 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["append_whole", "open_inside", "opened", "remove", "replace_all", "replace_whole", "sync_folder"]
+__all__ = [
+    "append_whole",
+    "open_inside",
+    "opened",
+    "remove",
+    "replace_all",
+    "replace_whole",
+    "sync_folder",
+    "written",
+]
 
 Folder = Path | int
 """A folder by its name, or a descriptor of it that is held open."""
@@ -87,11 +96,11 @@ def open_inside(folder: Folder, name: str, flags: int) -> int:
     return file
 
 
-def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:
-    """Write a file under another name, bring it to disk, and give it its name, in place of what had it.
+@contextmanager
+def written(folder: Folder, name: str) -> Iterator[BinaryIO]:
+    """A file to write that gets its name, in place of what had it, once it is on disk and everything went well.
 
-    Only one process at a time may do so in a folder; see the locks below. Several files at once, without a lock, are
-    for `replace_all`.
+    Only one process at a time may do so under one name. Several files that belong together are for `replace_all`.
 
     Args:
         name: of the file; folders before it are there already.
@@ -102,7 +111,8 @@ def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace_whole(Path(folder), "a", "all")
+    ...     with written(Path(folder), "a") as file:
+    ...         _ = file.write(b"all")
     ...     (Path(folder) / "a").read_text()
     'all'
     """
@@ -110,17 +120,35 @@ def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:
         temporary = f".{last}.writing"
         remove(held, temporary)  # a killed process left it, or it leads elsewhere
         try:
-            _write_new(held, temporary, content)
+            with os.fdopen(_new(held, temporary), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.rename(temporary, last, src_dir_fd=held, dst_dir_fd=held)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = str(_shown(folder, name))
             with suppress(OSError):
                 remove(held, temporary)
             raise
         os.fsync(held)
 
 
+def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:
+    """As `written`, for a content that there is.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     replace_whole(Path(folder), "a", "all")
+    ...     (Path(folder) / "a").read_text()
+    'all'
+    """
+    with written(folder, name) as file:
+        file.write(_bytes(content))
+
+
 def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Iterable[str] = ()) -> None:
-    """As `replace_whole`, for several files that belong together: all of them, or none.
+    """Write several files that belong together: all of them, or none.
 
     All are on disk under other names before the first gets its own; where that fails, those before it are put back.
 
@@ -141,7 +169,12 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
     """
     with opened(folder, make=True) as held, _aside(held) as aside:
         for number, content in enumerate(files.values()):
-            _write_new(aside, f"new-{number}", content)
+            file = _new(aside, f"new-{number}")
+            try:
+                _write(file, _bytes(content))
+                os.fsync(file)
+            finally:
+                os.close(file)
         os.fsync(aside)
         done: list[str] = []
         try:
@@ -228,14 +261,13 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_new(folder: int, name: str, content: str | bytes) -> None:
-    """Neither through a link that somebody left there, nor into a file that somebody reads."""
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
-    try:
-        _write(file, content.encode() if isinstance(content, str) else content)
-        os.fsync(file)
-    finally:
-        os.close(file)
+def _new(folder: int, name: str) -> int:
+    """Neither a link that somebody left there, nor a file that somebody reads."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 def _write(file: int, content: bytes) -> None:

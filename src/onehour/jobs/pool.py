@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onehour.execution import Execution
+from onehour.files import open_inside, opened
 from onehour.jobs.task import Task
 from onehour.jobs.worker import work
 
@@ -51,8 +52,8 @@ def locked(folder: Path) -> Iterator[int]:
     ...     lock > 0
     True
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with opened(folder, make=True) as held:
+        descriptor = open_inside(held, ".lock", os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,8 +88,9 @@ def run_tasks(
     workers: list[_Worker] = []
     try:
         for number, environ in enumerate(places[: len(tasks)]):
-            log = folder / f"log-{number}.txt"
-            workers.append(_Worker(context, (os.getpid(), DupFd(lock), log, environ, execution)))
+            log = open_inside(folder, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            workers.append(_Worker(context, (os.getpid(), DupFd(lock), DupFd(log), environ, execution)))
+            os.close(log)
             workers[-1].give(waiting.popleft())
         while busy := [worker for worker in workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy], timeout=TICK)

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from onehour.execution import Execution
@@ -16,7 +15,7 @@ __all__ = ["work"]
 
 
 def work(
-    connection: Connection, parent: int, lock: Any, log: Path, environ: dict[str, str], execution: Execution
+    connection: Connection, parent: int, lock: Any, log: Any, environ: dict[str, str], execution: Execution
 ) -> None:
     """Receive tasks and answer each: ("done", why one by one or None), ("refused", message) or ("stopped", "").
 
@@ -30,9 +29,8 @@ def work(
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs
-    with log.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.dup2(log.detach(), sys.stdout.fileno())
+    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
     import torch
 
     from onehour.train.run import StoppedError
