@@ -24,7 +24,7 @@ COLUMNS = (
 )
 
 
-FORMULA = re.compile(r"(^|[,;|]) *([=+\-@＝＋－＠])")
+FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')
 """What a spreadsheet computes, where a cell begins."""
 
 

@@ -326,14 +326,14 @@ def move_aside(folder: Path) -> Path | None:
 
 def _lines(path: Path, shown: Path | None = None) -> list[dict[str, Any]]:
     """The lines of a file; messages name it in the folder `shown`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
-    whole = text[: text.rfind("\n") + 1]
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        if not path.is_file():  # a pipe, say, which would be waited for
+            raise ValueError("it is no plain file")
+        text = path.read_text(encoding="utf-8")
+        # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except ValueError as error:
         raise _damaged(path, shown, error) from error
 
