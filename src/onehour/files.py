@@ -58,8 +58,8 @@ def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Iterator[
                     os.mkdir(part, dir_fd=held)
                     os.fsync(held)
             inner = _open(held, part, os.O_RDONLY | os.O_DIRECTORY, shown)
-            os.close(held)
-            held = inner
+            outer, held = held, inner
+            os.close(outer)
         yield held
     finally:
         os.close(held)
@@ -152,8 +152,9 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
     (['2', 'figures', 'page'], 'new')
     """
     with opened(folder, make=True) as held, _aside(held) as aside:
-        for number, content in enumerate(files.values()):
-            file = _new(aside, f"new-{number}")
+        new = {name: f"new-{number}" for number, name in enumerate(files)}
+        for name, content in files.items():
+            file = _new(aside, new[name])
             try:
                 _write(file, _bytes(content))
                 os.fsync(file)
@@ -162,12 +163,13 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
         os.fsync(aside)
         done: list[str] = []
         try:
-            for number, name in enumerate([*files, *gone]):
+            # What is gone goes first: a killed process leaves nothing then that the next one cannot know of.
+            for name in (*gone, *files):
                 with _place(held, name, make=name in files) as (place, last):
-                    _keep(place, last, aside, f"old-{number}")
+                    _keep(place, last, aside, f"old-{len(done)}")
                     done.append(name)
                     if name in files:
-                        os.rename(f"new-{number}", last, src_dir_fd=aside, dst_dir_fd=place)
+                        os.rename(new[name], last, src_dir_fd=aside, dst_dir_fd=place)
                     else:
                         remove(place, last)
             for above in {name.rpartition("/")[0] for name in done}:
