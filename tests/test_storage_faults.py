@@ -62,6 +62,42 @@ def test_every_operation_of_a_save_may_fail(faults: Any):
         assert disk.faulty(name, error, lasting, at)[0] == "", (name, at, error, lasting)
 
 
+def test_every_operation_of_a_report_may_fail(faults: Any):
+    """Page, figures and tables are then all as they were, or all new."""
+    disk = faults("disk")
+    said, operations = disk.reported(None, lasting=False, at=None)
+    assert said == ""
+    assert len(operations) > 80
+    for at in range(len(operations)):
+        error, lasting = sorted(disk.ERRNOS)[at % 3], at % 2 == 0
+        assert disk.reported(error, lasting=lasting, at=at)[0] == "", (at, operations[at], error, lasting)
+
+
+def test_a_report_on_a_full_disk_keeps_the_old_one(
+    faults: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("onehour.study.charts.picture.FORMATS", ("svg",))
+    curve = tmp_path / "a.csv"
+    curve.write_text("epoch,error\n1,50\n2,40\n")
+    disk = faults("disk")
+    with disk.small_disk(2**20) as place:
+        if place is None:
+            pytest.skip("no tmpfs may be mounted here")
+        command = ["report", str(curve), "--out", str(place / "report")]
+        assert main(command) == 0
+        old = disk.written_files(place / "report")
+        curve.write_text("epoch,error\n1,60\n2,50\n3,30\n")
+        for left in (0, 4096, 12_000):
+            ballast = disk.ballast(place, left)
+            capsys.readouterr()
+            assert main(command) == 2
+            assert "cannot be written: No space left on device; what was there is as it was" in capsys.readouterr().err
+            ballast.unlink()
+            assert disk.written_files(place / "report") == old
+        assert main(command) == 0
+        assert disk.written_files(place / "report") != old
+
+
 def test_a_disk_is_full(faults: Any):
     """A tmpfs where one may be mounted, else a limit of the size of files."""
     disk = faults("disk")

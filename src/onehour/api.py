@@ -18,6 +18,7 @@ from onehour.config import Recipe
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import adopt_slurm, is_torchruns, process_began
 from onehour.dist.placement import place
+from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
@@ -37,6 +38,7 @@ def train(
     *,
     model: nn.Module | Callable[[], nn.Module] | str | None = None,
     data: Any = None,
+    trust: bool = False,
     stop_asked: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Run:
@@ -48,6 +50,7 @@ def train(
         recipe: a `Recipe`, a recipe's name or a .toml file.
         model: in place of the recipe's: a torch.nn.Module, a function that returns one, or a name.
         data: in place of the recipe's: (train, validation), two map-style data sets of (image, label), or a name.
+        trust: import what a .toml file names, without its being named here.
         stop_asked: read at every iteration; saves and stops when it says yes.
         options: fields of `Recipe` (minibatch=256) and of `Execution` (out="runs/mine", fresh=True).
 
@@ -84,7 +87,7 @@ def train(
         changes["data"] = f"<{type(data[0]).__qualname__}>" if isinstance(data, tuple | list) and data else "<data>"
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
     return run(
-        chosen,
+        asked_for(chosen, trust=trust),
         execution,
         model=None if isinstance(model, str) else model,
         data=None if isinstance(data, str) else data,
@@ -178,6 +181,7 @@ def sweep(
     processes: int = 1,
     device: str = "auto",
     seeds_together: int | None = None,
+    trust: bool = False,
     **changes: Any,
 ) -> Study:
     """Train a recipe over minibatches, seeds and arms, as `onehour sweep`; what the folder holds is not run again.
@@ -194,6 +198,7 @@ def sweep(
         jobs: processes that train; None for cores or GPUs.
         processes, device: of each run.
         seeds_together: seeds trained as one network; None picks.
+        trust: import what a .toml file names, without its being named here.
         changes: fields of `Recipe`.
 
     Returns:
@@ -209,7 +214,7 @@ def sweep(
     from onehour.jobs.sweep import pick_jobs, train_sweep
 
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
-    completed, _ = complete(chosen)
+    completed, _ = complete(asked_for(chosen, trust=trust))
     spec = spec_of(completed, minibatches, range(first_seed, first_seed + seeds), arms, arms_at)
     folder = default_folder(completed, "sweep") if out is None else Path(out)
     jobs, execution = pick_jobs(jobs, processes=processes, device=device)

@@ -131,6 +131,7 @@ def _add_train(commands: Any) -> None:
     folder.add_argument("--log", metavar="LOGGER", help="tensorboard, wandb or package.module:Class")
     folder.add_argument("--profile", type=int, metavar="I", help="iterations to trace into trace-RANK.json")
     _add_recipe_fields(train, but=OF_THE_DATA)
+    _add_trust(train)
     train.set_defaults(command=train_command)
 
 
@@ -177,6 +178,7 @@ def _add_sweep(commands: Any) -> None:
     )
     sweep.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help="of the verdict (0.5)")
     _add_recipe_fields(sweep, several=("minibatch",), but=OF_THE_DATA)
+    _add_trust(sweep)
     sweep.set_defaults(command=sweep_command)
 
 
@@ -210,9 +212,11 @@ def _add_verify(commands: Any) -> None:
     verify.add_argument("--per-worker", type=_size, metavar="SIZE", help="n")
     verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
     verify.add_argument("--json", action="store_true", help="print JSON")
+    _add_trust(verify)
     verify.set_defaults(command=verify_command)
     traced = commands.add_parser("trace-for-verify")  # without help, so that it is not listed
     traced.add_argument("folder", type=Path)
+    _add_trust(traced)
     traced.set_defaults(command=trace_command)
 
 
@@ -230,6 +234,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--classes", type=_size, help="labels, where the data does not say")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _add_trust(evaluate)
     evaluate.set_defaults(command=evaluate_command)
 
 
@@ -243,6 +248,10 @@ def _add_export(commands: Any) -> None:
     export.add_argument("source", metavar="RUN|FILE", type=Path, help="a run's folder, a .safetensors or a .pt file")
     export.add_argument("--to", metavar="FILE", type=Path, required=True, help="ends in .safetensors or .pt")
     export.set_defaults(command=export_command)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="import the code that a recipe's file names, untyped")
 
 
 def _add_recipe_fields(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from onehour.config import Recipe
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
+from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.planner import Plan, plan, tabulate
 from onehour.recipes import recipe as named
@@ -44,7 +45,7 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     if options.restarts < 0:
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
-    recipe = named(options.recipe, **recipe_changes(options))
+    recipe = asked_for(named(options.recipe, **recipe_changes(options)), trust=options.trust)
     execution = _execution(options)
     from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
     from onehour.train.record import Run, move_aside

@@ -31,6 +31,7 @@ def print_report(paths: Sequence[Path], out: Path | None, margin: float, *, as_j
     """
     from onehour.study.report import write_report
     from onehour.study.reproduce import more_seeds
+    from onehour.study.text import printable
     from onehour.study.wording import headline
 
     report = write_report(paths, out, margin)
@@ -38,9 +39,9 @@ def print_report(paths: Sequence[Path], out: Path | None, margin: float, *, as_j
         print(report.results.read_text(encoding="utf-8"), end="")
         return 0
     for sentence in headline(report.findings):
-        print(sentence.text)
+        print(printable(sentence.text))
         command = more_seeds(report.findings.study, sentence.seeds) if sentence.seeds else ""
         if command:
-            print(f"  {command}")
-    print(f"report  {report.page}")
+            print(printable(f"  {command}"))
+    print(printable(f"report  {report.page}"))
     return 0

@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from onehour.commands import EXIT_STOPPED, recipe_changes
+from onehour.entry import asked_for
 from onehour.execution import default_folder
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
@@ -24,7 +25,7 @@ def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Train a sweep's cells, or say what they are, and report them."""
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
-    recipe = named(options.recipe, **changes)
+    recipe = asked_for(named(options.recipe, **changes), trust=options.trust)
     from onehour.jobs.sweep import expected_seconds, pick_jobs, train_sweep, work_of
     from onehour.train.build import complete
 

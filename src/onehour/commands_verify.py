@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
+from onehour.entry import asked_for
 from onehour.recipes import recipe as named
 from onehour.rules.checks import positive_int
 
@@ -29,7 +30,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
     processes = _processes(options.processes)
     steps = positive_int("steps", options.steps)
-    recipe = _grown(_recipe(options), max(processes))
+    recipe = _grown(asked_for(_recipe(options), trust=options.trust), max(processes))
     pick_device(options.device)
     with tempfile.TemporaryDirectory(prefix="onehour-verify-") as name:
         folder = Path(name)
@@ -40,7 +41,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
                 print(f"{steps} iterations on {p} process{'es' * (p > 1)} …", flush=True)
             try:
                 launch(
-                    ["trace-for-verify", name],
+                    ["trace-for-verify", name, "--trust"],
                     processes=p,
                     port=0,
                     threads=recipe.canonical_threads,
@@ -64,7 +65,7 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     setting = json.loads((options.folder / "verify.json").read_text(encoding="utf-8"))
     try:
         with joined(pick_device(setting["device"])) as group:
-            recipe = Recipe.from_toml(options.folder / "recipe.toml")
+            recipe = asked_for(Recipe.from_toml(options.folder / "recipe.toml"), trust=options.trust)
             trace(recipe, steps=setting["steps"], group=group, folder=options.folder)
     except ValueError as error:
         if not report_failure(str(error)):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 from onehour.config import Recipe
+from onehour.entry import asked_for
 from onehour.recipes import recipe as named
 
 __all__ = ["evaluate_command", "export_command"]
@@ -20,7 +21,7 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     changes = {name: getattr(options, name) for name in ("data", "model", "classes") if getattr(options, name)}
     if "data" in changes:
         changes["samples"] = None
-    recipe = recipe.replace(**changes)
+    recipe = asked_for(recipe.replace(**changes), trust=options.trust, uses=("model", "data"))
     result = evaluate_weights(options.source, recipe=recipe, device=options.device)
     if options.json:
         print(json.dumps(dataclasses.asdict(result) | {"top1_error": result.top1_error}))

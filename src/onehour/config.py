@@ -22,7 +22,7 @@ from onehour.rules.minibatch import (
     sqrt_scaling,
 )
 
-__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe", "nearest"]
+__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe", "nearest"]
 
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
@@ -40,6 +40,30 @@ PITFALLS = (
 
 SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads")
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
+
+
+class Read(str):
+    """A text that was read from a file, which it remembers: nobody has typed it.
+
+    >>> Read("mine:net", Path("recipe.toml")) == "mine:net"
+    True
+    """
+
+    def __new__(cls, text: str, file: Path | None = None) -> Self:
+        made = super().__new__(cls, text)
+        made.file = file
+        return made
+
+    file: Path | None
+
+    @classmethod
+    def every(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
+        """Values of a file, with their texts marked.
+
+        >>> Read.every({"seed": 1, "model": "mine:net"}, Path("recipe.toml"))["model"].file.name
+        'recipe.toml'
+        """
+        return {name: cls(value, file) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _said(default: Any, text: str) -> Any:
@@ -264,7 +288,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
-        """Read a recipe from a TOML file.
+        """Read a recipe from a TOML file; its texts are `Read`, and name no code unless somebody asks for it.
 
         Raises:
             ValueError: naming the file, and the line or the key that is wrong.
@@ -274,7 +298,7 @@ class Recipe:
         ValueError: missing.toml cannot be read: No such file or directory
         """
         try:
-            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(Read.every(tomllib.loads(path.read_text(encoding="utf-8")), path))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError, RecursionError) as error:  # TOMLDecodeError names line and column

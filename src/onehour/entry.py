@@ -1,4 +1,8 @@
-"""Anyone's model, data or logger by name: package.module:function."""
+"""Anyone's model, data, optimizer or logger by name: package.module:function, where a person has asked for it.
+
+A name that a person types is asked for. One that is read from a file, which may have come from anywhere, is not: the
+person types it too, or says that the file is trusted.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,18 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Collection, Mapping
+from importlib.machinery import PathFinder, all_suffixes
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from onehour.config import nearest
+from onehour.config import Read, Recipe, nearest
 
-__all__ = ["blame", "is_entry", "resolve"]
+__all__ = ["LIBRARIES", "asked_for", "blame", "is_entry", "resolve"]
+
+LIBRARIES = ("timm", "torchvision")
+"""Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
 
 
 def is_entry(spec: str) -> bool:
@@ -23,6 +34,31 @@ def is_entry(spec: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
 
+def asked_for(recipe: Recipe, *, trust: bool, uses: Collection[str] | None = None) -> Recipe:
+    """A recipe, once a person has asked for all code that it names; nothing is imported here.
+
+    Args:
+        recipe: with what was typed in place of what its file holds.
+        trust: whether the person trusts the file.
+        uses: fields that are needed; None for all.
+
+    Returns:
+        The recipe, and with `trust` one whose texts count as typed.
+
+    Raises:
+        ValueError: naming each code that only a file names, and the file that would be imported.
+
+    >>> asked_for(Recipe(model="mine:net"), trust=False).model
+    'mine:net'
+    """
+    read = {name: value for name, value in recipe.as_dict().items() if isinstance(value, Read)}
+    if trust:
+        return recipe.replace(**{name: str(value) for name, value in read.items()})
+    wanted = {name: value for name, value in read.items() if uses is None or name in uses}
+    _refuse({name: value for name, value in wanted.items() if _is_code(name, value)})
+    return recipe
+
+
 def resolve(what: str, spec: str) -> Any:
     """The object that `spec` names; the current folder is importable, as for a script.
 
@@ -31,11 +67,13 @@ def resolve(what: str, spec: str) -> Any:
         spec: package.module:name.
 
     Raises:
-        ValueError: if the module or the name cannot be found, or importing fails.
+        ValueError: if only a file names it, the module or the name cannot be found, or importing fails.
 
     >>> resolve("model", "math:sqrt")(4)
     2.0
     """
+    if isinstance(spec, Read):
+        _refuse({what: spec})
     module_name, _, name = spec.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -61,3 +99,37 @@ def blame(error: BaseException) -> str:
     outside = [frame for frame in frames if "importlib" not in frame.filename]
     where = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}{where}"
+
+
+def _is_code(field: str, value: str) -> bool:
+    return is_entry(value) and not (field == "model" and value.partition(":")[0] in LIBRARIES)
+
+
+def _refuse(names: Mapping[str, Read]) -> None:
+    if not names:
+        return
+    code = "; ".join(f"{what} {spec} ({_place(spec)})" for what, spec in names.items())
+    flags = " ".join(f"--{what} {spec}" for what, spec in names.items())
+    file = next(iter(names.values())).file
+    raise ValueError(
+        f"{file} names code, which would run: {code}. Nobody has typed these names, so nothing was imported; type them"
+        f" ({flags}), or give --trust (trust=True from Python) if you trust that file"
+    )
+
+
+def _place(spec: str) -> str:
+    """The file that an import would read. Python itself would import the packages above a module to find it."""
+    top, *rest = spec.partition(":")[0].split(".")
+    here = os.getcwd()
+    try:
+        found = PathFinder.find_spec(top, sys.path if here in sys.path else [here, *sys.path]) or find_spec(top)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        return f"no module {top} is found"
+    above = list(found.submodule_search_locations or [])
+    for place in above if rest else ():
+        for end in ("/__init__.py", *all_suffixes()):
+            if (file := Path(place, *rest[:-1], f"{rest[-1]}{end}")).is_file():
+                return str(file)
+    return found.origin or above[0]

@@ -1,56 +1,350 @@
-"""Small files that others read at any moment: replaced or appended to whole, or not at all."""
+"""What this project writes: whole files and appends, in a folder that no link leads out of.
+
+A folder that a person names may be reached through links, as that person wishes. What lies inside it may have come with
+it, from anywhere: there no link is followed, be it a file or a folder, and a name is never a path.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["append_whole", "replace_whole"]
+__all__ = ["append_whole", "open_inside", "opened", "remove", "replace_all", "replace_whole", "sync_folder", "written"]
+
+Folder = Path | int
+"""A folder by its name, or a descriptor of it that is held open."""
+
+ASIDE = ".writing"
+"""A folder's folder for files that have no place yet."""
 
 
-def replace_whole(path: Path, text: str) -> None:
-    """Write a file under another name, bring it to disk, and give it its name.
+@contextmanager
+def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Iterator[int]:
+    """A descriptor of a folder, or of one inside it to which no link leads.
+
+    Args:
+        inside: names of folders with slashes between them; empty for the folder itself.
+        make: make those that are not there; their names are on disk then.
 
     Raises:
+        ValueError: if a part of `inside` is a link, no folder, or no plain name.
+        OSError: if the disk refuses, or the folder is not there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name, opened(Path(name), "a/b", make=True) as inner:
+    ...     replace_whole(inner, "c", "all")
+    ...     (Path(name) / "a" / "b" / "c").read_text()
+    'all'
+    """
+    if isinstance(folder, int):
+        held = os.dup(folder)
+    else:
+        if make:
+            _make_all(folder)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        shown = Path(_shown(folder, ""))
+        for part in _parts(folder, inside) if inside else ():
+            shown /= part
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=held)
+                    os.fsync(held)
+            inner = _open(held, part, os.O_RDONLY | os.O_DIRECTORY, shown)
+            outer, held = held, inner
+            os.close(outer)
+        yield held
+    finally:
+        os.close(held)
+
+
+def open_inside(folder: Folder, name: str, flags: int) -> int:
+    """As os.open with O_CLOEXEC, for a plain file inside a folder, which no link leads to and no pipe stands for.
+
+    Raises:
+        ValueError: if it is a link, or no plain file; or a folder before it is.
+        OSError: if the disk refuses.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "a").symlink_to("/dev/null")
+    ...     open_inside(Path(folder), "a", os.O_WRONLY)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: .../a is a link, and what is written into a folder stays in it; remove it
+    """
+    with _place(folder, name) as (held, last):
+        file = _open(held, last, flags, _shown(folder, name))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise ValueError(f"{_shown(folder, name)} is no plain file; remove it")
+    return file
+
+
+@contextmanager
+def written(folder: Folder, name: str) -> Iterator[BinaryIO]:
+    """A file to write that gets its name, in place of what had it, once it is on disk and everything went well.
+
+    Only one process at a time may do so under one name. Several files that belong together are for `replace_all`.
+
+    Args:
+        name: of the file; folders before it are there already.
+
+    Raises:
+        ValueError: if a link leads there.
+        OSError: if the disk refuses; what stood there stays, until the new one has its place.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with written(Path(folder), "a") as file:
+    ...         _ = file.write(b"all")
+    ...     (Path(folder) / "a").read_text()
+    'all'
+    """
+    with _place(folder, name) as (held, last):
+        temporary = f".{last}.writing"
+        remove(held, temporary)  # a killed process left it, or it leads elsewhere
+        try:
+            with os.fdopen(_new(held, temporary), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, last, src_dir_fd=held, dst_dir_fd=held)
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = str(_shown(folder, name))
+            with suppress(OSError):
+                remove(held, temporary)
+            raise
+        os.fsync(held)
+
+
+def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:
+    """As `written`, for a content that there is."""
+    with written(folder, name) as file:
+        file.write(_bytes(content))
+
+
+def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Iterable[str] = ()) -> None:
+    """Write several files that belong together: all of them, or none.
+
+    All are on disk under other names before the first gets its own; where that fails, those before it are put back.
+
+    Args:
+        files: contents by name; folders before a name are made.
+        gone: names that are to be there no longer.
+
+    Raises:
+        ValueError: if a link leads there.
         OSError: if the disk refuses; what stood there stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace_whole(Path(folder) / "a", "all")
-    ...     (Path(folder) / "a").read_text()
-    'all'
+    ...     replace_all(Path(folder), {"page": "old", "figures/1": "old", "figures/2": "old"})
+    ...     replace_all(Path(folder), {"page": "new", "figures/2": "new"}, gone=["figures/1"])
+    ...     sorted(path.name for path in Path(folder).rglob("*")), (Path(folder) / "page").read_text()
+    (['2', 'figures', 'page'], 'new')
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with opened(folder, make=True) as held, _aside(held) as aside:
+        new = {name: f"new-{number}" for number, name in enumerate(files)}
+        for name, content in files.items():
+            file = _new(aside, new[name])
+            try:
+                _write(file, _bytes(content))
+                os.fsync(file)
+            finally:
+                os.close(file)
+        os.fsync(aside)
+        done: list[str] = []
+        try:
+            # What is gone goes first: a killed process leaves nothing then that the next one cannot know of.
+            for name in (*gone, *files):
+                with _place(held, name, make=name in files) as (place, last):
+                    _keep(place, last, aside, f"old-{len(done)}")
+                    done.append(name)
+                    if name in files:
+                        os.rename(new[name], last, src_dir_fd=aside, dst_dir_fd=place)
+                    else:
+                        remove(place, last)
+            for above in {name.rpartition("/")[0] for name in done}:
+                with opened(held, above) as place:
+                    os.fsync(place)
+        except BaseException:
+            for number, name in enumerate(done):
+                with suppress(OSError), _place(held, name) as (place, last):
+                    try:
+                        os.rename(f"old-{number}", last, src_dir_fd=aside, dst_dir_fd=place)
+                    except FileNotFoundError:  # there was none
+                        remove(place, last)
+            raise
 
 
-def append_whole(path: Path, content: bytes, *, behind: int | None = None) -> None:
+def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | None = None) -> None:
     """Append to a file; what a full disk takes of it is cut off again.
 
     Args:
         behind: how many of its bytes stay; None for all.
 
     Raises:
+        ValueError: if a link leads there, or it is no plain file.
         OSError: if the disk refuses; the file then ends where it would have been appended to.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     append_whole(Path(folder) / "a", b"one\\nhal")
-    ...     append_whole(Path(folder) / "a", b"two\\n", behind=4)
+    ...     append_whole(Path(folder), "a", b"one\\nhal")
+    ...     append_whole(Path(folder), "a", b"two\\n", behind=4)
     ...     (Path(folder) / "a").read_bytes()
     b'one\\ntwo\\n'
     """
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if behind is not None:
-            size = file.truncate(behind)
+    file = open_inside(folder, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        size = os.fstat(file).st_size if behind is None else behind
+        os.ftruncate(file, size)
         try:
-            while content:
-                content = content[file.write(content) :]
+            _write(file, content)
         except OSError:
-            file.truncate(size)
+            os.ftruncate(file, size)
             raise
+    finally:
+        os.close(file)
+
+
+def remove(folder: Folder, name: str) -> None:
+    """Remove a file, a link, or a folder with all that is in it, if it is there; what a link leads to stays.
+
+    Raises:
+        ValueError: if a folder before it is a link.
+        OSError: if the disk refuses.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     replace_all(Path(folder), {"a/b": ""})
+    ...     remove(Path(folder), "a"), remove(Path(folder), "nothing"), len(list(Path(folder).iterdir()))
+    (None, None, 0)
+    """
+    with _place(folder, name) as (held, last), suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(last, dir_fd=held, follow_symlinks=False).st_mode):
+            shutil.rmtree(last, dir_fd=held)
+        else:
+            os.unlink(last, dir_fd=held)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's own entries to disk; a file's content in the same way.
+
+    >>> sync_folder(Path("."))
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _new(folder: int, name: str) -> int:
+    """Neither a link that somebody left there, nor a file that somebody reads."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _write(file: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
+
+
+@contextmanager
+def _aside(folder: int) -> Iterator[int]:
+    """A folder in a folder for what has no place yet, or no longer; for one process at a time."""
+    while True:
+        with suppress(FileExistsError):
+            os.mkdir(ASIDE, 0o700, dir_fd=folder)
+        with suppress(FileNotFoundError):
+            held = _open(folder, ASIDE, os.O_RDONLY | os.O_DIRECTORY, _shown(folder, ASIDE))
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if os.fstat(held).st_nlink:
+                break
+            os.close(held)  # who had it has removed it
+    try:
+        for name in os.listdir(held):  # a killed process left them
+            remove(held, name)
+        yield held
+    finally:
+        with suppress(OSError):
+            remove(folder, ASIDE)
+        os.close(held)
+
+
+def _keep(folder: int, name: str, aside: int, old: str) -> None:
+    """Give a file, if there is one, another name too, so that it can be put back."""
+    options: Any = {"src_dir_fd": folder, "dst_dir_fd": aside}
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise ValueError(f"{_shown(folder, name)} is a folder, and a file is to be written there; move it away")
+        try:
+            os.link(name, old, **options, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            os.rename(name, old, **options)  # a file system without second names
+
+
+@contextmanager
+def _place(folder: Folder, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    """The folder that a file is in, and its name there."""
+    *above, last = _parts(folder, name)
+    with opened(folder, "/".join(above), make=make) as held:
+        yield held, last
+
+
+def _make_all(folder: Path) -> None:
+    """A folder and those above it, as `mkdir -p`; what is made has its name on disk."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        sync_folder(made.parent)
+
+
+def _open(held: int, name: str, flags: int, shown: Path) -> int:
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=held)
+    except OSError as error:
+        with suppress(OSError):
+            mode = os.stat(name, dir_fd=held, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                problem = "is a link, and what is written into a folder stays in it"
+                raise ValueError(f"{shown} {problem}; remove it") from error
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ValueError(f"{shown} is no plain file; remove it") from error
+        raise
+
+
+def _parts(folder: Folder, name: str) -> list[str]:
+    """The names that a name is made of.
+
+    Raises:
+        ValueError: if one of them is none, such as `..`.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError(f"{name!r} is no name of a file in {_shown(folder, '')}")
+    return parts
+
+
+def _shown(folder: Folder, name: str) -> Path:
+    if isinstance(folder, int):
+        link = Path(f"/proc/self/fd/{folder}")
+        folder = link.readlink() if link.is_symlink() else Path()  # where there is no /proc, the name alone
+    return folder / name

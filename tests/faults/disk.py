@@ -3,8 +3,9 @@
     python tests/faults/disk.py
 
 ENOSPC, EDQUOT and EIO at each operation, once or from there on, in four situations: the first save of a run, one that
-thins, the same iteration again, and one that finds what a killed process left. Then saves on a tmpfs with too little
-room; where none may be mounted, under a limit of the size of files (RLIMIT_FSIZE), which is said.
+thins, the same iteration again, and one that finds what a killed process left. The same for a report that replaces
+another one. Then saves on a tmpfs with too little room; where none may be mounted, under a limit of the size of files
+(RLIMIT_FSIZE), which is said.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -30,6 +32,7 @@ from unittest import mock
 import torch
 
 from onehour.dist.group import Group
+from onehour.study import report as report_room
 from onehour.train.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,10 +40,11 @@ from summary import OUT, add, missing, report
 from writer import RECIPE, digest, expected, fill, fresh, progress_of
 
 CAMPAIGN = "disk: faults"
+REPORTS = "disk: reports"
 FULL = "disk: full"
 ERRNOS = {"ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT, "EIO": errno.EIO}
 OPERATIONS = (
-    *("open", "write", "fsync", "close", "mkdir", "rename", "unlink", "rmdir"),
+    *("open", "write", "fsync", "close", "mkdir", "rename", "link", "unlink", "rmdir"),
     *("stat", "lstat", "listdir", "scandir"),
 )
 WIDTH = 24
@@ -59,7 +63,7 @@ class Faults:
         lasting: all from there on that need what is lacking: room for ENOSPC and EDQUOT, the disk itself for EIO.
     """
 
-    GROWING = ("write", "mkdir", "fsync", "create")
+    GROWING = ("write", "mkdir", "fsync", "create", "link")
 
     def __init__(self, folder: Path, at: int | None = None, number: int = errno.EIO, *, lasting: bool = False) -> None:
         self.folder, self.at, self.number, self.lasting = str(folder), at, number, lasting
@@ -82,11 +86,24 @@ class Faults:
         with contextlib.ExitStack() as stack:
             for name in OPERATIONS:
                 stack.enter_context(mock.patch.object(os, name, self._around(name, getattr(os, name))))
+            stack.enter_context(mock.patch.object(os, "dup", self._doubled(os.dup)))
             yield self
 
+    def _doubled(self, real: Callable[[int], int]) -> Callable[[int], int]:
+        """A second descriptor is followed as the first is."""
+
+        def dup(descriptor: int) -> int:
+            made = real(descriptor)
+            if descriptor in self._opened:
+                self._opened.add(made)
+            return made
+
+        return dup
+
     def _is_ours(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
-        if "dir_fd" in options and options["dir_fd"] is not None:
-            return options["dir_fd"] in self._opened
+        held = options.get("dir_fd", options.get("src_dir_fd"))
+        if held is not None:
+            return held in self._opened
         place = arguments[0] if arguments else "."
         return place in self._opened if isinstance(place, int) else os.fsdecode(place).startswith(self.folder)
 
@@ -209,6 +226,63 @@ def faulty(situation: str, name: str, lasting: bool, at: int) -> tuple[str, str]
         )[at]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that took no time."""
+
+    name: str
+    content: bytes
+
+    def files(self) -> dict[str, bytes]:
+        """As a picture's."""
+        return {f"{self.name}.svg": self.content}
+
+
+def write_drawn(folder: Path, kind: str, names: tuple[str, ...]) -> None:
+    """Report a curve, with a page and pictures that say nothing else than `kind`."""
+    curve = folder.with_name("a.csv")
+    curve.write_text("epoch,error\n1,50\n2,40\n")
+    drawn = (f"{report_room.MARK} {kind}", [Drawn(name, kind.encode()) for name in names])
+    with mock.patch.object(report_room, "render", return_value=drawn):
+        report_room.write_report([curve], folder)
+
+
+OLD_REPORT, NEW_REPORT = ("old", ("curves", "error-against-time")), ("new", ("curves", "arms-at-64"))
+
+
+def written_files(folder: Path) -> dict[str, bytes]:
+    """What a report shows, without what a killed or failed command has left aside."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / ".writing")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def reported(name: str | None, lasting: bool, at: int | None) -> tuple[str, tuple[str, ...]]:
+    """What is wrong after a report in which an operation failed, empty if nothing; and all its operations."""
+    with tempfile.TemporaryDirectory(dir=QUICK) as place:
+        folder, other = Path(place) / "report", Path(place) / "other"
+        write_drawn(other, *NEW_REPORT)
+        write_drawn(folder, *OLD_REPORT)
+        old, new = written_files(folder), written_files(other)
+        said, number = "", ERRNOS[name] if name else 0
+        with Faults(folder, at, number, lasting=lasting).active() as faults:
+            try:
+                write_drawn(folder, *NEW_REPORT)
+            except (ValueError, OSError) as error:
+                said = str(error)
+        found, seen = written_files(folder), tuple(faults.seen)
+        if said and os.strerror(number) not in said:
+            return f"said {said}", seen
+        dead = lasting and number == errno.EIO  # a disk on which nothing works puts nothing back; each file is whole
+        if found not in ((old, new) if said else (new,)) and not dead:
+            return f"said {said!r}, and holds {sorted(found)}", seen
+        if dead and any(content not in (old.get(file), new.get(file)) for file, content in found.items()):
+            return "a file is not whole", seen
+        write_drawn(folder, *NEW_REPORT)
+        left = sorted(path.name for path in folder.iterdir())
+        again = written_files(folder) == new and left == sorted(path.name for path in other.iterdir())
+        return "" if again else f"the next report leaves {left}", seen
+
+
 def judged(
     folder: Path, checkpoints: Checkpoints, said: list[str], before: int, saved: bool, reason: str, known: list[str]
 ) -> str:
@@ -295,6 +369,14 @@ def main() -> int:
         situation, name, lasting, at = everything[case]
         about = {"situation": situation, "errno": name, "lasting": lasting, "at": at, "operation": operation}
         add(ledger, CAMPAIGN, case, ok=not said, said=f"{about}: {said}" if said else "", kind=operation, **about)
+    reports = [
+        (*kind, at) for kind in product(ERRNOS, (False, True)) for at in range(len(reported(None, False, None)[1]))
+    ]
+    for case in missing(ledger, REPORTS, range(len(reports))):
+        name, lasting, at = reports[case]
+        said, seen = reported(name, lasting, at)
+        about = {"errno": name, "lasting": lasting, "at": at, "operation": seen[at]}
+        add(ledger, REPORTS, case, ok=not said, said=f"{about}: {said}" if said else "", kind=seen[at], **about)
     for case in missing(ledger, FULL, range(options.full)):
         said, kind = filled(case)
         add(ledger, FULL, case, ok=not said, said=said, kind=kind)

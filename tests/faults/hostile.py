@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from onehour.cli import main as onehour
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_data  # noqa: F401 - adds its cases
+import hostile_folders  # noqa: F401
 from hostile_cases import CASES, base_run
 from summary import OUT, add, lines, report
 
@@ -90,6 +92,7 @@ def _act(arguments: list[str], here: Path, allowed: Path, files: dict[str, Path]
     os.chdir(here)
     os.environ["MPLCONFIGDIR"] = str(allowed)  # it makes folders in one's home else
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.open = _opening(os.open)
     sys.addaudithook(lambda event, about: _note(event, about, allowed.resolve(), events))
     code = 1
     try:
@@ -107,15 +110,38 @@ def _note(event: str, about: tuple[Any, ...], allowed: Path, events: int) -> Non
     if event == "open" and isinstance(about[2], int) and about[2] & WRITES:
         if isinstance(about[0], int):  # an open file, which was noted when it was opened
             return
-        place = _place(os.fsdecode(about[0]), follow=not about[2] & os.O_NOFOLLOW)
+        place = _place(_within(OPENING[-1], about[0]), follow=not about[2] & os.O_NOFOLLOW)
     elif event in CHANGES and not isinstance(about[0], int):
-        above = f"/proc/self/fd/{about[-1]}" if event in ("os.remove", "os.rmdir") and about[-1] >= 0 else ""
-        place = _place(os.path.join(above, os.fsdecode(about[0])), follow=False)
+        place = _place(_within(_folder_of(event, about), about[0]), follow=False)
     elif event not in STARTS:
         return
     if isinstance(place, Path) and (place.is_relative_to(allowed) or place.is_relative_to("/dev")):
         return
     os.write(events, f"{event} {place}\n".encode("utf-8", "backslashreplace"))
+
+
+OPENING = [-1]
+"""The folder that os.open is given, which Python tells no hook."""
+
+
+def _opening(real: Callable[..., int]) -> Callable[..., int]:
+    def opened(*arguments: Any, dir_fd: int | None = None, **options: Any) -> int:
+        OPENING.append(-1 if dir_fd is None else dir_fd)
+        try:
+            return real(*arguments, dir_fd=dir_fd, **options)
+        finally:
+            OPENING.pop()
+
+    return opened
+
+
+def _folder_of(event: str, about: tuple[Any, ...]) -> int:
+    """The folder, held open, that a changed name is in; -1 for the current one."""
+    return {"os.rename": about[-2], "os.link": about[-2], "os.truncate": -1}.get(event, about[-1])
+
+
+def _within(folder: int, name: Any) -> str:
+    return os.path.join(f"/proc/self/fd/{folder}" if folder >= 0 else "", os.fsdecode(name))
 
 
 def _place(path: str, *, follow: bool) -> Path:

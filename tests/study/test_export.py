@@ -87,3 +87,36 @@ def test_others_curves_are_kept(tmp_path: Path):
     assert content["curves"][0]["label"] == "curve=mine"
     assert content["curves"][0]["runs"][0]["curve"] == [[1, 9, None], [2, 8.5, None]]
     assert "curve=mine,,,,,,finished,8.75,,1,mine.csv" in results_csv(findings)
+
+
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "a;=1",
+    "a,@b",
+    "a|=1",
+    "＝1",
+    '"=1',
+    " =1",
+    "=cmd|' /C calc'!A1",
+)
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_cell_is_a_formula_however_a_spreadsheet_divides_the_line(tmp_path: Path, text: str):
+    """Delimiters and quotes as Excel and LibreOffice take them in one country or another."""
+    paths = [tmp_path / f"{text.replace('/', '_')}{n}.csv" for n in range(2)]
+    for path in paths:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("epoch", "error", "minibatch", "arm"), (1, 9, 64, f"{text}{path.stem[-1]}")])
+    written = results_csv(findings_of(read_paths(paths)))
+    assert written.count("'") >= 2
+    for delimiter in ",;\t|":
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+            for row in csv.reader(io.StringIO(written), delimiter=delimiter, quoting=quoting):
+                assert not [cell for cell in row if cell.lstrip()[:1] in tuple("=+-@＝")]
+                assert all(cell.isprintable() for cell in row)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from onehour.data.faults import FaultError
+from onehour.files import replace_whole
 
-__all__ = ["open_arrays", "write_arrays", "written"]
+__all__ = ["open_arrays", "write_arrays"]
 
 KEY = "onehour"
 AGAIN = "make it again"
@@ -49,8 +47,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
         digest.update(_described(name, array))
         digest.update(array.data)
     metadata = {KEY: json.dumps({"about": about, "sha256": digest.hexdigest()})}
-    with written(path) as temporary:
-        temporary.write_bytes(save(arrays, metadata=metadata))
+    replace_whole(path.parent, path.name, save(arrays, metadata=metadata))
 
 
 def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -83,27 +80,6 @@ def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarra
         if digest.hexdigest() != expected:
             raise FaultError(str(path), "is damaged: its SHA-256 is not the one that it was written with", AGAIN)
     return arrays, about
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """The name to write a file under that becomes `path`, on disk, once everything went well.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with written(Path(folder) / "a") as temporary:
-    ...         _ = temporary.write_text("all")
-    ...     (Path(folder) / "a").read_text()
-    'all'
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _described(name: str, array: np.ndarray) -> bytes:

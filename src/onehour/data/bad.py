@@ -112,8 +112,8 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
         whole = old[: old.rfind(b"\n") + 1]  # a line without its end is what a full disk or a kill has left
         new = sorted(set(found) - _indices(whole))
         lines = [json.dumps({"index": index, **_described(dataset, index)}) + "\n" for index in new]
-        append_whole(path, "".join(lines).encode(), behind=len(whole))
-    except OSError:
+        append_whole(folder, BAD_IMAGES, "".join(lines).encode(), behind=len(whole))
+    except (OSError, ValueError):
         skipped.indices.update(found)
 
 

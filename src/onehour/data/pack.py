@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,18 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from onehour.data.arrays import open_arrays, write_arrays, written
+from onehour.data.arrays import open_arrays, write_arrays
 from onehour.data.faults import shown
-from onehour.data.index import FORMAT, INDEX, columns
+from onehour.data.index import FORMAT, INDEX, columns, read_index
 from onehour.data.shards import BLOCK, END, Shards, header, key_of, label_member, padding
 from onehour.data.shrink import QUALITY, shrunk
 from onehour.data.source import Folder
 from onehour.data.work import Done, spread
+from onehour.files import open_inside, opened, remove, replace_whole, sync_folder, written
 
 __all__ = ["SHARD_BYTES", "pack", "parts_of"]
 
 SHARD_BYTES = 2**30
 LOCK = ".lock"
+SHARD = re.compile(r"(train|val)-\d{5,}\.tar", re.ASCII)
 PARTS = ".parts"
 """The folder inside a pack, while it is made, that says what each finished shard holds."""
 
@@ -82,7 +85,7 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             if _is_done(out, whole):
-                shutil.rmtree(out / PARTS, ignore_errors=True)
+                remove(out, PARTS)
                 return out / INDEX
             _clear(out, prints)
             if resize is None:
@@ -144,18 +147,17 @@ class _Packing:
         source = self.sides[part.side]
         offsets, sizes, checks = (np.zeros(len(part.span), kind) for kind in (np.int64, np.int64, np.uint32))
         try:
-            with written(self.out / part.name) as temporary:
-                with temporary.open("wb", buffering=2**20) as file:
-                    for row, index in enumerate(part.span):
-                        data, suffix = self._content(source, index)
-                        file.write(header(key_of(index).decode() + suffix, len(data)))
-                        offsets[row], sizes[row], checks[row] = file.tell(), len(data), zlib.crc32(data)
-                        file.write(data)
-                        file.write(padding(len(data)))
-                        file.write(label_member(index, int(source.labels[index])))
-                        done(1)
-                    file.write(END)
-                    size = file.tell()
+            with written(self.out, part.name) as file:
+                for row, index in enumerate(part.span):
+                    data, suffix = self._content(source, index)
+                    file.write(header(key_of(index).decode() + suffix, len(data)))
+                    offsets[row], sizes[row], checks[row] = file.tell(), len(data), zlib.crc32(data)
+                    file.write(data)
+                    file.write(padding(len(data)))
+                    file.write(label_member(index, int(source.labels[index])))
+                    done(1)
+                file.write(END)
+                size = file.tell()
                 about = {"fingerprint": fingerprint, "bytes": size}
                 write_arrays(self._record(part), {"offsets": offsets, "sizes": sizes, "checks": checks}, about)
         except OSError as error:
@@ -210,12 +212,10 @@ def _finish(packing: _Packing, parts: list[Part], whole: str) -> Path:
         "quality": QUALITY if packing.resize else None,
         "fingerprint": whole,
     }
-    with written(packing.out / "classes.txt") as temporary:
-        temporary.write_text("".join(f"{shown(name)}\n" for name in classes), encoding="utf-8")
-    _sync(packing.out)  # the shards are there before the index says so
+    replace_whole(packing.out, "classes.txt", "".join(f"{shown(name)}\n" for name in classes))
+    sync_folder(packing.out)  # the shards are there before the index says so
     write_arrays(packing.out / INDEX, arrays, about)
-    _sync(packing.out)
-    shutil.rmtree(packing.out / PARTS)
+    remove(packing.out, PARTS)
     return packing.out / INDEX
 
 
@@ -227,7 +227,7 @@ def _is_done(out: Path, whole: str) -> bool:
     """
     others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     if (out / INDEX).is_file():
-        about = open_arrays(out / INDEX)[1]
+        about = read_index(out / INDEX)[1]
         if about.get("fingerprint") != whole:
             raise ValueError(f"{out} holds a pack of other data or another --resize; choose another folder")
         shards = [(out / name, size) for side in about["shards"].values() for name, _, size in side]
@@ -239,13 +239,15 @@ def _is_done(out: Path, whole: str) -> bool:
 
 def _clear(out: Path, prints: dict[str, str]) -> None:
     """Remove what an interrupted command left that has no place in this pack."""
-    (out / PARTS).mkdir(exist_ok=True)
-    for record in (out / PARTS).iterdir():
-        if record.name not in prints:
-            (out / record.name).unlink(missing_ok=True)
-            record.unlink()
-    for leftover in out.glob(".*.writing"):
-        leftover.unlink()
+    with opened(out, PARTS, make=True) as parts:
+        for name in os.listdir(parts):
+            if name not in prints:
+                if SHARD.fullmatch(name):
+                    remove(out, name)
+                remove(parts, name)
+    for name in os.listdir(out):
+        if SHARD.fullmatch(name.removeprefix(".").removesuffix(".writing")) and name.startswith("."):
+            remove(out, name)
 
 
 def _refuse_full_disk(out: Path, packing: _Packing, parts: list[Part]) -> None:
@@ -264,17 +266,9 @@ def _refuse_full_disk(out: Path, packing: _Packing, parts: list[Part]) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     # A record lock: the processes that write shards do not have it, so it ends with this one, however that ends.
-    with open(folder / LOCK, "w") as file:
+    with os.fdopen(open_inside(folder, LOCK, os.O_WRONLY | os.O_CREAT), "wb") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{folder} is being written by another process; wait for it, or end it") from error
         yield
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -133,7 +133,8 @@ def launch(
     refuse_used_port(port)
     if stop is not None:
         stop.leave_to_caller()
-    command = [sys.executable, "-m", "onehour", *arguments]
+    # Without -P, Python would take a torch.py of the current folder for torch.
+    command = [sys.executable, "-P", "-m", "onehour", *arguments]
     shared = {
         OURS: str(os.getpid()),
         JOB: job,

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from onehour.execution import Execution
+from onehour.files import open_inside, opened
 from onehour.jobs.task import Task
-from onehour.jobs.worker import work
+from onehour.jobs.worker import SAFE_PATH, work
 
 __all__ = ["Event", "locked", "run_tasks"]
 
@@ -51,8 +52,8 @@ def locked(folder: Path) -> Iterator[int]:
     ...     lock > 0
     True
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with opened(folder, make=True) as held:
+        descriptor = open_inside(held, ".lock", os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,9 +87,11 @@ def run_tasks(
     waiting = deque(tasks)
     workers: list[_Worker] = []
     try:
+        own = {SAFE_PATH: os.environ[SAFE_PATH]} if SAFE_PATH in os.environ else {}
         for number, environ in enumerate(places[: len(tasks)]):
-            log = folder / f"log-{number}.txt"
-            workers.append(_Worker(context, (os.getpid(), DupFd(lock), log, environ, execution)))
+            log = open_inside(folder, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            workers.append(_Worker(context, (os.getpid(), DupFd(lock), DupFd(log), environ | own, execution)))
+            os.close(log)
             workers[-1].give(waiting.popleft())
         while busy := [worker for worker in workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy], timeout=TICK)
@@ -110,7 +113,8 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
-        self.process.start()
+        with _only_own_modules():
+            self.process.start()
         theirs.close()
         self.task: Task | None = None
 
@@ -142,6 +146,20 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+@contextmanager
+def _only_own_modules() -> Iterator[None]:
+    """What is started meanwhile does not look into the current folder for Python's modules."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def _running(workers: Sequence[_Worker]) -> tuple[Task, ...]:

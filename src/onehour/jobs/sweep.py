@@ -17,6 +17,7 @@ import torch
 from onehour.config import Recipe
 from onehour.dist.placement import place
 from onehour.execution import Execution
+from onehour.files import opened
 from onehour.jobs.pool import Event, locked, run_tasks
 from onehour.jobs.task import Task, run_task
 from onehour.rules.checks import positive_int
@@ -76,6 +77,8 @@ def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = 
     rows: dict[tuple[object, int], list[Cell]] = {}
     for cell in cells:
         place = folder / "cells" / cell.name
+        with suppress(FileNotFoundError), opened(folder, f"cells/{cell.name}"):
+            pass  # no link leads there
         if not _ended(place, cell.recipe):
             rows.setdefault((cell.arm, cell.recipe.minibatch), []).append(cell)
     size = together or max(1, min(TOGETHER, -(-sum(map(len, rows.values())) // jobs)))

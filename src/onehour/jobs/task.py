@@ -99,8 +99,9 @@ def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_aske
     from onehour.train.run import StoppedError
 
     Recorder(folder, recipe).close()  # writes its recipe
-    flags = ["--out", str(folder), "--processes", str(execution.processes), "--device", execution.device]
-    command = [sys.executable, "-m", "onehour", "train", str(folder / "recipe.toml"), *flags]
+    # What the recipe names was asked for where the sweep was.
+    flags = ["--trust", "--out", str(folder), "--processes", str(execution.processes), "--device", execution.device]
+    command = [sys.executable, "-P", "-m", "onehour", "train", str(folder / "recipe.toml"), *flags]
     code, said = _followed(command, stop_asked)
     if code == 75:
         raise StoppedError(said)

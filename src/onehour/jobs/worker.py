@@ -6,17 +6,19 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 
-__all__ = ["work"]
+__all__ = ["SAFE_PATH", "work"]
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""With it a process is started here, lest Python take a json.py of the current folder for its own."""
 
 
 def work(
-    connection: Connection, parent: int, lock: Any, log: Path, environ: dict[str, str], execution: Execution
+    connection: Connection, parent: int, lock: Any, log: Any, environ: dict[str, str], execution: Execution
 ) -> None:
     """Receive tasks and answer each: ("done", why one by one or None), ("refused", message) or ("stopped", "").
 
@@ -27,12 +29,12 @@ def work(
         environ: of this process, such as its GPU.
     """
     held = lock.detach()
+    os.environ.pop(SAFE_PATH, None)  # what the user's code starts is none of ours
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs
-    with log.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.dup2(log.detach(), sys.stdout.fileno())
+    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
     import torch
 
     from onehour.train.run import StoppedError

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from torch import nn
 
 from onehour.config import nearest
-from onehour.entry import blame, is_entry, resolve
+from onehour.entry import LIBRARIES, blame, is_entry, resolve
 from onehour.models import resnet, small
 
-__all__ = ["LIBRARIES", "MODELS", "brings_weights", "load_model"]
+__all__ = ["MODELS", "brings_weights", "load_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": small.resnet8,
@@ -22,7 +22,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
 }
-LIBRARIES = ("timm", "torchvision")
 
 
 def brings_weights(spec: str) -> bool:

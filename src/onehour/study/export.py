@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import PurePath
 from typing import Any
 
 from onehour.study.results import Result
 from onehour.study.tables import Findings, Row, curve_of
+from onehour.study.text import printable, short
 from onehour.study.wording import headline
 
 __all__ = ["FORMAT", "results_csv", "results_json"]
@@ -20,6 +22,10 @@ COLUMNS = (
     *("arm", "minibatch", "per_worker", "workers", "target_lr", "seed", "outcome", "error"),
     *("seconds", "together", "source"),
 )
+
+
+FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')
+"""What a spreadsheet computes, where a cell begins."""
 
 
 def results_json(findings: Findings, pictures: tuple[str, ...] = (), written_by: str = "") -> str:
@@ -46,7 +52,7 @@ def results_json(findings: Findings, pictures: tuple[str, ...] = (), written_by:
         "curves": [{"label": entry.label, "runs": [_run(run) for run in entry.results]} for entry in findings.loose],
         "figures": list(pictures),
     }
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return printable(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def results_csv(findings: Findings) -> str:
@@ -63,8 +69,15 @@ def results_csv(findings: Findings) -> str:
     for row in rows:
         for result in row.entry.results:
             values = {"arm": row.entry.label, **_derived(row), **_run(result)}
-            writer.writerow(["" if values[name] is None else values[name] for name in COLUMNS])
+            writer.writerow([_cell(values[name]) for name in COLUMNS])
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Others' text as a spreadsheet shows it: on one line, and no formula wherever its program divides the line."""
+    if isinstance(value, str):
+        return FORMULA.sub(r"\1'\2", short(value, most=len(value)))
+    return "" if value is None else value
 
 
 def _derived(row: Row) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from onehour.files import replace_whole
 from onehour.study.charts.style import ACCENT, ALERT, FAINT, INK, SOFT, looks
 from onehour.study.text import short
 from onehour.train.record import MEDIAN_OF, Run
 
 __all__ = ["draw_curve"]
 
+PICTURE = "curve.png"
 POINTS = 2000
 """At which the schedule is drawn, so that its drops look like the steps that they are."""
 
@@ -27,7 +30,6 @@ def draw_curve(run: Run) -> Path | None:
         return None
     metrics, recipe = run.metrics, run.recipe
     epochs = [record["epoch"] for record in metrics]
-    path = run.folder / "curve.png"
     with looks():
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         errors, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -62,5 +64,7 @@ def draw_curve(run: Run) -> Path | None:
             axes.grid(axis="y", color=FAINT, linewidth=0.6)
             axes.tick_params(labelsize=10, labelcolor=SOFT, color=FAINT)
             axes.set_axisbelow(True)
-        figure.savefig(path, dpi=150)
-    return path
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=150)
+    replace_whole(run.folder, PICTURE, content.getvalue())
+    return run.folder / PICTURE

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onehour.files import replace_whole
+from onehour.files import open_inside, opened, replace_all
 from onehour.study.export import FORMAT, results_csv, results_json
 from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE
 from onehour.study.spec import SPEC
 from onehour.study.tables import Findings, findings_of
+from onehour.study.text import printable
 
 if TYPE_CHECKING:
     from onehour.study.charts.picture import Picture
@@ -90,21 +93,20 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
     """
     findings = findings_of(read_paths(paths), margin)
     folder = folder_for(paths) if out is None else out
-    old = _old_figures(folder)
+    _refuse_others(folder)
     page, pictures = render(findings)
     names = tuple(picture.name for picture in pictures)
-    for name in old:
-        for path in (folder / FIGURES).glob(f"{name}.*"):
-            path.unlink()
-    for picture in pictures:
-        picture.save(folder / FIGURES)
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = findings.study.recipe
-    files = {PAGE: page, JSON: results_json(findings, names, _version()), CSV: results_csv(findings)}
+    files: dict[str, str | bytes] = {
+        f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()
+    }
+    files |= {PAGE: page, JSON: results_json(findings, names, _version()), CSV: results_csv(findings)}
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
-    for name, text in files.items():
-        replace_whole(folder / name, text)
+    try:
+        replace_all(folder, files, gone=[name for name in _old_figures(folder) if name not in files])
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}; what was there is as it was") from error
     return Report(folder, findings)
 
 
@@ -157,25 +159,42 @@ def render(findings: Findings) -> tuple[str, list[Picture]]:
     svgs = {picture.name: [picture.inline(kind, classes) for kind in ("wide", "narrow")] for picture in drawn}
     style += Markup("").join(Markup(f".{name} {{ {text} }}\n") for name, text in classes.items())
     context = context_of(findings, pictures, _version())
-    return template.render(style=style, mark=Markup(MARK), svgs=svgs, **context), drawn
+    return printable(template.render(style=style, mark=Markup(MARK), svgs=svgs, **context)), drawn
 
 
-def _old_figures(folder: Path) -> list[str]:
-    """Names of the figures of an earlier report there.
+def _refuse_others(folder: Path) -> None:
+    """Refuse to overwrite somebody else's files.
 
     Raises:
-        ValueError: if one of the files that a report writes is somebody else's.
+        ValueError: if one of the files that a report writes is not of a report, or is a link.
     """
     first = {PAGE: MARK, JSON: f'"format": "{FORMAT}"', CSV: "arm,minibatch,per_worker,"}
     for name, mark in first.items():
-        path = folder / name
-        if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
-            raise ValueError(f"{path} is not of a report, and would be overwritten; choose another --out")
-    path = folder / JSON
+        text = _text(folder, name)
+        if text is not None and mark not in text[:2000]:
+            raise ValueError(f"{folder / name} is not of a report, and would be overwritten; choose another --out")
+    with suppress(FileNotFoundError), opened(folder, FIGURES):
+        pass  # it is no link
+
+
+def _old_figures(folder: Path) -> list[str]:
+    """Figures of an earlier report there, by the names that their files have in the folder."""
+    from onehour.study.charts.picture import FORMATS
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else []
-    except (ValueError, KeyError):  # cut in the middle: it is written anew
-        return []
+        listed = json.loads(_text(folder, JSON) or "")["figures"]
+        with opened(folder, FIGURES) as held:
+            found = [Path(name) for name in os.listdir(held)]
+        # What a file lists may be anything: it is compared with what lies there, and leads nowhere itself.
+        return [f"{FIGURES}/{path}" for path in found if path.suffix[1:] in FORMATS and path.stem in list(listed)]
+    except (ValueError, TypeError, KeyError, RecursionError, FileNotFoundError):
+        return []  # it was cut in the middle, or there is none: it is written anew
+
+
+def _text(folder: Path, name: str) -> str | None:
+    with suppress(FileNotFoundError), os.fdopen(open_inside(folder, name, os.O_RDONLY), "rb") as file:
+        return file.read().decode(errors="replace")
+    return None
 
 
 def _tied(text: str) -> str:

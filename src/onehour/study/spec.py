@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from onehour.config import PITFALLS, SIZES, Recipe
-from onehour.files import replace_whole
+from onehour.config import PITFALLS, SIZES, Read, Recipe
+from onehour.files import opened, replace_whole
 from onehour.rules.minibatch import parse_size
 
 __all__ = ["SPEC", "Cell", "SweepSpec", "arm_of", "label_of", "parse_arm", "pitfall_arms", "table_arms"]
@@ -192,10 +192,10 @@ class SweepSpec:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
             return cls(
-                recipe=Recipe.from_dict(values["recipe"]),
+                recipe=Recipe.from_dict(Read.every(values["recipe"], path)),
                 minibatches=tuple(values["minibatches"]),
                 seeds=tuple(values["seeds"]),
-                arms=tuple(_arm_from(text) for text in values["arms"]),
+                arms=tuple(_arm_from(text, path) for text in values["arms"]),
                 arms_at=tuple(values["arms_at"]),
             )
         except OSError as error:
@@ -207,16 +207,16 @@ class SweepSpec:
 
     def write(self, folder: Path) -> None:
         """Write sweep.toml, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_whole(folder / SPEC, self.to_toml())
+        with opened(folder, make=True) as held:
+            replace_whole(held, SPEC, self.to_toml())
 
 
-def _arm_from(text: str) -> Arm:
+def _arm_from(text: str, file: Path) -> Arm:
     """An arm of one or several changes, as `label_of` writes it."""
     pairs = [part.partition("=") for part in text.split(",")]
     for name, _, value in pairs:
         _value(name, value)
-    return tuple((name, value) for name, _, value in pairs)
+    return tuple((name, Read(value, file)) for name, _, value in pairs)
 
 
 def _text(value: Any) -> str:

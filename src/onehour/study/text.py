@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
-__all__ = ["error_text", "joined", "number", "p_text", "points", "seconds_text", "short", "size_label"]
+__all__ = ["error_text", "joined", "number", "p_text", "points", "printable", "seconds_text", "short", "size_label"]
 
 
 def size_label(minibatch: float) -> str:
@@ -75,6 +76,15 @@ def joined(words: Sequence[str]) -> str:
     ('a', 'a, b and c')
     """
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def printable(text: str) -> str:
+    r"""A text whose characters every terminal, file and page can hold: others are written as JSON and TOML write them.
+
+    >>> printable("a\x9b1m\nγ")
+    'a\\u009b1m\nγ'
+    """
+    return "".join(c if c.isprintable() or c in "\n\u00a0" else json.dumps(c)[1:-1] for c in text)
 
 
 def short(text: str, most: int = 48) -> str:

@@ -6,7 +6,6 @@ others get its bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -25,24 +24,16 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.faults import shown
 from onehour.dist.group import Group
+from onehour.train.manifest import digest_of_recipe
 from onehour.train.record import Run
 from onehour.train.snapshot import Snapshot
 from onehour.train.state import load_optimizer, model_state, optimizer_state
 from onehour.train.store import Store, Stored, Write
 from onehour.train.tensorfile import write_bytes, write_tensors
 
-__all__ = ["FILES", "Checkpoints", "SaveInterval", "digest_of_recipe", "latest_contents"]
+__all__ = ["FILES", "Checkpoints", "SaveInterval", "latest_contents"]
 
 FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
-
-
-def digest_of_recipe(recipe: Recipe) -> str:
-    """SHA-256 of a completed recipe: a checkpoint says whose it is.
-
-    >>> digest_of_recipe(Recipe()) == digest_of_recipe(Recipe(seed=1))
-    False
-    """
-    return hashlib.sha256(recipe.to_toml().encode()).hexdigest()
 
 
 def latest_contents(
@@ -106,12 +97,21 @@ class Checkpoints:
         recipe: completed.
         group: only its process 0 touches the disk.
         warn: is told what a person should know: a damaged checkpoint, a full disk.
+        inside: a path to the very folder that process 0 holds; None for its name.
 
     >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).detach()
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, group: Group, *, warn: Callable[[str], None]) -> None:
-        self.store = Store(folder, recipe=digest_of_recipe(recipe), needs=FILES)
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        group: Group,
+        *,
+        warn: Callable[[str], None],
+        inside: Path | None = None,
+    ) -> None:
+        self.store = Store(inside or folder, recipe=digest_of_recipe(recipe), needs=FILES, shown=folder)
         self.group, self.warn = group, warn
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[Path] | None = None
@@ -146,7 +146,7 @@ class Checkpoints:
             load_optimizer(optimizer, model, load(optimizer_file))
         except (SafetensorError, KeyError, RuntimeError) as error:
             said = shown(str(error).splitlines()[-1].strip())
-            raise ValueError(f"{self.store.folder} is of another model: {said}") from error
+            raise ValueError(f"{self.store.shown} is of another model: {said}") from error
         return json.loads(progress_file)
 
     def _newest(self) -> list[bytes | None]:
@@ -155,7 +155,7 @@ class Checkpoints:
         stored = _newest_of(self.store, self.warn)
         if stored is None:
             return [None] * len(FILES)
-        _refuse_wrong_progress(stored, self.store.folder)
+        _refuse_wrong_progress(stored, self.store.shown)
         self.store.set_aside()
         return [stored.contents[name] for name in FILES]
 
@@ -208,7 +208,7 @@ class Checkpoints:
         except OSError as error:
             if not self._failed:
                 self.warn(
-                    f"no checkpoint could be written to {self.store.folder}: {error.strerror or error} ({self._bytes:,}"
+                    f"no checkpoint could be written to {self.store.shown}: {error.strerror or error} ({self._bytes:,}"
                     " bytes are needed); training goes on, and what was saved before stays"
                 )
             self._failed = True

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onehour.config import Recipe
 from onehour.train.tensorfile import write_bytes
 
-__all__ = ["MANIFEST", "Manifest", "read_manifest", "read_plain", "write_manifest"]
+__all__ = ["MANIFEST", "Manifest", "digest_of_recipe", "read_manifest", "read_plain", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -40,6 +41,15 @@ class Manifest:
     recipe: str
     finite: bool
     files: dict[str, tuple[int, str]]
+
+
+def digest_of_recipe(recipe: Recipe) -> str:
+    """SHA-256 of a completed recipe: a checkpoint says whose it is.
+
+    >>> digest_of_recipe(Recipe()) == digest_of_recipe(Recipe(seed=1))
+    False
+    """
+    return hashlib.sha256(recipe.to_toml().encode()).hexdigest()
 
 
 def write_manifest(folder: Path, *, iteration: int, recipe: str, finite: bool, files: dict[str, Any]) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.files import append_whole, replace_whole
-from onehour.train.lock import FolderLock
-from onehour.train.store import sync_folder
+from onehour.data.bad import BAD_IMAGES
+from onehour.files import append_whole, remove, replace_whole, sync_folder
+from onehour.lock import FolderLostError, HeldFolder
+from onehour.train.manifest import digest_of_recipe, read_manifest
+from onehour.train.store import checkpoint_folders
 
 __all__ = [
     "JOB",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 MEDIAN_OF = 5
-OUTCOME = "outcome.json"
+OUTCOME, RECIPE = "outcome.json", "recipe.toml"
 JOB = "TORCHELASTIC_RUN_ID"
 
 
@@ -58,8 +60,13 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "recipe.toml").is_file():
-            raise ValueError(f"{self.folder} is not a run's folder: it has no recipe.toml")
+        if not (self.folder / RECIPE).is_file():
+            if left := checkpoint_folders(self.folder):
+                raise ValueError(
+                    f"{self.folder} is a run's folder that has lost its {RECIPE}, with checkpoints up to"
+                    f" {left[-1].name}; put it back, or give the train command that began it: it goes on from there"
+                )
+            raise ValueError(f"{self.folder} is not a run's folder: it has no {RECIPE}")
 
     def __repr__(self) -> str:
         state = f"final error {self.final_error:.2f} %" if self.finished else "unfinished"
@@ -68,7 +75,7 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """What was run."""
-        return Recipe.from_toml(self.folder / "recipe.toml")
+        return Recipe.from_toml(self.folder / RECIPE)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -109,35 +116,56 @@ class Run:
 class Recorder:
     """Writes a run's folder; only process 0 has one.
 
+    All goes `inside` the folder whose lock was taken, whatever has its name by then.
+
     Args:
         folder: new, empty, or of the same recipe.
         recipe: completed.
 
     Raises:
-        ValueError: if the folder is another recipe's (differences listed) or something else's, or if another process
-            writes it.
+        ValueError: if the folder is another recipe's (differences listed) or something else's, if another process
+            writes it, or has just trained it to its end.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
-        finished_run(folder, recipe)  # refuses what is not this recipe's
-        self._lock = FolderLock(folder)
+        before = finished_run(folder, recipe)  # refuses what is not this recipe's
+        self._held = HeldFolder(folder)
+        self.inside = self._held.inside
+        self.notes: list[str] = []
+        """What a person should know of what was found there."""
         try:
-            finished_run(folder, recipe)  # again: who had the lock may have made it another's
-        except ValueError:
-            self._lock.release()
+            if finished_run(folder, recipe) is not None and before is None:  # who had the lock may have changed it
+                raise ValueError(f"another process has just trained {folder} to its end; the same command shows how")
+            if checkpoint_folders(self.inside) and not (self.inside / RECIPE).is_file():
+                self.notes.append(
+                    f"{folder} had lost its {RECIPE}: written again, as its checkpoints are of this recipe"
+                )
+            replace_whole(self.inside, RECIPE, recipe.to_toml())
+        except BaseException:
+            self._held.release()
             raise
-        replace_whole(folder / "recipe.toml", recipe.to_toml())
         self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
 
     def close(self) -> None:
         """Let others write the folder."""
-        self._lock.release()
+        self._held.release()
+
+    def check(self) -> None:
+        """See whether the folder is this run's still, before it is written.
+
+        Raises:
+            FolderLostError: if it was moved, or removed, or part of it.
+        """
+        self._held.check()
+        if not (self.inside / RECIPE).exists():
+            text = f"{self.folder / RECIPE} was removed while the run wrote its folder"
+            raise FolderLostError(text, "the same command goes on from the checkpoints that are left")
 
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes ended on purpose."""
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
-        replace_whole(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
+        replace_whole(self.inside, OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
 
     def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
         """Note where the run goes on, and cut the record to what the checkpoint there knows.
@@ -149,16 +177,16 @@ class Recorder:
         last = iteration if known is None else known
         first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
-            path = self.folder / name
-            lines = _lines(path) if path.is_file() else []
+            lines = _lines(self.inside / name, self.folder)
             kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
-            replace_whole(path, "".join(line + "\n" for line in [*head, *kept]))
-        path = self.folder / "environment.json"
-        sessions = _json(path)["sessions"] if path.is_file() else []
+            replace_whole(self.inside, name, "".join(line + "\n" for line in [*head, *kept]))
+        path = self.inside / "environment.json"
+        sessions = _json(path, self.folder)["sessions"] if path.is_file() else []
         sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
-        replace_whole(path, json.dumps({"sessions": sessions}, indent=2))
+        replace_whole(self.inside, path.name, json.dumps({"sessions": sessions}, indent=2))
         for name in ("summary.json", OUTCOME):
-            (self.folder / name).unlink(missing_ok=True)
+            remove(self.inside, name)
+        sync_folder(self.inside)
 
     def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
@@ -174,19 +202,19 @@ class Recorder:
             OSError: if it still does; no line is half written then.
         """
         self._write_late()
-        for path in (*(self.folder / name for name in self._late), self.folder):
-            with suppress(FileNotFoundError):  # somebody removed it: nothing counts on it any more
-                sync_folder(path)
+        for name in (*self._late, BAD_IMAGES, "."):
+            with suppress(FileNotFoundError):  # there is none, or somebody removed it: nothing counts on it any more
+                sync_folder(self.inside / name)
 
     def _write_late(self) -> None:
         for name, text in self._late.items():
             if text:
-                append_whole(self.folder / name, text.encode())
+                append_whole(self.inside, name, text.encode())
                 self._late[name] = ""
 
     def end(self, summary: dict[str, Any]) -> None:
         """Write the summary, whole or not at all."""
-        replace_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        replace_whole(self.inside, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
@@ -201,9 +229,8 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     links = sorted(path for path in folder.iterdir() if path.is_symlink()) if folder.is_dir() else []
     if links:
         raise ValueError(f"{links[0]} is a link, and a run writes into its own folder alone; remove it")
-    if not (folder / "recipe.toml").is_file():
-        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds other files and no recipe.toml; choose another --out")
+    if not (folder / RECIPE).is_file():
+        _refuse_rest(folder, recipe)
         return None
     run = Run(folder)
     changed = differences(run.recipe, recipe)
@@ -213,6 +240,24 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
             " to start over and keep that run under a numbered name"
         )
     return run if run.finished else None
+
+
+def _refuse_rest(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder without recipe.toml, unless it is empty or what is left in it is of the very same recipe."""
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        return
+    known = 0
+    for checkpoint in checkpoint_folders(folder):
+        with suppress(ValueError):  # damaged, which is for who loads it to say
+            known += 1
+            if read_manifest(checkpoint).recipe == digest_of_recipe(recipe):
+                return
+    if known:
+        raise ValueError(f"{folder} holds checkpoints of another recipe, and no {RECIPE}; choose another --out")
+    with suppress(ValueError, OSError):
+        if _lines(folder / "metrics.jsonl")[:1] == [json.loads(json.dumps({"recipe": recipe.as_dict()}))]:
+            return
+    raise ValueError(f"{folder} holds other files and no {RECIPE}; choose another --out")
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -266,33 +311,39 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists():
         return None
-    lock = FolderLock(folder) if folder.is_dir() else None
+    held = HeldFolder(folder) if folder.is_dir() else None
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     try:
         folder.rename(kept)
+        sync_folder(folder.parent)
     finally:
-        if lock is not None:
-            lock.release()
+        if held is not None:
+            held.release()
     return kept
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+def _lines(path: Path, shown: Path | None = None) -> list[dict[str, Any]]:
+    """The lines of a file; messages name it in the folder `shown`."""
+    if not path.exists():
         return []
-    # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
-    whole = text[: text.rfind("\n") + 1]
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        if not path.is_file():  # a pipe, say, which would be waited for
+            raise ValueError("it is no plain file")
+        text = path.read_text(encoding="utf-8")
+        # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, shown, error) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, shown: Path | None = None) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, shown, error) from error
+
+
+def _damaged(path: Path, shown: Path | None, error: ValueError) -> ValueError:
+    return ValueError(f"{(shown or path.parent) / path.name} is damaged: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import time
 from collections.abc import Callable
@@ -32,10 +31,11 @@ from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
 from onehour.train.loggers import Loggers, load_logger
 from onehour.train.measure import measured, timed
-from onehour.train.memory import less_memory, out_of_memory
+from onehour.train.owned import Owned
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
 from onehour.train.record import Recorder
+from onehour.train.refusals import in_words
 from onehour.train.shared import look_for_folder
 from onehour.train.skipping import Skipping
 from onehour.train.step import Step
@@ -61,9 +61,6 @@ class StoppedError(Exception):
     True
     """
 
-
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk says that takes nothing."""
 
 DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite": NonFiniteError}
 """Ends that a restart must not undo, by the name that outcome.json has for them."""
@@ -101,22 +98,12 @@ def train_run(
         try:
             loop = _Loop(recipe, data, execution, group, model)
             loop.run(stop_asked)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except (MemoryError, RuntimeError, OSError, IndexError) as error:
+            known: dict[str, Any] = {"per_pass": loop.per_pass, "owned": loop.owned} if loop else {}
+            words = in_words(error, execution.folder(recipe), **known)
+            if words is None:
                 raise
-            raise ValueError(less_memory(loop.per_pass if loop else 1)) from error
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            raise ValueError(
-                f"{execution.folder(recipe)} cannot be written: {error.strerror}; the same command goes on once it can"
-            ) from error
-        except IndexError as error:  # what cross_entropy raises for such a label
-            if "Target" not in str(error):
-                raise
-            raise ValueError(
-                f"a label of the training data lies outside the model's classes ({error}); labels must be 0 … C − 1"
-            ) from error
+            raise words from error
         finally:
             if loop is not None:
                 loop.close()
@@ -142,6 +129,8 @@ class _Loop:
         self.stream = self.decisions.stream()
         self.first = group.rank == 0
         self.recorder = Recorder(self.folder, recipe) if self.first else None
+        self.inside = self.recorder.inside if self.recorder else self.folder
+        self.owned = Owned(self.recorder, group)
         self.loggers = Loggers(load_logger(execution.log) if self.first else None)
         self.console = Console(recipe, quiet=not self.first)
         self.timer = StepTimer(group.device)
@@ -162,8 +151,8 @@ class _Loop:
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
         self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
-        self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group)
-        self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self.console.warn)
+        self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group, inside=self.inside)
+        self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self._warn_of_disk, inside=self.inside)
         self.step.before_update = self.checkpoints.detach
         self.watchdog = Watchdog(self.folder, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
         self.interval = SaveInterval(execution.save_every, execution.save_minutes)
@@ -181,9 +170,9 @@ class _Loop:
             self._evaluate(start)
             self._save(start)
         self.model.train()
-        with profiled(self.execution.profile, self.folder, self.group.rank) as profile_step:
+        with profiled(self.execution.profile, self.inside, self.group.rank, warn=self.console.warn) as profile_step:
             for iteration in range(start, self.iterations):
-                self.step(iteration, batches, stopping=stop_asked())
+                self.step(iteration, batches, stopping=stop_asked() or self.owned.lost is not None)
                 profile_step()
                 done = iteration + 1
                 self.watchdog.beat(done)
@@ -216,7 +205,7 @@ class _Loop:
 
     def _resume(self) -> tuple[int, bool]:
         """The iteration to go on with, and whether the one before it was evaluated, if it had to be."""
-        look_for_folder(self.folder, self.group)
+        look_for_folder(self.folder, self.group, inside=self.inside)
         progress = self.checkpoints.load(self.model, self.optimizer)
         start, evaluated = 0, True
         if progress is not None:
@@ -237,6 +226,8 @@ class _Loop:
                 "loaders": self.loaders,
                 "device": self.group.device.type,
             }
+            for note in self.recorder.notes:
+                self.console.warn(note)
             self.recorder.begin(start, environment(places), known=start if evaluated else start - 1)
             self.loggers.start(self.recipe.as_dict(), self.folder)
         return start, evaluated
@@ -276,7 +267,7 @@ class _Loop:
         skipped = {"skipped": int(self.step.skipped.item())} if self.recipe.bad_images == "skip" else {}
         if together:
             skipped = self.skipping.count()
-        if self.recorder is not None:
+        if self.recorder is not None and self.owned.look():
             progress = {
                 "iteration": done,
                 "position": done * self.recipe.minibatch,
@@ -296,7 +287,9 @@ class _Loop:
         self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
         with self.watchdog.slow():  # nobody leaves before process 0 has saved: launchers end the others then
-            if not self.group.broadcast(b"saved" if self.checkpoints.wait() else b""):
+            is_saved = self.group.broadcast(b"saved" if self.checkpoints.wait() and self.owned.look() else b"")
+            self.owned.leave(f"stopped after iteration {done}, {'saved there' if is_saved else 'which is not saved'}")
+            if not is_saved:
                 saved = "could not save it; the same command goes on from the checkpoint before"
         self.skipping.refuse_too_many(done, saved)
         error = StoppedError(f"stopped after iteration {done} and {saved}")
@@ -337,11 +330,18 @@ class _Loop:
     def _finish(self, outcome: str) -> None:
         with self.watchdog.slow():
             saved = self.checkpoints.wait()
-        if not saved and outcome == "finished":
+            usable = self.owned.look()
+        if not saved and outcome == "finished" and self.owned.lost is None:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
-        if self.recorder is not None:
-            summary = summarise(self.folder, self.recipe, self.model, self.optimizer, outcome)
+        if self.recorder is not None and usable:
+            summary = summarise(self.inside, self.recipe, self.model, self.optimizer, outcome)
             if self.recipe.bad_images == "skip":
                 summary["skipped"] = int(self.step.skipped.item())
             self.recorder.end(summary)
             self.loggers.finish(summary)
+        with self.watchdog.slow():
+            self.owned.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")
+
+    def _warn_of_disk(self, text: str) -> None:
+        if self.owned.look():  # else there is more to say than that a checkpoint could not be written
+            self.console.warn(text)

@@ -20,11 +20,12 @@ PATIENCE = 10.0
 NAME = 64
 
 
-def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE) -> None:
+def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, inside: Path | None = None) -> None:
     """Process 0 writes a token, the others look for it; all processes call it together.
 
     Args:
         folder: the run's.
+        inside: a path to the very folder that process 0 holds; None for its name.
         patience: seconds that a file system may take to show one host what another one has written.
 
     Raises:
@@ -37,10 +38,11 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE) -
         return
     token = b""
     if group.rank == 0:
-        for old in folder.glob(f"{TOKEN}*"):
+        inside = inside or folder
+        for old in inside.glob(f"{TOKEN}*"):
             old.unlink(missing_ok=True)
         token = f"{TOKEN}{uuid.uuid4().hex}".encode()
-        (folder / token.decode()).touch()
+        (inside / token.decode()).touch()
     sent = group.broadcast(token)
     assert sent is not None
     host = socket.gethostname().encode()[:NAME]
@@ -48,7 +50,8 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE) -
     found[group.rank] = torch.tensor([_appears(folder, sent.decode(), patience), *host, *bytes(NAME - len(host))])
     rows = group.sum(found).tolist()
     if group.rank == 0:
-        (folder / token.decode()).unlink(missing_ok=True)
+        assert inside is not None
+        (inside / token.decode()).unlink(missing_ok=True)
     hosts = [bytes(name).rstrip(b"\0").decode(errors="replace") for _, *name in rows]
     blind = [rank for rank, (seen, *_) in enumerate(rows) if not seen]
     if blind:

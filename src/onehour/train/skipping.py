@@ -22,6 +22,7 @@ class Skipping:
         feed: gives this process its batches.
         step: counts over all processes.
         folder: the run's.
+        inside: a path to the very folder that process 0 holds; None for its name.
 
     >>> import torch
     >>> from torch.utils.data import TensorDataset
@@ -30,8 +31,11 @@ class Skipping:
     {}
     """
 
-    def __init__(self, recipe: Recipe, feed: Feed, step: Step, folder: Path, group: Group) -> None:
+    def __init__(
+        self, recipe: Recipe, feed: Feed, step: Step, folder: Path, group: Group, *, inside: Path | None = None
+    ) -> None:
         self.feed, self.step, self.folder, self.group = feed, step, folder, group
+        self._inside = inside or folder
         self._skips = recipe.bad_images == "skip"
         self._named = 0
         if self._skips:
@@ -42,7 +46,7 @@ class Skipping:
         if not self._skips:
             return {}
         skipped = int(self.step.skipped.item())
-        folder = self.folder if self.group.rank == 0 else None
+        folder = self._inside if self.group.rank == 0 else None
         if skipped != self._named:  # the same number in all processes
             self._named = skipped
             name_skipped(folder, self.feed.dataset, self.feed.skipped, self._sum)

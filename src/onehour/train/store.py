@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onehour.files import sync_folder
 from onehour.train.manifest import read_manifest, read_plain, write_manifest
 
-__all__ = ["CHECKPOINTS", "Store", "Stored"]
+__all__ = ["CHECKPOINTS", "Store", "Stored", "checkpoint_folders"]
 
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)
@@ -58,13 +59,17 @@ class Store:
         recipe: its digest; a checkpoint of another recipe is none of this run's.
         kept: how many verified ones stay when it is thinned.
         needs: files without which a folder is no checkpoint.
+        shown: the run's folder in messages, where `folder` is another path to it.
 
     >>> Store(Path("nowhere"), recipe="").newest() is None
     True
     """
 
-    def __init__(self, folder: Path, *, recipe: str, kept: int = 2, needs: Collection[str] = ()) -> None:
-        self.folder, self.recipe, self.kept, self.needs = folder / CHECKPOINTS, recipe, kept, frozenset(needs)
+    def __init__(
+        self, folder: Path, *, recipe: str, kept: int = 2, needs: Collection[str] = (), shown: Path | None = None
+    ) -> None:
+        self.folder, self.shown = folder / CHECKPOINTS, (shown or folder) / CHECKPOINTS
+        self.recipe, self.kept, self.needs = recipe, kept, frozenset(needs)
         self.problems: list[str] = []
         """What was wrong with newer checkpoints than the one that `newest` gave."""
         self._passed_over: list[Path] = []
@@ -134,7 +139,7 @@ class Store:
         try:
             folders = self._folders()
         except OSError as error:
-            raise ValueError(f"{self.folder} cannot be listed: {error.strerror}") from error
+            raise ValueError(f"{self.shown} cannot be listed: {error.strerror}") from error
         for folder in reversed(folders):
             stamp = _stamp_of(folder)
             try:
@@ -147,7 +152,7 @@ class Store:
             return stored
         if self.problems:
             raise ValueError(
-                f"no checkpoint in {self.folder} can be trusted ({'; '.join(self.problems)}); start over with --fresh"
+                f"no checkpoint in {self.shown} can be trusted ({'; '.join(self.problems)}); start over with --fresh"
             )
         return None
 
@@ -170,7 +175,7 @@ class Store:
             if self._passed_over:
                 sync_folder(self.folder)
         except OSError as error:
-            raise ValueError(f"{self.folder} cannot be written: {error.strerror}") from error
+            raise ValueError(f"{self.shown} cannot be written: {error.strerror}") from error
 
     def verified(self, folder: Path) -> Stored:
         """A checkpoint, read once, and compared with its manifest as it was read.
@@ -248,27 +253,31 @@ class Store:
         return known[1]
 
     def _folders(self) -> list[Path]:
-        if self.folder.is_symlink():
-            raise ValueError(
-                f"{self.folder} is a link, and what lies behind it is none of the run's; remove it, or give --out on"
-                " the disk that it leads to"
-            )
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        return checkpoint_folders(self.folder.parent, self.shown)
 
 
-def sync_folder(path: Path) -> None:
-    """Bring a folder's own entries to disk; a file's content in the same way.
+def checkpoint_folders(folder: Path, shown: Path | None = None) -> list[Path]:
+    """The checkpoints in a run's folder by their names, the newest last.
 
-    >>> sync_folder(Path("."))
+    Args:
+        shown: where they are, in messages.
+
+    Raises:
+        ValueError: if a link stands in their place.
+
+    >>> checkpoint_folders(Path("nowhere"))
+    []
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    checkpoints = folder / CHECKPOINTS
+    if checkpoints.is_symlink():
+        raise ValueError(
+            f"{shown or checkpoints} is a link, and what lies behind it is none of the run's; remove it, or give --out"
+            " on the disk that it leads to"
+        )
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def _stamp_of(folder: Path) -> Any:

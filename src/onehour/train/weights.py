@@ -17,12 +17,12 @@ from onehour.config import Recipe
 from onehour.data.faults import shown
 from onehour.dist.group import Group
 from onehour.execution import Execution
+from onehour.files import sync_folder
 from onehour.train.build import build_model, complete, pick_device, pick_loaders
 from onehour.train.checkpoint import latest_contents
 from onehour.train.evaluate import Evaluation, evaluate
 from onehour.train.record import Run
 from onehour.train.snapshot import Snapshot
-from onehour.train.store import sync_folder
 from onehour.train.tensorfile import write_bytes, write_tensors
 
 __all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from markupsafe import Markup
@@ -91,23 +90,21 @@ class Picture:
         root.attrib |= {"class": kind, "role": "img", "aria-label": f"{self.title}. {self.caption}", "viewBox": box}
         return Markup(re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode")))
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write the figure's files, for papers and pages elsewhere.
+    def files(self) -> dict[str, bytes]:
+        """The figure's files by name, for papers and pages elsewhere.
 
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [path.name for path in Picture("a", "", "", lambda width: Sheet(width, 9)).save(Path(folder))]
+        >>> list(Picture("a", "", "", lambda width: Sheet(width, 9)).files())
         ['a.png', 'a.svg', 'a.pdf']
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{self.name}.{kind}" for kind in FORMATS]
-        for path, kind in zip(paths, FORMATS, strict=True):
-            if kind == "svg":
-                path.write_text(self._wide_svg, encoding="utf-8")
-            else:
-                with _drawing():
-                    self._wide_sheet.figure.savefig(path, dpi=200, metadata=UNDATED[kind])
-        return paths
+        return {f"{self.name}.{kind}": self._file(kind) for kind in FORMATS}
+
+    def _file(self, kind: str) -> bytes:
+        if kind == "svg":
+            return self._wide_svg.encode()
+        content = io.BytesIO()
+        with _drawing():
+            self._wide_sheet.figure.savefig(content, format=kind, dpi=200, metadata=UNDATED[kind])
+        return content.getvalue()
 
     @cached_property
     def _wide_sheet(self) -> Sheet:
