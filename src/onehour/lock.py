@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from onehour.files import open_inside, opened
 
@@ -58,6 +58,7 @@ class OpenFolder:
     Args:
         path: of a folder.
         make: it, and those above, if it is not there; their names are on disk then.
+        option: of the command, that names it.
 
     Raises:
         OSError: if it is not there, or the disk refuses.
@@ -70,13 +71,13 @@ class OpenFolder:
     ['a']
     """
 
-    def __init__(self, path: Path, *, make: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, make: bool = False, option: str = "--out") -> None:
+        self.path, self.option = path, option
         self._named = Path(os.path.abspath(path))  # whoever changes the working directory later
         with opened(self._named, make=make) as folder:
             self.descriptor = os.dup(folder)
 
-    def __enter__(self) -> OpenFolder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,16 +122,20 @@ class OpenFolder:
             now = Path(os.readlink(link))
             if os.path.samestat(here, os.stat(now)):
                 text = f"{self.path} was moved to {now} while it was being written"
-                return FolderLostError(text, f"the same command with --out {shlex.quote(str(now))} goes on", now)
+                return FolderLostError(
+                    text, f"the same command with {self.option} {shlex.quote(str(now))} goes on", now
+                )
         with suppress(OSError):
             if here.st_nlink == 0 or os.readlink(link).endswith(" (deleted)"):
                 return self._removed()
         text = f"{self.path} is no longer the folder that was being written"
-        return FolderLostError(text, "the same command goes on where --out names that one")
+        return FolderLostError(text, f"the same command goes on where {self.option} names that one")
 
     def _removed(self) -> FolderLostError:
         text = f"{self.path} was removed, or moved to another disk, while it was being written"
-        return FolderLostError(text, "the same command goes on where --out names a copy of it, else begins anew")
+        return FolderLostError(
+            text, f"the same command goes on where {self.option} names a copy of it, else begins anew"
+        )
 
 
 class HeldFolder(OpenFolder):
@@ -141,6 +146,7 @@ class HeldFolder(OpenFolder):
     Args:
         path: made if it is not there.
         patience: seconds to wait for another holder.
+        option: of the command, that names it.
 
     Raises:
         ValueError: if another process holds it still, naming that process, or the file system gives no locks.
@@ -153,10 +159,10 @@ class HeldFolder(OpenFolder):
     ValueError: ...run is being written by another process (process ... on ...); wait for it, ...
     """
 
-    def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
+    def __init__(self, path: Path, *, patience: float = PATIENCE, option: str = "--out") -> None:
         deadline = time.monotonic() + patience
         while True:
-            super().__init__(path, make=True)
+            super().__init__(path, make=True, option=option)
             try:
                 with _opening:
                     self._lock = open_inside(self.descriptor, NAME, os.O_RDWR | os.O_CREAT)
@@ -174,7 +180,7 @@ class HeldFolder(OpenFolder):
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _lent, (self.path, self._named, DupFd(self.descriptor), DupFd(self._lock))
+        return _lent, (self.path, self._named, self.option, DupFd(self.descriptor), DupFd(self._lock))
 
     def release(self) -> None:
         """Let others have it."""
@@ -216,7 +222,7 @@ class HeldFolder(OpenFolder):
         holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
         return ValueError(
             f"{self.path} is being written by another process{f' ({holder})' if holder else ''}; wait for it, end it,"
-            " or choose another --out"
+            f" or choose another {self.option}"
         )
 
 
@@ -237,15 +243,15 @@ def _taken(file: int, path: Path) -> bool:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
         raise ValueError(
-            f"{path / NAME} cannot be locked: {error.strerror}; give --out on a file system that has locks"
+            f"{path / NAME} cannot be locked: {error.strerror}; give a folder on a file system that has locks"
         ) from error
     return True
 
 
-def _lent(path: Path, named: Path, folder: Any, lock: Any) -> HeldFolder:
+def _lent(path: Path, named: Path, option: str, folder: Any, lock: Any) -> HeldFolder:
     """What another process holds, in one that it has spawned."""
     held = HeldFolder.__new__(HeldFolder)
-    held.path, held._named = path, named
+    held.path, held._named, held.option = path, named, option
     held.descriptor, held._lock = folder.detach(), lock.detach()
     for descriptor in (held.descriptor, held._lock):
         os.set_inheritable(descriptor, False)  # programs that it starts do not have them
