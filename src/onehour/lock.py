@@ -160,6 +160,7 @@ class HeldFolder(OpenFolder):
     """
 
     def __init__(self, path: Path, *, patience: float = PATIENCE, option: str = "--out") -> None:
+        self._lent = False
         deadline = time.monotonic() + patience
         while True:
             super().__init__(path, make=True, option=option)
@@ -167,7 +168,7 @@ class HeldFolder(OpenFolder):
                 with _opening:
                     self._lock = open_inside(self.descriptor, NAME, os.O_RDWR | os.O_CREAT)
                     _held.add(self)
-                if _taken(self._lock, path) and self._is_there():
+                if self._is_taken() and self._is_there():
                     break
                 if time.monotonic() > deadline:
                     raise self._refusal()
@@ -180,11 +181,15 @@ class HeldFolder(OpenFolder):
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._lent = True
         return _lent, (self.path, self._named, self.option, DupFd(self.descriptor), DupFd(self._lock))
 
     def release(self) -> None:
         """Let others have it."""
         super().release()
+        if self in _held and not self._lent:  # else what is just forked would have it a moment longer
+            with suppress(OSError):
+                _lock(self._lock, let_go=True)
         self.forget()
 
     def forget(self) -> None:
@@ -210,6 +215,18 @@ class HeldFolder(OpenFolder):
                 "the same command goes on from what was saved before",
             )
 
+    def _is_taken(self) -> bool:
+        try:
+            _lock(self._lock)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise ValueError(
+                f"{self.path / NAME} cannot be locked: {error.strerror}; give {self.option} on a file system that has"
+                " locks"
+            ) from error
+        return True
+
     def _is_there(self) -> bool:
         """Whether the file that is locked has its name still, in the folder of that name; else it guards nothing."""
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -226,32 +243,25 @@ class HeldFolder(OpenFolder):
         )
 
 
-def _taken(file: int, path: Path) -> bool:
-    """Whether an open file could be locked; False if another process has it.
+def _lock(file: int, *, let_go: bool = False) -> None:
+    """Lock an open file, or let go of it in all processes that have it open.
 
     Raises:
-        ValueError: if the file system has no locks.
+        OSError: EACCES or EAGAIN if another one is locked.
     """
     import fcntl  # here: who only reads needs no system that has it
 
-    try:
-        if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise ValueError(
-            f"{path / NAME} cannot be locked: {error.strerror}; give a folder on a file system that has locks"
-        ) from error
-    return True
+    if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
+        kind = fcntl.F_UNLCK if let_go else fcntl.F_WRLCK
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
+    else:
+        fcntl.flock(file, fcntl.LOCK_UN if let_go else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _lent(path: Path, named: Path, option: str, folder: Any, lock: Any) -> HeldFolder:
     """What another process holds, in one that it has spawned."""
     held = HeldFolder.__new__(HeldFolder)
-    held.path, held._named, held.option = path, named, option
+    held.path, held._named, held.option, held._lent = path, named, option, True
     held.descriptor, held._lock = folder.detach(), lock.detach()
     for descriptor in (held.descriptor, held._lock):
         os.set_inheritable(descriptor, False)  # programs that it starts do not have them
