@@ -110,6 +110,7 @@ def train_sweep(
 
     Raises:
         ValueError: for bad input; what has ended stays.
+        FolderLostError: if the folder was moved or removed.
     """
     for cell in spec.cells():
         place(cell.recipe.workers.workers, execution.processes)  # refuses more processes than workers
@@ -120,6 +121,7 @@ def train_sweep(
         places = places_of(jobs, execution)
         for event in run_tasks(work.tasks, places=places, execution=execution, held=held):
             yield work, event
+        held.check()
 
 
 def pick_jobs(jobs: int | None, *, processes: int, device: str) -> tuple[int, Execution]:

@@ -151,7 +151,7 @@ class _Loop:
         self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group, inside=self.inside)
         self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self._warn_of_disk, inside=self.inside)
         self.step.before_update = self.checkpoints.detach
-        self.watchdog = Watchdog(self.folder, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
+        self.watchdog = Watchdog(self.inside, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
         self.interval = SaveInterval(execution.save_every, execution.save_minutes)
         self.flags = HostFlags(group.device)
         self._mark(0)
