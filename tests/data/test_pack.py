@@ -312,3 +312,20 @@ def test_two_at_once_are_refused(tree: Path):
         ):
             packed(tree)
         other.communicate(b"")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_pack_that_is_moved_is_written_no_further_and_goes_on_where_it_is(tree: Path, jobs: int):
+    out, moved = tree.parent / "out", tree.parent / "moved"
+
+    def move(items: int) -> None:
+        if out.exists():
+            out.rename(moved)
+
+    with pytest.raises(
+        ValueError, match=r"out was moved to .*moved while .*; the same command with OUT .*moved"
+    ):
+        packed(tree, jobs=jobs, done=move)
+    assert not out.exists()
+    pack(open_sides(tree, sizes=True), moved, shard_bytes=SMALL)
+    assert digests(moved) == digests(packed(tree))

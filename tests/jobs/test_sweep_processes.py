@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from onehour.jobs.pool import Event, locked
+from onehour.jobs.pool import Event
 from onehour.jobs.sweep import Work, train_sweep, work_of
+from onehour.lock import FolderLostError, HeldFolder
 from onehour.study.spec import SweepSpec
 from onehour.train.checkpoint import latest_contents
 from onehour.train.record import Run
@@ -109,7 +110,7 @@ def in_its_first_epoch(folder: Path) -> bool:
 
 def free(folder: Path) -> bool:
     try:
-        with locked(folder):
+        with HeldFolder(folder, patience=0):
             return True
     except ValueError:
         return False
@@ -124,7 +125,7 @@ def test_whoever_is_killed_nothing_runs_on_and_nothing_is_run_again(
     try:
         wait_for(lambda: (summaries(folder) and in_its_first_epoch(folder)) or parent.poll() is not None)
         assert parent.poll() is None
-        with pytest.raises(ValueError, match="is being written by another process; wait for it, or choose another"):
+        with pytest.raises(ValueError, match=r"is being written by another process \(process .*; wait for it"):
             next(train_sweep(spec, folder, jobs=1, execution=task.HERE))
         workers = children(parent.pid)
         assert len(workers) >= 2
@@ -156,3 +157,25 @@ def test_whoever_is_killed_nothing_runs_on_and_nothing_is_run_again(
 
     left = names(work_of(spec, folder, jobs=1))
     assert {name for row in left for name in row} == {cell.name for cell in spec.cells()} - set(second)
+
+
+@pytest.mark.parametrize("together", [1, None])
+def test_a_sweep_that_is_moved_begins_nothing_under_its_old_name_and_goes_on_under_the_new_one(
+    task: ModuleType, tmp_path: Path, together: int | None
+):
+    folder, moved, spec = tmp_path / "sweep", tmp_path / "moved", task.spec(minibatches=(8,))
+
+    def sweep() -> None:
+        for _ in train_sweep(spec, folder, jobs=1, execution=task.HERE, together=together):
+            if folder.exists() and list(folder.glob("cells/*/environment.json")):
+                folder.rename(moved)
+
+    with pytest.raises(FolderLostError) as lost:
+        sweep()
+    said = f"{folder} was moved to {moved} while it was being written; the same command with --out {moved} goes on"
+    assert str(lost.value) == said
+    assert not folder.exists()
+    assert not active_children()
+    for _ in train_sweep(spec, moved, jobs=1, execution=task.HERE):
+        pass
+    assert work_of(spec, moved, jobs=1).left == 0
