@@ -46,7 +46,7 @@ def as_label(value: Any) -> int:
         pass
     if isinstance(found, numbers.Number):
         if isinstance(found, numbers.Real) and math.isfinite(found) and found == math.floor(found):
-            return math.floor(found)
+            return int(math.floor(found))
         raise ValueError(f"the label {found} is no whole number")
     raise ValueError(f"the label is {_kind(found)} ({reprlib.repr(found)}); expected one whole number")
 
