@@ -33,6 +33,8 @@ class KeyedDataset(Dataset[Any]):
     True
     """
 
+    shape: tuple[int, int, int] | None = None
+    """(C, H, W) of its images, if they are bytes whose channels lie together; the first image says it otherwise."""
     skips: bool = False
     """Whether an image whose `keyed` raises a `FaultError` is replaced by the stream's next one of its worker."""
 

@@ -60,12 +60,15 @@ class Keyed:
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
     def layout(self) -> Layout:
-        """How the images lie in memory, as the first one does.
+        """How the images lie in memory: as `KeyedDataset.shape` says, else as the first one does.
 
         >>> from torch.utils.data import TensorDataset
         >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).layout().shape
         (8,)
         """
+        shape = self.dataset.shape if isinstance(self.dataset, KeyedDataset) else None
+        if shape is not None:
+            return Layout((*shape[1:], shape[0]), torch.uint8, True)
         with _undisturbed():
             return Layout.of(self[(0, 0)][0])
 

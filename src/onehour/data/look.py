@@ -119,14 +119,15 @@ def _samples(side: str, dataset: Any) -> int:
 
 def _first(side: str, dataset: Any, samples: int) -> Tensor:
     """The first image that can be read; the last sample of someone's data set too, if there is such a one."""
-    keyed = isinstance(dataset, KeyedDataset)
+    keyed, faults = isinstance(dataset, KeyedDataset), list[FaultError]()
     for index in range(min(samples, IN_A_ROW)):
         try:
             first = _image(side, "first", dataset, index)
-        except FaultError:
+        except FaultError as fault:
             if not (keyed and dataset.skips):
                 raise
-            continue  # another sample will be taken in its place
+            faults.append(fault)  # another sample will be taken in its place
+            continue
         if not keyed:
             last = _image(side, "last", dataset, samples - 1)
             if last.shape != first.shape or last.dtype != first.dtype:
@@ -135,7 +136,7 @@ def _first(side: str, dataset: Any, samples: int) -> Tensor:
                     " to one shape and type"
                 )
         return first
-    raise ValueError(f"the {side} data's first {min(samples, IN_A_ROW)} images cannot be read: is the disk there?")
+    raise ValueError(f"{faults[0]} ({len(faults) - 1} samples after it cannot be read either: is the disk there?)")
 
 
 def _image(side: str, which: str, dataset: Any, index: int) -> Tensor:
