@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,25 +39,24 @@ class Look:
     classes: int | None
 
 
-def look(sides: Iterable[tuple[str, Any]]) -> list[Look]:
-    """Look at data sets, in a process of its own: nothing of theirs is opened, cached or drawn in this one.
+def look(side: str, dataset: Any) -> Look:
+    """Look at a data set, in a process of its own: nothing of it is opened, cached or drawn in this one.
 
     Tensors in memory are looked at here.
 
     Args:
-        sides: of each, what a message calls it, e.g. "training", and the data set.
+        side: what a message calls it, e.g. "training".
 
     Raises:
-        ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
+        ValueError: if it is not map-style, is empty, or does not hold (image, label) pairs.
 
-    >>> [found] = look([("training", [(torch.zeros(3, 8, 8), 7), (torch.ones(3, 8, 8), 0)])])
+    >>> found = look("training", [(torch.zeros(3, 8, 8), 7), (torch.ones(3, 8, 8), 0)])
     >>> found.samples, found.layout.shape, found.classes
     (2, (3, 8, 8), None)
     """
-    sides = list(sides)
-    if all(in_memory(dataset) for _, dataset in sides):
-        return [_look(side, dataset) for side, dataset in sides]
-    return in_child(lambda: [_look(side, dataset) for side, dataset in sides], "the first look at the data")
+    if in_memory(dataset):
+        return _look(side, dataset)
+    return in_child(lambda: _look(side, dataset), f"the first look at the {side} data")
 
 
 def in_memory(dataset: Any) -> bool:

@@ -43,7 +43,7 @@ class Data:
 
     @classmethod
     def of(cls, train: Any, validation: Any) -> Data:
-        """Look at two data sets, in a process of its own unless they are tensors in memory.
+        """Look at two data sets, in processes of their own unless they are tensors in memory.
 
         Raises:
             ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
@@ -54,7 +54,7 @@ class Data:
         3
         """
         train, validation = simplest("training", train), simplest("validation", validation)
-        ours, theirs = look((("training", train), ("validation", validation)))
+        ours, theirs = look("training", train), look("validation", validation)
         shape, other = ours.layout.image_shape, theirs.layout.image_shape
         if shape != other:
             raise ValueError(f"training images have shape {shape}, validation images {other}; expected one")

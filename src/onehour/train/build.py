@@ -26,7 +26,8 @@ from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
-from onehour.train.memory import out_of_memory
+from onehour.train.precision import forward
+from onehour.train.suitable import refuse_model
 
 __all__ = [
     "build_model",
@@ -116,7 +117,7 @@ def build_model(
         if isinstance(model, nn.Module):
             built = model
         elif model is not None:
-            built = model()
+            built = _made(model)
         else:
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
@@ -126,24 +127,26 @@ def build_model(
         built = built.double()
     built = built.to(device)
     _try(built, recipe, data, device)
+    refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
+
+
+def _made(model: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        built = model()
+    except Exception as error:
+        raise ValueError(f"the model's function failed when called: {blame(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
+    return built
 
 
 @torch.no_grad()
 def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
     """One validation image through the model, so that a misfit is one message before the run."""
     image = prepared(data.validation, data.looks[1].image[None].to(device))
-    image = image.double() if recipe.precision == "float64" else image
     model.eval()
-    try:
-        logits = model(image)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ValueError(f"the model cannot take the data's images {tuple(image.shape[1:])}: {blame(error)}") from error
-    if not torch.is_tensor(logits) or logits.ndim != 2:
-        shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
+    logits = forward(model, image, recipe)
     if recipe.classes is not None and logits.shape[1] < recipe.classes:
         raise ValueError(f"the model has {logits.shape[1]} outputs, the data {recipe.classes} classes")
 
@@ -190,9 +193,13 @@ def build_optimizer(
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}
     try:
-        return make(groups, lr=lr, **options)
+        optimizer = make(groups, lr=lr, **options)
     except Exception as error:
         raise ValueError(f"optimizer {recipe.optimizer} cannot be built: {blame(error)}") from error
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer {recipe.optimizer} returned {kind}; expected a torch.optim.Optimizer")
+    return optimizer
 
 
 def pick_share(recipe: Recipe, group: Group) -> range:

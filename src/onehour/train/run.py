@@ -23,7 +23,7 @@ from onehour.execution import Execution
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
 from onehour.train.breaking import Breakable, EvaluationStoppedError
-from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.build import OPTIMIZERS, build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
@@ -39,6 +39,7 @@ from onehour.train.record import Recorder
 from onehour.train.shared import look_for_folder
 from onehour.train.skipping import Skipping
 from onehour.train.step import Step
+from onehour.train.suitable import refuse_optimizer
 from onehour.train.summary import summarise
 from onehour.train.timing import StepTimer
 from onehour.train.watchdog import Watchdog
@@ -147,6 +148,8 @@ class _Loop:
         self.timer = StepTimer(group.device)
         self.model = build_model(recipe, data, group.device, model)
         self.rules = effects(recipe, self.model)  # before a checkpoint is loaded, whose γ are no longer zero
+        if recipe.optimizer not in ("sgd", *OPTIMIZERS):
+            refuse_optimizer(self.decisions.optimizer, group.device)
         self.optimizer = self.decisions.optimizer(self.model)
         self.loaders = loaders = pick_loaders(execution, data)
         device, unseen = group.device, seed_for(recipe.seed, "validation")
