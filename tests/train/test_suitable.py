@@ -198,17 +198,9 @@ def test_a_run_refuses_it_before_it_writes_a_checkpoint(
     monkeypatch.syspath_prepend(Path(__file__).parent)
     data = TensorDataset(torch.zeros(64, 1, 8, 8), torch.arange(64) % 4)
     sizes: dict[str, Any] = {"minibatch": 32, "per_worker": 16, "base_minibatch": 32, "warmup": "none", "epochs": 1}
-    named = {"model": net, "optimizer": f"test_suitable:{name}", "scaling": "fixed"}
+    named: dict[str, Any] = {"model": net, "optimizer": f"test_suitable:{name}", "scaling": "fixed"}
     with pytest.raises(ValueError, match=words):
-        onehour.train(
-            "resnet50",
-            data=(data, data),
-            model=net,
-            out=tmp_path / "run",
-            optimizer=optimizer,
-            scaling="fixed",
-            **sizes,
-        )
+        onehour.train("resnet50", data=(data, data), out=tmp_path / "run", **named, **sizes)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
