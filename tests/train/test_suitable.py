@@ -288,10 +288,10 @@ def fails(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda logits: (logits, logits), "the model returned tuple; expected float logits"),
-        (lambda logits: logits.argmax(1), r"the model returned \(32,\) of torch\.int64; expected float logits"),
+        (lambda logits: (logits, logits), "the model returned tuple; expected logits"),
+        (lambda logits: logits.argmax(1), r"the model returned \(32,\) of torch\.int64; expected logits"),
         (lambda logits: logits.detach(), "depend on no trained parameter"),
-        (fails, r"cannot take the data's images, \(1, 8, 8\) of torch\.float32: KeyError: 'head' \(.*test_suitable"),
+        (fails, r"cannot take the data's images \(1, 8, 8\), torch\.float32: KeyError: 'head' \(.*test_suitable"),
     ],
 )
 def test_what_only_the_first_pass_shows_is_one_message_too(wrong: Any, words: str, tmp_path: Path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from onehour.data.bad import IN_A_ROW, following
 from onehour.data.dataset import KeyedDataset, seed_generators
 from onehour.data.faults import FaultError
+from onehour.data.labels import as_label
 from onehour.data.slots import Layout
 from onehour.entry import blame
 from onehour.rules.keys import seed_for
@@ -101,8 +102,11 @@ class Keyed:
                     raise
                 image, label = self._substitute(self.stream, position, fault)
                 skipped.append(index)
-            layout.put(images[row], image)
-            numbers[row] = int(label)
+            try:
+                layout.put(images[row], image)
+                numbers[row] = as_label(label)
+            except ValueError as error:
+                raise ValueError(f"{self.name(index)}: {error}") from None
         return skipped
 
     def name(self, index: int) -> str:
@@ -121,7 +125,7 @@ class Keyed:
                 return self.dataset.keyed(index, number)
             seed_generators(number)
             return self.dataset[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if offered and isinstance(error, ValueError):
                 raise
             raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error

@@ -238,9 +238,14 @@ def draws_numbers(model: nn.Module) -> bool:
     (True, False)
     """
     return any(
-        isinstance(module, nn.modules.dropout._DropoutNd) or getattr(module, "drop_prob", 0)
+        isinstance(module, nn.modules.dropout._DropoutNd) or _drops(vars(module).get("drop_prob"))
         for module in model.modules()
     )
+
+
+def _drops(probability: Any) -> bool:
+    """Whether drop-path's attribute says so; one of someone's may hold anything."""
+    return isinstance(probability, int | float) and probability > 0
 
 
 def pick_loaders(execution: Execution, data: Data) -> int:

@@ -36,9 +36,12 @@ def forward(model: Callable[[Tensor], Any], images: Tensor, recipe: Recipe) -> T
     except Exception as error:
         if out_of_memory(error):
             raise
-        taken = f"{tuple(images.shape[1:])} of {images.dtype}"
-        raise ValueError(f"the model cannot take the data's images, {taken}: {blame(error)}") from error
+        taken = f"{tuple(images.shape[1:])}, {images.dtype}"
+        hint = "" if halved or images.dtype == torch.float32 else "; give float32 images, or precision float64"
+        raise ValueError(f"the model cannot take the data's images {taken}: {blame(error)}{hint}") from error
     if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.is_floating_point():
-        shape = f"{tuple(logits.shape)} of {logits.dtype}" if torch.is_tensor(logits) else type(logits).__name__
-        raise ValueError(f"the model returned {shape}; expected float logits of shape (N, classes)")
+        shape = type(logits).__name__
+        if torch.is_tensor(logits):
+            shape = f"{tuple(logits.shape)}" + ("" if logits.is_floating_point() else f" of {logits.dtype}")
+        raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
     return logits.float() if halved else logits
