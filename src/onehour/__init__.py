@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onehour.api import sweep as sweep
     from onehour.api import train as train
     from onehour.config import Recipe as Recipe
+    from onehour.data.dataset import KeyedDataset as KeyedDataset
     from onehour.planner import plan as plan
     from onehour.recipes import recipe as recipe
     from onehour.rules.aggregate import global_mean as global_mean
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": ["sweep", "train"],
     "config": ["Recipe"],
+    "data.dataset": ["KeyedDataset"],
     "planner": ["plan"],
     "recipes": ["recipe"],
     "rules.aggregate": ["global_mean"],

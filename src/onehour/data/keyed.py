@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from onehour.data.bad import IN_A_ROW, following
+from onehour.data.dataset import KeyedDataset, seed_generators
 from onehour.data.faults import FaultError
+from onehour.data.labels import as_label
 from onehour.data.slots import Layout
 from onehour.entry import blame
 from onehour.rules.keys import seed_for
@@ -59,13 +61,13 @@ class Keyed:
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
     def layout(self) -> Layout:
-        """How the images lie in memory: as `shape` of the data set says, else as the first one does.
+        """How the images lie in memory: as `KeyedDataset.shape` says, else as the first one does.
 
         >>> from torch.utils.data import TensorDataset
         >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).layout().shape
         (8,)
         """
-        shape = getattr(self.dataset, "shape", None)
+        shape = self.dataset.shape if isinstance(self.dataset, KeyedDataset) else None
         if shape is not None:
             return Layout((*shape[1:], shape[0]), torch.uint8, True)
         with _undisturbed():
@@ -100,8 +102,11 @@ class Keyed:
                     raise
                 image, label = self._substitute(self.stream, position, fault)
                 skipped.append(index)
-            layout.put(images[row], image)
-            numbers[row] = int(label)
+            try:
+                layout.put(images[row], image)
+                numbers[row] = as_label(label)
+            except ValueError as error:
+                raise ValueError(f"{self.name(index)}: {error}") from None
         return skipped
 
     def name(self, index: int) -> str:
@@ -110,19 +115,18 @@ class Keyed:
         >>> Keyed([], seed=0).name(5)
         'sample 5'
         """
-        name = getattr(self.dataset, "name", None)
-        return f"sample {index}" + (f" ({name(index)})" if callable(name) else "")
+        name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""
+        return f"sample {index}" + (f" ({name})" if name else "")
 
     def _sample(self, index: int, number: int) -> Any:
-        keyed = getattr(self.dataset, "keyed", None)
-        if keyed is None:
-            random.seed(number)
-            np.random.seed(number & 0xFFFFFFFF)
-            torch.default_generator.manual_seed(number)
+        offered = isinstance(self.dataset, KeyedDataset)
         try:
-            return self.dataset[index] if keyed is None else keyed(index, number)
-        except Exception as error:
-            if keyed is not None and isinstance(error, ValueError):
+            if offered:
+                return self.dataset.keyed(index, number)
+            seed_generators(number)
+            return self.dataset[index]
+        except (Exception, SystemExit) as error:
+            if offered and isinstance(error, ValueError):
                 raise
             raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error
 

@@ -12,7 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.loader import in_memory, prepared
+from onehour.data.dataset import KeyedDataset
+from onehour.data.loader import prepared
+from onehour.data.look import in_memory
 from onehour.data.sources import Data, load_data
 from onehour.data.work import cores
 from onehour.dist.group import Group
@@ -24,7 +26,8 @@ from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
-from onehour.train.memory import out_of_memory
+from onehour.train.precision import forward
+from onehour.train.suitable import refuse_model
 
 __all__ = [
     "build_model",
@@ -70,14 +73,14 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
     classes = recipe.classes or loaded.classes
     if classes is not None and loaded.classes is not None and classes < loaded.classes:
         raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    return recipe.replace(samples=len(loaded.train), classes=classes, **_facts(recipe, loaded)), loaded
+    return recipe.replace(samples=loaded.looks[0].samples, classes=classes, **_facts(recipe, loaded)), loaded
 
 
 def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """How images are read, as the data has it; other data must not be asked for it."""
     usual = Recipe()
     known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
-    facts = getattr(data.train, "facts", None)
+    facts = data.train.facts if isinstance(data.train, KeyedDataset) else None
     if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
         raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
     return facts or {"resized": None}
@@ -114,7 +117,7 @@ def build_model(
         if isinstance(model, nn.Module):
             built = model
         elif model is not None:
-            built = model()
+            built = _made(model)
         else:
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
@@ -124,24 +127,26 @@ def build_model(
         built = built.double()
     built = built.to(device)
     _try(built, recipe, data, device)
+    refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
+
+
+def _made(model: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        built = model()
+    except Exception as error:
+        raise ValueError(f"the model's function failed when called: {blame(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
+    return built
 
 
 @torch.no_grad()
 def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
     """One validation image through the model, so that a misfit is one message before the run."""
-    image = prepared(data.validation, data.validation[0][0][None].to(device))
-    image = image.double() if recipe.precision == "float64" else image
+    image = prepared(data.validation, data.looks[1].image[None].to(device))
     model.eval()
-    try:
-        logits = model(image)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ValueError(f"the model cannot take the data's images {tuple(image.shape[1:])}: {blame(error)}") from error
-    if not torch.is_tensor(logits) or logits.ndim != 2:
-        shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
+    logits = forward(model, image, recipe)
     if recipe.classes is not None and logits.shape[1] < recipe.classes:
         raise ValueError(f"the model has {logits.shape[1]} outputs, the data {recipe.classes} classes")
 
@@ -188,9 +193,13 @@ def build_optimizer(
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}
     try:
-        return make(groups, lr=lr, **options)
+        optimizer = make(groups, lr=lr, **options)
     except Exception as error:
         raise ValueError(f"optimizer {recipe.optimizer} cannot be built: {blame(error)}") from error
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer {recipe.optimizer} returned {kind}; expected a torch.optim.Optimizer")
+    return optimizer
 
 
 def pick_share(recipe: Recipe, group: Group) -> range:
@@ -218,7 +227,7 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
         return min(execution.workers_per_pass, share)
     if recipe.channels_last or draws_numbers(model):
         return 1
-    worker = data.validation[0][0].numel() * 4 * recipe.per_worker
+    worker = data.looks[1].image.numel() * 4 * recipe.per_worker
     return max(1, min(share, PASS_BYTES[device] // worker))
 
 
@@ -229,9 +238,14 @@ def draws_numbers(model: nn.Module) -> bool:
     (True, False)
     """
     return any(
-        isinstance(module, nn.modules.dropout._DropoutNd) or getattr(module, "drop_prob", 0)
+        isinstance(module, nn.modules.dropout._DropoutNd) or _drops(vars(module).get("drop_prob"))
         for module in model.modules()
     )
+
+
+def _drops(probability: Any) -> bool:
+    """Whether drop-path's attribute says so; one of someone's may hold anything."""
+    return isinstance(probability, int | float) and probability > 0
 
 
 def pick_loaders(execution: Execution, data: Data) -> int:
