@@ -64,7 +64,7 @@ def line(data: Path, out: Path, *options: str) -> list[str]:
     return ["train", "resnet50", *model, *sizes, *where, "--bad-images", "skip", *options]
 
 
-def full(*_: object) -> None:
+def full(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -73,8 +73,9 @@ def named(run: Run) -> list[str]:
     return [json.loads(text)["image"] for text in lines]
 
 
-def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_path: Path):
-    assert main(line(damaged, tmp_path / "run")) == 0
+@pytest.mark.parametrize("reduce", ["fast", "canonical"])
+def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_path: Path, reduce: str):
+    assert main(line(damaged, tmp_path / "run", "--reduce", reduce)) == 0
     run = Run(tmp_path / "run")
     assert [record["skipped"] for record in run.metrics] == [1, 2]
     assert run.summary["skipped"] == 2
@@ -212,7 +213,7 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     feed.skipped.add([3])
 
     with monkeypatch.context() as patched:
-        patched.setattr("onehour.data.bad._append", full)
+        patched.setattr("onehour.data.bad.append_whole", full)
         assert skipping.count() == {"skipped": 1}
     assert not (tmp_path / BAD_IMAGES).exists()
     assert skipping.count() == {"skipped": 1}

@@ -17,6 +17,7 @@ from onehour.data.sources import Data, load_data
 from onehour.data.work import cores
 from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
+from onehour.dist.reducer import is_dense
 from onehour.entry import blame, resolve
 from onehour.execution import Execution
 from onehour.models.load import brings_weights, load_model
@@ -176,7 +177,8 @@ def build_optimizer(
     groups = parameter_groups(model, weight_decay=recipe.weight_decay, without=without)
     lr = recipe.schedule(0.0)
     if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+        fused = all(is_dense(p) for group in groups for p in group["params"])  # else it would write into the gaps
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
         if recipe.momentum:
             # Zero is what torch's first step starts from; having it at once lets that step be masked and saved.
             for parameter in (p for group in sgd.param_groups for p in group["params"]):
@@ -219,7 +221,16 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     if recipe.channels_last or draws_numbers(model):
         return 1
     worker = data.validation[0][0].numel() * 4 * recipe.per_worker
-    return max(1, min(share, PASS_BYTES[device] // worker))
+    together = max(1, min(share, PASS_BYTES[device] // worker))
+    if device == "cuda" or recipe.compile:  # elsewhere sizes cost nothing, and bits of runs that exist depend on them
+        together = _equal(share, together)
+    return together
+
+
+def _equal(share: int, together: int) -> int:
+    """Fewer a pass where that makes as many passes of one size: for each size a graph is compiled, kernels chosen."""
+    count = -(-share // together)
+    return together if share % count else share // count
 
 
 def draws_numbers(model: nn.Module) -> bool:
