@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
-__all__ = ["append_whole", "replace_whole"]
+__all__ = ["append_whole", "replace_whole", "to_json"]
 
 
 def replace_whole(path: Path, text: str) -> None:
@@ -54,3 +57,20 @@ def append_whole(path: Path, content: bytes, *, behind: int | None = None) -> No
         except OSError:
             file.truncate(size)
             raise
+
+
+def to_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON of plain values, as every reader of JSON takes it: a number that is not finite is null.
+
+    >>> to_json({"loss": float("nan"), "η": 0.1})
+    '{"loss": null, "η": 0.1}'
+    """
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

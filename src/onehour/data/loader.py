@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from onehour.data.bad import Skipped
+from onehour.data.classes import Classes, refuse_labels
 from onehour.data.crew import PATIENCE, Crew
 from onehour.data.keyed import Keyed, Part
 from onehour.data.parts import divided, part_size, whole_batch
@@ -49,8 +50,12 @@ class Feed:
         loaders: processes that load; 0 loads in this one. Changes no sample.
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
+        classes: that labels must be of: those of tensors in memory are checked now, others as they are read.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
+
+    Raises:
+        ValueError: for a label of tensors in memory that is no class.
 
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"))
@@ -66,13 +71,18 @@ class Feed:
         loaders: int,
         device: torch.device,
         stream: SampleStream | None = None,
+        classes: Classes | None = None,
         patience: float | None = PATIENCE,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self.dataset, self.loaders, self.device, self.stream = dataset, loaders, device, stream
         self.skipped = Skipped()
         """Images that could not be read, of the batches given so far."""
-        self._keyed = Keyed(dataset, seed, stream if getattr(dataset, "skips", False) else None)
+        side = "training" if stream is not None else "validation"
+        substitutes = stream if getattr(dataset, "skips", False) else None
+        self._keyed = Keyed(dataset, seed, substitutes, classes=classes, side=side)
+        if classes is not None and in_memory(dataset):
+            refuse_labels(dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
         self._layout: Layout | None = None
         self._size = 0
@@ -109,6 +119,14 @@ class Feed:
             return _sliced(self.dataset.tensors, spans, self.device)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
+
+    def called(self, index: int) -> str:
+        """What a message calls a sample: its side, its index and, where it is known, its file.
+
+        >>> Feed([0], seed=0, loaders=0, device=torch.device("cpu")).called(0)
+        'validation sample 0'
+        """
+        return self._keyed.called(index)
 
     def close(self) -> None:
         """End the processes.
@@ -186,6 +204,7 @@ def pass_batches(
     stop: int,
     loaders: int,
     device: torch.device,
+    classes: Classes | None = None,
 ) -> Iterator[Batch]:
     """The batches of `Feed.passes`, from processes that end with them.
 
@@ -195,18 +214,22 @@ def pass_batches(
     >>> sorted(int(label) for _, labels in batches for label in labels)
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    with closing(Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream)) as feed:
+    feed = Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream, classes=classes)
+    with closing(feed):
         yield from feed.passes(passes, start=start, stop=stop)
 
 
-def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
+def chunk_batches(
+    dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device, classes: Classes | None = None
+) -> Iterator[Batch]:
     """The batches of `Feed.chunks`, from processes that end with them.
 
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> [len(labels) for _, labels in chunk_batches(data, range(2), seed=0, loaders=0, device=torch.device("cpu"))]
     [256, 44]
     """
-    with closing(Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device)) as feed:
+    feed = Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device, classes=classes)
+    with closing(feed):
         yield from feed.chunks(chunks)
 
 

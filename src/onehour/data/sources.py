@@ -142,8 +142,6 @@ def _item_shape(side: str, dataset: Any) -> tuple[int, ...]:
 def _classes(train: Any, validation: Any) -> int | None:
     if isinstance(train, TensorDataset) and isinstance(validation, TensorDataset):
         labels = torch.cat((train.tensors[1], validation.tensors[1]))
-        if int(labels.min()) < 0:
-            raise ValueError(f"labels must not be below zero, found {int(labels.min())}")
-        return int(labels.max()) + 1
+        return max(int(labels.max()), 0) + 1
     names = getattr(train, "classes", None)
     return len(names) if names is not None else None

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
+from onehour.data.classes import Classes, refuse_labels
+from onehour.data.keyed import Keyed
 from onehour.data.loader import in_memory, prepared
 from onehour.data.sources import Data, load_data
 from onehour.data.work import cores
@@ -25,11 +27,13 @@ from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
+from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.train.memory import out_of_memory
 
 __all__ = [
     "build_model",
     "build_optimizer",
+    "classes_of",
     "complete",
     "draws_numbers",
     "effects",
@@ -69,9 +73,18 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
     else:
         raise ValueError(f"data is a {type(data).__name__}; expected (train, validation)")
     classes = recipe.classes or loaded.classes
-    if classes is not None and loaded.classes is not None and classes < loaded.classes:
-        raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
+    if classes is not None:
+        _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
+        if loaded.classes is not None and classes < loaded.classes:
+            raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
     return recipe.replace(samples=len(loaded.train), classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def _refuse_labels(data: Data, classes: Classes) -> None:
+    """Check what lies in memory, before anything lies on a device."""
+    for side, dataset in (("training", data.train), ("validation", data.validation)):
+        if in_memory(dataset):
+            refuse_labels(dataset.tensors[1], classes, Keyed(dataset, 0, side=side).called)
 
 
 def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -124,13 +137,32 @@ def build_model(
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
-    _try(built, recipe, data, device)
+    outputs = _outputs(built, recipe, data, device)
+    if recipe.classes is not None and outputs < recipe.classes:
+        misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
+        try:
+            _refuse_labels(data, Classes(outputs, "the model's outputs"))
+        except ValueError as error:
+            raise ValueError(f"{misfit}; {error}") from error
+        raise ValueError(misfit)
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
 
 
+def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
+    """What labels must be: of the recipe's classes, else of the model's outputs.
+
+    >>> from onehour.models.small import resnet8
+    >>> classes_of(*complete(Recipe(data="digits", minibatch=32)), resnet8(), torch.device("cpu")).count
+    10
+    """
+    if recipe.classes is None:
+        return Classes(_outputs(model, recipe, data, device), "the model's outputs")
+    return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
+
+
 @torch.no_grad()
-def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
-    """One validation image through the model, so that a misfit is one message before the run."""
+def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
+    """How many the model has, by one validation image, so that a misfit is one message before the run."""
     image = prepared(data.validation, data.validation[0][0][None].to(device))
     image = image.double() if recipe.precision == "float64" else image
     model.eval()
@@ -143,8 +175,7 @@ def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> 
     if not torch.is_tensor(logits) or logits.ndim != 2:
         shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
-    if recipe.classes is not None and logits.shape[1] < recipe.classes:
-        raise ValueError(f"the model has {logits.shape[1]} outputs, the data {recipe.classes} classes")
+    return logits.shape[1]
 
 
 def effects(recipe: Recipe, model: nn.Module) -> str:
@@ -172,7 +203,7 @@ def build_optimizer(
         without: module types whose parameters do not decay.
 
     Raises:
-        ValueError: for an unknown name, or a class that cannot be built.
+        ValueError: for an unknown name, a class that cannot be built, or the linear rule with one that is adaptive.
     """
     groups = parameter_groups(model, weight_decay=recipe.weight_decay, without=without)
     lr = recipe.schedule(0.0)
@@ -190,9 +221,12 @@ def build_optimizer(
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}
     try:
-        return make(groups, lr=lr, **options)
+        optimizer = make(groups, lr=lr, **options)
     except Exception as error:
         raise ValueError(f"optimizer {recipe.optimizer} cannot be built: {blame(error)}") from error
+    if recipe.scales_linearly and is_adaptive(unwrapped(optimizer)):
+        recipe.refuse_linear()
+    return optimizer
 
 
 def pick_share(recipe: Recipe, group: Group) -> range:

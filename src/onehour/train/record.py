@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.files import append_whole, replace_whole
+from onehour.files import append_whole, replace_whole, to_json
 from onehour.train.lock import FolderLock
 from onehour.train.store import sync_folder
 
@@ -137,7 +137,7 @@ class Recorder:
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes ended on purpose."""
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
-        replace_whole(self.folder / OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
+        replace_whole(self.folder / OUTCOME, to_json(content) + "\n")
 
     def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
         """Note where the run goes on, and cut the record to what the checkpoint there knows.
@@ -147,11 +147,11 @@ class Recorder:
             known: the last iteration whose evaluation the checkpoint knows; None for the same.
         """
         last = iteration if known is None else known
-        first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
+        first = to_json({"recipe": self.recipe.as_dict()})
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
             path = self.folder / name
             lines = _lines(path) if path.is_file() else []
-            kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
+            kept = [to_json(line) for line in lines if line.get("iteration", last + 1) <= last]
             replace_whole(path, "".join(line + "\n" for line in [*head, *kept]))
         path = self.folder / "environment.json"
         sessions = _json(path)["sessions"] if path.is_file() else []
@@ -163,7 +163,7 @@ class Recorder:
     def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
         for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
-            self._late[name] += json.dumps(record) + "\n"
+            self._late[name] += to_json(record) + "\n"
         with suppress(OSError):
             self._write_late()
 
@@ -186,7 +186,7 @@ class Recorder:
 
     def end(self, summary: dict[str, Any]) -> None:
         """Write the summary, whole or not at all."""
-        replace_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        replace_whole(self.folder / "summary.json", to_json(summary, indent=2) + "\n")
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:

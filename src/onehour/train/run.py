@@ -23,15 +23,17 @@ from onehour.execution import Execution
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
 from onehour.train.breaking import Breakable, EvaluationStoppedError
-from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.build import build_model, classes_of, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
+from onehour.train.ends import DELIBERATE, NonFiniteError, StoppedError
 from onehour.train.environment import environment
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
+from onehour.train.inputs import InputError, refuse_iterations
 from onehour.train.loggers import Loggers, load_logger
-from onehour.train.measure import measured, timed
+from onehour.train.measure import NOT_FINITE, measured, timed
 from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
@@ -46,27 +48,8 @@ from onehour.train.watchdog import Watchdog
 __all__ = ["DELIBERATE", "NonFiniteError", "StoppedError", "train_run"]
 
 
-class NonFiniteError(ArithmeticError):
-    """The loss or a gradient was not finite; the weights before it are kept.
-
-    >>> issubclass(NonFiniteError, ArithmeticError)
-    True
-    """
-
-
-class StoppedError(Exception):
-    """A process was asked to stop; the run is saved and the same command goes on with it.
-
-    >>> issubclass(StoppedError, Exception)
-    True
-    """
-
-
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk says that takes nothing."""
-
-DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite": NonFiniteError}
-"""Ends that a restart must not undo, by the name that outcome.json has for them."""
 
 
 def train_run(
@@ -111,12 +94,6 @@ def train_run(
             raise ValueError(
                 f"{execution.folder(recipe)} cannot be written: {error.strerror}; the same command goes on once it can"
             ) from error
-        except IndexError as error:  # what cross_entropy raises for such a label
-            if "Target" not in str(error):
-                raise
-            raise ValueError(
-                f"a label of the training data lies outside the model's classes ({error}); labels must be 0 … C − 1"
-            ) from error
         finally:
             if loop is not None:
                 loop.close()
@@ -153,6 +130,7 @@ class _Loop:
         crew: dict[str, Any] = {
             "loaders": loaders,
             "device": device,
+            "classes": classes_of(recipe, data, self.model, device),
             # A stuck one is replaced long before the watchdog would end the run for it.
             "patience": execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE,
             "warn": self.console.warn if self.first else None,
@@ -175,6 +153,7 @@ class _Loop:
         self.signals = stop_asked if isinstance(stop_asked, StopSignals) else None
         start, evaluated = self._resume()
         self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder, rules=self.rules)
+        self.begun = start
         batches = self.feed.passes(self.passes, start=start, stop=self.iterations)
         self._mark(start)
         if not evaluated:
@@ -251,10 +230,17 @@ class _Loop:
                 result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, feed=feed)
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
+            except ValueError as error:  # of the validation data: what was trained until here stays
+                if self.group.size == 1 or isinstance(error, InputError):  # else the others do not know of it
+                    self._save(done, evaluated=False)
+                    self._wait_for_save()
+                raise
         evaluating = time.perf_counter() - self.since - seconds
         loss, errors = self.step.totals.tolist()
         self.step.totals.zero_()
         record = measured(self.decisions, done, (loss, errors), result) | self.skipping.count()
+        if record["val_loss"] is None:
+            self.console.warn(NOT_FINITE)
         images = (done - self.last_evaluated) * self.recipe.minibatch
         timing = timed(record, images, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
         if self.recorder is not None:
@@ -295,12 +281,16 @@ class _Loop:
             self._halt(done)
         self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
-        with self.watchdog.slow():  # nobody leaves before process 0 has saved: launchers end the others then
-            if not self.group.broadcast(b"saved" if self.checkpoints.wait() else b""):
-                saved = "could not save it; the same command goes on from the checkpoint before"
+        if not self._wait_for_save():
+            saved = "could not save it; the same command goes on from the checkpoint before"
         self.skipping.refuse_too_many(done, saved)
         error = StoppedError(f"stopped after iteration {done} and {saved}")
         raise self._ended("stopped", error, lasting=self._on_purpose())
+
+    def _wait_for_save(self) -> bool:
+        """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
+        with self.watchdog.slow():
+            return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() else b""))
 
     def _on_purpose(self) -> bool:
         """Whether a restart must not undo this stop. All processes call it together.
@@ -325,6 +315,11 @@ class _Loop:
         return error
 
     def _halt(self, done: int) -> NoReturn:
+        """Refuse a sample that is not finite; else the run has left the finite numbers by itself, and ends."""
+        self._wait_for_save()
+        with self.watchdog.slow():
+            seen = range(max(self.begun, done - 1 - self.flags.late), done)
+            refuse_iterations(seen, self.feed, self.passes, self.group)
         self._finish("non-finite")
         rate = self.decisions.rate(done - 1)
         message = (

@@ -17,7 +17,7 @@ from onehour.config import Recipe
 from onehour.data.faults import shown
 from onehour.dist.group import Group
 from onehour.execution import Execution
-from onehour.train.build import build_model, complete, pick_device, pick_loaders
+from onehour.train.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.train.checkpoint import latest_contents
 from onehour.train.evaluate import Evaluation, evaluate
 from onehour.train.record import Run
@@ -115,7 +115,8 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
     model = build_model(recipe, loaded, where)
     fit(model, weights, source)
     loaders = pick_loaders(Execution(), loaded)
-    return evaluate(model, loaded.validation, recipe, group=Group(device=where), loaders=loaders)
+    classes = classes_of(recipe, loaded, model, where)
+    return evaluate(model, loaded.validation, recipe, group=Group(device=where), loaders=loaders, classes=classes)
 
 
 def export_weights(source: Path, to: Path) -> Path:
