@@ -31,12 +31,12 @@ SAID: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 60}, "milestones 60, 80 are not before the end of the run of 60 epochs"),
     ({"epochs": 61, "milestones": ("30", "60", "61")}, "milestone 61 is not before the end of the run of 61 epochs"),
     (
-        {"minibatch": 512, "milestones": ("3", "30")},
+        {"minibatch": 8192, "milestones": ("3", "30")},
         "milestone 3 is not behind the warmup of 5 epochs, which thus ends",
     ),
-    ({"minibatch": 512, "milestones": ("5",)}, "not behind the warmup of 5 epochs, which thus ends at 0.02: the rate"),
-    ({"minibatch": 512, "milestones": ("5",), "warmup": "constant"}, "the rate never stands at 0.2"),
-    ({"minibatch": 512, "epochs": 7, "decay": "cosine"}, "the decay has begun in the warmup of 5 epochs"),
+    ({"minibatch": 8192, "milestones": ("5",)}, "not behind the warmup of 5 epochs, which thus ends at 0.32: the rate"),
+    ({"minibatch": 8192, "milestones": ("5",), "warmup": "constant"}, "the rate never stands at 3.2"),
+    ({"minibatch": 8192, "epochs": 7, "decay": "cosine"}, "the decay has begun in the warmup of 5 epochs"),
     ({"minibatch": 512, "epochs": 5, "milestones": ()}, "the warmup of 5 epochs is the whole run"),
     # Iterations begin at epochs 0, 0.5, …, 29.5; this one is behind the last of them.
     (

@@ -44,7 +44,11 @@ def test_the_data_of_today_counts_not_what_the_recipe_remembers(tiny: ModuleType
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
-        ({"classes": 2}, None, r"training sample 2: the label is 2; .* from 0 to 1, since C = 2 \(the recipe's classes\)"),
+        (
+            {"classes": 2},
+            None,
+            r"training sample 2: the label is 2; .* from 0 to 1, since C = 2 \(the recipe's classes\)",
+        ),
         ({"minibatch": 64, "base_minibatch": 64}, None, "minibatch 64 is larger than the data set of 48 samples"),
         ({}, "one", r"data is a str; expected \(train, validation\)"),
         ({}, ("train",), r"data is a tuple; expected \(train, validation\)"),
@@ -96,7 +100,10 @@ def test_a_model_of_ones_own_keeps_its_weights(data: Data, tiny: ModuleType):
     [
         (nn.Linear(7, 3), r"the model cannot take the data's images \(1, 4, 4\)"),
         (nn.Identity(), r"the model returned \(1, 1, 4, 4\); expected logits of shape \(N, classes\)"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "the model has 2 outputs, the data 3 classes; training sample 2: the"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+            "the model has 2 outputs, the data 3 classes; training sample 2: the",
+        ),
         (nn.SyncBatchNorm(3), "SyncBatchNorm, which cannot be given groups of n"),
     ],
 )
