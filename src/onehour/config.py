@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from onehour.rules import schedule as schedules
-from onehour.rules.checks import fraction, not_negative, positive, positive_int
+from onehour.rules.checks import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.minibatch import (
     Minibatch,
     fixed_scaling,
@@ -105,20 +105,25 @@ class Recipe:
 
     def __post_init__(self) -> None:
         milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
-        object.__setattr__(self, "milestones", milestones)
+        self._set("milestones", milestones)
         for name in ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads", "pixel_cap"):
-            positive_int(name, getattr(self, name))
+            self._set(name, positive_int(name, getattr(self, name)))
         for name in ("samples", "classes", "resized"):
             if getattr(self, name) is not None:
-                positive_int(name, getattr(self, name))
-        positive("base_lr", self.base_lr)
-        positive("decay_factor", self.decay_factor)
-        not_negative("weight_decay", self.weight_decay)
-        not_negative("warmup_epochs", self.warmup_epochs)
-        fraction("momentum", self.momentum, upper=1)
+                self._set(name, positive_int(name, getattr(self, name)))
+        for name in ("base_lr", "decay_factor"):
+            self._set(name, positive(name, getattr(self, name)))
+        for name in ("weight_decay", "warmup_epochs"):
+            self._set(name, not_negative(name, getattr(self, name)))
+        self._set("momentum", fraction("momentum", self.momentum, upper=1))
+        self._set("seed", whole_number("seed", self.seed))
         self._check_choices()
         self._check_together()
         _ = self.workers
+
+    def _set(self, name: str, value: Any) -> None:
+        """What a field holds as a plain value, whatever it was given as."""
+        object.__setattr__(self, name, value)
 
     def _check_choices(self) -> None:
         hints = get_type_hints(type(self))
@@ -143,8 +148,6 @@ class Recipe:
             )
         if self.pitfall is not None and self.pitfall not in PITFALLS:
             raise ValueError(f"no pitfall is called {self.pitfall!r}; expected {nearest(self.pitfall, PITFALLS)}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
 
     def _check_together(self) -> None:
         if self.samples is not None and self.minibatch > self.samples:

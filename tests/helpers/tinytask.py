@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour import Recipe
+from onehour.data.dataset import KeyedDataset
 from onehour.data.digits import digits
 from onehour.train.build import build_optimizer
 
@@ -146,12 +147,14 @@ def infinite() -> tuple[TensorDataset, TensorDataset]:
     return train, validation
 
 
-class Broken(Listed):
+class Broken(KeyedDataset):
     """Of which sample `index` is not a number; its name is a file's."""
 
     def __init__(self, tensors: TensorDataset, index: int, value: float = torch.nan) -> None:
-        super().__init__(tensors)
-        self.index, self.value = index, value
+        self.tensors, self.index, self.value = tensors, index, value
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         image, label = self.tensors[index]

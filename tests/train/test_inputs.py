@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from onehour import Recipe
 from onehour.api import train
 from onehour.cli import main
+from onehour.data.dataset import KeyedDataset
 from onehour.data.faults import FaultError
 from onehour.dist.group import Group
 from onehour.train.build import complete
@@ -233,11 +234,14 @@ def test_verify_names_the_sample_and_holds_nothing_against_nothing(tiny: ModuleT
         trace(tiny.recipe(data="tinytask:poisoned"), steps=6, group=Group(), folder=tmp_path)
 
 
-class Replacing:
+class Replacing(KeyedDataset):
     """Sample 5 cannot be read, and what is taken in its place is not a number."""
 
-    skips, facts = True, {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
-    shape = None
+    skips = True
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
 
     def __init__(self, tensors: TensorDataset) -> None:
         self.tensors, self.replaced = tensors, False

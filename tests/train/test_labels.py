@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from onehour import Recipe
 from onehour.api import train
+from onehour.data.dataset import KeyedDataset
 from onehour.dist.group import Group
 from onehour.train.build import complete
 from onehour.train.joint import train_joint
@@ -27,13 +28,13 @@ RIGHT = object()
 """Every label is as it should be."""
 
 
-class Labelled:
+class Labelled(KeyedDataset):
     """Samples in files, one of which has another label; perhaps it says what its classes are."""
 
     def __init__(self, tensors: TensorDataset, label: Any = RIGHT, classes: Sequence[str] | None = None) -> None:
         self.tensors, self.label = tensors, label
         if classes is not None:
-            self.classes = classes
+            self.classes = list(classes)
 
     def __len__(self) -> int:
         return len(self.tensors)

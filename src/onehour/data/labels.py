@@ -6,12 +6,12 @@ import math
 import numbers
 import operator
 import reprlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-__all__ = ["as_label"]
+__all__ = ["as_label", "as_labels"]
 
 
 def as_label(value: Any) -> int:
@@ -46,9 +46,37 @@ def as_label(value: Any) -> int:
         pass
     if isinstance(found, numbers.Number):
         if isinstance(found, numbers.Real) and math.isfinite(found) and found == math.floor(found):
-            return int(math.floor(found))
+            return int(cast(float, found))
         raise ValueError(f"the label {found} is no whole number")
     raise ValueError(f"the label is {_kind(found)} ({reprlib.repr(found)}); expected one whole number")
+
+
+def as_labels(labels: torch.Tensor) -> torch.Tensor:
+    """The same for a tensor of N labels: itself where it is one of whole numbers (N,), else int64 (N,).
+
+    Raises:
+        ValueError: for another shape, or the first that is no whole number.
+
+    >>> as_labels(torch.tensor([[2.0], [0.0]]))
+    tensor([2, 0])
+    >>> as_labels(torch.tensor([2.0, 0.5]))
+    Traceback (most recent call last):
+    ValueError: label 1 is 0.5, no whole number
+    """
+    if labels.ndim != 1 and tuple(labels.shape) != (len(labels), 1):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; expected one whole number a sample, such as argmax(1) of one-hot"
+        )
+    flat = labels.detach().reshape(-1)
+    if flat.is_complex():
+        raise ValueError(f"labels are {flat.dtype}; expected whole numbers")
+    if flat.is_floating_point():
+        broken = (~(flat == flat.floor()) | flat.isinf()).nonzero()
+        if len(broken):
+            first = int(broken[0])
+            raise ValueError(f"label {first} is {flat[first].item():g}, no whole number")
+    plain = labels.ndim == 1 and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return labels if plain else flat.long()
 
 
 def _kind(value: Any) -> str:

@@ -1,13 +1,4 @@
-"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes.
-
-A data set may have more than `__len__` and `__getitem__`:
-- `keyed(index, key) -> (image, label)` takes its random numbers from the 63-bit key alone. It is called instead of
-  `__getitem__`, and no global generator is seeded. Its ValueErrors name the place and the remedy: they pass unchanged.
-- `prepare(images) -> images` makes of a batch on the device what the model takes, e.g. floats of bytes.
-- `shape`: (C, H, W) of its images, if they are bytes; the first one says it otherwise.
-- `name(index)`: where sample `index` lies, for messages.
-- `skips`: whether an image whose `keyed` raises a `FaultError` is replaced by the stream's next one of its worker.
-"""
+"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes."""
 
 from __future__ import annotations
 
@@ -19,18 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from onehour.data.bad import Skipped
+from onehour.data.child import in_child
 from onehour.data.classes import Classes, refuse_labels
 from onehour.data.crew import PATIENCE, Crew
+from onehour.data.dataset import KeyedDataset
 from onehour.data.keyed import Keyed, Part
+from onehour.data.look import Look, in_memory
 from onehour.data.parts import divided, part_size, whole_batch
 from onehour.data.slots import Layout
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "in_memory", "pass_batches", "prepared"]
+__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
@@ -51,12 +44,14 @@ class Feed:
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
         classes: that labels must be of: those of tensors in memory are checked now, others as they are read.
+        look: at the data set; where there is none, one that loads looks first.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
 
     Raises:
         ValueError: for a label of tensors in memory that is no class.
 
+    >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"))
     >>> [len(labels) for _, labels in feed.chunks(range(2))]
@@ -72,6 +67,7 @@ class Feed:
         device: torch.device,
         stream: SampleStream | None = None,
         classes: Classes | None = None,
+        look: Look | None = None,
         patience: float | None = PATIENCE,
         warn: Callable[[str], None] | None = None,
     ) -> None:
@@ -79,15 +75,24 @@ class Feed:
         self.skipped = Skipped()
         """Images that could not be read, of the batches given so far."""
         side = "training" if stream is not None else "validation"
-        substitutes = stream if getattr(dataset, "skips", False) else None
+        substitutes = stream if isinstance(dataset, KeyedDataset) and dataset.skips else None
         self._keyed = Keyed(dataset, seed, substitutes, classes=classes, side=side)
         if classes is not None and in_memory(dataset):
-            refuse_labels(dataset.tensors[1], classes, self.called)
+            refuse_labels(self.dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
-        self._layout: Layout | None = None
+        self._look, self._layout = look, look.layout if look is not None else None
         self._size = 0
         self._crew: Crew | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def samples(self) -> int:
+        """How many the data set has.
+
+        >>> Feed([7, 7], seed=0, loaders=0, device=torch.device("cpu")).samples
+        2
+        """
+        return len(self.dataset) if self._look is None else self._look.samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
         """(images, labels) of every pass of the iterations [start, stop).
@@ -95,6 +100,7 @@ class Feed:
         Args:
             passes: the workers of each of this process's passes.
 
+        >>> from torch.utils.data import TensorDataset
         >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
         >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
         >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"), stream=stream)
@@ -110,11 +116,12 @@ class Feed:
     def chunks(self, chunks: range) -> Iterator[Batch]:
         """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers.
 
+        >>> from torch.utils.data import TensorDataset
         >>> feed = Feed(TensorDataset(torch.zeros(3), torch.zeros(3)), seed=0, loaders=0, device=torch.device("cpu"))
         >>> [labels.tolist() for _, labels in feed.chunks(range(1))]
         [[0, 0, 0]]
         """
-        spans = [range(c * CHUNK, min((c + 1) * CHUNK, len(self.dataset))) for c in chunks]
+        spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if in_memory(self.dataset):
             return _sliced(self.dataset.tensors, spans, self.device)
         indices = (np.arange(span.start, span.stop) for span in spans)
@@ -147,7 +154,10 @@ class Feed:
         return self._crew.pids if self._crew is not None else []
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        layout = self._layout = self._layout or self._keyed.layout()
+        if self._layout is None:
+            look = self._keyed.layout
+            self._layout = in_child(look, "the first look at the data") if self.loaders else look()
+        layout = self._layout
         self._size = self._size or part_size(largest, loaders=self.loaders, image_bytes=layout.bytes)
         counts = deque[int]()
         keys = divided(batches, self._size, counts)
@@ -205,50 +215,42 @@ def pass_batches(
     loaders: int,
     device: torch.device,
     classes: Classes | None = None,
+    look: Look | None = None,
 ) -> Iterator[Batch]:
     """The batches of `Feed.passes`, from processes that end with them.
 
+    >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
     >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
     >>> batches = pass_batches(data, stream, [range(1)], start=0, stop=2, loaders=0, device=torch.device("cpu"))
     >>> sorted(int(label) for _, labels in batches for label in labels)
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    feed = Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream, classes=classes)
-    with closing(feed):
+    given: dict[str, Any] = {"loaders": loaders, "device": device, "classes": classes, "look": look}
+    with closing(Feed(dataset, seed=stream.seed, stream=stream, **given)) as feed:
         yield from feed.passes(passes, start=start, stop=stop)
 
 
-def chunk_batches(
-    dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device, classes: Classes | None = None
-) -> Iterator[Batch]:
+def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
     """The batches of `Feed.chunks`, from processes that end with them.
 
+    >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> [len(labels) for _, labels in chunk_batches(data, range(2), seed=0, loaders=0, device=torch.device("cpu"))]
     [256, 44]
     """
-    feed = Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device, classes=classes)
-    with closing(feed):
+    with closing(Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device)) as feed:
         yield from feed.chunks(chunks)
 
 
-def in_memory(dataset: Any) -> bool:
-    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
-
-    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
-    True
-    """
-    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
-
-
 def prepared(dataset: Any, images: Tensor) -> Tensor:
-    """A batch as the model takes it: through the data set's `prepare`, where it has one.
+    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one.
 
+    >>> from torch.utils.data import TensorDataset
     >>> prepared(TensorDataset(torch.zeros(2)), torch.ones(1, 3, 2, 2)).dtype
     torch.float32
     """
-    return dataset.prepare(images) if hasattr(dataset, "prepare") else images
+    return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
 
 
 def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[np.ndarray]:

@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import math
-import operator
+import numbers
 from typing import Any
 
-__all__ = ["fraction", "not_negative", "positive", "positive_int"]
+import numpy as np
+
+__all__ = ["fraction", "not_negative", "number", "positive", "positive_int", "whole_number"]
+
+
+def number(name: str, value: Any) -> int | float:
+    """`value` as a plain int or float, whatever holds it: a number of numpy's, a fraction, or a tensor or an array ().
+
+    >>> number("base_lr", np.float64(0.1)), number("epochs", np.array(3))
+    (0.1, 3)
+    """
+    if type(value) in (int, float):
+        return value
+    found = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    if isinstance(found, numbers.Real) and not isinstance(found, bool | np.bool_):
+        return int(found) if isinstance(found, numbers.Integral) else float(found)
+    raise ValueError(f"{name} must be a number, got {_shown(value)}")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """`value` as an int if it is a whole number; 3.0 is none.
+
+    >>> whole_number("seed", np.int64(3))
+    3
+    """
+    if type(value) is int:
+        return value
+    try:
+        found = number(name, value)
+    except ValueError:
+        found = None
+    if not isinstance(found, int):
+        raise ValueError(f"{name} must be a whole number, got {_shown(value)}")
+    return found
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -15,45 +48,48 @@ def positive_int(name: str, value: Any) -> int:
     >>> positive_int("samples", 10)
     10
     """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
-    if number <= 0 or isinstance(value, bool):
-        raise ValueError(f"{name} must be above zero, got {value!r}")
-    return number
+    found = whole_number(name, value)
+    if found <= 0:
+        raise ValueError(f"{name} must be above zero, got {_shown(value)}")
+    return found
 
 
-def positive(name: str, value: Any) -> float:
-    """`value` if it is a finite number above zero.
+def positive(name: str, value: Any) -> int | float:
+    """`value` as a plain number if it is a finite one above zero.
 
     >>> positive("base_lr", 0.1)
     0.1
     """
-    if not_negative(name, value) == 0:
-        raise ValueError(f"{name} must be above zero, got {value!r}")
-    return value
+    found = not_negative(name, value)
+    if found == 0:
+        raise ValueError(f"{name} must be above zero, got {_shown(value)}")
+    return found
 
 
-def not_negative(name: str, value: Any) -> float:
-    """`value` if it is a finite number of at least zero.
+def not_negative(name: str, value: Any) -> int | float:
+    """`value` as a plain number if it is a finite one of at least zero.
 
     >>> not_negative("weight_decay", 0)
     0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be finite and not below zero, got {value!r}")
-    return value
+    found = number(name, value)
+    if not math.isfinite(found) or found < 0:
+        raise ValueError(f"{name} must be finite and not below zero, got {_shown(value)}")
+    return found
 
 
-def fraction(name: str, value: Any, upper: float) -> float:
-    """`value` if it lies in [0, upper).
+def fraction(name: str, value: Any, upper: float) -> int | float:
+    """`value` as a plain number if it lies in [0, upper).
 
     >>> fraction("momentum", 0.9, upper=1)
     0.9
     """
-    if not_negative(name, value) >= upper:
-        raise ValueError(f"{name} must be below {upper}, got {value!r}")
-    return value
+    found = not_negative(name, value)
+    if found >= upper:
+        raise ValueError(f"{name} must be below {upper}, got {_shown(value)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """As a message shows it: in one line."""
+    return " ".join(repr(value).split())

@@ -33,7 +33,7 @@ def parameter_groups(
     >>> [(len(group["params"]), group["weight_decay"]) for group in parameter_groups(model, weight_decay=1e-4)]
     [(1, 0.0001), (2, 0.0)]
     """
-    not_negative("weight_decay", weight_decay)
+    weight_decay = not_negative("weight_decay", weight_decay)
     decayed, kept = {}, {}
     for module in model.modules():
         owner = kept if isinstance(module, without) else decayed

@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 
+from onehour.rules.checks import whole_number
+
 __all__ = ["random_bits", "seed_for"]
 
 
@@ -25,7 +27,7 @@ def seed_for(seed: int, purpose: str, *keys: int) -> int:
     >>> seed_for(0, "permutation", 3) == seed_for(0, "weights", 3)
     False
     """
-    text = "\0".join((str(int(seed)), purpose, *(str(int(key)) for key in keys)))
+    text = "\0".join((str(whole_number("seed", seed)), purpose, *(str(whole_number("key", key)) for key in keys)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

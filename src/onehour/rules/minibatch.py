@@ -35,8 +35,8 @@ class Minibatch:
     workers: int
 
     def __post_init__(self) -> None:
-        positive_int("per_worker", self.per_worker)
-        positive_int("workers", self.workers)
+        for name in ("per_worker", "workers"):
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
 
     @classmethod
     def of(cls, size: int, per_worker: int) -> Minibatch:
@@ -45,8 +45,7 @@ class Minibatch:
         >>> Minibatch.of(8192, per_worker=32).workers
         256
         """
-        positive_int("minibatch", size)
-        positive_int("per_worker", per_worker)
+        size, per_worker = positive_int("minibatch", size), positive_int("per_worker", per_worker)
         if size % per_worker:
             lower = max(size // per_worker, 1) * per_worker
             raise ValueError(

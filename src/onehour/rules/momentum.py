@@ -134,7 +134,7 @@ def correct_momentum(optimizer: Optimizer, lr: float) -> None:
     >>> optimizer.param_groups[0]["lr"]
     0.2
     """
-    not_negative("lr", lr)
+    lr = not_negative("lr", lr)
     # Probed once for an optimizer and its hyper-parameters.
     settings = [
         {key: value for key, value in group.items() if isinstance(value, bool | int | float) and key != "lr"}

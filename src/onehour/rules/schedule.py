@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from onehour.rules.checks import not_negative, positive
+from onehour.rules.checks import not_negative, number, positive
 
 __all__ = [
     "Schedule",
@@ -36,8 +36,7 @@ def step_decay(lr: float, milestones: Iterable[float | str | Fraction], factor: 
     >>> [round(schedule(epoch), 6) for epoch in (0, 29.99, 30, 60, 80)]
     [3.2, 3.2, 0.32, 0.032, 0.0032]
     """
-    positive("lr", lr)
-    positive("factor", factor)
+    lr, factor = positive("lr", lr), positive("factor", factor)
     epochs = [float(milestone) for milestone in parse_milestones(milestones)]
     return lambda epoch: lr * factor ** sum(epoch >= milestone for milestone in epochs)
 
@@ -49,8 +48,7 @@ def cosine_decay(lr: float, epochs: float) -> Schedule:
     >>> schedule(0), round(schedule(5), 12), schedule(10)
     (1.0, 0.5, 0.0)
     """
-    positive("lr", lr)
-    positive("epochs", epochs)
+    lr, epochs = positive("lr", lr), positive("epochs", epochs)
     return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
 
 
@@ -72,8 +70,8 @@ def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedu
     >>> schedule(0), round(schedule(2.5), 12), schedule(5)
     (0.1, 1.65, 3.2)
     """
-    not_negative("start_lr", start_lr)
-    target = schedule(positive("epochs", epochs))
+    start_lr, epochs = not_negative("start_lr", start_lr), positive("epochs", epochs)
+    target = schedule(epochs)
     if schedule(0.0) <= start_lr:
         return schedule
     return lambda epoch: start_lr + (target - start_lr) * (epoch / epochs) if epoch < epochs else schedule(epoch)
@@ -88,8 +86,7 @@ def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Sched
     >>> schedule(4.99), schedule(5)
     (0.1, 3.2)
     """
-    not_negative("start_lr", start_lr)
-    positive("epochs", epochs)
+    start_lr, epochs = not_negative("start_lr", start_lr), positive("epochs", epochs)
     if schedule(0.0) <= start_lr:
         return schedule
     return lambda epoch: start_lr if epoch < epochs else schedule(epoch)
@@ -106,7 +103,8 @@ def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fract
         raise ValueError(f"milestones must be a list of epochs, got {milestones!r}; a single one is [{milestones!r}]")
     for milestone in milestones:
         try:
-            parsed.append(Fraction(milestone))
+            exact = isinstance(milestone, str | Fraction)
+            parsed.append(Fraction(milestone if exact else number("milestone", milestone)))
         except (ValueError, OverflowError, ZeroDivisionError, TypeError):
             raise ValueError(f'milestone {milestone!r} is not an epoch; write a number or "64/3"') from None
     if any(milestone <= 0 for milestone in parsed) or parsed != sorted(set(parsed)):

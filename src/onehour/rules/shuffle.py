@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from onehour.rules.checks import positive_int
+from onehour.rules.checks import positive_int, whole_number
 from onehour.rules.keys import random_bits, seed_for
 from onehour.rules.minibatch import Minibatch
 
@@ -51,14 +50,14 @@ class SampleStream:
     def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
         self.samples = positive_int("samples", samples)
         self.minibatch = minibatch if isinstance(minibatch, Minibatch) else Minibatch(minibatch, 1)
-        self.seed = seed
+        self.seed = whole_number("seed", seed)
         if self.minibatch.size > self.samples:
             raise ValueError(
                 f"minibatch {self.minibatch.size} is larger than the data set of {self.samples} samples;"
                 f" use a minibatch of at most {self.samples}"
             )
         # A minibatch straddles two epochs at most, so two permutations serve every call.
-        self._permutation = lru_cache(maxsize=2)(lambda epoch: permutation(self.samples, seed, epoch))
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: permutation(self.samples, self.seed, epoch))
 
     def indices(self, iteration: int, worker: int | range | None = None) -> np.ndarray:
         """The data set's indices that iteration `iteration` takes.
@@ -100,6 +99,7 @@ class SampleStream:
     def _positions(self, iteration: int, worker: int | range | None) -> np.ndarray:
         n, k = self.minibatch.per_worker, self.minibatch.workers
         workers = range(k) if worker is None else worker if isinstance(worker, range) else _one(worker)
+        iteration = whole_number("iteration", iteration)
         if iteration < 0:
             raise ValueError(f"iteration must not be below zero, got {iteration}")
         if not workers or workers.step != 1 or workers.start < 0 or workers.stop > k:
@@ -109,4 +109,5 @@ class SampleStream:
 
 
 def _one(worker: int) -> range:
-    return range(operator.index(worker), operator.index(worker) + 1)
+    number = whole_number("worker", worker)
+    return range(number, number + 1)

@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.classes import Classes, refuse_labels
+from onehour.data.dataset import KeyedDataset
 from onehour.data.keyed import Keyed
-from onehour.data.loader import in_memory, prepared
+from onehour.data.loader import prepared
+from onehour.data.look import in_memory
 from onehour.data.sources import Data, load_data
 from onehour.data.work import cores
 from onehour.dist.group import Group
@@ -28,7 +30,8 @@ from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
-from onehour.train.memory import out_of_memory
+from onehour.train.precision import forward
+from onehour.train.suitable import refuse_model
 
 __all__ = [
     "build_model",
@@ -77,7 +80,7 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
         if loaded.classes is not None and classes < loaded.classes:
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    return recipe.replace(samples=len(loaded.train), classes=classes, **_facts(recipe, loaded)), loaded
+    return recipe.replace(samples=loaded.looks[0].samples, classes=classes, **_facts(recipe, loaded)), loaded
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:
@@ -91,7 +94,7 @@ def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """How images are read, as the data has it; other data must not be asked for it."""
     usual = Recipe()
     known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
-    facts = getattr(data.train, "facts", None)
+    facts = data.train.facts if isinstance(data.train, KeyedDataset) else None
     if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
         raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
     return facts or {"resized": None}
@@ -128,7 +131,7 @@ def build_model(
         if isinstance(model, nn.Module):
             built = model
         elif model is not None:
-            built = model()
+            built = _made(model)
         else:
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
@@ -145,6 +148,7 @@ def build_model(
         except ValueError as error:
             raise ValueError(f"{misfit}; {error}") from error
         raise ValueError(misfit)
+    refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
 
 
@@ -160,22 +164,22 @@ def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.devic
     return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
 
 
+def _made(model: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        built = model()
+    except Exception as error:
+        raise ValueError(f"the model's function failed when called: {blame(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
+    return built
+
+
 @torch.no_grad()
 def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
     """How many the model has, by one validation image, so that a misfit is one message before the run."""
-    image = prepared(data.validation, data.validation[0][0][None].to(device))
-    image = image.double() if recipe.precision == "float64" else image
+    image = prepared(data.validation, data.looks[1].image[None].to(device))
     model.eval()
-    try:
-        logits = model(image)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ValueError(f"the model cannot take the data's images {tuple(image.shape[1:])}: {blame(error)}") from error
-    if not torch.is_tensor(logits) or logits.ndim != 2:
-        shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
-    return logits.shape[1]
+    return forward(model, image, recipe).shape[1]
 
 
 def effects(recipe: Recipe, model: nn.Module) -> str:
@@ -224,6 +228,9 @@ def build_optimizer(
         optimizer = make(groups, lr=lr, **options)
     except Exception as error:
         raise ValueError(f"optimizer {recipe.optimizer} cannot be built: {blame(error)}") from error
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer {recipe.optimizer} returned {kind}; expected a torch.optim.Optimizer")
     if recipe.scales_linearly and is_adaptive(unwrapped(optimizer)):
         recipe.refuse_linear()
     return optimizer
@@ -254,7 +261,7 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
         return min(execution.workers_per_pass, share)
     if recipe.channels_last or draws_numbers(model):
         return 1
-    worker = data.validation[0][0].numel() * 4 * recipe.per_worker
+    worker = data.looks[1].image.numel() * 4 * recipe.per_worker
     together = max(1, min(share, PASS_BYTES[device] // worker))
     if device == "cuda" or recipe.compile:  # elsewhere sizes cost nothing, and bits of runs that exist depend on them
         together = _equal(share, together)

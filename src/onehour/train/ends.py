@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["DELIBERATE", "NonFiniteError", "StoppedError"]
+import errno
+
+__all__ = ["DELIBERATE", "REFUSALS", "NonFiniteError", "StoppedError"]
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says that takes nothing."""
 
 
 class NonFiniteError(ArithmeticError):

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from onehour.config import Recipe
-from onehour.data.classes import Classes
 from onehour.data.keyed import Keyed
 from onehour.data.loader import CHUNK, Batch, Feed, chunk_batches
 from onehour.dist.group import Group
@@ -52,9 +51,7 @@ def evaluate(
     recipe: Recipe,
     *,
     group: Group,
-    loaders: int = 0,
     feed: Feed | None = None,
-    classes: Classes | None = None,
 ) -> Evaluation:
     """Evaluate on every sample once.
 
@@ -63,9 +60,7 @@ def evaluate(
     error.
 
     Args:
-        loaders: processes that load for this evaluation.
-        feed: in place of them, the data set's, whose processes stay for the next one.
-        classes: that labels are checked against; a feed has its own.
+        feed: the data set's, whose processes stay for the next one; without, this one loads, and checks no label.
 
     Raises:
         InputError: where the loss is not finite because a sample is not; in all processes, naming it.
@@ -75,7 +70,7 @@ def evaluate(
     >>> evaluate(nn.Identity(), data, Recipe(), group=Group()).errors
     1
     """
-    samples = len(dataset)
+    samples = len(dataset) if feed is None else feed.samples
     chunks = range(group.rank, -(-samples // CHUNK), group.size)
     losses = torch.zeros(-(-samples // CHUNK) + 1, dtype=torch.float64, device=group.device)
     was_training = model.training
@@ -84,7 +79,7 @@ def evaluate(
     def read(chunks: range) -> Iterator[Batch]:
         if feed is not None:
             return feed.chunks(chunks)
-        return chunk_batches(dataset, chunks, seed=recipe.seed, loaders=loaders, device=group.device, classes=classes)
+        return chunk_batches(dataset, chunks, seed=recipe.seed, loaders=0, device=group.device)
 
     for chunk, (images, labels) in zip(chunks, read(chunks), strict=True):
         logits = forward(model, images, recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import time
 from collections.abc import Callable
@@ -23,11 +22,19 @@ from onehour.execution import Execution
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
 from onehour.train.breaking import Breakable, EvaluationStoppedError
-from onehour.train.build import build_model, classes_of, effects, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.build import (
+    OPTIMIZERS,
+    build_model,
+    classes_of,
+    effects,
+    pick_loaders,
+    pick_share,
+    pick_workers_per_pass,
+)
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
-from onehour.train.ends import DELIBERATE, NonFiniteError, StoppedError
+from onehour.train.ends import DELIBERATE, REFUSALS, NonFiniteError, StoppedError
 from onehour.train.environment import environment
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
@@ -41,15 +48,12 @@ from onehour.train.record import Recorder
 from onehour.train.shared import look_for_folder
 from onehour.train.skipping import Skipping
 from onehour.train.step import Step
+from onehour.train.suitable import refuse_optimizer
 from onehour.train.summary import summarise
 from onehour.train.timing import StepTimer
 from onehour.train.watchdog import Watchdog
 
 __all__ = ["DELIBERATE", "NonFiniteError", "StoppedError", "train_run"]
-
-
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk says that takes nothing."""
 
 
 def train_run(
@@ -124,6 +128,8 @@ class _Loop:
         self.timer = StepTimer(group.device)
         self.model = build_model(recipe, data, group.device, model)
         self.rules = effects(recipe, self.model)  # before a checkpoint is loaded, whose γ are no longer zero
+        if recipe.optimizer not in ("sgd", *OPTIMIZERS):
+            refuse_optimizer(self.decisions.optimizer, group.device)
         self.optimizer = self.decisions.optimizer(self.model)
         self.loaders = loaders = pick_loaders(execution, data)
         device, unseen = group.device, seed_for(recipe.seed, "validation")
@@ -135,8 +141,8 @@ class _Loop:
             "patience": execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE,
             "warn": self.console.warn if self.first else None,
         }
-        self.feed = Feed(data.train, seed=recipe.seed, stream=self.stream, **crew)
-        self.validation = Feed(data.validation, seed=unseen, **crew)
+        self.feed = Feed(data.train, seed=recipe.seed, stream=self.stream, look=data.looks[0], **crew)
+        self.validation = Feed(data.validation, seed=unseen, look=data.looks[1], **crew)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
         self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)

@@ -58,14 +58,15 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
         )
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if torch.is_tensor(value):
+            if torch.is_tensor(value) and not value.is_complex() and value.layout is torch.strided:
                 state[f"{name}/{key}"] = _on_host(value, copy=copy)
             elif isinstance(value, float | int):
                 state[f"{name}/{key}{NUMBER}"] = _exact(value)
             elif value is not None:
+                kind = f"{value.dtype} tensor" if torch.is_tensor(value) else type(value).__name__
                 raise ValueError(
-                    f"optimizer {type(optimizer).__name__} keeps a {type(value).__name__} as {key!r}, and a checkpoint"
-                    " holds tensors and numbers alone; choose another optimizer"
+                    f"optimizer {type(optimizer).__name__} keeps a {kind} as {key!r}, and a checkpoint holds plain"
+                    " tensors of real numbers and numbers alone; choose another optimizer"
                 )
     for name, group in _groups(optimizer).items():
         for key in group.keys() - OF_THE_RECIPE:

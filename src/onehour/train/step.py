@@ -137,6 +137,8 @@ class Step:
         if self._shares is not None:
             self.statistics.weigh(self._shares[:, workers.start : workers.stop])
         logits = forward(self._model, images, recipe)
+        if not logits.requires_grad:
+            raise ValueError("the model's logits depend on no trained parameter: is it under no_grad, or detached?")
         total = F.cross_entropy(logits, labels, reduction="sum")
         loss = global_mean(total, self._decisions.divisor)
         repeat_parameters(self.statistics.layers, 1)  # forget them: they belong to these weights

@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,15 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
     stream = SampleStream(samples=recipe.samples, minibatch=recipe.workers, seed=recipe.seed)
     loaders, classes = pick_loaders(execution, data), classes_of(recipe, data, model, group.device)
     batches = pass_batches(
-        data.train, stream, own, start=0, stop=steps, loaders=loaders, device=group.device, classes=classes
+        data.train,
+        stream,
+        own,
+        start=0,
+        stop=steps,
+        loaders=loaders,
+        device=group.device,
+        classes=classes,
+        look=data.looks[0],
     )
     model.train()
     history, seconds, state = [], [], {}
@@ -87,8 +96,9 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
             history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
     step.close()
     if step.halted.item():
-        feed = Feed(data.train, seed=stream.seed, stream=stream, loaders=0, device=group.device)
-        refuse_iterations(range(steps), feed, own, group)
+        given: dict[str, Any] = {"stream": stream, "loaders": loaders, "device": group.device, "look": data.looks[0]}
+        with closing(Feed(data.train, seed=stream.seed, **given)) as feed:
+            refuse_iterations(range(steps), feed, own, group)
         raise ValueError(
             f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use a"
             " lower base_lr or fewer steps"
