@@ -82,7 +82,7 @@ def test_torch_distributed_is_imported_where_processes_are():
             assert under(name_of(path), "onehour.dist", "onehour.check"), path
 
 
-@pytest.mark.parametrize("name", ["minibatch", "schedule", "shuffle", "keys", "checks"])
+@pytest.mark.parametrize("name", ["minibatch", "schedule", "remarks", "shuffle", "keys", "checks"])
 def test_rules_that_a_plan_needs_import_no_torch(name: str):
     found = set(imports(SOURCE / "rules" / f"{name}.py"))
     assert not any(under(module, "torch") for module in found)

@@ -180,6 +180,8 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
         )
         for size in sizes
     ]
+    for remark in dict.fromkeys(remark for each in plans for remark in each.recipe.remarks):
+        _say(f"note: {remark}", sys.stderr)
     if options.tool is not None:
         print(_translated(plans, options))
     elif options.json:

@@ -93,6 +93,8 @@ class _Watch:
         if self.handle is None:
             done = len(work.cells) - work.left
             self._say(f"{len(work.cells)} cells in {work.folder}, {done} done")
+            for remark in dict.fromkeys(remark for cell in work.cells for remark in cell.recipe.remarks):
+                self._say(f"note: {remark}")
             self.bar.start()
             self.handle = self.bar.add_task("sweep", total=sum(task.images for task in work.tasks) or None)
         if event.task is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
 from onehour.entry import asked_for
+from onehour.files import to_json
 from onehour.recipes import recipe as named
 from onehour.rules.checks import positive_int
 
@@ -104,7 +105,7 @@ def _grown(recipe: Recipe, processes: int) -> Recipe:
 
 def _as_json(recipe: Recipe, steps: int, findings: list[Finding]) -> str:
     content = {"recipe": recipe.as_dict(), "steps": steps, "findings": [dataclasses.asdict(f) for f in findings]}
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return to_json(content, indent=2)
 
 
 def _as_text(recipe: Recipe, steps: int, findings: list[Finding]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import math
 
 from onehour.config import Recipe
 from onehour.entry import asked_for
+from onehour.files import to_json
 from onehour.recipes import recipe as named
 
 __all__ = ["evaluate_command", "export_command"]
@@ -24,10 +25,13 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     recipe = asked_for(recipe.replace(**changes), trust=options.trust, uses=("model", "data"))
     result = evaluate_weights(options.source, recipe=recipe, device=options.device)
     if options.json:
-        print(json.dumps(dataclasses.asdict(result) | {"top1_error": result.top1_error}))
+        print(to_json(dataclasses.asdict(result) | {"top1_error": result.top1_error}))
     else:
         print(f"top-1 error  {result.top1_error:.2f} % ({result.errors} of {result.samples})")
-        print(f"loss         {result.loss:.4f}")
+        loss = f"{result.loss:.4f}"
+        if not math.isfinite(result.loss):
+            loss = "NaN or infinite, as the model's outputs are, though the data is finite"
+        print(f"loss         {loss}")
     return 0
 
 

@@ -21,6 +21,7 @@ from onehour.rules.minibatch import (
     parse_size,
     sqrt_scaling,
 )
+from onehour.rules.remarks import schedule_remarks
 
 __all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe", "nearest"]
 
@@ -106,7 +107,7 @@ class Recipe:
     base_lr: float = _said(0.1, "η, the rate that is right at base_minibatch")
     base_minibatch: int = _said(256, "the minibatch that base_lr belongs to")
     scaling: Literal["linear", "sqrt", "fixed"] = _said("linear", "how the rate follows the minibatch (§2.1)")
-    scale_adaptive: bool = _said(False, "allow linear scaling with an Adam-like optimizer")
+    scale_adaptive: bool = _said(False, "allow linear scaling with an optimizer that divides by the gradient's size")
     optimizer: str = _said("sgd", f"sgd, {', '.join(ADAPTIVE)}, or package.module:Class")
     momentum: float = _said(0.9, "m; for SGD")
     nesterov: bool = _said(True, "Nesterov's form; plain momentum is equally good (§5.1)")
@@ -189,8 +190,27 @@ class Recipe:
             raise ValueError("pitfall momentum-inside-uncorrected needs optimizer sgd with momentum")
         if self.pitfall and self.reduce == "canonical":
             raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
-        grows = self.minibatch != self.base_minibatch
-        if self.optimizer in ADAPTIVE and self.scaling == "linear" and grows and not self.scale_adaptive:
+        if self.optimizer in ADAPTIVE:
+            self.refuse_linear()
+
+    @property
+    def scales_linearly(self) -> bool:
+        """Whether the rate follows the minibatch by the linear rule, and nobody has insisted that it shall.
+
+        >>> Recipe(minibatch=512).scales_linearly, Recipe(minibatch=256).scales_linearly
+        (True, False)
+        """
+        return self.scaling == "linear" and self.minibatch != self.base_minibatch and not self.scale_adaptive
+
+    def refuse_linear(self) -> None:
+        """Refuse the linear rule for the recipe's optimizer, which is known to be adaptive.
+
+        Raises:
+            ValueError: where the recipe `scales_linearly`.
+
+        >>> Recipe(minibatch=256).refuse_linear()
+        """
+        if self.scales_linearly:
             raise ValueError(
                 f"linear scaling does not hold for {self.optimizer}: its update is divided by the gradient's own"
                 " size, so k times the minibatch does not ask for k times the rate; use scaling sqrt or fixed, or"
@@ -239,6 +259,25 @@ class Recipe:
             return usual
         warmup = schedules.gradual_warmup if self.warmup == "gradual" else schedules.constant_warmup
         return warmup(usual, self.base_lr, self.warmup_epochs)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the schedule does that may not be meant: milestones past the end or within the warmup, for example.
+
+        >>> Recipe(epochs=60, milestones=("30", "60")).remarks
+        ['milestone 60 is not before the end of the run of 60 epochs: the rate never drops there']
+        """
+        last = None
+        if self.samples is not None:
+            last = (self.workers.iterations(self.samples, self.epochs) - 1) * self.minibatch / self.samples
+        return schedule_remarks(
+            self.schedule,
+            milestones=schedules.parse_milestones(self.milestones) if self.decay == "step" else (),
+            epochs=self.epochs,
+            warmup=self.warmup_epochs if self.warms_up else 0,
+            target=self.target_lr,
+            last=last,
+        )
 
     def replace(self, **changes: Any) -> Self:
         """A recipe with some values changed; an unknown name is refused with the nearest.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
+import math
 import os
 import shutil
 import stat
@@ -16,7 +18,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["append_whole", "open_inside", "opened", "remove", "replace_all", "replace_whole", "sync_folder", "written"]
+__all__ = [
+    "append_whole",
+    "open_inside",
+    "opened",
+    "remove",
+    "replace_all",
+    "replace_whole",
+    "sync_folder",
+    "to_json",
+    "written",
+]
 
 Folder = Path | int
 """A folder by its name, or a descriptor of it that is held open."""
@@ -348,3 +360,20 @@ def _shown(folder: Folder, name: str) -> Path:
         link = Path(f"/proc/self/fd/{folder}")
         folder = link.readlink() if link.is_symlink() else Path()  # where there is no /proc, the name alone
     return folder / name
+
+
+def to_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON of plain values, as every reader of JSON takes it: a number that is not finite is null.
+
+    >>> to_json({"loss": float("nan"), "η": 0.1})
+    '{"loss": null, "η": 0.1}'
+    """
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

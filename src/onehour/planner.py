@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from onehour.config import Recipe
 from onehour.dist.placement import place
+from onehour.files import to_json
 from onehour.recipes import recipe as named
 from onehour.rules.schedule import parse_milestones
 
@@ -58,7 +58,7 @@ class Plan:
         >>> plan("digits").to_json()[0]
         '{'
         """
-        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
+        return to_json(self.as_dict(), indent=2)
 
 
 def plan(

@@ -1,18 +1,12 @@
 """The canonical sum: one order of adding for every number of processes, and the bytes it moves."""
 
-import queue
-import threading
-from collections import defaultdict
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from wires import on_threads
 
 from onehour.dist import canonical
 from onehour.dist.canonical import CanonicalReducer, canonical_sum
@@ -21,54 +15,6 @@ from onehour.dist.placement import place_by_halving
 from onehour.rules.aggregate import merges_after, tree_sum
 
 WORKERS = (4, 5, 6, 8, 12, 24, 40, 44, 100)
-
-
-class Wires:
-    """torch.distributed between threads: a queue for each pair of ranks."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
-        self.local = threading.local()
-
-    def isend(self, tensor: Tensor, dst: int, tag: int) -> Any:
-        self.send(tensor, dst)
-        return SimpleNamespace(wait=lambda: None)
-
-    def irecv(self, tensor: Tensor, src: int, tag: int) -> Any:
-        return SimpleNamespace(wait=lambda: self.recv(tensor, src))
-
-    def send(self, tensor: Tensor, dst: int) -> None:
-        self.queues[self.local.rank, dst].put(tensor.clone())
-
-    def recv(self, tensor: Tensor, src: int) -> None:
-        tensor.copy_(self.queues[src, self.local.rank].get(timeout=20))
-
-    def broadcast(self, tensor: Tensor, src: int) -> None:
-        if self.local.rank == src:
-            for rank in range(self.size):
-                if rank != src:
-                    self.send(tensor, rank)
-        else:
-            self.recv(tensor, src)
-
-
-def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group], Any]) -> list[Any]:
-    wires = Wires(size)
-    monkeypatch.setattr(canonical, "dist", wires)
-    results: list[Any] = [None] * size
-
-    def run(rank: int) -> None:
-        wires.local.rank = rank
-        results[rank] = act(Group(rank=rank, size=size))
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert all(result is not None for result in results)
-    return results
 
 
 def values(workers: int, length: int = 37) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour import Recipe
+from onehour.data.dataset import KeyedDataset
 from onehour.data.digits import digits
 from onehour.train.build import build_optimizer
 
@@ -128,11 +129,52 @@ def unreadable() -> tuple[Unreadable, Listed]:
     return Unreadable(train.tensors, 5), validation
 
 
+HUGE = 3e38
+"""Finite, and its square is not: nor is a variance that it is in."""
+
+
 def poisoned() -> tuple[TensorDataset, TensorDataset]:
-    """With an infinity in one training image."""
+    """With a training image of finite numbers whose loss is not finite."""
+    train, validation = data()
+    train.tensors[0][5, 0, 0, 0] = HUGE
+    return train, validation
+
+
+def infinite() -> tuple[TensorDataset, TensorDataset]:
+    """With an infinity in training image 5."""
     train, validation = data()
     train.tensors[0][5, 0, 0, 0] = torch.inf
     return train, validation
+
+
+class Broken(KeyedDataset):
+    """Of which sample `index` is not a number; its name is a file's."""
+
+    def __init__(self, tensors: TensorDataset, index: int, value: float = torch.nan) -> None:
+        self.tensors, self.index, self.value = tensors, index, value
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = self.tensors[index]
+        if index == self.index:
+            image = image.clone()
+            image[0, 1, 2] = self.value
+        return image, label
+
+    def name(self, index: int) -> str:
+        return f"images/{index}.npy"
+
+
+def broken() -> tuple[Broken, Listed]:
+    train, validation = data()
+    return Broken(train, 5), Listed(validation)
+
+
+def broken_validation() -> tuple[Listed, Broken]:
+    train, validation = data()
+    return Listed(train), Broken(validation, 17)
 
 
 def failing() -> Any:

@@ -183,10 +183,10 @@ def stop_and_resume(group: Group, folder: Path) -> None:
 
 
 def not_finite(group: Group, folder: Path) -> None:
-    """An infinite pixel for worker 1 at iteration 3; the state of every process at every iteration."""
+    """A pixel whose square is infinite for worker 1 at iteration 3; the state of every process at every iteration."""
     recipe = tinytask.recipe(epochs=1)
     train, validation = tinytask.data()
-    train.tensors[0][of_worker(recipe, iteration=3, worker=1), 0, 0, 0] = torch.inf
+    train.tensors[0][of_worker(recipe, iteration=3, worker=1), 0, 0, 0] = tinytask.HUGE
     torch.manual_seed(0)
     model = tinytask.net()
     seen, said = [], ""

@@ -225,7 +225,7 @@ def test_a_group_without_parameters_or_momentum_does_not_hide_the_form_of_anothe
 
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.SparseAdam])
 def test_an_optimizer_that_cannot_be_probed_is_refused_by_name(make):
-    with pytest.raises(ValueError, match=f"the momentum form of {make.__name__} cannot be probed"):
+    with pytest.raises(ValueError, match=f"optimizer {make.__name__} cannot be probed"):
         momentum_form(make([weight()]))
 
 

@@ -1,5 +1,6 @@
 """From a recipe to the things that run it: everything wrong is found here, in one message."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+import onehour
 from onehour.data.sources import Data
 from onehour.execution import Execution
 from onehour.rules.batchnorm import GhostBatchNorm2d
@@ -42,7 +44,11 @@ def test_the_data_of_today_counts_not_what_the_recipe_remembers(tiny: ModuleType
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
-        ({"classes": 2}, None, "classes is 2, but the data has labels up to 2"),
+        (
+            {"classes": 2},
+            None,
+            r"training sample 2: the label is 2; .* from 0 to 1, since C = 2 \(the recipe's classes\)",
+        ),
         ({"minibatch": 64, "base_minibatch": 64}, None, "minibatch 64 is larger than the data set of 48 samples"),
         ({}, "one", r"data is a str; expected \(train, validation\)"),
         ({}, ("train",), r"data is a tuple; expected \(train, validation\)"),
@@ -94,7 +100,10 @@ def test_a_model_of_ones_own_keeps_its_weights(data: Data, tiny: ModuleType):
     [
         (nn.Linear(7, 3), r"the model cannot take the data's images \(1, 4, 4\)"),
         (nn.Identity(), r"the model returned \(1, 1, 4, 4\); expected logits of shape \(N, classes\)"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "the model has 2 outputs, the data 3 classes"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+            "the model has 2 outputs, the data 3 classes; training sample 2: the",
+        ),
         (nn.SyncBatchNorm(3), "SyncBatchNorm, which cannot be given groups of n"),
     ],
 )
@@ -133,6 +142,37 @@ def test_other_optimizers_go_by_name_or_by_package(tiny: ModuleType, name: str, 
 def test_an_optimizer_that_cannot_be_built_is_refused(tiny: ModuleType, name: str, message: str):
     with pytest.raises(ValueError, match=message):
         build_optimizer(tiny.recipe(optimizer=name), tiny.net())
+
+
+def adamw_of_mine(params: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=lr)
+
+
+OWN = ["torch.optim:AdamW", "torch.optim:RMSprop", f"{__name__}:adamw_of_mine"]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_linear_rule_is_refused_for_every_optimizer_that_divides_by_the_gradient(tiny: ModuleType, name: str):
+    grown = {"optimizer": name, "minibatch": 16}
+    with pytest.raises(ValueError, match=f"linear scaling does not hold for {name}: .* set scale_adaptive to insist"):
+        build_optimizer(tiny.recipe(**grown), tiny.net())
+    for allowed in ({"minibatch": 8}, {"scaling": "sqrt"}, {"scaling": "fixed"}, {"scale_adaptive": True}):
+        build_optimizer(tiny.recipe(**(grown | allowed)), tiny.net())
+
+
+@pytest.mark.parametrize("name", ["torch.optim:SGD", "torch.optim:ASGD", "onehour.train.inside:InsideSGD"])
+def test_the_linear_rule_is_for_what_grows_with_the_gradient(tiny: ModuleType, name: str):
+    build_optimizer(tiny.recipe(optimizer=name, minibatch=16), tiny.net())
+
+
+@pytest.mark.parametrize("name", ["torch.optim:LBFGS", "torch.optim:SparseAdam"])
+@pytest.mark.parametrize("minibatch", [8, 16])
+def test_an_optimizer_that_cannot_step_with_gradients_alone_is_one_message(
+    tiny: ModuleType, tmp_path: Path, name: str, minibatch: int
+):
+    with pytest.raises(ValueError, match=r"^optimizer .*") as raised:
+        onehour.train(tiny.recipe(optimizer=name, minibatch=minibatch), out=tmp_path / "run")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """What a person sees, and what the host learns of an iteration."""
 
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 
-from onehour import Recipe
+from onehour import Recipe, train
 from onehour.train.console import Console
 from onehour.train.flags import HostFlags
 from onehour.train.precision import forward
@@ -85,3 +89,8 @@ def test_autocast_computes_coarsely_but_logits_are_float32(precision: str, insid
     logits = forward(model, torch.randn(2, 4), Recipe().replace(precision=precision))
     assert logits.dtype == torch.float32
     assert seen == [inside]
+
+
+def test_what_a_schedule_never_does_is_said_at_the_start(tiny: ModuleType, tmp_path: Path, capsys: Any):
+    train(tiny.recipe(milestones=("1", "2")), out=tmp_path / "run")
+    assert "warning: milestone 2 is not before the end of the run of 2 epochs" in capsys.readouterr().out

@@ -73,8 +73,9 @@ def named(run: Run) -> list[str]:
     return [json.loads(text)["image"] for text in lines]
 
 
-def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_path: Path):
-    assert main(line(damaged, tmp_path / "run")) == 0
+@pytest.mark.parametrize("reduce", ["fast", "canonical"])
+def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_path: Path, reduce: str):
+    assert main(line(damaged, tmp_path / "run", "--reduce", reduce)) == 0
     run = Run(tmp_path / "run")
     assert [record["skipped"] for record in run.metrics] == [1, 2]
     assert run.summary["skipped"] == 2

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from onehour.check.sketch import part
 from onehour.rules.momentum import momentum_form, velocity_inside
+from onehour.rules.probe import is_adaptive
 
 __all__ = ["character", "replay"]
 
@@ -36,7 +37,7 @@ def character(optimizer: Optimizer) -> dict[str, Any]:
     ('outside', False, [[0.05, 0.1]])
     """
     found: dict[str, Any] = {"form": None, "velocity": [], "adaptive": None, "decay": []}
-    looks = {"form": momentum_form, "adaptive": _adaptive, "decay": _decay, "velocity": _velocity}
+    looks = {"form": momentum_form, "adaptive": is_adaptive, "decay": _decay, "velocity": _velocity}
     for key, look in looks.items():
         # Any optimizer may refuse to be stepped so; then nothing is claimed of it.
         with warnings.catch_warnings(), contextlib.suppress(Exception):
@@ -47,15 +48,6 @@ def character(optimizer: Optimizer) -> dict[str, Any]:
 
 def _velocity(optimizer: Optimizer) -> list[str]:
     return sorted(velocity_inside(optimizer))
-
-
-def _adaptive(optimizer: Optimizer) -> bool:
-    # At a rate of its own: a warmup may begin at 0.
-    copied, (parameter,) = _copied(optimizer, [[torch.zeros(2)]], {"weight_decay": 0.0, "lr": RATE})
-    parameter.grad = torch.tensor([1.0, 4.0], dtype=parameter.dtype, device=parameter.device)
-    _step(copied)
-    small, large = (abs(float(x)) for x in parameter.detach())
-    return small > 0 and large / small < 2
 
 
 def _decay(optimizer: Optimizer) -> list[list[float]]:

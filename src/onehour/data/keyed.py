@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onehour.data.bad import IN_A_ROW, following
+from onehour.data.classes import Classes
 from onehour.data.dataset import KeyedDataset, seed_generators
 from onehour.data.faults import FaultError
 from onehour.data.labels import as_label
@@ -46,6 +47,8 @@ class Keyed:
         dataset: map-style, of (image, label).
         seed: of the run.
         stream: where another sample comes from when one is bad; None where a bad one is an error.
+        classes: what labels are checked against; None where any whole number will do.
+        side: of the data, "training" or "validation", for messages.
 
     >>> from torch.utils.data import TensorDataset
     >>> train = TensorDataset(torch.arange(3.0), torch.arange(3))
@@ -53,8 +56,16 @@ class Keyed:
     (tensor(2.), tensor(2))
     """
 
-    def __init__(self, dataset: Any, seed: int, stream: SampleStream | None = None) -> None:
-        self.dataset, self.seed, self.stream = dataset, seed, stream
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int,
+        stream: SampleStream | None = None,
+        *,
+        classes: Classes | None = None,
+        side: str = "",
+    ) -> None:
+        self.dataset, self.seed, self.stream, self.classes, self.side = dataset, seed, stream, classes, side
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
@@ -84,7 +95,7 @@ class Keyed:
             The indices of those that could not be read and were replaced.
 
         Raises:
-            ValueError: if a sample cannot be read, or its image is not like the others.
+            ValueError: if a sample cannot be read, its label is no class, or its image is not like the others.
 
         >>> from torch.utils.data import TensorDataset
         >>> keyed = Keyed(TensorDataset(torch.arange(3.0), torch.arange(3)), seed=0)
@@ -100,13 +111,14 @@ class Keyed:
             except FaultError as fault:
                 if self.stream is None:
                     raise
-                image, label = self._substitute(self.stream, position, fault)
                 skipped.append(index)
+                index, (image, label) = self._substitute(self.stream, position, fault)
             try:
                 layout.put(images[row], image)
-                numbers[row] = as_label(label)
+                number = as_label(label) if self.classes is None else None
             except ValueError as error:
-                raise ValueError(f"{self.name(index)}: {error}") from None
+                raise ValueError(f"{self.called(index)}: {error}") from None
+            numbers[row] = number if self.classes is None else self.classes.checked(label, index, self.called)
         return skipped
 
     def name(self, index: int) -> str:
@@ -117,6 +129,14 @@ class Keyed:
         """
         name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""
         return f"sample {index}" + (f" ({name})" if name else "")
+
+    def called(self, index: int) -> str:
+        """`name` behind the side that it is of.
+
+        >>> Keyed([], seed=0, side="training").called(5)
+        'training sample 5'
+        """
+        return f"{self.side} {self.name(index)}".strip()
 
     def _sample(self, index: int, number: int) -> Any:
         offered = isinstance(self.dataset, KeyedDataset)
@@ -130,12 +150,16 @@ class Keyed:
                 raise
             raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error
 
-    def _substitute(self, stream: SampleStream, position: int, first: FaultError) -> Any:
-        """The next sample of the position's worker that can be read, its crop keyed by the position that it fills."""
+    def _substitute(self, stream: SampleStream, position: int, first: FaultError) -> tuple[int, Any]:
+        """The next sample of the position's worker that can be read, its crop keyed by the position that it fills.
+
+        Returns:
+            Its index, and (image, label).
+        """
         number = seed_for(self.seed, "substitute", position)
         for _, (_, index) in zip(range(IN_A_ROW), following(stream, position), strict=False):
             try:
-                return self._sample(index, number)
+                return index, self._sample(index, number)
             except FaultError:
                 continue
         raise ValueError(f"{first} ({IN_A_ROW} samples after it cannot be read either: is the disk there?)")

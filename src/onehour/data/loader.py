@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onehour.data.bad import Skipped
 from onehour.data.child import in_child
+from onehour.data.classes import Classes, refuse_labels
 from onehour.data.crew import PATIENCE, Crew
 from onehour.data.dataset import KeyedDataset
 from onehour.data.keyed import Keyed, Part
@@ -42,9 +43,13 @@ class Feed:
         loaders: processes that load; 0 loads in this one. Changes no sample.
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
+        classes: that labels must be of: those of tensors in memory are checked now, others as they are read.
         look: at the data set; where there is none, one that loads looks first.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
+
+    Raises:
+        ValueError: for a label of tensors in memory that is no class.
 
     >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
@@ -61,6 +66,7 @@ class Feed:
         loaders: int,
         device: torch.device,
         stream: SampleStream | None = None,
+        classes: Classes | None = None,
         look: Look | None = None,
         patience: float | None = PATIENCE,
         warn: Callable[[str], None] | None = None,
@@ -68,7 +74,11 @@ class Feed:
         self.dataset, self.loaders, self.device, self.stream = dataset, loaders, device, stream
         self.skipped = Skipped()
         """Images that could not be read, of the batches given so far."""
-        self._keyed = Keyed(dataset, seed, stream if isinstance(dataset, KeyedDataset) and dataset.skips else None)
+        side = "training" if stream is not None else "validation"
+        substitutes = stream if isinstance(dataset, KeyedDataset) and dataset.skips else None
+        self._keyed = Keyed(dataset, seed, substitutes, classes=classes, side=side)
+        if classes is not None and in_memory(dataset):
+            refuse_labels(self.dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
         self._look, self._layout = look, look.layout if look is not None else None
         self._size = 0
@@ -116,6 +126,14 @@ class Feed:
             return _sliced(self.dataset.tensors, spans, self.device)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
+
+    def called(self, index: int) -> str:
+        """What a message calls a sample: its side, its index and, where it is known, its file.
+
+        >>> Feed([0], seed=0, loaders=0, device=torch.device("cpu")).called(0)
+        'validation sample 0'
+        """
+        return self._keyed.called(index)
 
     def close(self) -> None:
         """End the processes.
@@ -196,6 +214,7 @@ def pass_batches(
     stop: int,
     loaders: int,
     device: torch.device,
+    classes: Classes | None = None,
     look: Look | None = None,
 ) -> Iterator[Batch]:
     """The batches of `Feed.passes`, from processes that end with them.
@@ -207,7 +226,8 @@ def pass_batches(
     >>> sorted(int(label) for _, labels in batches for label in labels)
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    with closing(Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream, look=look)) as feed:
+    given: dict[str, Any] = {"loaders": loaders, "device": device, "classes": classes, "look": look}
+    with closing(Feed(dataset, seed=stream.seed, stream=stream, **given)) as feed:
         yield from feed.passes(passes, start=start, stop=stop)
 
 

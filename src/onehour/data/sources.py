@@ -128,7 +128,4 @@ def _in_memory_classes(train: Any, validation: Any) -> int | None:
     if not (in_memory(train) and in_memory(validation)):
         return None
     both = train.tensors[1], validation.tensors[1]
-    lowest = min(int(labels.min()) for labels in both)
-    if lowest < 0:
-        raise ValueError(f"labels must not be below zero, found {lowest}")
-    return max(int(labels.max()) for labels in both) + 1
+    return max(0, *(int(labels.max()) for labels in both)) + 1

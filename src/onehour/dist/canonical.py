@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from onehour.dist.group import Group
+from onehour.dist.reducer import part_for
 from onehour.rules.aggregate import halve, merges_after
 
 __all__ = ["CanonicalReducer", "canonical_sum"]
@@ -129,7 +130,7 @@ class CanonicalReducer:
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
         parts = vector[: self._gradients].split([p.numel() for p in self.parameters])
-        return [part.view(p.shape) for p, part in zip(self.parameters, parts, strict=True)]
+        return [part_for(p, part) for p, part in zip(self.parameters, parts, strict=True)]
 
     def _clear(self) -> None:
         self.tail.zero_()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onehour.dist.group import Group
 
-__all__ = ["Reducer"]
+__all__ = ["Reducer", "is_dense", "part_for"]
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -75,9 +75,7 @@ class Reducer:
         self.buckets: list[Tensor] = []
         start = offset = first = 0
         for number, p in enumerate(self.parameters):
-            # The parameter's own strides, so that a channels_last gradient is copied without a transpose.
-            flat = self._vector[offset : offset + p.numel()]
-            self._views.append(flat.as_strided(p.shape, p.stride()) if _dense(p) else flat.view(p.shape))
+            self._views.append(part_for(p, self._vector[offset : offset + p.numel()]))
             offset += p.numel()
             if (offset - start) * p.element_size() >= bucket_bytes and number + 1 < len(self.parameters):
                 self._members.append(range(first, number + 1))
@@ -182,8 +180,26 @@ class Reducer:
         self._work.append(work)
 
 
-def _dense(parameter: Tensor) -> bool:
-    """Whether the strides fill the parameter's memory without gaps or overlaps, in any order of dimensions."""
+def part_for(parameter: Tensor, flat: Tensor) -> Tensor:
+    """A part of a vector as the parameter's gradient, its elements in the same order in memory.
+
+    Fused optimizers pair a weight with its gradient by their places in memory, whatever the strides say. And a
+    channels_last gradient is copied without a transpose.
+
+    >>> part_for(torch.zeros(2, 3).t(), torch.arange(6)).stride()
+    (1, 3)
+    """
+    if is_dense(parameter):
+        return flat.as_strided(parameter.shape, parameter.stride())
+    return flat.view(parameter.shape)
+
+
+def is_dense(parameter: Tensor) -> bool:
+    """Whether the strides fill the parameter's memory without gaps or overlaps, in any order of dimensions.
+
+    >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(2, 3)[:, :2])
+    (True, False)
+    """
     expected = 1
     for size, stride in sorted(zip(parameter.shape, parameter.stride(), strict=True), key=lambda pair: pair[1]):
         if size != 1 and stride != expected:

@@ -50,7 +50,7 @@ class _Ghost(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         n, c = self.per_worker, self.num_features
-        g, remainder = divmod(input.shape[0], n)
+        g, remainder = input.shape[0] // n, input.shape[0] % n  # torch.compile cannot trace divmod
         if remainder or g == 0:
             raise ValueError(
                 f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"

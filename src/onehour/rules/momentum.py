@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -13,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from onehour.rules.checks import not_negative
+from onehour.rules.probe import probe, unwrapped
 
 __all__ = [
     "correct_momentum",
@@ -75,8 +73,8 @@ def momentum_form(optimizer: Optimizer) -> Form:
     >>> momentum_form(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
     'outside'
     """
-    optimizer = _unwrapped(optimizer)
-    same, doubled = (_probe(optimizer, rates=(1e-2, rate)) for rate in (1e-2, 2e-2))
+    optimizer = unwrapped(optimizer)
+    same, doubled = (probe(optimizer, rates=(1e-2, rate), gradients=(1.0, 0.0)) for rate in (1e-2, 2e-2))
     for a, b in zip(same.moved, doubled.moved, strict=True):
         if a != 0 and abs(b - a) < 0.5 * abs(a):
             return "inside"
@@ -89,8 +87,8 @@ def velocity_keys(optimizer: Optimizer) -> set[str]:
     >>> velocity_keys(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
     set()
     """
-    optimizer = _unwrapped(optimizer)
-    single, double = (_probe(optimizer, rates=(rate,)) for rate in (1e-2, 2e-2))
+    optimizer = unwrapped(optimizer)
+    single, double = (probe(optimizer, rates=(rate,), gradients=(1.0,)) for rate in (1e-2, 2e-2))
     return {
         key
         for a, b in zip(single.state, double.state, strict=True)
@@ -186,66 +184,3 @@ def scale_velocity(optimizer: Optimizer, lr: float, keys: set[str]) -> None:
         )
     for rate, velocity in found:
         velocity.mul_(lr / rate)
-
-
-@dataclass(frozen=True)
-class _Probed:
-    """What the probe's parameters moved by in its last step, and their state tensors after it."""
-
-    moved: list[float]
-    state: list[dict[str, float]]
-
-
-def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer itself behind wrappers such as Accelerate's, which forward every attribute to it."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
-@torch.no_grad()
-def _probe(optimizer: Optimizer, rates: tuple[float, ...]) -> _Probed:
-    """Step a copy once at each rate: first with gradient 1, then with gradient 0."""
-    probe = object.__new__(type(optimizer))  # copy.copy would drop a custom optimizer's own attributes
-    for name, value in vars(optimizer).items():
-        probe.__dict__[name] = copy.copy(value) if isinstance(value, list | dict | set) else value
-    probe.state = defaultdict(dict)
-    probe.param_groups = [_probe_group(group) for group in optimizer.param_groups if group["params"]]
-    parameters = [group["params"][0] for group in probe.param_groups]
-    # The class's own step without torch's wrapper: schedulers patch `step` on the instance, users hang hooks on it or
-    # on all optimizers, and every one of those would act on the real thing.
-    step = type(optimizer).step
-    step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
-    before = parameters
-    try:
-        for number, rate in enumerate(rates):
-            before = [parameter.clone() for parameter in parameters]
-            for group in probe.param_groups:
-                group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
-                group["params"][0].grad = torch.full_like(group["params"][0], 0.0 if number else 1.0)
-            step(probe)  # type: ignore[call-arg]
-    except Exception as error:
-        raise ValueError(
-            f"the momentum form of {type(optimizer).__name__} cannot be probed: its step() failed with"
-            f" {type(error).__name__}: {error}"
-        ) from error
-    return _Probed(
-        moved=[float(new - old) for new, old in zip(parameters, before, strict=True)],
-        state=[
-            {key: float(value) for key, value in probe.state[parameter].items() if _is_scalar(value)}
-            for parameter in parameters
-        ],
-    )
-
-
-def _probe_group(group: dict[str, Any]) -> dict[str, Any]:
-    real = group["params"][0]
-    # From zero and in float32 at least, so that no step is lost in a weight's last bits.
-    dtype = torch.promote_types(real.dtype, torch.float32)
-    parameter = torch.nn.Parameter(torch.zeros((1,) * real.ndim, dtype=dtype, device=real.device))
-    without_decay = {"weight_decay": 0.0} if "weight_decay" in group else {}
-    return {**group, **without_decay, "params": [parameter]}
-
-
-def _is_scalar(value: Any) -> bool:
-    return torch.is_tensor(value) and value.numel() == 1 and value.is_floating_point()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import re
 from pathlib import PurePath
 from typing import Any
 
+from onehour.files import to_json
 from onehour.study.results import Result
 from onehour.study.tables import Findings, Row, curve_of
 from onehour.study.text import printable, short
@@ -35,6 +34,7 @@ def results_json(findings: Findings, pictures: tuple[str, ...] = (), written_by:
         pictures: names of the figures beside it.
         written_by: the version that wrote it.
 
+    >>> import json
     >>> from onehour.study.results import Study
     >>> json.loads(results_json(Findings(Study(None, ()))))["entries"]
     []
@@ -52,7 +52,7 @@ def results_json(findings: Findings, pictures: tuple[str, ...] = (), written_by:
         "curves": [{"label": entry.label, "runs": [_run(run) for run in entry.results]} for entry in findings.loose],
         "figures": list(pictures),
     }
-    return printable(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
+    return printable(to_json(content, indent=1)) + "\n"
 
 
 def results_csv(findings: Findings) -> str:
@@ -128,12 +128,3 @@ def _run(result: Result) -> dict[str, Any]:
         "source": f"cells/{place.name}" if place.parent.name == "cells" else place.name,
         "curve": [[point.epoch, point.top1_error, point.train_error] for point in result.curve],
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

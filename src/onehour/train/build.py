@@ -12,13 +12,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
+from onehour.data.classes import Classes, refuse_labels
 from onehour.data.dataset import KeyedDataset
+from onehour.data.keyed import Keyed
 from onehour.data.loader import prepared
 from onehour.data.look import in_memory
 from onehour.data.sources import Data, load_data
 from onehour.data.work import cores
 from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
+from onehour.dist.reducer import is_dense
 from onehour.entry import blame, resolve
 from onehour.execution import Execution
 from onehour.models.load import brings_weights, load_model
@@ -26,12 +29,14 @@ from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
+from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.train.precision import forward
 from onehour.train.suitable import refuse_model
 
 __all__ = [
     "build_model",
     "build_optimizer",
+    "classes_of",
     "complete",
     "draws_numbers",
     "effects",
@@ -71,9 +76,18 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
     else:
         raise ValueError(f"data is a {type(data).__name__}; expected (train, validation)")
     classes = recipe.classes or loaded.classes
-    if classes is not None and loaded.classes is not None and classes < loaded.classes:
-        raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
+    if classes is not None:
+        _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
+        if loaded.classes is not None and classes < loaded.classes:
+            raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
     return recipe.replace(samples=loaded.looks[0].samples, classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def _refuse_labels(data: Data, classes: Classes) -> None:
+    """Check what lies in memory, before anything lies on a device."""
+    for side, dataset in (("training", data.train), ("validation", data.validation)):
+        if in_memory(dataset):
+            refuse_labels(dataset.tensors[1], classes, Keyed(dataset, 0, side=side).called)
 
 
 def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -126,9 +140,28 @@ def build_model(
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
-    _try(built, recipe, data, device)
+    outputs = _outputs(built, recipe, data, device)
+    if recipe.classes is not None and outputs < recipe.classes:
+        misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
+        try:
+            _refuse_labels(data, Classes(outputs, "the model's outputs"))
+        except ValueError as error:
+            raise ValueError(f"{misfit}; {error}") from error
+        raise ValueError(misfit)
     refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
+
+
+def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
+    """What labels must be: of the recipe's classes, else of the model's outputs.
+
+    >>> from onehour.models.small import resnet8
+    >>> classes_of(*complete(Recipe(data="digits", minibatch=32)), resnet8(), torch.device("cpu")).count
+    10
+    """
+    if recipe.classes is None:
+        return Classes(_outputs(model, recipe, data, device), "the model's outputs")
+    return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
 
 
 def _made(model: Callable[[], nn.Module]) -> nn.Module:
@@ -142,13 +175,11 @@ def _made(model: Callable[[], nn.Module]) -> nn.Module:
 
 
 @torch.no_grad()
-def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
-    """One validation image through the model, so that a misfit is one message before the run."""
+def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
+    """How many the model has, by one validation image, so that a misfit is one message before the run."""
     image = prepared(data.validation, data.looks[1].image[None].to(device))
     model.eval()
-    logits = forward(model, image, recipe)
-    if recipe.classes is not None and logits.shape[1] < recipe.classes:
-        raise ValueError(f"the model has {logits.shape[1]} outputs, the data {recipe.classes} classes")
+    return forward(model, image, recipe).shape[1]
 
 
 def effects(recipe: Recipe, model: nn.Module) -> str:
@@ -176,12 +207,13 @@ def build_optimizer(
         without: module types whose parameters do not decay.
 
     Raises:
-        ValueError: for an unknown name, or a class that cannot be built.
+        ValueError: for an unknown name, a class that cannot be built, or the linear rule with one that is adaptive.
     """
     groups = parameter_groups(model, weight_decay=recipe.weight_decay, without=without)
     lr = recipe.schedule(0.0)
     if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+        fused = all(is_dense(p) for group in groups for p in group["params"])  # else it would write into the gaps
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
         if recipe.momentum:
             # Zero is what torch's first step starts from; having it at once lets that step be masked and saved.
             for parameter in (p for group in sgd.param_groups for p in group["params"]):
@@ -199,6 +231,8 @@ def build_optimizer(
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
         raise ValueError(f"optimizer {recipe.optimizer} returned {kind}; expected a torch.optim.Optimizer")
+    if recipe.scales_linearly and is_adaptive(unwrapped(optimizer)):
+        recipe.refuse_linear()
     return optimizer
 
 
@@ -228,7 +262,16 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     if recipe.channels_last or draws_numbers(model):
         return 1
     worker = data.looks[1].image.numel() * 4 * recipe.per_worker
-    return max(1, min(share, PASS_BYTES[device] // worker))
+    together = max(1, min(share, PASS_BYTES[device] // worker))
+    if device == "cuda" or recipe.compile:  # elsewhere sizes cost nothing, and bits of runs that exist depend on them
+        together = _equal(share, together)
+    return together
+
+
+def _equal(share: int, together: int) -> int:
+    """Fewer a pass where that makes as many passes of one size: for each size a graph is compiled, kernels chosen."""
+    count = -(-share // together)
+    return together if share % count else share // count
 
 
 def draws_numbers(model: nn.Module) -> bool:

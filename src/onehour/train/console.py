@@ -47,6 +47,8 @@ class Console:
         where = f" at iteration {iteration}" if iteration else ""
         self._say(f"{'resumes' if iteration else 'writes'} {folder}{where}")
         self._say(rules)
+        for remark in r.remarks:
+            self.warn(remark)
         with self._unheard():
             self._progress.start()
         self._task = self._progress.add_task("training", total=iterations, completed=iteration)

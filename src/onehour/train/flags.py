@@ -22,6 +22,8 @@ class HostFlags:
     def __init__(self, device: torch.device) -> None:
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
         self._cuda = device.type == "cuda"
+        self.late = int(self._cuda)
+        """How many iterations ago what is told may have been."""
 
     def read(self, stop: Tensor, halted: Tensor, *, now: bool = False) -> tuple[bool, bool]:
         """(stop asked, halted) of this iteration; on CUDA of the one before, unless `now`.

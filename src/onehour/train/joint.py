@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,15 +22,16 @@ from onehour.dist.placement import passes
 from onehour.train.build import OPTIMIZERS, build_model, draws_numbers
 from onehour.train.checkpoint import Checkpoints
 from onehour.train.determinism import build_of, deterministic
+from onehour.train.ends import StoppedError
 from onehour.train.environment import environment
 from onehour.train.evaluate import Evaluation
+from onehour.train.inputs import refuse_batch
 from onehour.train.join import join_models, join_optimizer, refuse_difference, split_models, split_optimizer
 from onehour.train.joint_step import JointStep
-from onehour.train.measure import measured, timed
+from onehour.train.measure import NOT_FINITE, measured, timed
 from onehour.train.pitfalls import decisions_of
 from onehour.train.precision import forward
 from onehour.train.record import Recorder
-from onehour.train.run import StoppedError
 from onehour.train.summary import summarise
 from onehour.train.timing import StepTimer
 
@@ -79,7 +81,7 @@ def train_joint(
         folders: of each; new or unfinished.
 
     Raises:
-        ValueError: for a folder of something else.
+        ValueError: for a folder of something else, or a sample because of which a loss is not finite.
         FolderLostError: if one was moved or removed; all go on from what was saved last.
         StoppedError: when asked to stop; all are saved.
     """
@@ -188,6 +190,7 @@ class _Joint:
         results = self._results()
         evaluating = time.perf_counter() - self.since - seconds
         totals, alive = self.step.totals.tolist(), self.step.alive.tolist()
+        self._refuse_data(alive, results)
         self.step.totals.zero_()
         for seed, run in enumerate(self.runs):
             if run.ended:
@@ -198,6 +201,8 @@ class _Joint:
                 run.end("non-finite", len(self.runs))
                 continue
             record = measured(run.decisions, done, tuple(totals[seed]), results[seed])
+            if record["val_loss"] is None:
+                print(f"{run.folder.name}: warning: {NOT_FINITE}")
             timing = timed(
                 record,
                 (done - self.evaluated) * self.recipe.minibatch,
@@ -210,6 +215,13 @@ class _Joint:
             run.recorder.add(record, timing)
         self._mark(done)
 
+    def _refuse_data(self, alive: list[bool], results: list[Evaluation]) -> None:
+        """Refuse a sample that is not finite where a loss is not: every seed takes all of them in an epoch."""
+        if not all(lives or run.ended for lives, run in zip(alive, self.runs, strict=True)):
+            refuse_batch(self.step.images, "training sample {}".format)
+        if not all(math.isfinite(result.loss) for result, lives in zip(results, alive, strict=True) if lives):
+            refuse_batch(self.validation[0], "validation sample {}".format)
+
     @torch.no_grad()
     def _results(self) -> list[Evaluation]:
         seeds = len(self.runs)
@@ -221,7 +233,7 @@ class _Joint:
             logits = logits.view(len(images), seeds, -1).transpose(1, 2)
             labels = labels.long()[:, None].expand(-1, seeds)
             losses += F.cross_entropy(logits.double(), labels, reduction="none").sum(0)
-            errors += (logits.argmax(1) != labels).sum(0)
+            errors += ((logits.argmax(1) != labels) | logits.isnan().any(1)).sum(0)
         self.model.train()
         samples = len(self.validation[1])
         return [

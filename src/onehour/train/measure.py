@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from onehour.config import Recipe
@@ -9,7 +10,13 @@ from onehour.train.evaluate import Evaluation
 from onehour.train.pitfalls import Decisions
 from onehour.train.timing import PARTS
 
-__all__ = ["measured", "timed"]
+__all__ = ["NOT_FINITE", "measured", "timed"]
+
+NOT_FINITE = (
+    "the model's outputs are NaN or infinite for validation samples that are finite: val_loss is null, and where they"
+    " are NaN the sample counts as an error"
+)
+"""What is said where a record has no validation loss."""
 
 
 def measured(decisions: Decisions, done: int, totals: tuple[float, float], result: Evaluation) -> dict[str, Any]:
@@ -17,7 +24,7 @@ def measured(decisions: Decisions, done: int, totals: tuple[float, float], resul
 
     Args:
         totals: Σ of the iterations' mean losses and of their errors since the evaluation before.
-        result: on the validation data.
+        result: on the validation data; a loss that is not finite is None, which JSON can say.
 
     >>> decisions = Decisions(Recipe(samples=512))
     >>> record = measured(decisions, 2, (1.0, 128.0), Evaluation(errors=1, samples=4, loss=0.5))
@@ -35,7 +42,7 @@ def measured(decisions: Decisions, done: int, totals: tuple[float, float], resul
         "lr": decisions.rate(done - 1),
         "train_loss": loss / (last - first),
         "train_error": 100 * errors / ((last - first) * recipe.minibatch),
-        "val_loss": result.loss,
+        "val_loss": result.loss if math.isfinite(result.loss) else None,
         "top1_error": result.top1_error,
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from onehour.config import Recipe
 from onehour.data.bad import BAD_IMAGES
-from onehour.files import append_whole, remove, replace_whole, sync_folder
+from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.train.rest import RECIPE, name_rest, refuse_rest
 from onehour.train.store import checkpoint_folders
@@ -169,7 +169,7 @@ class Recorder:
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes ended on purpose."""
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
-        replace_whole(self.inside, OUTCOME, json.dumps(content, ensure_ascii=False) + "\n")
+        replace_whole(self.inside, OUTCOME, to_json(content) + "\n")
 
     def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
         """Note where the run goes on, and cut the record to what the checkpoint there knows.
@@ -182,11 +182,11 @@ class Recorder:
             FolderLostError: if the folder is gone.
         """
         last = iteration if known is None else known
-        first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
+        first = to_json({"recipe": self.recipe.as_dict()})
         files: dict[str, str] = {}
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
             lines = _lines(self.folder / name)
-            kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
+            kept = [to_json(line) for line in lines if line.get("iteration", last + 1) <= last]
             files[name] = "".join(line + "\n" for line in [*head, *kept])
         path = self.folder / "environment.json"
         sessions = _json(path)["sessions"] if path.is_file() else []
@@ -203,7 +203,7 @@ class Recorder:
     def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
         for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
-            self._late[name] += json.dumps(record) + "\n"
+            self._late[name] += to_json(record) + "\n"
         with suppress(OSError, FolderLostError):
             self._write_late()
 
@@ -237,7 +237,7 @@ class Recorder:
             FolderLostError: if the folder is gone.
         """
         with self._writing():
-            replace_whole(self.inside, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+            replace_whole(self.inside, "summary.json", to_json(summary, indent=2) + "\n")
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:

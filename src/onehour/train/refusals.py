@@ -1,4 +1,4 @@
-"""What a device, a disk or a label refuses in the middle of a run, in words."""
+"""What a device or a disk refuses in the middle of a run, in words."""
 
 from __future__ import annotations
 
@@ -42,10 +42,4 @@ def in_words(folder: Path, per_pass: int = 1) -> Iterator[None]:
             raise
         raise ValueError(
             f"{folder} cannot be written: {error.strerror}; the same command goes on once it can"
-        ) from error
-    except IndexError as error:  # what cross_entropy raises for such a label
-        if "Target" not in str(error):
-            raise
-        raise ValueError(
-            f"a label of the training data lies outside the model's classes ({error}); labels must be 0 … C − 1"
         ) from error

@@ -22,15 +22,25 @@ from onehour.execution import Execution
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
 from onehour.train.breaking import Breakable, EvaluationStoppedError
-from onehour.train.build import OPTIMIZERS, build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.build import (
+    OPTIMIZERS,
+    build_model,
+    classes_of,
+    effects,
+    pick_loaders,
+    pick_share,
+    pick_workers_per_pass,
+)
 from onehour.train.checkpoint import Checkpoints, SaveInterval
 from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
+from onehour.train.ends import DELIBERATE, NonFiniteError, StoppedError
 from onehour.train.environment import environment
 from onehour.train.evaluate import evaluate
 from onehour.train.flags import HostFlags
+from onehour.train.inputs import InputError, refuse_iterations
 from onehour.train.loggers import Loggers, load_logger
-from onehour.train.measure import measured, timed
+from onehour.train.measure import NOT_FINITE, measured, timed
 from onehour.train.owned import Owned
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
@@ -45,26 +55,6 @@ from onehour.train.timing import StepTimer
 from onehour.train.watchdog import Watchdog
 
 __all__ = ["DELIBERATE", "NonFiniteError", "StoppedError", "train_run"]
-
-
-class NonFiniteError(ArithmeticError):
-    """The loss or a gradient was not finite; the weights before it are kept.
-
-    >>> issubclass(NonFiniteError, ArithmeticError)
-    True
-    """
-
-
-class StoppedError(Exception):
-    """A process was asked to stop; the run is saved and the same command goes on with it.
-
-    >>> issubclass(StoppedError, Exception)
-    True
-    """
-
-
-DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite": NonFiniteError}
-"""Ends that a restart must not undo, by the name that outcome.json has for them."""
 
 
 def train_run(
@@ -142,6 +132,7 @@ class _Loop:
         crew: dict[str, Any] = {
             "loaders": loaders,
             "device": device,
+            "classes": classes_of(recipe, data, self.model, device),
             # A stuck one is replaced long before the watchdog would end the run for it.
             "patience": execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE,
             "warn": self.console.warn if self.first else None,
@@ -164,6 +155,7 @@ class _Loop:
         self.signals = stop_asked if isinstance(stop_asked, StopSignals) else None
         start, evaluated = self._resume()
         self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder, rules=self.rules)
+        self.begun = start
         batches = self.feed.passes(self.passes, start=start, stop=self.iterations)
         self._mark(start)
         if not evaluated:
@@ -240,10 +232,17 @@ class _Loop:
                 result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, feed=feed)
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
+            except ValueError as error:  # of the validation data: what was trained until here stays
+                if self.group.size == 1 or isinstance(error, InputError):  # else the others do not know of it
+                    self._save(done, evaluated=False)
+                    self._wait_for_save()
+                raise
         evaluating = time.perf_counter() - self.since - seconds
         loss, errors = self.step.totals.tolist()
         self.step.totals.zero_()
         record = measured(self.decisions, done, (loss, errors), result) | self.skipping.count()
+        if record["val_loss"] is None:
+            self.console.warn(NOT_FINITE)
         images = (done - self.last_evaluated) * self.recipe.minibatch
         timing = timed(record, images, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
         if self.recorder is not None:
@@ -284,14 +283,19 @@ class _Loop:
             self._halt(done)
         self._save(done, evaluated=evaluated)
         saved = "saved; the same command goes on from there"
-        with self.watchdog.slow():  # nobody leaves before process 0 has saved: launchers end the others then
-            is_saved = self.group.broadcast(b"saved" if self.checkpoints.wait() and self.owned.look() else b"")
+        is_saved = self._wait_for_save()
+        with self.watchdog.slow():
             self.owned.leave(f"stopped after iteration {done}, {'saved there' if is_saved else 'which is not saved'}")
-            if not is_saved:
-                saved = "could not save it; the same command goes on from the checkpoint before"
+        if not is_saved:
+            saved = "could not save it; the same command goes on from the checkpoint before"
         self.skipping.refuse_too_many(done, saved)
         error = StoppedError(f"stopped after iteration {done} and {saved}")
         raise self._ended("stopped", error, lasting=self._on_purpose())
+
+    def _wait_for_save(self) -> bool:
+        """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
+        with self.watchdog.slow():
+            return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.owned.look() else b""))
 
     def _on_purpose(self) -> bool:
         """Whether a restart must not undo this stop. All processes call it together.
@@ -316,6 +320,11 @@ class _Loop:
         return error
 
     def _halt(self, done: int) -> NoReturn:
+        """Refuse a sample that is not finite; else the run has left the finite numbers by itself, and ends."""
+        self._wait_for_save()
+        with self.watchdog.slow():
+            seen = range(max(self.begun, done - 1 - self.flags.late), done)
+            refuse_iterations(seen, self.feed, self.passes, self.group)
         self._finish("non-finite")
         rate = self.decisions.rate(done - 1)
         message = (

@@ -96,7 +96,10 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tens
             continue
         parameter = parameters[name]
         on_host = part == "step" and not getattr(optimizer, "_step_supports_amp_scaling", False)
-        value = value if on_host else value.to(parameter.device)
+        if not on_host and value.shape == parameter.shape:  # a fused optimizer pairs the two by their places in memory
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        elif not on_host:
+            value = value.to(parameter.device)
         known = optimizer.state[parameter].get(part)
         if torch.is_tensor(known):
             known.copy_(value)

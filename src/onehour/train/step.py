@@ -74,7 +74,7 @@ class Step:
         self.totals = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Σ of the iterations' mean losses and of their errors, since the caller last set them to zero."""
         self.count_skipped: Callable[[], int] = lambda: 0
-        """Called once an iteration: the images that were replaced in this process's passes of it."""
+        """Called at every pass: the images that were replaced in it."""
         self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
         """How many were, in all processes; the caller may set it to what a checkpoint knows."""
         self.too_many = torch.zeros((), device=group.device)
@@ -87,7 +87,7 @@ class Step:
         self._on_device = _masks_on_device(optimizer)
         if self._on_device:
             optimizer.found_inf, optimizer.grad_scale = self.halted, None  # type: ignore[attr-defined]
-        self._model = torch.compile(model) if recipe.compile else model
+        self._model = torch.compile(model, dynamic=False) if recipe.compile else model
 
     def __call__(self, iteration: int, batches: Iterator[Batch], *, stopping: bool) -> None:
         """Iteration t: take the passes' batches from `batches`, reduce, set the rate, update.
@@ -107,14 +107,14 @@ class Step:
             last = workers == self.passes[-1]
             images, labels = next(batches)
             self.timer.lap("data")
+            if self._skips:  # before its share is taken
+                self._skipped_now.add_(self.count_skipped())
             self._pass(iteration, workers, images, labels, last=last)
             if last or reducer.takes_each_pass:
                 missing = self._mark_used()
                 unused = missing if unused is None else unused & missing
                 reducer.take()
             self.timer.lap("compute")
-        if self._skips:
-            self._skipped_now.add_(self.count_skipped())
         reducer.finish()
         if self._skips:
             self._note_skipped(iteration)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onehour.config import Recipe
-from onehour.data.loader import pass_batches
+from onehour.data.loader import Feed, pass_batches
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.rules.shuffle import SampleStream
-from onehour.train.build import build_model, build_optimizer, complete, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.train.build import (
+    build_model,
+    build_optimizer,
+    classes_of,
+    complete,
+    pick_loaders,
+    pick_share,
+    pick_workers_per_pass,
+)
 from onehour.train.determinism import deterministic
+from onehour.train.inputs import refuse_iterations
 from onehour.train.state import digest_of, model_state, optimizer_state
 from onehour.train.step import Step
 from onehour.train.timing import StepTimer
@@ -60,14 +70,16 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
     own = passes(pick_share(recipe, group), together)
     step = Step(recipe, model, optimizer, passes=own, group=group, timer=StepTimer(group.device))
     stream = SampleStream(samples=recipe.samples, minibatch=recipe.workers, seed=recipe.seed)
+    loaders, classes = pick_loaders(execution, data), classes_of(recipe, data, model, group.device)
     batches = pass_batches(
         data.train,
         stream,
         own,
         start=0,
         stop=steps,
-        loaders=pick_loaders(execution, data),
+        loaders=loaders,
         device=group.device,
+        classes=classes,
         look=data.looks[0],
     )
     model.train()
@@ -83,6 +95,14 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
         if group.rank == 0:
             history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
     step.close()
+    if step.halted.item():
+        given: dict[str, Any] = {"stream": stream, "loaders": loaders, "device": group.device, "look": data.looks[0]}
+        with closing(Feed(data.train, seed=stream.seed, **given)) as feed:
+            refuse_iterations(range(steps), feed, own, group)
+        raise ValueError(
+            f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use a"
+            " lower base_lr or fewer steps"
+        )
     return history, statistics.median(seconds), state
 
 

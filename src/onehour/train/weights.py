@@ -20,7 +20,7 @@ from onehour.dist.group import Group
 from onehour.execution import Execution
 from onehour.files import sync_folder
 from onehour.rules.keys import seed_for
-from onehour.train.build import build_model, complete, pick_device, pick_loaders
+from onehour.train.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.train.checkpoint import latest_contents
 from onehour.train.evaluate import Evaluation, evaluate
 from onehour.train.record import Run
@@ -116,8 +116,14 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
     where = torch.device(pick_device(device))
     model = build_model(recipe, loaded, where)
     fit(model, weights, source)
-    loaders, unseen = pick_loaders(Execution(), loaded), seed_for(recipe.seed, "validation")
-    with closing(Feed(loaded.validation, seed=unseen, loaders=loaders, device=where, look=loaded.looks[1])) as feed:
+    given: dict[str, Any] = {
+        "seed": seed_for(recipe.seed, "validation"),
+        "loaders": pick_loaders(Execution(), loaded),
+        "device": where,
+        "classes": classes_of(recipe, loaded, model, where),
+        "look": loaded.looks[1],
+    }
+    with closing(Feed(loaded.validation, **given)) as feed:
         return evaluate(model, loaded.validation, recipe, group=Group(device=where), feed=feed)
 
 

@@ -1,0 +1,84 @@
+"""Threads in place of processes: what torch.distributed does for them, with a queue for each pair of ranks."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from onehour.dist import canonical, reducer
+from onehour.dist.group import Group
+
+
+class Wires:
+    """torch.distributed between threads."""
+
+    ReduceOp = torch.distributed.ReduceOp
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
+        self.local = threading.local()
+
+    def isend(self, tensor: Tensor, dst: int, tag: int) -> Any:
+        self.send(tensor, dst)
+        return SimpleNamespace(wait=lambda: None)
+
+    def irecv(self, tensor: Tensor, src: int, tag: int) -> Any:
+        return SimpleNamespace(wait=lambda: self.recv(tensor, src))
+
+    def send(self, tensor: Tensor, dst: int) -> None:
+        self.queues[self.local.rank, dst].put(tensor.clone())
+
+    def recv(self, tensor: Tensor, src: int) -> None:
+        tensor.copy_(self.queues[src, self.local.rank].get(timeout=20))
+
+    def broadcast(self, tensor: Tensor, src: int) -> None:
+        if self.local.rank == src:
+            for rank in range(self.size):
+                if rank != src:
+                    self.send(tensor, rank)
+        else:
+            self.recv(tensor, src)
+
+    def all_reduce(self, tensor: Tensor, op: Any, async_op: bool) -> Any:
+        """In the order of the ranks, as it must be the same everywhere."""
+        assert op == self.ReduceOp.SUM
+        own = tensor.clone()
+        for rank in range(self.size):
+            if rank != self.local.rank:
+                self.send(own, rank)
+        tensor.zero_()
+        for rank in range(self.size):
+            given = own if rank == self.local.rank else torch.empty_like(own)
+            if rank != self.local.rank:
+                self.recv(given, rank)
+            tensor += given
+        return SimpleNamespace(wait=lambda: None)
+
+
+def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group], Any]) -> list[Any]:
+    """What `act` returns on each of so many ranks."""
+    wires = Wires(size)
+    for module in (canonical, reducer):
+        monkeypatch.setattr(module, "dist", wires)
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        wires.local.rank = rank
+        results[rank] = act(Group(rank=rank, size=size))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert all(result is not None for result in results)
+    return results
