@@ -202,7 +202,7 @@ class _Joint:
                 continue
             record = measured(run.decisions, done, tuple(totals[seed]), results[seed])
             if record["val_loss"] is None:
-                print(f"{run.folder.name}: warning: {NOT_FINITE}")
+                print(f"{run.recorder.folder.name}: warning: {NOT_FINITE}")
             timing = timed(
                 record,
                 (done - self.evaluated) * self.recipe.minibatch,
