@@ -1,17 +1,21 @@
 """Two processes never write one folder, and the lock of a killed one is nobody's."""
 
 import errno
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from onehour import Recipe, lock
-from onehour.lock import HeldFolder
+from onehour import Recipe
+from onehour.lock import FolderLostError, HeldFolder
 from onehour.train.record import Recorder, move_aside
 
 HOLD = "import sys, time; from pathlib import Path; from onehour.lock import HeldFolder;"
@@ -97,7 +101,9 @@ def test_a_folder_that_became_another_recipes_while_its_lock_was_waited_for_is_r
 
 def test_a_folder_that_is_being_written_is_not_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its process would go on writing under the name that the new run has then: two writers."""
-    monkeypatch.setattr(lock.HeldFolder.__init__, "__kwdefaults__", {"patience": 0.2})
+    defaults = HeldFolder.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "patience", 0.2)
     folder = tmp_path / "run"
     folder.mkdir()
     process = holder(folder)
@@ -109,3 +115,225 @@ def test_a_folder_that_is_being_written_is_not_moved_aside(tmp_path: Path, monke
         process.kill()
         process.communicate()
     assert move_aside(folder) == tmp_path / "run.1"
+
+
+def test_a_reader_that_closes_the_lock_does_not_drop_it(tmp_path: Path):
+    """A logger that copies the folder, for one."""
+    with HeldFolder(tmp_path / "run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        os.close(os.open(tmp_path / "run" / ".lock", os.O_RDWR))
+        with pytest.raises(ValueError, match="is being written by another process"):
+            HeldFolder(tmp_path / "run", patience=0)
+        refused = subprocess.run([sys.executable, "-c", TRY, str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+        assert "is being written by another process" in refused.stderr
+
+
+LIVES = """
+import ctypes, multiprocessing, os, subprocess, sys, threading, time
+from pathlib import Path
+from onehour.lock import HeldFolder
+
+def sleep():
+    time.sleep(60)
+
+def forked():
+    child = os.fork()
+    if child == 0:
+        sleep()
+    return child
+
+def processed(method):
+    process = multiprocessing.get_context(method).Process(target=sleep)
+    process.start()
+    return process.pid
+
+def called():
+    return int(os.popen("sleep 60 >/dev/null 2>&1 & echo $!").read())
+
+CHILDREN = {
+    "a program with all descriptors": lambda: subprocess.Popen(["sleep", "60"], close_fds=False).pid,
+    "a program that the C library starts": lambda: os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ),
+    "a program of a shell": called,
+    "a fork": forked,
+    "multiprocessing's fork": lambda: processed("fork"),
+    "multiprocessing's spawn": lambda: processed("spawn"),
+}
+if __name__ == "__main__":
+    held = HeldFolder(Path(sys.argv[2]))
+    print(CHILDREN[sys.argv[1]](), flush=True)
+    time.sleep(60)
+"""
+KINDS = (
+    *("a program with all descriptors", "a program that the C library starts", "a program of a shell"),
+    *("a fork", "multiprocessing's fork", "multiprocessing's spawn"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lock_of_a_killed_holder_is_free_at_once_though_a_child_of_it_lives(tmp_path: Path, kind: str):
+    (tmp_path / "lives.py").write_text(LIVES)
+    command = [sys.executable, str(tmp_path / "lives.py"), kind, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        with pytest.raises(ValueError, match="is being written by another process"):
+            HeldFolder(tmp_path / "run", patience=0)
+        os.kill(child, 0)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        try:
+            HeldFolder(tmp_path / "run", patience=0).release()
+            os.kill(child, 0)  # it lived all the time
+        finally:
+            os.kill(child, 9)
+
+
+def test_nobody_forks_a_lock_that_is_just_being_taken(tmp_path: Path):
+    """Children forked while another thread takes locks have none of them."""
+    ended = threading.Event()
+    children: list[int] = []
+
+    def fork() -> None:
+        while not ended.is_set() and len(children) < 200:
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(child)
+
+    thread = threading.Thread(target=fork)
+    thread.start()
+    try:
+        for number in range(300):
+            folder = tmp_path / str(number % 7)
+            HeldFolder(folder, patience=0).release()
+        ended.set()
+        thread.join()
+        assert children
+        for number in range(7):
+            HeldFolder(tmp_path / str(number), patience=0).release()
+    finally:
+        ended.set()
+        thread.join()
+        for child in children:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+
+def test_one_that_was_handed_to_a_process_lasts_as_long_as_that(tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with HeldFolder(tmp_path / "run", patience=0) as held:
+        process = context.Process(target=keep, args=(held, theirs))
+        process.start()
+        assert ours.recv() == tmp_path / "run"
+    with pytest.raises(ValueError, match="is being written by another process"):
+        HeldFolder(tmp_path / "run", patience=0)
+    ours.send("end")
+    process.join()
+    HeldFolder(tmp_path / "run", patience=0).release()
+
+
+def keep(held: HeldFolder, connection: Any) -> None:
+    """What the spawned process does; a program that it starts does not have the lock."""
+    held.check()
+    with subprocess.Popen(["sleep", "60"], close_fds=False) as program:
+        connection.send(held.path)
+        connection.recv()
+        held.release()
+        HeldFolder(held.path, patience=0).release()
+        program.kill()
+
+
+def test_an_earlier_versions_lock_excludes_this_one_and_the_other_way_round(tmp_path: Path):
+    earlier = "import fcntl, os, sys, time; file = os.open(sys.argv[1] + '/.lock', os.O_RDWR | os.O_CREAT);"
+    earlier += "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", earlier, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ValueError, match="is being written by another process"):
+            HeldFolder(tmp_path, patience=0)
+        process.kill()
+    with HeldFolder(tmp_path):
+        refused = subprocess.run(command, capture_output=True, text=True)
+        assert "BlockingIOError" in refused.stderr
+
+
+def test_of_twenty_at_once_one_holds_and_the_others_are_told_once(tmp_path: Path):
+    code = f"{TRY.replace('0.2', '0.0')}; print('held', flush=True); sys.stdin.read()"
+    code = code.replace("HeldFolder(Path", "held = HeldFolder(Path")
+    command = [sys.executable, "-c", code, str(tmp_path / "a" / "run")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(20)]
+    ended = [process for process in processes if process.stdout is not None and not process.stdout.readline()]
+    assert len(ended) == 19
+    for process in processes:
+        _, said = process.communicate("")
+        assert said.count("is being written by another process") == (process in ended)
+
+
+def lost(held: HeldFolder) -> str:
+    with pytest.raises(FolderLostError) as error:
+        held.check()
+    return str(error.value)
+
+
+def test_a_holder_notices_what_becomes_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/a b")
+    with HeldFolder(run) as held:
+        held.check()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        held.check()  # a name that was relative to where it began
+        monkeypatch.chdir(tmp_path)
+        Path("runs").rename("old")  # a folder above it
+        now = f"{tmp_path}/old/a b"
+        assert lost(held) == (
+            f"runs/a b was moved to {now} while it was being written; the same command with --out '{now}' goes on"
+        )
+        run.mkdir(parents=True)  # another has its name
+        assert lost(held).startswith(f"runs/a b was moved to {now} while")
+        (held.inside / "mine").touch()
+        assert (Path(now) / "mine").exists()
+        assert not list(run.iterdir())
+        run.rmdir()
+        run.symlink_to(now)  # its name leads to it again
+        held.check()
+        run.unlink()
+        shutil.rmtree(now)
+        assert lost(held).startswith("runs/a b was removed, or moved to another disk, while it was being written; ")
+        with pytest.raises(FileNotFoundError):
+            (held.inside / "mine").touch()
+
+
+def test_a_holder_notices_that_its_lock_guards_nothing_any_more(tmp_path: Path):
+    with HeldFolder(tmp_path) as held:
+        (tmp_path / ".lock").unlink()
+        assert "/.lock was removed while" in lost(held)
+        with HeldFolder(tmp_path, patience=0) as other:
+            other.check()
+            assert "another process may write it; the same command goes on from what was saved before" in lost(held)
+
+
+def test_a_disk_that_does_not_answer_takes_no_folder_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def silent(*_: object, **__: object) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with HeldFolder(tmp_path) as held:
+        monkeypatch.setattr(os, "stat", silent)
+        held.check()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, kind: str):
+    place, other = tmp_path / "run" / ".lock", tmp_path / "other"
+    place.parent.mkdir()
+    other.write_text("precious")
+    {"link": lambda: place.symlink_to(other), "pipe": lambda: os.mkfifo(place), "folder": place.mkdir}[kind]()
+    with pytest.raises((ValueError, IsADirectoryError)):
+        HeldFolder(place.parent, patience=0)
+    assert other.read_text() == "precious"

@@ -93,6 +93,7 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     from onehour.api import run
     from onehour.dist.group import PeerLateError, PeerLostError
     from onehour.dist.launch import is_launched_by_us, report_failure
+    from onehour.lock import FolderLostError
     from onehour.train.run import NonFiniteError, StoppedError
 
     try:
@@ -108,7 +109,7 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
             _say(f"onehour: {error}", sys.stderr)
         return EXIT_PEER_LOST
     except ValueError as error:
-        if not report_failure(str(error)):
+        if not report_failure(str(error), final=isinstance(error, FolderLostError)):
             _say(f"onehour: {error}", sys.stderr)
         return EXIT_BAD_INPUT
     return 0

@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from onehour.files import open_inside, opened
 
@@ -58,6 +58,7 @@ class OpenFolder:
     Args:
         path: of a folder.
         make: it, and those above, if it is not there; their names are on disk then.
+        option: of the command, that names it.
 
     Raises:
         OSError: if it is not there, or the disk refuses.
@@ -70,13 +71,13 @@ class OpenFolder:
     ['a']
     """
 
-    def __init__(self, path: Path, *, make: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, make: bool = False, option: str = "--out") -> None:
+        self.path, self.option = path, option
         self._named = Path(os.path.abspath(path))  # whoever changes the working directory later
         with opened(self._named, make=make) as folder:
             self.descriptor = os.dup(folder)
 
-    def __enter__(self) -> OpenFolder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,16 +122,20 @@ class OpenFolder:
             now = Path(os.readlink(link))
             if os.path.samestat(here, os.stat(now)):
                 text = f"{self.path} was moved to {now} while it was being written"
-                return FolderLostError(text, f"the same command with --out {shlex.quote(str(now))} goes on", now)
+                return FolderLostError(
+                    text, f"the same command with {self.option} {shlex.quote(str(now))} goes on", now
+                )
         with suppress(OSError):
             if here.st_nlink == 0 or os.readlink(link).endswith(" (deleted)"):
                 return self._removed()
         text = f"{self.path} is no longer the folder that was being written"
-        return FolderLostError(text, "the same command goes on where --out names that one")
+        return FolderLostError(text, f"the same command goes on where {self.option} names that one")
 
     def _removed(self) -> FolderLostError:
         text = f"{self.path} was removed, or moved to another disk, while it was being written"
-        return FolderLostError(text, "the same command goes on where --out names a copy of it, else begins anew")
+        return FolderLostError(
+            text, f"the same command goes on where {self.option} names a copy of it, else begins anew"
+        )
 
 
 class HeldFolder(OpenFolder):
@@ -141,6 +146,7 @@ class HeldFolder(OpenFolder):
     Args:
         path: made if it is not there.
         patience: seconds to wait for another holder.
+        option: of the command, that names it.
 
     Raises:
         ValueError: if another process holds it still, naming that process, or the file system gives no locks.
@@ -153,15 +159,16 @@ class HeldFolder(OpenFolder):
     ValueError: ...run is being written by another process (process ... on ...); wait for it, ...
     """
 
-    def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
+    def __init__(self, path: Path, *, patience: float = PATIENCE, option: str = "--out") -> None:
+        self._lent = False
         deadline = time.monotonic() + patience
         while True:
-            super().__init__(path, make=True)
+            super().__init__(path, make=True, option=option)
             try:
                 with _opening:
                     self._lock = open_inside(self.descriptor, NAME, os.O_RDWR | os.O_CREAT)
                     _held.add(self)
-                if _taken(self._lock, path) and self._is_there():
+                if self._is_taken() and self._is_there():
                     break
                 if time.monotonic() > deadline:
                     raise self._refusal()
@@ -174,11 +181,15 @@ class HeldFolder(OpenFolder):
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _lent, (self.path, self._named, DupFd(self.descriptor), DupFd(self._lock))
+        self._lent = True
+        return _lent, (self.path, self._named, self.option, DupFd(self.descriptor), DupFd(self._lock))
 
     def release(self) -> None:
         """Let others have it."""
         super().release()
+        if self in _held and not self._lent:  # else what is just forked would have it a moment longer
+            with suppress(OSError):
+                _lock(self._lock, let_go=True)
         self.forget()
 
     def forget(self) -> None:
@@ -204,6 +215,18 @@ class HeldFolder(OpenFolder):
                 "the same command goes on from what was saved before",
             )
 
+    def _is_taken(self) -> bool:
+        try:
+            _lock(self._lock)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise ValueError(
+                f"{self.path / NAME} cannot be locked: {error.strerror}; give {self.option} on a file system that has"
+                " locks"
+            ) from error
+        return True
+
     def _is_there(self) -> bool:
         """Whether the file that is locked has its name still, in the folder of that name; else it guards nothing."""
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -216,36 +239,29 @@ class HeldFolder(OpenFolder):
         holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
         return ValueError(
             f"{self.path} is being written by another process{f' ({holder})' if holder else ''}; wait for it, end it,"
-            " or choose another --out"
+            f" or choose another {self.option}"
         )
 
 
-def _taken(file: int, path: Path) -> bool:
-    """Whether an open file could be locked; False if another process has it.
+def _lock(file: int, *, let_go: bool = False) -> None:
+    """Lock an open file, or let go of it in all processes that have it open.
 
     Raises:
-        ValueError: if the file system has no locks.
+        OSError: EACCES or EAGAIN if another one is locked.
     """
     import fcntl  # here: who only reads needs no system that has it
 
-    try:
-        if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise ValueError(
-            f"{path / NAME} cannot be locked: {error.strerror}; give --out on a file system that has locks"
-        ) from error
-    return True
+    if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
+        kind = fcntl.F_UNLCK if let_go else fcntl.F_WRLCK
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
+    else:
+        fcntl.flock(file, fcntl.LOCK_UN if let_go else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _lent(path: Path, named: Path, folder: Any, lock: Any) -> HeldFolder:
+def _lent(path: Path, named: Path, option: str, folder: Any, lock: Any) -> HeldFolder:
     """What another process holds, in one that it has spawned."""
     held = HeldFolder.__new__(HeldFolder)
-    held.path, held._named = path, named
+    held.path, held._named, held.option, held._lent = path, named, option, True
     held.descriptor, held._lock = folder.detach(), lock.detach()
     for descriptor in (held.descriptor, held._lock):
         os.set_inheritable(descriptor, False)  # programs that it starts do not have them

@@ -241,3 +241,17 @@ class Silent:
     def start(self, recipe: dict[str, Any], folder: Path) -> None: ...
 
     def log(self, record: dict[str, Any]) -> None: ...
+
+
+class Moving(Silent):
+    """A logger that moves the run's folder away at its first evaluation."""
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        self.folder, self.calls = folder, 0
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            self.folder.rename(self.folder.with_name(f"{self.folder.name}-moved"))
+
+    def finish(self, summary: dict[str, Any]) -> None: ...

@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from onehour.jobs.pool import Event, locked, run_tasks
+from onehour.jobs.pool import Event, run_tasks
 from onehour.jobs.task import Task
+from onehour.lock import HeldFolder
 from onehour.train.record import Run
 
 # Where processes are started that import torch: seconds on a machine that others use too.
@@ -29,33 +30,14 @@ def one(task: ModuleType, folder: Path, model: str, *, seed: int = 0) -> Task:
     return Task((recipe,), (folder / name,))
 
 
-def test_a_lock_is_held_against_everyone_until_it_is_let_go(tmp_path: Path):
-    folder = tmp_path / "new" / "sweep"
-    with locked(folder):
-        for _ in range(2):
-            with pytest.raises(ValueError, match=r"sweep is being written by another process; wait for it, or choose"):
-                locked(folder).__enter__()
-    with locked(folder), locked(tmp_path / "other"):
-        pass
-    with pytest.raises(KeyError), locked(folder):
-        raise KeyError
-    with locked(folder):
-        pass
-
-
-def test_a_lock_lives_as_long_as_whoever_was_given_it(tmp_path: Path):
-    with locked(tmp_path) as lock:
-        given = os.dup(lock)
-    with pytest.raises(ValueError, match="another process"):
-        locked(tmp_path).__enter__()
-    os.close(given)
-    with locked(tmp_path):
-        pass
+def locked(folder: Path) -> HeldFolder:
+    """As a sweep has it: it does not wait."""
+    return HeldFolder(folder, patience=0)
 
 
 def test_no_tasks_need_no_process(task: ModuleType, tmp_path: Path):
-    with locked(tmp_path) as lock:
-        events = run_tasks([], places=[{}, {}], execution=task.HERE, folder=tmp_path, lock=lock)
+    with locked(tmp_path) as held:
+        events = run_tasks([], places=[{}, {}], execution=task.HERE, held=held)
         assert list(events) == []
     assert not list(tmp_path.glob("log*"))
 
@@ -64,8 +46,8 @@ def test_a_task_with_bad_input_is_one_message_and_what_has_ended_stays(task: Mod
     models = ("sweeptask:telling", "tinytask:failing", "tinytask:net")
     tasks, places = [one(task, tmp_path, model) for model in models], [{"PLACE": "this place"}]
     seen = []
-    with locked(tmp_path) as lock:
-        events = run_tasks(tasks, places=places, execution=task.HERE, folder=tmp_path, lock=lock)
+    with locked(tmp_path) as held:
+        events = run_tasks(tasks, places=places, execution=task.HERE, held=held)
         with pytest.raises(ValueError, match="model tinytask:failing failed when called: RuntimeError: no ") as refused:
             seen.extend(events)
     assert len(str(refused.value).splitlines()) == 1
@@ -85,8 +67,8 @@ def test_a_process_that_dies_of_a_models_own_error_is_one_message_and_its_log_sa
     task: ModuleType, tmp_path: Path
 ):
     tasks = [one(task, tmp_path, "sweeptask:breaking")]
-    with locked(tmp_path) as lock:
-        events = run_tasks(tasks, places=[{}], execution=task.HERE, folder=tmp_path, lock=lock)
+    with locked(tmp_path) as held:
+        events = run_tasks(tasks, places=[{}], execution=task.HERE, held=held)
         with pytest.raises(
             ValueError, match=r"the process that trained breaking-0 ended with code 1 \(its log"
         ) as died:
@@ -98,8 +80,8 @@ def test_a_process_that_dies_of_a_models_own_error_is_one_message_and_its_log_sa
 
 def test_whoever_no_longer_wants_the_events_leaves_no_process(task: ModuleType, tmp_path: Path):
     tasks = [one(task, tmp_path, "sweeptask:slow", seed=seed) for seed in range(9)]
-    with locked(tmp_path) as lock:
-        events = run_tasks(tasks, places=[{}], execution=task.HERE, folder=tmp_path, lock=lock)
+    with locked(tmp_path) as held:
+        events = run_tasks(tasks, places=[{}], execution=task.HERE, held=held)
         while not (tmp_path / "slow-0" / "metrics.jsonl").exists():
             assert next(events) == Event(running=(tasks[0],))
         assert len(active_children()) == 1

@@ -10,8 +10,8 @@ import pytest
 
 from onehour.config import Recipe
 from onehour.execution import Execution
-from onehour.jobs.pool import locked
 from onehour.jobs.sweep import Work, expected_seconds, pick_jobs, places_of, train_sweep, work_of
+from onehour.lock import HeldFolder
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +123,7 @@ def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(task: ModuleType,
     with pytest.raises(ValueError, match=r"holds other files and no sweep\.toml; choose another --out"):
         next(train_sweep(task.spec(), tmp_path, jobs=1, execution=task.HERE))
     assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
-    with locked(tmp_path):
+    with HeldFolder(tmp_path, patience=0):
         pass
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from onehour.jobs.pool import Event, locked
+from onehour.jobs.pool import Event
 from onehour.jobs.sweep import Work, train_sweep, work_of
+from onehour.lock import HeldFolder
 from onehour.study.spec import SweepSpec
 from onehour.train.checkpoint import latest_contents
 from onehour.train.record import Run
@@ -109,7 +110,7 @@ def in_its_first_epoch(folder: Path) -> bool:
 
 def free(folder: Path) -> bool:
     try:
-        with locked(folder):
+        with HeldFolder(folder, patience=0):
             return True
     except ValueError:
         return False
@@ -124,7 +125,7 @@ def test_whoever_is_killed_nothing_runs_on_and_nothing_is_run_again(
     try:
         wait_for(lambda: (summaries(folder) and in_its_first_epoch(folder)) or parent.poll() is not None)
         assert parent.poll() is None
-        with pytest.raises(ValueError, match="is being written by another process; wait for it, or choose another"):
+        with pytest.raises(ValueError, match=r"is being written by another process \(process .*; wait for it"):
             next(train_sweep(spec, folder, jobs=1, execution=task.HERE))
         workers = children(parent.pid)
         assert len(workers) >= 2

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ from onehour.data.shards import BLOCK, END, Shards, header, key_of, label_member
 from onehour.data.shrink import QUALITY, shrunk
 from onehour.data.source import Folder
 from onehour.data.work import Done, spread
-from onehour.files import open_inside, opened, remove, replace_whole, sync_folder, written
+from onehour.files import opened, remove, replace_whole, sync_folder, written
+from onehour.lock import HeldFolder, OpenFolder
 
 __all__ = ["SHARD_BYTES", "pack", "parts_of"]
 
 SHARD_BYTES = 2**30
-LOCK = ".lock"
 SHARD = re.compile(r"(train|val)-\d{5,}\.tar", re.ASCII)
 PARTS = ".parts"
 """The folder inside a pack, while it is made, that says what each finished shard holds."""
@@ -82,8 +80,8 @@ def pack(
     prints = {part.name: packing.fingerprint(part) for part in parts}
     whole = hashlib.sha256("".join(prints.values()).encode()).hexdigest()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
+        with HeldFolder(out, patience=0, option="OUT") as held:
+            packing = replace(packing, held=held)
             if _is_done(out, whole):
                 remove(out, PARTS)
                 return out / INDEX
@@ -91,6 +89,7 @@ def pack(
             if resize is None:
                 _refuse_full_disk(out, packing, parts)
             spread(packing.write, parts, jobs=jobs, done=done)
+            held.check()
             return _finish(packing, parts, whole)
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror or error}; {AGAIN}") from error
@@ -123,6 +122,7 @@ class _Packing:
     sides: dict[str, Folder | Shards]
     out: Path
     resize: int | None
+    held: OpenFolder | None = None
 
     def fingerprint(self, part: Part) -> str:
         """Of all that decides a shard's bytes, but for the files' own."""
@@ -140,6 +140,8 @@ class _Packing:
 
     def write(self, part: Part, done: Done) -> None:
         """Write one shard, unless it is there, and what it holds into `PARTS`."""
+        if self.held is not None:
+            self.held.check()
         fingerprint = self.fingerprint(part)
         if self.finished(part, fingerprint):
             done(len(part.span))
@@ -161,6 +163,8 @@ class _Packing:
                 about = {"fingerprint": fingerprint, "bytes": size}
                 write_arrays(self._record(part), {"offsets": offsets, "sizes": sizes, "checks": checks}, about)
         except OSError as error:
+            if self.held is not None:
+                self.held.check()
             raise ValueError(f"{self.out / part.name} cannot be written: {error.strerror}; {AGAIN}") from error
 
     def finished(self, part: Part, fingerprint: str) -> bool:
@@ -261,14 +265,3 @@ def _refuse_full_disk(out: Path, packing: _Packing, parts: list[Part]) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(f"{out} needs {needed:,} bytes more, its disk has {free:,}; make room, or pack with --resize")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    # A record lock: the processes that write shards do not have it, so it ends with this one, however that ends.
-    with os.fdopen(open_inside(folder, LOCK, os.O_WRONLY | os.O_CREAT), "wb") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"{folder} is being written by another process; wait for it, or end it") from error
-        yield

@@ -182,8 +182,11 @@ def process_began(pid: int) -> float:
     return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
 
 
-def report_failure(message: str, environ: MutableMapping[str, str] = os.environ) -> bool:
+def report_failure(message: str, environ: MutableMapping[str, str] = os.environ, *, final: bool = False) -> bool:
     """Tell our launcher why this process fails, so that it is said once and not p times; False without one.
+
+    Args:
+        final: nothing is to be started anew.
 
     >>> report_failure("no", environ={})
     False
@@ -191,7 +194,7 @@ def report_failure(message: str, environ: MutableMapping[str, str] = os.environ)
     if OURS not in environ or TELL not in environ:
         return False
     try:
-        os.write(int(environ[TELL]), json.dumps({"message": message[:9999]}).encode())
+        os.write(int(environ[TELL]), json.dumps({"message": message[:9999], "final": final}).encode())
     except OSError:  # nobody listens any more
         return False
     return True

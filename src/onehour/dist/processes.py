@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from onehour.dist.signals import EARLY, EXIT_STOPPED, StopSignals, asks_to_stop, held_back
 
@@ -31,7 +32,7 @@ class Failure:
     Args:
         text: for a person.
         code: to leave with.
-        on_purpose: a signal asked for it: they must not be started anew.
+        on_purpose: a signal asked for it, or there is nothing to go on with: they must not be started anew.
 
     >>> Failure("gone", 1).on_purpose
     False
@@ -153,9 +154,9 @@ class Processes:
     def _failure(self, codes: list[int | None]) -> Failure:
         """The one that explains itself, before those of processes that lost their peer to it."""
         told = [_heard(ear) for ear in self._ears]
-        for code, text in zip(codes, told, strict=True):
-            if text is not None and code:
-                return Failure(text, code)
+        for code, said in zip(codes, told, strict=True):
+            if said is not None and code:
+                return Failure(str(said["message"]), code, on_purpose=said.get("final") is True)
         ended = {code: rank for rank, code in reversed(list(enumerate(codes))) if code}
         asked = [code for code in ended if asks_to_stop(code)]
         code = asked[0] if asked else min(ended)  # a signal says more than a code
@@ -163,16 +164,17 @@ class Processes:
         return Failure(text, _left_with(code), on_purpose=bool(asked) or self._passed_on)
 
 
-def _heard(ear: int) -> str | None:
+def _heard(ear: int) -> dict[str, Any] | None:
     """What a process told us before it ended."""
     try:
         content = os.read(ear, 2**16)
     except BlockingIOError:
         return None
     try:
-        return str(json.loads(content)["message"]) if content else None
-    except (ValueError, KeyError, TypeError):
+        said = json.loads(content) if content else None
+    except ValueError:
         return None
+    return said if isinstance(said, dict) and "message" in said else None
 
 
 def _said(code: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 from collections import deque
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
-from pathlib import Path
 from typing import Any
 
 from onehour.execution import Execution
-from onehour.files import open_inside, opened
+from onehour.files import open_inside
 from onehour.jobs.task import Task
 from onehour.jobs.worker import SAFE_PATH, work
+from onehour.lock import HeldFolder
 
-__all__ = ["Event", "locked", "run_tasks"]
+__all__ = ["Event", "run_tasks"]
 
 TICK = 0.5
 
@@ -40,48 +39,22 @@ class Event:
     running: tuple[Task, ...] = ()
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold a folder against every other process; the lock ends with the last process that was given it.
-
-    Raises:
-        ValueError: if another process holds it.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)) as lock:
-    ...     lock > 0
-    True
-    """
-    with opened(folder, make=True) as held:
-        descriptor = open_inside(held, ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{folder} is being written by another process; wait for it, or choose another --out"
-            ) from error
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def run_tasks(
-    tasks: Sequence[Task], *, places: Sequence[dict[str, str]], execution: Execution, folder: Path, lock: int
+    tasks: Sequence[Task], *, places: Sequence[dict[str, str]], execution: Execution, held: HeldFolder
 ) -> Iterator[Event]:
     """Train the tasks, the next one wherever a process is free.
 
     Args:
         places: the environment of each process.
         execution: of each run.
-        folder: for the processes' logs.
-        lock: of `locked`.
+        held: the sweep's folder, which every process holds until it has ended, whoever is killed.
 
     Yields:
         An event for every task that has ended, and others in between.
 
     Raises:
         ValueError: for bad input in a task, or a process that was killed; what has ended stays.
+        FolderLostError: if the sweep's folder was moved or removed.
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(tasks)
@@ -89,12 +62,13 @@ def run_tasks(
     try:
         own = {SAFE_PATH: os.environ[SAFE_PATH]} if SAFE_PATH in os.environ else {}
         for number, environ in enumerate(places[: len(tasks)]):
-            log = open_inside(folder, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            workers.append(_Worker(context, (os.getpid(), DupFd(lock), DupFd(log), environ | own, execution)))
+            log = open_inside(held.descriptor, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            workers.append(_Worker(context, (os.getpid(), held, DupFd(log), environ | own, execution)))
             os.close(log)
             workers[-1].give(waiting.popleft())
         while busy := [worker for worker in workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy], timeout=TICK)
+            held.check()  # a process that has noticed knows of its own run alone
             for worker in busy:
                 if worker.connection in ready:
                     task, alone = worker.take()

@@ -18,8 +18,9 @@ from onehour.config import Recipe
 from onehour.dist.placement import place
 from onehour.execution import Execution
 from onehour.files import opened
-from onehour.jobs.pool import Event, locked, run_tasks
+from onehour.jobs.pool import Event, run_tasks
 from onehour.jobs.task import Task, run_task
+from onehour.lock import HeldFolder
 from onehour.rules.checks import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
 from onehour.train.build import pick_device
@@ -112,12 +113,12 @@ def train_sweep(
     """
     for cell in spec.cells():
         place(cell.recipe.workers.workers, execution.processes)  # refuses more processes than workers
-    with locked(folder) as lock:
+    with HeldFolder(folder, patience=0) as held:
         work = work_of(spec, folder, jobs=jobs, together=together)
-        _merged(spec, folder).write(folder)
+        _merged(spec, folder).write(held.inside)
         yield work, Event()
         places = places_of(jobs, execution)
-        for event in run_tasks(work.tasks, places=places, execution=execution, folder=folder, lock=lock):
+        for event in run_tasks(work.tasks, places=places, execution=execution, held=held):
             yield work, event
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
+from onehour.lock import HeldFolder
 
 __all__ = ["SAFE_PATH", "work"]
 
@@ -18,17 +19,16 @@ SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def work(
-    connection: Connection, parent: int, lock: Any, log: Any, environ: dict[str, str], execution: Execution
+    connection: Connection, parent: int, held: HeldFolder, log: Any, environ: dict[str, str], execution: Execution
 ) -> None:
     """Receive tasks and answer each: ("done", why one by one or None), ("refused", message) or ("stopped", "").
 
     Args:
         parent: the process to work for; when it is gone, what is being trained is saved and this process ends.
-        lock: keeps the sweep's folder locked until this process has ended, whoever is killed.
+        held: the sweep's folder, locked until this process has ended, whoever is killed; no task begins elsewhere.
         log: gets what the runs print.
         environ: of this process, such as its GPU.
     """
-    held = lock.detach()
     os.environ.pop(SAFE_PATH, None)  # what the user's code starts is none of ours
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
@@ -47,6 +47,7 @@ def work(
         except EOFError:
             break
         try:
+            held.check()
             answer = ("done", run_task(task, execution, lambda: os.getppid() != parent))
         except ValueError as error:
             answer = ("refused", str(error))
@@ -57,4 +58,4 @@ def work(
             connection.send(answer)
         except OSError:  # the parent is gone
             break
-    os.close(held)
+    held.release()

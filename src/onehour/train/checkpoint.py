@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.faults import shown
 from onehour.dist.group import Group
+from onehour.lock import FolderLostError
 from onehour.train.manifest import digest_of_recipe
 from onehour.train.record import Run
 from onehour.train.snapshot import Snapshot
@@ -211,6 +212,8 @@ class Checkpoints:
                     f"no checkpoint could be written to {self.store.shown}: {error.strerror or error} ({self._bytes:,}"
                     " bytes are needed); training goes on, and what was saved before stays"
                 )
+            self._failed = True
+        except FolderLostError:  # whoever looks at the folder says so
             self._failed = True
         return not self._failed
 

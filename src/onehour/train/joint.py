@@ -79,14 +79,17 @@ def train_joint(
 
     Raises:
         ValueError: for a folder of something else.
+        FolderLostError: if one was moved or removed; all go on from what was saved last.
         StoppedError: when asked to stop; all are saved.
     """
     assert len({recipe.replace(seed=0) for recipe in recipes}) == 1
     with deterministic(recipes[0]), ExitStack() as stack:
         runs = []
         for recipe, folder in zip(recipes, folders, strict=True):
-            runs.append(_Run(recipe, data, folder, group))
-            stack.callback(runs[-1].close)
+            recorder = Recorder(folder, recipe)
+            stack.callback(recorder.close)
+            runs.append(_Run(recipe, data, recorder, group))
+            stack.callback(runs[-1].checkpoints.close)
         for start in sorted({run.start for run in runs}, reverse=True):
             _Joint([run for run in runs if run.start == start], data, group).train(start, stop_asked)
 
@@ -94,24 +97,20 @@ def train_joint(
 class _Run:
     """One of the runs: its folder, and its state whenever it is not inside the joined network."""
 
-    def __init__(self, recipe: Recipe, data: Data, folder: Path, group: Group) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.recorder = Recorder(folder, recipe)
+    def __init__(self, recipe: Recipe, data: Data, recorder: Recorder, group: Group) -> None:
+        self.recipe, self.recorder = recipe, recorder
         self.decisions = decisions_of(recipe)
         self.model = build_model(recipe, data, group.device)
         self.optimizer = self.decisions.optimizer(self.model)
-        self.checkpoints = Checkpoints(folder, recipe, group, warn=print)
+        self.checkpoints = Checkpoints(recorder.folder, recipe, group, warn=print, inside=recorder.inside)
         progress = self.checkpoints.load(self.model, self.optimizer)
         self.start: int = progress["iteration"] if progress else 0
         self.totals: list[float] = progress["totals"] if progress else [0.0, 0.0]
         self.ended = False
 
-    def close(self) -> None:
-        self.checkpoints.close()
-        self.recorder.close()
-
     def end(self, outcome: str, together: int) -> None:
-        summary = summarise(self.folder, self.recipe, self.model, self.optimizer, outcome)
+        self.recorder.check()
+        summary = summarise(self.recorder.inside, self.recipe, self.model, self.optimizer, outcome)
         self.recorder.end(summary | {"seeds_together": together})
         self.ended = True
 
@@ -150,6 +149,8 @@ class _Joint:
 
     def train(self, start: int, stop_asked: Callable[[], bool]) -> None:
         for run in self.runs:
+            for note in run.recorder.notes:
+                print(f"warning: {note}")
             run.recorder.begin(start, environment(self.places))
         samples, minibatch = self.runs[0].decisions.samples, self.recipe.minibatch
         iterations = self.recipe.workers.iterations(samples, self.recipe.epochs)
@@ -190,6 +191,7 @@ class _Joint:
         for seed, run in enumerate(self.runs):
             if run.ended:
                 continue
+            run.recorder.check()
             if not alive[seed]:
                 self.step.clear(seed)
                 run.end("non-finite", len(self.runs))

@@ -6,7 +6,8 @@ import json
 import os
 import statistics
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onehour.config import Recipe
 from onehour.data.bad import BAD_IMAGES
 from onehour.files import append_whole, remove, replace_whole, sync_folder
 from onehour.lock import FolderLostError, HeldFolder
-from onehour.train.manifest import digest_of_recipe, read_manifest
+from onehour.train.rest import RECIPE, name_rest, refuse_rest
 from onehour.train.store import checkpoint_folders
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 MEDIAN_OF = 5
-OUTCOME, RECIPE = "outcome.json", "recipe.toml"
+OUTCOME = "outcome.json"
 JOB = "TORCHELASTIC_RUN_ID"
 
 
@@ -61,12 +62,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / RECIPE).is_file():
-            if left := checkpoint_folders(self.folder):
-                raise ValueError(
-                    f"{self.folder} is a run's folder that has lost its {RECIPE}, with checkpoints up to"
-                    f" {left[-1].name}; put it back, or give the train command that began it: it goes on from there"
-                )
-            raise ValueError(f"{self.folder} is not a run's folder: it has no {RECIPE}")
+            raise ValueError(name_rest(self.folder))
 
     def __repr__(self) -> str:
         state = f"final error {self.final_error:.2f} %" if self.finished else "unfinished"
@@ -162,6 +158,14 @@ class Recorder:
             text = f"{self.folder / RECIPE} was removed while the run wrote its folder"
             raise FolderLostError(text, "the same command goes on from the checkpoints that are left")
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.check()  # which has more to say
+            raise
+
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes ended on purpose."""
         content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
@@ -173,26 +177,34 @@ class Recorder:
         Args:
             iteration: that the run goes on from.
             known: the last iteration whose evaluation the checkpoint knows; None for the same.
+
+        Raises:
+            FolderLostError: if the folder is gone.
         """
         last = iteration if known is None else known
         first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
+        files: dict[str, str] = {}
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
-            lines = _lines(self.inside / name, self.folder)
+            lines = _lines(self.folder / name)
             kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
-            replace_whole(self.inside, name, "".join(line + "\n" for line in [*head, *kept]))
-        path = self.inside / "environment.json"
-        sessions = _json(path, self.folder)["sessions"] if path.is_file() else []
+            files[name] = "".join(line + "\n" for line in [*head, *kept])
+        path = self.folder / "environment.json"
+        sessions = _json(path)["sessions"] if path.is_file() else []
         sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
-        replace_whole(self.inside, path.name, json.dumps({"sessions": sessions}, indent=2))
-        for name in ("summary.json", OUTCOME):
-            remove(self.inside, name)
-        sync_folder(self.inside)
+        files[path.name] = json.dumps({"sessions": sessions}, indent=2)
+        with self._writing():
+            self.check()  # what was read by the folder's name is this folder's
+            for name, text in files.items():
+                replace_whole(self.inside, name, text)
+            for name in ("summary.json", OUTCOME):
+                remove(self.inside, name)
+            sync_folder(self.inside)
 
     def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
         for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
             self._late[name] += json.dumps(record) + "\n"
-        with suppress(OSError):
+        with suppress(OSError, FolderLostError):
             self._write_late()
 
     def catch_up(self) -> None:
@@ -200,6 +212,7 @@ class Recorder:
 
         Raises:
             OSError: if it still does; no line is half written then.
+            FolderLostError: if the folder is no longer the run's.
         """
         self._write_late()
         for name in (*self._late, BAD_IMAGES, "."):
@@ -207,14 +220,24 @@ class Recorder:
                 sync_folder(self.inside / name)
 
     def _write_late(self) -> None:
+        try:
+            self.check()
+        except FolderLostError as error:
+            if error.now is None:
+                raise
         for name, text in self._late.items():
             if text:
                 append_whole(self.inside, name, text.encode())
                 self._late[name] = ""
 
     def end(self, summary: dict[str, Any]) -> None:
-        """Write the summary, whole or not at all."""
-        replace_whole(self.inside, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        """Write the summary, whole or not at all.
+
+        Raises:
+            FolderLostError: if the folder is gone.
+        """
+        with self._writing():
+            replace_whole(self.inside, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
@@ -230,7 +253,7 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     if links:
         raise ValueError(f"{links[0]} is a link, and a run writes into its own folder alone; remove it")
     if not (folder / RECIPE).is_file():
-        _refuse_rest(folder, recipe)
+        refuse_rest(folder, recipe)
         return None
     run = Run(folder)
     changed = differences(run.recipe, recipe)
@@ -240,24 +263,6 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
             " to start over and keep that run under a numbered name"
         )
     return run if run.finished else None
-
-
-def _refuse_rest(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder without recipe.toml, unless it is empty or what is left in it is of the very same recipe."""
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return
-    known = 0
-    for checkpoint in checkpoint_folders(folder):
-        with suppress(ValueError):  # damaged, which is for who loads it to say
-            known += 1
-            if read_manifest(checkpoint).recipe == digest_of_recipe(recipe):
-                return
-    if known:
-        raise ValueError(f"{folder} holds checkpoints of another recipe, and no {RECIPE}; choose another --out")
-    with suppress(ValueError, OSError):
-        if _lines(folder / "metrics.jsonl")[:1] == [json.loads(json.dumps({"recipe": recipe.as_dict()}))]:
-            return
-    raise ValueError(f"{folder} holds other files and no {RECIPE}; choose another --out")
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -324,8 +329,7 @@ def move_aside(folder: Path) -> Path | None:
     return kept
 
 
-def _lines(path: Path, shown: Path | None = None) -> list[dict[str, Any]]:
-    """The lines of a file; messages name it in the folder `shown`."""
+def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
@@ -335,15 +339,11 @@ def _lines(path: Path, shown: Path | None = None) -> list[dict[str, Any]]:
         # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except ValueError as error:
-        raise _damaged(path, shown, error) from error
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _json(path: Path, shown: Path | None = None) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _damaged(path, shown, error) from error
-
-
-def _damaged(path: Path, shown: Path | None, error: ValueError) -> ValueError:
-    return ValueError(f"{(shown or path.parent) / path.name} is damaged: {error}")
+        raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,12 +1,13 @@
-"""What goes wrong in the middle of a run, in words for a person."""
+"""What a device, a disk or a label refuses in the middle of a run, in words."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from onehour.train.memory import less_memory, out_of_memory
-from onehour.train.owned import Owned
 
 __all__ = ["in_words"]
 
@@ -14,26 +15,37 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, er
 """What a disk says that takes nothing."""
 
 
-def in_words(error: Exception, folder: Path, *, per_pass: int = 1, owned: Owned | None = None) -> ValueError | None:
-    """An error of the machine or the data, as a message that says what to do; None for one that is a fault of the code.
+@contextmanager
+def in_words(folder: Path, per_pass: int = 1) -> Iterator[None]:
+    """Turn such errors into one message each.
 
     Args:
         folder: the run's.
         per_pass: workers that share a forward pass.
-        owned: tells what became of the folder, once the run has it.
 
-    >>> str(in_words(OSError(errno.EROFS, "Read-only file system"), Path("runs/a")))
-    'runs/a cannot be written: Read-only file system; the same command goes on once it can'
+    Raises:
+        ValueError: in place of them.
+
+    >>> with in_words(Path("runs/mine")):
+    ...     raise OSError(errno.EROFS, "Read-only file system")
+    Traceback (most recent call last):
+    ValueError: runs/mine cannot be written: Read-only file system; the same command goes on once it can
     """
-    if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
-        return ValueError(less_memory(per_pass))
-    if isinstance(error, OSError):
-        if owned is not None and not owned.look() and owned.lost is not None:
-            return owned.lost
-        if error.errno in REFUSALS:
-            return ValueError(f"{folder} cannot be written: {error.strerror}; the same command goes on once it can")
-    if isinstance(error, IndexError) and "Target" in str(error):  # what cross_entropy raises for such a label
-        return ValueError(
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(less_memory(per_pass)) from error
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise ValueError(
+            f"{folder} cannot be written: {error.strerror}; the same command goes on once it can"
+        ) from error
+    except IndexError as error:  # what cross_entropy raises for such a label
+        if "Target" not in str(error):
+            raise
+        raise ValueError(
             f"a label of the training data lies outside the model's classes ({error}); labels must be 0 … C − 1"
-        )
-    return None
+        ) from error

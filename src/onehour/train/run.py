@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn, cast
 
 import torch
@@ -93,20 +93,17 @@ def train_run(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
-    loop = None
-    with deterministic(recipe):
-        try:
-            loop = _Loop(recipe, data, execution, group, model)
+    folder = execution.folder(recipe)
+    with deterministic(recipe), ExitStack() as stack:
+        recorder = None
+        with in_words(folder):
+            if group.rank == 0:
+                recorder = Recorder(folder, recipe)
+                stack.callback(recorder.close)  # also where what comes next fails: another try needs the folder
+            loop = _Loop(recipe, data, execution, group, model, recorder)
+        stack.callback(loop.close)
+        with in_words(folder, loop.per_pass):
             loop.run(stop_asked)
-        except (MemoryError, RuntimeError, OSError, IndexError) as error:
-            known: dict[str, Any] = {"per_pass": loop.per_pass, "owned": loop.owned} if loop else {}
-            words = in_words(error, execution.folder(recipe), **known)
-            if words is None:
-                raise
-            raise words from error
-        finally:
-            if loop is not None:
-                loop.close()
 
 
 class _Loop:
@@ -119,6 +116,7 @@ class _Loop:
         execution: Execution,
         group: Group,
         model: nn.Module | Callable[[], nn.Module] | None,
+        recorder: Recorder | None,
     ) -> None:
         assert recipe.samples is not None
         self.recipe, self.data, self.execution, self.group = recipe, data, execution, group
@@ -128,9 +126,8 @@ class _Loop:
         self.decisions = decisions_of(recipe)
         self.stream = self.decisions.stream()
         self.first = group.rank == 0
-        self.recorder = Recorder(self.folder, recipe) if self.first else None
-        self.inside = self.recorder.inside if self.recorder else self.folder
-        self.owned = Owned(self.recorder, group)
+        self.recorder, self.owned = recorder, Owned(recorder, group)
+        self.inside = recorder.inside if recorder else self.folder
         self.loggers = Loggers(load_logger(execution.log) if self.first else None)
         self.console = Console(recipe, quiet=not self.first)
         self.timer = StepTimer(group.device)
@@ -200,8 +197,6 @@ class _Loop:
         self.step.close()
         self.feed.close()
         self.validation.close()
-        if self.recorder is not None:
-            self.recorder.close()
 
     def _resume(self) -> tuple[int, bool]:
         """The iteration to go on with, and whether the one before it was evaluated, if it had to be."""

@@ -1,0 +1,104 @@
+"""The power goes after any file operation: from whatever the disk then holds, the same command goes on."""
+
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from powercut import Disk, Log, laid_out
+
+from onehour.api import train
+from onehour.dist.group import Group
+from onehour.train.checkpoint import Checkpoints
+from onehour.train.pitfalls import decisions_of
+from onehour.train.record import Recorder, Run, finished_run
+from onehour.train.store import Store
+
+OUT = "runs/new/run"
+SEEDS = range(3)
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names are resolved through /proc")
+
+
+@pytest.fixture(scope="module")
+def log(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Run]:
+    """Every operation of a run, from a folder above that is not there yet to its end."""
+    root = tmp_path_factory.mktemp("power")
+    log, write = Log(root), Store.write
+
+    def written(self: Store, iteration: int, *arguments: Any) -> Path:
+        path = write(self, iteration, *arguments)
+        log.mark(iteration)
+        return path
+
+    with log.active(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Store, "write", written)
+        run = train(tiny.recipe(), out=root / OUT, save_every=2)
+    log.mark("finished")
+    return log, run
+
+
+def test_the_log_misses_nothing(log: tuple[Log, Run]):
+    """What the operations leave, none of them lost, is what lies on the disk."""
+    seen, run = log
+    root = Path(seen.root)
+    lies = {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
+    assert Disk(seen.operations).all() == lies
+    assert run.finished
+
+
+def test_a_finished_run_is_on_disk_and_so_is_all_above_it(log: tuple[Log, Run]):
+    seen, _ = log
+    disk = Disk(seen.operations)
+    assert {name: content for name, content in disk.all().items() if "/." not in name}.items() <= disk.certain().items()
+
+
+def goes_on(tree: dict[str, bytes | None], root: Path, whole: Run, tiny: ModuleType) -> int:
+    """The iteration that the same command goes on from, its state and its record as they were."""
+    laid_out(tree, root)
+    out = root / OUT
+    if (ended := finished_run(out, whole.recipe)) is not None:
+        assert ended.summary["state_sha256"] == whole.summary["state_sha256"]
+        assert ended.metrics == whole.metrics
+        return 10**6
+    recorder, said = Recorder(out, whole.recipe), list[str]()
+    try:
+        model = tiny.net()
+        optimizer = decisions_of(whole.recipe).optimizer(model)
+        checkpoints = Checkpoints(out, whole.recipe, Group(), warn=said.append, inside=recorder.inside)
+        progress = checkpoints.load(model, optimizer)
+        done = progress["iteration"] if progress else 0
+        recorder.begin(done, {})
+        assert recorder.notes == said == []
+        known = [record for record in whole.metrics if record["iteration"] <= done]
+        assert Run(out).metrics == known
+        return done
+    finally:
+        recorder.close()
+
+
+def test_the_same_command_goes_on_from_whatever_is_left(log: tuple[Log, Run], tiny: ModuleType, tmp_path: Path):
+    seen, whole = log
+    tried: set[tuple[Any, ...]] = set()
+    for end in range(len(seen.operations) + 1):
+        disk = Disk(seen.operations[:end])
+        saved = max((10**6 if mark == "finished" else mark for mark in disk.marks), default=0)
+        for tree in (disk.certain(), disk.all(), *(disk.some(random.Random(f"{end} {seed}")) for seed in SEEDS)):
+            if (key := (saved, *tree.items())) not in tried:
+                tried.add(key)
+                (place := tmp_path / str(len(tried))).mkdir()
+                assert goes_on(tree, place, whole, tiny) >= saved, (end, sorted(tree))
+    assert len(tried) > 200
+
+
+def test_the_bits_are_those_of_an_undisturbed_run(log: tuple[Log, Run], tiny: ModuleType, tmp_path: Path):
+    seen, whole = log
+    draw = random.Random(0)
+    for case in range(6):
+        place = tmp_path / str(case)
+        place.mkdir()
+        laid_out(Disk(seen.operations[: draw.randrange(len(seen.operations))]).some(draw), place)
+        again = train(tiny.recipe(), out=place / OUT, save_every=2)
+        assert again.summary["state_sha256"] == whole.summary["state_sha256"]
+        assert again.metrics == whole.metrics
