@@ -116,9 +116,15 @@ def _add_train(commands: Any) -> None:
         "--restarts", type=int, default=0, metavar="R", help="how often to start all processes anew if one fails (0)"
     )
     where.add_argument(
-        "--hang-timeout", type=float, default=120.0, metavar="S", help="seconds an iteration may take (120)"
+        "--hang-timeout",
+        type=float,
+        metavar="S",
+        help="seconds for an iteration; ten times as many for the start (120)",
     )
     where.add_argument("--port", type=int, help="for the processes to meet at (a free one)")
+    where.add_argument(
+        "--allow-different", nargs=1, choices=("versions",), help="train though hosts have other versions of packages"
+    )
     folder = train.add_argument_group("its folder")
     folder.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/RECIPE-kn-sSEED)")
     folder.add_argument("--fresh", action="store_true", help="start over; keep the old folder under a numbered name")

@@ -44,8 +44,11 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     if options.restarts < 0:
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
-    recipe = named(options.recipe, **recipe_changes(options))
-    execution = _execution(options)
+    try:
+        recipe = named(options.recipe, **recipe_changes(options))
+        execution = _execution(options)
+    except ValueError as error:
+        return _refuse_here(error, options)
     from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
     from onehour.train.record import Run, move_aside
 
@@ -85,6 +88,17 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
             _say(f"onehour: {error}", sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
+
+
+def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
+    """What is wrong on this host alone must be heard on the others, which would wait for it."""
+    from onehour.dist.launch import is_launched
+
+    if not is_launched():
+        raise error
+    from onehour.api import refuse_together
+
+    refuse_together(error, options.device or "auto")
 
 
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
@@ -254,6 +268,8 @@ def _execution(options: argparse.Namespace) -> Execution:
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):
         given["save_minutes"] = given.pop("save_every")
+    if "allow_different" in given:
+        given["allow_different"] = tuple(given["allow_different"])
     if "WORLD_SIZE" in os.environ:
         given["processes"] = int(os.environ["WORLD_SIZE"])
     return Execution(**given)

@@ -10,7 +10,7 @@ from typing import Any
 
 from onehour.config import nearest
 
-__all__ = ["blame", "is_entry", "resolve"]
+__all__ = ["blame", "is_entry", "make_importable", "resolve"]
 
 
 def is_entry(spec: str) -> bool:
@@ -21,6 +21,15 @@ def is_entry(spec: str) -> bool:
     """
     module, colon, name = spec.partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+
+
+def make_importable() -> None:
+    """Let modules of the current folder be imported, as in a script.
+
+    >>> make_importable()
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def resolve(what: str, spec: str) -> Any:
@@ -37,8 +46,7 @@ def resolve(what: str, spec: str) -> Any:
     2.0
     """
     module_name, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    make_importable()
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:

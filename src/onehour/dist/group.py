@@ -101,6 +101,23 @@ class Group:
         dist.broadcast(data, src=0)
         return data.cpu().numpy().tobytes()
 
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Every process's bytes, at least one each, by rank, on every process.
+
+        >>> Group().gather(b"mine")
+        [b'mine']
+        """
+        if self.size == 1:
+            return [payload]
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(payload)
+        sizes = self.sum(lengths).tolist()
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self.device)
+        every = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(every, mine)
+        return [row[:size].cpu().numpy().tobytes() for row, size in zip(every, sizes, strict=True)]
+
 
 @contextmanager
 def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:

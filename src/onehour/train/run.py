@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
+from onehour.train.agreement import agree
 from onehour.train.breaking import Breakable, EvaluationStoppedError
 from onehour.train.build import build_model, effects, pick_loaders, pick_share, pick_workers_per_pass
 from onehour.train.checkpoint import Checkpoints, SaveInterval
@@ -29,13 +29,14 @@ from onehour.train.console import Console
 from onehour.train.determinism import build_of, deterministic
 from onehour.train.environment import environment
 from onehour.train.evaluate import evaluate
+from onehour.train.facts import facts_of_model
 from onehour.train.flags import HostFlags
 from onehour.train.loggers import Loggers, load_logger
 from onehour.train.measure import measured, timed
-from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.pitfalls import decisions_of
 from onehour.train.profiling import profiled
 from onehour.train.record import Recorder
+from onehour.train.refusals import in_words
 from onehour.train.shared import look_for_folder
 from onehour.train.skipping import Skipping
 from onehour.train.step import Step
@@ -61,9 +62,6 @@ class StoppedError(Exception):
     True
     """
 
-
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk says that takes nothing."""
 
 DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite": NonFiniteError}
 """Ends that a restart must not undo, by the name that outcome.json has for them."""
@@ -96,30 +94,19 @@ def train_run(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
-    loop = None
-    with deterministic(recipe):
+    folder, limit = execution.folder(recipe), execution.hang_timeout
+    with deterministic(recipe), Watchdog(None, rank=group.rank, size=group.size, timeout=limit) as watchdog:
         try:
-            loop = _Loop(recipe, data, execution, group, model)
-            loop.run(stop_asked)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(less_memory(loop.per_pass if loop else 1)) from error
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            raise ValueError(
-                f"{execution.folder(recipe)} cannot be written: {error.strerror}; the same command goes on once it can"
-            ) from error
-        except IndexError as error:  # what cross_entropy raises for such a label
-            if "Target" not in str(error):
-                raise
-            raise ValueError(
-                f"a label of the training data lies outside the model's classes ({error}); labels must be 0 … C − 1"
-            ) from error
+            with in_words(folder):
+                loop = _Loop(recipe, data, execution, group, model, watchdog)
+        except ValueError as error:
+            agree(group, failed=error)
+            raise
+        try:
+            with in_words(folder, loop.per_pass):
+                loop.run(stop_asked)
         finally:
-            if loop is not None:
-                loop.close()
+            loop.close()
 
 
 class _Loop:
@@ -132,6 +119,7 @@ class _Loop:
         execution: Execution,
         group: Group,
         model: nn.Module | Callable[[], nn.Module] | None,
+        watchdog: Watchdog,
     ) -> None:
         assert recipe.samples is not None
         self.recipe, self.data, self.execution, self.group = recipe, data, execution, group
@@ -142,6 +130,8 @@ class _Loop:
         self.stream = self.decisions.stream()
         self.first = group.rank == 0
         self.recorder = Recorder(self.folder, recipe) if self.first else None
+        self.watchdog = watchdog
+        watchdog.folder = self.folder
         self.loggers = Loggers(load_logger(execution.log) if self.first else None)
         self.console = Console(recipe, quiet=not self.first)
         self.timer = StepTimer(group.device)
@@ -165,7 +155,6 @@ class _Loop:
         self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group)
         self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self.console.warn)
         self.step.before_update = self.checkpoints.detach
-        self.watchdog = Watchdog(self.folder, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
         self.interval = SaveInterval(execution.save_every, execution.save_minutes)
         self.flags = HostFlags(group.device)
         self._mark(0)
@@ -205,7 +194,6 @@ class _Loop:
         self.since, self.cpu_since, self.last_evaluated = time.perf_counter(), time.process_time(), done
 
     def close(self) -> None:
-        self.watchdog.close()
         self.checkpoints.close()
         self.console.close()
         self.step.close()
@@ -216,6 +204,8 @@ class _Loop:
 
     def _resume(self) -> tuple[int, bool]:
         """The iteration to go on with, and whether the one before it was evaluated, if it had to be."""
+        if self.group.size > 1:
+            agree(self.group, facts_of_model(self.model, self.optimizer))
         look_for_folder(self.folder, self.group)
         progress = self.checkpoints.load(self.model, self.optimizer)
         start, evaluated = 0, True
