@@ -18,8 +18,8 @@ Facts = Mapping[str, Mapping[str, Any]]
 DIFFERENT = ("versions",)
 """Kinds that a person may allow to differ."""
 NOTHING: Facts = {}
-SHOWN, LONGEST = 5, 120
-"""Differences that a message names, and characters of a value at most."""
+SHOWN, LONGEST = 3, 120
+"""Differences of a kind that a message names, and characters of a value at most."""
 ADVICE = {
     "versions": "install the same, or say --allow-different versions",
     "model": "give the name of a function, or seed before the model is built",
@@ -85,15 +85,19 @@ def refusal(said: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> t
     for kind in dict.fromkeys(kind for each in said for kind in each["facts"]):
         found[kind] = list(_differences(said, kind))
     borne = [text for kind in allowed for text in found.pop(kind, [])]
-    texts = [text for kind in found for text in found[kind]]
+    texts = [text for kind in found for text in _first(found[kind], kind)]
     for rank, each in enumerate(said):
         if each["failed"] is not None:
-            return "; ".join([f"{_who(said, rank)} cannot train: {each['failed']}", *texts[:SHOWN]]), ""
+            return "; ".join([f"{_who(said, rank)} cannot train: {each['failed']}", *texts]), ""
     if not texts:
         return "", "; ".join(borne)
-    more = [f"and {len(texts) - SHOWN} more differences"] if len(texts) > SHOWN else []
     advice = [text for kind, text in ADVICE.items() if found.get(kind)]
-    return f"the processes do not train the same: {'; '.join([*texts[:SHOWN], *more, *advice])}", ""
+    return f"the processes do not train the same: {'; '.join([*texts, *advice])}", ""
+
+
+def _first(texts: list[str], kind: str) -> list[str]:
+    more = [f"and {len(texts) - SHOWN} more of the {kind}"] if len(texts) > SHOWN else []
+    return [*texts[:SHOWN], *more]
 
 
 def _differences(said: Sequence[Mapping[str, Any]], kind: str) -> list[str]:

@@ -147,7 +147,7 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
 
     >>> from onehour.data.sources import load_data
     >>> facts_of_data(Recipe(samples=8192), load_data("digits"))["data"]["validation samples"]
-    2048
+    4096
     """
     sides = {"training": data.train, "validation": data.validation}
     counts = {f"{side} samples": len(dataset) for side, dataset in sides.items()}
@@ -219,7 +219,7 @@ def _read(keyed: Keyed, index: int) -> tuple[int | None, str]:
 
 
 def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """The model's layers, its initial weights and buffers, and the optimizer's groups.
+    """The model's layers, its initial weights and buffers, the optimizer's groups, and the source of both.
 
     >>> model = nn.Linear(2, 1)
     >>> facts_of_model(model, torch.optim.SGD(model.parameters(), lr=0.1))["optimizer"]["lr of the optimizer's group 0"]
@@ -243,7 +243,7 @@ def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str
             plain = value.tolist() if isinstance(value, Tensor) else value
             text = ", ".join(names.get(id(p), "?") for p in value) if key == "params" else ADDRESS.sub("", repr(plain))
             groups[f"{key} of the optimizer's group {number}"] = text
-    return {"model": layers, "optimizer": groups}
+    return {"model": layers, "optimizer": groups, "source": dict(_sources([model, optimizer]))}
 
 
 def _described(tensor: Tensor) -> str:
