@@ -15,7 +15,7 @@ import onehour
 SOURCE = Path(onehour.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
-SHARED = ("config", "entry", "files")  # what a Recipe is, how anyone's function is found, files written whole
+SHARED = ("config", "entry", "files", "machine")  # recipes, anyone's functions, whole files, cores
 
 
 def name_of(path: Path) -> str:

@@ -16,15 +16,17 @@ from torch import nn
 
 from onehour.config import Recipe
 from onehour.data.sources import Data
+from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import adopt_slurm, is_torchruns, process_began
 from onehour.dist.placement import place
 from onehour.execution import Execution, default_folder
+from onehour.machine import own_share
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
 from onehour.train.agreement import agree
-from onehour.train.build import build_model, build_optimizer, complete, pick_device
+from onehour.train.build import build_model, build_optimizer, complete, pick_device, pick_loaders
 from onehour.train.facts import facts_of_data, facts_of_start
 from onehour.train.loggers import load_logger
 from onehour.train.memory import less_memory, out_of_memory
@@ -113,8 +115,6 @@ def run(
         )
     execution = dataclasses.replace(execution, processes=processes)
     device = pick_device(execution.device)
-    if execution.threads:
-        torch.set_num_threads(execution.threads)
     facts, failed, loaded = {}, None, None
     with _watching(execution):
         try:
@@ -123,8 +123,14 @@ def run(
             failed = error
     # The watchdog, which names who is stuck, comes first.
     with joined(device, patience=2 * GRACE * (execution.hang_timeout or 0.0)) as group:
-        agree(group, facts, failed=failed, allowed=execution.allow_different)
+        sharing = agree(group, facts, failed=failed, allowed=execution.allow_different)
         assert loaded is not None
+        share = own_share(sharing)
+        if execution.threads:
+            torch.set_num_threads(execution.threads)
+        elif "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(min(torch.get_num_threads(), share))
+        execution = dataclasses.replace(execution, loaders=pick_loaders(execution, loaded, share))
         folder = execution.folder(recipe)
         if not _agreed_to_be_finished(folder, recipe, execution, group):
             train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
@@ -272,7 +278,7 @@ def check(recipe: Recipe, execution: Execution) -> Run | None:
         ValueError: for bad input.
     """
     place(recipe.workers.workers, execution.processes)
-    pick_device(execution.device)
+    refuse_too_few_gpus(execution.processes, pick_device(execution.device))
     with _watching(execution):
         load_logger(execution.log)
         recipe, data = complete(recipe)

@@ -59,6 +59,8 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
     from onehour.api import check
 
+    if options.processes == "auto":
+        execution = _on_devices(recipe, execution)
     refuse_used_port(execution.port)
     finished = check(recipe, execution)
     if finished is not None:
@@ -88,6 +90,17 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
             _say(f"onehour: {error}", sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
+
+
+def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
+    """As many processes as the devices of this machine are for."""
+    from onehour.dist.devices import pick_processes
+    from onehour.train.build import pick_device
+
+    processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
+    if line:
+        _say(line)
+    return dataclasses.replace(execution, processes=processes)
 
 
 def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
@@ -268,6 +281,8 @@ def _execution(options: argparse.Namespace) -> Execution:
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):
         given["save_minutes"] = given.pop("save_every")
+    if given.get("processes") == "auto":
+        del given["processes"]
     if "allow_different" in given:
         given["allow_different"] = tuple(given["allow_different"])
     if "WORLD_SIZE" in os.environ:

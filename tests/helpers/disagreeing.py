@@ -97,7 +97,7 @@ class Host:
 
     def old(self, module: Any) -> dict[str, Any]:
         if self.second:
-            module.__version__ = "0.0.1"
+            vars(module)["__version__"] = "0.0.1"
         return {}
 
 
@@ -376,7 +376,7 @@ def heard(rank: int, folder: Path, name: str, plant: Plant, **more: Any) -> str:
     finally:
         torch.backends.cpu.get_cpu_capability = capability
         for module, before in versions:
-            module.__version__ = before
+            vars(module)["__version__"] = before
 
 
 def live(rank: int, folder: Path, ports: list[str]) -> None:

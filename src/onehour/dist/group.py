@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from onehour.dist.devices import own_gpu
 from onehour.dist.processes import LOOPBACK
 
 __all__ = ["Group", "PeerLateError", "PeerLostError", "joined", "peer_lost"]
@@ -128,6 +129,7 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
         patience: seconds to wait for another process, in joining and in each exchange; ten minutes if that is more.
 
     Raises:
+        ValueError: if this host has fewer GPUs than processes.
         PeerLostError: when another process is gone, before or while this one is in the block.
         PeerLateError: when it has not come for too long.
 
@@ -138,7 +140,9 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     where = torch.device("cpu")
     if device == "cuda":
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        local = [int(os.environ.get(name, other)) for name, other in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))]
+        shared = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" not in os.environ
+        where = torch.device("cuda", own_gpu(*local, shared=shared))
         torch.cuda.set_device(where)
     if size == 1:
         yield Group(device=where)

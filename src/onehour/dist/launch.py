@@ -16,6 +16,7 @@ from pathlib import Path
 
 from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
 from onehour.dist.signals import StopSignals
+from onehour.machine import CORES, share_of
 
 __all__ = [
     "ENDS",
@@ -134,10 +135,12 @@ def launch(
     if stop is not None:
         stop.leave_to_caller()
     command = [sys.executable, "-m", "onehour", *arguments]
+    share = share_of(processes)
     shared = {
         OURS: str(os.getpid()),
         JOB: job,
-        "OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes)),
+        CORES: str(share),
+        "OMP_NUM_THREADS": str(threads or os.environ.get("OMP_NUM_THREADS") or share),
         "MASTER_ADDR": LOOPBACK,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from onehour.dist.group import Group
+from onehour.machine import which_cores
 
 __all__ = ["DIFFERENT", "Facts", "agree"]
 
@@ -26,9 +27,7 @@ ADVICE = {
 }
 
 
-def agree(
-    group: Group, facts: Facts = NOTHING, *, failed: Exception | None = None, allowed: Sequence[str] = ()
-) -> list[int]:
+def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = None, allowed: Sequence[str] = ()) -> int:
     """Compare what all processes say; they call it together.
 
     Of the recipe every field counts; of other kinds what both have, since a process may know less than another one.
@@ -39,17 +38,18 @@ def agree(
         allowed: kinds that may differ, if all processes allow it; process 0 then prints how they do.
 
     Returns:
-        The processes of this one's host.
+        How many processes, this one among them, share its cores.
 
     Raises:
         ValueError: the same in all processes, with what differs, the hosts and both values; or `failed`.
 
     >>> agree(Group(), {"recipe": {"seed": 1}})
-    [0]
+    1
     """
     if group.size > 1:
         mine = {
             "host": socket.gethostname(),
+            "cores": which_cores(),
             "facts": facts,
             "failed": None if failed is None else str(failed),
             "allowed": list(allowed),
@@ -62,10 +62,11 @@ def agree(
         if borne and group.rank == 0:
             with suppress(OSError):  # nor does an output that cannot be written end a run
                 print(f"warning: as allowed, {borne}", file=sys.stderr, flush=True)
-        return [rank for rank, each in enumerate(said) if each["host"] == mine["host"]]
+        here = [each["cores"] for each in said if each["host"] == mine["host"]]
+        return sum(bool(cores & mine["cores"]) for cores in here)
     if failed is not None:
         raise failed
-    return [0]
+    return 1
 
 
 def refusal(said: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> tuple[str, str]:

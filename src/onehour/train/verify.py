@@ -61,7 +61,13 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
     step = Step(recipe, model, optimizer, passes=own, group=group, timer=StepTimer(group.device))
     stream = SampleStream(samples=recipe.samples, minibatch=recipe.workers, seed=recipe.seed)
     batches = pass_batches(
-        data.train, stream, own, start=0, stop=steps, loaders=pick_loaders(execution, data), device=group.device
+        data.train,
+        stream,
+        own,
+        start=0,
+        stop=steps,
+        loaders=pick_loaders(execution, data),
+        device=group.device,
     )
     model.train()
     history, seconds, state = [], [], {}
