@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from onehour.data.crew import STRIKES
+from onehour.data.dataset import KeyedDataset
 from onehour.data.desk import IGNORED
 from onehour.data.loader import Feed
 from onehour.rules.minibatch import Minibatch
@@ -26,10 +26,8 @@ CPU = torch.device("cpu")
 STOP = 40
 
 
-class Slow(Dataset[Any]):
+class Slow(KeyedDataset):
     """Image i is full of numbers of its key, and takes a moment."""
-
-    shape = (3, 6, 4)
 
     def __init__(self, happens: Callable[[int], object] = lambda index: None) -> None:
         self.happens = happens
@@ -48,8 +46,6 @@ class Slow(Dataset[Any]):
 
 class Plain(Slow):
     """Of floats, whose shape the first sample says."""
-
-    shape = None  # type: ignore[assignment]
 
     def keyed(self, index: int, key: int) -> tuple[Tensor, int]:
         image, label = super().keyed(index, key)

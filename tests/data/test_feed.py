@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from onehour.data import parts
+from onehour.data.dataset import KeyedDataset
 from onehour.data.keyed import Part
 from onehour.data.loader import Feed
 from onehour.data.parts import divided, part_size, whole_batch
@@ -23,11 +23,11 @@ from onehour.rules.shuffle import SampleStream
 CPU = torch.device("cpu")
 
 
-class Numbers(Dataset[Any]):
+class Numbers(KeyedDataset):
     """Image i is full of i; remembers nothing."""
 
     def __init__(self, count: int = 4096, side: int = 2) -> None:
-        self.count, self.side, self.shape = count, side, (3, side, side)
+        self.count, self.side = count, side
 
     def __len__(self) -> int:
         return self.count

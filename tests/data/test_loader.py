@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from onehour import Minibatch, SampleStream
-from onehour.data.loader import CHUNK, chunk_batches, in_memory, pass_batches
+from onehour.data.loader import CHUNK, chunk_batches, pass_batches
+from onehour.data.look import in_memory
 
 CPU = torch.device("cpu")
 STREAM = SampleStream(samples=48, minibatch=Minibatch(per_worker=4, workers=2), seed=3)

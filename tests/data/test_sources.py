@@ -106,8 +106,16 @@ class Stream(IterableDataset[Any]):
         ([(torch.zeros(3, 8, 8), 0, 1)], GOOD, r"no \(image, label\) pair"),
         ([("cat.jpg", 0)], GOOD, "the training data's images are str; expected float tensors"),
         (side(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)), GOOD, r"images are torch\.uint8; expected float tensors"),
-        ([(torch.zeros(3, 8, 8), "cat")], GOOD, "labels are str; expected whole numbers"),
-        ([(torch.zeros(3, 8, 8), torch.tensor(0.5))], GOOD, "labels are Tensor; expected whole numbers"),
+        (
+            [(torch.zeros(3, 8, 8), "cat")],
+            GOOD,
+            r"training data's first label: the label is a str \('cat'\); expected one whole number",
+        ),
+        (
+            [(torch.zeros(3, 8, 8), torch.tensor(0.5))],
+            GOOD,
+            r"training data's first label: the label 0\.5 is no whole number",
+        ),
         (side(torch.zeros(4, 3, 9, 9)), GOOD, r"shape \(3, 9, 9\), validation images \(3, 8, 8\); expected one"),
         (side(torch.zeros(2, 3, 8, 8), torch.tensor([0, -1])), GOOD, "labels must not be below zero, found -1"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onehour.data.child import in_child
 from onehour.data.faults import FaultError, shown
 from onehour.files import append_whole
 from onehour.rules.shuffle import SampleStream
@@ -111,7 +112,8 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
         old = path.read_bytes() if path.is_file() else b""
         whole = old[: old.rfind(b"\n") + 1]  # a line without its end is what a full disk or a kill has left
         new = sorted(set(found) - _indices(whole))
-        lines = [json.dumps({"index": index, **_described(dataset, index)}) + "\n" for index in new]
+        described = in_child(lambda: [_described(dataset, index) for index in new], "a look at bad images")
+        lines = [json.dumps({"index": i, **found}) + "\n" for i, found in zip(new, described, strict=True)]
         append_whole(path, "".join(lines).encode(), behind=len(whole))
     except OSError:
         skipped.indices.update(found)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from onehour.data.augment import drawn_key, normalise, uniform
+from onehour.data.dataset import KeyedDataset
 
 __all__ = ["CLASSES", "Cifar", "cifar10"]
 
@@ -31,7 +31,7 @@ LARGEST = 2**26
 EXPECTED = "expected cifar-10-python.tar.gz as https://www.cs.toronto.edu/~kriz/cifar.html has it"
 
 
-class Cifar(Dataset[tuple[Tensor, int]]):
+class Cifar(KeyedDataset):
     """Small images in memory; a map-style data set of uint8 (3, 32, 32).
 
     Args:

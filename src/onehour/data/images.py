@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from onehour.data.augment import SIZE, drawn_key, normalise, training_crop, validation_crop
+from onehour.data.dataset import KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.faults import FaultError
 from onehour.data.index import changes, folder_side, index_of, read_index
@@ -49,7 +49,7 @@ class ImageOptions:
             raise ValueError(f"pixel_cap is {self.pixels}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(KeyedDataset):
     """Images of any size and format as the paper's crops (§5.1); a map-style data set of uint8 (3, 224, 224).
 
     Args:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onehour.data.bad import IN_A_ROW, following
+from onehour.data.dataset import KeyedDataset, seed_generators
 from onehour.data.faults import FaultError
 from onehour.data.slots import Layout
 from onehour.entry import blame
@@ -59,13 +60,13 @@ class Keyed:
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
     def layout(self) -> Layout:
-        """How the images lie in memory: as `shape` of the data set says, else as the first one does.
+        """How the images lie in memory: as `KeyedDataset.shape` says, else as the first one does.
 
         >>> from torch.utils.data import TensorDataset
         >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).layout().shape
         (8,)
         """
-        shape = getattr(self.dataset, "shape", None)
+        shape = self.dataset.shape if isinstance(self.dataset, KeyedDataset) else None
         if shape is not None:
             return Layout((*shape[1:], shape[0]), torch.uint8, True)
         with _undisturbed():
@@ -110,19 +111,18 @@ class Keyed:
         >>> Keyed([], seed=0).name(5)
         'sample 5'
         """
-        name = getattr(self.dataset, "name", None)
-        return f"sample {index}" + (f" ({name(index)})" if callable(name) else "")
+        name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""
+        return f"sample {index}" + (f" ({name})" if name else "")
 
     def _sample(self, index: int, number: int) -> Any:
-        keyed = getattr(self.dataset, "keyed", None)
-        if keyed is None:
-            random.seed(number)
-            np.random.seed(number & 0xFFFFFFFF)
-            torch.default_generator.manual_seed(number)
+        offered = isinstance(self.dataset, KeyedDataset)
         try:
-            return self.dataset[index] if keyed is None else keyed(index, number)
+            if offered:
+                return self.dataset.keyed(index, number)
+            seed_generators(number)
+            return self.dataset[index]
         except Exception as error:
-            if keyed is not None and isinstance(error, ValueError):
+            if offered and isinstance(error, ValueError):
                 raise
             raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error
 

@@ -1,13 +1,4 @@
-"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes.
-
-A data set may have more than `__len__` and `__getitem__`:
-- `keyed(index, key) -> (image, label)` takes its random numbers from the 63-bit key alone. It is called instead of
-  `__getitem__`, and no global generator is seeded. Its ValueErrors name the place and the remedy: they pass unchanged.
-- `prepare(images) -> images` makes of a batch on the device what the model takes, e.g. floats of bytes.
-- `shape`: (C, H, W) of its images, if they are bytes; the first one says it otherwise.
-- `name(index)`: where sample `index` lies, for messages.
-- `skips`: whether an image whose `keyed` raises a `FaultError` is replaced by the stream's next one of its worker.
-"""
+"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes."""
 
 from __future__ import annotations
 
@@ -19,17 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from onehour.data.bad import Skipped
+from onehour.data.child import in_child
 from onehour.data.crew import PATIENCE, Crew
+from onehour.data.dataset import KeyedDataset
 from onehour.data.keyed import Keyed, Part
+from onehour.data.look import Look, in_memory
 from onehour.data.parts import divided, part_size, whole_batch
 from onehour.data.slots import Layout
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "in_memory", "pass_batches", "prepared"]
+__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
@@ -49,9 +42,11 @@ class Feed:
         loaders: processes that load; 0 loads in this one. Changes no sample.
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
+        look: at the data set; where there is none, one that loads looks first.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
 
+    >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"))
     >>> [len(labels) for _, labels in feed.chunks(range(2))]
@@ -66,18 +61,28 @@ class Feed:
         loaders: int,
         device: torch.device,
         stream: SampleStream | None = None,
+        look: Look | None = None,
         patience: float | None = PATIENCE,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self.dataset, self.loaders, self.device, self.stream = dataset, loaders, device, stream
         self.skipped = Skipped()
         """Images that could not be read, of the batches given so far."""
-        self._keyed = Keyed(dataset, seed, stream if getattr(dataset, "skips", False) else None)
+        self._keyed = Keyed(dataset, seed, stream if isinstance(dataset, KeyedDataset) and dataset.skips else None)
         self._patience, self._warn = patience, warn
-        self._layout: Layout | None = None
+        self._look, self._layout = look, look.layout if look is not None else None
         self._size = 0
         self._crew: Crew | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def samples(self) -> int:
+        """How many the data set has.
+
+        >>> Feed([7, 7], seed=0, loaders=0, device=torch.device("cpu")).samples
+        2
+        """
+        return len(self.dataset) if self._look is None else self._look.samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
         """(images, labels) of every pass of the iterations [start, stop).
@@ -85,6 +90,7 @@ class Feed:
         Args:
             passes: the workers of each of this process's passes.
 
+        >>> from torch.utils.data import TensorDataset
         >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
         >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
         >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"), stream=stream)
@@ -100,11 +106,12 @@ class Feed:
     def chunks(self, chunks: range) -> Iterator[Batch]:
         """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers.
 
+        >>> from torch.utils.data import TensorDataset
         >>> feed = Feed(TensorDataset(torch.zeros(3), torch.zeros(3)), seed=0, loaders=0, device=torch.device("cpu"))
         >>> [labels.tolist() for _, labels in feed.chunks(range(1))]
         [[0, 0, 0]]
         """
-        spans = [range(c * CHUNK, min((c + 1) * CHUNK, len(self.dataset))) for c in chunks]
+        spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if in_memory(self.dataset):
             return _sliced(self.dataset.tensors, spans, self.device)
         indices = (np.arange(span.start, span.stop) for span in spans)
@@ -129,7 +136,10 @@ class Feed:
         return self._crew.pids if self._crew is not None else []
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        layout = self._layout = self._layout or self._keyed.layout()
+        if self._layout is None:
+            look = self._keyed.layout
+            self._layout = in_child(look, "the first look at the data") if self.loaders else look()
+        layout = self._layout
         self._size = self._size or part_size(largest, loaders=self.loaders, image_bytes=layout.bytes)
         counts = deque[int]()
         keys = divided(batches, self._size, counts)
@@ -186,22 +196,25 @@ def pass_batches(
     stop: int,
     loaders: int,
     device: torch.device,
+    look: Look | None = None,
 ) -> Iterator[Batch]:
     """The batches of `Feed.passes`, from processes that end with them.
 
+    >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
     >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
     >>> batches = pass_batches(data, stream, [range(1)], start=0, stop=2, loaders=0, device=torch.device("cpu"))
     >>> sorted(int(label) for _, labels in batches for label in labels)
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    with closing(Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream)) as feed:
+    with closing(Feed(dataset, seed=stream.seed, loaders=loaders, device=device, stream=stream, look=look)) as feed:
         yield from feed.passes(passes, start=start, stop=stop)
 
 
 def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
     """The batches of `Feed.chunks`, from processes that end with them.
 
+    >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
     >>> [len(labels) for _, labels in chunk_batches(data, range(2), seed=0, loaders=0, device=torch.device("cpu"))]
     [256, 44]
@@ -210,22 +223,14 @@ def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, devic
         yield from feed.chunks(chunks)
 
 
-def in_memory(dataset: Any) -> bool:
-    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
-
-    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
-    True
-    """
-    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
-
-
 def prepared(dataset: Any, images: Tensor) -> Tensor:
-    """A batch as the model takes it: through the data set's `prepare`, where it has one.
+    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one.
 
+    >>> from torch.utils.data import TensorDataset
     >>> prepared(TensorDataset(torch.zeros(2)), torch.ones(1, 3, 2, 2)).dtype
     torch.float32
     """
-    return dataset.prepare(images) if hasattr(dataset, "prepare") else images
+    return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
 
 
 def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[np.ndarray]:

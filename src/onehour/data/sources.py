@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import TensorDataset
 
 from onehour.config import nearest
 from onehour.data.digits import digits, digits_wide
-from onehour.data.faults import FaultError
+from onehour.data.look import Look, in_memory, look, simplest
 from onehour.entry import blame, is_entry, resolve
 
 __all__ = ["DATA", "Data", "load_data"]
@@ -26,13 +25,13 @@ class Data:
     """Two map-style data sets of (image, label), and what models must know of them.
 
     Args:
-        train, validation: have `__len__` and `__getitem__(index) -> (image, label)`; perhaps also `keyed` and
-            `prepare` (see `onehour.data.loader`), and then images may be uint8.
+        train, validation: have `__len__` and `__getitem__(index) -> (image, label)`; a `KeyedDataset` has more.
         classes: number of labels where the data says so (an attribute `classes`, or labels in memory).
         channels: of the images.
+        looks: at the first samples of each.
 
     >>> data = load_data("digits")
-    >>> len(data.train), data.classes, data.channels
+    >>> data.looks[0].samples, data.classes, data.channels
     (8192, 10, 1)
     """
 
@@ -40,22 +39,30 @@ class Data:
     validation: Any
     classes: int | None
     channels: int
+    looks: tuple[Look, Look]
 
     @classmethod
     def of(cls, train: Any, validation: Any) -> Data:
-        """Look at two data sets.
+        """Look at two data sets, in a process of its own unless they are tensors in memory.
 
         Raises:
             ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
 
         >>> images, labels = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
+        >>> from torch.utils.data import TensorDataset
         >>> Data.of(TensorDataset(images, labels), TensorDataset(images, labels)).classes
         3
         """
-        shapes = [_item_shape(side, dataset) for side, dataset in (("training", train), ("validation", validation))]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"training images have shape {shapes[0]}, validation images {shapes[1]}; expected one")
-        return cls(train, validation, _classes(train, validation), shapes[0][0] if shapes[0] else 1)
+        train, validation = simplest("training", train), simplest("validation", validation)
+        ours, theirs = look((("training", train), ("validation", validation)))
+        shape, other = ours.layout.image_shape, theirs.layout.image_shape
+        if shape != other:
+            raise ValueError(f"training images have shape {shape}, validation images {other}; expected one")
+        kinds = ours.layout.dtype, theirs.layout.dtype
+        if kinds[0] != kinds[1] and torch.uint8 not in kinds:  # bytes become floats later
+            raise ValueError(f"training images are {kinds[0]}, validation images {kinds[1]}; expected one type")
+        classes = _in_memory_classes(train, validation) or ours.classes
+        return cls(train, validation, classes, shape[0] if shape else 1, (ours, theirs))
 
 
 def _images(path: str, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -117,33 +124,11 @@ def load_data(spec: str, **options: Any) -> Data:
     return Data.of(*returned)
 
 
-def _item_shape(side: str, dataset: Any) -> tuple[int, ...]:
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ValueError(f"the {side} data is a {type(dataset).__name__}; expected a map-style data set (len and [i])")
-    if len(dataset) == 0:
-        raise ValueError(f"the {side} data is empty")
-    try:
-        image, label = dataset[0]
-    except Exception as error:
-        if getattr(dataset, "skips", False) and isinstance(error, FaultError):
-            return dataset.shape  # another sample will be taken in its place
-        if hasattr(dataset, "keyed") and isinstance(error, ValueError):
-            raise  # it names the place and the remedy
-        raise ValueError(f"the {side} data's first item is no (image, label) pair: {blame(error)}") from error
-    prepared = torch.is_tensor(image) and image.dtype == torch.uint8 and hasattr(dataset, "prepare")
-    if not torch.is_tensor(image) or not (image.is_floating_point() or prepared):
-        kind = image.dtype if torch.is_tensor(image) else type(image).__name__
-        raise ValueError(f"the {side} data's images are {kind}; expected float tensors of shape (C, H, W)")
-    if not (isinstance(label, int) or (torch.is_tensor(label) and label.ndim == 0 and not label.is_floating_point())):
-        raise ValueError(f"the {side} data's labels are {type(label).__name__}; expected whole numbers")
-    return tuple(image.shape)
-
-
-def _classes(train: Any, validation: Any) -> int | None:
-    if isinstance(train, TensorDataset) and isinstance(validation, TensorDataset):
-        labels = torch.cat((train.tensors[1], validation.tensors[1]))
-        if int(labels.min()) < 0:
-            raise ValueError(f"labels must not be below zero, found {int(labels.min())}")
-        return int(labels.max()) + 1
-    names = getattr(train, "classes", None)
-    return len(names) if names is not None else None
+def _in_memory_classes(train: Any, validation: Any) -> int | None:
+    if not (in_memory(train) and in_memory(validation)):
+        return None
+    both = train.tensors[1], validation.tensors[1]
+    lowest = min(int(labels.min()) for labels in both)
+    if lowest < 0:
+        raise ValueError(f"labels must not be below zero, found {lowest}")
+    return max(int(labels.max()) for labels in both) + 1

@@ -38,6 +38,15 @@ class Breakable:
     def __init__(self, feed: Feed, group: Group, stop_asked: Callable[[], bool]) -> None:
         self.feed, self.group, self.stop_asked = feed, group, stop_asked
 
+    @property
+    def samples(self) -> int:
+        """As `Feed.samples`.
+
+        >>> Breakable(Feed([0], seed=0, loaders=0, device=torch.device("cpu")), Group(), lambda: True).samples
+        1
+        """
+        return self.feed.samples
+
     def chunks(self, chunks: range) -> Iterator[Batch]:
         """As `Feed.chunks`.
 
@@ -50,7 +59,7 @@ class Breakable:
         onehour.train.breaking.EvaluationStoppedError
         """
         batches = self.feed.chunks(chunks)
-        every = -(-len(self.feed.dataset) // CHUNK)
+        every = -(-self.samples // CHUNK)
         for turn in range(-(-every // self.group.size)):  # as many for each process, whoever has a chunk less
             if self._agreed():
                 raise EvaluationStoppedError

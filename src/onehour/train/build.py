@@ -11,7 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.loader import in_memory, prepared
+from onehour.data.dataset import KeyedDataset
+from onehour.data.loader import prepared
+from onehour.data.look import in_memory
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
@@ -69,14 +71,14 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
     classes = recipe.classes or loaded.classes
     if classes is not None and loaded.classes is not None and classes < loaded.classes:
         raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    return recipe.replace(samples=len(loaded.train), classes=classes, **_facts(recipe, loaded)), loaded
+    return recipe.replace(samples=loaded.looks[0].samples, classes=classes, **_facts(recipe, loaded)), loaded
 
 
 def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """How images are read, as the data has it; other data must not be asked for it."""
     usual = Recipe()
     known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
-    facts = getattr(data.train, "facts", None)
+    facts = data.train.facts if isinstance(data.train, KeyedDataset) else None
     if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
         raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
     return facts or {"resized": None}
@@ -129,7 +131,7 @@ def build_model(
 @torch.no_grad()
 def _try(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
     """One validation image through the model, so that a misfit is one message before the run."""
-    image = prepared(data.validation, data.validation[0][0][None].to(device))
+    image = prepared(data.validation, data.looks[1].image[None].to(device))
     image = image.double() if recipe.precision == "float64" else image
     model.eval()
     try:
@@ -217,7 +219,7 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
         return min(execution.workers_per_pass, share)
     if recipe.channels_last or draws_numbers(model):
         return 1
-    worker = data.validation[0][0].numel() * 4 * recipe.per_worker
+    worker = data.looks[1].image.numel() * 4 * recipe.per_worker
     return max(1, min(share, PASS_BYTES[device] // worker))
 
 

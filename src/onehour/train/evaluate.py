@@ -41,30 +41,27 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, dataset: Any, recipe: Recipe, *, group: Group, loaders: int = 0, feed: Feed | None = None
-) -> Evaluation:
+def evaluate(model: nn.Module, dataset: Any, recipe: Recipe, *, group: Group, feed: Feed | None = None) -> Evaluation:
     """Evaluate on every sample once.
 
     Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's loss has a place of its own in
     the vector that is summed, so that no order of adding depends on p.
 
     Args:
-        loaders: processes that load for this evaluation.
-        feed: in place of them, the data set's, whose processes stay for the next one.
+        feed: the data set's, whose processes stay for the next one; without, this one loads.
 
     >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.eye(3), torch.tensor([0, 1, 1]))
     >>> evaluate(nn.Identity(), data, Recipe(), group=Group()).errors
     1
     """
-    samples = len(dataset)
+    samples = len(dataset) if feed is None else feed.samples
     chunks = range(group.rank, -(-samples // CHUNK), group.size)
     losses = torch.zeros(-(-samples // CHUNK) + 1, dtype=torch.float64, device=group.device)
     was_training = model.training
     model.eval()
     batches = (
-        chunk_batches(dataset, chunks, seed=recipe.seed, loaders=loaders, device=group.device)
+        chunk_batches(dataset, chunks, seed=recipe.seed, loaders=0, device=group.device)
         if feed is None
         else feed.chunks(chunks)
     )

@@ -22,10 +22,12 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.child import in_child
+from onehour.data.dataset import KeyedDataset
 from onehour.data.faults import FaultError
 from onehour.data.images import Images
 from onehour.data.keyed import Keyed
-from onehour.data.loader import in_memory
+from onehour.data.labels import as_label
+from onehour.data.look import in_memory
 from onehour.data.sources import Data
 from onehour.entry import is_entry, make_importable
 from onehour.rules.keys import random_bits, seed_for
@@ -150,14 +152,13 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
     4096
     """
     sides = {"training": data.train, "validation": data.validation}
-    counts = {f"{side} samples": len(dataset) for side, dataset in sides.items()}
+    numbers = {side: look.samples for side, look in zip(sides, data.looks, strict=True)}
     given = {"classes": recipe.classes, "channels": data.channels, "resized": recipe.resized}
     samples: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for side, dataset in sides.items():
-        chosen = _chosen(side, recipe.seed, len(dataset))
         if in_memory(dataset):
-            samples |= _gathered(side, dataset, chosen)
+            samples |= _gathered(side, dataset, _chosen(side, recipe.seed, numbers[side]))
             continue
         others[side] = dataset
         if isinstance(dataset, Images):
@@ -167,10 +168,11 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
     def look() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for side, dataset in others.items():
-            found |= _read_some(side, Keyed(dataset, recipe.seed), _chosen(side, recipe.seed, len(dataset)))
+            found |= _read_some(side, Keyed(dataset, recipe.seed), _chosen(side, recipe.seed, numbers[side]))
         return found
 
     looked = in_child(look, "the look at samples that all processes compare") if others else {}
+    counts = {f"{side} samples": number for side, number in numbers.items()}
     return {"data": counts | given, "samples": looked | samples}
 
 
@@ -212,10 +214,10 @@ def _read(keyed: Keyed, index: int) -> tuple[int | None, str]:
     try:
         image, label = keyed[(0, index)]
     except FaultError as fault:
-        if getattr(keyed.dataset, "skips", False):
+        if isinstance(keyed.dataset, KeyedDataset) and keyed.dataset.skips:
             return None, f"none, since it {fault.problem}"
         raise
-    return int(label), _described(image)
+    return as_label(label), _described(image)
 
 
 def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from onehour.config import Recipe
-from onehour.data.loader import CHUNK, in_memory
+from onehour.data.loader import CHUNK
+from onehour.data.look import in_memory
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.dist.placement import passes

@@ -147,8 +147,8 @@ class _Loop:
             "patience": execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE,
             "warn": self.console.warn if self.first else None,
         }
-        self.feed = Feed(data.train, seed=recipe.seed, stream=self.stream, **crew)
-        self.validation = Feed(data.validation, seed=unseen, **crew)
+        self.feed = Feed(data.train, seed=recipe.seed, stream=self.stream, look=data.looks[0], **crew)
+        self.validation = Feed(data.validation, seed=unseen, look=data.looks[1], **crew)
         self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
         self.passes = passes(pick_share(recipe, group), self.per_pass)
         self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)

@@ -68,6 +68,7 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, A
         stop=steps,
         loaders=pick_loaders(execution, data),
         device=group.device,
+        look=data.looks[0],
     )
     model.train()
     history, seconds, state = [], [], {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from onehour.config import Recipe
 from onehour.data.faults import shown
+from onehour.data.loader import Feed
 from onehour.dist.group import Group
 from onehour.execution import Execution
+from onehour.rules.keys import seed_for
 from onehour.train.build import build_model, complete, pick_device, pick_loaders
 from onehour.train.checkpoint import latest_contents
 from onehour.train.evaluate import Evaluation, evaluate
@@ -114,8 +116,9 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
     where = torch.device(pick_device(device))
     model = build_model(recipe, loaded, where)
     fit(model, weights, source)
-    loaders = pick_loaders(Execution(), loaded)
-    return evaluate(model, loaded.validation, recipe, group=Group(device=where), loaders=loaders)
+    loaders, unseen = pick_loaders(Execution(), loaded), seed_for(recipe.seed, "validation")
+    with closing(Feed(loaded.validation, seed=unseen, loaders=loaders, device=where, look=loaded.looks[1])) as feed:
+        return evaluate(model, loaded.validation, recipe, group=Group(device=where), feed=feed)
 
 
 def export_weights(source: Path, to: Path) -> Path:

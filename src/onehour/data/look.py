@@ -1,0 +1,200 @@
+"""What must be known of a data set before it is loaded, and everything wrong with it that its first samples show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset
+
+from onehour.data.bad import IN_A_ROW
+from onehour.data.child import in_child
+from onehour.data.dataset import KeyedDataset
+from onehour.data.faults import FaultError
+from onehour.data.labels import as_label, as_labels
+from onehour.data.slots import Layout
+from onehour.entry import blame
+
+__all__ = ["Look", "in_memory", "look", "simplest"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a data set's first samples say of all.
+
+    Args:
+        samples: how many there are.
+        image: the first one, as the data set gives it.
+        layout: of every image.
+        classes: how many, where the data set says so.
+    """
+
+    samples: int
+    image: Tensor
+    layout: Layout
+    classes: int | None
+
+
+def look(sides: Iterable[tuple[str, Any]]) -> list[Look]:
+    """Look at data sets, in a process of its own: nothing of theirs is opened, cached or drawn in this one.
+
+    Tensors in memory are looked at here.
+
+    Args:
+        sides: of each, what a message calls it, e.g. "training", and the data set.
+
+    Raises:
+        ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
+
+    >>> [found] = look([("training", [(torch.zeros(3, 8, 8), 7), (torch.ones(3, 8, 8), 0)])])
+    >>> found.samples, found.layout.shape, found.classes
+    (2, (3, 8, 8), None)
+    """
+    sides = list(sides)
+    if all(in_memory(dataset) for _, dataset in sides):
+        return [_look(side, dataset) for side, dataset in sides]
+    return in_child(lambda: [_look(side, dataset) for side, dataset in sides], "the first look at the data")
+
+
+def in_memory(dataset: Any) -> bool:
+    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
+
+    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
+    True
+    """
+    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
+
+
+def simplest(side: str, dataset: Any) -> Any:
+    """A data set in memory with its labels as whole numbers (N,); any other as it is.
+
+    Raises:
+        ValueError: for labels that are no whole numbers.
+
+    >>> simplest("training", TensorDataset(torch.zeros(2, 8), torch.tensor([[3.0], [1.0]]))).tensors[1]
+    tensor([3, 1])
+    """
+    if not in_memory(dataset):
+        return dataset
+    images, labels = dataset.tensors
+    try:
+        whole = as_labels(labels)
+    except ValueError as error:
+        raise ValueError(f"the {side} data: {error}") from None
+    if whole is labels and not images.requires_grad:
+        return dataset
+    return TensorDataset(images.detach(), whole)
+
+
+def _look(side: str, dataset: Any) -> Look:
+    samples = _samples(side, dataset)
+    if in_memory(dataset):
+        image, classes = _checked(side, dataset, dataset.tensors[0][:1])[0], None
+    else:
+        image, classes = _first(side, dataset, samples), _classes(dataset)
+    return Look(samples, image.detach().cpu().clone(), Layout.of(image), classes)
+
+
+def _samples(side: str, dataset: Any) -> int:
+    kind = type(dataset)
+    if isinstance(dataset, IterableDataset) or not (hasattr(kind, "__len__") and hasattr(kind, "__getitem__")):
+        raise ValueError(f"the {side} data is a {kind.__name__}; expected a map-style data set (len and [i])")
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and all(hasattr(part, "shape") for part in dataset):
+        raise ValueError(
+            f"the {side} data is two arrays; expected a data set of (image, label), such as"
+            " torch.utils.data.TensorDataset(images, labels)"
+        )
+    try:
+        samples = len(dataset)
+    except Exception as error:
+        raise ValueError(f"the {side} data does not say how many samples it has: {blame(error)}") from error
+    if samples == 0:
+        raise ValueError(f"the {side} data is empty")
+    return samples
+
+
+def _first(side: str, dataset: Any, samples: int) -> Tensor:
+    """The first image that can be read; the last sample of someone's data set too, if there is such a one."""
+    keyed, faults = isinstance(dataset, KeyedDataset), list[FaultError]()
+    for index in range(min(samples, IN_A_ROW)):
+        try:
+            first = _image(side, "first", dataset, index)
+        except FaultError as fault:
+            if not (keyed and dataset.skips):
+                raise
+            faults.append(fault)  # another sample will be taken in its place
+            continue
+        if not keyed:
+            last = _image(side, "last", dataset, samples - 1)
+            if last.shape != first.shape or last.dtype != first.dtype:
+                raise ValueError(
+                    f"the {side} data's first image is {_described(first)}, its last one {_described(last)}; bring them"
+                    " to one shape and type"
+                )
+        return first
+    raise ValueError(f"{faults[0]} ({len(faults) - 1} samples after it cannot be read either: is the disk there?)")
+
+
+def _image(side: str, which: str, dataset: Any, index: int) -> Tensor:
+    keyed = isinstance(dataset, KeyedDataset)
+    try:
+        item = dataset.keyed(index, 0) if keyed else dataset[index]
+    except Exception as error:
+        if keyed and isinstance(error, ValueError):
+            raise  # it names the place and the remedy
+        read = f"item, {index} of {index + 1}, cannot be read" if which == "last" else "item cannot be read"
+        raise ValueError(f"the {side} data's {which} {read}: {blame(error)}") from error
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        raise ValueError(f"the {side} data's {which} item is no (image, label) pair: it is {_content(item)}")
+    image, label = item
+    image = _checked(side, dataset, image)
+    try:
+        as_label(label)
+    except ValueError as error:
+        raise ValueError(f"the {side} data's {which} label: {error}") from None
+    return image
+
+
+def _checked(side: str, dataset: Any, image: Any) -> Tensor:
+    """An image that is a tensor of floats, or of bytes where the data set makes floats of them."""
+    expected = "expected float tensors of shape (C, H, W)"
+    if not torch.is_tensor(image):
+        raise ValueError(f"the {side} data's images are {type(image).__name__}; {expected}")
+    if image.layout is not torch.strided:
+        raise ValueError(f"the {side} data's images are {image.layout}; {expected}")
+    prepared = image.dtype == torch.uint8 and isinstance(dataset, KeyedDataset)
+    if not (image.is_floating_point() or prepared):
+        bytes_ = "; a data set derived from onehour.KeyedDataset may give bytes" if image.dtype == torch.uint8 else ""
+        raise ValueError(f"the {side} data's images are {image.dtype}; {expected}{bytes_}")
+    return image
+
+
+def _described(image: Tensor) -> str:
+    return f"{tuple(image.shape)} of {image.dtype}"
+
+
+def _content(item: Any) -> str:
+    kind = type(item).__name__
+    if isinstance(item, dict):
+        return f"a {kind} of {', '.join(map(repr, list(item)[:5]))}"
+    return f"a {kind} of {len(item)}" if isinstance(item, tuple | list) else f"a {kind}"
+
+
+def _classes(dataset: Any) -> int | None:
+    """How many classes a data set says that it has: its `classes` is a list of names, or a number."""
+    try:
+        classes = dataset.classes
+    except Exception:  # it has none, or a property of that name that is for something else
+        return None
+    if isinstance(classes, np.ndarray):
+        classes = classes.tolist()
+    if isinstance(classes, Sequence) and not isinstance(classes, str | bytes):
+        return len(classes) or None
+    try:
+        return max(as_label(classes), 0) or None if not isinstance(classes, bool) else None
+    except ValueError:
+        return None

@@ -1,0 +1,165 @@
+"""A look in a process of its own: what comes back, and every way in which nothing does."""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from onehour.data.child import in_child
+from onehour.data.faults import FaultError
+
+
+class Kept:
+    """What opens something when it is first asked."""
+
+    file: object = None
+
+    def ask(self) -> str:
+        self.file = open(__file__, "rb")  # noqa: SIM115 - as people's data sets do
+        return f"{self.file.read(3)}"
+
+
+def test_what_it_returns_comes_back_and_nothing_that_it_did_stays():
+    kept, before, state = Kept(), set(os.listdir("/proc/self/fd")), torch.get_rng_state()
+
+    def look() -> tuple[str, float]:
+        return kept.ask(), float(torch.rand(()))
+
+    assert in_child(look, "a look")[0] == 'b\'"""\''
+    assert kept.file is None
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_megabytes_come_back_too():
+    assert in_child(lambda: bytes(5_000_000), "a look") == bytes(5_000_000)
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (raises(ValueError("as it is")), "^as it is$"),
+        (raises(OSError(2, "No such file")), r"^a look failed: FileNotFoundError: .*No such file \(.*test_child"),
+        (raises(MemoryError()), "^a look failed: MemoryError"),
+        (raises(SystemExit(3)), "^a look failed: SystemExit: 3"),
+        (raises(KeyboardInterrupt()), "^a look failed: KeyboardInterrupt"),
+        (lambda: threading.Lock(), "^a look failed: TypeError: cannot pickle"),
+        (lambda: os._exit(5), "^a look failed: its process left with code 5$"),
+        (lambda: os._exit(0), "^a look failed: its process left with code 0$"),
+        (
+            lambda: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
+            r"^a look failed: its process was killed \(SIGSEGV\)$",
+        ),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed \(SIGKILL\); is there enough memory\?$"),
+    ],
+)
+def test_every_way_to_fail_is_one_message(work: Callable[[], object], words: str):
+    with pytest.raises(ValueError, match=words):
+        in_child(work, "a look")
+    with pytest.raises(ChildProcessError):  # and nobody is left
+        os.waitpid(-1, os.WNOHANG)
+
+
+class OwnError(ValueError):
+    """What cannot be made again from its text."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_a_fault_comes_as_itself_and_an_error_that_cannot_travel_as_its_text():
+    with pytest.raises(FaultError, match=r"^a\.jpg is empty; replace it$"):
+        in_child(raises(FaultError("a.jpg", "is empty", "replace it")), "a look")
+    with pytest.raises(ValueError, match=r"^1 and 2$"):
+        in_child(raises(OwnError(1, 2)), "a look")
+
+
+def test_one_that_is_stuck_is_killed_when_patience_ends():
+    with pytest.raises(ValueError, match=r"^a look has not ended after 0\.3 s"):
+        in_child(lambda: time.sleep(60), "a look", patience=0.3)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_lock_that_a_thread_holds_is_a_message_too():
+    lock = threading.Lock()
+    with lock, pytest.raises(ValueError, match="does a thread that ran before hold a lock"):
+        in_child(lambda: lock.acquire(), "a look", patience=0.3)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_it_starts_and_leaves_behind_keeps_nobody(answers: bool):
+    """A program in the background holds the pipe's other end open."""
+
+    def work() -> str:
+        subprocess.Popen(["sleep", "20"], close_fds=False)
+        if os.fork() == 0:
+            time.sleep(20)
+        if not answers:
+            os._exit(4)
+        return "done"
+
+    if answers:
+        assert in_child(work, "a look", patience=10) == "done"
+    else:
+        with pytest.raises(ValueError, match="left with code 4"):
+            in_child(work, "a look", patience=10)
+
+
+def test_what_it_prints_is_printed_once_and_so_is_what_waited_before():
+    code = (
+        "from onehour.data.child import in_child\n"
+        "print('before')\n"
+        "in_child(lambda: print('within'), 'a look')\n"
+        "print('behind')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("before\nwithin\nbehind\n", "")
+
+
+def test_a_process_that_cannot_be_forked_is_a_message(monkeypatch: pytest.MonkeyPatch):
+    def refuses() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuses)
+    with pytest.raises(ValueError, match=r"^no process can be started for a look: Resource temporarily unavailable$"):
+        in_child(lambda: 1, "a look")
+
+
+def test_a_caller_that_ignores_its_children_gets_the_answer_too():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert in_child(lambda: 1, "a look") == 1
+        with pytest.raises(ValueError, match=r"^a look failed: its process left"):
+            in_child(lambda: os._exit(3), "a look")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_ctrl_c_ends_both():
+    code = (
+        "import os, time\n"
+        "from onehour.data.child import in_child\n"
+        "in_child(lambda: (print(os.getpid(), flush=True), time.sleep(60)), 'a look')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    assert not os.path.exists(f"/proc/{child}")
