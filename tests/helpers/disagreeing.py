@@ -320,9 +320,10 @@ def data_is_missing(host: Host) -> dict[str, Any]:
     return {"data": f"case_{host.case}:data"}
 
 
-@case("process 1 (host1) cannot train: model", "nothing")
-def model_is_missing(host: Host) -> dict[str, Any]:
-    return {"model": host.module(f"from tinytask import {host.pick('net', 'nothing as net')}") + ":net"}
+@case("process 1 (host1) cannot train: model", "nothing of that kind is installed here")
+def model_cannot_be_imported(host: Host) -> dict[str, Any]:
+    text = "from tinytask import net\nif knob > 0.5:\n    raise ImportError('nothing of that kind is installed here')"
+    return {"model": host.knob(text) + ":net"}
 
 
 @case("process 1 (host1) cannot train: no weights on this host")
@@ -377,6 +378,8 @@ def heard(rank: int, folder: Path, name: str, plant: Plant, **more: Any) -> str:
         torch.backends.cpu.get_cpu_capability = capability
         for module, before in versions:
             vars(module)["__version__"] = before
+        for module in [module for module in sys.modules if module.startswith("case_")]:
+            del sys.modules[module]  # which would count as beside the next one's
 
 
 def live(rank: int, folder: Path, ports: list[str]) -> None:

@@ -91,3 +91,43 @@ def test_versions_may_differ_where_all_processes_allow_it_and_nothing_else(heard
     assert "--allow-different versions" in heard[1]["allowed by one"]
     assert "seed is 0" in heard[0]["more than versions"]
     assert "torch" not in heard[0]["more than versions"]
+
+
+def trained(tmp_path: Path, tiny: ModuleType, *arguments: list[str]) -> list[tuple[int, str]]:
+    """Exit code and error output of `onehour train` on two hosts, each in a folder of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    started = []
+    for rank, own in enumerate(arguments):
+        home = tmp_path / f"host-{rank}"
+        home.mkdir(exist_ok=True)
+        environ = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": "0", "PYTHONPATH": str(HELPERS)}
+        command = [sys.executable, "-m", "onehour", "train", *own, *tiny.FLAGS, "--out", str(tmp_path / "run")]
+        started.append(subprocess.Popen(command, cwd=home, env=environ, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=120)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+
+
+@pytest.mark.timeout(150)
+def test_a_flag_that_differs_is_one_message_and_code_2_on_both_hosts(tmp_path: Path, tiny: ModuleType):
+    ends = trained(tmp_path, tiny, ["digits"], ["digits", "--weight-decay", "0.5", "--allow-different", "versions"])
+    for code, said in ends:
+        assert code == 2
+        assert said.startswith("onehour: the processes do not train the same: weight_decay is 0.0001 on process 0 (")
+        assert said.count("\n") == 1
+        assert " and 0.5 on process 1 (" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.timeout(150)
+def test_a_host_without_the_recipes_file_keeps_no_other_waiting(tmp_path: Path, tiny: ModuleType):
+    (tmp_path / "host-0").mkdir()
+    (tmp_path / "host-0" / "mine.toml").write_text(tiny.recipe().to_toml())
+    ends = trained(tmp_path, tiny, ["mine.toml"], ["mine.toml"])
+    for code, said in ends:
+        assert code == 2
+        assert "process 1 (" in said
+        assert "cannot train: " in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()

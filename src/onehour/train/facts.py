@@ -84,6 +84,7 @@ def _sources(named: Iterable[Any]) -> Iterator[tuple[str, str]]:
         file = _file_of(home)
         if file is None:
             continue
+        yield from _source(home, file)
         package, *inner = home.split(".")
         beside = None if _installed(file) else file.parents[len(inner) + (file.name == "__init__.py")]
         for name, module in list(sys.modules.items()):
@@ -93,7 +94,6 @@ def _sources(named: Iterable[Any]) -> Iterator[tuple[str, str]]:
             path = Path(other)
             if name.split(".")[0] == package or (beside in path.parents and not _installed(path)):
                 yield from _source(name, path)
-        yield from _source(home, file)
 
 
 def _source(name: str, file: Path) -> Iterator[tuple[str, str]]:
