@@ -13,7 +13,8 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
+from onehour.dist.network import family_of, loopback
+from onehour.dist.processes import TELL, Processes, meeting_place
 from onehour.dist.signals import StopSignals
 
 __all__ = [
@@ -97,7 +98,7 @@ def launch(
         OURS: str(os.getpid()),
         JOB: job,
         "OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes)),
-        "MASTER_ADDR": LOOPBACK,
+        "MASTER_ADDR": loopback(),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "TORCHELASTIC_USE_AGENT_STORE": str(True),  # the store is this process's; theirs are clients
@@ -162,11 +163,10 @@ def refuse_used_port(port: int) -> None:
     """
     if port == 0:
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise ValueError(
-                f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
-            ) from error
+    here = loopback()
+    try:
+        socket.create_server((here, port), family=family_of(here)).close()
+    except OSError as error:
+        raise ValueError(
+            f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
+        ) from error

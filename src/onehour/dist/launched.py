@@ -83,8 +83,8 @@ def launched(environ: MutableMapping[str, str] = os.environ) -> Launched:
     for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name in environ and other not in environ:
             raise ValueError(
-                f"{name} is set ({environ[name]!r}), but {other} is not; torchrun, srun and mpirun set both, one process"
-                " needs neither"
+                f"{name} is set ({environ[name]!r}), but {other} is not; torchrun, srun and mpirun set both, one"
+                " process needs neither"
             )
     if not is_launched(environ):
         return Launched()
