@@ -150,7 +150,7 @@ def _connected(place: Launched) -> Store | None:
     found: list[Store] = []
 
     def connect() -> None:
-        with suppress(RuntimeError), _without_torchs_traces():
+        with suppress(RuntimeError):
             found.append(
                 TCPStore(
                     place.address,
@@ -163,8 +163,9 @@ def _connected(place: Launched) -> Store | None:
 
     # In a thread, since torch waits for ever for one that listens and says nothing.
     thread = threading.Thread(target=connect, name="store", daemon=True)
-    thread.start()
-    thread.join(1.5 * ANSWER)
+    with _without_torchs_traces():
+        thread.start()
+        thread.join(1.5 * ANSWER)
     return found[0] if found else None
 
 
