@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,8 +19,10 @@ from onehour.config import Recipe
 from onehour.data.sources import Data
 from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.group import Group, joined
-from onehour.dist.launch import adopt_slurm, is_torchruns, process_began
+from onehour.dist.launch import is_torchruns, process_began
+from onehour.dist.launched import adopt, is_launched, launched
 from onehour.dist.placement import place
+from onehour.dist.slurm import without_srun
 from onehour.execution import Execution, default_folder
 from onehour.machine import own_share
 from onehour.recipes import recipe as named
@@ -106,8 +109,15 @@ def run(
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> Run:
     """As `train`, for a recipe and an execution that stand."""
-    adopt_slurm()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    adopt()
+    processes = launched().size
+    if not is_launched() and (tasks := without_srun(os.environ)) > 1:
+        print(
+            f"onehour: Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
+            f" `srun onehour train` trains in {tasks} processes",
+            file=sys.stderr,
+            flush=True,
+        )
     if execution.processes not in (1, processes):
         raise ValueError(
             f"processes is {execution.processes}, but {processes} were started; from Python one process trains: use"
@@ -143,7 +153,6 @@ def refuse_together(error: ValueError, device: str) -> NoReturn:
     Raises:
         ValueError: `error`, in all processes.
     """
-    adopt_slurm()
     with joined(pick_device(device)) as group:
         agree(group, failed=error)
     raise error

@@ -30,7 +30,8 @@ EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
-    from onehour.dist.launch import ENDS, end_with_launcher, is_launched, is_launched_by_us
+    from onehour.dist.launch import ENDS, end_with_launcher, is_launched_by_us
+    from onehour.dist.launched import is_launched
 
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
@@ -44,18 +45,19 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     if options.restarts < 0:
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
+    from onehour.dist.launch import LaunchError, is_launched_by_us, launch, refuse_used_port
+    from onehour.dist.launched import adopt, is_launched, launched
+    from onehour.train.record import Run, move_aside
+
+    adopt()
     try:
         recipe = named(options.recipe, **recipe_changes(options))
         execution = _execution(options)
     except ValueError as error:
         return _refuse_here(error, options)
-    from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
-    from onehour.train.record import Run, move_aside
-
-    adopt_slurm()
     if is_launched():
         code = _train_here(recipe, execution, stop)
-        ours = is_launched_by_us() or os.environ["RANK"] != "0"
+        ours = is_launched_by_us() or launched().rank != 0
         return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
     from onehour.api import check
 
@@ -105,7 +107,7 @@ def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
 
 def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
     """What is wrong on this host alone must be heard on the others, which would wait for it."""
-    from onehour.dist.launch import is_launched
+    from onehour.dist.launched import is_launched
 
     if not is_launched():
         raise error
@@ -277,6 +279,8 @@ def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _execution(options: argparse.Namespace) -> Execution:
+    from onehour.dist.launched import is_launched, launched
+
     names = {f.name for f in fields(Execution)}
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):
@@ -285,6 +289,9 @@ def _execution(options: argparse.Namespace) -> Execution:
         del given["processes"]
     if "allow_different" in given:
         given["allow_different"] = tuple(given["allow_different"])
-    if "WORLD_SIZE" in os.environ:
-        given["processes"] = int(os.environ["WORLD_SIZE"])
+    if is_launched():
+        started = launched().size
+        if given.get("processes", started) != started:
+            raise ValueError(f"--processes is {given['processes']}, but {started} were started; leave --processes out")
+        given["processes"] = started
     return Execution(**given)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from onehour.dist.devices import own_gpu, pick_processes, refuse_too_few_gpus
+from onehour.dist.devices import own_gpu, pick_processes, refuse_other_devices, refuse_too_few_gpus
 from onehour.dist.group import joined
 
 
@@ -71,3 +71,18 @@ def test_every_process_of_torchrun_refuses_a_host_of_too_few_gpus(
 def test_without_a_local_size_the_process_that_has_none_refuses(gpus: int):
     with pytest.raises(ValueError, match="3 processes were started"):
         own_gpu(2, 1, shared=True)
+
+
+def test_processes_of_one_device_each_may_meet():
+    refuse_other_devices([("a", "1", "cpu")] * 3)
+    refuse_other_devices([("a", "1", "GPU 7"), ("a", "1", "GPU 8"), ("b", "2", "GPU 7")])
+
+
+def test_two_with_one_gpu_are_named_however_they_came_to_it():
+    with pytest.raises(ValueError, match=r"processes 0 and 2 \(a\) would both compute on GPU 7"):
+        refuse_other_devices([("a", "1", "GPU 7"), ("b", "2", "GPU 7"), ("a", "1", "GPU 7")])
+
+
+def test_a_host_without_a_gpu_among_others_is_named():
+    with pytest.raises(ValueError, match=r"process 0 \(a\) computes on a GPU and process 1 \(b\) on the CPU"):
+        refuse_other_devices([("a", "1", "GPU 7"), ("b", "2", "cpu")])

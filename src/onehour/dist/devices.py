@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from onehour.machine import cores
 
-__all__ = ["own_gpu", "pick_processes", "refuse_too_few_gpus"]
+__all__ = ["name_of", "own_gpu", "pick_processes", "refuse_other_devices", "refuse_too_few_gpus"]
 
 ON_CPU = 2
 """Processes on one machine's CPU, where a person leaves it to us: torch's threads use the other cores."""
@@ -64,6 +66,44 @@ def own_gpu(local_rank: int, local_size: int, *, shared: bool) -> int:
             f" own; start {gpus} (k does not change), or use --device cpu"
         )
     return local_rank % gpus
+
+
+def name_of(device: torch.device) -> str:
+    """A device's name, which no other device of its machine has.
+
+    >>> name_of(torch.device("cpu"))
+    'cpu'
+    """
+    return f"GPU {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "cpu"
+
+
+def refuse_other_devices(places: Sequence[tuple[str, str, str]]) -> None:
+    """Refuse processes of which some compute on GPUs and some do not, or two that have one GPU between them.
+
+    Args:
+        places: by rank: the host's name, its machine, and `name_of` the device.
+
+    Raises:
+        ValueError: naming two of them.
+
+    >>> refuse_other_devices([("a", "1", "cpu"), ("b", "2", "GPU 17")])
+    Traceback (most recent call last):
+    ValueError: process 0 (a) computes on the CPU and process 1 (b) on a GPU; give all the same --device
+    """
+    first: dict[tuple[str, str], int] = {}
+    for rank, (host, machine, name) in enumerate(places):
+        if (name == "cpu") != (places[0][2] == "cpu"):
+            one, two = ("the CPU" if each == "cpu" else "a GPU" for each in (places[0][2], name))
+            raise ValueError(
+                f"process 0 ({places[0][0]}) computes on {one} and process {rank} ({host}) on {two}; give all the same"
+                " --device"
+            )
+        other = first.setdefault((machine, name), rank)
+        if name != "cpu" and other != rank:
+            raise ValueError(
+                f"processes {other} and {rank} ({host}) would both compute on {name}, and each needs one of its own;"
+                " start as many processes on a host as it has GPUs (k does not change), or use --device cpu"
+            )
 
 
 def _gpus(number: int) -> str:
