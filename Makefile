@@ -6,8 +6,8 @@ TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: train test test-all test-browser faults fuzz check-matrix figure lint setup clean
 
-train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes
-	$(BIN)/onehour train digits --minibatch 256 --processes 2 --fresh
+train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
+	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
 
 test: lint  ## what CI runs
 	$(TEST) -m "not slow and not gpu and not browser"

@@ -15,7 +15,7 @@ import onehour
 SOURCE = Path(onehour.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
-SHARED = ("config", "entry", "files", "lock")  # a Recipe, how a function is found, what is written whole, and by whom
+SHARED = ("config", "entry", "files", "lock", "machine")  # recipes, anyone's functions, what is written, cores
 
 
 def name_of(path: Path) -> str:

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from onehour.cli import main
-from onehour.dist.launch import is_launched
+from onehour.dist.launched import is_launched
 from onehour.dist.signals import ignore_stops
 
 __all__ = ["run"]

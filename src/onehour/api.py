@@ -5,32 +5,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from onehour.config import Recipe
+from onehour.data.sources import Data
+from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.group import Group, joined
-from onehour.dist.launch import adopt_slurm, is_torchruns, process_began
+from onehour.dist.launch import is_torchruns, process_began
+from onehour.dist.launched import adopt, is_launched, launched
 from onehour.dist.placement import place
+from onehour.dist.slurm import without_srun
 from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
+from onehour.machine import own_share
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
-from onehour.train.build import build_model, build_optimizer, complete, pick_device
+from onehour.train.agreement import agree
+from onehour.train.build import build_model, build_optimizer, complete, pick_device, pick_loaders
+from onehour.train.facts import facts_of_data, facts_of_start
 from onehour.train.loggers import load_logger
 from onehour.train.memory import less_memory, out_of_memory
 from onehour.train.record import JOB, OUTCOME, Run, ended_on_purpose, finished_run, first_began, move_aside
 from onehour.train.run import DELIBERATE, train_run
-from onehour.train.watchdog import GRACE
+from onehour.train.watchdog import GRACE, Watchdog
 
-__all__ = ["check", "run", "sweep", "train"]
+__all__ = ["check", "refuse_together", "run", "sweep", "train"]
 
 
 def train(
@@ -104,8 +112,15 @@ def run(
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> Run:
     """As `train`, for a recipe and an execution that stand."""
-    adopt_slurm()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    adopt()
+    processes = launched().size
+    if not is_launched() and (tasks := without_srun(os.environ)) > 1:
+        print(
+            f"onehour: Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
+            f" `srun onehour train` trains in {tasks} processes",
+            file=sys.stderr,
+            flush=True,
+        )
     if execution.processes not in (1, processes):
         raise ValueError(
             f"processes is {execution.processes}, but {processes} were started; from Python one process trains: use"
@@ -113,16 +128,60 @@ def run(
         )
     execution = dataclasses.replace(execution, processes=processes)
     device = pick_device(execution.device)
-    place(recipe.workers.workers, execution.processes)
-    recipe, loaded = complete(recipe, data)
-    if execution.threads:
-        torch.set_num_threads(execution.threads)
-    folder = execution.folder(recipe)
+    facts, failed, loaded = {}, None, None
+    with _watching(execution):
+        try:
+            facts, recipe, loaded = _prepared(recipe, execution, device, model, data)
+        except ValueError as error:
+            failed = error
     # The watchdog, which names who is stuck, comes first.
     with joined(device, patience=2 * GRACE * (execution.hang_timeout or 0.0)) as group:
+        sharing = agree(group, facts, failed=failed, allowed=execution.allow_different)
+        assert loaded is not None
+        share = own_share(sharing)
+        if execution.threads:
+            torch.set_num_threads(execution.threads)
+        elif "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(min(torch.get_num_threads(), share))
+        execution = dataclasses.replace(execution, loaders=pick_loaders(execution, loaded, share))
+        folder = execution.folder(recipe)
         if not _agreed_to_be_finished(folder, recipe, execution, group):
             train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
         return Run(folder)
+
+
+def refuse_together(error: ValueError, device: str) -> NoReturn:
+    """Leave with an error that this process has before it knows its run, and let those that wait for it hear why.
+
+    Raises:
+        ValueError: `error`, in all processes.
+    """
+    with joined(pick_device(device)) as group:
+        agree(group, failed=error)
+    raise error
+
+
+def _watching(execution: Execution) -> Watchdog:
+    """Data and models are someone's code, and may never end."""
+    rank = int(os.environ.get("RANK", "0"))
+    return Watchdog(None, rank=rank, size=execution.processes, timeout=execution.hang_timeout)
+
+
+def _prepared(
+    given: Recipe, execution: Execution, device: str, model: Any, data: Any
+) -> tuple[dict[str, dict[str, Any]], Recipe, Data]:
+    """What all processes must agree on, and the recipe and the data.
+
+    Raises:
+        ValueError: for what this process has no use for.
+    """
+    place(given.workers.workers, execution.processes)
+    recipe, loaded = complete(given, data)
+    if execution.processes == 1:
+        return {}, recipe, loaded
+    named = (given.model, given.data, given.optimizer, execution.log, model, data)
+    facts = facts_of_start(given, torch.device(device), named) | facts_of_data(recipe, loaded)
+    return facts, recipe, loaded
 
 
 def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:
@@ -233,13 +292,14 @@ def check(recipe: Recipe, execution: Execution) -> Run | None:
         ValueError: for bad input.
     """
     place(recipe.workers.workers, execution.processes)
-    pick_device(execution.device)
-    load_logger(execution.log)
-    recipe, data = complete(recipe)
-    try:
-        build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise ValueError(less_memory(1)) from error
+    refuse_too_few_gpus(execution.processes, pick_device(execution.device))
+    with _watching(execution):
+        load_logger(execution.log)
+        recipe, data = complete(recipe)
+        try:
+            build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ValueError(less_memory(1)) from error
     return None if execution.fresh else finished_run(execution.folder(recipe), recipe)

@@ -103,7 +103,12 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file")
     where = train.add_argument_group("where it runs (changes nothing that it learns, beyond rounding)")
-    where.add_argument("--processes", type=int, metavar="P", help="p, to host the k workers (1)")
+    where.add_argument(
+        "--processes",
+        type=_processes,
+        metavar="auto|P",
+        help="p, to host the k workers; auto: one a GPU, or 2 (1)",
+    )
     where.add_argument(
         "--workers-per-pass", type=_auto, metavar="auto|G", help="workers that share a forward pass (auto)"
     )
@@ -116,9 +121,15 @@ def _add_train(commands: Any) -> None:
         "--restarts", type=int, default=0, metavar="R", help="how often to start all processes anew if one fails (0)"
     )
     where.add_argument(
-        "--hang-timeout", type=float, default=120.0, metavar="S", help="seconds an iteration may take (120)"
+        "--hang-timeout",
+        type=float,
+        metavar="S",
+        help="seconds for an iteration; ten times as many for the start (120)",
     )
     where.add_argument("--port", type=int, help="for the processes to meet at (a free one)")
+    where.add_argument(
+        "--allow-different", nargs=1, choices=("versions",), help="train though hosts have other versions of packages"
+    )
     folder = train.add_argument_group("its folder")
     folder.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/RECIPE-kn-sSEED)")
     folder.add_argument("--fresh", action="store_true", help="start over; keep the old folder under a numbered name")
@@ -204,7 +215,7 @@ def _add_verify(commands: Any) -> None:
         allow_abbrev=False,
     )
     verify.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe, or give --model and --data")
-    verify.add_argument("--processes", default="1,2,4", metavar="P,P,…", help="numbers of processes (1,2,4)")
+    verify.add_argument("--processes", metavar="P,P,…", help="numbers of processes (1,2,4)")
     verify.add_argument("--steps", type=int, default=20, metavar="I", help="iterations (20)")
     verify.add_argument("--model", metavar="M", help="in place of the recipe's")
     verify.add_argument("--data", metavar="D", help="in place of the recipe's")
@@ -318,6 +329,11 @@ def _auto(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected auto or a whole number, got {text!r}") from None
+
+
+def _processes(text: str) -> int | str:
+    number = _auto(text)
+    return text if number is None else number
 
 
 def _size(text: str) -> int:

@@ -31,7 +31,8 @@ EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
-    from onehour.dist.launch import ENDS, end_with_launcher, is_launched, is_launched_by_us
+    from onehour.dist.launch import ENDS, end_with_launcher, is_launched_by_us
+    from onehour.dist.launched import is_launched
 
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
@@ -45,18 +46,24 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     if options.restarts < 0:
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
-    recipe = asked_for(named(options.recipe, **recipe_changes(options)), trust=options.trust)
-    execution = _execution(options)
-    from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, is_launched_by_us, launch, refuse_used_port
+    from onehour.dist.launch import LaunchError, is_launched_by_us, launch, refuse_used_port
+    from onehour.dist.launched import adopt, is_launched, launched
     from onehour.train.record import Run, move_aside
 
-    adopt_slurm()
+    adopt()
+    try:
+        recipe = asked_for(named(options.recipe, **recipe_changes(options)), trust=options.trust)
+        execution = _execution(options)
+    except ValueError as error:
+        return _refuse_here(error, options)
     if is_launched():
         code = _train_here(recipe, execution, stop)
-        ours = is_launched_by_us() or os.environ["RANK"] != "0"
+        ours = is_launched_by_us() or launched().rank != 0
         return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
     from onehour.api import check
 
+    if options.processes == "auto":
+        execution = _on_devices(recipe, execution)
     refuse_used_port(execution.port)
     finished = check(recipe, execution)
     if finished is not None:
@@ -86,6 +93,28 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
             _say(f"onehour: {error}", sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
+
+
+def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
+    """As many processes as the devices of this machine are for."""
+    from onehour.dist.devices import pick_processes
+    from onehour.train.build import pick_device
+
+    processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
+    if line:
+        _say(line)
+    return dataclasses.replace(execution, processes=processes)
+
+
+def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
+    """What is wrong on this host alone must be heard on the others, which would wait for it."""
+    from onehour.dist.launched import is_launched
+
+    if not is_launched():
+        raise error
+    from onehour.api import refuse_together
+
+    refuse_together(error, options.device or "auto")
 
 
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
@@ -254,10 +283,19 @@ def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _execution(options: argparse.Namespace) -> Execution:
+    from onehour.dist.launched import is_launched, launched
+
     names = {f.name for f in fields(Execution)}
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):
         given["save_minutes"] = given.pop("save_every")
-    if "WORLD_SIZE" in os.environ:
-        given["processes"] = int(os.environ["WORLD_SIZE"])
+    if given.get("processes") == "auto":
+        del given["processes"]
+    if "allow_different" in given:
+        given["allow_different"] = tuple(given["allow_different"])
+    if is_launched():
+        started = launched().size
+        if given.get("processes", started) != started:
+            raise ValueError(f"--processes is {given['processes']}, but {started} were started; leave --processes out")
+        given["processes"] = started
     return Execution(**given)

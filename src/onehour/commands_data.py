@@ -123,7 +123,7 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 def _jobs(options: argparse.Namespace) -> int:
-    from onehour.data.work import cores
+    from onehour.machine import cores
 
     return cores() if options.jobs is None else positive_int("--jobs", options.jobs)
 

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["trace_command", "verify_command"]
 
+USUAL = "1,2,4"
+
 
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Run a few iterations on every number of processes, compare, print; 1 when a claim fails."""
     from onehour.dist.launch import LaunchError, launch
-    from onehour.train.build import pick_device
     from onehour.train.verify import compare
 
-    processes = _processes(options.processes)
+    processes, options.device = _on_devices(options.processes, options.device)
     steps = positive_int("steps", options.steps)
     recipe = _grown(asked_for(_recipe(options), trust=options.trust), max(processes))
-    pick_device(options.device)
     with tempfile.TemporaryDirectory(prefix="onehour-verify-") as name:
         folder = Path(name)
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
@@ -73,6 +73,28 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
             raise
         return 2
     return 0
+
+
+def _on_devices(typed: str | None, device: str) -> tuple[list[int], str]:
+    """The numbers of processes, and where: a machine of one GPU has no two to compare, its CPU has."""
+    from onehour.dist.devices import refuse_too_few_gpus
+    from onehour.train.build import pick_device
+
+    picked = pick_device(device)
+    if typed is not None or picked == "cpu":
+        processes = _processes(USUAL if typed is None else typed)
+        refuse_too_few_gpus(max(processes), picked)
+        return processes, picked
+    import torch
+
+    gpus = torch.cuda.device_count()
+    fits = [p for p in _processes(USUAL) if p <= gpus]
+    if len(fits) > 1:
+        return fits, picked
+    if device == "cuda":
+        refuse_too_few_gpus(2, picked)
+    print("torch sees 1 GPU here, too few for two processes: on the CPU, which needs none", file=sys.stderr)
+    return _processes(USUAL), "cpu"
 
 
 def _processes(text: str) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from onehour.config import Read, Recipe, nearest
 
-__all__ = ["LIBRARIES", "asked_for", "blame", "is_entry", "resolve"]
+__all__ = ["LIBRARIES", "asked_for", "blame", "is_entry", "make_importable", "resolve"]
 
 LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
@@ -59,6 +59,15 @@ def asked_for(recipe: Recipe, *, trust: bool, uses: Collection[str] | None = Non
     return recipe
 
 
+def make_importable() -> None:
+    """Let modules of the current folder be imported, as in a script.
+
+    >>> make_importable()
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def resolve(what: str, spec: str) -> Any:
     """The object that `spec` names; the current folder is importable, as for a script.
 
@@ -75,8 +84,7 @@ def resolve(what: str, spec: str) -> Any:
     if isinstance(spec, Read):
         _refuse({what: spec})
     module_name, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    make_importable()
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:

@@ -25,10 +25,12 @@ class Execution:
         fresh: start over, and keep the old folder under a numbered name.
         save_every: iterations between checkpoints besides those at evaluations; None for those alone.
         save_minutes: or minutes between them.
-        hang_timeout: seconds after which an iteration without progress ends its process; None for no watch.
+        hang_timeout: seconds after which an iteration without progress ends its process, and ten times as many for the
+            start; None for no watch.
         log: "tensorboard", "wandb" or package.module:Class.
         profile: how many iterations to trace; 0 for none.
         port: for the processes to meet at; 0 picks a free one.
+        allow_different: "versions" trains although processes have other versions of Python or its packages.
 
     >>> Execution(processes=2).processes
     2
@@ -43,10 +45,11 @@ class Execution:
     fresh: bool = False
     save_every: int | None = None
     save_minutes: float | None = None
-    hang_timeout: float | None = None
+    hang_timeout: float | None = 120.0
     log: str | None = None
     profile: int = 0
     port: int = 0
+    allow_different: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive_int("processes", self.processes)
@@ -62,6 +65,8 @@ class Execution:
                 positive_int(name, value)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; expected auto, cpu or cuda")
+        if set(self.allow_different) - {"versions"}:
+            raise ValueError(f"allow_different is {self.allow_different!r}; expected ('versions',)")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must lie in 0 … 65535, got {self.port}")
 

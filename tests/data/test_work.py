@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from onehour.data.work import cores, spans, spread
+from onehour.data.work import spans, spread
 
 Done = Callable[[int], None]
 
@@ -93,7 +93,3 @@ def test_processes_end_with_one_that_is_killed():
 def test_every_item_is_in_one_span():
     assert [index for span in spans(10, 3) for index in span] == list(range(10))
     assert spans(0, 3) == []
-
-
-def test_cores_are_those_that_this_process_may_use():
-    assert 1 <= cores() <= (os.cpu_count() or 1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from onehour.dist.group import Group, PeerLostError, joined, peer_lost
-from onehour.dist.processes import LOOPBACK, meeting_place
+from onehour.dist.launched import LOOPBACK
+from onehour.dist.processes import meeting_place
 
 
 def test_one_process_needs_no_other():

@@ -1,4 +1,4 @@
-"""What plain srun and torchrun leave in the environment, and how a failure is told. Started for real in test_cli.py."""
+"""How our launcher starts processes, starts them anew, and hears of a failure. Started for real in test_cli.py."""
 
 import json
 import os
@@ -10,78 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from onehour.dist.launch import LaunchError, adopt_slurm, is_launched, launch, report_failure
+from onehour.dist.launch import LaunchError, launch, report_failure
 from onehour.dist.processes import Failure
-
-SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17"}
-
-
-def adopted(**changes: str) -> dict[str, str]:
-    environ = SLURM | changes
-    adopt_slurm(environ)
-    return environ
-
-
-@pytest.mark.parametrize(
-    ("nodes", "host"),
-    [
-        ("gpu07", "gpu07"),
-        ("gpu[07-09,12],login1", "gpu07"),
-        ("gpu[3,5]", "gpu3"),
-        ("a1,a2", "a1"),
-        ("rack2-node[001-128]", "rack2-node001"),
-        ("n1.cluster.org", "n1.cluster.org"),
-    ],
-)
-def test_process_0_is_on_the_first_of_the_nodes(nodes: str, host: str):
-    for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
-        assert adopted(**{name: nodes})["MASTER_ADDR"] == host
-
-
-def test_slurms_numbers_become_torchruns():
-    environ = adopted(SLURM_NTASKS_PER_NODE="4", SLURM_STEP_NODELIST="a[1-2]")
-    assert (environ["RANK"], environ["WORLD_SIZE"], environ["LOCAL_RANK"]) == ("5", "8", "1")
-    assert environ["LOCAL_WORLD_SIZE"] == "4"
-    assert is_launched(environ)
-
-
-def test_the_local_number_of_processes_is_not_invented():
-    assert "LOCAL_WORLD_SIZE" not in adopted()
-    assert adopted(SLURM_NTASKS_PER_NODE="4(x2)")["LOCAL_WORLD_SIZE"] == "4"
-
-
-def test_all_processes_of_a_step_meet_at_one_port_and_steps_at_their_own():
-    ports = {adopted(SLURM_PROCID=str(rank), SLURM_STEP_ID="1")["MASTER_PORT"] for rank in range(8)}
-    assert len(ports) == 1
-    others = {adopted(SLURM_JOB_ID=job, SLURM_STEP_ID=step)["MASTER_PORT"] for job in ("17", "18") for step in "123"}
-    assert len(others) == 6
-    assert all(1024 < int(port) < 65536 for port in others)
-    assert 1024 < int(adopted(SLURM_JOB_ID="4294967295")["MASTER_PORT"]) < 65536
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {"RANK": "0", "WORLD_SIZE": "2", **SLURM},
-        {},
-        {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
-        {"SLURM_JOB_ID": "17"},
-    ],
-)
-def test_torchruns_variables_stand_and_a_single_task_stays_alone(environ: dict[str, str]):
-    before = dict(environ)
-    adopt_slurm(environ)
-    assert environ == before
-
-
-def test_an_address_that_a_user_set_stands():
-    environ = adopted(MASTER_ADDR="10.0.0.1", MASTER_PORT="1234")
-    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("10.0.0.1", "1234")
-
-
-@pytest.mark.parametrize("environ", [{}, {"RANK": "0"}, {"WORLD_SIZE": "2"}, SLURM])
-def test_alone_is_not_launched(environ: dict[str, str]):
-    assert not is_launched(environ)
 
 
 def test_only_our_launcher_is_told_of_a_failure():
@@ -137,7 +67,6 @@ def test_processes_that_fail_are_started_anew_as_often_as_was_said(
     assert [environs[1]["TORCHELASTIC_RESTART_COUNT"] for environs in scripted.environs] == ["0", "1", "2"]
     assert [environ["RANK"] for environ in scripted.environs[0]] == ["0", "1"]
     assert all(environ["MASTER_ADDR"] == "127.0.0.1" for environ in scripted.environs[0])
-    assert not is_launched({})
 
 
 @pytest.mark.parametrize(("restarts", "starts"), [(0, 1), (1, 2)])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from onehour.dist.processes import LOOPBACK, Failure, Processes, meeting_place
+from onehour.dist.launched import LOOPBACK
+from onehour.dist.processes import Failure, Processes, meeting_place
 from onehour.dist.signals import StopSignals
 
 TELL = "import json, os, sys; os.write(int(os.environ['ONEHOUR_TELL']), json.dumps({'message': 'minibatch'}).encode())"

@@ -175,18 +175,26 @@ def test_gpus_are_dealt_out_to_the_processes(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     places = places_of(jobs, Execution(device="cuda", processes=processes))
     assert [place.get("CUDA_VISIBLE_DEVICES") for place in places] == expected
-    assert places_of(jobs, Execution(device="cpu", processes=processes)) == [{}] * jobs
+    assert len(places_of(jobs, Execution(device="cpu", processes=processes))) == jobs
 
 
 def test_a_job_for_each_core_or_gpu_and_the_cores_divided(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("onehour.machine._quotas", lambda *_: [])
+    monkeypatch.delenv("OMP_NUM_THREADS")
     here = Execution(device="cpu", threads=1)
     assert pick_jobs(None, processes=1, device="cpu") == (8, here)
     assert pick_jobs(3, processes=1, device="cpu") == (3, Execution(device="cpu", threads=2))
-    assert pick_jobs(None, processes=2, device="cpu") == (1, Execution(device="cpu", threads=8, processes=2))
+    assert pick_jobs(None, processes=2, device="cpu") == (1, Execution(device="cpu", threads=4, processes=2))
+    assert places_of(3, here) == [{"ONEHOUR_CORES": "2"}] * 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert pick_jobs(None, processes=1, device="auto") == (4, Execution(device="cuda", threads=2))
+    assert pick_jobs(None, processes=4, device="auto")[0] == 1
+    with pytest.raises(ValueError, match="--processes 5 needs 5 GPUs, one each, and torch sees 4 GPUs here"):
+        pick_jobs(None, processes=5, device="auto")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert pick_jobs(2, processes=1, device="cpu")[1].threads is None
     for jobs in (0, -2):
         with pytest.raises(ValueError, match="jobs must be above zero"):
             pick_jobs(jobs, processes=1, device="cpu")

@@ -207,10 +207,23 @@ def test_large_images_pass_fewer_workers_together(tiny: ModuleType):
 def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch):
     listed, tensors = Data.of(*tiny.listed()), Data.of(*tiny.data())
     assert pick_loaders(Execution(), tensors) == 0
-    monkeypatch.setattr("onehour.train.build.cores", lambda: 12)
-    assert pick_loaders(Execution(), listed) == 12
-    assert pick_loaders(Execution(processes=4), listed) == 3
-    assert pick_loaders(Execution(processes=50), listed) == 1
-    assert pick_loaders(Execution(processes=4, loaders=0), listed) == 0
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert pick_loaders(Execution(processes=8), listed) == 6
+    assert pick_loaders(Execution(loaders=0), listed) == 0
+
+
+@pytest.mark.parametrize(("share", "on_cpu", "on_gpu"), [(12, 6, 12), (3, 1, 3), (1, 1, 1)])
+def test_loaders_have_half_of_a_processs_cores_and_all_where_a_gpu_computes(
+    tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, share: int, on_cpu: int, on_gpu: int
+):
+    listed = Data.of(*tiny.listed())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert pick_loaders(Execution(device="cpu"), listed, share) == on_cpu
+    assert pick_loaders(Execution(device="cuda"), listed, share) == on_gpu
+
+
+def test_cores_are_divided_once_by_processes_or_by_the_parent(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    listed = Data.of(*tiny.listed())
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr("onehour.machine._quotas", lambda *_: [])
+    assert pick_loaders(Execution(device="cpu", processes=2), listed) == 4
+    monkeypatch.setenv("ONEHOUR_CORES", "8")
+    assert pick_loaders(Execution(device="cpu", processes=2), listed) == 4

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from onehour.api import train
+from onehour.machine import cores
 from onehour.train.record import Recorder, Run, final_error, move_aside
 
 
@@ -129,7 +130,7 @@ def test_the_environment_says_what_a_result_may_depend_on(run: Run):
     assert session["from_iteration"] == 0
     assert session["processes"] == 1
     assert session["workers_per_pass"] == 2
-    assert session["cores"] == os.cpu_count()
+    assert session["cores"] == cores()
     assert {"command", "python", "torch", "numpy", "platform", "processor", "threads", "device"} <= session.keys()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from onehour.dist.group import Group
-from onehour.dist.processes import LOOPBACK, Processes, meeting_place
+from onehour.dist.launched import LOOPBACK
+from onehour.dist.processes import Processes, meeting_place
 from onehour.train.shared import look_for_folder
 
 LOOKS = """

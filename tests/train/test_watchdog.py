@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from onehour.cli import _parser
+from onehour.commands import _execution
+from onehour.execution import Execution
 from onehour.train.watchdog import BEAT, BEATS, EXIT_STUCK, HOST, Watchdog
 
 LOOP = """
@@ -163,3 +166,30 @@ def test_a_message_that_cannot_be_written_keeps_no_process_from_its_end(tmp_path
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, timeout=30)
     assert done.returncode == EXIT_STUCK
+
+
+SLEEPS = "import time\ndef data(): time.sleep(600)\ndef net(): time.sleep(600)\n"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "sleeps:data"],
+        ["--data", "sleeps:data", "--processes", "2"],
+        ["--model", "sleeps:net"],
+    ],
+)
+def test_a_start_that_does_not_end_is_ended_and_shown(tmp_path: Path, arguments: list[str]):
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    command = [sys.executable, "-m", "onehour", "train", "digits", *arguments, "--hang-timeout", "0.5"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == EXIT_STUCK
+    assert "process 0 made no progress for " in ended.stderr
+    assert " s while it started" in ended.stderr
+    assert 'sleeps.py", line' in ended.stderr
+
+
+def test_python_and_the_command_line_watch_alike():
+    parsed = _parser().parse_args(["train", "digits"])
+    assert _execution(parsed).hang_timeout == Execution().hang_timeout == 120.0

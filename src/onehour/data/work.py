@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Done", "cores", "end_with_parent", "spans", "spread"]
+__all__ = ["Done", "end_with_parent", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,17 +22,6 @@ Done = Callable[[int], None]
 PR_SET_PDEATHSIG = 1
 SECONDS = 0.2
 """Between two looks at how far the processes are."""
-
-
-def cores() -> int:
-    """Cores that this process may use.
-
-    >>> cores() > 0
-    True
-    """
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def spans(count: int, size: int) -> list[range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
-from onehour.dist.processes import LOOPBACK
+from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
+from onehour.dist.launched import Launched, launched
+from onehour.dist.meeting import meet
+from onehour.dist.network import GLOO_DEVICE, Host, choose_device
 
 __all__ = ["Group", "PeerLateError", "PeerLostError", "joined", "peer_lost"]
 
@@ -101,6 +106,23 @@ class Group:
         dist.broadcast(data, src=0)
         return data.cpu().numpy().tobytes()
 
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Every process's bytes, at least one each, by rank, on every process.
+
+        >>> Group().gather(b"mine")
+        [b'mine']
+        """
+        if self.size == 1:
+            return [payload]
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(payload)
+        sizes = self.sum(lengths).tolist()
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self.device)
+        every = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(every, mine)
+        return [row[:size].cpu().numpy().tobytes() for row, size in zip(every, sizes, strict=True)]
+
 
 @contextmanager
 def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
@@ -108,9 +130,10 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
 
     Args:
         device: "cpu" or "cuda"; a process on CUDA takes the GPU of its LOCAL_RANK.
-        patience: seconds to wait for another process, in joining and in each exchange; ten minutes if that is more.
+        patience: seconds to wait for another process in each exchange; ten minutes if that is more.
 
     Raises:
+        ValueError: if the processes cannot meet: a variable, a port or a network device is wrong, or a GPU is missing.
         PeerLostError: when another process is gone, before or while this one is in the block.
         PeerLateError: when it has not come for too long.
 
@@ -118,48 +141,74 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
     ...     group.size
     1
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = launched()
     where = torch.device("cpu")
     if device == "cuda":
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        shared = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" not in os.environ
+        where = torch.device("cuda", own_gpu(_local_rank(place), place.local_size or 1, shared=shared))
         torch.cuda.set_device(where)
-    if size == 1:
+    if place.size == 1:
         yield Group(device=where)
         return
-    if os.environ.get("MASTER_ADDR") in ("localhost", LOOPBACK) and os.path.exists("/sys/class/net/lo"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     limit = min(max(PATIENCE, patience), LONGEST)
     came = False
     try:
+        store, hosts = _met(place, where)
+        refuse_other_devices([(host.name, host.machine, host.computes) for host in hosts])
+        if device == "cpu" and (chosen := choose_device(place, hosts)):
+            _use(chosen, hosts, place)
+        store.set_timeout(timedelta(seconds=limit))
         dist.init_process_group(
             backend="nccl" if device == "cuda" else "gloo",
-            rank=int(os.environ["RANK"]),
-            world_size=size,
+            store=store,
+            rank=place.rank,
+            world_size=place.size,
             timeout=timedelta(seconds=limit),
             device_id=where if device == "cuda" else None,
         )
         came = True
         try:
-            yield Group(rank=dist.get_rank(), size=size, device=where)
+            yield Group(rank=dist.get_rank(), size=place.size, device=where)
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
-        who, reason = f"process {os.environ['RANK']}", str(error).strip().partition("\n")[0]
+        who, reason = f"process {place.rank}", str(error).strip().partition("\n")[0]
         if peer_lost(error):
-            raise PeerLostError(f"{who} lost another one, and cannot go on: {reason}") from error
+            hint = "" if came or device == "cuda" else f"; {GLOO_DEVICE} names the network device between hosts"
+            raise PeerLostError(f"{who} lost another one, and cannot go on: {reason}{hint}") from error
         if not _peer_late(error):
             raise
-        raise PeerLateError(f"{who} {_waited(limit, size, came)} ({reason})") from error
+        raise PeerLateError(
+            f"{who} waited {limit:g} s for another of {place.size} in the middle of the run, and cannot go on; look at"
+            f" what the others say, and whether each still runs ({reason})"
+        ) from error
 
 
-def _waited(limit: float, size: int, came: bool) -> str:
-    if came:
-        return (
-            f"waited {limit:g} s for another of {size} in the middle of the run, and cannot go on; look at what the"
-            " others say, and whether each still runs"
+def _local_rank(place: Launched) -> int:
+    devices = torch.cuda.device_count()
+    if place.local_rank is None and place.size > 1 and devices > 1:
+        raise ValueError(
+            f"LOCAL_RANK is not set, so which of this host's {devices} GPUs process {place.rank} takes is not known;"
+            " set it to 0, 1, … on the processes of a host, as torchrun, srun and mpirun do"
         )
-    meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    return (
-        f"waited {limit:g} s for {size} processes to meet at {meeting}, and cannot go on; look whether each was"
-        " started, and whether its host reaches that address"
-    )
+    return place.local_rank or 0
+
+
+def _met(place: Launched, where: torch.device) -> tuple[Store, list[Host]]:
+    try:
+        return meet(place, computes=name_of(where))
+    except TimeoutError as error:
+        raise PeerLateError(str(error)) from error
+
+
+def _use(chosen: str, hosts: list[Host], place: Launched) -> None:
+    """Have Gloo use a network device; where it is no matter of course, one process of the host says so."""
+    os.environ[GLOO_DEVICE] = chosen
+    if chosen != "lo" and not place.local_rank:
+        name = hosts[place.rank].name
+        print(
+            f"onehour: the name {name} is no address at which other hosts reach this one: its processes use the"
+            f" device {chosen} ({GLOO_DEVICE} names another)",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,11 +1,10 @@
-"""Starting a run's processes on this machine, or joining those that torchrun and srun have started."""
+"""Starting a run's processes on this machine, and what they and their launcher tell each other."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -14,15 +13,15 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
+from onehour.dist.network import family_of, loopback
+from onehour.dist.processes import TELL, Processes, meeting_place
 from onehour.dist.signals import StopSignals
+from onehour.machine import CORES, share_of
 
 __all__ = [
     "ENDS",
     "LaunchError",
-    "adopt_slurm",
     "end_with_launcher",
-    "is_launched",
     "is_launched_by_us",
     "is_torchruns",
     "launch",
@@ -51,15 +50,6 @@ class LaunchError(Exception):
         self.code = code
 
 
-def is_launched(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether a launcher has started this process as one of several (torchrun's variables are there).
-
-    >>> is_launched({"RANK": "0", "WORLD_SIZE": "2"}), is_launched({})
-    (True, False)
-    """
-    return "RANK" in environ and "WORLD_SIZE" in environ
-
-
 def is_launched_by_us(environ: MutableMapping[str, str] = os.environ) -> bool:
     """Whether `launch` started this process, and so says for all of them how it ended.
 
@@ -76,35 +66,6 @@ def is_torchruns(environ: MutableMapping[str, str] = os.environ) -> bool:
     (False, True)
     """
     return JOB in environ and OURS not in environ
-
-
-def adopt_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Write torchrun's variables from Slurm's, for processes that plain `srun` started.
-
-    Process 0's host is the first of the node list, the port follows from the job's number, so that all agree.
-
-    >>> environ = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
-    ...            "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "gpu[07-08]"}
-    >>> adopt_slurm(environ)
-    >>> environ["RANK"], environ["WORLD_SIZE"], environ["MASTER_ADDR"], environ["MASTER_PORT"]
-    ('3', '4', 'gpu07', '20017')
-    """
-    if is_launched(environ) or "SLURM_PROCID" not in environ or int(environ.get("SLURM_NTASKS", "1")) == 1:
-        return
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "localhost")
-    step = int(environ.get("SLURM_JOB_ID", "0")) + 1000 * int(environ.get("SLURM_STEP_ID", "0"))
-    environ.update(
-        {
-            "RANK": environ["SLURM_PROCID"],
-            "WORLD_SIZE": environ["SLURM_NTASKS"],
-            "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
-            "MASTER_ADDR": environ.get("MASTER_ADDR", _first_host(nodes)),
-            "MASTER_PORT": environ.get("MASTER_PORT", str(20000 + step % 20000)),
-        }
-    )
-    per_node = re.match(r"\d+", environ.get("SLURM_NTASKS_PER_NODE", ""))
-    if per_node:
-        environ["LOCAL_WORLD_SIZE"] = per_node[0]
 
 
 def launch(
@@ -135,11 +96,13 @@ def launch(
         stop.leave_to_caller()
     # Without -P, Python would take a torch.py of the current folder for torch.
     command = [sys.executable, "-P", "-m", "onehour", *arguments]
+    share = share_of(processes)
     shared = {
         OURS: str(os.getpid()),
         JOB: job,
-        "OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes)),
-        "MASTER_ADDR": LOOPBACK,
+        CORES: str(share),
+        "OMP_NUM_THREADS": str(threads or os.environ.get("OMP_NUM_THREADS") or share),
+        "MASTER_ADDR": loopback(),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "TORCHELASTIC_USE_AGENT_STORE": str(True),  # the store is this process's; theirs are clients
@@ -207,17 +170,10 @@ def refuse_used_port(port: int) -> None:
     """
     if port == 0:
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise ValueError(
-                f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
-            ) from error
-
-
-def _first_host(nodes: str) -> str:
-    """The first of a Slurm node list such as gpu[07-09,12],login1."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else "localhost"
+    here = loopback()
+    try:
+        socket.create_server((here, port), family=family_of(here)).close()
+    except OSError as error:
+        raise ValueError(
+            f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
+        ) from error

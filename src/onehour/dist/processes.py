@@ -13,11 +13,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from onehour.dist.network import family_of, loopback
 from onehour.dist.signals import EARLY, EXIT_STOPPED, StopSignals, asks_to_stop, held_back
 
-__all__ = ["LOOPBACK", "TELL", "Failure", "Processes", "meeting_place"]
+__all__ = ["TELL", "Failure", "Processes", "meeting_place"]
 
-LOOPBACK = "127.0.0.1"
 TELL = "ONEHOUR_TELL"
 """Names the descriptor by which a process tells its launcher why it fails."""
 GRACE = 5.0
@@ -56,12 +56,10 @@ def meeting_place(port: int) -> Iterator[int]:
     """
     from torch._C._distributed_c10d import TCPStore
 
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((LOOPBACK, port))
-        listener.listen(128)
+    here = loopback()
+    with socket.create_server((here, port), family=family_of(here), backlog=4096) as listener:
         found = listener.getsockname()[1]
-        store = TCPStore(LOOPBACK, found, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        store = TCPStore(here, found, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     yield found
     del store
 

@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 
 from onehour.config import Recipe
+from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.placement import place
 from onehour.execution import Execution
 from onehour.files import opened
 from onehour.jobs.pool import Event, run_tasks
 from onehour.jobs.task import Task, run_task
 from onehour.lock import HeldFolder
+from onehour.machine import CORES, cores, share_of
 from onehour.rules.checks import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
 from onehour.train.build import pick_device
@@ -134,26 +136,28 @@ def pick_jobs(jobs: int | None, *, processes: int, device: str) -> tuple[int, Ex
     1
     """
     device = pick_device(device)
-    cores = os.cpu_count() or 1
+    refuse_too_few_gpus(processes, device)
     if jobs is None:
-        jobs = 1 if processes > 1 else torch.cuda.device_count() if device == "cuda" else cores
+        jobs = 1 if processes > 1 else torch.cuda.device_count() if device == "cuda" else cores()
     positive_int("jobs", jobs)
-    return jobs, Execution(processes=processes, device=device, threads=max(1, cores // jobs))
+    threads = None if "OMP_NUM_THREADS" in os.environ else share_of(jobs * processes)
+    return jobs, Execution(processes=processes, device=device, threads=threads)
 
 
 def places_of(jobs: int, execution: Execution) -> list[dict[str, str]]:
-    """The environment of each process: GPUs are dealt out on CUDA, nothing on the CPU.
+    """The environment of each process: its share of the cores, and of the GPUs on CUDA.
 
-    >>> places_of(2, Execution(device="cpu"))
-    [{}, {}]
+    >>> places_of(10**4, Execution(device="cpu"))[0]
+    {'ONEHOUR_CORES': '1'}
     """
+    share = {CORES: str(share_of(jobs))}
     gpus = torch.cuda.device_count() if execution.device == "cuda" else 0
     if not gpus:
-        return [{}] * jobs
+        return [share] * jobs
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     each = execution.processes
-    shares = [visible[first : first + each] for first in range(0, len(visible) - each + 1, each)] or [visible]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(shares[job % len(shares)])} for job in range(jobs)]
+    dealt = [visible[first : first + each] for first in range(0, len(visible) - each + 1, each)] or [visible]
+    return [share | {"CUDA_VISIBLE_DEVICES": ",".join(dealt[job % len(dealt)])} for job in range(jobs)]
 
 
 def expected_seconds(work: Work, *, jobs: int, execution: Execution) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +17,12 @@ from onehour.data.keyed import Keyed
 from onehour.data.loader import prepared
 from onehour.data.look import in_memory
 from onehour.data.sources import Data, load_data
-from onehour.data.work import cores
 from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
 from onehour.dist.reducer import is_dense
 from onehour.entry import blame, resolve
 from onehour.execution import Execution
+from onehour.machine import own_share
 from onehour.models.load import brings_weights, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
@@ -291,11 +290,15 @@ def _drops(probability: Any) -> bool:
     return isinstance(probability, int | float) and probability > 0
 
 
-def pick_loaders(execution: Execution, data: Data) -> int:
-    """Processes that load for each process: none for tensors in memory, else its share of the cores."""
+def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> int:
+    """Processes that load for each process: none for tensors in memory; half of its cores, or all for a GPU.
+
+    Args:
+        share: cores of this process; None divides the machine's.
+    """
     if execution.loaders is not None:
         return execution.loaders
     if in_memory(data.train):
         return 0
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(execution.processes)))
-    return max(1, cores() // local)
+    share = own_share(execution.processes) if share is None else share
+    return max(1, share if pick_device(execution.device) == "cuda" else share // 2)

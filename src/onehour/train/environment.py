@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from onehour.machine import cores
 
 __all__ = ["environment"]
 
@@ -36,7 +37,7 @@ def environment(execution: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         **execution,
     }

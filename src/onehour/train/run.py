@@ -22,6 +22,7 @@ from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
+from onehour.train.agreement import agree
 from onehour.train.breaking import Breakable, EvaluationStoppedError
 from onehour.train.build import (
     OPTIMIZERS,
@@ -38,6 +39,7 @@ from onehour.train.determinism import build_of, deterministic
 from onehour.train.ends import DELIBERATE, NonFiniteError, StoppedError
 from onehour.train.environment import environment
 from onehour.train.evaluate import evaluate
+from onehour.train.facts import facts_of_model
 from onehour.train.flags import HostFlags
 from onehour.train.inputs import InputError, refuse_iterations
 from onehour.train.loggers import Loggers, load_logger
@@ -85,14 +87,19 @@ def train_run(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
-    folder = execution.folder(recipe)
-    with deterministic(recipe), ExitStack() as stack:
+    folder, limit = execution.folder(recipe), execution.hang_timeout
+    watch = Watchdog(None, rank=group.rank, size=group.size, timeout=limit)
+    with deterministic(recipe), watch as watchdog, ExitStack() as stack:
         recorder = None
-        with in_words(folder):
-            if group.rank == 0:
-                recorder = Recorder(folder, recipe)
-                stack.callback(recorder.close)  # also where what comes next fails: another try needs the folder
-            loop = _Loop(recipe, data, execution, group, model, recorder)
+        try:
+            with in_words(folder):
+                if group.rank == 0:
+                    recorder = Recorder(folder, recipe)
+                    stack.callback(recorder.close)  # also where what comes next fails: another try needs the folder
+                loop = _Loop(recipe, data, execution, group, model, recorder, watchdog)
+        except ValueError as error:
+            agree(group, failed=error)
+            raise
         stack.callback(loop.close)
         with in_words(folder, loop.per_pass):
             loop.run(stop_asked)
@@ -109,6 +116,7 @@ class _Loop:
         group: Group,
         model: nn.Module | Callable[[], nn.Module] | None,
         recorder: Recorder | None,
+        watchdog: Watchdog,
     ) -> None:
         assert recipe.samples is not None
         self.recipe, self.data, self.execution, self.group = recipe, data, execution, group
@@ -120,6 +128,8 @@ class _Loop:
         self.first = group.rank == 0
         self.recorder, self.owned = recorder, Owned(recorder, group)
         self.inside = recorder.inside if recorder else self.folder
+        self.watchdog = watchdog
+        watchdog.folder = self.inside
         self.loggers = Loggers(load_logger(execution.log) if self.first else None)
         self.console = Console(recipe, quiet=not self.first)
         self.timer = StepTimer(group.device)
@@ -146,7 +156,6 @@ class _Loop:
         self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group, inside=self.inside)
         self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self._warn_of_disk, inside=self.inside)
         self.step.before_update = self.checkpoints.detach
-        self.watchdog = Watchdog(self.inside, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
         self.interval = SaveInterval(execution.save_every, execution.save_minutes)
         self.flags = HostFlags(group.device)
         self._mark(0)
@@ -187,7 +196,6 @@ class _Loop:
         self.since, self.cpu_since, self.last_evaluated = time.perf_counter(), time.process_time(), done
 
     def close(self) -> None:
-        self.watchdog.close()
         self.checkpoints.close()
         self.console.close()
         self.step.close()
@@ -196,6 +204,8 @@ class _Loop:
 
     def _resume(self) -> tuple[int, bool]:
         """The iteration to go on with, and whether the one before it was evaluated, if it had to be."""
+        if self.group.size > 1:
+            agree(self.group, facts_of_model(self.model, self.optimizer))
         look_for_folder(self.folder, self.group, inside=self.inside)
         progress = self.checkpoints.load(self.model, self.optimizer)
         start, evaluated = 0, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -9,15 +10,12 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from onehour.dist.group import Group
 
 __all__ = ["look_for_folder"]
 
 TOKEN = ".seen-"
 PATIENCE = 10.0
-NAME = 64
 
 
 def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, inside: Path | None = None) -> None:
@@ -45,19 +43,16 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, i
         (inside / token.decode()).touch()
     sent = group.broadcast(token)
     assert sent is not None
-    host = socket.gethostname().encode()[:NAME]
-    found = torch.zeros((group.size, 1 + NAME), dtype=torch.int64, device=group.device)
-    found[group.rank] = torch.tensor([_appears(folder, sent.decode(), patience), *host, *bytes(NAME - len(host))])
-    rows = group.sum(found).tolist()
+    seen = {"seen": _appears(folder, sent.decode(), patience), "host": socket.gethostname()}
+    rows = [json.loads(row) for row in group.gather(json.dumps(seen).encode())]
     if group.rank == 0:
         assert inside is not None
         (inside / token.decode()).unlink(missing_ok=True)
-    hosts = [bytes(name).rstrip(b"\0").decode(errors="replace") for _, *name in rows]
-    blind = [rank for rank, (seen, *_) in enumerate(rows) if not seen]
+    blind = [rank for rank, row in enumerate(rows) if not row["seen"]]
     if blind:
         raise ValueError(
-            f"{folder} is not shared: process {blind[0]} on {hosts[blind[0]]} does not see what process 0 on"
-            f" {hosts[0]} writes there; give --out on a file system that all hosts share"
+            f"{folder} is not shared: process {blind[0]} on {rows[blind[0]]['host']} does not see what process 0 on"
+            f" {rows[0]['host']} writes there; give --out on a file system that all hosts share"
         )
 
 

@@ -41,19 +41,19 @@ class Watchdog:
     that is stuck, for which all others wait in the reduction; and it bears with a process 0 that waits for a disk.
 
     Args:
-        folder: the run's.
+        folder: the run's; None until it is known to be.
         rank: of this process.
         size: p.
-        timeout: seconds for an iteration; None for no watch.
+        timeout: seconds for an iteration, and a tenth of those for the start; None for no watch.
 
     >>> dog = Watchdog(Path("nowhere"), rank=0, size=1, timeout=None)
     >>> dog.beat(3)
     >>> dog.close()
     """
 
-    def __init__(self, folder: Path, *, rank: int, size: int, timeout: float | None) -> None:
+    def __init__(self, folder: Path | None, *, rank: int, size: int, timeout: float | None) -> None:
         self.folder, self.rank, self.size, self.timeout = folder, rank, size, timeout
-        self._iteration = 0
+        self._iteration: int | None = None
         self._seen = time.monotonic()
         self._patience = GRACE
         self._ended = threading.Event()
@@ -77,6 +77,12 @@ class Watchdog:
         self._seen, self._patience = time.monotonic(), GRACE
         yield
         self._seen, self._patience = time.monotonic(), 1.0
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Watch no longer."""
@@ -111,12 +117,13 @@ class Watchdog:
         return bool(beat) and time.time() - beat[0].seen < FRESH and late <= self.timeout * beat[0].patience
 
     def _give_up(self, late: float) -> None:
-        lines = [f"process {self.rank} made no progress for {late:.0f} s after iteration {self._iteration}"]
-        ask = []
+        at = "while it started" if self._iteration is None else f"after iteration {self._iteration}"
+        lines = [f"process {self.rank} made no progress for {late:.0f} s {at}"]
+        done, ask = self._iteration or 0, []
         for rank, beat in enumerate(self._beats()):
             silent = time.time() - beat.seen
             state = _state_of(beat.pid) if beat.host == HOST else "of another host"
-            if rank != self.rank and beat.pid and (silent > FRESH or beat.iteration < self._iteration or state != RUNS):
+            if rank != self.rank and beat.pid and (silent > FRESH or beat.iteration < done or state != RUNS):
                 who = f"process {rank} (id {beat.pid}, {state})"
                 lines.append(f"{who} did iteration {beat.iteration}, last seen {silent:.0f} s ago")
                 ask += [beat.pid] if state == RUNS else []
@@ -138,7 +145,9 @@ class Watchdog:
 
     def _note(self) -> None:
         """Write this process's line; a disk that refuses must not end a run."""
-        line = BEAT.pack(os.getpid(), self._iteration, time.time(), self._patience, HOST)
+        if self.folder is None:
+            return
+        line = BEAT.pack(os.getpid(), self._iteration or 0, time.time(), self._patience, HOST)
         with suppress(OSError):
             if self._file is None:
                 self._file = os.open(self.folder / BEATS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
