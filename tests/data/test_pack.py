@@ -322,9 +322,7 @@ def test_a_pack_that_is_moved_is_written_no_further_and_goes_on_where_it_is(tree
         if out.exists():
             out.rename(moved)
 
-    with pytest.raises(
-        ValueError, match=r"out was moved to .*moved while .*; the same command with OUT .*moved"
-    ):
+    with pytest.raises(ValueError, match=r"out was moved to .*moved while .*; the same command with OUT .*moved"):
         packed(tree, jobs=jobs, done=move)
     assert not out.exists()
     pack(open_sides(tree, sizes=True), moved, shard_bytes=SMALL)
