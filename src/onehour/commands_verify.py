@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
+from onehour.dist.launched import refuse_several
 from onehour.recipes import recipe as named
 from onehour.rules.checks import positive_int
 
@@ -27,6 +28,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.train.build import pick_device
     from onehour.train.verify import compare
 
+    refuse_several("verify")
     processes = _processes(options.processes)
     steps = positive_int("steps", options.steps)
     recipe = _grown(_recipe(options), max(processes))

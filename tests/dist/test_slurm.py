@@ -62,6 +62,7 @@ def test_what_srun_has_not_started_as_one_of_several_is_alone(environ: dict[str,
 
 def test_the_steps_of_a_job_have_ports_of_their_own_and_so_have_jobs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(slurm, "_under_srun", lambda: True)  # reads /proc
+
     def port(job: int, number: int) -> int:
         found = step(TASK | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(number)})
         assert found is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from onehour.data.loader import in_memory, prepared
 from onehour.data.sources import Data, load_data
 from onehour.data.work import cores
 from onehour.dist.group import Group
+from onehour.dist.launched import launched
 from onehour.dist.placement import place, place_by_halving
 from onehour.entry import blame, resolve
 from onehour.execution import Execution
@@ -240,5 +240,5 @@ def pick_loaders(execution: Execution, data: Data) -> int:
         return execution.loaders
     if in_memory(data.train):
         return 0
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(execution.processes)))
+    local = launched().local_size or execution.processes
     return max(1, cores() // local)
