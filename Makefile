@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-browser faults fuzz check-matrix figure lint setup clean
+.PHONY: train test test-all test-browser cluster-test faults fuzz check-matrix figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
 	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
@@ -20,6 +20,9 @@ test-browser: $(READY)  ## a report in headless Chromium, which is installed whe
 	  || { test "$$(id -u)" = 0 && apt-get update -q && apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
 	  || { echo "needs Chromium and its driver; as root: apt-get install chromium chromium-driver"; exit 2; }
 	$(BIN)/python -m pytest -m browser tests/browser
+
+cluster-test: $(READY)  ## runs on a real Slurm of several nodes on this machine, each disturbed (as root, on Debian; ten minutes)
+	$(BIN)/python tests/cluster/cases.py
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
 	for campaign in kills signals restarts together soak hosts writer disk corruptions hostile cli; do \

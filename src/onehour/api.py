@@ -20,7 +20,7 @@ from onehour.data.sources import Data
 from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import is_torchruns, process_began
-from onehour.dist.launched import adopt, is_launched, launched
+from onehour.dist.launched import adopt, is_launched, launched, refuse_several
 from onehour.dist.placement import place
 from onehour.dist.slurm import without_srun
 from onehour.entry import asked_for
@@ -272,6 +272,7 @@ def sweep(
     """
     from onehour.jobs.sweep import pick_jobs, train_sweep
 
+    refuse_several("sweep")
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
     completed, _ = complete(asked_for(chosen, trust=trust))
     spec = spec_of(completed, minibatches, range(first_seed, first_seed + seeds), arms, arms_at)

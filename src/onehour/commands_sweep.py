@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from onehour.commands import EXIT_STOPPED, recipe_changes
+from onehour.dist.launched import refuse_several
 from onehour.entry import asked_for
 from onehour.execution import default_folder
 from onehour.recipes import recipe as named
@@ -23,6 +24,7 @@ __all__ = ["sweep_command"]
 
 def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Train a sweep's cells, or say what they are, and report them."""
+    refuse_several("sweep")
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = asked_for(named(options.recipe, **changes), trust=options.trust)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
+from onehour.dist.launched import refuse_several
 from onehour.entry import asked_for
 from onehour.files import to_json
 from onehour.recipes import recipe as named
@@ -30,6 +31,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.dist.launch import LaunchError, launch
     from onehour.train.verify import compare
 
+    refuse_several("verify")
     processes, options.device = _on_devices(options.processes, options.device)
     steps = positive_int("steps", options.steps)
     recipe = _grown(asked_for(_recipe(options), trust=options.trust), max(processes))

@@ -28,7 +28,7 @@ ROOT = HERE.parents[1]
 BATCH = ROOT / "examples" / "slurm.sh"
 NODES = 5
 TOGETHER = 4
-LIMIT = 540.0
+LIMIT = 1200.0
 """Seconds that a case may take on a busy machine."""
 SEEDS = (0, 1)
 TRAIN = [
@@ -189,8 +189,8 @@ def cancelled(folder: Path) -> None:
 
 def time_is_over(folder: Path) -> None:
     """The job's time ends before the run does; Slurm sends USR1 a minute before."""
-    place = ("-w", "sl1", "--nodes=1", "--ntasks-per-node=2", "--time=2", "--signal=USR1@60")
-    job = Job(folder, *place, pace=35.0)
+    place = ("-w", "sl1", "--nodes=1", "--ntasks-per-node=2", "--time=3", "--signal=USR1@60")
+    job = Job(folder, *place, pace=45.0)
     job.ends(restarts=1)
 
 

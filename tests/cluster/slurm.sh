@@ -48,8 +48,8 @@ C
         echo "NodeName=sl$i NodeAddr=$net.1$i CPUs=8 State=UNKNOWN" >> "$folder/slurm.conf"
     done
     cat >> "$folder/slurm.conf" <<C
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=40 MaxTime=60 State=UP
-PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=40 MaxTime=INFINITE State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 C
     # Nothing uses cgroups; slurmd refuses to start if it has to guess which ones there are.
     echo 'CgroupPlugin=cgroup/v1' > "$folder/cgroup.conf"
@@ -63,21 +63,32 @@ start() { # NAME COMMAND…: in the background, its id noted
 }
 
 node_up() {
-    node=$1 i=${1#sl}
-    ip netns add "$node"
-    ip link add "v$node" type veth peer name eth0 netns "$node"
-    ip link set "v$node" master $bridge up
-    ip -n "$node" addr add "$net.1$i/24" dev eth0
-    ip -n "$node" link set lo up
-    ip -n "$node" link set eth0 up
-    mkdir -p "/etc/netns/$node"
-    addresses > "/etc/netns/$node/hosts"
+    node=$1 space=ohslurm-$1 address=$net.1${1#sl}
+    ip netns add "$space"
+    ip link add "oh$node" type veth peer name eth0 netns "$space"
+    ip link set "oh$node" master $bridge up
+    ip -n "$space" addr add "$address/24" dev eth0
+    ip -n "$space" link set lo up
+    ip -n "$space" link set eth0 up
+    mkdir -p "/etc/netns/$space"
+    addresses > "/etc/netns/$space/hosts"
     # Debian's slurmd knows its node by the host's name. With --kill-child all of a node ends with it.
-    start "$node" ip netns exec "$node" unshare -u -m -p -f --kill-child --mount-proc \
+    start "$node" ip netns exec "$space" unshare -u -m -p -f --kill-child --mount-proc \
         bash -c "hostname $node; exec slurmd -D -f '$folder/slurm.conf'"
 }
 
-node_down() {
+node_down() { # SPACE: as a power cut; whatever runs there is gone
+    ip netns pids "$1" | xargs -r kill -9 2> /dev/null
+    ip netns del "$1"
+    rm -rf "/etc/netns/$1"
+}
+
+kill_noted() { # NAME: a process that `up` has noted, if the id still is that process's
+    id=$(cat "$folder/$1.id" 2> /dev/null) || return 0
+    grep -qsaF "$folder" "/proc/$id/cmdline" && kill -9 "$id"
+}
+
+down() {
     kill_noted "$1"
     ip netns del "$1" 2> /dev/null
     rm -rf "/etc/netns/$1"
@@ -90,7 +101,7 @@ kill_noted() { # a process that an earlier start has noted, if the id still is t
 }
 
 down() {
-    for i in $(seq "$(cat "$folder/nodes" 2> /dev/null || echo 0)"); do node_down "sl$i"; done
+    for space in $(ip netns list | grep -o '^ohslurm-sl[0-9]*'); do node_down "$space"; done
     kill_noted controller
     kill_noted munge
     ip link del $bridge 2> /dev/null
@@ -123,7 +134,7 @@ case $verb in
         exit 1
         ;;
     down) down ;;
-    node-down) node_down "$3" ;;
+    node-down) node_down "ohslurm-$3" ;;
     node-up) node_up "$3" ;;
     *) echo "usage: slurm.sh up FOLDER NODES | down FOLDER | node-down FOLDER NODE | node-up FOLDER NODE" >&2; exit 2 ;;
 esac

@@ -160,6 +160,20 @@ MPIRUNS = {
 }
 
 
+@pytest.mark.parametrize("command", [["sweep", "digits"], ["verify", "digits"]])
+def test_a_command_that_starts_its_own_processes_is_not_started_several_times(command: list[str]):
+    done = subprocess.run(
+        [sys.executable, "-m", "onehour", *command],
+        env=os.environ | OPENMPI,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    said = f"this is process 1 of 2, but `onehour {command[0]}` starts its processes itself; start it once"
+    assert done.stderr.startswith(f"onehour: {said}")
+
+
 @pytest.mark.parametrize("mpirun", MPIRUNS)
 def test_processes_of_a_real_mpirun_agree_where_to_meet(mpirun: str):
     if not shutil.which(mpirun):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onehour.dist import slurm
 from onehour.dist.slurm import FIRST_PORT, PORTS, ancestors
 
-__all__ = ["LOOPBACK", "Launched", "adopt", "is_launched", "launched"]
+__all__ = ["LOOPBACK", "Launched", "adopt", "is_launched", "launched", "refuse_several"]
 
 LOOPBACK = "127.0.0.1"
 TORCHRUNS_PORT = 29500
@@ -144,6 +144,23 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
         if value is not None:
             environ[name] = str(value)
     launched(environ)
+
+
+def refuse_several(command: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse to be one of several processes for a command that starts its processes itself.
+
+    >>> refuse_several("sweep", {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "gpu07", "MASTER_PORT": "20017"})
+    Traceback (most recent call last):
+    ValueError: this is process 1 of 2, but `onehour sweep` starts its processes itself; start it once, alone
+    """
+    copied = dict(environ)
+    adopt(copied)
+    place = launched(copied)
+    if place.size > 1:
+        raise ValueError(
+            f"this is process {place.rank} of {place.size}, but `onehour {command}` starts its processes itself; start"
+            " it once, alone"
+        )
 
 
 def _place(environ: MutableMapping[str, str], rank: str, size: str, local_rank: str, local_size: str) -> Launched:

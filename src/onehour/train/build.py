@@ -18,6 +18,7 @@ from onehour.data.loader import prepared
 from onehour.data.look import in_memory
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
+from onehour.dist.launched import launched
 from onehour.dist.placement import place, place_by_halving
 from onehour.dist.reducer import is_dense
 from onehour.entry import blame, resolve
@@ -300,5 +301,5 @@ def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> 
         return execution.loaders
     if in_memory(data.train):
         return 0
-    share = own_share(execution.processes) if share is None else share
+    share = own_share(launched().local_size or execution.processes) if share is None else share
     return max(1, share if pick_device(execution.device) == "cuda" else share // 2)
