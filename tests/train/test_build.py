@@ -172,5 +172,8 @@ def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType, monkeypatch:
     assert pick_loaders(Execution(processes=4), listed) == 3
     assert pick_loaders(Execution(processes=50), listed) == 1
     assert pick_loaders(Execution(processes=4, loaders=0), listed) == 0
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "gpu07")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert pick_loaders(Execution(processes=8), listed) == 6
