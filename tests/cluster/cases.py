@@ -10,6 +10,7 @@ slurm-wlm, munge and iproute2; where that cannot be had it says why, and leaves 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ NODES = 5
 TOGETHER = 4
 LIMIT = 1200.0
 """Seconds that a case may take on a busy machine."""
+SETTLES = 5.0
+"""Seconds until what is left of a job that was put back is not taken for the job that runs again."""
 SEEDS = (0, 1)
 TRAIN = [
     *("digits", "--data", "paced:digits", "--classes", "10", "--loaders", "0", "--minibatch", "256"),
@@ -85,7 +88,7 @@ class Job:
         own = ("--gpus-per-node=0", "--cpus-per-task=1", f"--output={self.output}", "--parsable")
         environ = os.environ | {"PACE": str(pace)}
         done = subprocess.run(
-            ["sbatch", *own, *options, *command], capture_output=True, text=True, env=environ, timeout=60
+            ["sbatch", *own, *options, *command], capture_output=True, text=True, env=environ, timeout=LIMIT
         )
         if done.returncode:
             raise CaseError(f"sbatch: {done.stderr}")
@@ -118,6 +121,7 @@ class Job:
         deadline = time.monotonic() + LIMIT
         while (about := self.about())["JobState"] not in ENDED:
             if about["JobState"] == "PENDING" and about["Reason"] == "BeginTime":
+                time.sleep(SETTLES)
                 call("scontrol", "update", f"jobid={self.number}", "starttime=now", check=False)
             if time.monotonic() > deadline:
                 raise CaseError(f"is {about['JobState']} ({about['Reason']}) still: {self.said()}")
@@ -161,7 +165,7 @@ def node_is_killed(folder: Path) -> None:
     job = Job(folder, "-w", "sl4,sl5", "--nodes=2", "--ntasks-per-node=1", pace=8.0)
     job.trains()
     cluster("node-down", "sl5")
-    time.sleep(5.0)
+    wait_for("Slurm misses the node", lambda: "down" in call("sinfo", "-h", "-n", "sl5", "-o", "%T"))
     cluster("node-up", "sl5")
     job.ends(restarts=1)
 
@@ -189,8 +193,8 @@ def cancelled(folder: Path) -> None:
 
 def time_is_over(folder: Path) -> None:
     """The job's time ends before the run does; Slurm sends USR1 a minute before."""
-    place = ("-w", "sl1", "--nodes=1", "--ntasks-per-node=2", "--time=3", "--signal=USR1@60")
-    job = Job(folder, *place, pace=45.0)
+    place = ("-w", "sl1", "--nodes=1", "--ntasks-per-node=2", "--time=4", "--signal=USR1@60")
+    job = Job(folder, *place, pace=60.0)
     job.ends(restarts=1)
 
 
@@ -320,7 +324,7 @@ def main() -> int:
     global work
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with its provenance")
     options = parser.parse_args()
     why = missing()
     if why:
@@ -344,10 +348,11 @@ def main() -> int:
     passed = sum(each["ok"] for each in found)
     print(f"{passed} passed, {len(found) - passed} failed ({time.monotonic() - began:.0f} s)")
     if options.json:
-        version = call("slurmd", "-V").strip()
-        commit = call("git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").strip()
-        result = {"slurm": version, "commit": commit, "passed": passed, "failed": len(found) - passed, "cases": found}
-        options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        results: Any = importlib.import_module("results")
+        about = results.provenance() | {"slurm": call("slurmd", "-V").split()[-1]}
+        content = {"provenance": about, "passed": passed, "failed": len(found) - passed, "cases": found}
+        options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if passed == len(found):
         shutil.rmtree(work, ignore_errors=True)
     return int(passed < len(found))

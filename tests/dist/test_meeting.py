@@ -123,17 +123,14 @@ def test_a_store_of_another_program_is_no_place_to_meet():
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_of_one_rank_are_noticed():
-    port = free_port()
-    given = sorted(given for given, _ in meet(0, 1, 1, port=port))
-    assert given[0].startswith(f"ValueError: two processes have come to 127.0.0.1:{port} as process 1 of 2")
-    assert given[1:] == ["met 2", "met 2"]
+def test_a_second_process_of_the_same_rank_and_another_number_of_processes_are_noticed():
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-
-@pytest.mark.timeout(300)
-def test_another_number_of_processes_than_process_0_has_is_noticed():
-    first = threading.Thread(target=meet, args=(0,), kwargs={"port": (port := free_port()), "limit": 20.0})
-    first.start()
-    ((given, _),) = meet(1, port=port, size=3)
-    assert given.startswith(f"ValueError: WORLD_SIZE is 3 on process 1, but 2 on process 0 at 127.0.0.1:{port}")
-    first.join()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = PrefixStore("onehour", store)  # as process 0 of two leaves it, and one that came as process 1
+    names.set("process 0", '{"size": 2}')
+    names.add("claims of 1", 1)
+    ((given, _),) = meet(1, port=store.port)
+    assert given.startswith(f"ValueError: two processes have come to 127.0.0.1:{store.port} as process 1 of 2")
+    ((given, _),) = meet(2, port=store.port, size=3)
+    assert given.startswith(f"ValueError: WORLD_SIZE is 3 on process 2, but 2 on process 0 at 127.0.0.1:{store.port}")
