@@ -21,7 +21,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import place, place_by_halving
 from onehour.entry import blame, resolve
 from onehour.execution import Execution
-from onehour.models.load import brings_weights, load_model
+from onehour.models.load import MODELS, brings_weights, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
@@ -127,7 +127,8 @@ def build_model(
         built = built.double()
     built = built.to(device)
     _try(built, recipe, data, device)
-    refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
+    if model is not None or recipe.model not in MODELS:  # ours are known
+        refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
 
 
