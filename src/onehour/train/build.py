@@ -24,7 +24,7 @@ from onehour.dist.reducer import is_dense
 from onehour.entry import blame, resolve
 from onehour.execution import Execution
 from onehour.machine import own_share
-from onehour.models.load import brings_weights, load_model
+from onehour.models.load import MODELS, brings_weights, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
@@ -148,7 +148,8 @@ def build_model(
         except ValueError as error:
             raise ValueError(f"{misfit}; {error}") from error
         raise ValueError(misfit)
-    refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
+    if model is not None or recipe.model not in MODELS:  # ours are known
+        refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
 
 
