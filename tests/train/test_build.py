@@ -98,8 +98,8 @@ def test_a_model_of_ones_own_keeps_its_weights(data: Data, tiny: ModuleType):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(7, 3), r"the model cannot take the data's images \(1, 4, 4\)"),
-        (nn.Identity(), r"the model returned \(1, 1, 4, 4\); expected logits of shape \(N, classes\)"),
+        (nn.Linear(7, 3), r"the model cannot take the data's images,? \(1, 4, 4\)"),
+        (nn.Identity(), r"the model returned \(1, 1, 4, 4\).* expected (float )?logits of shape"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
             "the model has 2 outputs, the data 3 classes; training sample 2: the",
