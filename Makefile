@@ -2,24 +2,28 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FRAMEWORKS := .venv-frameworks
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-browser faults fuzz check-matrix figure lint setup clean
+.PHONY: train test test-all test-browser test-frameworks faults fuzz check-matrix figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes
 	$(BIN)/onehour train digits --minibatch 256 --processes 2 --fresh
 
 test: lint  ## what CI runs
-	$(TEST) -m "not slow and not gpu and not browser"
+	$(TEST) -m "not slow and not gpu and not browser and not frameworks"
 
 test-all: lint  ## every test, those that take long too; GPU tests where there is one
-	$(TEST) -m "not browser"
+	$(TEST) -m "not browser and not frameworks"
 
 test-browser: $(READY)  ## a report in headless Chromium, which is installed where it is missing
 	@{ command -v chromium && command -v chromedriver; } > /dev/null \
 	  || { test "$$(id -u)" = 0 && apt-get update -q && apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
 	  || { echo "needs Chromium and its driver; as root: apt-get install chromium chromium-driver"; exit 2; }
 	$(BIN)/python -m pytest -m browser tests/browser
+
+test-frameworks: $(FRAMEWORKS)/.ready  ## the sampler under Lightning, Accelerate and Transformers, in an environment of their own
+	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks tests/frameworks
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
 	for campaign in kills signals restarts together soak hosts writer disk corruptions hostile cli; do \
@@ -53,5 +57,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,tensorboard,dev]'
 	touch $(READY)
 
+$(FRAMEWORKS)/.ready: pyproject.toml constraints.txt constraints-frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-frameworks.txt \
+	  --editable . lightning accelerate transformers filelock pytest pytest-timeout pytest-xdist
+	touch $(FRAMEWORKS)/.ready
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(FRAMEWORKS) .pytest_cache .ruff_cache .hypothesis dist build

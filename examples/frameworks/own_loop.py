@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-import onehour
+from onehour import Minibatch, ScheduleLR, StreamBatchSampler, gradual_warmup, step_decay  # changed
 
 EPOCHS = 3
-MINIBATCH = onehour.Minibatch(per_worker=2, workers=4)  # changed
-SCHEDULE = onehour.gradual_warmup(onehour.step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
+MINIBATCH = Minibatch(per_worker=2, workers=4)  # changed
+SCHEDULE = gradual_warmup(step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
 
 
 def evaluate(net: nn.Module, validation: Dataset) -> float:
@@ -30,14 +30,13 @@ def evaluate(net: nn.Module, validation: Dataset) -> float:
 def train(net: nn.Module, data: TensorDataset, validation: TensorDataset, folder: Path, save_every=5, **loader_options):
     model = DistributedDataParallel(net) if dist.is_initialized() else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    scheduler = onehour.ScheduleLR(optimizer, SCHEDULE, samples=len(data), minibatch=MINIBATCH)  # changed
+    scheduler = ScheduleLR(optimizer, SCHEDULE, samples=len(data), minibatch=MINIBATCH)  # changed
     parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         for name, state in torch.load(checkpoint, weights_only=True).items():
             parts[name].load_state_dict(state)
-    trained = scheduler.last_epoch  # torch's name for the number of its steps
-    sampler = onehour.StreamBatchSampler(len(data), MINIBATCH, seed=0, epochs=EPOCHS, trained=trained)  # changed
+    sampler = StreamBatchSampler(len(data), MINIBATCH, seed=0, epochs=EPOCHS, trained=scheduler.last_epoch)  # changed
     loader = DataLoader(data, batch_sampler=sampler, **loader_options)  # changed
     for epoch in range(sampler.epoch, EPOCHS):  # changed
         model.train()

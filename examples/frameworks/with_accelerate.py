@@ -13,25 +13,23 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-import onehour
+from onehour import Minibatch, ScheduleLR, StreamBatchSampler, gradual_warmup, step_decay  # changed
 
-EPOCHS = 3
-MINIBATCH = onehour.Minibatch(per_worker=2, workers=4)  # changed
-SCHEDULE = onehour.gradual_warmup(onehour.step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
+MINIBATCH = Minibatch(per_worker=2, workers=4)  # changed
+SCHEDULE = gradual_warmup(step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
 
 
 def train(net: nn.Module, data: TensorDataset, validation: TensorDataset, folder: Path, save_every=5, **loader_options):
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))  # changed
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    steps = onehour.ScheduleLR(optimizer, SCHEDULE, samples=len(data), minibatch=MINIBATCH)  # changed
-    counted = {"trained": lambda: steps.last_epoch}  # updates, from the checkpoint on; batches are read ahead
-    sampler = onehour.StreamBatchSampler(len(data), MINIBATCH, seed=0, epochs=EPOCHS, **counted)  # changed
+    steps = ScheduleLR(optimizer, SCHEDULE, samples=len(data), minibatch=MINIBATCH)  # changed
+    sampler = StreamBatchSampler(len(data), MINIBATCH, seed=0, epochs=3, trained=lambda: steps.last_epoch)  # changed
     loader = DataLoader(data, batch_sampler=sampler, **loader_options)  # changed
     model, optimizer, scheduler, loader = accelerator.prepare(net, optimizer, steps, loader)
     checkpoint = folder / "checkpoint"
     if checkpoint.exists():
         accelerator.load_state(checkpoint)
-    for epoch in range(sampler.epoch, EPOCHS):  # changed
+    for epoch in range(sampler.epoch, 3):  # changed
         loader.set_epoch(epoch)
         model.train()
         for x, y in loader:

@@ -13,11 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-import onehour
+from onehour import Minibatch, ScheduleLR, StreamBatchSampler, gradual_warmup, step_decay  # changed
 
-EPOCHS = 3
-MINIBATCH = onehour.Minibatch(per_worker=2, workers=4)  # changed
-SCHEDULE = onehour.gradual_warmup(onehour.step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
+MINIBATCH = Minibatch(per_worker=2, workers=4)  # changed
+SCHEDULE = gradual_warmup(step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
 
 
 class Module(LightningModule):
@@ -33,24 +32,29 @@ class Module(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        scheduler = onehour.ScheduleLR(optimizer, SCHEDULE, samples=self.samples, minibatch=MINIBATCH)  # changed
+        scheduler = ScheduleLR(optimizer, SCHEDULE, samples=self.samples, minibatch=MINIBATCH)  # changed
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]  # changed
 
 
 def train(
-    net: nn.Module, data: TensorDataset, validation: TensorDataset, folder: Path, save_every=5, devices=2, **loader_options
+    net: nn.Module,
+    data: TensorDataset,
+    validation: TensorDataset,
+    folder: Path,
+    save_every=5,
+    devices=2,
+    **loader_options,
 ):
     saving = ModelCheckpoint(folder, save_last=True, every_n_train_steps=save_every)
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        max_epochs=EPOCHS,
+        max_epochs=3,
         callbacks=[saving],
         default_root_dir=folder,
         use_distributed_sampler=False,  # changed
     )
-    counted = {"trained": lambda: trainer.global_step}  # updates, from the checkpoint on; batches are read ahead
-    sampler = onehour.StreamBatchSampler(len(data), MINIBATCH, seed=0, epochs=EPOCHS, **counted)  # changed
+    sampler = StreamBatchSampler(len(data), MINIBATCH, seed=0, epochs=3, trained=lambda: trainer.global_step)  # changed
     loader = DataLoader(data, batch_sampler=sampler, **loader_options)  # changed
     trainer.fit(Module(net, len(data)), loader, DataLoader(validation, 8), ckpt_path="last")
 

@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-import onehour
+from onehour import Minibatch, ScheduleLR, StreamBatchSampler, gradual_warmup, step_decay  # changed
 
-EPOCHS = 3
-MINIBATCH = onehour.Minibatch(per_worker=2, workers=4)  # changed
-SCHEDULE = onehour.gradual_warmup(onehour.step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
+MINIBATCH = Minibatch(per_worker=2, workers=4)  # changed
+SCHEDULE = gradual_warmup(step_decay(0.4, [2]), start_lr=0.1, epochs=1)  # changed
 
 
 class Model(nn.Module):
@@ -34,28 +33,22 @@ def collate(samples: list) -> dict:
     return {"x": torch.stack([x for x, _ in samples]), "labels": torch.stack([y for _, y in samples])}
 
 
-class StreamTrainer(Trainer):
-    def get_train_dataloader(self):
-        size, counted = len(self.train_dataset), {"trained": lambda: self.state.global_step}
-        sampler = onehour.StreamBatchSampler(size, MINIBATCH, seed=0, epochs=EPOCHS, **counted)  # changed
-        options = {"collate_fn": self.data_collator, "num_workers": self.args.dataloader_num_workers}
-        options |= {"persistent_workers": self.args.dataloader_persistent_workers}
-        return DataLoader(self.train_dataset, batch_sampler=sampler, **options)  # changed
-
-
-def train(net: nn.Module, data: TensorDataset, validation: TensorDataset, folder: Path, save_every=5, **options):
+def train(net: nn.Module, data: TensorDataset, validation: TensorDataset, folder: Path, save_every=5, **loader_options):
+    size = len(data)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    scheduler = onehour.ScheduleLR(optimizer, SCHEDULE, samples=len(data), minibatch=MINIBATCH)  # changed
+    scheduler = ScheduleLR(optimizer, SCHEDULE, samples=size, minibatch=MINIBATCH)  # changed
     arguments = TrainingArguments(
         folder,
-        max_steps=MINIBATCH.iterations(len(data), EPOCHS),  # changed
+        max_steps=MINIBATCH.iterations(size, epochs=3),  # changed
         ignore_data_skip=True,  # changed
         eval_strategy="epoch",
         save_steps=save_every,
         use_cpu=True,
-        **options,
     )
-    trainer = StreamTrainer(Model(net), arguments, collate, data, validation, optimizers=(optimizer, scheduler))
+    trainer = Trainer(Model(net), arguments, collate, data, validation, optimizers=(optimizer, scheduler))
+    sampler = StreamBatchSampler(size, MINIBATCH, seed=0, epochs=3, trained=lambda: scheduler.last_epoch)  # changed
+    loader_options |= {"collate_fn": collate}
+    trainer.get_train_dataloader = lambda: DataLoader(data, batch_sampler=sampler, **loader_options)  # changed
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).exists() else None)
 
 

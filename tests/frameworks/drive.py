@@ -63,17 +63,10 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def options_of(name: str, loaders: dict[str, Any]) -> dict[str, Any]:
-    """The loader's options in the example's words."""
-    if name == "with_transformers":
-        return {f"dataloader_{option}": value for option, value in loaders.items()} | {"disable_tqdm": True}
-    return loaders | ({"devices": WORLD} if name == "with_lightning" else {})
-
-
 def run(name: str, folder: Path, samples: int, save_every: int, lost: int | None, loaders: dict[str, Any]) -> list[Any]:
     """What a run did, up to the update that is lost."""
     torch.manual_seed(0)
-    net = Taped()
+    net, devices = Taped(), {"devices": WORLD}
     data = TensorDataset(torch.arange(samples).float()[:, None], torch.arange(samples) % 2)
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -83,7 +76,9 @@ def run(name: str, folder: Path, samples: int, save_every: int, lost: int | None
 
     hook = register_optimizer_step_post_hook(note)
     try:
-        example(name).train(net, data, data, folder, save_every, **options_of(name, loaders))
+        example(name).train(
+            net, data, data, folder, save_every, **loaders, **(devices if name == "with_lightning" else {})
+        )
     except LostError:
         pass
     finally:
@@ -92,6 +87,7 @@ def run(name: str, folder: Path, samples: int, save_every: int, lost: int | None
 
 
 def main(name: str, folder: Path) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # `accelerate launch --cpu` sets it
     if name == "own_loop" and WORLD > 1:
         dist.init_process_group("gloo")
     tapes = {}

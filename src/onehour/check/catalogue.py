@@ -164,7 +164,10 @@ PITFALLS: dict[str, About] = {
         "shuffle: shuffle=True, or sampler.set_epoch(epoch) before each epoch",
     ),
     "overlapping-shards": About(
-        "error", "§3, Remark 4", _SHUFFLE, "use a DistributedSampler with one seed for all, or onehour.StreamSampler"
+        "error",
+        "§3, Remark 4",
+        _SHUFFLE,
+        "use a DistributedSampler with one seed for all, or onehour.StreamBatchSampler",
     ),
     "shuffle-within-shard": About(
         "warning", "§3, Remark 4", _SHUFFLE, "shuffle all samples with one seed first, then take every k-th"
@@ -173,13 +176,13 @@ PITFALLS: dict[str, About] = {
         "note",
         "§3, Remark 4",
         "nothing is repeated to make the workers' shares equal",
-        "use onehour.StreamSampler, which straddles epochs in place of padding",
+        "use onehour.StreamBatchSampler, which straddles epochs in place of padding",
     ),
     "drop-last-large": About(
         "warning",
         "§3, Remark 4",
         "an epoch is all samples: a large minibatch must not drop a large rest",
-        "use a minibatch that divides the samples, drop_last=False, or onehour.StreamSampler",
+        "use a minibatch that divides the samples, drop_last=False, or onehour.StreamBatchSampler",
     ),
     "padded-evaluation": About(
         "warning",

@@ -23,8 +23,9 @@ class StreamBatchSampler(Sampler[list[int]]):
     """Minibatches of indices, one epoch of them at each `iter`; give it as `batch_sampler`.
 
     Nothing is padded or dropped, so a minibatch may straddle two epochs: the last iteration of an epoch is the first
-    that ends at or past its end, and the lengths of epochs differ by one. An epoch begins with the first batch that is taken from
-    an iterator, since loaders call `iter` more often than they use it.
+    that ends at or past its end, and the lengths of epochs differ by one. An epoch begins with the first batch that is
+    taken from an iterator, since loaders call `iter` more often than they use it. Its length is that of the epoch it is
+    giving, and after its end that of the next: count the batches where you divide by them afterwards.
 
     Args:
         samples: N, the size of the data set.
@@ -71,6 +72,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         self._start = 0 if callable(trained) else self._counted(trained)
         self._resumed = self._start > 0
         self._given = (0, 0, 0)  # of the last epoch that began: its first iteration, the next one, its end
+        self._over = True
 
     @property
     def epoch(self) -> int:
@@ -99,6 +101,7 @@ class StreamBatchSampler(Sampler[list[int]]):
                 f" go on there, as in `for epoch in range(sampler.epoch, {self.epochs})`, or leave out `trained`"
             )
         self._start, self._given = self._end(wanted), (0, 0, 0)
+        self._over = True
 
     @property
     def batch_size(self) -> int:
@@ -123,11 +126,14 @@ class StreamBatchSampler(Sampler[list[int]]):
         for iteration in range(start, stop):
             self._given = start, iteration + 1, stop
             yield np.concatenate([self.stream.indices(iteration, share) for share in shares]).tolist()
+        self._over = True
 
     def __len__(self) -> int:
         if fixes_its_length():
             raise TypeError("epochs differ in length, and the length of the first would be taken for all")
-        start = self._next()
+        start, (first, _, end) = self._next(), self._given
+        if not self._over or (self._trained and first <= start < end):
+            return end - first
         if start == self._end(self.epochs) and not self._trained and not self._resumed:
             return start - self._end(self.epochs - 1)  # of the last one, as loops ask once more when it is over
         return self._end(self._epoch_of(start) + 1) - start
@@ -139,7 +145,7 @@ class StreamBatchSampler(Sampler[list[int]]):
     def _begin(self) -> tuple[int, int]:
         """Its iterations, and what they are checked against: what was given before."""
         start, (first, reached, end) = self._next(), self._given
-        if self._trained and first < reached == end and start not in (first, end):
+        if self._trained and first < reached == end and start > first and start != end:
             raise ValueError(
                 f"iterations {first} … {end - 1} were given, and then `trained` says that {start} are trained, not"
                 f" {end}; it must count one for each of the sampler's batches"
@@ -156,7 +162,7 @@ class StreamBatchSampler(Sampler[list[int]]):
                 " set_epoch(e) gives one again, and epochs=… is how many there are"
             )
         stop = self._end(self._epoch_of(start) + 1)
-        self._start, self._resumed, self._given = stop, False, (start, start, stop)
+        self._start, self._resumed, self._given, self._over = stop, False, (start, start, stop), False
         return start, stop
 
     def _end(self, epochs: int) -> int:
