@@ -62,6 +62,15 @@ def accelerate_skips_too() -> Any:
     return samples_of(Accelerator().skip_first_batches(loader, 4))
 
 
+def accelerate_sets_an_epoch() -> Any:
+    (loader := prepared(sampler(), split_batches=True)).set_epoch(1)
+    return [samples_of(loader), samples_of(loader)]
+
+
+def accelerate_resumes_and_counts_from_0() -> Any:
+    return samples_of(prepared(sampler(trained=20), split_batches=True))
+
+
 def lightning(batch_sampler: StreamBatchSampler, **options: Any) -> Any:
     net, folder = Taped(), Path(tempfile.mkdtemp())
     module = example("with_lightning").Module(net, 125)

@@ -64,6 +64,8 @@ SAYS: dict[str, tuple[str, str]] = {
     "accelerate_splits_whole_batches": ("right", "right"),
     "accelerate_dispatches": ("right", "right"),
     "accelerate_skips_too": ("skip_first_batches would skip", "skip_first_batches would skip"),
+    "accelerate_sets_an_epoch": ("right", "right"),
+    "accelerate_resumes_and_counts_from_0": ("Accelerate's loader.set_epoch(epoch)", "loader.set_epoch(epoch)"),
     "lightning_replaces_the_sampler": ("right", "use_distributed_sampler=False"),
     "lightning_counts_batches_itself": ("right", "right"),
     "lightning_reloads": ("right", "right"),
@@ -89,13 +91,15 @@ def test_another_use_is_right_or_refused(processes: int, tmp_path: Path, beside:
                 assert expects in result, name
                 continue
             assert isinstance(result, list), (name, result)
-            epochs = 3 if name.startswith("lightning") else 1
-            tape = judge.expected(125, 0, judge.MINIBATCH.iterations(125, epochs), process, processes)
-            done = [entry for entry in tape if entry[0] != "rate"]
-            if epochs == 1:
-                assert result == [entry[1] for entry in done if entry[0] == "samples"], name
+            ends = [judge.MINIBATCH.iterations(125, epoch) for epoch in (1, 2, 3)]
+            tape = judge.expected(125, 0, ends[-1], process, processes)
+            batches = [entry[1] for entry in tape if entry[0] == "samples"]
+            if name.startswith("lightning"):
+                assert judge.begun(result) == [entry for entry in tape if entry[0] != "rate"], name
+            elif name == "accelerate_sets_an_epoch":
+                assert result == [batches[ends[0] : ends[1]], batches[ends[1] :]]
             else:
-                assert judge.begun(result) == done, name
+                assert result == batches[: ends[0]], name
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

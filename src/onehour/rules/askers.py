@@ -25,12 +25,14 @@ class Asker:
         processes: among how many it divides them; 1 where it does not.
         splits: whether each process gets a part of every batch, rather than every p-th batch.
         skips: whether it leaves out the first ones.
+        epoch: the one that its loader is at; where it divides batches it keeps that to itself.
     """
 
     accelerate: bool = False
     processes: int = 1
     splits: bool = False
     skips: bool = False
+    epoch: int | None = None
 
 
 def asker() -> Asker:
@@ -45,6 +47,8 @@ def asker() -> Asker:
         kind = type(by).__name__
         found.accelerate |= _module(frame).startswith("accelerate.")
         found.skips |= kind == "SkipBatchSampler"
+        if kind == "DataLoaderShard" and by is not None:
+            found.epoch = by.iteration
         if kind == "BatchSamplerShard" and by is not None:
             found.processes, found.splits = by.num_processes, by.split_batches
         elif kind == "DataLoaderDispatcher" and by is not None:  # process 0 reads for all

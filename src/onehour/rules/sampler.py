@@ -98,7 +98,8 @@ class StreamBatchSampler(Sampler[list[int]]):
         if self._trained or (self._resumed and wanted < self.epoch):
             raise ValueError(
                 f"set_epoch({epoch}), but {self._next()} iterations are trained, and the next is of epoch {self.epoch};"
-                f" go on there, as in `for epoch in range(sampler.epoch, {self.epochs})`, or leave out `trained`"
+                f" go on there, `for epoch in range(sampler.epoch, {self.epochs})` and Accelerate's"
+                " loader.set_epoch(epoch) (the Hugging Face Trainer: ignore_data_skip=True), or leave out `trained`"
             )
         self._start, self._given = self._end(wanted), (0, 0, 0)
         self._over = True
@@ -118,8 +119,10 @@ class StreamBatchSampler(Sampler[list[int]]):
         if by.skips and (self._resumed or self._trained):
             raise ValueError(
                 "skip_first_batches would skip once more what `trained` skips; use one of them"
-                " (with the Hugging Face Trainer, ignore_data_skip=True)"
+                " (the Hugging Face Trainer: ignore_data_skip=True)"
             )
+        if by.epoch not in (None, self.epoch):
+            self.set_epoch(by.epoch)
         process, processes = self._among(by)
         shares = [self._workers(p, processes) for p in (range(processes) if by.processes > 1 else [process])]
         start, stop = self._begin()
