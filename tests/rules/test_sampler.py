@@ -233,6 +233,8 @@ def test_a_count_of_something_else_than_the_batches_is_refused(counted: int):
         ),
         ({"trained": -1}, "trained must lie in 0 … 47"),
         ({"trained": 2.0}, "trained must be a whole number, got 2.0"),
+        ({"trained": True}, "trained must be a whole number, got True"),
+        ({"trained": None}, "trained must be a whole number, got None"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(options: dict[str, Any], says: str):

@@ -267,6 +267,9 @@ def _place(process: int | None, processes: int | None) -> tuple[int, int] | None
 
 def _whole(name: str, value: int) -> int:
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return number
