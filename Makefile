@@ -2,18 +2,19 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FRAMEWORKS := .venv-frameworks
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-browser cluster-test faults fuzz check-matrix figure lint setup clean
+.PHONY: train test test-all test-browser test-frameworks cluster-test faults fuzz check-matrix figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
 	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
 
 test: lint  ## what CI runs
-	$(TEST) -m "not slow and not gpu and not browser"
+	$(TEST) -m "not slow and not gpu and not browser and not frameworks"
 
 test-all: lint  ## every test, those that take long too; GPU tests where there is one
-	$(TEST) -m "not browser"
+	$(TEST) -m "not browser and not frameworks"
 
 test-browser: $(READY)  ## a report in headless Chromium, which is installed where it is missing
 	@{ command -v chromium && command -v chromedriver; } > /dev/null \
@@ -23,6 +24,9 @@ test-browser: $(READY)  ## a report in headless Chromium, which is installed whe
 
 cluster-test: $(READY)  ## runs on a real Slurm of several nodes on this machine, each disturbed (as root, on Debian; ten minutes)
 	$(BIN)/python tests/cluster/cases.py
+
+test-frameworks: $(FRAMEWORKS)/.ready  ## the sampler under Lightning, Accelerate and Transformers, in an environment of their own
+	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks tests/frameworks
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
 	for campaign in kills signals restarts together soak hosts writer disk corruptions hostile cli; do \
@@ -56,5 +60,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,tensorboard,dev]'
 	touch $(READY)
 
+$(FRAMEWORKS)/.ready: pyproject.toml constraints.txt constraints-frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-frameworks.txt \
+	  --editable . lightning accelerate transformers filelock pytest pytest-timeout pytest-xdist
+	touch $(FRAMEWORKS)/.ready
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(FRAMEWORKS) .pytest_cache .ruff_cache .hypothesis dist build

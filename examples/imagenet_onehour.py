@@ -85,8 +85,7 @@ def main() -> None:
     hosted = onehour.Minibatch.of(args.batch_size, per_worker=32).workers
     minibatch = onehour.Minibatch(per_worker=32, workers=hosted * world)
     # §3, Remark 4: one permutation an epoch, divided among the workers; full minibatches, nothing padded or dropped.
-    stream = onehour.SampleStream(samples=len(train), minibatch=minibatch, seed=0)
-    sampler = onehour.StreamSampler(stream, worker=range(rank * hosted, (rank + 1) * hosted), stop=0)
+    sampler = onehour.StreamBatchSampler(len(train), minibatch, seed=0, epochs=args.epochs)
     loader = DataLoader(train, batch_sampler=sampler, num_workers=args.loaders, pin_memory=cuda)
     # §2.1: k times the minibatch, k times the rate; --lr is that of 256 images.
     lr = onehour.linear_scaling(args.lr, 256, minibatch)
@@ -95,13 +94,11 @@ def main() -> None:
     # §3, Remark 1 and §5.1: coupled decay, none on γ and β; Nesterov momentum.
     optimizer = torch.optim.SGD(onehour.parameter_groups(net, weight_decay=1e-4), lr=lr, momentum=0.9, nesterov=True)
     # §2.2; Remark 2: it also corrects the momentum of optimizers that need it, which torch's SGD does not.
-    scheduler = onehour.ScheduleLR(optimizer, schedule, samples=stream.samples, minibatch=minibatch)
+    scheduler = onehour.ScheduleLR(optimizer, schedule, samples=len(train), minibatch=minibatch)
 
     for epoch in range(args.epochs):
-        # §3, Remark 4: on to the first iteration that ends at or past the epoch's end; the next epoch goes on there.
-        sampler.start, sampler.stop = sampler.stop, minibatch.iterations(stream.samples, epoch + 1)
         model.train()
-        total = torch.zeros((), device=device)
+        total, batches = torch.zeros((), device=device), len(loader)
         for images, labels in loader:
             # §3, Remark 3: DDP averages over processes, right for means over equal counts, which the sampler gives.
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
@@ -113,7 +110,7 @@ def main() -> None:
         error = evaluate(net, val, args, rank, world)
         if rank == 0:
             rate = scheduler.get_last_lr()[0]
-            loss = total.item() / len(loader)
+            loss = total.item() / batches
             print(f"epoch {epoch + 1}  loss {loss:.4f}  validation error {error:.2f} %  next rate {rate:g}")
             if args.out:
                 torch.save(net.state_dict(), args.out)

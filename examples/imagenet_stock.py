@@ -87,7 +87,7 @@ def main() -> None:
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
         model.train()
-        total = torch.zeros((), device=device)
+        total, batches = torch.zeros((), device=device), len(loader)
         for images, labels in loader:
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             total += loss.detach()
@@ -98,7 +98,7 @@ def main() -> None:
         error = evaluate(net, val, args, rank, world)
         if rank == 0:
             rate = scheduler.get_last_lr()[0]
-            loss = total.item() / len(loader)
+            loss = total.item() / batches
             print(f"epoch {epoch + 1}  loss {loss:.4f}  validation error {error:.2f} %  next rate {rate:g}")
             if args.out:
                 torch.save(net.state_dict(), args.out)

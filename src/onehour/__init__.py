@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onehour.rules.minibatch import sqrt_scaling as sqrt_scaling
     from onehour.rules.momentum import correct_momentum as correct_momentum
     from onehour.rules.momentum import momentum_form as momentum_form
+    from onehour.rules.sampler import StreamBatchSampler as StreamBatchSampler
     from onehour.rules.sampler import StreamSampler as StreamSampler
     from onehour.rules.schedule import constant_warmup as constant_warmup
     from onehour.rules.schedule import cosine_decay as cosine_decay
@@ -60,7 +61,7 @@ _HOMES = {
     "rules.keys": ["seed_for"],
     "rules.minibatch": ["Minibatch", "fixed_scaling", "linear_scaling", "sqrt_scaling"],
     "rules.momentum": ["correct_momentum", "momentum_form"],
-    "rules.sampler": ["StreamSampler"],
+    "rules.sampler": ["StreamBatchSampler", "StreamSampler"],
     "rules.schedule": ["constant_warmup", "cosine_decay", "gradual_warmup", "step_decay"],
     "rules.scheduler": ["ScheduleLR"],
     "rules.shuffle": ["SampleStream"],

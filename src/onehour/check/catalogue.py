@@ -270,7 +270,7 @@ PITFALLS: dict[str, About] = {
         "error",
         "§3, Remark 4",
         _SHUFFLE,
-        "use a DistributedSampler with one seed for all, or onehour.StreamSampler",
+        "use a DistributedSampler with one seed for all, or onehour.StreamBatchSampler",
         _DIVIDED,
     ),
     "shuffle-within-shard": About(
@@ -284,14 +284,14 @@ PITFALLS: dict[str, About] = {
         "note",
         "§3, Remark 4",
         "nothing is repeated to make the workers' shares equal",
-        "use onehour.StreamSampler, which straddles epochs in place of padding",
+        "use onehour.StreamBatchSampler, which straddles epochs in place of padding",
         _DIVIDED,
     ),
     "drop-last-large": About(
         "warning",
         "§3, Remark 4",
         "an epoch is all samples: a large minibatch must not drop a large rest",
-        "use a minibatch that divides the samples, drop_last=False, or onehour.StreamSampler",
+        "use a minibatch that divides the samples, drop_last=False, or onehour.StreamBatchSampler",
         _DIVIDED,
     ),
     "padded-evaluation": About(

@@ -54,7 +54,7 @@ class _Ghost(_BatchNorm):
         if remainder or g == 0:
             raise ValueError(
                 f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
-                " give full batches (a StreamSampler does, or drop_last=True) or another per_worker"
+                " give full batches (a StreamBatchSampler does, or drop_last=True) or another per_worker"
             )
         # Two rows that the native call, with momentum 1, fills with the batch's own means and unbiased variances, in
         # the type of γ (or of the running statistics), which mixed precision keeps wider than the input's.

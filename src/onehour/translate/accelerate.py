@@ -62,7 +62,7 @@ def for_accelerate(job: Job) -> str:
         Limit(
             "A loader that is given to accelerator.prepare repeats the epoch's first samples until the processes have"
             " equal batches, and its last accumulation window is divided by the full count of passes.",
-            "Left out of prepare above; onehour.StreamSampler is such a batch_sampler too.",
+            "Left out of prepare above; onehour.StreamBatchSampler is such a batch_sampler too.",
         ),
         Limit(
             "accelerator.save_state keeps no position in the data.",

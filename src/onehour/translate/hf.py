@@ -74,7 +74,7 @@ def for_hf(job: Job) -> str:
         Limit(
             "Its sampler repeats the epoch's first samples until the processes have equal batches, and the last"
             " accumulation window of an epoch is a smaller minibatch at the full rate.",
-            "`Stream` has full windows only; onehour.StreamSampler is such a batch_sampler too.",
+            "`Stream` has full windows only; onehour.StreamBatchSampler is such a batch_sampler too.",
         ),
         Limit(
             'Its epochs, in logs and with eval_strategy="epoch", are then the whole run.',

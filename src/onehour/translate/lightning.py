@@ -73,7 +73,7 @@ def for_lightning(job: Job) -> str:
         Limit(
             "The last accumulation window of an epoch is divided by the full count although it is shorter"
             " (pytorch-lightning#19987), and its DistributedSampler repeats samples.",
-            "`Stream` has full windows only; onehour.StreamSampler is such a batch_sampler too.",
+            "`Stream` has full windows only; onehour.StreamBatchSampler is such a batch_sampler too.",
         ),
         Limit(
             "With use_distributed_sampler=False every process validates on all images: exact, but p times the work.",

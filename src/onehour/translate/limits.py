@@ -14,8 +14,8 @@ __all__ = ["Limit", "as_comments", "comment", "limits_of_torch"]
 class Limit:
     """One thing that a tool does otherwise, and what to do about it.
 
-    >>> Limit("It pads.", "onehour.StreamSampler").remedy
-    'onehour.StreamSampler'
+    >>> Limit("It pads.", "onehour.StreamBatchSampler").remedy
+    'onehour.StreamBatchSampler'
     """
 
     what: str
@@ -36,10 +36,10 @@ def comment(text: str, first: str = "# ", others: str = "# ") -> str:
 def as_comments(tool: str, limits: list[Limit]) -> str:
     """The limits numbered, each remedy behind an arrow.
 
-    >>> print(as_comments("torch", [Limit("It pads.", "onehour.StreamSampler")]))
+    >>> print(as_comments("torch", [Limit("It pads.", "onehour.StreamBatchSampler")]))
     # What torch does not do by itself, and the remedy:
     # 1. It pads.
-    #    → onehour.StreamSampler
+    #    → onehour.StreamBatchSampler
     """
     lines = [f"# What {tool} does not do by itself, and the remedy:"]
     for number, limit in enumerate(limits, start=1):

@@ -159,15 +159,15 @@ def limits(job: Job) -> list[Limit]:
         found.append(
             Limit(
                 f"Each epoch ends with an update of {short} of {passes} passes: a smaller minibatch at the full rate.",
-                "onehour.StreamSampler as below: all its minibatches are full.",
+                "onehour.StreamBatchSampler as below: all its minibatches are full.",
             )
         )
     size = f"onehour.Minibatch({n}, {recipe.workers.workers})"
     found += [
         Limit(
             "An epoch repeats images until the processes have equal shares, and leaves out those that fill no batch.",
-            f"DataLoader(dataset, batch_sampler=onehour.StreamSampler(onehour.SampleStream(samples={job.samples},"
-            f" minibatch={size}, seed={recipe.seed}), worker=…, stop={job.iterations})).",
+            f"DataLoader(dataset, batch_sampler=onehour.StreamBatchSampler({job.samples}, {size}, seed={recipe.seed},"
+            f" epochs={recipe.epochs})), which takes the process from torch.distributed.",
         ),
         Limit(
             "No bias is decayed, the classifier's included; the recipe leaves out normalisation's parameters only.",

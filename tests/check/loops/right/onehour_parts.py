@@ -18,9 +18,7 @@ if world > 1:
 minibatch = onehour.Minibatch(per_worker=PER_WORKER, workers=HOSTED * world)
 images = torch.randn(250, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 labels = (images.mean((1, 2, 3)) > 0).long()
-stream = onehour.SampleStream(samples=200, minibatch=minibatch, seed=0)  # 12.5 or 6.25 iterations an epoch
-mine = range(rank * HOSTED, (rank + 1) * HOSTED)
-sampler = onehour.StreamSampler(stream, worker=mine, stop=0)
+sampler = onehour.StreamBatchSampler(200, minibatch, seed=0, epochs=EPOCHS)  # 12.5 or 6.25 iterations an epoch
 loader = DataLoader(TensorDataset(images[:200], labels[:200]), batch_sampler=sampler)
 
 torch.manual_seed(0)  # the same weights on every process: there is no DDP here to make them equal
@@ -32,7 +30,6 @@ optimizer = torch.optim.SGD(onehour.parameter_groups(net, weight_decay=1e-4), lr
 scheduler = onehour.ScheduleLR(optimizer, schedule, samples=200, minibatch=minibatch)
 
 for epoch in range(EPOCHS):
-    sampler.start, sampler.stop = sampler.stop, minibatch.iterations(200, epoch + 1)
     net.train()
     for x, y in loader:
         optimizer.zero_grad()

@@ -1,0 +1,79 @@
+"""What asks a sampler for its batches or its length, where a framework would use them wrongly without a word."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+__all__ = ["Asker", "asker", "fixes_its_length"]
+
+FIX_THE_LENGTH = (
+    *("lightning.pytorch.", "pytorch_lightning.", "transformers."),
+    *("lightning.fabric.utilities.data.", "lightning_fabric.utilities.data."),
+)
+"""They take the first epoch's length for all; where there is no length, they go by the end of each iterator."""
+
+
+@dataclass
+class Asker:
+    """What Accelerate does with the batches that are asked for.
+
+    Args:
+        accelerate: whether it is there at all.
+        processes: among how many it divides them; 1 where it does not.
+        splits: whether each process gets a part of every batch, rather than every p-th batch.
+        skips: whether it leaves out the first ones.
+        epoch: the one that its loader is at; where it divides batches it keeps that to itself.
+    """
+
+    accelerate: bool = False
+    processes: int = 1
+    splits: bool = False
+    skips: bool = False
+    epoch: int | None = None
+
+
+def asker() -> Asker:
+    """Who asks this package, past torch's DataLoader.
+
+    >>> asker().processes
+    1
+    """
+    found = Asker()
+    for frame in _callers("torch.", "onehour.", "accelerate."):
+        by = frame.f_locals.get("self")
+        kind = type(by).__name__
+        found.accelerate |= _module(frame).startswith("accelerate.")
+        found.skips |= kind == "SkipBatchSampler"
+        if kind == "DataLoaderShard" and by is not None:
+            found.epoch = by.iteration
+        if kind == "BatchSamplerShard" and by is not None:
+            found.processes, found.splits = by.num_processes, by.split_batches
+        elif kind == "DataLoaderDispatcher" and by is not None:  # process 0 reads for all
+            found.processes, found.splits = by.state.num_processes, by.split_batches
+    return found
+
+
+def fixes_its_length() -> bool:
+    """Whether a framework asks that takes the length of one epoch for every one.
+
+    >>> fixes_its_length()
+    False
+    """
+    *_, last = _callers("torch.", "onehour.", "accelerate.")
+    beyond = last.f_back
+    return beyond is not None and _module(beyond).startswith(FIX_THE_LENGTH)
+
+
+def _callers(*packages: str) -> Iterator[FrameType]:
+    """The frames of these packages that lead here, the nearest first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _module(frame).startswith(packages):
+        yield frame
+        frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    return f"{frame.f_globals.get('__name__', '')}."
