@@ -15,7 +15,8 @@ import onehour
 SOURCE = Path(onehour.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
-SHARED = ("config", "entry", "files")  # what a Recipe is, how anyone's function is found, files written whole
+SHARED = ("config", "entry", "files", "leaving", "output")
+"""What a Recipe is, how anyone's function is found, files written whole, what a signal waits for, what is printed."""
 
 
 def name_of(path: Path) -> str:
@@ -54,7 +55,7 @@ MAY = {
     "study": ("study", "train.record", "recipes", "rules", *SHARED),
     "jobs": ("jobs", "study", "train", "api", "execution", "dist", "rules", *SHARED),
     "translate": ("translate", "planner", "rules", *SHARED),
-    "check": ("check", "rules"),
+    "check": ("check", "rules", "leaving"),
     "scale": ("scale", "train.record", "rules", *SHARED),
 }
 

@@ -20,6 +20,7 @@ from onehour.commands_verify import trace_command, verify_command
 from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
 from onehour.data.faults import shown
+from onehour.dist.signals import EXIT_STOPPED, STOPPED
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"onehour: {shown(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # raised by somebody's code: signals come to `StopSignals`
+        print(f"onehour: {STOPPED}", file=sys.stderr)
+        return EXIT_STOPPED
     except BrokenPipeError:
         sys.stderr.close()
         return 0

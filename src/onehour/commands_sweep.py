@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from onehour.commands import EXIT_STOPPED, recipe_changes
+from onehour.commands import recipe_changes
+from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.execution import default_folder
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
@@ -40,15 +43,21 @@ def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
         print(f"{len(work.cells)} cells, {work.left} left: about {minutes:.0f} minutes in {jobs} processes")
         return 0
     watch = _Watch()
-    try:
-        for work, event in train_sweep(spec, folder, jobs=jobs, execution=execution, together=options.seeds_together):
-            watch.see(work, event)
-    except KeyboardInterrupt:
-        watch.close()
-        print(f"stopped; the same command goes on in {folder}")
-        return EXIT_STOPPED
-    finally:
-        watch.close()
+    with StopSignals(text=f"{STOPPED}; the same command goes on in {folder}") as stop, closing(watch):
+        try:
+            for work, event in train_sweep(
+                spec, folder, jobs=jobs, execution=execution, together=options.seeds_together
+            ):
+                if stop():
+                    break
+                watch.see(work, event)
+        except ValueError:
+            if not stop():  # else a process of a run may have obeyed the same signal
+                raise
+        if stop():
+            watch.close()
+            print(f"onehour: {stop.text}", file=sys.stderr)
+            return EXIT_STOPPED
     from onehour.commands_report import print_report
 
     return print_report([folder], None, options.margin)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from onehour.data.faults import FaultError
+from onehour.leaving import before_leaving
 
 __all__ = ["open_arrays", "write_arrays", "written"]
 
@@ -97,13 +98,18 @@ def written(path: Path) -> Iterator[Path]:
     'all'
     """
     temporary = path.with_name(f".{path.name}.writing")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
+
+    def remove() -> None:
         temporary.unlink(missing_ok=True)
+
+    with before_leaving(remove):
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            remove()
 
 
 def _described(name: str, array: np.ndarray) -> bytes:

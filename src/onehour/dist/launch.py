@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from onehour.dist.processes import LOOPBACK, TELL, Processes, meeting_place
-from onehour.dist.signals import StopSignals
+from onehour.dist.signals import OURS, StopSignals
 
 __all__ = [
     "ENDS",
@@ -31,8 +31,6 @@ __all__ = [
     "report_failure",
 ]
 
-OURS = "ONEHOUR_LAUNCHED"
-"""Holds the id of our launcher in the processes that it started."""
 JOB = "TORCHELASTIC_RUN_ID"
 PR_SET_PDEATHSIG = 1
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
+from onehour.dist.signals import held_back
 from onehour.execution import Execution
 from onehour.jobs.task import Task
 from onehour.jobs.worker import work
@@ -110,7 +113,9 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
-        self.process.start()
+        resource_tracker.ensure_running()  # which would let every signal in again
+        with held_back(but=[signal.SIGTERM]):  # a terminal's Ctrl-C reaches it before it can ignore it
+            self.process.start()
         theirs.close()
         self.task: Task | None = None
 

@@ -9,8 +9,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from onehour.dist.signals import STOPS, ignore_stops
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
+from onehour.output import printable
 
 __all__ = ["work"]
 
@@ -28,7 +30,9 @@ def work(
     """
     held = lock.detach()
     os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    printable()
+    ignore_stops()  # Ctrl-C reaches the whole group; the parent ends us
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
