@@ -15,7 +15,7 @@ import onehour
 SOURCE = Path(onehour.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
-SHARED = ("config", "entry", "files", "leaving", "output")
+SHARED = ("config", "entry", "files", "leaving", "output", "sidefile")
 """What a Recipe is, how anyone's function is found, files written whole, what a signal waits for, what is printed."""
 
 

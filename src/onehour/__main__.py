@@ -19,18 +19,18 @@ def run() -> None:
         signal.signal(signal.SIGINT, _leave)
     from onehour.dist.signals import OURS, STOPPED, StopSignals, ignore_stops
 
-    with StopSignals(speaks=OURS not in os.environ, text=STOPPED):
-        from onehour.cli import main
-        from onehour.dist.launch import is_launched
-        from onehour.output import let_go, printable
+    StopSignals(speaks=OURS not in os.environ, text=STOPPED).__enter__()  # to the end: nothing is put back
+    from onehour.cli import main
+    from onehour.dist.launch import is_launched
+    from onehour.output import let_go, printable
 
-        printable()
-        code = main()
-        ignore_stops()  # the interpreter's end takes a while
-        let_go()
-        if is_launched():
-            os._exit(code)
-        sys.exit(code)
+    printable()
+    code = main()
+    ignore_stops()  # the interpreter's end takes a while
+    let_go()
+    if is_launched():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _leave(number: int, frame: object) -> None:

@@ -134,7 +134,7 @@ def _ended(task: Task) -> str:
         parts.append(f"{statistics.fmean(errors):.2f}{spread} % ({len(errors)} seed{'s' * (len(errors) > 1)})")
     if bad:
         parts.append(f"{bad} left the finite numbers")
-    seconds = sum(run.summary["seconds_training"] for run in runs)
+    seconds = sum(run.summary.get("seconds_training") or 0.0 for run in runs)
     return f"{_name(task)}: {', '.join(parts)}, {seconds:.0f} s"
 
 
@@ -150,5 +150,5 @@ def _progress(task: Task) -> float:
     for recipe, folder in zip(task.recipes, task.folders, strict=True):
         if (folder / "recipe.toml").is_file():
             metrics = Run(folder).metrics
-            images += min(metrics[-1]["position"], recipe.epochs * (recipe.samples or 0)) if metrics else 0
+            images += min(metrics[-1].get("position", 0), recipe.epochs * (recipe.samples or 0)) if metrics else 0
     return images

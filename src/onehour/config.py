@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -21,6 +20,7 @@ from onehour.rules.minibatch import (
     parse_size,
     sqrt_scaling,
 )
+from onehour.sidefile import read_toml
 
 __all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe", "nearest"]
 
@@ -255,6 +255,7 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as a TOML file's text.
 
+        >>> import tomllib
         >>> Recipe.from_dict(tomllib.loads(Recipe(seed=3).to_toml())).seed
         3
         """
@@ -273,11 +274,10 @@ class Recipe:
         Traceback (most recent call last):
         ValueError: missing.toml cannot be read: No such file or directory
         """
+        values = read_toml(path)
         try:
-            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError, RecursionError) as error:  # TOMLDecodeError names line and column
+            return cls.from_dict(values)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 

@@ -74,7 +74,7 @@ def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarra
             arrays = _mapped(file)
     except OSError as error:
         raise FaultError(str(path), f"cannot be read: {error.strerror or error}", AGAIN) from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaultError(str(path), "is no index of onehour, or a damaged one", AGAIN) from error
     if verify:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())

@@ -18,7 +18,7 @@ import numpy as np
 
 from onehour.data.arrays import open_arrays, write_arrays, written
 from onehour.data.faults import shown
-from onehour.data.index import FORMAT, INDEX, columns
+from onehour.data.index import FORMAT, INDEX, columns, read_index
 from onehour.data.shards import BLOCK, END, Shards, header, key_of, label_member, padding
 from onehour.data.shrink import QUALITY, shrunk
 from onehour.data.source import Folder
@@ -166,7 +166,7 @@ class _Packing:
         try:
             about = open_arrays(self._record(part))[1]
             return (about["fingerprint"], about["bytes"]) == (fingerprint, (self.out / part.name).stat().st_size)
-        except (ValueError, KeyError, OSError):
+        except (ValueError, KeyError, TypeError, OSError):
             return False
 
     def records(self, part: Part) -> tuple[dict[str, np.ndarray], int]:
@@ -227,7 +227,7 @@ def _is_done(out: Path, whole: str) -> bool:
     """
     others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     if (out / INDEX).is_file():
-        about = open_arrays(out / INDEX)[1]
+        about = read_index(out / INDEX)[1]
         if about.get("fingerprint") != whole:
             raise ValueError(f"{out} holds a pack of other data or another --resize; choose another folder")
         shards = [(out / name, size) for side in about["shards"].values() for name, _, size in side]

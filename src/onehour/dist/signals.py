@@ -118,6 +118,8 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
         _listening = self._outer
+        if self._outer is not None and self.asked is not None:  # what is asked twice within a second is asked once
+            self._outer.asked, self._outer._since, self._outer._training = self.asked, self._since, True
         self._wakeup[1].shutdown(socket.SHUT_RDWR)  # the thread reads its end
         self._wakeup[1].close()
         self._wakeup = None

@@ -13,6 +13,8 @@ from typing import Any
 
 from onehour.config import Recipe
 from onehour.files import append_whole, replace_whole
+from onehour.sidefile import read_lines, read_object
+from onehour.train import kinds
 from onehour.train.lock import FolderLock
 from onehour.train.store import sync_folder
 
@@ -73,24 +75,25 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …"""
-        return _lines(self.folder / "metrics.jsonl")[1:]
+        path = self.folder / "metrics.jsonl"
+        return read_lines(path, kinds.METRICS, ("epoch", "train_error", "top1_error"), head=["recipe"])[1:]
 
     @property
     def timing(self) -> list[dict[str, Any]]:
         """Images, seconds and the steps' milliseconds in each part, up to each evaluation."""
-        return _lines(self.folder / "timing.jsonl")
+        return read_lines(self.folder / "timing.jsonl", kinds.TIMING)
 
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty while the run has not ended."""
         path = self.folder / "summary.json"
-        return _json(path) if path.is_file() else {}
+        return read_object(path, kinds.SUMMARY) if path.is_file() else {}
 
     @property
     def environment(self) -> dict[str, Any]:
         """What it last ran on: versions, machine, processes; empty before it began."""
         path = self.folder / "environment.json"
-        return _json(path)["sessions"][-1] if path.is_file() else {}
+        return _sessions(path)[-1] if path.is_file() else {}
 
     @property
     def finished(self) -> bool:
@@ -150,11 +153,11 @@ class Recorder:
         first = json.dumps({"recipe": self.recipe.as_dict()}, ensure_ascii=False)
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
             path = self.folder / name
-            lines = _lines(path) if path.is_file() else []
+            lines = read_lines(path, {"iteration": kinds.METRICS["iteration"]})
             kept = [json.dumps(line) for line in lines if line.get("iteration", last + 1) <= last]
             replace_whole(path, "".join(line + "\n" for line in [*head, *kept]))
         path = self.folder / "environment.json"
-        sessions = _json(path)["sessions"] if path.is_file() else []
+        sessions = _sessions(path) if path.is_file() else []
         sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
         replace_whole(path, json.dumps({"sessions": sessions}, indent=2))
         for name in ("summary.json", OUTCOME):
@@ -239,7 +242,7 @@ def ended_on_purpose(folder: Path, job: str | None) -> tuple[str, str] | None:
     path = folder / OUTCOME
     if job is None or not path.is_file():
         return None
-    content = _json(path)
+    content = read_object(path, kinds.OUTCOME, ("outcome", "message"))
     return (content["outcome"], content["message"]) if content.get("job") == job else None
 
 
@@ -250,8 +253,8 @@ def first_began(folder: Path) -> float:
     0.0
     """
     try:
-        return float(_json(folder / "environment.json")["sessions"][0]["began"])
-    except (OSError, ValueError, TypeError, LookupError):
+        return float(_sessions(folder / "environment.json")[0]["began"])
+    except (ValueError, TypeError, LookupError):
         return 0.0
 
 
@@ -278,21 +281,5 @@ def move_aside(folder: Path) -> Path | None:
     return kept
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
-    whole = text[: text.rfind("\n") + 1]
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    return read_object(path, kinds.ENVIRONMENT, ["sessions"])["sessions"]
