@@ -1,4 +1,4 @@
-"""JSON and TOML files that others may have touched: what is read is what was meant, or one message says what is wrong."""
+"""JSON and TOML files that others may have touched: what they should be, or one message."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """A file of arrays is read back whole, by anyone, or refused in one message; never half believed."""
 
+import os
 import random
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def test_nothing_else_is_left_beside_it(file: Path):
 
 
 def test_an_open_file_may_be_replaced(file: Path):
-    """A running job keeps the arrays that it has mapped."""
+    """A running job keeps the arrays that it has read, also where the file is cut short in its place."""
     arrays, _ = open_arrays(file)
     write_arrays(file, {name: array[:0] for name, array in ARRAYS.items()}, ABOUT)
+    arrays["labels"].sum()
+    again, _ = open_arrays(file)
+    os.truncate(file, 0)
+    assert again["labels"].sum() == 0
     np.testing.assert_array_equal(arrays["labels"], ARRAYS["labels"])
 
 

@@ -3,8 +3,8 @@
     python tests/faults/interrupts.py [--cases 120] [--minutes M]
 
 From the moment on that a command listens, which is while Python still imports. One in four gets a second signal at
-once. It must leave with 75, or with what it leaves with when it is done; within thirty seconds on a busy machine; with one line of
-ours and no traceback; and leave neither a process, nor a temporary file, nor a file that is half written.
+once. It must leave with 75, or with what it leaves with when it is done; within thirty seconds (machines are busy);
+with one line of ours and no traceback; and leave neither a process, nor a temporary file, nor a file half written.
 """
 
 from __future__ import annotations
