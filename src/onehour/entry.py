@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from onehour.config import nearest
 
 __all__ = ["blame", "is_entry", "resolve"]
+
+
+NOBODYS = ("argparse.py", "<frozen runpy>")
+"""Files that say nothing of whose code an error comes from."""
 
 
 def is_entry(spec: str) -> bool:
@@ -40,14 +47,33 @@ def resolve(what: str, spec: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
+        with _usage_unsaid():
+            found: Any = importlib.import_module(module_name)
+    except SystemExit as error:
+        raise ValueError(
+            f"{what} {spec}: {module_name} parses arguments or leaves Python while it is imported: {blame(error)}; put"
+            ' what it does as a script under `if __name__ == "__main__":`'
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of any class that its author likes
         raise ValueError(f"{what} {spec}: {module_name} cannot be imported: {blame(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{what} {spec}: {module_name} has no {part!r}; expected {nearest(part, dir(found))}")
         found = getattr(found, part)
     return found
+
+
+@contextmanager
+def _usage_unsaid() -> Iterator[None]:
+    """A module whose argparse finds our command's arguments would print its own usage before it leaves."""
+    printed = argparse.ArgumentParser._print_message
+    argparse.ArgumentParser._print_message = lambda self, message, file=None: None
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser._print_message = printed
 
 
 def blame(error: BaseException) -> str:
@@ -58,6 +84,6 @@ def blame(error: BaseException) -> str:
     'ZeroDivisionError: division by zero'
     """
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if "importlib" not in frame.filename]
+    outside = [frame for frame in frames if not frame.filename.endswith(NOBODYS) and "importlib" not in frame.filename]
     where = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}{where}"

@@ -14,8 +14,9 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -121,7 +122,7 @@ def _described(name: str, array: np.ndarray) -> bytes:
     return f"\n{name} {array.dtype.str} {array.shape}\n".encode()
 
 
-def _header(file: BinaryIO) -> dict[str, Any]:
+def _header(file: BufferedReader) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
     if length > LONGEST:
         raise ValueError("it begins with no header")
@@ -131,11 +132,11 @@ def _header(file: BinaryIO) -> dict[str, Any]:
     return header
 
 
-def _shared(file: BinaryIO) -> memoryview:
+def _shared(file: BufferedReader) -> memoryview:
     """The rest of a file, in memory that this process and all forked from it have in common."""
     size = os.fstat(file.fileno()).st_size - file.tell()
     memory = memoryview(mmap.mmap(-1, max(size, 1)))[: max(size, 0)]
-    if file.readinto(memory) != len(memory):  # type: ignore[attr-defined]
+    if file.readinto(memory) != len(memory):
         raise ValueError("it ends while it is read")
     return memory.toreadonly()
 
