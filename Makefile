@@ -22,7 +22,7 @@ test-browser: $(READY)  ## a report in headless Chromium, which is installed whe
 	$(BIN)/python -m pytest -m browser tests/browser
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
-	for campaign in kills signals restarts together soak hosts writer disk corruptions hostile cli; do \
+	for campaign in kills signals interrupts restarts together soak hosts writer disk corruptions hostile cli; do \
 	  $(BIN)/python tests/faults/$$campaign.py || exit 1; done
 	$(BIN)/python tests/faults/summary.py
 	$(BIN)/python docs/tables.py

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onehour.files import replace_whole
+from onehour.leaving import undisturbed
 from onehour.study.export import FORMAT, results_csv, results_json
 from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE
@@ -93,18 +94,19 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
     old = _old_figures(folder)
     page, pictures = render(findings)
     names = tuple(picture.name for picture in pictures)
-    for name in old:
-        for path in (folder / FIGURES).glob(f"{name}.*"):
-            path.unlink()
-    for picture in pictures:
-        picture.save(folder / FIGURES)
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = findings.study.recipe
     files = {PAGE: page, JSON: results_json(findings, names, _version()), CSV: results_csv(findings)}
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
-    for name, text in files.items():
-        replace_whole(folder / name, text)
+    with undisturbed():
+        for name in old:
+            for path in (folder / FIGURES).glob(f"{name}.*"):
+                path.unlink()
+        for picture in pictures:
+            picture.save(folder / FIGURES)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            replace_whole(folder / name, text)
     return Report(folder, findings)
 
 
