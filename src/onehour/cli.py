@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import types
@@ -22,7 +21,7 @@ from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
 from onehour.data.faults import shown
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
-from onehour.entry import blame
+from onehour.one_message import in_one_message
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
@@ -30,8 +29,6 @@ __all__ = ["main"]
 
 OF_THE_DATA = ("samples", "resized")
 """What a run reads from its data; only a plan, which has none, is told."""
-SCARCE = re.compile("can't start new thread|Resource temporarily unavailable|failed to map segment|Cannot allocate")
-"""What Python, OpenMP and the loader of libraries say where threads, processes or memory run out."""
 WORKERS = (
     "--workers is not a flag, because it means two things. The paper's k workers follow from the minibatch: k = kn / n,"
     " with --minibatch and --per-worker. Processes that load data are --loaders; processes that train are --processes"
@@ -48,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = _parse(parser, arguments)
-        return _run(options, arguments)
+        return in_one_message(lambda: options.command(options, arguments))
     except ValueError as error:
         print(f"onehour: {shown(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -62,34 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename!r}: " if error.filename else ""
         print(f"onehour: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-
-
-def _run(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Run a command. What ends Python in the midst of one is somebody's code, or a lack of something.
-
-    Raises:
-        ValueError: saying which.
-    """
-    try:
-        return options.command(options, arguments)
-    except SystemExit as error:
-        said = blame(error)
-        if f"{os.sep}rich{os.sep}" in said:  # how it leaves when nobody reads any more
-            raise BrokenPipeError from error
-        raise ValueError(f"code that was called leaves Python: {said}; it should raise an error instead") from error
-    except MemoryError as error:
-        raise ValueError("memory ran out; use fewer processes, --loaders or --jobs, or smaller images") from error
-    except ImportError as error:
-        if not SCARCE.search(str(error)):
-            raise
-        raise ValueError(f"memory ran out while Python imported: {str(error).splitlines()[0]}") from error
-    except RuntimeError as error:
-        if not SCARCE.search(str(error)):
-            raise
-        raise ValueError(
-            f"this machine gives no more threads or processes ({str(error).splitlines()[0]}); use fewer --processes,"
-            " --loaders or --jobs, or raise `ulimit -u`"
-        ) from error
 
 
 class _Parser(argparse.ArgumentParser):
