@@ -29,7 +29,7 @@ test-frameworks: $(FRAMEWORKS)/.ready  ## the sampler under Lightning, Accelerat
 	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks tests/frameworks
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
-	for campaign in kills signals restarts together soak hosts writer disk corruptions hostile cli; do \
+	for campaign in kills signals interrupts restarts together soak hosts writer disk corruptions hostile cli; do \
 	  $(BIN)/python tests/faults/$$campaign.py || exit 1; done
 	$(BIN)/python tests/faults/summary.py
 	$(BIN)/python docs/tables.py

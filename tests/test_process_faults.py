@@ -41,6 +41,14 @@ def test_a_run_that_is_signalled_stops_goes_on_and_ends_as_if_nothing_had_been(c
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", [3, 4, 12, 0], ids=["plan", "report", "doctor", "train"])
+@pytest.mark.parametrize("campaign", ["interrupts"], indirect=True)
+def test_a_command_that_is_interrupted_while_it_imports_says_one_line(campaign: ModuleType, case: int):
+    found = campaign.interrupted(case, span=0.3)
+    assert found["ok"], found
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("campaign", ["restarts"], indirect=True)
 def test_a_killed_process_is_back_and_takes_a_step(campaign: ModuleType):
     found = campaign.restarted(0, kills=1)

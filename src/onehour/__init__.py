@@ -5,8 +5,8 @@ Names load on first use, so that `onehour.plan` and `onehour --help` never wait 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+"""As typing's own, which takes as long to import as Python to start; a Ctrl-C at that moment is Python's alone."""
 
 if TYPE_CHECKING:
     from onehour.api import sweep as sweep
@@ -74,7 +74,9 @@ _PARTS = ("check",)
 __all__ = sorted([*_HOME_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name in _PARTS:
         return importlib.import_module(f"onehour.{name}")
     if name not in _HOME_OF:

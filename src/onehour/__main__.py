@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import NoReturn
-
-from onehour.cli import main
-from onehour.dist.launched import is_launched
-from onehour.dist.signals import ignore_stops
 
 __all__ = ["run"]
 
 
-def run() -> NoReturn:
-    """Run the command and leave with its code.
+def run() -> None:
+    """Run the command and leave with its code, from the first instruction on with one line where a signal ends it.
 
     One of several processes leaves at once when it is done: Gloo's threads now and then abort an interpreter that
     shuts down in the usual way, and the whole run would then count as failed.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    from onehour.dist.signals import OURS, STOPPED, StopSignals, ignore_stops
+
+    StopSignals(speaks=OURS not in os.environ, text=STOPPED).__enter__()  # to the end: nothing is put back
+    from onehour.cli import main
+    from onehour.dist.launched import is_launched
+    from onehour.output import let_go, printable
+
+    printable()
     code = main()
-    if not is_launched():
-        ignore_stops()  # the interpreter's end takes a while
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    ignore_stops()  # the interpreter's end takes a while
+    let_go()
+    if is_launched():
+        os._exit(code)
+    sys.exit(code)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Before anything is imported that could listen."""
+    os.write(2, b"onehour: stopped\n")
+    os._exit(75)
 
 
 if __name__ == "__main__":

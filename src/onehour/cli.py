@@ -20,6 +20,8 @@ from onehour.commands_verify import trace_command, verify_command
 from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
 from onehour.data.faults import shown
+from onehour.dist.signals import EXIT_STOPPED, STOPPED
+from onehour.one_message import in_one_message
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
@@ -43,10 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = _parse(parser, arguments)
-        return options.command(options, arguments)
+        return in_one_message(lambda: options.command(options, arguments))
     except ValueError as error:
         print(f"onehour: {shown(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # raised by somebody's code: signals come to `StopSignals`
+        print(f"onehour: {STOPPED}", file=sys.stderr)
+        return EXIT_STOPPED
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -37,10 +37,7 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
             end_with_launcher()
-        try:
-            return _train(options, arguments, stop)
-        finally:
-            _let_go_of_output()
+        return _train(options, arguments, stop)
 
 
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
@@ -171,19 +168,6 @@ def _say(text: str, stream: TextIO | None = None) -> None:
     """Print; a full disk, or a reader that is gone, makes no failure of a run."""
     with suppress(OSError):
         print(text, file=stream, flush=True)
-
-
-def _let_go_of_output() -> None:
-    """What could not be written would be tried again when the interpreter ends, and change the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-        except (AttributeError, ValueError):  # there is none, or it is closed
-            pass
 
 
 def _print_outcome(run: Run) -> int:

@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onehour.dist.signals import StopSignals
 from onehour.rules.checks import positive_int
 
 if TYPE_CHECKING:
     from onehour.data.work import Done
 
 __all__ = ["add_data", "doctor_command", "index_command", "pack_command"]
-
-EXIT_STOPPED = 75
-"""As of every command that a signal ends."""
 
 
 def add_data(commands: Any) -> None:
@@ -130,7 +128,7 @@ def _jobs(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress(what: str, total: int | None = None) -> Iterator[Done]:
-    """A bar on a terminal; nothing elsewhere. Ctrl-C is one line, since the same command goes on or does no harm."""
+    """A bar on a terminal; nothing elsewhere. A signal is one line: the same command goes on, or does no harm."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -147,9 +145,5 @@ def _progress(what: str, total: int | None = None) -> Iterator[Done]:
             drawn = time.monotonic()
             bar.refresh()
 
-    try:
-        with bar:
-            yield done
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on, or begins again")
-        raise SystemExit(EXIT_STOPPED) from None
+    with StopSignals(text="stopped; the same command goes on, or begins again"), bar:
+        yield done

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from onehour.commands import EXIT_STOPPED, recipe_changes
+from onehour.commands import recipe_changes
 from onehour.dist.launched import refuse_several
+from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import default_folder
 from onehour.recipes import recipe as named
@@ -43,15 +46,21 @@ def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
         print(f"{len(work.cells)} cells, {work.left} left: about {minutes:.0f} minutes in {jobs} processes")
         return 0
     watch = _Watch()
-    try:
-        for work, event in train_sweep(spec, folder, jobs=jobs, execution=execution, together=options.seeds_together):
-            watch.see(work, event)
-    except KeyboardInterrupt:
-        watch.close()
-        print(f"stopped; the same command goes on in {folder}")
-        return EXIT_STOPPED
-    finally:
-        watch.close()
+    with StopSignals(text=f"{STOPPED}; the same command goes on in {folder}") as stop, closing(watch):
+        try:
+            for work, event in train_sweep(
+                spec, folder, jobs=jobs, execution=execution, together=options.seeds_together
+            ):
+                if stop():
+                    break
+                watch.see(work, event)
+        except ValueError:
+            if not stop():  # else a process of a run may have obeyed the same signal
+                raise
+        if stop():
+            watch.close()
+            print(f"onehour: {stop.text}", file=sys.stderr)
+            return EXIT_STOPPED
     from onehour.commands_report import print_report
 
     return print_report([folder], None, options.margin)
@@ -130,7 +139,7 @@ def _ended(task: Task) -> str:
         parts.append(f"{statistics.fmean(errors):.2f}{spread} % ({len(errors)} seed{'s' * (len(errors) > 1)})")
     if bad:
         parts.append(f"{bad} left the finite numbers")
-    seconds = sum(run.summary["seconds_training"] for run in runs)
+    seconds = sum(run.summary.get("seconds_training") or 0.0 for run in runs)
     return f"{_name(task)}: {', '.join(parts)}, {seconds:.0f} s"
 
 
@@ -146,5 +155,5 @@ def _progress(task: Task) -> float:
     for recipe, folder in zip(task.recipes, task.folders, strict=True):
         if (folder / "recipe.toml").is_file():
             metrics = Run(folder).metrics
-            images += min(metrics[-1]["position"], recipe.epochs * (recipe.samples or 0)) if metrics else 0
+            images += min(metrics[-1].get("position", 0), recipe.epochs * (recipe.samples or 0)) if metrics else 0
     return images

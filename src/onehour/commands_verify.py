@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.config import Recipe
 from onehour.dist.launched import refuse_several
+from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.files import to_json
 from onehour.recipes import recipe as named
@@ -29,14 +28,14 @@ USUAL = "1,2,4"
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Run a few iterations on every number of processes, compare, print; 1 when a claim fails."""
     from onehour.dist.launch import LaunchError, launch
+    from onehour.leaving import scratch
     from onehour.train.verify import compare
 
     refuse_several("verify")
     processes, options.device = _on_devices(options.processes, options.device)
     steps = positive_int("steps", options.steps)
     recipe = _grown(asked_for(_recipe(options), trust=options.trust), max(processes))
-    with tempfile.TemporaryDirectory(prefix="onehour-verify-") as name:
-        folder = Path(name)
+    with StopSignals(text=STOPPED) as stop, scratch("onehour-verify-") as folder:
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         (folder / "verify.json").write_text(json.dumps({"steps": steps, "device": options.device}), encoding="utf-8")
         for p in processes:
@@ -44,15 +43,17 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
                 print(f"{steps} iterations on {p} process{'es' * (p > 1)} …", flush=True)
             try:
                 launch(
-                    ["trace-for-verify", name, "--trust"],
+                    ["trace-for-verify", str(folder), "--trust"],
                     processes=p,
                     port=0,
                     threads=recipe.canonical_threads,
                     job=uuid.uuid4().hex,
+                    stop=stop,
                 )
             except LaunchError as error:
-                print(f"onehour: {error}", file=sys.stderr)
-                return error.code
+                print(f"onehour: {STOPPED if stop.asked else error}", file=sys.stderr)
+                return EXIT_STOPPED if stop.asked and not stop.again else error.code
+            stop.end_at_once()
         findings = compare(folder, processes)
     print(_as_json(recipe, steps, findings) if options.json else _as_text(recipe, steps, findings))
     return int(any(finding.holds is False for finding in findings))
@@ -61,10 +62,11 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """One process's part of `verify`, started by it."""
     from onehour.dist.group import joined
-    from onehour.dist.launch import report_failure
+    from onehour.dist.launch import end_with_launcher, report_failure
     from onehour.train.build import pick_device
     from onehour.train.verify import trace
 
+    end_with_launcher()
     setting = json.loads((options.folder / "verify.json").read_text(encoding="utf-8"))
     try:
         with joined(pick_device(setting["device"])) as group:

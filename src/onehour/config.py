@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -22,6 +21,7 @@ from onehour.rules.minibatch import (
     sqrt_scaling,
 )
 from onehour.rules.remarks import schedule_remarks
+from onehour.sidefile import read_toml
 
 __all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe", "nearest"]
 
@@ -321,6 +321,7 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as a TOML file's text.
 
+        >>> import tomllib
         >>> Recipe.from_dict(tomllib.loads(Recipe(seed=3).to_toml())).seed
         3
         """
@@ -339,11 +340,10 @@ class Recipe:
         Traceback (most recent call last):
         ValueError: missing.toml cannot be read: No such file or directory
         """
+        values = read_toml(path)
         try:
-            return cls.from_dict(Read.every(tomllib.loads(path.read_text(encoding="utf-8")), path))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError, RecursionError) as error:  # TOMLDecodeError names line and column
+            return cls.from_dict(Read.every(values, path))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 

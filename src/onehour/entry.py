@@ -6,11 +6,13 @@ person types it too, or says that the file is trusted.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.machinery import PathFinder, all_suffixes
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,10 @@ __all__ = ["LIBRARIES", "asked_for", "blame", "is_entry", "make_importable", "re
 
 LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
+
+
+NOBODYS = ("argparse.py", "<frozen runpy>")
+"""Files that say nothing of whose code an error comes from."""
 
 
 def is_entry(spec: str) -> bool:
@@ -86,14 +92,33 @@ def resolve(what: str, spec: str) -> Any:
     module_name, _, name = spec.partition(":")
     make_importable()
     try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
+        with _usage_unsaid():
+            found: Any = importlib.import_module(module_name)
+    except SystemExit as error:
+        raise ValueError(
+            f"{what} {spec}: {module_name} parses arguments or leaves Python while it is imported: {blame(error)}; put"
+            ' what it does as a script under `if __name__ == "__main__":`'
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of any class that its author likes
         raise ValueError(f"{what} {spec}: {module_name} cannot be imported: {blame(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{what} {spec}: {module_name} has no {part!r}; expected {nearest(part, dir(found))}")
         found = getattr(found, part)
     return found
+
+
+@contextmanager
+def _usage_unsaid() -> Iterator[None]:
+    """A module whose argparse finds our command's arguments would print its own usage before it leaves."""
+    printed = argparse.ArgumentParser._print_message
+    argparse.ArgumentParser._print_message = lambda self, message, file=None: None
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser._print_message = printed
 
 
 def blame(error: BaseException) -> str:
@@ -104,7 +129,7 @@ def blame(error: BaseException) -> str:
     'ZeroDivisionError: division by zero'
     """
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if "importlib" not in frame.filename]
+    outside = [frame for frame in frames if not frame.filename.endswith(NOBODYS) and "importlib" not in frame.filename]
     where = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}{where}"
 

@@ -14,9 +14,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from onehour.leaving import before_leaving
 
 __all__ = [
     "append_whole",
@@ -119,9 +121,11 @@ def written(folder: Folder, name: str) -> Iterator[BinaryIO]:
     ...     (Path(folder) / "a").read_text()
     'all'
     """
-    with _place(folder, name) as (held, last):
+    with ExitStack() as stack:
+        held, last = stack.enter_context(_place(folder, name))
         temporary = f".{last}.writing"
         remove(held, temporary)  # a killed process left it, or it leads elsewhere
+        stack.enter_context(before_leaving(lambda: remove(held, temporary)))
         try:
             with os.fdopen(_new(held, temporary), "wb") as file:
                 yield file

@@ -7,9 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from onehour.data.decode import decode
+from onehour.data.decode import decode, orientation_of
+from onehour.data.inspect import inspect_image
 
 RANDOM = np.random.default_rng(0)
 GREY16 = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
@@ -171,3 +172,42 @@ def test_mutants_give_pixels_or_a_value_error():
         assert decoded.dtype == np.uint8
         assert decoded.ndim == 3
         assert decoded.shape[2] == 3
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"x" * 1_200_000)),
+        chunk(b"zTXt", b"parameters\0\7?"),
+        chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(b"x" * 1_200_000)),
+        chunk(b"iTXt", b"p"),
+        chunk(b"tEXt", b"parameters\0" + b"x" * 70_000_000),
+        chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(1_500_000))),
+        chunk(b"iCCP", b""),
+        chunk(b"gAMA", b"1"),
+        chunk(b"eXIf", b"?"),
+        chunk(b"tEXt", b"a\0b")[:-4] + b"????",
+    ],
+    ids=["text", "a method", "itext", "a short itext", "70 MB", "a profile", "no profile", "a gamma", "exif", "a CRC"],
+)
+@pytest.mark.parametrize("behind", [False, True])
+def test_no_metadata_of_a_png_refuses_its_pixels(metadata: bytes, behind: bool):
+    expected = pixels(9, 7)
+    data = saved(Image.fromarray(expected), "PNG")
+    place = len(data) - 12 if behind else 33
+    data = data[:place] + metadata + data[place:]
+    for exif in (False, True):
+        np.testing.assert_array_equal(decode(data, "a.png", exif=exif), expected)
+    assert orientation_of(data) == 1
+    assert all(fault.note for fault in inspect_image(data, "a.png", pixels=100))
+
+
+def test_exif_that_older_programs_wrote_as_text_is_followed():
+    text = PngImagePlugin.PngInfo()
+    block = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + bytes(4)
+    text.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n", zip=True)
+    assert orientation_of(saved(Image.fromarray(pixels(9, 7)), "PNG", pnginfo=text)) == 6

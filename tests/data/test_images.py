@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from onehour.data.images import MEAN, STD, Images, image_folder
-from onehour.data.loader import Keyed, chunk_batches, pass_batches, prepared
+from onehour.data.keyed import Keyed
+from onehour.data.loader import chunk_batches, pass_batches, prepared
 from onehour.data.sources import Data, load_data
 from onehour.data.table import Names
 from onehour.rules.keys import seed_for

@@ -151,3 +151,30 @@ def test_a_table_knows_its_files_bytes():
         table.verify(1, b"abc", table.where)
     with pytest.raises(FaultError, match=r"^cat/1 has 2 bytes, 3 when it was indexed; restore it"):
         table.verify(0, b"ab", table.where)
+
+
+def test_classes_that_differ_in_their_unicode_form_alone_are_the_same(tree: Path):
+    """One letter, or a letter and its accent: systems and archives differ in which they write."""
+    for side, spelled in (("train", "\u00e9"), ("val", "e\u0301")):
+        (tree / side / spelled).mkdir()
+        (tree / side / "fa").mkdir()
+        for name in (spelled, "fa"):
+            (tree / side / name / "1.jpg").write_bytes(b"x")
+    tables = list_sides(tree, _fail)
+    classes = tables["train"].classes
+    assert classes == sorted(classes)  # as before: no label of a run changes
+    assert tables["val"].classes == ["e\u0301" if name == "\u00e9" else name for name in classes]
+    for table in tables.values():
+        assert {table.where(place).split("/")[0] for place in range(len(table))} == set(table.classes)
+        assert all((tree / ("train" if table is tables["train"] else "val") / table.where(0)).exists() for _ in "1")
+
+
+def test_two_classes_of_one_name_in_unicode_are_named(tree: Path):
+    for spelled in ("\u00e9", "e\u0301"):
+        for side in ("train", "val"):
+            (tree / side / spelled).mkdir()
+            (tree / side / spelled / "1.jpg").write_bytes(b"x")
+    faults: list[FaultError] = []
+    list_sides(tree, faults.append)
+    with pytest.raises(ValueError, match=r"both are one name in Unicode; move .* \(1 more"):
+        refuse(faults, tree)

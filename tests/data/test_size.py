@@ -84,13 +84,14 @@ def processes(given: Feed) -> list[int]:
     return [os.getpid(), *given.pids]
 
 
-def shared(pid: int, path: Path) -> tuple[int, int]:
-    """(resident, proportional) KiB of a file's mapping in a process."""
+def shared(pid: int, address: int) -> tuple[int, int]:
+    """(resident, proportional) KiB in a process of the memory that an address lies in."""
     resident = proportional = 0
     inside = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if not line.split(":")[0].isalpha() and "-" in line.split(" ")[0]:
-            inside = line.endswith(str(path))
+            first, last = (int(part, 16) for part in line.split()[0].split("-"))
+            inside = first <= address < last
         elif inside and line.startswith("Rss:"):
             resident += int(line.split()[1])
         elif inside and line.startswith("Pss:"):
@@ -103,7 +104,8 @@ def test_the_machine_holds_the_index_once(index: Path, images: ModuleType):
         batches = given.passes([range(8)], start=0, stop=60)
         for _, _ in zip(range(20), batches, strict=False):
             pass
-        sizes = [shared(pid, index) for pid in processes(given)]
+        address = given.dataset.source.source.table.names.buffer.ctypes.data
+        sizes = [shared(pid, address) for pid in processes(given)]
     whole = index.stat().st_size / 1024
     assert len(sizes) == 1 + LOADERS
     assert sum(resident > 0.8 * whole for resident, _ in sizes) == 1 + LOADERS  # each has looked at nearly all of it

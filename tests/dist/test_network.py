@@ -19,8 +19,8 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     names = {"gpu07": ["10.0.0.7"]}
     addresses = {"lo": ["127.0.0.1"], "eth0": ["192.168.0.7"], "ib0": ["10.0.0.7"]}
     monkeypatch.delenv(GLOO_DEVICE, raising=False)
-    monkeypatch.setattr(network.socket, "if_nameindex", lambda: DEVICES)
-    monkeypatch.setattr(network.socket, "gethostname", lambda: "gpu07")
+    monkeypatch.setattr("onehour.dist.network.socket.if_nameindex", lambda: DEVICES)
+    monkeypatch.setattr("onehour.dist.network.socket.gethostname", lambda: "gpu07")
     monkeypatch.setattr(network, "_addresses", lambda name: names.get(name, []))
     monkeypatch.setattr(network, "_of_device", addresses.__getitem__)
     monkeypatch.setattr(network, "_is_here", lambda address: any(address in each for each in addresses.values()))
@@ -97,4 +97,4 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
                 raise OSError(99, "Cannot assign requested address")
             super().bind(address)
 
-    monkeypatch.setattr(network.socket, "socket", Socket)
+    monkeypatch.setattr("onehour.dist.network.socket.socket", Socket)

@@ -143,8 +143,8 @@ def test_a_batch_script_submitted_from_a_step_is_no_task_of_that_step(title: str
 
 def test_a_command_typed_in_a_shell_that_is_a_task_is_alone(monkeypatch: pytest.MonkeyPatch):
     # As of `srun -n 4 --pty bash`: the shell is task 0, and the three others have ended.
-    monkeypatch.setattr(slurm.os, "open", lambda *_: os.dup(0))
-    monkeypatch.setattr(slurm.os, "tcgetpgrp", lambda _: os.getpgrp())
+    monkeypatch.setattr("onehour.dist.slurm.os.open", lambda *_: os.dup(0))
+    monkeypatch.setattr("onehour.dist.slurm.os.tcgetpgrp", lambda _: os.getpgrp())
     shell = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
         assert step(TASK | {"SLURM_TASK_PID": str(shell.pid)}) is None

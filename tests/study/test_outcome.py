@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from onehour.api import train
+from onehour.recipes import RECIPES
 from onehour.study import outcome
 from onehour.study.figures import draw_curve
 from onehour.study.outcome import Reference, outcome_lines, reference_of
@@ -65,7 +66,7 @@ def test_recipes_without_results_have_no_reference():
 
 def test_the_end_of_a_run_with_a_reference(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(outcome, "reference_of", lambda name: REFERENCE if name == "tiny" else None)
-    monkeypatch.setitem(outcome.RECIPES, "tiny", lambda: run.recipe)
+    monkeypatch.setitem(RECIPES, "tiny", lambda: run.recipe)
     lines = list(outcome_lines(run))
     assert [line.split()[0] for line in lines] == ["final", "reference", "verdict", "speed", "run", "curve"]
     assert lines[0] == f"final error  {run.final_error:.2f} % (median of the last 2 epochs)"
@@ -86,7 +87,7 @@ def test_the_end_of_a_run_without_a_reference(run: Run):
 def test_another_task_or_length_has_no_reference(run: Run, monkeypatch: pytest.MonkeyPatch):
     """A run of fewer epochs is not worse than the reference; it is something else."""
     monkeypatch.setattr(outcome, "reference_of", lambda name: REFERENCE)
-    monkeypatch.setitem(outcome.RECIPES, "tiny", lambda: run.recipe.replace(epochs=run.recipe.epochs + 1))
+    monkeypatch.setitem(RECIPES, "tiny", lambda: run.recipe.replace(epochs=run.recipe.epochs + 1))
     assert "verdict" not in " ".join(outcome_lines(run))
 
 

@@ -135,7 +135,7 @@ def test_a_line_without_an_error_is_named(tmp_path: Path):
     folder = studies.write_run(tmp_path / "a", studies.BASE, 3.5)
     path = folder / "metrics.jsonl"
     path.write_text(path.read_text().replace('"top1_error"', '"top5_error"'))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: a line has no 'top1_error'"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: line 2: it has no 'top1_error'"):
         read_study([folder])
 
 

@@ -48,9 +48,9 @@ def test_what_a_training_wrote_is_sound(tmp_path: Path):
             "top1_error is 360; expected a number from 0 to 100",
         ),
         ("metrics.jsonl", '"epoch": 2,', '"epoch": true,', "line 3: epoch is True; expected a number"),
-        ("metrics.jsonl", '"train_error"', '"trained_error"', "line 2: train_error is None"),
+        ("metrics.jsonl", '"train_error"', '"trained_error"', "line 2: it has no 'train_error'"),
         ("metrics.jsonl", '"seed": 0', '"seed": 0.5', "line 1: expected the recipe that was trained"),
-        ("metrics.jsonl", '{"recipe"', '{"receipt"', r"line 1: expected the recipe that was trained \('recipe'\)"),
+        ("metrics.jsonl", '{"recipe"', '{"receipt"', "line 1: it has no 'recipe'"),
         (
             "metrics.jsonl",
             '"top1_error": 3.6}',
@@ -60,30 +60,27 @@ def test_what_a_training_wrote_is_sound(tmp_path: Path):
         ("recipe.toml", 'warmup = "gradual"', 'warmup = "none"', r"is not what was trained \(warmup: gradual → none\)"),
         ("recipe.toml", "minibatch = 32", "minibatch = 33", r"recipe\.toml: minibatch 33 is not a multiple"),
         ("recipe.toml", "minibatch = 32", "minibatch 32", r"recipe\.toml: Expected '='"),
-        ("summary.json", '"finished"', "3", r"summary\.json: outcome is 3; expected text"),
+        ("summary.json", '"finished"', "3", r"summary\.json is damaged: outcome is 3; expected text"),
         ("summary.json", "52.0", '"long"', r"seconds_training is 'long'; expected a number of seconds"),
         ("summary.json", '"seeds_together": 5', '"seeds_together": 0', "seeds_together is 0; expected a whole number"),
         ("summary.json", "{", "[", r"summary\.json is damaged"),
         ("environment.json", "[{", "[[{", r"environment\.json is damaged"),
-        ("environment.json", '"sessions"', '"session"', ""),
-        ("environment.json", '[{"python": "3.11.7"', '["a", {"python": "3.11.7"', "sessions is not a list of objects"),
+        ("environment.json", '"sessions"', '"session"', r"environment\.json is damaged: it has no 'sessions'"),
+        ("environment.json", '[{"python": "3.11.7"', '["a", {"python": "3.11.7"', "expected a list of objects"),
     ],
 )
 def test_an_edited_file_is_named(tmp_path: Path, name: str, old: str, new: str, said: str):
     run = edited(tmp_path, name, old, new)
-    if not said:
-        return check_run(run)
     with pytest.raises(ValueError, match=said) as caught:
         read_paths([run])
     assert str(run) in str(caught.value)
     assert "\n" not in str(caught.value)
-    return None
 
 
 def test_a_file_that_holds_no_object_is_damaged(tmp_path: Path):
     run = studies.write_run(tmp_path / "run", studies.BASE, 3.5)
     (run / "summary.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"summary\.json is damaged: it holds no object"):
+    with pytest.raises(ValueError, match=r"summary\.json is damaged: it holds \[1\]; expected an object"):
         check_run(run)
 
 
@@ -91,7 +88,7 @@ def test_a_run_of_a_sweep_is_checked_too(tmp_path: Path):
     studies.write_sweep(tmp_path, seeds=1, minibatches=(32, 64), arms=())
     path = tmp_path / "cells" / "64-s0" / "summary.json"
     path.write_text(json.dumps({"outcome": None, "seconds_training": 3}))
-    with pytest.raises(ValueError, match=r"64-s0/summary\.json: outcome is None; expected text"):
+    with pytest.raises(ValueError, match=r"64-s0/summary\.json is damaged: outcome is None; expected text"):
         read_paths([tmp_path])
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onehour.train.store import Store, Stored, sync_folder
+from onehour.files import sync_folder
+from onehour.train.store import Store, Stored
 from onehour.train.tensorfile import write_bytes
 
 Damage = Callable[[random.Random, Path], None]

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.data import TensorDataset
 
 import onehour
 from onehour.cli import main
+from onehour.config import Recipe
 from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.train.record import Run
@@ -52,6 +54,17 @@ def test_an_exported_file_loads_in_a_plain_model_with_the_same_logits(run: Run, 
 def test_evaluate_says_what_the_run_logged(run: Run, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run.folder)]) == 0
     assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("samples", [1, 90])
+def test_evaluation_takes_data_of_any_size(tmp_path: Path, samples: int):
+    model = load_model("resnet8", channels=1, classes=10)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    images = TensorDataset(torch.rand(samples, 1, 8, 8), torch.arange(samples) % 10)
+    found = evaluate_weights(
+        tmp_path / "a.pt", recipe=Recipe(model="resnet8", classes=10), data=(images, images), device="cpu"
+    )
+    assert found.samples == samples
 
 
 def test_a_resnet50_has_torchvisions_keys():

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import re
-import shutil
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,13 @@ from onehour.check.judge import SEVERITIES, judge, not_judged, refuse_unknown
 from onehour.check.silence import not_silenced
 from onehour.check.story import Story
 from onehour.check.tape import Tape
+from onehour.leaving import before_leaving, scratch
 
 __all__ = ["CheckError", "Checked", "Nursery", "check_script", "wants_processes"]
 
 PROCESSES = 2
+GRACE = 3.0
+"""Seconds that scripts may take to end where a signal ends the command."""
 SEVERAL = re.compile(
     r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
     r"|[\"']RANK[\"']|\b(?:import|from) (?:accelerate|deepspeed|ignite|lightning|mmengine|onehour|pytorch_lightning"
@@ -83,10 +86,15 @@ class Nursery:
             encoding="utf-8",
             start_new_session=True,
         )
+        self._ready = False
+        self._leaving = before_leaving(self._end_at_once)
+        self._leaving.__enter__()
         self._answer()
+        self._ready = True
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._leaving.__exit__(None, None, None)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -98,6 +106,15 @@ class Nursery:
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
+
+    def _end_at_once(self) -> None:
+        """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
+        assert self._process.stdin is not None
+        os.close(self._process.stdin.fileno())
+        until = time.monotonic() + (GRACE if self._ready else 0.0)
+        while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
+            time.sleep(0.01)
+        os.kill(self._process.pid, signal.SIGKILL)
 
     def run(self, **request: Any) -> dict[str, Any]:
         """One run of a script; see `onehour.check.nursery`."""
@@ -154,14 +171,11 @@ def check_script(
             return check_script(
                 script, arguments, base=base, only=only, skip=skip, limit=limit, nursery=nursery, cwd=cwd
             )
-    folder = Path(tempfile.mkdtemp(prefix="onehour-check-"))
-    try:
+    with scratch("onehour-check-") as folder:
         request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
         checked = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
         checked.findings = not_silenced(checked.findings)
         return checked
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:

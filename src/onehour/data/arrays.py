@@ -1,4 +1,6 @@
-"""Named arrays in one file, mapped into memory: however many processes open it, the machine holds it once.
+"""Named arrays in one file, read into memory once: processes that are forked afterwards have them in common.
+
+They are not mapped: a file that is cut short in its place would end every process that looks at it, without a word.
 
 The file is safetensors, so that anyone can read it. Its metadata has one entry, "onehour": JSON with what the arrays
 are about and a SHA-256 of everything, so that a damaged file is never half believed.
@@ -9,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from onehour.data.faults import FaultError
@@ -23,6 +26,8 @@ __all__ = ["open_arrays", "write_arrays"]
 
 KEY = "onehour"
 AGAIN = "make it again"
+LONGEST = 2**28
+"""Bytes of a header at most: it names every class."""
 TYPES = {"U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64}
 
 
@@ -51,7 +56,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
 
 
 def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file, read-only views of its mapping, and what they are about.
+    """The arrays of a file, read-only views of its bytes, and what they are about.
 
     Args:
         verify: read all of it and compare the digest; a process that opens what another has verified need not.
@@ -64,13 +69,15 @@ def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarra
     onehour.data.faults.FaultError: nowhere.index cannot be read: No such file or directory; make it again
     """
     try:
-        with path.open("rb") as file, safe_open(path, framework="numpy") as checked:  # its header is sound, and fits
-            content = json.loads((checked.metadata() or {})[KEY])
-            about, expected = content["about"], content["sha256"]
-            arrays = _mapped(file)
+        with path.open("rb") as file:
+            header = _header(file)
+            own = json.loads(header.pop("__metadata__")[KEY])
+            about, expected = own["about"], own["sha256"]
+            content = _shared(file)
+        arrays = {name: _array(content, entry) for name, entry in header.items()}
     except OSError as error:
         raise FaultError(str(path), f"cannot be read: {error.strerror or error}", AGAIN) from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaultError(str(path), "is no index of onehour, or a damaged one", AGAIN) from error
     if verify:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -86,15 +93,26 @@ def _described(name: str, array: np.ndarray) -> bytes:
     return f"\n{name} {array.dtype.str} {array.shape}\n".encode()
 
 
-def _mapped(file: BinaryIO) -> dict[str, np.ndarray]:
+def _header(file: BufferedReader) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST:
+        raise ValueError("it begins with no header")
     header = json.loads(file.read(length))
-    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            kind = np.dtype(TYPES[entry["dtype"]]).newbyteorder("<")
-            count = (last - first) // kind.itemsize
-            arrays[name] = np.frombuffer(mapping, kind, count, 8 + length + first).reshape(entry["shape"])
-    return arrays
+    if not isinstance(header, dict):
+        raise TypeError("its header is no object")
+    return header
+
+
+def _shared(file: BufferedReader) -> memoryview:
+    """The rest of a file, in memory that this process and all forked from it have in common."""
+    size = os.fstat(file.fileno()).st_size - file.tell()
+    memory = memoryview(mmap.mmap(-1, max(size, 1)))[: max(size, 0)]
+    if file.readinto(memory) != len(memory):
+        raise ValueError("it ends while it is read")
+    return memory.toreadonly()
+
+
+def _array(content: memoryview, entry: dict[str, Any]) -> np.ndarray:
+    first, last = entry["data_offsets"]
+    kind = np.dtype(TYPES[entry["dtype"]]).newbyteorder("<")
+    return np.frombuffer(content, kind, (last - first) // kind.itemsize, first).reshape(entry["shape"])

@@ -122,7 +122,7 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
 def _indices(lines: bytes) -> set[int]:
     found = set()
     for line in lines.splitlines():
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             found.add(json.loads(line)["index"])
     return found
 

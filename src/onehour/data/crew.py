@@ -232,9 +232,9 @@ class Crew:
             self._ask(new, slot)
 
     def _start(self, number: int) -> _Loader:
-        (its_tasks, tasks), (results, its_results) = Pipe(duplex=False), Pipe(duplex=False)
         self._desk.arrive(number)
         try:
+            (its_tasks, tasks), (results, its_results) = Pipe(duplex=False), Pipe(duplex=False)
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of forking with threads
                 pid = os.fork()
         except OSError as error:

@@ -14,11 +14,15 @@ from PIL import Image
 
 from onehour.data.faults import FaultError
 
-__all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "decode", "orientation_of", "oriented"]
+__all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "decode", "orientation_of", "oriented", "plain"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """What Pillow may try; named, because its others include some that start programs (EPS)."""
 JPEG_START = b"\xff\xd8"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+USED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+"""Chunks of a PNG that a reader may leave out, and that matter here: transparency, EXIF, further frames."""
+EXIF_AS_TEXT = b"Raw profile type exif\0"
 PIXELS = 64_000_000
 """The most pixels of an image, unless told otherwise: a file of kilobytes may ask for gigabytes."""
 LARGEST_PIXELS = 2 * 89_478_485
@@ -70,7 +74,7 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
         raise FaultError(name, "is an empty file", "replace or remove it")
     try:
         # Pillow warns of metadata that it cannot read, which has no part in the pixels.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(plain(data)), formats=FORMATS) as image:
             _refuse_bomb(image.height, image.width, pixels // WIDE.get(image.format or "", 1), name)
             orientation = _orientation(image) if exif else 1
             with _silence() if image.format == "TIFF" else nullcontext():
@@ -84,6 +88,27 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         raise FaultError(name, f"cannot be decoded: {text}", "replace or remove it") from error
+
+
+def plain(data: bytes) -> bytes:
+    """An image file without those chunks of a PNG that have no part in the pixels.
+
+    Pillow refuses an image for more than a megabyte of text or of a colour profile, and for some that are damaged.
+    Older programs wrote EXIF as text, which stays.
+
+    >>> plain(b"no PNG")
+    b'no PNG'
+    """
+    if not data.startswith(PNG_START):
+        return data
+    kept, place = [data[:8]], 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
+        if not kind[:1].islower() or kind in USED or data.startswith(EXIF_AS_TEXT, place + 8):
+            kept.append(data[place:end])
+        place = end
+    return b"".join([*kept, data[place:]])
 
 
 def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -108,7 +133,7 @@ def orientation_of(data: bytes) -> int:
     1
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(plain(data)), formats=FORMATS) as image:
             return _orientation(image)
     except Exception:  # as of `decode`
         return 1

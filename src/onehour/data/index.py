@@ -78,14 +78,16 @@ def write_index(
     for side, table in tables.items():
         checks = _checks(Folder(root / side, table), root, jobs, done) if digests else None
         arrays |= columns(side, table, checks)
-    classes = tables["train"].classes
+    classes, folders = tables["train"].classes, {side: table.classes for side, table in tables.items()}
     about = {
         "format": FORMAT,
         "kind": "folder",
         "root": "." if path.parent.resolve() == root.resolve() else str(root.resolve()),
         "classes": classes,
-        "stamps": {side: [stamps[side].get(name) for name in classes] for side in SIDES},
+        "stamps": {side: [stamps[side].get(name) for name in folders[side]] for side in SIDES},
     }
+    if folders["val"] != classes:  # in the form that Unicode has in common they are the same
+        about["folders"] = folders
     try:
         write_arrays(path, arrays, about)
     except OSError as error:
@@ -106,7 +108,8 @@ def read_index(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise FaultError(str(path), "is an index of another version of onehour", "make it again")
     classes, by_side = about.get("classes"), about.get("stamps" if about.get("kind") == "folder" else "shards")
-    sound = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    folders = about.get("folders", dict.fromkeys(SIDES, classes))
+    sound = isinstance(folders, dict) and all(_are_names(names, classes) for names in (classes, *folders.values()))
     if not sound or not isinstance(by_side, dict) or not all(isinstance(by_side.get(side), list) for side in SIDES):
         raise FaultError(str(path), "is no whole index", "make it again")
     return arrays, about
@@ -125,7 +128,8 @@ def folder_side(
     Raises:
         ValueError: if the index is not sound.
     """
-    table = table_of(path, side, arrays, about["classes"], check=check)
+    folders = about.get("folders", {}).get(side, about["classes"])
+    table = table_of(path, side, arrays, folders, check=check)
     return Folder(_root(path, about) / side, table, partial(reopen_folder, path, side))
 
 
@@ -142,7 +146,7 @@ def changes(path: Path, report: Report) -> None:
     """
     arrays, about = read_index(path, verify=False)
     for side in SIDES:
-        table = table_of(path, side, arrays, about["classes"], check=False)
+        table = folder_side(path, side, arrays, about).table
         _side_changes(_root(path, about) / side, table, about["stamps"][side], report)
 
 
@@ -184,6 +188,10 @@ def table_of(path: Path, side: str, arrays: dict[str, np.ndarray], classes: list
         if not (ordered and ((steps == 0) | (steps == 1)).all() and named and whole):
             raise FaultError(str(path), "names files or classes that no listing would have", "make it again")
     return table
+
+
+def _are_names(names: Any, classes: Any) -> bool:
+    return isinstance(names, list) and len(names) == len(classes) and all(isinstance(name, str) for name in names)
 
 
 def _root(path: Path, about: dict[str, Any]) -> Path:

@@ -6,11 +6,12 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 
 import simplejpeg
 from PIL import Image
 
-from onehour.data.decode import FORMATS, JPEG_START, decode
+from onehour.data.decode import FORMATS, JPEG_START, decode, plain
 from onehour.data.faults import FaultError
 
 __all__ = ["inspect_image"]
@@ -63,13 +64,17 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
 
 
 def _kind_and_frames(data: bytes) -> tuple[str, int]:
-    """The format, and how many frames; 1 where the directory of further ones is damaged, since the first is taken."""
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    """The format, and how many frames; "" and 1 where Pillow cannot say, since the first one was decoded."""
+    kind = ""
+    # What libjpeg-turbo reads Pillow may refuse, and its readers of damaged directories raise nearly anything.
+    with (
+        suppress(Exception),
+        warnings.catch_warnings(action="ignore"),
+        Image.open(io.BytesIO(plain(data)), formats=FORMATS) as image,
+    ):
         kind = image.format or ""
-        try:
-            return kind, getattr(image, "n_frames", 1)
-        except Exception:  # Pillow's readers of damaged directories raise nearly anything
-            return kind, 1
+        return kind, getattr(image, "n_frames", 1)
+    return kind, 1
 
 
 def _damage(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,10 +36,11 @@ def list_sides(
     Returns:
         By "train" and "val"; without those that are no folders.
     """
-    sides = {}
+    sides: dict[str, Table] = {}
     for side in SIDES:
         if (root / side).is_dir():
-            sides[side] = list_side(root / side, report, sizes=sizes, tick=tick)
+            like = sides["train"].classes if "train" in sides else ()
+            sides[side] = list_side(root / side, report, like=like, sizes=sizes, tick=tick)
         else:
             expected = f"expected {root}/train/CLASS/* and {root}/val/CLASS/*"
             report(FaultError(str(root / side), "is no folder", expected))
@@ -47,8 +49,19 @@ def list_sides(
     return sides
 
 
-def list_side(root: Path, report: Report, *, sizes: bool = False, tick: Callable[[], None] = lambda: None) -> Table:
-    """The images of ROOT/CLASS/*; arguments as of `list_sides`.
+def list_side(
+    root: Path,
+    report: Report,
+    *,
+    like: Sequence[str] = (),
+    sizes: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> Table:
+    """The images of ROOT/CLASS/*; other arguments as of `list_sides`.
+
+    Args:
+        like: names of classes whose order these take, if they are the same but for their Unicode form: é is one letter
+            or two, and systems and archives differ in which they write.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,6 +71,9 @@ def list_side(root: Path, report: Report, *, sizes: bool = False, tick: Callable
     'cat/1.jpg'
     """
     classes = list_classes(root, report)
+    order = {_form(name): number for number, name in enumerate(like)}
+    if {_form(name) for name in classes} == set(order):
+        classes.sort(key=lambda name: order[_form(name)])
     counts, found = array("q"), array("q")
 
     def names() -> Iterator[str]:
@@ -84,6 +100,11 @@ def list_classes(root: Path, report: Report) -> list[str]:
     if not classes:
         remedy = f"expected one for each class, holding its images: {root}/CLASS/*"
         report(FaultError(str(root), "has no folders", remedy))
+    forms: dict[str, str] = {}
+    for name in classes:
+        if (other := forms.setdefault(_form(name), name)) != name:
+            problem = f"looks as {other!a} beside it does, and is spelled {name!a}: both are one name in Unicode"
+            report(FaultError(str(root / name), problem, "move the images of one into the other"))
     for name, kind in kinds.items():
         if kind != "a folder":
             problem = f"is {kind} beside the class folders, where nothing is read"
@@ -127,7 +148,9 @@ def refuse(faults: Sequence[FaultError], root: Path) -> None:
 
 
 def _compare(root: Path, train: list[str], validation: list[str], report: Report) -> None:
-    unknown, missing = sorted(set(validation) - set(train)), sorted(set(train) - set(validation))
+    there, here = ({_form(name): name for name in names} for names in (train, validation))
+    unknown = sorted(name for form, name in here.items() if form not in there)
+    missing = sorted(name for form, name in there.items() if form not in here)
     if train and validation and (unknown or missing):
         found = [f"has {_quoted(unknown)}, which {root}/train has not"] if unknown else []
         found += [f"lacks {_quoted(missing)}"] if missing else []
@@ -157,6 +180,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _image_by_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _form(name: str) -> str:
+    """A name in the form that all its spellings in Unicode have in common."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _quoted(names: list[str]) -> str:

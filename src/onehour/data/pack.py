@@ -172,7 +172,7 @@ class _Packing:
         try:
             about = open_arrays(self._record(part))[1]
             return (about["fingerprint"], about["bytes"]) == (fingerprint, (self.out / part.name).stat().st_size)
-        except (ValueError, KeyError, OSError):
+        except (ValueError, KeyError, TypeError, OSError):
             return False
 
     def records(self, part: Part) -> tuple[dict[str, np.ndarray], int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from onehour.dist.network import family_of, loopback
 from onehour.dist.processes import TELL, Processes, meeting_place
-from onehour.dist.signals import StopSignals
+from onehour.dist.signals import OURS, StopSignals
 from onehour.machine import CORES, share_of
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "report_failure",
 ]
 
-OURS = "ONEHOUR_LAUNCHED"
-"""Holds the id of our launcher in the processes that it started."""
 JOB = "TORCHELASTIC_RUN_ID"
 PR_SET_PDEATHSIG = 1
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"

@@ -5,17 +5,31 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["EARLY", "EXIT_STOPPED", "STOPS", "StopSignals", "asks_to_stop", "held_back", "ignore_stops"]
+from onehour.leaving import leave, park
 
+__all__ = [
+    "EARLY",
+    "EXIT_STOPPED",
+    "OURS",
+    "STOPPED",
+    "STOPS",
+    "StopSignals",
+    "asks_to_stop",
+    "held_back",
+    "ignore_stops",
+]
+
+OURS = "ONEHOUR_LAUNCHED"
+"""Holds the id of our launcher in the processes that it started."""
 EXIT_STOPPED = 75
 EARLY = "stopped before the first iteration; the same command goes on"
+STOPPED = "stopped"
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 APART = 1.0
 """Seconds: signals closer together are one. Ctrl-C reaches every process of a terminal, and launchers pass it on."""
@@ -32,7 +46,8 @@ class StopSignals:
     A thread of its own reads what the C handler writes, so that both hold while the process waits for another one.
 
     Args:
-        speaks: say why, when a signal comes before the first call.
+        speaks: say so, when a signal ends the process.
+        text: what is said then.
 
     >>> with StopSignals() as stop_asked:
     ...     before = stop_asked()
@@ -41,8 +56,8 @@ class StopSignals:
     (False, True)
     """
 
-    def __init__(self, *, speaks: bool = True) -> None:
-        self.speaks = speaks
+    def __init__(self, *, speaks: bool = True, text: str = EARLY) -> None:
+        self.speaks, self.text = speaks, text
         self.asked: int | None = None
         """The first signal."""
         self.again: int | None = None
@@ -52,6 +67,10 @@ class StopSignals:
         self._training = self._left_to_caller = False
         self._before: dict[int, Any] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
+        self._outer: StopSignals | None = None
+        self._hears = False
+        self._missed: list[int] = []
+        """What came before the thread was told of it."""
 
     def __call__(self) -> bool:
         """Whether to stop; from now on there is something to save."""
@@ -65,17 +84,26 @@ class StopSignals:
         """
         self._training = self._left_to_caller = True
 
+    def end_at_once(self) -> None:
+        """From now on a signal ends the process at once again, as before the first call: there is nothing to save.
+
+        >>> StopSignals().end_at_once()
+        """
+        self._training = self._left_to_caller = False
+
     def __enter__(self) -> StopSignals:
         global _listening
         if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread alone
             return self
-        _listening = self
         self._wakeup = reading, writing = socket.socketpair()
         writing.setblocking(False)
-        self._descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+        self._outer, _listening = _listening, self
         self._before = {number: signal.signal(number, self._note) for number in STOPS if number not in ignored}
         threading.Thread(target=self._read, args=(reading,), name="signals", daemon=True).start()
+        self._descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        self._hears = True
+        writing.send(bytes(self._missed))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # what a launcher has held back comes now
         return self
 
@@ -85,18 +113,25 @@ class StopSignals:
         global _listening
         if self._wakeup is None:
             return
-        _listening = None
+        # In this order, one that comes in between is heard by the outer one's thread.
+        signal.set_wakeup_fd(self._descriptor)
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        signal.set_wakeup_fd(self._descriptor)
+        _listening = self._outer
+        if self._outer is not None and self.asked is not None:  # what is asked twice within a second is asked once
+            self._outer.asked, self._outer._since, self._outer._training = self.asked, self._since, True
         self._wakeup[1].shutdown(socket.SHUT_RDWR)  # the thread reads its end
         self._wakeup[1].close()
         self._wakeup = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """At once for who calls next; the thread does the rest, perhaps a moment later."""
-        if self._training and self.asked is None:
-            self.asked = number
+        if self._training:
+            self.asked = self.asked or number
+        elif self._hears:
+            park()
+        else:
+            self._missed.append(number)
 
     def _read(self, reading: socket.socket) -> None:
         with reading:
@@ -107,32 +142,32 @@ class StopSignals:
 
     def _obey(self, number: int) -> None:
         if not self._training:
-            self._leave(EXIT_STOPPED, f"onehour: {EARLY}" if self.speaks else "")
+            leave(EXIT_STOPPED, self.text if self.speaks else "")
         if self._since is None:
             self._since = time.monotonic()
             self.asked = self.asked or number
         elif time.monotonic() - self._since > APART:
             if not self._left_to_caller:
-                self._leave(128 + number, "")
+                leave(128 + number, "")
             self.again = number
-
-    def _leave(self, code: int, text: str) -> None:
-        if text and sys.__stderr__ is not None:
-            with suppress(OSError):
-                print(text, file=sys.__stderr__, flush=True)
-        os._exit(code)
 
 
 class held_back:  # noqa: N801 - reads as what it does
     """While entered, processes that are started get no signal of `STOPS` before they listen: it waits for them.
+
+    Args:
+        but: signals that they get.
 
     >>> with held_back():
     ...     signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     True
     """
 
+    def __init__(self, but: Iterable[int] = ()) -> None:
+        self._numbers = set(STOPS) - set(but)
+
     def __enter__(self) -> None:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def __exit__(self, *error: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -160,13 +195,14 @@ def asks_to_stop(code: int) -> bool:
 
 def _forked() -> None:
     """A process that was forked, such as one that loads data, is told to end by the one that forked it alone."""
-    if _listening is None or _listening._wakeup is None:
-        return
-    signal.set_wakeup_fd(-1)
-    for end in _listening._wakeup:
-        end.close()
-    for number in _listening._before:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    global _listening
+    while _listening is not None and _listening._wakeup is not None:
+        signal.set_wakeup_fd(-1)
+        for end in _listening._wakeup:
+            end.close()
+        for number in _listening._before:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        _listening = _listening._outer
 
 
 os.register_at_fork(after_in_child=_forked)

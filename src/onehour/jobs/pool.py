@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from typing import Any
 
+from onehour.dist.signals import held_back
 from onehour.execution import Execution
 from onehour.files import open_inside
 from onehour.jobs.task import Task
@@ -87,7 +90,9 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
-        with _only_own_modules():
+        resource_tracker.ensure_running()  # which would let every signal in again
+        # A terminal's Ctrl-C reaches it before it can ignore it.
+        with _only_own_modules(), held_back(but=[signal.SIGTERM]):
             self.process.start()
         theirs.close()
         self.task: Task | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
@@ -21,6 +20,7 @@ from onehour.execution import Execution
 from onehour.files import opened
 from onehour.jobs.pool import Event, run_tasks
 from onehour.jobs.task import Task, run_task
+from onehour.leaving import scratch
 from onehour.lock import HeldFolder
 from onehour.machine import CORES, cores, share_of
 from onehour.rules.checks import positive_int
@@ -190,8 +190,8 @@ def _trial(task: Task, execution: Execution) -> float:
             moments.append(time.perf_counter())
         return bool(moments) and moments[-1] - moments[0] > TRIAL_SECONDS
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = tuple(Path(temporary) / folder.name for folder in task.folders)
+    with scratch("onehour-sweep-") as temporary:
+        folders = tuple(temporary / folder.name for folder in task.folders)
         with suppress(StoppedError), redirect_stdout(io.StringIO()):
             run_task(replace(task, folders=folders), execution, stop)
         seconds = time.perf_counter() - moments[0] if moments else TRIAL_SECONDS

@@ -112,7 +112,9 @@ def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_aske
 def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, str]:
     """Run a command to its end, or to the end that a stop gives it; its exit code and what it said."""
     stopping = False
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {ENDS: "1"}) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=os.environ | {ENDS: "1"}
+    ) as process:
         try:
             while True:
                 try:

@@ -8,9 +8,11 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from onehour.dist.signals import STOPS, ignore_stops
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 from onehour.lock import HeldFolder
+from onehour.output import printable
 
 __all__ = ["SAFE_PATH", "work"]
 
@@ -31,7 +33,9 @@ def work(
     """
     os.environ.pop(SAFE_PATH, None)  # what the user's code starts is none of ours
     os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    printable()
+    ignore_stops()  # Ctrl-C reaches the whole group; the parent ends us
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs
     os.dup2(log.detach(), sys.stdout.fileno())
     os.dup2(sys.stdout.fileno(), sys.stderr.fileno())

@@ -9,7 +9,7 @@ from importlib import resources
 
 from onehour.recipes import RECIPES
 from onehour.study.figures import draw_curve
-from onehour.train.record import Run
+from onehour.train.record import MEDIAN_OF, Run
 
 __all__ = ["Reference", "outcome_lines", "reference_of"]
 
@@ -73,7 +73,8 @@ def outcome_lines(run: Run) -> Iterator[str]:
     if not run.finished:
         yield f"{run.folder} ended as {summary.get('outcome', 'unfinished')}"
         return
-    yield f"final error  {run.final_error:.2f} % (median of the last {len(summary['last_errors'])} epochs)"
+    last = min(MEDIAN_OF, len(run.metrics))
+    yield f"final error  {run.final_error:.2f} % (median of the last {last} epochs)"
     reference = _comparable(run)
     if reference is not None:
         yield (
@@ -81,8 +82,9 @@ def outcome_lines(run: Run) -> Iterator[str]:
             f" ({reference.seeds} seeds), 95 % of runs between {reference.low:.2f} and {reference.high:.2f} %"
         )
         yield f"verdict      {reference.verdict(run.final_error)}"
-    if summary["images_per_second"]:
-        yield f"speed        {summary['images_per_second']:,.0f} images/s; most time goes to {summary['bottleneck']}"
+    if speed := summary.get("images_per_second"):
+        most = f"; most time goes to {summary['bottleneck']}" if "bottleneck" in summary else ""
+        yield f"speed        {speed:,.0f} images/s{most}"
     yield f"run          {run.folder}"
     curve = draw_curve(run)
     yield f"curve        {curve}" if curve else "curve        needs matplotlib: pip install 'onehour[report]'"

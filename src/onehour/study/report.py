@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onehour.files import open_inside, opened, replace_all
+from onehour.leaving import undisturbed
 from onehour.study.export import FORMAT, results_csv, results_json
 from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE
@@ -104,7 +105,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
     try:
-        replace_all(folder, files, gone=[name for name in _old_figures(folder) if name not in files])
+        with undisturbed():
+            replace_all(folder, files, gone=[name for name in _old_figures(folder) if name not in files])
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror}; what was there is as it was") from error
     return Report(folder, findings)

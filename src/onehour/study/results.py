@@ -200,10 +200,7 @@ def result_of(run: Run, base: Recipe) -> Result:
     outcome = summary.get("outcome", "unfinished")
     if outcome not in ("finished", "non-finite"):
         outcome = "unfinished"
-    try:
-        curve = tuple(Point(line["epoch"], line["top1_error"], line["train_error"]) for line in run.metrics)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run.folder / 'metrics.jsonl'} is damaged: a line has no {error}") from error
+    curve = tuple(Point(line["epoch"], line["top1_error"], line["train_error"]) for line in run.metrics)
     if outcome == "finished" and not curve:
         raise ValueError(f"{run.folder} says that it is finished, but metrics.jsonl holds no evaluation")
     error = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from onehour.config import PITFALLS, SIZES, Read, Recipe
 from onehour.files import opened, replace_whole
 from onehour.rules.minibatch import parse_size
+from onehour.sidefile import read_toml
 
 __all__ = ["SPEC", "Cell", "SweepSpec", "arm_of", "label_of", "parse_arm", "pitfall_arms", "table_arms"]
 
@@ -189,8 +189,8 @@ class SweepSpec:
         ValueError: nowhere/sweep.toml cannot be read: No such file or directory
         """
         path = folder / SPEC
+        values = read_toml(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
             return cls(
                 recipe=Recipe.from_dict(Read.every(values["recipe"], path)),
                 minibatches=tuple(values["minibatches"]),
@@ -198,8 +198,6 @@ class SweepSpec:
                 arms=tuple(_arm_from(text, path) for text in values["arms"]),
                 arms_at=tuple(values["arms_at"]),
             )
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except KeyError as error:
             raise ValueError(f"{path} has no {error.args[0]}; it was written by a sweep: do not edit it") from error
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

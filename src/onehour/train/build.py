@@ -58,15 +58,16 @@ PASS_BYTES = {"cpu": 2**20, "cuda": 2**27}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
 
-def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
+def complete(recipe: Recipe, data: Any = None, *, trains: bool = True) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 
     Args:
         recipe: names the data, unless `data` is given.
         data: (train, validation) as objects.
+        trains: False evaluates alone, which takes data of any size: N stays open.
 
     Raises:
-        ValueError: for unusable data, or a minibatch larger than it.
+        ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
     if data is None:
         skip = recipe.bad_images == "skip"
@@ -80,7 +81,8 @@ def complete(recipe: Recipe, data: Any = None) -> tuple[Recipe, Data]:
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
         if loaded.classes is not None and classes < loaded.classes:
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    return recipe.replace(samples=loaded.looks[0].samples, classes=classes, **_facts(recipe, loaded)), loaded
+    samples = loaded.looks[0].samples if trains else None
+    return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onehour.config import Recipe
+from onehour.output import encodable
 
 __all__ = ["Console"]
 
@@ -79,7 +80,7 @@ class Console:
 
     def _say(self, line: str) -> None:
         with self._unheard():
-            self.terminal.print(line, markup=False)
+            self.terminal.print(encodable(line, self.terminal.encoding), markup=False)
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:

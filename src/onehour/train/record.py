@@ -16,6 +16,8 @@ from onehour.config import Recipe
 from onehour.data.bad import BAD_IMAGES
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
+from onehour.sidefile import read_lines, read_object
+from onehour.train import kinds
 from onehour.train.rest import RECIPE, name_rest, refuse_rest
 from onehour.train.store import checkpoint_folders
 
@@ -76,24 +78,25 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …"""
-        return _lines(self.folder / "metrics.jsonl")[1:]
+        path = self.folder / "metrics.jsonl"
+        return read_lines(path, kinds.METRICS, ("epoch", "train_error", "top1_error"), head=["recipe"])[1:]
 
     @property
     def timing(self) -> list[dict[str, Any]]:
         """Images, seconds and the steps' milliseconds in each part, up to each evaluation."""
-        return _lines(self.folder / "timing.jsonl")
+        return read_lines(self.folder / "timing.jsonl", kinds.TIMING)
 
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty while the run has not ended."""
         path = self.folder / "summary.json"
-        return _json(path) if path.is_file() else {}
+        return read_object(path, kinds.SUMMARY) if path.is_file() else {}
 
     @property
     def environment(self) -> dict[str, Any]:
         """What it last ran on: versions, machine, processes; empty before it began."""
         path = self.folder / "environment.json"
-        return _json(path)["sessions"][-1] if path.is_file() else {}
+        return _sessions(path)[-1] if path.is_file() else {}
 
     @property
     def finished(self) -> bool:
@@ -185,11 +188,11 @@ class Recorder:
         first = to_json({"recipe": self.recipe.as_dict()})
         files: dict[str, str] = {}
         for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
-            lines = _lines(self.folder / name)
+            lines = read_lines(self.folder / name, {"iteration": kinds.METRICS["iteration"]})
             kept = [to_json(line) for line in lines if line.get("iteration", last + 1) <= last]
             files[name] = "".join(line + "\n" for line in [*head, *kept])
         path = self.folder / "environment.json"
-        sessions = _json(path)["sessions"] if path.is_file() else []
+        sessions = _sessions(path) if path.is_file() else []
         sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
         files[path.name] = json.dumps({"sessions": sessions}, indent=2)
         with self._writing():
@@ -289,7 +292,7 @@ def ended_on_purpose(folder: Path, job: str | None) -> tuple[str, str] | None:
     path = folder / OUTCOME
     if job is None or not path.is_file():
         return None
-    content = _json(path)
+    content = read_object(path, kinds.OUTCOME, ("outcome", "message"))
     return (content["outcome"], content["message"]) if content.get("job") == job else None
 
 
@@ -300,8 +303,8 @@ def first_began(folder: Path) -> float:
     0.0
     """
     try:
-        return float(_json(folder / "environment.json")["sessions"][0]["began"])
-    except (OSError, ValueError, TypeError, LookupError):
+        return float(_sessions(folder / "environment.json")[0]["began"])
+    except (ValueError, TypeError, LookupError):
         return 0.0
 
 
@@ -329,21 +332,5 @@ def move_aside(folder: Path) -> Path | None:
     return kept
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        if not path.is_file():  # a pipe, say, which would be waited for
-            raise ValueError("it is no plain file")
-        text = path.read_text(encoding="utf-8")
-        # A line without its end is what a killed process was writing; the checkpoint before it knows nothing of it.
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    return read_object(path, kinds.ENVIRONMENT, ["sessions"])["sessions"]

@@ -112,7 +112,7 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
         data: (train, validation) in place of the recipe's.
     """
     weights = read_weights(source)
-    recipe, loaded = complete(recipe, data)
+    recipe, loaded = complete(recipe, data, trains=False)
     where = torch.device(pick_device(device))
     model = build_model(recipe, loaded, where)
     fit(model, weights, source)

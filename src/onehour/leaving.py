@@ -1,0 +1,103 @@
+"""What happens before a signal ends this process: what is being written is finished, temporary folders go."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["before_leaving", "leave", "park", "scratch", "undisturbed"]
+
+PATIENCE = 5.0
+"""Seconds that something may take to be finished; a disk that hangs is not waited for."""
+
+_writing = threading.RLock()
+_inside = threading.local()
+_last: list[Callable[[], object]] = []
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While entered, no signal ends this process: files that belong together are all written, or none is.
+
+    >>> with undisturbed():
+    ...     pass
+    """
+    _inside.depth = getattr(_inside, "depth", 0) + 1
+    try:
+        with _writing:
+            yield
+    finally:
+        _inside.depth -= 1
+        if not _inside.depth and getattr(_inside, "wanted", False):
+            park()
+
+
+@contextmanager
+def before_leaving(last: Callable[[], object]) -> Iterator[None]:
+    """While entered, `last` is called before a signal ends this process, from another thread.
+
+    >>> with before_leaving(lambda: print("gone")):
+    ...     pass
+    """
+    _last.append(last)
+    try:
+        yield
+    finally:
+        _last.remove(last)
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A temporary folder that goes at the end, and also when a signal ends this process.
+
+    >>> with scratch("example-") as folder:
+    ...     folder.is_dir()
+    True
+    >>> folder.exists()
+    False
+    """
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with before_leaving(remove):
+        try:
+            yield folder
+        finally:
+            remove()
+
+
+def park() -> None:
+    """Keep the main thread from going on while another one ends this process; called where the signal is handled."""
+    if getattr(_inside, "depth", 0):
+        _inside.wanted = True  # it goes on to the end of what is undisturbed
+        return
+    while True:
+        time.sleep(1)
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """End this process at once, after what is undisturbed, with a line on standard error.
+
+    Only os.write is safe here: the main thread may hold the lock of a stream.
+    """
+    _writing.acquire(timeout=PATIENCE)
+    for last in reversed(_last):
+        with suppress(Exception):
+            last()
+    with suppress(OSError):
+        if sys.__stdout__ is not None and os.isatty(1):
+            os.write(1, b"\r\x1b[K\x1b[?25h")  # a bar may be on this line, and the cursor hidden
+        if text:
+            os.write(2, f"onehour: {text}\n".encode(errors="backslashreplace"))
+    os._exit(code)

@@ -1,0 +1,173 @@
+"""JSON and TOML files that others may have touched: what they should be, or one message."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "COUNT",
+    "NUMBER",
+    "NUMBER_OR_NONE",
+    "PERCENT",
+    "TEXT",
+    "TEXT_OR_NONE",
+    "Kind",
+    "object_of",
+    "read_lines",
+    "read_object",
+    "read_text",
+    "read_toml",
+]
+
+Kind = tuple[str, Callable[[Any], bool]]
+"""What a value should be, in words, and whether it is."""
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return type(value) is int and abs(value) < 2**63
+
+
+NUMBER: Kind = ("a number", _is_number)
+NUMBER_OR_NONE: Kind = ("a number or null", lambda value: value is None or _is_number(value))
+PERCENT: Kind = ("a number from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)
+COUNT: Kind = ("a whole number", lambda value: type(value) is int and 0 <= value < 2**63)
+TEXT: Kind = ("text", lambda value: isinstance(value, str))
+TEXT_OR_NONE: Kind = ("text or null", lambda value: value is None or isinstance(value, str))
+
+
+def read_text(path: Path) -> str:
+    """A file's text, with or without the mark that some editors put before UTF-8.
+
+    Raises:
+        ValueError: if it cannot be read, or is not UTF-8.
+
+    >>> read_text(Path("nowhere.json"))
+    Traceback (most recent call last):
+    ValueError: nowhere.json cannot be read: No such file or directory
+    """
+    if path.exists() and not path.is_file():  # a pipe, say, which would be waited for
+        raise ValueError(f"{path} is not a plain file")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}; save it as UTF-8"
+        ) from error
+
+
+def object_of(text: str | bytes, kinds: Mapping[str, Kind], needs: Collection[str] = ()) -> dict[str, Any]:
+    """A JSON text's object.
+
+    Args:
+        kinds: of its values, where they are there; others are not looked at.
+        needs: keys that must be there.
+
+    Raises:
+        ValueError: for anything else, saying what was expected.
+
+    >>> object_of('{"epoch": 3}', {"epoch": COUNT}, ["epoch"])
+    {'epoch': 3}
+    >>> object_of('{"epoch": "x"}', {"epoch": COUNT})
+    Traceback (most recent call last):
+    ValueError: epoch is 'x'; expected a whole number
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {_short(found)}; expected an object, {{…}}")
+    for name in needs:
+        if name not in found:
+            raise ValueError(f"it has no {name!r}")
+    for name, (expected, holds) in kinds.items():
+        if name in found and not holds(found[name]):
+            raise ValueError(f"{name} is {_short(found[name])}; expected {expected}")
+    return found
+
+
+def read_object(path: Path, kinds: Mapping[str, Kind], needs: Collection[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file; arguments as of `object_of`.
+
+    Raises:
+        ValueError: naming the file and what was expected.
+
+    >>> read_object(Path("nowhere.json"), {})
+    Traceback (most recent call last):
+    ValueError: nowhere.json cannot be read: No such file or directory
+    """
+    text = read_text(path)
+    try:
+        return object_of(text, kinds, needs)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_lines(
+    path: Path, kinds: Mapping[str, Kind], needs: Collection[str] = (), *, head: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The objects in a file that has one a line; a line without its end was being written, and is left out.
+
+    Args:
+        kinds, needs: as of `object_of`.
+        head: what the first line must have instead.
+
+    Returns:
+        None of them where there is no file.
+
+    Raises:
+        ValueError: naming the file and the line.
+
+    >>> read_lines(Path("nowhere.jsonl"), {})
+    []
+    """
+    if not path.exists():
+        return []
+    text = read_text(path)
+    found = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], 1):
+        first = bool(head) and number == 1
+        try:
+            found.append(object_of(line, {} if first else kinds, head if first else needs))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: line {number}: {error}") from error
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        ValueError: naming the file, and where it is no TOML line and column.
+
+    >>> read_toml(Path("missing.toml"))
+    Traceback (most recent call last):
+    ValueError: missing.toml cannot be read: No such file or directory
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError names line and column
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
