@@ -68,7 +68,7 @@ class Job:
 
     Args:
         folder: the run's.
-        pace: seconds that each validation takes, so that there is time to disturb it.
+        pace: seconds that an epoch takes, so that there is time to disturb it.
         options: of sbatch.
         flags: of `onehour train`.
         script: with its arguments.

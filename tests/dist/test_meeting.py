@@ -65,7 +65,7 @@ def test_all_come_and_nobody_says_anything(name: str):
 def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has():
     ((given, said),) = meet(0, port=(port := free_port()), size=3, limit=3.0)
     first, *more = said.splitlines()
-    assert first.startswith(f"onehour: waiting for 2 of 3 processes (1, 2) to meet at 127.0.0.1:{port}, since ")
+    assert first.startswith(f"onehour: waiting for 2 of 3 processes (1, 2) to meet at 127.0.0.1:{port}, for ")
     assert "look whether each was started and what it says, and whether its host reaches that address" in first
     assert len(more) >= 1
     assert given.startswith("TimeoutError: process 0 on ")
@@ -77,7 +77,7 @@ def test_the_others_say_which_address_they_try_and_why_they_cannot():
     ((given, said),) = meet(1, port=(port := free_port()), limit=3.0)
     line = said.splitlines()[0]
     assert line.startswith("onehour: waiting for process 0 of 2: process 1 on ")
-    assert f"tries 127.0.0.1:{port} (Connection refused), since" in line
+    assert f"tries 127.0.0.1:{port} (Connection refused), for" in line
     assert f"TimeoutError: process 1 on {socket.gethostname()} waited 3 s for process 0 of 2" in given
     ((_, said),) = meet(1, port=port, limit=3.0, MASTER_ADDR="no-such-host.invalid")
     assert f"tries no-such-host.invalid:{port} (" in said

@@ -91,7 +91,7 @@ class _Wait:
             self._next += EVERY
             if text := what():
                 with suppress(OSError):
-                    print(f"onehour: waiting for {text}, since {waited:.0f} s; {_LOOK}", file=sys.stderr, flush=True)
+                    print(f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}", file=sys.stderr, flush=True)
         self._pause = min(1.5 * self._pause, 0.5)
         time.sleep(self._pause)
 
