@@ -52,7 +52,7 @@ def train(
 ) -> Run:
     """Train a recipe and return its run, or the finished run if the folder already holds it.
 
-    One process, unless torchrun or srun started several that all call this.
+    One process, unless torchrun, srun or mpirun started several that all call this.
 
     Args:
         recipe: a `Recipe`, a recipe's name or a .toml file.

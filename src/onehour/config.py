@@ -217,6 +217,10 @@ class Recipe:
                 " set scale_adaptive to insist"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields: what was worked out from them, such as a schedule, cannot travel to another process."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     @cached_property
     def workers(self) -> Minibatch:
         """The minibatch as k workers of n.

@@ -25,25 +25,28 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 def isolate(overlay: Overlay, patches: Patches) -> None:
     """Stand before the functions that touch files."""
+
+    def around(owner: Any, name: str, function: Any, *folders: str) -> None:
+        if hasattr(owner, name):
+            patches.around(owner, name, _by_name(overlay, function, folders or ("dir_fd",)))
+
     for owner in (builtins, io):
-        patches.around(owner, "open", _opening(overlay))
-    patches.around(os, "open", _os_open(overlay))
+        around(owner, "open", _opening(overlay))
+    around(os, "open", _os_open(overlay))
     for name in ("stat", "lstat", "access", "chdir", "readlink", "statvfs", "listxattr", "getxattr"):
-        if hasattr(os, name):
-            patches.around(os, name, _reading(overlay))
+        around(os, name, _reading(overlay))
     for name in ("utime", "chmod", "truncate", "setxattr"):
-        if hasattr(os, name):
-            patches.around(os, name, _changing(overlay))
-    for name in ("symlink", "link"):
-        patches.around(os, name, _linking(overlay))
+        around(os, name, _changing(overlay))
+    around(os, "symlink", _linking(overlay), "", "dir_fd")
+    around(os, "link", _linking(overlay), "src_dir_fd", "dst_dir_fd")
     for name in ("remove", "unlink", "rmdir"):
-        patches.around(os, name, _removing(overlay))
+        around(os, name, _removing(overlay))
     for name in ("rename", "replace"):
-        patches.around(os, name, _renaming(overlay))
-    patches.around(os, "mkdir", _making(overlay))
-    patches.around(os, "listdir", _listing(overlay))
-    patches.around(os, "scandir", _scanning(overlay))
-    patches.around(shutil, "rmtree", _clearing(overlay))
+        around(os, name, _renaming(overlay), "src_dir_fd", "dst_dir_fd")
+    around(os, "mkdir", _making(overlay))
+    around(os, "listdir", _listing(overlay))
+    around(os, "scandir", _scanning(overlay))
+    around(shutil, "rmtree", _clearing(overlay))
     patches.around(torch, "save", _saving(overlay, 1))
     patches.around(torch, "load", _reading(overlay))
     patches.around(torch.jit, "save", _saving(overlay, 1))
@@ -52,6 +55,20 @@ def isolate(overlay: Overlay, patches: Patches) -> None:
     if safetensors is not None:
         patches.around(safetensors, "save_file", _saving(overlay, 1))
         patches.around(safetensors, "load_file", _reading(overlay))
+
+
+def _by_name(overlay: Overlay, function: Any, folders: tuple[str, ...]) -> Any:
+    """As a function of whole paths: what is given by an open folder is named by where that folder lies.
+
+    Args:
+        folders: the options that hold the folders of the first arguments.
+    """
+
+    def named(original: Any, *arguments: Any, **options: Any) -> Any:
+        paths = [overlay.named(path, options.pop(name, None)) for path, name in zip(arguments, folders, strict=False)]
+        return function(original, *paths, *arguments[len(paths) :], **options)
+
+    return named
 
 
 def _opening(overlay: Overlay) -> Any:

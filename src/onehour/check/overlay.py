@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = ["Overlay"]
 
+_OPEN = "/proc/self/fd/"
 _GONE = ".onehour-gone."
 """In front of the name of a file that the script has removed."""
 _CACHES = ("torchinductor_",)
@@ -37,6 +38,29 @@ class Overlay:
         self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above)]
         self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
         self.before = frozenset(name for name in _listdir(self.temporary) if not name.startswith(_CACHES))
+
+    def named(self, path: Any, folder: int | None = None) -> Any:
+        """The path by the name that the script knows, where it is given by an open folder.
+
+        Args:
+            path: below the folder, or /proc/self/fd/N and what is below that.
+            folder: its descriptor; None for the current one.
+
+        >>> Overlay("/tmp/run/x", home=[]).named("a.txt")
+        'a.txt'
+        """
+        if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+            return path
+        if folder is None:
+            number, _, text = text.removeprefix(_OPEN).partition(os.sep)
+            if not os.fspath(path).startswith(_OPEN) or not text or not number.isdigit():
+                return path
+            folder = int(number)
+        try:
+            above = _readlink(f"{_OPEN}{folder}")
+        except OSError:
+            return path
+        return os.path.join(above.removeprefix(self.root) or os.sep, text)
 
     def upper(self, path: Any) -> str | None:
         """Where a path is written instead; None for what is not a path, or may be written where it is.
@@ -144,7 +168,10 @@ class Overlay:
 
 
 # As they were before anyone stood before them.
-_stat, _unlink, _listdir, _rmtree, _mkdir = os.stat, os.unlink, os.listdir, shutil.rmtree, os.mkdir
+_stat, _unlink, _listdir, _rmtree, _mkdir, _readlink = (
+    *(os.stat, os.unlink, os.listdir, shutil.rmtree, os.mkdir),
+    os.readlink,
+)
 
 
 def _exists(path: Any) -> bool:

@@ -43,7 +43,7 @@ def meet(place: Launched, *, computes: str = "", limit: float = JOIN) -> tuple[S
         ValueError: on every process, if another program has the port; if two processes have one rank.
         TimeoutError: if some process has not come in time, naming it.
 
-    >>> store, hosts = meet(Launched(rank=0, size=1, address="localhost", port=29417))
+    >>> store, hosts = meet(Launched(rank=0, size=1, address="localhost", port=20005 + os.getpid() % 12763))
     >>> len(hosts)
     1
     """
@@ -90,8 +90,9 @@ class _Wait:
         if waited > self._next:
             self._next += EVERY
             if text := what():
+                line = f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}"
                 with suppress(OSError):
-                    print(f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}", file=sys.stderr, flush=True)
+                    print(line, file=sys.stderr, flush=True)
         self._pause = min(1.5 * self._pause, 0.5)
         time.sleep(self._pause)
 

@@ -104,7 +104,7 @@ def choose_device(place: Launched, hosts: Sequence[Host]) -> str | None:
     asked = os.environ.get(GLOO_DEVICE)
     if asked:
         for name in asked.split(","):
-            if name not in devices:
+            if name.partition(":")[0] not in devices:  # eth0:1 is another address of eth0
                 raise ValueError(
                     f"{GLOO_DEVICE} is {asked!r}, but {socket.gethostname()} has no network device {name}; expected one"
                     f" of {', '.join(devices)}"
