@@ -48,7 +48,7 @@ def test_a_name_with_changes_and_places(tiny: ModuleType, tmp_path: Path, monkey
 
 def test_places_may_be_text_and_recipes_files(tiny: ModuleType, tmp_path: Path):
     (tmp_path / "my.toml").write_text(tiny.recipe(epochs=1).to_toml())
-    run = train(str(tmp_path / "my.toml"), out=str(tmp_path / "run"))
+    run = train(str(tmp_path / "my.toml"), out=str(tmp_path / "run"), trust=True)
     assert run.folder == tmp_path / "run"
     assert run.recipe.name == "tiny"
 

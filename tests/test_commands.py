@@ -138,5 +138,5 @@ def test_our_launcher_is_told_of_one_that_is_late_and_sees_itself_who_is_gone(
     os.close(mouth)
     heard = os.read(ear, 999)
     os.close(ear)
-    assert heard == (b'{"message": "process 1 waited"}' if ours and told else b"")
+    assert heard == (b'{"message": "process 1 waited", "final": false}' if ours and told else b"")
     assert capsys.readouterr().err == ("" if ours else "onehour: process 1 waited\n")

@@ -23,7 +23,7 @@ open("executed", "w").close()
 import torch
 from torch.utils.data import TensorDataset
 def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
-def data(): return [TensorDataset(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)] * 2
+def data(): return [TensorDataset(torch.arange(32.0).reshape(8, 1, 2, 2), torch.arange(8) % 2)] * 2
 def opt(groups, lr): return torch.optim.SGD(groups, lr=lr)
 """
 EVIL: dict[str, Any] = {"model": "dl.evil:net", "data": "dl.evil:data", "optimizer": "dl.evil:opt"}

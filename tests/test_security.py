@@ -42,6 +42,7 @@ METHODS = {
 ALLOWED = {
     ("check/script.py", "runpy.run_path"): "`onehour check SCRIPT` runs the user's own script: that is what it is for",
     ("check/watching.py", "torch.distributed.all_gather_object"): "between the processes of the user's job; no file",
+    ("data/child.py", "pickle"): "from a process that it has forked for it; no file",
     ("train/loggers.py", "__import__"): "of a package that is named here, to say whether it is installed",
 }
 """(file, what), and why it may."""
@@ -162,7 +163,7 @@ MAY_WRITE = {
     "train/watchdog.py": "with O_NOFOLLOW",
     "train/verify.py": "a folder that it has just made",
     "commands_verify.py": "a folder that it has just made",
-    "data/pack.py": "through open_inside",
+    "leaving.py": "a folder that it has just made",
     "jobs/pool.py": "through open_inside",
 }
 

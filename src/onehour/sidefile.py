@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     Traceback (most recent call last):
     ValueError: nowhere.json cannot be read: No such file or directory
     """
-    if path.exists() and not path.is_file():  # a pipe, say, which would be waited for
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe, say, which would be waited for
         raise ValueError(f"{path} is not a plain file")
     try:
         return path.read_bytes().decode("utf-8-sig")

@@ -18,7 +18,7 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    monkeypatch.setattr("onehour.dist.group.meet", lambda place: (HashStore(), []))
+    monkeypatch.setattr("onehour.dist.group.meet", lambda place, **_: (HashStore(), []))
 
 
 def test_one_process_needs_no_other():
@@ -95,7 +95,7 @@ import torch
 from onehour.dist import group, meeting
 group.PATIENCE = 2.0
 meet = meeting.meet
-group.meet = lambda place: meet(place, limit=float(sys.argv[1]))
+group.meet = lambda place, **about: meet(place, limit=float(sys.argv[1]), **about)
 try:
     with group.joined("cpu") as joined:
         if joined.rank == 1:

@@ -20,7 +20,7 @@ def test_only_our_launcher_is_told_of_a_failure():
     assert not report_failure("no", {"ONEHOUR_LAUNCHED": "1"})
     assert report_failure("η is nan", {"ONEHOUR_LAUNCHED": "1", "ONEHOUR_TELL": str(mouth)})
     os.close(mouth)
-    assert json.loads(os.read(ear, 999)) == {"message": "η is nan"}
+    assert json.loads(os.read(ear, 999)) == {"message": "η is nan", "final": False}
     os.close(ear)
     assert not report_failure("nobody listens", {"ONEHOUR_LAUNCHED": "1", "ONEHOUR_TELL": str(mouth)})
 

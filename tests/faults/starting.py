@@ -116,9 +116,9 @@ def family(pid: int) -> list[int]:
 
 
 def command_line(pid: int) -> bytes:
-    """Of a process; empty if it is gone."""
+    """Of a process, without the -P that a launcher gives; empty if it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0-P\0", b"\0", 1)
     except OSError:
         return b""
 
