@@ -26,7 +26,7 @@ cluster-test: $(READY)  ## runs on a real Slurm of several nodes on this machine
 	$(BIN)/python tests/cluster/cases.py
 
 test-frameworks: $(FRAMEWORKS)/.ready  ## the sampler under Lightning, Accelerate and Transformers, in an environment of their own
-	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks tests/frameworks
+	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal tests/frameworks
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
 	for campaign in kills signals interrupts restarts together soak hosts writer disk corruptions hostile cli; do \

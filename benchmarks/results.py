@@ -22,7 +22,15 @@ __all__ = ["RESULTS", "claim", "mean_std", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = RESULTS.parent.parent
-DECIDES = ("src", "benchmarks", "tests/faults", "tests/fuzz_images.py", "pyproject.toml", "constraints.txt")
+DECIDES = (
+    "src",
+    "benchmarks",
+    "tests/faults",
+    "tests/cluster",
+    "tests/fuzz_images.py",
+    "pyproject.toml",
+    "constraints.txt",
+)
 """What decides a result: the code, the data that lies in it, the scripts, the versions."""
 CLAIM = "made-by.json"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-CAMPAIGNS = {"faults": "tests/faults/summary.py", "fuzz": "tests/fuzz_images.py"}
+CAMPAIGNS = {"cluster": "tests/cluster/cases.py", "faults": "tests/faults/summary.py", "fuzz": "tests/fuzz_images.py"}
 
 
 def mean(row: dict[str, Any]) -> str:

@@ -251,6 +251,17 @@ def _happened(campaign: dict[str, Any]) -> str:
 
 
 TIMES = {"median_s": "median", "p95_s": "95th percentile", "slowest": "the slowest"}
+
+
+def cluster(results: dict[str, Any]) -> str:
+    """Runs on a real Slurm, and whether each ended with the undisturbed weights."""
+    rows = [
+        (each["case"], "yes" + (", at the second try" if "first_try" in each else "") if each["ok"] else "NO")
+        for each in results["cases"]
+    ]
+    return f"{table(('on Slurm', 'the undisturbed weights'), rows)}\n\n{source('cluster', results)}"
+
+
 MANY = 8
 """Kinds that a table still shows one by one."""
 
@@ -281,6 +292,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "fuzz": ("fuzz", fuzz),
     "checkpoint": ("checkpoint", checkpoint),
     "faults": ("faults", faults),
+    "cluster": ("cluster", cluster),
     "recipe_fields": ("", recipe_fields),
     "reduce": ("reduce", reduce),
     "check": ("check", check),

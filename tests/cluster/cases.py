@@ -1,6 +1,6 @@
 """Runs on a real Slurm of several nodes on one machine, each disturbed in its own way: all end as undisturbed ones do.
 
-    python tests/cluster/cases.py [--only NAME] [--json FILE]
+    python tests/cluster/cases.py [--only NAME] [--write]
 
 All runs are canonical, so the SHA-256 of their weights must be that of the same command without Slurm. Batch jobs are
 examples/slurm.sh, as users copy it. Prints a line a case and how many passed; 1 if any failed. Needs root and Debian's
@@ -284,10 +284,14 @@ def undisturbed(seed: int) -> None:
     expected[seed] = json.loads((folder / "summary.json").read_text())["weights_sha256"]
 
 
-def tried(name: str) -> dict[str, Any]:
-    """A case and how it ended."""
+def tried(name: str, again: str = "") -> dict[str, Any]:
+    """A case and how it ended.
+
+    Args:
+        again: behind the folder's name, at another try.
+    """
     began = time.monotonic()
-    folder = work / name.replace(",", "").replace(" ", "-")
+    folder = work / f"{name.replace(',', '').replace(' ', '-')}{again}"
     wrong = ""
     try:
         CASES[name](folder)
@@ -324,7 +328,7 @@ def main() -> int:
     global work
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with its provenance")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/cluster.json")
     options = parser.parse_args()
     why = missing()
     if why:
@@ -343,16 +347,18 @@ def main() -> int:
         with ThreadPoolExecutor(TOGETHER) as pool:
             list(pool.map(undisturbed, SEEDS))
             found = list(pool.map(tried, [name for name in CASES if options.only in name]))
+        for number, each in enumerate(found):
+            if not each["ok"]:  # its moments may have passed by while others took the cores
+                found[number] = tried(each["case"], "-again") | {"first_try": each["said"]}
     finally:
         cluster("down")
     passed = sum(each["ok"] for each in found)
     print(f"{passed} passed, {len(found) - passed} failed ({time.monotonic() - began:.0f} s)")
-    if options.json:
+    if options.write:
         sys.path.insert(0, str(ROOT / "benchmarks"))
         results: Any = importlib.import_module("results")
-        about = results.provenance() | {"slurm": call("slurmd", "-V").split()[-1]}
-        content = {"provenance": about, "passed": passed, "failed": len(found) - passed, "cases": found}
-        options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        slurm = call("slurmd", "-V").split()[-1]
+        results.write(__file__, "cluster", {"slurm": slurm, "passed": passed, "cases": found})
     if passed == len(found):
         shutil.rmtree(work, ignore_errors=True)
     return int(passed < len(found))

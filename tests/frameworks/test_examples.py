@@ -38,9 +38,13 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
-    "name", ["own_loop", *(pytest.param(name, marks=pytest.mark.frameworks) for name in FRAMEWORKS)]
+    ("name", "processes"),
+    [
+        ("own_loop", 1),
+        pytest.param("own_loop", 2, marks=pytest.mark.slow),
+        *(pytest.param(name, p, marks=pytest.mark.frameworks) for name in FRAMEWORKS for p in (1, 2)),
+    ],
 )
 def test_every_sample_rate_and_validation_is_right(
     name: str, processes: int, tmp_path: Path, beside: Callable[[str], ModuleType]

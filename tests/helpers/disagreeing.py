@@ -178,7 +178,7 @@ def drawn_without_a_seed(host: Host) -> dict[str, Any]:
 @case("base_lr is 0.125", "0.375")
 def toml(host: Host) -> dict[str, Any]:
     Path("mine.toml").write_text(tinytask.recipe(base_lr=host.pick(0.125, 0.375)).to_toml())
-    return {"recipe": "mine.toml"}
+    return {"recipe": "mine.toml", "trust": True}
 
 
 @case("the source of case_source_of_data is", "process 1")
@@ -326,7 +326,7 @@ def model_cannot_be_imported(host: Host) -> dict[str, Any]:
     return {"model": host.knob(text) + ":net"}
 
 
-@case("process 1 (host1) cannot train: no weights on this host")
+@case("process 1 (host1) cannot train: the model's function failed when called: ValueError: no weights on this host")
 def model_cannot_be_built(host: Host) -> dict[str, Any]:
     def make() -> nn.Module:
         if host.second:

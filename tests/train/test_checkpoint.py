@@ -94,7 +94,10 @@ def test_an_optimizer_that_keeps_something_else_is_refused_when_it_is_saved(
     model = tiny.net()
     optimizer = Counting(model.parameters(), kept)
     tiny.advance(model, optimizer, 1)
-    with pytest.raises(ValueError, match=f"optimizer Counting {said}, and a checkpoint holds tensors and numbers"):
+    with pytest.raises(
+        ValueError,
+        match=f"optimizer Counting {said}, and a checkpoint holds plain tensors of real numbers and numbers alone",
+    ):
         checkpoints(tmp_path).save(model, optimizer, PROGRESS)
 
 

@@ -175,7 +175,7 @@ def test_evaluating_weights_names_the_sample_or_the_model(
 ):
     run = train(tiny.recipe(), out=tmp_path / "run")
     flags = ["--json"] if json_too else []
-    assert main(["evaluate", str(run.folder), "--data", "tinytask:broken_validation", *flags]) == 2
+    assert main(["evaluate", str(run.folder), "--data", "tinytask:broken_validation", "--trust", *flags]) == 2
     assert "onehour: validation sample 17 (images/17.npy) is not finite" in capsys.readouterr().err
     from safetensors.torch import load_file, save_file
 

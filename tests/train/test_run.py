@@ -81,7 +81,7 @@ def test_out_of_memory_with_a_single_image_is_one_message_too(tiny: ModuleType, 
         train(tiny.recipe(model="tinytask:Giant"), out=tmp_path / "run")
 
 
-def test_other_errors_of_a_model_keep_their_own_type_and_trace(tiny: ModuleType, tmp_path: Path):
+def test_an_error_of_a_model_is_one_message_with_its_line_and_keeps_its_trace(tiny: ModuleType, tmp_path: Path):
     class Broken(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -92,8 +92,10 @@ def test_other_errors_of_a_model_keep_their_own_type_and_trace(tiny: ModuleType,
                 raise RuntimeError("a bug of my own")
             return self.net(images)
 
-    with pytest.raises(RuntimeError, match="a bug of my own"):
+    with pytest.raises(ValueError, match=r"RuntimeError: a bug of my own \(.*test_run\.py:\d+\)") as failed:
         train(tiny.recipe(), out=tmp_path / "run", model=Broken())
+    assert isinstance(failed.value.__cause__, RuntimeError)
+    assert failed.value.__cause__.__traceback__ is not None
 
 
 def test_a_profile_is_a_chrome_trace(tiny: ModuleType, tmp_path: Path):

@@ -6,21 +6,20 @@ import math
 import numbers
 from typing import Any
 
-import numpy as np
-
 __all__ = ["fraction", "not_negative", "number", "positive", "positive_int", "whole_number"]
 
 
 def number(name: str, value: Any) -> int | float:
     """`value` as a plain int or float, whatever holds it: a number of numpy's, a fraction, or a tensor or an array ().
 
+    >>> import numpy as np
     >>> number("base_lr", np.float64(0.1)), number("epochs", np.array(3))
     (0.1, 3)
     """
     if type(value) in (int, float):
         return value
     found = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-    if isinstance(found, numbers.Real) and not isinstance(found, bool | np.bool_):
+    if isinstance(found, numbers.Real) and not isinstance(found, bool):
         return int(found) if isinstance(found, numbers.Integral) else float(found)
     raise ValueError(f"{name} must be a number, got {_shown(value)}")
 
@@ -28,6 +27,7 @@ def number(name: str, value: Any) -> int | float:
 def whole_number(name: str, value: Any) -> int:
     """`value` as an int if it is a whole number; 3.0 is none.
 
+    >>> import numpy as np
     >>> whole_number("seed", np.int64(3))
     3
     """
