@@ -57,6 +57,7 @@ def test_a_killed_process_is_back_and_takes_a_step(campaign: ModuleType):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 @pytest.mark.parametrize("campaign", ["together"], indirect=True)
 def test_jobs_on_one_host_do_not_meet(campaign: ModuleType):
     found = campaign.together(0, jobs=3)

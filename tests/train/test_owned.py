@@ -174,7 +174,7 @@ def test_a_trace_is_written_into_the_folder_wherever_it_is(tiny: ModuleType, tmp
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("flags", [[], ["--processes", "2"], ["--processes", "2", "--restarts", "2"]])
+@pytest.mark.parametrize("flags", [[], ["--processes", "2", "--restarts", "2"]])
 def test_all_processes_leave_with_one_message_and_are_not_started_anew(
     tiny: ModuleType, whole: Run, tmp_path: Path, environ: dict[str, str], flags: list[str]
 ):

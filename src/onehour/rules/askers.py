@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 __all__ = ["Asker", "asker", "fixes_its_length"]
 
@@ -42,10 +42,10 @@ def asker() -> Asker:
     1
     """
     found = Asker()
-    for frame in _callers("torch.", "onehour.", "accelerate."):
-        by = frame.f_locals.get("self")
+    callers, _ = _callers("torch.", "onehour.", "accelerate.")
+    for module, by in callers:
         kind = type(by).__name__
-        found.accelerate |= _module(frame).startswith("accelerate.")
+        found.accelerate |= module.startswith("accelerate.")
         found.skips |= kind == "SkipBatchSampler"
         if kind == "DataLoaderShard" and by is not None:
             found.epoch = by.iteration
@@ -62,17 +62,25 @@ def fixes_its_length() -> bool:
     >>> fixes_its_length()
     False
     """
-    *_, last = _callers("torch.", "onehour.", "accelerate.")
-    beyond = last.f_back
-    return beyond is not None and _module(beyond).startswith(FIX_THE_LENGTH)
+    _, beyond = _callers("torch.", "onehour.", "accelerate.")
+    return beyond.startswith(FIX_THE_LENGTH)
 
 
-def _callers(*packages: str) -> Iterator[FrameType]:
-    """The frames of these packages that lead here, the nearest first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _module(frame).startswith(packages):
-        yield frame
-        frame = frame.f_back
+def _callers(*packages: str) -> tuple[list[tuple[str, Any]], str]:
+    """Who leads to the caller of this, the nearest first.
+
+    Returns:
+        Of each frame of these packages its module and its `self`, and the module that lies behind them.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    found = []
+    try:
+        while frame is not None and _module(frame).startswith(packages):
+            found.append((_module(frame), frame.f_locals.get("self")))
+            frame = frame.f_back
+        return found, _module(frame) if frame is not None else ""
+    finally:
+        del frame  # a frame that is kept keeps a loader, whose processes then end late: ten seconds after it
 
 
 def _module(frame: FrameType) -> str:
