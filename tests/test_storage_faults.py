@@ -210,6 +210,8 @@ def test_the_ledgers_become_one_result(faults: Any, tmp_path: Path):
     summary.add(ledger, "c", 7, ok=True, seconds=[1.0, 3.0, 2.0], slowest=4.0)
     with ledger.open("a") as file:
         file.write('{"campaign": "half')  # a campaign was stopped
+    kept = {"elsewhere": {"runs": 2, "failures": 0, "commits": ["a"]}}
+    assert summary.summarise(tmp_path, kept)["campaigns"]["elsewhere"] == kept["elsewhere"]
     found = summary.summarise(tmp_path)
     assert (found["runs"], found["failures"]) == (103, 1)
     a, b, c = (found["campaigns"][name] for name in "abc")

@@ -129,13 +129,17 @@ def seeds(cases: list[int | str]) -> str:
     return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)
 
 
-def summarise(out: Path = OUT) -> dict[str, Any]:
+def summarise(out: Path = OUT, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """All ledgers in a folder.
+
+    Args:
+        before: campaigns of the result that is there; those without a ledger here stay, and name their own commits.
 
     >>> summarise(Path("nowhere"))
     {'runs': 0, 'failures': 0, 'campaigns': {}}
     """
-    campaigns = totals([entry for path in sorted(out.glob("*.jsonl")) for entry in lines(path)])
+    found = totals([entry for path in sorted(out.glob("*.jsonl")) for entry in lines(path)])
+    campaigns = dict(sorted({**(before or {}), **found}.items()))
     runs, failures = (sum(about[name] for about in campaigns.values()) for name in ("runs", "failures"))
     return {"runs": runs, "failures": failures, "campaigns": campaigns}
 
@@ -151,7 +155,8 @@ def main() -> int:
     """Write the result; 1 if any case of any campaign failed."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     results: Any = importlib.import_module("results")
-    content = summarise()
+    result = results.RESULTS / "faults.json"
+    content = summarise(before=json.loads(result.read_text())["campaigns"] if result.exists() else None)
     results.write(__file__, "faults", content)
     print(f"{content['runs']} runs, {content['failures']} failures")
     return int(content["failures"] > 0)
