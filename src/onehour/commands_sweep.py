@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 from contextlib import closing
+from functools import partial
+from multiprocessing.util import get_temp_dir
 from typing import TYPE_CHECKING, Any
 
 from onehour.commands import recipe_changes
@@ -13,6 +16,7 @@ from onehour.dist.launched import refuse_several
 from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import default_folder
+from onehour.leaving import before_leaving
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
 from onehour.study.spec import label_of
@@ -28,6 +32,12 @@ __all__ = ["sweep_command"]
 def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Train a sweep's cells, or say what they are, and report them."""
     refuse_several("sweep")
+    # In this folder multiprocessing hands descriptors over; it goes as the interpreter ends, which no signal waits for.
+    with before_leaving(partial(shutil.rmtree, get_temp_dir(), ignore_errors=True)):
+        return _sweep(options)
+
+
+def _sweep(options: argparse.Namespace) -> int:
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = asked_for(named(options.recipe, **changes), trust=options.trust)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
-from multiprocessing.util import get_temp_dir
 from typing import Any
 
 from onehour.dist.signals import held_back
@@ -23,7 +20,6 @@ from onehour.execution import Execution
 from onehour.files import open_inside
 from onehour.jobs.task import Task
 from onehour.jobs.worker import SAFE_PATH, work
-from onehour.leaving import before_leaving
 from onehour.lock import HeldFolder
 
 __all__ = ["Event", "run_tasks"]
@@ -66,30 +62,28 @@ def run_tasks(
     context = multiprocessing.get_context("spawn")
     waiting = deque(tasks)
     workers: list[_Worker] = []
-    # In this folder descriptors are handed over; it goes when the interpreter ends, for which a signal does not wait.
-    with before_leaving(partial(shutil.rmtree, get_temp_dir(), ignore_errors=True)):
-        try:
-            own = {SAFE_PATH: os.environ[SAFE_PATH]} if SAFE_PATH in os.environ else {}
-            for number, environ in enumerate(places[: len(tasks)]):
-                log = open_inside(held.descriptor, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                workers.append(_Worker(context, (os.getpid(), held, DupFd(log), environ | own, execution)))
-                os.close(log)
-                workers[-1].give(waiting.popleft())
-            while busy := [worker for worker in workers if worker.task is not None]:
-                ready = wait([worker.connection for worker in busy], timeout=TICK)
-                held.check()  # a process that has noticed knows of its own run alone
-                for worker in busy:
-                    if worker.connection in ready:
-                        task, alone = worker.take()
-                        yield Event(task, alone, _running(workers))
-                        if waiting:
-                            held.check()  # whoever was told may have taken the folder away
-                            worker.give(waiting.popleft())
-                if not ready:
-                    yield Event(running=_running(workers))
-        finally:
-            for worker in workers:
-                worker.end()
+    try:
+        own = {SAFE_PATH: os.environ[SAFE_PATH]} if SAFE_PATH in os.environ else {}
+        for number, environ in enumerate(places[: len(tasks)]):
+            log = open_inside(held.descriptor, f"log-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            workers.append(_Worker(context, (os.getpid(), held, DupFd(log), environ | own, execution)))
+            os.close(log)
+            workers[-1].give(waiting.popleft())
+        while busy := [worker for worker in workers if worker.task is not None]:
+            ready = wait([worker.connection for worker in busy], timeout=TICK)
+            held.check()  # a process that has noticed knows of its own run alone
+            for worker in busy:
+                if worker.connection in ready:
+                    task, alone = worker.take()
+                    yield Event(task, alone, _running(workers))
+                    if waiting:
+                        held.check()  # whoever was told may have taken the folder away
+                        worker.give(waiting.popleft())
+            if not ready:
+                yield Event(running=_running(workers))
+    finally:
+        for worker in workers:
+            worker.end()
 
 
 class _Worker:
