@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.models.load import load_model
-from onehour.train.checkpoint import Checkpoints
-from onehour.train.store import Store
+from onehour.training.checkpoint import Checkpoints
+from onehour.training.store import Store
 from results import write
 
 STEPS, SIDE, BATCH = 3, 96, 8

@@ -21,8 +21,8 @@ from onehour.cli import main as onehour
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 from onehour.recipes import recipe
-from onehour.train.build import complete
-from onehour.train.run import StoppedError
+from onehour.training.build import complete
+from onehour.training.run import StoppedError
 from results import write
 
 MINIBATCHES = (32, 128, 512, 2048)

@@ -21,7 +21,7 @@ from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.initialize import initialize
 from onehour.study.outcome import reference_of
-from onehour.train.build import effects
+from onehour.training.build import effects
 
 sys.path.insert(0, str(Path(__file__).parent))
 from figure_blocks import (

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from onehour.cli import main
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 # Where torch is imported anew: seconds on a machine that others use too.
 pytestmark = pytest.mark.timeout(150)

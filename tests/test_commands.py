@@ -13,7 +13,7 @@ import pytest
 from onehour.cli import main
 from onehour.config import Recipe
 from onehour.dist.group import PeerLateError, PeerLostError
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 pytestmark = pytest.mark.timeout(150)
 

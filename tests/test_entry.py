@@ -15,8 +15,8 @@ from onehour.cli import main
 from onehour.config import Read, Recipe
 from onehour.entry import asked_for, resolve
 from onehour.study.spec import SweepSpec
-from onehour.train.build import build_optimizer, complete
-from onehour.train.record import Run
+from onehour.training.build import build_optimizer, complete
+from onehour.training.record import Run
 
 PAYLOAD = """
 open("executed", "w").close()

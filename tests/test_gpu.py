@@ -11,7 +11,7 @@ from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.recipes import digits
 from onehour.rules.momentum import momentum_form
-from onehour.train.verify import trace
+from onehour.training.verify import trace
 
 pytestmark = [
     pytest.mark.gpu,

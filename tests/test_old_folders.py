@@ -9,7 +9,7 @@ import pytest
 
 import onehour
 from onehour.cli import main
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 OLD = Path(__file__).parent / "v0_1"
 RECIPE = [

@@ -7,7 +7,8 @@ import pytest
 
 PRINTS = "from onehour.output import printable; printable(); print('γ = 0')"
 TRAINS = (
-    "from onehour.train.console import Console; from onehour.config import Recipe; c = Console(Recipe(), quiet=False)"
+    "from onehour.training.console import Console; from onehour.config import Recipe;"
+    " c = Console(Recipe(), quiet=False)"
 )
 SAYS = TRAINS + "; c.warn('γ = 0'); c.close()"
 

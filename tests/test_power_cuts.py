@@ -10,10 +10,10 @@ from powercut import Disk, Log, laid_out
 
 from onehour.api import train
 from onehour.dist.group import Group
-from onehour.train.checkpoint import Checkpoints
-from onehour.train.pitfalls import decisions_of
-from onehour.train.record import Recorder, Run, finished_run
-from onehour.train.store import Store
+from onehour.training.checkpoint import Checkpoints
+from onehour.training.pitfalls import decisions_of
+from onehour.training.record import Recorder, Run, finished_run
+from onehour.training.store import Store
 
 OUT = "runs/new/run"
 SEEDS = range(2)

@@ -7,7 +7,7 @@ import studies
 
 from onehour.sidefile import COUNT, NUMBER, object_of, read_lines, read_toml
 from onehour.study.others import read_paths
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 ODD = {
     "nothing": b"",

@@ -16,8 +16,8 @@ import torch
 
 import onehour
 from onehour.cli import main
-from onehour.train.record import Run
-from onehour.train.store import CHECKPOINTS
+from onehour.training.record import Run
+from onehour.training.store import CHECKPOINTS
 
 FAULTS = Path(__file__).parent / "faults"
 

@@ -20,7 +20,7 @@ SHARED = ("config", "entry", "files", "leaving", "lock", "machine", "output", "s
 
 
 def name_of(path: Path) -> str:
-    """onehour.train.run of src/onehour/train/run.py."""
+    """onehour.training.run of src/onehour/training/run.py."""
     parts = path.relative_to(SOURCE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -51,18 +51,18 @@ MAY = {
     "models": ("models", "rules", *SHARED),
     "data": ("data", "rules", *SHARED),
     "dist": ("dist", "rules", *SHARED),
-    "train": ("train", "models", "data", "dist", "rules", "execution", *SHARED),
-    "study": ("study", "train.record", "recipes", "rules", *SHARED),
-    "jobs": ("jobs", "study", "train", "api", "execution", "dist", "rules", *SHARED),
+    "training": ("training", "models", "data", "dist", "rules", "execution", *SHARED),
+    "study": ("study", "training.record", "recipes", "rules", *SHARED),
+    "jobs": ("jobs", "study", "training", "api", "execution", "dist", "rules", *SHARED),
     "translate": ("translate", "planner", "rules", *SHARED),
     "check": ("check", "rules", "leaving"),
-    "scale": ("scale", "train.record", "rules", *SHARED),
+    "scale": ("scale", "training.record", "rules", *SHARED),
 }
 
 
 def test_every_room_has_its_rule():
     assert set(ROOMS) <= set(MAY)
-    assert {"rules", "models", "data", "dist", "train", "study"} <= set(ROOMS)
+    assert {"rules", "models", "data", "dist", "training", "study"} <= set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -70,7 +70,7 @@ def test_imports_go_one_way(room: str):
     allowed = [f"onehour.{other}" for other in MAY[room]]
     for path in of_room(room):
         ours = {name for name in imports(path) if under(name, "onehour")}
-        # `from onehour.train import record` names its package too, which holds nothing.
+        # `from onehour.training import record` names its package too, which holds nothing.
         packages = {allow.rpartition(".")[0] for allow in allowed}
         wrong = {name for name in ours if not under(name, *allowed) and name not in packages}
         assert not wrong, f"{path.relative_to(SOURCE)} imports {sorted(wrong)}"
@@ -98,7 +98,7 @@ def test_the_command_line_imports_torch_only_where_something_trains(name: str):
     heads = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {alias.name for node in heads if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in heads if isinstance(node, ast.ImportFrom)}
-    assert not any(under(module, "torch", "onehour.api", "onehour.train", "onehour.study") for module in modules)
+    assert not any(under(module, "torch", "onehour.api", "onehour.training", "onehour.study") for module in modules)
 
 
 def heads(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.recipes import digits
-from onehour.train.verify import MODES, compare, trace
+from onehour.training.verify import MODES, compare, trace
 
 HELPERS = Path(__file__).parent / "helpers"
 

@@ -29,14 +29,14 @@ from onehour.machine import own_share
 from onehour.recipes import recipe as named
 from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
-from onehour.train.agreement import agree
-from onehour.train.build import build_model, build_optimizer, complete, pick_device, pick_loaders
-from onehour.train.facts import facts_of_data, facts_of_start
-from onehour.train.loggers import load_logger
-from onehour.train.memory import less_memory, out_of_memory
-from onehour.train.record import JOB, OUTCOME, Run, ended_on_purpose, finished_run, first_began, move_aside
-from onehour.train.run import DELIBERATE, train_run
-from onehour.train.watchdog import GRACE, Watchdog
+from onehour.training.agreement import agree
+from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
+from onehour.training.facts import facts_of_data, facts_of_start
+from onehour.training.loggers import load_logger
+from onehour.training.memory import less_memory, out_of_memory
+from onehour.training.record import JOB, OUTCOME, Run, ended_on_purpose, finished_run, first_began, move_aside
+from onehour.training.run import DELIBERATE, train_run
+from onehour.training.watchdog import GRACE, Watchdog
 
 __all__ = ["check", "refuse_together", "run", "sweep", "train"]
 

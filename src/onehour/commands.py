@@ -22,7 +22,7 @@ from onehour.recipes import resnet50
 from onehour.rules.minibatch import parse_size
 
 if TYPE_CHECKING:
-    from onehour.train.record import Run
+    from onehour.training.record import Run
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_NOT_FINITE", "EXIT_STOPPED", "plan_command", "recipe_changes", "train_command"]
 
@@ -45,7 +45,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
     from onehour.dist.launch import LaunchError, is_launched_by_us, launch, refuse_used_port
     from onehour.dist.launched import adopt, is_launched, launched
-    from onehour.train.record import Run, move_aside
+    from onehour.training.record import Run, move_aside
 
     adopt()
     try:
@@ -95,7 +95,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
 def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
     """As many processes as the devices of this machine are for."""
     from onehour.dist.devices import pick_processes
-    from onehour.train.build import pick_device
+    from onehour.training.build import pick_device
 
     processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
     if line:
@@ -120,7 +120,7 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     from onehour.dist.group import PeerLateError, PeerLostError
     from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.lock import FolderLostError
-    from onehour.train.run import NonFiniteError, StoppedError
+    from onehour.training.run import NonFiniteError, StoppedError
 
     try:
         run(recipe, execution, stop_asked=stop)
@@ -143,7 +143,7 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
 
 def _deliberate_end(folder: Path, job: str) -> int:
     """The exit code of a run whose processes ended on purpose, said once; 0 where they did not."""
-    from onehour.train.record import ended_on_purpose
+    from onehour.training.record import ended_on_purpose
 
     ended = ended_on_purpose(folder, job)
     if ended is None:
@@ -244,7 +244,7 @@ def _images_per_second(options: argparse.Namespace) -> float | None:
         return options.images_per_second
     if options.images_per_second is not None:
         raise ValueError("give --images-per-second or --run, not both")
-    from onehour.train.record import Run
+    from onehour.training.record import Run
 
     speed = Run(options.run).summary.get("images_per_second")
     if not speed:

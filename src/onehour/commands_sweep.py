@@ -42,7 +42,7 @@ def _sweep(options: argparse.Namespace) -> int:
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = asked_for(named(options.recipe, **changes), trust=options.trust)
     from onehour.jobs.sweep import expected_seconds, pick_jobs, train_sweep, work_of
-    from onehour.train.build import complete
+    from onehour.training.build import complete
 
     jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device or "auto")
     recipe, _ = complete(recipe)
@@ -138,7 +138,7 @@ class _Watch:
 
 
 def _ended(task: Task) -> str:
-    from onehour.train.record import Run
+    from onehour.training.record import Run
 
     runs = [Run(folder) for folder in task.folders]
     errors = [run.final_error for run in runs if run.finished]
@@ -159,7 +159,7 @@ def _name(task: Task) -> str:
 
 def _progress(task: Task) -> float:
     """Images that a running task has trained on, as its folders say."""
-    from onehour.train.record import Run
+    from onehour.training.record import Run
 
     images = 0
     for recipe, folder in zip(task.recipes, task.folders, strict=True):

@@ -18,7 +18,7 @@ from onehour.recipes import recipe as named
 from onehour.rules.checks import positive_int
 
 if TYPE_CHECKING:
-    from onehour.train.verify import Finding
+    from onehour.training.verify import Finding
 
 __all__ = ["trace_command", "verify_command"]
 
@@ -29,7 +29,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Run a few iterations on every number of processes, compare, print; 1 when a claim fails."""
     from onehour.dist.launch import LaunchError, launch
     from onehour.leaving import scratch
-    from onehour.train.verify import compare
+    from onehour.training.verify import compare
 
     refuse_several("verify")
     processes, options.device = _on_devices(options.processes, options.device)
@@ -63,8 +63,8 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """One process's part of `verify`, started by it."""
     from onehour.dist.group import joined
     from onehour.dist.launch import end_with_launcher, report_failure
-    from onehour.train.build import pick_device
-    from onehour.train.verify import trace
+    from onehour.training.build import pick_device
+    from onehour.training.verify import trace
 
     end_with_launcher()
     setting = json.loads((options.folder / "verify.json").read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _on_devices(typed: str | None, device: str) -> tuple[list[int], str]:
     """The numbers of processes, and where: a machine of one GPU has no two to compare, its CPU has."""
     from onehour.dist.devices import refuse_too_few_gpus
-    from onehour.train.build import pick_device
+    from onehour.training.build import pick_device
 
     picked = pick_device(device)
     if typed is not None or picked == "cpu":

@@ -16,7 +16,7 @@ __all__ = ["evaluate_command", "export_command"]
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """The error of a run's newest checkpoint, or of a file's weights, on validation data."""
-    from onehour.train.weights import evaluate_weights
+    from onehour.training.weights import evaluate_weights
 
     recipe = _recipe(options)
     changes = {name: getattr(options, name) for name in ("data", "model", "classes") if getattr(options, name)}
@@ -37,7 +37,7 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """A run's weights as a file that other libraries load."""
-    from onehour.train.weights import export_weights
+    from onehour.training.weights import export_weights
 
     print(f"wrote {export_weights(options.source, options.to)}")
     return 0
@@ -45,7 +45,7 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     if options.source.is_dir():
-        from onehour.train.record import Run
+        from onehour.training.record import Run
 
         return Run(options.source).recipe
     if options.recipe is not None:

@@ -37,7 +37,7 @@ PITFALLS = (
     "batchnorm-stats-k-times",
     "warmup-per-epoch",
 )
-"""What training loops get wrong; a run can do one of them on purpose, to measure what it costs (train/pitfalls.py)."""
+"""What training loops get wrong; a run can do one of them on purpose, to measure its cost (training/pitfalls.py)."""
 
 SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads")
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}

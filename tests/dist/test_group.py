@@ -1,4 +1,4 @@
-"""A process's place among p; what p > 1 exchange is tested in tests/train/test_processes.py."""
+"""A process's place among p; what p > 1 exchange is tested in tests/training/test_processes.py."""
 
 import os
 import subprocess

@@ -144,7 +144,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
     import onehour.api as api
     from onehour.check.runner import CheckError
     from onehour.dist.launch import LaunchError
-    from onehour.train import build
+    from onehour.training import build
 
     real_check, real_data = api.check, loaded
 
@@ -165,7 +165,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
         ("onehour.dist.launch.launch", fail(LaunchError("a process failed", 1))),
         ("onehour.check.runner.check_script", fail(CheckError("not checked here"))),
         ("onehour.api.check", check),
-        ("onehour.train.record.move_aside", lambda folder: None),
+        ("onehour.training.record.move_aside", lambda folder: None),
         ("onehour.jobs.sweep.expected_seconds", lambda *_, **__: 60.0),
     ]
     with ExitStack() as stack:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from onehour.dist.group import Group
-from onehour.train.checkpoint import FILES, Checkpoints, latest_contents
+from onehour.training.checkpoint import FILES, Checkpoints, latest_contents
 
 sys.path.insert(0, str(Path(__file__).parent))
 from summary import OUT, add, missing, report

@@ -33,7 +33,7 @@ import torch
 
 from onehour.dist.group import Group
 from onehour.study import report as report_room
-from onehour.train.checkpoint import Checkpoints
+from onehour.training.checkpoint import Checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
 from summary import OUT, add, missing, report

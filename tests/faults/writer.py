@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 
 from onehour import Recipe
 from onehour.dist.group import Group
-from onehour.train.checkpoint import Checkpoints
-from onehour.train.state import digest_of, model_state, optimizer_state
+from onehour.training.checkpoint import Checkpoints
+from onehour.training.state import digest_of, model_state, optimizer_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 from summary import OUT, add, missing, report

@@ -77,7 +77,7 @@ def write_run(
     together: int = 1,
     environment: dict[str, Any] | None = None,
 ) -> Path:
-    """A run's folder, as train/record.py leaves it; "unfinished" and "non-finite" end after half of their epochs."""
+    """A run's folder, as training/record.py leaves it; "unfinished" and "non-finite" end after half of their epochs."""
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     lines = curve(error, recipe.epochs, early=early, key=folder.name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from onehour.execution import Execution
 from onehour.jobs.sweep import train_sweep
 from onehour.study.spec import SweepSpec
-from onehour.train.build import complete
+from onehour.training.build import complete
 
 HERE = Execution(device="cpu", threads=1)
 PAUSE = float(os.environ.get("PAUSE", "0.05"))

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from onehour import Recipe
 from onehour.data.dataset import KeyedDataset
 from onehour.data.digits import digits
-from onehour.train.build import build_optimizer
+from onehour.training.build import build_optimizer
 
 SAMPLES, CLASSES = 48, 3
 

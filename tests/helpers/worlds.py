@@ -28,10 +28,10 @@ from onehour.data.sources import Data
 from onehour.dist.group import Group, joined
 from onehour.execution import Execution
 from onehour.models.load import load_model
-from onehour.train.build import build_model, complete
-from onehour.train.evaluate import evaluate
-from onehour.train.run import NonFiniteError, StoppedError, train_run
-from onehour.train.state import digest_of, model_state
+from onehour.training.build import build_model, complete
+from onehour.training.evaluate import evaluate
+from onehour.training.run import NonFiniteError, StoppedError, train_run
+from onehour.training.state import digest_of, model_state
 
 STEPS = 20
 EXACT: dict[str, Any] = {"precision": "float64", "base_lr": 0.1, "base_minibatch": 16, "warmup_epochs": 1}

@@ -11,7 +11,7 @@ import pytest
 from onehour.jobs.pool import Event, run_tasks
 from onehour.jobs.task import Task
 from onehour.lock import HeldFolder
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 # Where processes are started that import torch: seconds on a machine that others use too.
 pytestmark = pytest.mark.timeout(150)

@@ -18,8 +18,8 @@ from onehour.jobs.pool import Event
 from onehour.jobs.sweep import Work, train_sweep, work_of
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.study.spec import SweepSpec
-from onehour.train.checkpoint import latest_contents
-from onehour.train.record import Run
+from onehour.training.checkpoint import latest_contents
+from onehour.training.record import Run
 
 # Where processes are started that import torch: seconds on a machine that others use too.
 pytestmark = pytest.mark.timeout(300)

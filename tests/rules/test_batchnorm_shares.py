@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onehour.rules.batchnorm import GhostBatchNorm2d, accumulate, convert_batchnorm
-from onehour.train.statistics import RunningStatistics
+from onehour.training.statistics import RunningStatistics
 
 N, K, C = 4, 3, 5  # n, k and channels
 SHARES = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)

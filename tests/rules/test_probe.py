@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from onehour.config import ADAPTIVE
 from onehour.rules.probe import is_adaptive
-from onehour.train.build import OPTIMIZERS
-from onehour.train.inside import InsideSGD
+from onehour.training.build import OPTIMIZERS
+from onehour.training.inside import InsideSGD
 
 Params = list[Tensor]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onehour.study.results import Result, read_study, study_of
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 studies = importlib.import_module("studies")
 

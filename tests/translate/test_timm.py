@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from onehour.config import ADAPTIVE, Recipe
 from onehour.models.small import resnet8
 from onehour.planner import Plan, plan
-from onehour.train.build import build_optimizer
+from onehour.training.build import build_optimizer
 from onehour.translate import translate
 from onehour.translate.job import Job
 from onehour.translate.timm_schedule import flags_alone, largest_difference, sched, updates_per_epoch

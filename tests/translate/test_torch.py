@@ -16,7 +16,7 @@ from onehour.planner import plan
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.decay import parameter_groups
 from onehour.rules.initialize import last_batchnorms
-from onehour.train.build import build_optimizer
+from onehour.training.build import build_optimizer
 from onehour.translate import translate
 
 VARIANTS = {

@@ -25,10 +25,10 @@ from onehour.lock import HeldFolder
 from onehour.machine import CORES, cores, share_of
 from onehour.rules.checks import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
-from onehour.train.build import pick_device
-from onehour.train.checkpoint import latest_contents
-from onehour.train.record import Run, differences, finished_run
-from onehour.train.run import StoppedError
+from onehour.training.build import pick_device
+from onehour.training.checkpoint import latest_contents
+from onehour.training.record import Run, differences, finished_run
+from onehour.training.run import StoppedError
 
 __all__ = ["Work", "expected_seconds", "pick_jobs", "places_of", "train_sweep", "work_of"]
 

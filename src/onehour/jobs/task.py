@@ -63,9 +63,9 @@ def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -
 
 def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
     """Train the seeds as one network; why that could not be, or None."""
-    from onehour.train.build import complete, pick_device
-    from onehour.train.joint import refuse_joining, train_joint
-    from onehour.train.memory import out_of_memory
+    from onehour.training.build import complete, pick_device
+    from onehour.training.joint import refuse_joining, train_joint
+    from onehour.training.memory import out_of_memory
 
     recipe, data = complete(task.recipes[0])
     group = _group(pick_device(execution.device))
@@ -85,7 +85,7 @@ def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], boo
 
 def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
     from onehour.api import run
-    from onehour.train.run import NonFiniteError
+    from onehour.training.run import NonFiniteError
 
     if execution.processes > 1:
         _run_processes(recipe, folder, execution, stop_asked)
@@ -95,8 +95,8 @@ def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: C
 
 
 def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
-    from onehour.train.record import Recorder
-    from onehour.train.run import StoppedError
+    from onehour.training.record import Recorder
+    from onehour.training.run import StoppedError
 
     Recorder(folder, recipe).close()  # writes its recipe
     # What the recipe names was asked for where the sweep was.

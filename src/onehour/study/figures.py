@@ -8,7 +8,7 @@ from pathlib import Path
 from onehour.files import replace_whole
 from onehour.study.charts.style import ACCENT, ALERT, FAINT, INK, SOFT, looks
 from onehour.study.text import short
-from onehour.train.record import MEDIAN_OF, Run
+from onehour.training.record import MEDIAN_OF, Run
 
 __all__ = ["draw_curve"]
 

@@ -12,7 +12,7 @@ from onehour.study.results import Arm, Point, Result, Study, read_study, study_o
 from onehour.study.sound import check_folders
 from onehour.study.spec import parse_arm
 from onehour.study.text import short
-from onehour.train.record import final_error
+from onehour.training.record import final_error
 
 __all__ = ["read_csv", "read_paths"]
 

@@ -9,7 +9,7 @@ from importlib import resources
 
 from onehour.recipes import RECIPES
 from onehour.study.figures import draw_curve
-from onehour.train.record import MEDIAN_OF, Run
+from onehour.training.record import MEDIAN_OF, Run
 
 __all__ = ["Reference", "outcome_lines", "reference_of"]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from onehour.config import Recipe
 from onehour.study.spec import SPEC, SweepSpec, arm_of, label_of
-from onehour.train.record import Run
+from onehour.training.record import Run
 
 __all__ = ["Entry", "Point", "Result", "Study", "read_study", "result_of", "study_of"]
 

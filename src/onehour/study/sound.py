@@ -8,7 +8,7 @@ from pathlib import Path
 from onehour.config import Recipe
 from onehour.sidefile import read_lines
 from onehour.study.spec import SPEC
-from onehour.train.record import MEDIAN_OF, Run, differences
+from onehour.training.record import MEDIAN_OF, Run, differences
 
 __all__ = ["check_folders", "check_run"]
 

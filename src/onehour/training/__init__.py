@@ -1,0 +1,1 @@
+"""A run from its recipe: one iteration, the loop around it, evaluation, checkpoints and the record."""

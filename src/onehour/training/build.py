@@ -1,0 +1,308 @@
+"""From a recipe to the things that run it: device, data, model, optimizer; everything wrong is found here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from onehour.config import Recipe
+from onehour.data.classes import Classes, refuse_labels
+from onehour.data.dataset import KeyedDataset
+from onehour.data.keyed import Keyed
+from onehour.data.loader import prepared
+from onehour.data.look import in_memory
+from onehour.data.sources import Data, load_data
+from onehour.dist.group import Group
+from onehour.dist.launched import launched
+from onehour.dist.placement import place, place_by_halving
+from onehour.dist.reducer import is_dense
+from onehour.entry import blame, resolve
+from onehour.execution import Execution
+from onehour.machine import own_share
+from onehour.models.load import MODELS, brings_weights, load_model
+from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
+from onehour.rules.decay import NORMALISATION, parameter_groups
+from onehour.rules.initialize import initialize
+from onehour.rules.keys import seed_for
+from onehour.rules.probe import is_adaptive, unwrapped
+from onehour.training.precision import forward
+from onehour.training.suitable import refuse_model
+
+__all__ = [
+    "build_model",
+    "build_optimizer",
+    "classes_of",
+    "complete",
+    "draws_numbers",
+    "effects",
+    "pick_device",
+    "pick_loaders",
+    "pick_share",
+    "pick_workers_per_pass",
+]
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+}
+PASS_BYTES = {"cpu": 2**20, "cuda": 2**27}
+"""Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
+
+
+def complete(recipe: Recipe, data: Any = None, *, trains: bool = True) -> tuple[Recipe, Data]:
+    """Load the data, and write into the recipe what only the data knows.
+
+    Args:
+        recipe: names the data, unless `data` is given.
+        data: (train, validation) as objects.
+        trains: False evaluates alone, which takes data of any size: N stays open.
+
+    Raises:
+        ValueError: for unusable data, or a minibatch larger than it where it trains.
+    """
+    if data is None:
+        skip = recipe.bad_images == "skip"
+        loaded = load_data(recipe.data, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
+    elif isinstance(data, tuple | list) and len(data) == 2:
+        loaded = Data.of(*data)
+    else:
+        raise ValueError(f"data is a {type(data).__name__}; expected (train, validation)")
+    classes = recipe.classes or loaded.classes
+    if classes is not None:
+        _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
+        if loaded.classes is not None and classes < loaded.classes:
+            raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
+    samples = loaded.looks[0].samples if trains else None
+    return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def _refuse_labels(data: Data, classes: Classes) -> None:
+    """Check what lies in memory, before anything lies on a device."""
+    for side, dataset in (("training", data.train), ("validation", data.validation)):
+        if in_memory(dataset):
+            refuse_labels(dataset.tensors[1], classes, Keyed(dataset, 0, side=side).called)
+
+
+def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """How images are read, as the data has it; other data must not be asked for it."""
+    usual = Recipe()
+    known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
+    facts = data.train.facts if isinstance(data.train, KeyedDataset) else None
+    if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
+        raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
+    return facts or {"resized": None}
+
+
+def pick_device(device: str) -> str:
+    """ "cuda" where asked for or available, else "cpu".
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+
+    >>> pick_device("cpu")
+    'cpu'
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def build_model(
+    recipe: Recipe, data: Data, device: torch.device, model: nn.Module | Callable[[], nn.Module] | None = None
+) -> nn.Module:
+    """The model with its initial weights, keyed by the recipe's seed, converted to BatchNorm over n, on the device.
+
+    A model that comes as an object or from package.module:function keeps the weights it came with.
+
+    Raises:
+        ValueError: if it cannot be built, converted, or run on the data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        if isinstance(model, nn.Module):
+            built = model
+        elif model is not None:
+            built = _made(model)
+        else:
+            built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
+            if not brings_weights(recipe.model):
+                initialize(built, zero_gamma=recipe.zero_gamma)
+    built = convert_batchnorm(built, recipe.per_worker)
+    if recipe.precision == "float64":
+        built = built.double()
+    built = built.to(device)
+    outputs = _outputs(built, recipe, data, device)
+    if recipe.classes is not None and outputs < recipe.classes:
+        misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
+        try:
+            _refuse_labels(data, Classes(outputs, "the model's outputs"))
+        except ValueError as error:
+            raise ValueError(f"{misfit}; {error}") from error
+        raise ValueError(misfit)
+    if model is not None or recipe.model not in MODELS:  # ours are known
+        refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
+    return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
+
+
+def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
+    """What labels must be: of the recipe's classes, else of the model's outputs.
+
+    >>> from onehour.models.small import resnet8
+    >>> classes_of(*complete(Recipe(data="digits", minibatch=32)), resnet8(), torch.device("cpu")).count
+    10
+    """
+    if recipe.classes is None:
+        return Classes(_outputs(model, recipe, data, device), "the model's outputs")
+    return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
+
+
+def _made(model: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        built = model()
+    except Exception as error:
+        raise ValueError(f"the model's function failed when called: {blame(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
+    return built
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
+    """How many the model has, by one validation image, so that a misfit is one message before the run."""
+    image = prepared(data.validation, data.looks[1].image[None].to(device))
+    model.eval()
+    return forward(model, image, recipe).shape[1]
+
+
+def effects(recipe: Recipe, model: nn.Module) -> str:
+    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay.
+
+    >>> from onehour.models.small import resnet8
+    >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(initialize(resnet8()), 32))
+    'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
+    """
+    ghosts = ghost_layers(model)
+    zeros = sum(layer.weight is not None and not layer.weight.any() for layer in ghosts)
+    decayed, *kept = (len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.weight_decay))
+    return (
+        f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
+        f" weight decay {recipe.weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
+    )
+
+
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, *, without: tuple[type[nn.Module], ...] = NORMALISATION
+) -> Optimizer:
+    """The recipe's optimizer, its weight decay by parameter group (Remark 1).
+
+    Args:
+        without: module types whose parameters do not decay.
+
+    Raises:
+        ValueError: for an unknown name, a class that cannot be built, or the linear rule with one that is adaptive.
+    """
+    groups = parameter_groups(model, weight_decay=recipe.weight_decay, without=without)
+    lr = recipe.schedule(0.0)
+    if recipe.optimizer == "sgd":
+        fused = all(is_dense(p) for group in groups for p in group["params"])  # else it would write into the gaps
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
+        if recipe.momentum:
+            # Zero is what torch's first step starts from; having it at once lets that step be masked and saved.
+            for parameter in (p for group in sgd.param_groups for p in group["params"]):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
+    if recipe.optimizer in OPTIMIZERS:
+        return OPTIMIZERS[recipe.optimizer](groups, lr=lr)
+    make = resolve("optimizer", recipe.optimizer)
+    takes = inspect.signature(make).parameters
+    options = {"momentum": recipe.momentum} if "momentum" in takes else {}
+    try:
+        optimizer = make(groups, lr=lr, **options)
+    except Exception as error:
+        raise ValueError(f"optimizer {recipe.optimizer} cannot be built: {blame(error)}") from error
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer {recipe.optimizer} returned {kind}; expected a torch.optim.Optimizer")
+    if recipe.scales_linearly and is_adaptive(unwrapped(optimizer)):
+        recipe.refuse_linear()
+    return optimizer
+
+
+def pick_share(recipe: Recipe, group: Group) -> range:
+    """The workers that this process hosts.
+
+    >>> pick_share(Recipe(), Group())
+    range(0, 8)
+    """
+    division = place_by_halving if recipe.reduce == "canonical" else place
+    return division(recipe.workers.workers, group.size)[group.rank]
+
+
+def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, model: nn.Module, device: str) -> int:
+    """How many workers share a pass: what was asked for, else as many as `PASS_BYTES` of images allow.
+
+    One where the model draws random numbers (dropout), since those are keyed by the pass; and for channels_last, where
+    fusing would copy.
+    """
+    if recipe.reduce == "canonical":
+        if (execution.workers_per_pass or 1) > 1:
+            raise ValueError("reduce canonical takes one worker a pass: leave --workers-per-pass out, or reduce fast")
+        return 1
+    share = max(len(share) for share in place(recipe.workers.workers, execution.processes))
+    if execution.workers_per_pass is not None:
+        return min(execution.workers_per_pass, share)
+    if recipe.channels_last or draws_numbers(model):
+        return 1
+    worker = data.looks[1].image.numel() * 4 * recipe.per_worker
+    together = max(1, min(share, PASS_BYTES[device] // worker))
+    if device == "cuda" or recipe.compile:  # elsewhere sizes cost nothing, and bits of runs that exist depend on them
+        together = _equal(share, together)
+    return together
+
+
+def _equal(share: int, together: int) -> int:
+    """Fewer a pass where that makes as many passes of one size: for each size a graph is compiled, kernels chosen."""
+    count = -(-share // together)
+    return together if share % count else share // count
+
+
+def draws_numbers(model: nn.Module) -> bool:
+    """Whether the model's forward pass draws random numbers: dropout, drop-path.
+
+    >>> draws_numbers(nn.Dropout()), draws_numbers(nn.Linear(2, 1))
+    (True, False)
+    """
+    return any(
+        isinstance(module, nn.modules.dropout._DropoutNd) or _drops(vars(module).get("drop_prob"))
+        for module in model.modules()
+    )
+
+
+def _drops(probability: Any) -> bool:
+    """Whether drop-path's attribute says so; one of someone's may hold anything."""
+    return isinstance(probability, int | float) and probability > 0
+
+
+def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> int:
+    """Processes that load for each process: none for tensors in memory; half of its cores, or all for a GPU.
+
+    Args:
+        share: cores of this process; None divides the machine's.
+    """
+    if execution.loaders is not None:
+        return execution.loaders
+    if in_memory(data.train):
+        return 0
+    share = own_share(launched().local_size or execution.processes) if share is None else share
+    return max(1, share if pick_device(execution.device) == "cuda" else share // 2)

@@ -1,0 +1,201 @@
+"""What decides a run, and each pitfall as that with ONE thing wrong: what it costs is measured, not guessed (§2-3)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from onehour.config import Recipe
+from onehour.rules.keys import seed_for
+from onehour.rules.minibatch import Minibatch
+from onehour.rules.momentum import velocity_inside
+from onehour.rules.shuffle import SampleStream, permutation
+from onehour.training.build import build_optimizer
+from onehour.training.inside import InsideSGD
+
+__all__ = ["Decisions", "decisions_of"]
+
+
+class Decisions:
+    """The decisions of a run that loops get wrong, taken right; a pitfall overrides one.
+
+    Args:
+        recipe: completed.
+
+    >>> Decisions(Recipe(samples=1024)).divisor
+    256
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.samples is not None
+        self.recipe, self.samples = recipe, recipe.samples
+
+    @property
+    def divisor(self) -> int:
+        """What the summed loss is divided by: kn (Remark 3).
+
+        >>> decisions_of(Recipe(samples=1024, pitfall="gradient-sum-not-mean")).divisor
+        32
+        """
+        return self.recipe.minibatch
+
+    def rate(self, iteration: int) -> float:
+        """The rate of iteration t: of its fractional epoch (§2.2).
+
+        >>> Decisions(Recipe(samples=1024)).rate(0)
+        0.1
+        """
+        return self.recipe.schedule(iteration * self.recipe.minibatch / self.samples)
+
+    def stream(self) -> SampleStream:
+        """Which samples each iteration takes: one permutation of all (Remark 4).
+
+        >>> Decisions(Recipe(samples=1024)).stream().samples
+        1024
+        """
+        return SampleStream(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed)
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer, with its parameter groups (Remark 1).
+
+        >>> type(Decisions(Recipe(samples=1024)).optimizer(nn.Linear(2, 1))).__name__
+        'SGD'
+        """
+        return build_optimizer(self.recipe, model)
+
+    def corrected(self, optimizer: Optimizer) -> set[str]:
+        """The optimizer's state that follows the rate (Remark 2).
+
+        >>> recipe = Recipe(samples=1024)
+        >>> Decisions(recipe).corrected(Decisions(recipe).optimizer(nn.Linear(2, 1)))
+        set()
+        """
+        return velocity_inside(optimizer)
+
+    def shares(self, momentum: float) -> Tensor | None:
+        """How much each worker's BatchNorm statistics count in an iteration's, of shape (k,); None for all alike.
+
+        Args:
+            momentum: torch's, the share of an iteration's statistics in the running ones.
+
+        >>> Decisions(Recipe(samples=1024)).shares(0.1) is None
+        True
+        """
+        return None
+
+    def moved(self, momentum: float) -> float:
+        """How far an iteration moves the running statistics: `momentum`, once (§2.3).
+
+        >>> Decisions(Recipe(samples=1024)).moved(0.1)
+        0.1
+        """
+        return momentum
+
+
+class _SumNotMean(Decisions):
+    """Means over n, summed by the reduction: k times too large."""
+
+    @property
+    def divisor(self) -> int:
+        return self.recipe.per_worker
+
+
+class _DecayOnBatchNorm(Decisions):
+    """λ on every parameter."""
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        return build_optimizer(self.recipe, model, without=())
+
+
+class _MomentumInside(Decisions):
+    """The rate folded into the velocity, which keeps the old rate's share when the rate changes."""
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        right = build_optimizer(self.recipe, model)
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in right.param_groups]
+        return InsideSGD(groups, lr=self.rate(0), momentum=self.recipe.momentum, nesterov=self.recipe.nesterov)
+
+    def corrected(self, optimizer: Optimizer) -> set[str]:
+        return set()
+
+
+class _OverlappingShards(Decisions):
+    """Each worker draws its share of an epoch from a permutation of its own."""
+
+    def stream(self) -> SampleStream:
+        return _OwnShuffles(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed)
+
+
+class _OwnShuffles(SampleStream):
+    """Worker j's share of epoch e is that of its own permutation: the positions that it has in the stream."""
+
+    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
+        super().__init__(samples=samples, minibatch=minibatch, seed=seed)
+        self._share = lru_cache(maxsize=2 * self.minibatch.workers)(self._own)
+
+    def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
+        positions = self._positions(iteration, worker)
+        k = self.minibatch.workers
+        epochs, offsets = np.divmod(positions, self.samples)
+        places = zip(positions % k, epochs, offsets // k, strict=True)
+        return epochs, np.array([self._share(int(j), int(epoch))[place] for j, epoch, place in places])
+
+    def _own(self, worker: int, epoch: int) -> np.ndarray:
+        order = permutation(self.samples, seed_for(self.seed, "worker", worker), epoch)
+        k = self.minibatch.workers
+        return order[(worker - epoch * self.samples) % k :: k].copy()
+
+
+class _StatisticsOfRank0(Decisions):
+    """Worker 0's statistics alone are kept, as by a trainer that saves what process 0 has."""
+
+    def shares(self, momentum: float) -> Tensor | None:
+        return torch.eye(self.recipe.workers.workers, 1).view(-1)
+
+
+class _StatisticsKTimes(Decisions):
+    """The running statistics move at every worker's pass, as accumulation without care does."""
+
+    def shares(self, momentum: float) -> Tensor | None:
+        later = torch.arange(self.recipe.workers.workers - 1, -1, -1, dtype=torch.float64)
+        moves = momentum * (1 - momentum) ** later
+        return moves / moves.sum()
+
+    def moved(self, momentum: float) -> float:
+        return 1 - (1 - momentum) ** self.recipe.workers.workers
+
+
+class _WarmupPerEpoch(Decisions):
+    """During warmup the rate is raised once an epoch."""
+
+    def rate(self, iteration: int) -> float:
+        epoch = iteration * self.recipe.minibatch / self.samples
+        warms_up = self.recipe.warms_up and epoch < self.recipe.warmup_epochs
+        return self.recipe.schedule(float(int(epoch)) if warms_up else epoch)
+
+
+BROKEN: dict[str, type[Decisions]] = {
+    "gradient-sum-not-mean": _SumNotMean,
+    "decay-on-batchnorm": _DecayOnBatchNorm,
+    "momentum-inside-uncorrected": _MomentumInside,
+    "overlapping-shards": _OverlappingShards,
+    "batchnorm-stats-of-rank-0": _StatisticsOfRank0,
+    "batchnorm-stats-k-times": _StatisticsKTimes,
+    "warmup-per-epoch": _WarmupPerEpoch,
+}
+
+
+def decisions_of(recipe: Recipe) -> Decisions:
+    """A recipe's decisions, with its pitfall if it has one.
+
+    Raises:
+        ValueError: where the recipe cannot have that pitfall.
+
+    >>> decisions_of(Recipe(samples=1024, minibatch=512, pitfall="warmup-per-epoch")).rate(9)
+    0.18000000000000002
+    """
+    return (Decisions if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)

@@ -1,0 +1,180 @@
+"""The proof that p does not matter: a few iterations on several numbers of processes, compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from onehour.config import Recipe
+from onehour.data.loader import Feed, pass_batches
+from onehour.dist.group import Group
+from onehour.dist.placement import passes
+from onehour.execution import Execution
+from onehour.rules.shuffle import SampleStream
+from onehour.training.build import (
+    build_model,
+    build_optimizer,
+    classes_of,
+    complete,
+    pick_loaders,
+    pick_share,
+    pick_workers_per_pass,
+)
+from onehour.training.determinism import deterministic
+from onehour.training.inputs import refuse_iterations
+from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.step import Step
+from onehour.training.timing import StepTimer
+
+__all__ = ["MODES", "TOLERANCE", "Finding", "compare", "trace"]
+
+MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
+TOLERANCE = 1e-9
+"""Largest relative difference in float64 that counts as the order of adding alone."""
+
+
+def trace(recipe: Recipe, *, steps: int, group: Group, folder: Path) -> None:
+    """Run the first `steps` iterations in every mode; process 0 writes what it held after each.
+
+    Files: p{P}-{mode}-{precision}.json with a digest and a fingerprint of every tensor at every iteration, and the
+    last state as .safetensors.
+    """
+    for mode, precision in MODES:
+        chosen = recipe.replace(reduce=mode, precision=precision)
+        with deterministic(chosen):
+            history, seconds, state = _iterate(chosen, steps, group)
+        if group.rank == 0:
+            name = f"p{group.size}-{mode}-{precision}"
+            save_file(state, folder / f"{name}.safetensors")
+            content = {"iterations": history, "seconds_a_step": seconds, "sha256": digest_of(state)}
+            (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, Any]], float, dict[str, Tensor]]:
+    recipe, data = complete(recipe)
+    assert recipe.samples is not None
+    execution = Execution(processes=group.size)
+    model = build_model(recipe, data, group.device)
+    optimizer = build_optimizer(recipe, model)
+    together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
+    own = passes(pick_share(recipe, group), together)
+    step = Step(recipe, model, optimizer, passes=own, group=group, timer=StepTimer(group.device))
+    stream = SampleStream(samples=recipe.samples, minibatch=recipe.workers, seed=recipe.seed)
+    loaders, classes = pick_loaders(execution, data), classes_of(recipe, data, model, group.device)
+    batches = pass_batches(
+        data.train,
+        stream,
+        own,
+        start=0,
+        stop=steps,
+        loaders=loaders,
+        device=group.device,
+        classes=classes,
+        look=data.looks[0],
+    )
+    model.train()
+    history, seconds, state = [], [], {}
+    for iteration in range(steps):
+        started = time.perf_counter()
+        step(iteration, batches, stopping=False)
+        if group.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        velocity = optimizer_state(optimizer, model)
+        state = model_state(model) | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
+        if group.rank == 0:
+            history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
+    step.close()
+    if step.halted.item():
+        given: dict[str, Any] = {"stream": stream, "loaders": loaders, "device": group.device, "look": data.looks[0]}
+        with closing(Feed(data.train, seed=stream.seed, **given)) as feed:
+            refuse_iterations(range(steps), feed, own, group)
+        raise ValueError(
+            f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use a"
+            " lower base_lr or fewer steps"
+        )
+    return history, statistics.median(seconds), state
+
+
+def _fingerprint(tensor: Tensor) -> list[Any]:
+    """A digest for equal bits, and a norm for nearly equal values."""
+    digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()[:16]
+    return [digest, float(torch.linalg.vector_norm(tensor.double()))]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one mode showed over the numbers of processes.
+
+    Args:
+        mode, precision: of `MODES`.
+        holds: whether its claim does; None where there is no claim (float32 adds in another order).
+        difference: largest relative difference of any weight, statistic or velocity at the end; 0 for equal bits.
+        sha256: of the state, for each number of processes.
+        first: the first tensor and iteration that differ, where the claim fails.
+        seconds: a step, for each number of processes.
+    """
+
+    mode: str
+    precision: str
+    holds: bool | None
+    difference: float
+    sha256: dict[int, str]
+    first: str | None
+    seconds: dict[int, float]
+
+
+def compare(folder: Path, processes: list[int]) -> list[Finding]:
+    """Compare what `trace` wrote; the first number of processes is what the others are held against."""
+    return [_compare(folder, processes, mode, precision) for mode, precision in MODES]
+
+
+def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> Finding:
+    names = {p: f"p{p}-{mode}-{precision}" for p in processes}
+    traces = {p: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for p, name in names.items()}
+    base = processes[0]
+    state = load_file(folder / f"{names[base]}.safetensors")
+    difference = 0.0
+    for p in processes[1:]:
+        other = load_file(folder / f"{names[p]}.safetensors")
+        difference = max(difference, *(_difference(state[name], other[name]) for name in state))
+    sha256 = {p: trace["sha256"] for p, trace in traces.items()}
+    holds = None
+    if mode == "canonical":
+        holds = len(set(sha256.values())) == 1
+    elif precision == "float64":
+        holds = difference <= TOLERANCE
+    return Finding(
+        mode=mode,
+        precision=precision,
+        holds=holds,
+        difference=difference,
+        sha256=sha256,
+        first=_first(traces, base, exact=mode == "canonical") if holds is False else None,
+        seconds={p: trace["seconds_a_step"] for p, trace in traces.items()},
+    )
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float(((a - b).abs() / a.abs().clamp(min=1)).max()) if a.numel() else 0.0
+
+
+def _first(traces: dict[int, Any], base: int, *, exact: bool) -> str | None:
+    for iteration, known in enumerate(traces[base]["iterations"]):
+        for p, other in traces.items():
+            for name, (digest, norm) in other["iterations"][iteration].items():
+                same = digest == known[name][0] if exact else abs(norm - known[name][1]) <= TOLERANCE * max(1.0, norm)
+                if not same:
+                    return f"{name} at iteration {iteration}, {p} processes against {base}"
+    return None

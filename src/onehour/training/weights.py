@@ -1,0 +1,184 @@
+"""A model's weights outside its run: read, evaluated, exported under torch's own names."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import closing, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
+from torch import Tensor, nn
+
+from onehour.config import Recipe
+from onehour.data.faults import shown
+from onehour.data.loader import Feed
+from onehour.dist.group import Group
+from onehour.execution import Execution
+from onehour.files import sync_folder
+from onehour.rules.keys import seed_for
+from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
+from onehour.training.checkpoint import latest_contents
+from onehour.training.evaluate import Evaluation, evaluate
+from onehour.training.record import Run
+from onehour.training.snapshot import Snapshot
+from onehour.training.tensorfile import write_bytes, write_tensors
+
+__all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
+
+FORMATS = (".safetensors", ".pt", ".pth")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights and buffers in a run's newest verified checkpoint, a .safetensors file, or a .pt file.
+
+    A .pt file is read with `weights_only=True` alone: nothing in it is executed.
+
+    Raises:
+        ValueError: if there are none, or the file is none.
+
+    >>> read_weights(Path("nowhere.pt"))
+    Traceback (most recent call last):
+    ValueError: nowhere.pt does not exist
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_dir():
+        contents = latest_contents(Run(path).folder)
+        if contents is None:
+            raise ValueError(f"{path} has no checkpoint yet")
+        try:
+            return load(contents[0])
+        except SafetensorError as error:
+            raise ValueError(f"{path}: the newest checkpoint holds no weights: {_line(error)}") from error
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} is no weights file; expected a run's folder or a file ending in {', '.join(FORMATS)}")
+    if not path.is_file():  # a pipe, say, which would be waited for
+        raise ValueError(f"{path} is no plain file")
+    if path.suffix != ".safetensors" and _is_tar(path):
+        raise ValueError(f"{path} is in the oldest of torch's formats, a tar; load it there, and save it again")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what torch says of odd files beside refusing them
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
+    except Exception as error:  # torch raises its unpickler's own class for what weights_only refuses
+        raise ValueError(f"{path} holds more than tensors, or is damaged; it was not loaded") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not (isinstance(state, dict) and state and all(isinstance(name, str) for name in state)):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    for name, tensor in state.items():
+        if not torch.is_tensor(tensor):
+            raise ValueError(f"{path} holds no state dict of tensors: {shown(name)} is a {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_quantized or _grows(tensor):
+            raise ValueError(f"{path}: {shown(name)} is no plain tensor; expected one that lies in the file as it is")
+    return {name.removeprefix("module."): tensor.detach() for name, tensor in state.items()}
+
+
+def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load weights into a model, strictly.
+
+    Raises:
+        ValueError: naming the keys that are missing or too many, or the first shape that differs.
+
+    >>> fit(nn.Linear(2, 1), {"weight": torch.zeros(1, 2)}, Path("mine.pt"))
+    Traceback (most recent call last):
+    ValueError: mine.pt is of another model: it lacks bias
+    """
+    own = model.state_dict()
+    # num_batches_tracked is younger than many files; with a fixed momentum nothing reads it.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    extra = [name for name in weights if name not in own]
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or extra:
+        parts = (f"it {verb} {_few(names)}" for verb, names in (("lacks", missing), ("also has", extra)) if names)
+        raise ValueError(f"{source} is of another model: {' and '.join(parts)}")
+    if wrong:
+        there, here = tuple(weights[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        raise ValueError(f"{source} is of another model: {shown(wrong[0])} is {there}, expected {here}")
+    model.load_state_dict(weights, strict=False)
+
+
+def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> Evaluation:
+    """The error on the recipe's validation data of the weights in `source`.
+
+    Args:
+        source: as for `read_weights`.
+        recipe: names model and data, and the precision.
+        data: (train, validation) in place of the recipe's.
+    """
+    weights = read_weights(source)
+    recipe, loaded = complete(recipe, data, trains=False)
+    where = torch.device(pick_device(device))
+    model = build_model(recipe, loaded, where)
+    fit(model, weights, source)
+    given: dict[str, Any] = {
+        "seed": seed_for(recipe.seed, "validation"),
+        "loaders": pick_loaders(Execution(), loaded),
+        "device": where,
+        "classes": classes_of(recipe, loaded, model, where),
+        "look": loaded.looks[1],
+    }
+    with closing(Feed(loaded.validation, **given)) as feed:
+        return evaluate(model, loaded.validation, recipe, group=Group(device=where), feed=feed)
+
+
+def export_weights(source: Path, to: Path) -> Path:
+    """Write the weights of a run, or of a file, as a plain state dict, whole or not at all.
+
+    Args:
+        source: as for `read_weights`.
+        to: ends in .safetensors or .pt; loads in torchvision's and timm's model of the same name.
+
+    Raises:
+        ValueError: for another ending, a file that is there already, or a disk that refuses; nothing is left then.
+    """
+    if to.suffix not in FORMATS:
+        raise ValueError(f"--to {to} must end in .safetensors or .pt")
+    if to.exists():
+        raise ValueError(f"{to} exists; remove it first, or choose another name")
+    # A tensor of its own for each name: tied weights share one, and a view would bring all that it is a view of.
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_weights(source).items()
+    }
+    temporary = to.with_name(f".{to.name}.writing")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        if to.suffix == ".safetensors":
+            write_tensors(temporary, Snapshot(weights))
+        else:
+            buffer = BytesIO()
+            torch.save(weights, buffer)
+            write_bytes(temporary, buffer.getvalue())
+        temporary.replace(to)
+        sync_folder(to.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        size = sum(tensor.nbytes for tensor in weights.values())
+        raise ValueError(f"{to} cannot be written: {error.strerror or error} ({size:,} bytes are needed)") from error
+    return to
+
+
+def _is_tar(path: Path) -> bool:
+    """What torch would unpack into a folder before it refuses it."""
+    with path.open("rb") as file:
+        return file.read(512)[257:262] == b"ustar"
+
+
+def _grows(tensor: Tensor) -> bool:
+    """Whether it is larger in memory than in its file: a few bytes may claim to be terabytes."""
+    return tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes()
+
+
+def _line(error: BaseException) -> str:
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _few(names: list[str]) -> str:
+    return shown(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,288 @@
+"""A sample that is not finite is bad input, named; it is neither a rate that is too high nor a number in a record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from onehour import Recipe
+from onehour.api import train
+from onehour.cli import main
+from onehour.data.dataset import KeyedDataset
+from onehour.data.faults import FaultError
+from onehour.dist.group import Group
+from onehour.training.build import complete
+from onehour.training.checkpoint import latest_contents
+from onehour.training.flags import HostFlags
+from onehour.training.inputs import InputError
+from onehour.training.joint import train_joint
+from onehour.training.record import Run
+from onehour.training.run import NonFiniteError
+from onehour.training.verify import trace
+
+TRAINING = r"^training sample 5 \(images/5.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"
+VALIDATION = (
+    r"^validation sample 17 \(images/17.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"
+)
+
+
+def strictly(folder: Path) -> None:
+    """Every JSON file of a folder, read by who knows nothing but JSON."""
+
+    def refuse(token: str) -> NoReturn:
+        raise AssertionError(f"{token} is no JSON")
+
+    for path in (*folder.rglob("*.json"), *folder.rglob("*.jsonl")):
+        text = path.read_text(encoding="utf-8")
+        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            json.loads(part, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+@pytest.mark.parametrize("reduce", ["fast", "canonical"])
+def test_training_names_the_sample_and_writes_no_end(tiny: ModuleType, tmp_path: Path, loaders: int, reduce: str):
+    recipe = tiny.recipe(data="tinytask:broken", reduce=reduce)
+    for _ in range(2):  # the same command finds the same
+        with pytest.raises(InputError, match=TRAINING):
+            train(recipe, out=tmp_path / "run", loaders=loaders)
+        assert not (tmp_path / "run" / "summary.json").exists()
+        assert not (tmp_path / "run" / "outcome.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([torch.inf], "1 of its 16 values is infinite"),
+        ([-torch.inf, torch.inf], "2 of its 16 values are infinite"),
+        ([torch.nan, torch.inf], "2 of its 16 values are NaN or infinite"),
+    ],
+)
+def test_tensors_in_memory_are_named_by_index(tiny: ModuleType, tmp_path: Path, values: list[float], said: str):
+    sides = tiny.data()
+    sides[0].tensors[0][AT_LAST].view(-1)[: len(values)] = torch.tensor(values)
+    with pytest.raises(InputError, match=f"^training sample {AT_LAST} is not finite: {said}"):
+        train(tiny.recipe(), data=sides, out=tmp_path / "run")
+
+
+AT_LAST = 47
+
+
+def test_a_sample_of_finite_numbers_is_not_blamed(tiny: ModuleType, tmp_path: Path):
+    with pytest.raises(NonFiniteError, match="Use a lower base_lr"):
+        train(tiny.recipe(data="tinytask:poisoned"), out=tmp_path / "run")
+    assert Run(tmp_path / "run").summary["outcome"] == "non-finite"
+    strictly(tmp_path / "run")
+
+
+class Late(HostFlags):
+    """Tells of an iteration one later, as on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.late, self.earlier = 1, (False, False)
+
+    def read(self, stop: Tensor, halted: Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        found = super().read(stop, halted)
+        told, self.earlier = found if now else self.earlier, found
+        return told
+
+
+@pytest.mark.parametrize("seed", range(8, 14))
+def test_where_the_flags_are_late_the_iteration_before_is_looked_at_too(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+):
+    monkeypatch.setattr("onehour.training.run.HostFlags", Late)
+    with pytest.raises(InputError, match=TRAINING):
+        train(tiny.recipe(data="tinytask:broken", seed=seed), out=tmp_path / "run", loaders=0)
+
+
+def test_a_run_goes_on_once_the_sample_is_mended(tiny: ModuleType, tmp_path: Path):
+    sides = tiny.data()
+    train_side = tiny.Broken(sides[0], 5)
+    recipe = tiny.recipe(seed=8)  # sample 5 is in the third iteration
+    with pytest.raises(InputError):
+        train(recipe, data=(train_side, tiny.Listed(sides[1])), loaders=0, save_every=1, out=tmp_path / "run")
+    train_side.index = -1
+    mended = train(recipe, data=(train_side, tiny.Listed(sides[1])), loaders=0, out=tmp_path / "run")
+    whole = train(recipe, data=(train_side, tiny.Listed(sides[1])), loaders=0, out=tmp_path / "whole")
+    assert mended.environment["from_iteration"] == 2
+    assert mended.summary["state_sha256"] == whole.summary["state_sha256"]
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_validation_names_the_sample_and_keeps_what_was_trained(tiny: ModuleType, tmp_path: Path, loaders: int):
+    sides = tiny.Listed(tiny.data()[0]), tiny.Broken(tiny.data()[1], 17)
+    for _ in range(2):
+        with pytest.raises(InputError, match=VALIDATION):
+            train(tiny.recipe(), data=sides, loaders=loaders, out=tmp_path / "run")
+        contents = latest_contents(tmp_path / "run")
+        assert contents is not None
+        assert json.loads(contents[-1])["iteration"] == 6
+        assert Run(tmp_path / "run").metrics == []
+        strictly(tmp_path / "run")
+    sides[1].index = -1
+    mended = train(tiny.recipe(), data=sides, loaders=loaders, out=tmp_path / "run")
+    whole = train(tiny.recipe(), data=sides, loaders=loaders, out=tmp_path / "whole")
+    assert mended.metrics == whole.metrics
+    assert mended.environment["from_iteration"] == 6
+
+
+def test_in_a_later_chunk_of_validation_the_index_is_that_of_the_data(tiny: ModuleType, tmp_path: Path):
+    images = torch.randn(700, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[600, 0, 2, 1] = torch.nan
+    data = tiny.data()[0], TensorDataset(images, torch.arange(700) % 3)
+    with pytest.raises(InputError, match=r"^validation sample 600 is not finite: 1 of its 16 values is NaN"):
+        train(tiny.recipe(), data=data, out=tmp_path / "run")
+
+
+class Unsure(nn.Module):
+    """Gives no number for some samples, once it is evaluated."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(images)
+        if self.training or len(images) < 20:
+            return logits
+        return torch.where(torch.arange(len(images))[:, None] < 5, torch.nan, logits)
+
+
+def test_a_model_that_gives_no_number_is_said_and_its_record_is_json(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = train(tiny.recipe(), model=Unsure(tiny.net()), out=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.count("warning: the model's outputs are NaN or infinite for validation samples that are finite") == 2
+    strictly(run.folder)
+    assert [record["val_loss"] for record in run.metrics] == [None, None]
+    assert all(record["top1_error"] >= 25 for record in run.metrics)  # 5 of 20 at least
+    again = train(tiny.recipe(), model=Unsure(tiny.net()), out=tmp_path / "run")
+    assert again.metrics == run.metrics
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_evaluating_weights_names_the_sample_or_the_model(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], json_too: bool
+):
+    run = train(tiny.recipe(), out=tmp_path / "run")
+    flags = ["--json"] if json_too else []
+    assert main(["evaluate", str(run.folder), "--data", "tinytask:broken_validation", "--trust", *flags]) == 2
+    assert "onehour: validation sample 17 (images/17.npy) is not finite" in capsys.readouterr().err
+    from safetensors.torch import load_file, save_file
+
+    (weights,) = (run.folder / "checkpoints").glob("*12/model.safetensors")
+    state = load_file(weights)
+    state["4.bias"][0] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    names = ["--model", "tinytask:net", "--data", "tinytask:data"]
+    assert (
+        main(
+            ["evaluate", str(tmp_path / "nan.safetensors"), "--recipe", str(run.folder / "recipe.toml"), *names, *flags]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    if json_too:
+        assert json.loads(said, parse_constant=pytest.fail)["loss"] is None
+    else:
+        assert "loss         NaN or infinite, as the model's outputs are, though the data is finite" in said
+    assert "100.0" in said
+
+
+def test_seeds_that_train_as_one_network_name_the_sample_too(tiny: ModuleType, tmp_path: Path):
+    for number, side in enumerate(("training", "validation")):
+        sides = tiny.data()
+        sides[number].tensors[0][17, 0, 0, 0] = torch.nan
+        recipe, data = complete(tiny.recipe(), sides)
+        folders = [tmp_path / f"{side}-{seed}" for seed in range(2)]
+        with pytest.raises(InputError, match=f"^{side} sample 17 is not finite: 1 of its 16 values is NaN"):
+            train_joint([recipe.replace(seed=seed) for seed in range(2)], data, folders, Group())
+        for folder in folders:
+            assert not (folder / "summary.json").exists()
+            strictly(folder)
+
+
+def test_a_joint_model_that_gives_no_number_is_said(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(
+        "onehour.training.joint.forward",
+        lambda model, images, recipe: model(images) * (1 if model.training else torch.nan),
+    )
+    recipe, data = complete(tiny.recipe())
+    folders = [tmp_path / str(seed) for seed in range(2)]
+    train_joint([recipe.replace(seed=seed) for seed in range(2)], data, folders, Group())
+    for folder in folders:
+        assert {(record["val_loss"], record["top1_error"]) for record in Run(folder).metrics} == {(None, 100.0)}
+        strictly(folder)
+    assert "0: warning: the model's outputs are NaN or infinite" in capsys.readouterr().out
+
+
+def test_verify_names_the_sample_and_holds_nothing_against_nothing(tiny: ModuleType, tmp_path: Path):
+    with pytest.raises(InputError, match=TRAINING):
+        trace(tiny.recipe(data="tinytask:broken"), steps=6, group=Group(), folder=tmp_path)
+    with pytest.raises(ValueError, match="not finite within 6 iterations, so there is nothing to compare"):
+        trace(tiny.recipe(data="tinytask:poisoned"), steps=6, group=Group(), folder=tmp_path)
+
+
+class Replacing(KeyedDataset):
+    """Sample 5 cannot be read, and what is taken in its place is not a number."""
+
+    skips = True
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
+
+    def __init__(self, tensors: TensorDataset) -> None:
+        self.tensors, self.replaced = tensors, False
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tensors[index]
+
+    def keyed(self, index: int, key: int) -> Any:
+        if index == 5:
+            self.replaced = True
+            raise FaultError("images/5.npy", "is damaged", "restore it")
+        image, label = self.tensors[index]
+        once, self.replaced = self.replaced, False
+        return (image * torch.nan if once else image), int(label)
+
+
+def test_what_was_taken_in_the_place_of_an_image_is_called_that(tiny: ModuleType, tmp_path: Path):
+    sides = Replacing(tiny.data()[0]), tiny.Listed(tiny.data()[1])
+    recipe: Recipe = tiny.recipe(bad_images="skip", seed=8)
+    with pytest.raises(InputError, match=r"^what was taken in the place of training sample 5 is not finite: 16 of its"):
+        train(recipe, data=sides, loaders=0, out=tmp_path / "run")
+
+
+def test_two_processes_say_it_once(
+    tiny: ModuleType, alone: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
+        monkeypatch.setenv(name, "1")
+    command = ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run"), "--processes", "2", "--loaders", "1"]
+    assert main([*command, "--data", "tinytask:broken"]) == 2
+    said = capfd.readouterr().err
+    assert said == (
+        "onehour: training sample 5 (images/5.npy) is not finite: 1 of its 16 values is NaN; mend it, or leave it out\n"
+    )
+    assert main([*command, "--fresh", "--data", "tinytask:broken_validation"]) == 2
+    said = capfd.readouterr().err
+    assert "onehour: validation sample 17 (images/17.npy) is not finite" in said
+    assert len(said.splitlines()) == 1
+    contents = latest_contents(alone / "run")
+    assert contents is not None
+    assert json.loads(contents[-1])["iteration"] == 6

@@ -1,0 +1,158 @@
+"""What a whole run does besides learning: it stops at what is not finite, says what it lacks, traces itself."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from onehour.api import train
+from onehour.training.flags import HostFlags
+from onehour.training.record import Run
+from onehour.training.run import NonFiniteError
+
+
+def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(tiny: ModuleType, tmp_path: Path):
+    """Sample 5 is met in the first epoch; here it goes bad after that."""
+    images, labels = tiny.data()[0].tensors
+    data = (TensorDataset(images, labels), tiny.data()[1])
+    calls = []
+
+    def spoil() -> bool:
+        calls.append(1)
+        if len(calls) == 9:
+            images[:, 0, 0, 0] = tiny.HUGE
+        return False
+
+    with pytest.raises(NonFiniteError, match=r"not finite at iteration 9 \(epoch 1\.50, rate 0\.1\)") as raised:
+        train(tiny.recipe(), out=tmp_path / "run", data=data, stop_asked=spoil)
+    assert str(tmp_path / "run") in str(raised.value)
+    run = Run(tmp_path / "run")
+    assert not run.finished
+    assert run.summary["outcome"] == "non-finite"
+    assert [record["iteration"] for record in run.metrics] == [6]
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["iteration-000000006"]
+
+
+class Late(HostFlags):
+    """Tells of an iteration one later, as on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.earlier = False, False
+
+    def read(self, stop: torch.Tensor, halted: torch.Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        found = super().read(stop, halted)
+        told, self.earlier = found if now else self.earlier, found
+        return told
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_where_the_flags_are_late_a_masked_update_is_not_saved(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+):
+    """Neither by --save-every nor by a stop asked at the iteration before: the next start would go on behind it."""
+    monkeypatch.setattr("onehour.training.run.HostFlags", Late)
+    recipe = tiny.recipe(data="tinytask:poisoned", seed=8)  # sample 5 is in the third iteration
+    calls = iter(range(1, 99))
+    for at, asked in ((3, lambda: next(calls) == 2), (4, lambda: False)) if stops else ((4, lambda: False),) * 2:
+        with pytest.raises(NonFiniteError, match=f"not finite at iteration {at} "):
+            train(recipe, out=tmp_path / "run", save_every=1, stop_asked=asked)
+        assert max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == "iteration-000000002"
+
+
+@pytest.mark.parametrize("model", ["Greedy", "GreedyOnHost"])
+def test_out_of_memory_names_the_next_workers_per_pass_and_that_one_runs(tiny: ModuleType, tmp_path: Path, model: str):
+    recipe = tiny.recipe(minibatch=16, base_minibatch=16, model=f"tinytask:{model}")
+    with pytest.raises(ValueError, match=r"out of memory with 4 workers in a pass; give --workers-per-pass 2,"):
+        train(recipe, out=tmp_path / "run")
+    assert train(recipe, out=tmp_path / "run", workers_per_pass=2).finished
+
+
+def test_out_of_memory_with_one_worker_in_a_pass_names_what_else_helps(tiny: ModuleType, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"one worker in a pass; use --precision bf16, or a smaller --per-worker"):
+        train(tiny.recipe(model="tinytask:Hungry"), out=tmp_path / "run", workers_per_pass=1)
+
+
+def test_out_of_memory_with_a_single_image_is_one_message_too(tiny: ModuleType, tmp_path: Path):
+    with pytest.raises(ValueError, match="out of memory"):
+        train(tiny.recipe(model="tinytask:Giant"), out=tmp_path / "run")
+
+
+def test_an_error_of_a_model_is_one_message_with_its_line_and_keeps_its_trace(tiny: ModuleType, tmp_path: Path):
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny.net()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise RuntimeError("a bug of my own")
+            return self.net(images)
+
+    with pytest.raises(ValueError, match=r"RuntimeError: a bug of my own \(.*test_run\.py:\d+\)") as failed:
+        train(tiny.recipe(), out=tmp_path / "run", model=Broken())
+    assert isinstance(failed.value.__cause__, RuntimeError)
+    assert failed.value.__cause__.__traceback__ is not None
+
+
+def test_a_profile_is_a_chrome_trace(tiny: ModuleType, tmp_path: Path):
+    train(tiny.recipe(), out=tmp_path / "run", profile=2)
+    trace = json.loads((tmp_path / "run" / "trace-0.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 2
+    assert any("conv" in name for name in names)
+
+
+def test_save_every_saves_between_evaluations_too(tiny: ModuleType, tmp_path: Path):
+    train(tiny.recipe(), out=tmp_path / "run", save_every=5)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["iteration-000000010", "iteration-000000012"]  # of 5, 6, 10 and 12 the last two
+
+
+def test_minibatches_that_straddle_epochs_are_evaluated_after_the_first_that_ends_past_each(
+    tiny: ModuleType, tmp_path: Path
+):
+    """48 samples in minibatches of 20: epochs end at 48, 96 and 144, inside iterations 3, 5 and 8."""
+    run = train(tiny.recipe(minibatch=20, base_minibatch=20, epochs=3), out=tmp_path / "run")
+    assert [(r["epoch"], r["iteration"], r["position"]) for r in run.metrics] == [(1, 3, 60), (2, 5, 100), (3, 8, 160)]
+    # Each training error is that of the iterations since the one before: a count out of so many samples.
+    for record, samples in zip(run.metrics, (60, 40, 60), strict=True):
+        assert record["train_error"] * samples / 100 == pytest.approx(round(record["train_error"] * samples / 100))
+
+
+def test_the_training_error_is_that_of_the_iterations_since_the_evaluation_before(tiny: ModuleType, tmp_path: Path):
+    """With a rate of next to nothing every epoch has the errors of the initial weights."""
+    run = train(tiny.recipe(base_lr=1e-30, minibatch=16, base_minibatch=16, epochs=3), out=tmp_path / "run")
+    errors = [record["train_error"] for record in run.metrics]
+    losses = [record["train_loss"] for record in run.metrics]
+    assert losses == pytest.approx([losses[0]] * 3, rel=0.05)  # groups of n differ between epochs, and so the loss
+    assert errors == pytest.approx([errors[0]] * 3, abs=15)
+    assert losses[0] > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_labels_of_any_whole_type_train_alike(tiny: ModuleType, tmp_path: Path, dtype: torch.dtype):
+    sides = [TensorDataset(side.tensors[0], side.tensors[1].to(dtype)) for side in tiny.data()]
+    expected = train(tiny.recipe(), data=tiny.data(), out=tmp_path / "expected")
+    run = train(tiny.recipe(), data=tuple(sides), out=tmp_path / "run")
+    assert run.summary["weights_sha256"] == expected.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": True}, {"optimizer": "adamw"}])
+def test_options_train_and_keep_float32_weights(tiny: ModuleType, tmp_path: Path, changes: dict[str, object]):
+    run = train(tiny.recipe(**changes), out=tmp_path / "run")
+    assert {tensor["dtype"] for tensor in run.summary["parameter_tensors"].values()} == {"float32"}
+    plain = train(tiny.recipe(), out=tmp_path / "plain")
+    assert run.metrics[-1]["train_loss"] == pytest.approx(plain.metrics[-1]["train_loss"], rel=0.3)
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_a_compiled_model_learns_the_same(tiny: ModuleType, tmp_path: Path):
+    plain, compiled = (train(tiny.recipe(compile=flag), out=tmp_path / str(flag)) for flag in (False, True))
+    assert compiled.metrics[-1]["train_loss"] == pytest.approx(plain.metrics[-1]["train_loss"], rel=1e-4)
+    assert compiled.metrics[-1]["val_loss"] == pytest.approx(plain.metrics[-1]["val_loss"], rel=1e-4)

@@ -1,0 +1,224 @@
+"""One iteration (eq 2, §3): a sum over passes divided once by kn, masked where anything is not finite."""
+
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onehour import Recipe
+from onehour.dist.group import Group
+from onehour.dist.placement import passes
+from onehour.rules.batchnorm import convert_batchnorm
+from onehour.training.build import build_optimizer
+from onehour.training.checkpoint import Checkpoints
+from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.step import Step
+from onehour.training.timing import StepTimer
+
+N = 2  # n; k = 3 workers of them
+
+
+def make(model: nn.Module, *, together: int = 1, **changes: Any) -> tuple[Step, Recipe]:
+    common: dict[str, Any] = {
+        "minibatch": 6,
+        "per_worker": N,
+        "base_minibatch": 6,
+        "base_lr": 0.5,
+        "warmup": "none",
+        "samples": 60,
+        "precision": "float64",
+        "weight_decay": 0.0,
+    }
+    recipe = Recipe(**(common | changes))
+    model = convert_batchnorm(model, N).double().train()
+    optimizer = build_optimizer(recipe, model)
+    share = passes(range(3), together)
+    return Step(recipe, model, optimizer, passes=share, group=Group(), timer=StepTimer(torch.device("cpu"))), recipe
+
+
+def batches(images: Tensor, labels: Tensor, together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """The passes of one minibatch, whose rows belong to the workers in turn."""
+    for workers in passes(range(3), together):
+        rows = [row * 3 + worker for row in range(N) for worker in workers]
+        yield images[rows], labels[rows]
+
+
+class Marked(nn.Module):
+    """Logits that are a bias, and `extra` with it where the first image of a pass is marked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.extra = nn.Parameter(torch.zeros(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.bias + (self.extra if images[0, 0] == 9 else 0) + 0 * images
+
+
+class Rooted(nn.Module):
+    """A finite output, √0 = 0, whose gradient is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 3)
+        self.root = nn.Parameter(torch.zeros(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images) + self.root.sqrt()
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 1])
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_the_gradient_is_the_sum_over_the_samples_divided_once_by_kn(together: int):
+    step, _ = make(Marked(), together=together)
+    step(0, batches(torch.zeros(6, 3).double(), LABELS, together), stopping=False)
+    # Softmax of zeros is 1/3 for each class; labels 0, 1 and 2 occur 2, 3 and 1 times.
+    expected = torch.tensor([6 / 3 - 2, 6 / 3 - 3, 6 / 3 - 1], dtype=torch.float64) / 6
+    bias = step.model.get_parameter("bias")
+    torch.testing.assert_close(bias.grad, expected, rtol=0, atol=1e-12)
+    # Nesterov's first step: rate · (1 + m) · gradient.
+    torch.testing.assert_close(bias.detach(), -0.5 * 1.9 * expected, rtol=0, atol=1e-12)
+    assert step.totals.tolist() == pytest.approx([math.log(3), 4], abs=1e-12)  # argmax of zeros is 0
+
+
+def test_a_parameter_that_one_worker_used_has_that_workers_sum_over_kn():
+    step, _ = make(Marked(), weight_decay=0.1)
+    images = torch.zeros(6, 3).double()
+    images[1, 0] = 9  # the first image of worker 1, whose labels are 1 and 1
+    step(0, batches(images, LABELS), stopping=False)
+    expected = torch.tensor([2 / 3, 2 / 3 - 2, 2 / 3], dtype=torch.float64) / 6
+    extra = step.model.get_parameter("extra")
+    torch.testing.assert_close(extra.grad, expected, rtol=0, atol=1e-12)
+
+
+def test_a_parameter_that_no_worker_used_is_neither_decayed_nor_moved_by_its_velocity():
+    step, _ = make(Marked(), weight_decay=0.1)
+    extra = step.model.get_parameter("extra")
+    marked = torch.zeros(6, 3).double()
+    marked[:, 0] = 9
+    step(0, batches(marked, LABELS), stopping=False)
+    moved = extra.detach().clone()
+    velocity = step.optimizer.state[extra]["momentum_buffer"].clone()
+    assert moved.abs().max() > 0.1
+    step(1, batches(torch.zeros(6, 3).double(), LABELS), stopping=False)
+    assert torch.equal(extra.detach(), moved)
+    assert torch.equal(step.optimizer.state[extra]["momentum_buffer"], velocity)
+    step(2, batches(marked, LABELS), stopping=False)  # and it moves again when it is used again
+    assert not torch.equal(extra.detach(), moved)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("bad", ["infinite image", "nan image", "gradient alone"])
+def test_what_is_not_finite_masks_the_update_and_all_later_ones(tiny: ModuleType, optimizer: str, bad: str):
+    torch.manual_seed(0)
+    model = Rooted() if bad == "gradient alone" else nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    if bad == "gradient alone":
+        nn.init.ones_(model.get_parameter("root"))
+    step, _ = make(model, optimizer=optimizer, weight_decay=0.1)
+
+    def state() -> str:
+        return digest_of(model_state(step.model), optimizer_state(step.optimizer, step.model))
+
+    good = torch.randn(6, 3).double()
+    step(0, batches(good, LABELS), stopping=False)
+    assert not step.halted
+    if bad == "gradient alone":
+        step.model.get_parameter("root").data.zero_()
+    before, totals = state(), step.totals.tolist()
+    images = good.clone()
+    if bad != "gradient alone":
+        images[4] = torch.inf if bad == "infinite image" else torch.nan
+    step(1, batches(images, LABELS), stopping=False)
+    assert step.halted
+    assert math.isfinite(step.scalars[0]) == (bad == "gradient alone")
+    assert state() == before
+    step(2, batches(good, LABELS), stopping=False)
+    assert state() == before
+    assert step.totals.tolist() == totals
+
+
+def test_a_stop_that_was_asked_for_is_in_the_vector_and_goes_with_the_next_iteration():
+    step, _ = make(Marked())
+    images = torch.zeros(6, 3).double()
+    step(0, batches(images, LABELS), stopping=True)
+    assert step.scalars[2] == 1
+    step(1, batches(images, LABELS), stopping=False)
+    assert step.scalars[2] == 0
+
+
+def test_the_rate_is_the_schedules_at_the_iterations_first_sample():
+    step, recipe = make(Marked(), warmup="gradual", base_minibatch=3, warmup_epochs=1, epochs=2)
+    for iteration in (0, 1, 4):
+        step(iteration, batches(torch.zeros(6, 3).double(), LABELS), stopping=False)
+        rates = {group["lr"] for group in step.optimizer.param_groups}
+        assert rates == {recipe.schedule(iteration * 6 / 60)}
+        assert rates.pop() == pytest.approx(0.5 + 0.5 * iteration / 10)
+
+
+def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rate(tmp_path: Path):
+    recipe = {"optimizer": "onehour.training.inside:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
+    step, made = make(Marked(), **recipe)
+    checkpoints = Checkpoints(tmp_path, made, Group(), warn=print)
+    step.before_update = checkpoints.detach
+    images, late = torch.zeros(6, 3).double(), threading.Event()
+    step(0, batches(images, LABELS), stopping=False)
+    before = digest_of(optimizer_state(step.optimizer, step.model))
+    progress = {"iteration": 1, "position": 6, "totals": [0.1, 2.0], "build": {}}
+
+    def wait() -> None:
+        assert late.wait(30)
+
+    checkpoints.save(step.model, step.optimizer, progress, first=wait)
+    step(1, batches(images, LABELS), stopping=False)
+    late.set()
+    checkpoints.close()
+    other, _ = make(Marked(), **recipe)
+    checkpoints.load(other.model, other.optimizer)
+    assert digest_of(optimizer_state(other.optimizer, other.model)) == before
+
+
+def test_statistics_move_once_an_iteration_however_many_passes_it_takes():
+    torch.manual_seed(0)
+    images = torch.randn(6, 3).double()
+    after = []
+    for together in (1, 2, 3):
+        step, _ = make(nn.Sequential(nn.BatchNorm1d(3)), together=together)
+        step(0, batches(images, LABELS, together), stopping=False)
+        after.append(step.model.state_dict())
+    for name in ("0.running_mean", "0.running_var"):
+        for state in after[1:]:
+            torch.testing.assert_close(state[name], after[0][name], rtol=0, atol=1e-12)
+    workers = [images[worker::3] for worker in range(3)]
+    variance = torch.stack([w.var(0) for w in workers]).mean(0)
+    torch.testing.assert_close(after[0]["0.running_var"], 0.9 + 0.1 * variance, rtol=0, atol=1e-12)
+    assert [int(state["0.num_batches_tracked"]) for state in after] == [1, 1, 1]
+
+
+def test_random_layers_are_keyed_by_iteration_and_worker():
+    class Recording(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.drawn = nn.Parameter(torch.zeros(3)), []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.drawn.append(torch.rand(1).item())
+            return self.bias + 0 * images
+
+    drawn = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)
+        model = Recording()
+        step, _ = make(model)
+        for iteration in (0, 1):
+            step(iteration, batches(torch.zeros(6, 3).double(), LABELS), stopping=False)
+        drawn.append(model.drawn)
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 6

@@ -1,0 +1,206 @@
+"""Weights outside their run: evaluated, exported, refused."""
+
+import contextlib
+import errno
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import TensorDataset
+
+import onehour
+from onehour.cli import main
+from onehour.config import Recipe
+from onehour.models.load import load_model
+from onehour.rules.batchnorm import convert_batchnorm
+from onehour.training.record import Run
+from onehour.training.weights import evaluate_weights, export_weights, fit, read_weights
+
+
+@pytest.fixture(scope="module")
+def vision() -> None:
+    """torchvision's build for CUDA asks for operators that a CPU has not: it imports once they are defined."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    for operator in (
+        "nms(Tensor dets, Tensor scores, float t) -> Tensor",
+        "qnms(Tensor d, Tensor s, float t) -> Tensor",
+    ):
+        with contextlib.suppress(RuntimeError):
+            torch.library.define(f"torchvision::{operator.partition('(')[0]}", operator[operator.index("(") :])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    return onehour.train("digits", minibatch=1024, epochs=1, warmup="none", out=folder)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_an_exported_file_loads_in_a_plain_model_with_the_same_logits(run: Run, suffix: str, tmp_path: Path):
+    path = export_weights(run.folder, tmp_path / f"model.{suffix}")
+    plain = load_model("resnet8", channels=1, classes=10)
+    missing = plain.load_state_dict(read_weights(path))
+    assert not missing.missing_keys
+    result = evaluate_weights(path, recipe=run.recipe)
+    assert result.top1_error == run.metrics[-1]["top1_error"]
+    assert result.loss == run.metrics[-1]["val_loss"]
+
+
+def test_evaluate_says_what_the_run_logged(run: Run, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("samples", [1, 90])
+def test_evaluation_takes_data_of_any_size(tmp_path: Path, samples: int):
+    model = load_model("resnet8", channels=1, classes=10)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    images = TensorDataset(torch.rand(samples, 1, 8, 8), torch.arange(samples) % 10)
+    found = evaluate_weights(
+        tmp_path / "a.pt", recipe=Recipe(model="resnet8", classes=10), data=(images, images), device="cpu"
+    )
+    assert found.samples == samples
+
+
+def test_a_resnet50_has_torchvisions_keys():
+    """By rule, since torchvision cannot be installed everywhere."""
+    state = load_model("resnet50", channels=3, classes=1000).state_dict()
+    assert len(state) == 320
+    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
+    assert state["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+    assert state["fc.weight"].shape == (1000, 2048)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_logits_equal_those_of_other_libraries(library: str, vision: None, tmp_path: Path):
+    """An exported ResNet-50 in timm's and torchvision's own, and theirs by name in ours."""
+    pytest.importorskip(library)
+    ours, theirs = (
+        load_model("resnet50", channels=3, classes=10),
+        load_model(f"{library}:resnet50", channels=3, classes=10),
+    )
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(images), theirs.eval()(images))
+    convert_batchnorm(theirs, per_worker=2)
+    assert theirs.train()(images).shape == (2, 10)
+
+
+class Planted:
+    """Would make a file when unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_that_does_something_is_not_loaded(tmp_path: Path):
+    torch.save({"weight": Planted(tmp_path / "executed")}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match=r"evil\.pt holds more than tensors"):
+        read_weights(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cut.safetensors", b"\x08", "cannot be read as weights"),
+        ("text.pt", b"hello", "text.pt"),
+        ("notes.txt", b"hello", "is no weights file"),
+        ("old.pt", bytes(257) + b"ustar" + bytes(250), "in the oldest of torch's formats"),
+    ],
+)
+def test_what_is_no_weights_file_is_one_message(name: str, content: bytes, said: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / name)
+
+
+def test_weights_of_another_model_name_what_differs(tmp_path: Path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"lacks 0\.weight, 0\.bias and it also has other"):
+        fit(model, {"other": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"0\.weight is \(3, 9\), expected \(3, 2\)"):
+        fit(model, {"0.weight": torch.zeros(3, 9), "0.bias": torch.zeros(3)}, tmp_path / "x.pt")
+
+
+def test_export_overwrites_nothing_and_knows_its_formats(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "there.pt").write_bytes(b"mine")
+    assert main(["export", str(run.folder), "--to", str(tmp_path / "there.pt")]) == 2
+    assert (tmp_path / "there.pt").read_bytes() == b"mine"
+    assert main(["export", str(run.folder), "--to", str(tmp_path / "model.onnx")]) == 2
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert main(["evaluate", str(tmp_path / "a.safetensors")]) == 2
+    assert "give --recipe, or --model and --data" in capsys.readouterr().err
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_uses_the_one_before(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    newest = max((copy / "checkpoints").iterdir())
+    shutil.copytree(newest, newest.with_name("iteration-000000099"))
+    assert main(["evaluate", str(copy)]) == 0
+    said = capsys.readouterr()
+    assert f"{run.metrics[-1]['top1_error']:.2f} %" in said.out
+    assert "iteration-000000099: its manifest is that of iteration 8; iteration-000000008 is used" in said.err
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt is no plain file"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({1: torch.ones(1)}, "holds no state dict of tensors"),
+        ({"a": 1}, "holds no state dict of tensors: a is a int"),
+        ([torch.ones(1)], "holds no state dict of tensors"),
+        ({"\x1b[2J": torch.ones(1).expand(2**40)}, r"\\x1b\[2J is no plain tensor"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is no plain tensor"),
+        ({"a": torch.ones(1, device="meta")}, "a is no plain tensor"),
+    ],
+)
+def test_what_is_no_plain_state_dict_is_refused(state: object, said: str, tmp_path: Path):
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_tied_and_transposed_weights_are_exported_as_they_are(suffix: str, tmp_path: Path):
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    torch.save({"a": weight, "b": weight, "c": weight.T}, tmp_path / "in.pt")
+    found = read_weights(export_weights(tmp_path / "in.pt", tmp_path / "new" / f"out.{suffix}"))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "a": weight.tolist(),
+        "b": weight.tolist(),
+        "c": weight.T.tolist(),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_full_disk_leaves_nothing_and_is_one_message(
+    run: Run, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert main(["export", str(run.folder), "--to", str(tmp_path / f"x.{suffix}")]) == 2
+    said = capsys.readouterr().err
+    assert f"x.{suffix} cannot be written: No space left on device" in said
+    assert "bytes are needed" in said
+    assert list(tmp_path.iterdir()) == []
