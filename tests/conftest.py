@@ -19,6 +19,14 @@ for _name in ("SIGHUP", "SIGINT"):  # nohup and background jobs ignore them, and
     if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, _name), signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see no GPU but those that are for one, and Triton's kernels run on the CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+
 HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))  # so that "tinytask:net" is importable here, as it is for a user's own module
 

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onehour.rules.batchnorm import batchnorm_relu
+
 __all__ = [
     "BasicBlock",
     "Bottleneck",
@@ -40,9 +42,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        return F.relu(y.add_(shortcut), inplace=True)
+        y = batchnorm_relu(self.bn1, self.conv1(x))
+        return batchnorm_relu(self.bn2, self.conv2(y), shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -67,10 +68,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        return F.relu(y.add_(shortcut), inplace=True)
+        y = batchnorm_relu(self.bn1, self.conv1(x))
+        y = batchnorm_relu(self.bn2, self.conv2(y))
+        return batchnorm_relu(self.bn3, self.conv3(y), shortcut)
 
 
 def _shortcut(inside: int, outside: int, stride: int) -> nn.Module | None:
@@ -123,7 +123,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inside, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = batchnorm_relu(self.bn1, self.conv1(images))
         if self.pools:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))

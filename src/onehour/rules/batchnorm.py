@@ -2,11 +2,13 @@
 
 The loss of a sample depends on the n samples it is normalised with, so n is part of the loss: it stays when k
 changes. A pass over g workers takes a batch (g·n, C, H, W) in which worker j owns the rows j, j + g, j + 2g …, so
-that it views as (n, g·C, H, W) without a copy and one native call normalises each worker by itself.
+that it views as (n, g·C, H, W) without a copy and one native call normalises each worker by itself. On a GPU a batch
+that is channels_last goes through `onehour.rules.kernels`, which also take the ReLU that follows, and a shortcut.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,7 @@ __all__ = [
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "accumulate",
+    "batchnorm_relu",
     "convert_batchnorm",
     "ghost_layers",
 ]
@@ -45,9 +48,10 @@ class _Ghost(_BatchNorm):
         super().__init__(features, **options)
         self.per_worker = positive_int("per_worker", per_worker)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, shortcut: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """The normalised batch; with the shortcut added and a ReLU applied, where asked for."""
         if not self.training:
-            return super().forward(input)
+            return _finish(super().forward(input), shortcut, relu)
         self._check_input_dim(input)
         n, c = self.per_worker, self.num_features
         g, remainder = input.shape[0] // n, input.shape[0] % n  # torch.compile cannot trace divmod
@@ -56,6 +60,13 @@ class _Ghost(_BatchNorm):
                 f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
                 " give full batches (a StreamBatchSampler does, or drop_last=True) or another per_worker"
             )
+        if _kernels_take(input, shortcut, self.weight, self.bias) and n * input.shape[2] * input.shape[3] > 1:
+            from onehour.rules.kernels import Ghost  # needs triton
+
+            output, statistics = Ghost.apply(input, self.weight, self.bias, shortcut, n, self.eps, relu)
+            if self.track_running_stats:
+                self._keep(statistics)
+            return output
         # Two rows that the native call, with momentum 1, fills with the batch's own means and unbiased variances, in
         # the type of γ (or of the running statistics), which mixed precision keeps wider than the input's.
         own = self.weight if self.weight is not None else self.running_mean
@@ -71,7 +82,7 @@ class _Ghost(_BatchNorm):
             output = _UNSAFE_VIEW(output, input.shape)
         if self.track_running_stats:
             self._keep(statistics.view(2, g, c))
-        return output
+        return _finish(output, shortcut, relu)
 
     def _keep(self, by_worker: Tensor) -> None:
         workers: Any = by_worker.shape[1]
@@ -101,6 +112,66 @@ class _Ghost(_BatchNorm):
 
 
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+
+
+def _finish(output: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    if shortcut is not None:
+        output = output.add_(shortcut)
+    return F.relu(output, inplace=True) if relu else output
+
+
+def batchnorm_relu(layer: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """max(BN(x) + shortcut, 0): for a model of one's own, in one pass over memory where the layer is a ghost on a GPU.
+
+    >>> layer = convert_batchnorm(nn.BatchNorm2d(3), per_worker=4)
+    >>> batchnorm_relu(layer, torch.randn(8, 3, 5, 5)).min()
+    tensor(0., grad_fn=<MinBackward1>)
+    """
+    if isinstance(layer, _Ghost):
+        return layer(x, shortcut, relu=True)
+    return _finish(layer(x), shortcut, relu=True)
+
+
+class _Sequence(nn.Sequential):
+    """A Sequential whose ghosts apply the ReLU that comes next: called as a whole, nothing can lie between the two."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        layers = list(self)
+        for number, layer in enumerate(layers):
+            before, after = layers[number - 1 : number], layers[number + 1 : number + 2]
+            if type(layer) is nn.ReLU and any(_is_pair(other, layer) for other in before):
+                continue
+            relu = any(_is_pair(layer, other) for other in after)
+            input = layer(input, relu=True) if relu else layer(input)
+        return input
+
+
+def _is_pair(layer: nn.Module, after: nn.Module) -> bool:
+    return (
+        isinstance(layer, _Ghost)
+        and type(after) is nn.ReLU
+        and not (layer._forward_hooks or layer._backward_hooks or after._forward_pre_hooks or after._forward_hooks)
+        and not (layer._backward_pre_hooks or after._backward_hooks or after._backward_pre_hooks)
+    )
+
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _kernels_take(x: Tensor, shortcut: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> bool:
+    """Whether a batch and what is added to it lie as the kernels expect."""
+    return (
+        _HAS_TRITON
+        and x.is_cuda
+        and x.ndim == 4
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (
+            shortcut is None
+            or (shortcut.dtype == x.dtype and shortcut.shape == x.shape and shortcut.stride() == x.stride())
+        )
+        and (gamma is None) == (beta is None)
+    )
 
 
 class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
@@ -173,6 +244,8 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
         for name, child in parent._modules.items():  # named_children leaves out a module's second name
             if id(child) in replaced:
                 setattr(parent, name, replaced[id(child)])
+                if type(parent) is nn.Sequential:
+                    parent.__class__ = _Sequence
     return replaced.get(id(model), model)
 
 
