@@ -142,7 +142,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return apply(*given)
 
     monkeypatch.setattr(Ghost, "apply", counted)
-    monkeypatch.setattr(layers, "_kernels_take", lambda x, *others: x.is_contiguous(memory_format=torch.channels_last))
+    monkeypatch.setattr(layers, "kernels_take", lambda x: x.is_contiguous(memory_format=torch.channels_last))
     return calls
 
 
@@ -180,8 +180,8 @@ def test_a_sequence_applies_the_relu_in_the_same_pass(taken: list[bool]):
     assert taken == [False, False, True, False]
     model.eval()
     torch.testing.assert_close(model(x), model[2](model[1](model[0](x))))
-    seen: list[Tensor] = []
-    model.train()[0].register_forward_hook(lambda module, given, output: seen.append(output))
+    seen: list[Any] = []
+    model.train()[0].register_forward_hook(lambda module, given, output, seen=seen: seen.append(output))
     model(x)
     assert taken[4:] == [False, False], "somebody looks at what lies between"
     assert seen[0].min() < 0
@@ -211,18 +211,19 @@ def test_a_sequence_of_ones_own_class_is_left_alone(taken: list[bool]):
 )
 def test_who_is_taken(takes: bool, options: dict[str, Any], layout: torch.memory_format):
     with FakeTensorMode():
-        x = torch.empty_strided(
-            (8, 6, 3, 3),
-            (54, 1, 18, 6) if layout == torch.channels_last else (54, 9, 3, 1),
-            **({"device": "cuda", "dtype": torch.float32} | options),
-        )
-        row = torch.empty_strided((6,), (1,), device=x.device)
-        assert layers._kernels_take(x, None, row, row) is takes
-        assert layers._kernels_take(x, x, None, None) is takes
-        assert not layers._kernels_take(
-            x, torch.empty_strided(x.shape, (54, 1, 18, 6), device="cpu").half(), None, None
-        )
-        assert not layers._kernels_take(x, None, row, None)
+        strides = (54, 1, 18, 6) if layout == torch.channels_last else (54, 9, 3, 1)
+        given: dict[str, Any] = {"device": "cuda", "dtype": torch.float32} | options
+        assert layers.kernels_take(torch.empty_strided((8, 6, 3, 3), strides, **given)) is takes
+
+
+def test_what_cannot_be_added_in_the_same_pass_is_added_behind_it(taken: list[bool]):
+    layer = GhostBatchNorm2d(6, per_worker=4)
+    x, shortcut = nhwc(8, 6, 3, 3), nhwc(8, 6, 3, 3, seed=4)
+    expected = layer(x, shortcut, relu=True)
+    assert taken == [True]
+    torch.testing.assert_close(layer(x, shortcut.contiguous(), relu=True), expected)
+    layer(x, shortcut.double(), relu=True)
+    assert taken == [True]
 
 
 @pytest.mark.parametrize("given", [("80", "64"), ("90", "64", "256")], ids=str)

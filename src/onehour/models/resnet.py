@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onehour.rules.batchnorm import batchnorm_relu
+from onehour.rules.batchnorm import batchnorm_relu, kernels_take
 
 __all__ = [
     "BasicBlock",
@@ -125,9 +125,17 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = batchnorm_relu(self.bn1, self.conv1(images))
         if self.pools:
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+            x = _max_pool(x)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    if kernels_take(x):
+        from onehour.models.max_pool import MaxPool  # needs triton
+
+        return MaxPool.apply(x)
+    return F.max_pool2d(x, 3, stride=2, padding=1)
 
 
 def resnet18(**options: Any) -> ResNet:

@@ -28,6 +28,7 @@ __all__ = [
     "batchnorm_relu",
     "convert_batchnorm",
     "ghost_layers",
+    "kernels_take",
 ]
 
 
@@ -60,7 +61,8 @@ class _Ghost(_BatchNorm):
                 f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
                 " give full batches (a StreamBatchSampler does, or drop_last=True) or another per_worker"
             )
-        if _kernels_take(input, shortcut, self.weight, self.bias) and n * input.shape[2] * input.shape[3] > 1:
+        both = (self.weight is None) == (self.bias is None)
+        if kernels_take(input) and _is_like(shortcut, input) and both and input[0, 0].numel() * n > 1:
             from onehour.rules.kernels import Ghost  # needs triton
 
             output, statistics = Ghost.apply(input, self.weight, self.bias, shortcut, n, self.eps, relu)
@@ -158,20 +160,25 @@ def _is_pair(layer: nn.Module, after: nn.Module) -> bool:
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def _kernels_take(x: Tensor, shortcut: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> bool:
-    """Whether a batch and what is added to it lie as the kernels expect."""
+def kernels_take(x: Tensor) -> bool:
+    """Whether a batch lies as the Triton kernels expect: on a GPU, channels_last, in float32 or less.
+
+    >>> kernels_take(torch.zeros(2, 3, 4, 4))
+    False
+    """
     return (
         _HAS_TRITON
         and x.is_cuda
         and x.ndim == 4
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (
-            shortcut is None
-            or (shortcut.dtype == x.dtype and shortcut.shape == x.shape and shortcut.stride() == x.stride())
-        )
-        and (gamma is None) == (beta is None)
     )
+
+
+def _is_like(shortcut: Tensor | None, x: Tensor) -> bool:
+    if shortcut is None:
+        return True
+    return shortcut.dtype == x.dtype and shortcut.shape == x.shape and shortcut.stride() == x.stride()
 
 
 class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):

@@ -8,11 +8,13 @@ written once; backward likewise, with the ReLU's mask computed anew in place of 
     ∂L/∂x = γ/√(σ_j² + ε) · (d - Σd/m - x̂ Σ(d x̂)/m)        d = ∂L/∂y where y > 0, and ∂L/∂r = d
 
 Σ runs over the m = n·HW values of a channel in worker j; ∂L/∂β = Σ_j Σd and ∂L/∂γ = Σ_j Σ(d x̂). All sums are float32
-and added in an order that the shapes alone decide: no atomics.
+and added in an order that the shapes alone decide: no atomics. The second reading begins where the first one ended,
+with what the cache still holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,11 +101,11 @@ def _normalise(
     rows = tl.cdiv(m, split)
     first = part * rows
     last = tl.minimum(first + rows, m)
-    for start in range(first, last, high):
-        r = start + tl.arange(0, high)
+    for behind in range(0, last - first, high):
+        r = first + (tl.cdiv(last - first, high) - 1) * high - behind + tl.arange(0, high)
         at = ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64)[:, None] * channels + c[None, :]
         mask = (r < last)[:, None] & ok[None, :]
-        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(x + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         v = (v - mean[None, :]) * scale[None, :] + shift[None, :]
         if adds:
             v += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
@@ -188,12 +190,12 @@ def _gradient(
     rows = tl.cdiv(m, split)
     first = part * rows
     last = tl.minimum(first + rows, m)
-    for start in range(first, last, high):
-        r = start + tl.arange(0, high)
+    for behind in range(0, last - first, high):
+        r = first + (tl.cdiv(last - first, high) - 1) * high - behind + tl.arange(0, high)
         at = ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64)[:, None] * channels + c[None, :]
         mask = (r < last)[:, None] & ok[None, :]
-        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-        g = tl.load(d + at, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(x + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        g = tl.load(d + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         v -= mean[None, :]
         if relu:
             g = tl.where(v * scale[None, :] + shift[None, :] <= 0.0, 0.0, g)
@@ -215,6 +217,10 @@ def _launch(rows: int, channels: int, workers: int, *, backward: bool) -> tuple[
     wanted = triton.cdiv(programs, blocks * workers)
     split = min(SPLIT * 64 // wide, triton.next_power_of_2(min(wanted, triton.cdiv(rows, high))))
     return (blocks, split, workers), {"split": split, "high": high, "wide": wide, "num_warps": WARPS}
+
+
+def _started(kernel: Any, grid: tuple[int, int, int]) -> Callable[..., None]:
+    return kernel[grid]
 
 
 def ghost_forward(
@@ -239,9 +245,9 @@ def ghost_forward(
     partial = torch.empty(grid[1] * workers * 2 * channels, dtype=torch.float32, device=x.device)
     statistics = torch.empty(2, workers, channels, dtype=torch.float32, device=x.device)
     shape: Any = (rows, pixels, channels, workers)
-    _moments[grid](x, partial, *shape, **tile)
+    _started(_moments, grid)(x, partial, *shape, **tile)
     kind = {"relu": relu, "adds": residual is not None, "affine": gamma is not None}
-    _normalise[grid](x, residual, y, partial, gamma, beta, statistics, *shape, eps, **kind, **tile)
+    _started(_normalise, grid)(x, residual, y, partial, gamma, beta, statistics, *shape, eps, **kind, **tile)
     return y, statistics
 
 
@@ -276,11 +282,11 @@ def ghost_backward(
     weights = torch.empty(2, channels, dtype=torch.float32, device=x.device)
     shape: Any = (rows, pixels, channels, workers)
     affine = gamma is not None
-    _gradient_sums[grid](
+    _started(_gradient_sums, grid)(
         grad, x, y, masked, sums, gamma, beta, statistics, *shape, eps, relu=relu, adds=adds, affine=affine, **tile
     )
     again = relu and not adds
-    _gradient[grid](
+    _started(_gradient, grid)(
         masked, x, dx, sums, gamma, beta, statistics, weights, *shape, eps, relu=again, affine=affine, **tile
     )
     return dx, masked, weights
