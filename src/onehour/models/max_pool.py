@@ -28,7 +28,7 @@ def _pool(x, y, which, rows, height, width, high_out, wide_out, channels, high: 
     image = r // (wide_out * high_out)
     best = tl.full((high, wide), float("-inf"), tl.float32)
     tap = tl.zeros((high, wide), tl.int32)
-    for i in tl.static_range(9):
+    for i in tl.static_range(9):  # pyright: ignore[reportGeneralTypeIssues]
         down, across = top + i // 3, left + i % 3
         inside = ok & ((down >= 0) & (down < height) & (across >= 0) & (across < width))[:, None]
         at = ((image * height + down) * width + across).to(tl.int64)[:, None] * channels + c[None, :]
@@ -50,7 +50,7 @@ def _unpool(grad, which, dx, rows, height, width, high_out, wide_out, channels, 
     down, across = r // width % height, r % width
     image = r // (width * height)
     total = tl.zeros((high, wide), tl.float32)
-    for i in tl.static_range(4):
+    for i in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
         window_down, window_across = (down + 1) // 2 - i // 2, (across + 1) // 2 - i % 2
         tap_down, tap_across = down + 1 - 2 * window_down, across + 1 - 2 * window_across
         covers = (tap_down <= 2) & (tap_across <= 2) & (window_down >= 0) & (window_across >= 0)
@@ -79,7 +79,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (which,) = ctx.saved_tensors
         grad = grad_outputs[0].contiguous(memory_format=torch.channels_last)
         samples, channels, height, width = ctx.size
