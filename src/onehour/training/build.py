@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,14 +32,17 @@ from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
-from onehour.training.precision import forward
-from onehour.training.suitable import refuse_model
+from onehour.training.engine import forward
+from onehour.training.refusals import refuse_model
 
 __all__ = [
+    "OPTIMIZERS",
     "build_model",
+    "build_of",
     "build_optimizer",
     "classes_of",
     "complete",
+    "deterministic",
     "draws_numbers",
     "effects",
     "pick_device",
@@ -306,3 +311,42 @@ def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> 
         return 0
     share = own_share(launched().local_size or execution.processes) if share is None else share
     return max(1, share if pick_device(execution.device) == "cuda" else share // 2)
+
+
+@contextmanager
+def deterministic(recipe: Recipe) -> Iterator[None]:
+    """For a canonical recipe: its number of threads, deterministic algorithms, no TF32, no algorithm by trial.
+
+    Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
+    """
+    if recipe.reduce != "canonical":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        cudnn.benchmark,
+        cudnn.allow_tf32,
+        matmul.allow_tf32,
+    )
+    torch.set_num_threads(recipe.canonical_threads)
+    torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[2:]
+
+
+def build_of(device: torch.device) -> dict[str, str]:
+    """What the bits of a canonical run depend on beside its recipe: it is recorded, and named when it changes."""
+    if device.type == "cuda":
+        name, instructions = torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))
+    else:
+        name, instructions = "cpu", torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "device": name, "instructions": instructions}
