@@ -3,6 +3,7 @@
 Compared as short texts before the first iteration, and named where they differ; recorded as the run's environment.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import hashlib
@@ -140,7 +141,7 @@ def _first(texts: list[str], kind: str) -> list[str]:
 def _differences(said: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     """Of each name that two processes have other values for: process 0, or the first that has one, and another."""
     everything = kind == "recipe"
-    texts = []
+    texts: list[str] = []
     known = [each["facts"].get(kind) for each in said]
     for name in dict.fromkeys(name for facts in known if facts is not None for name in facts):
         values = {

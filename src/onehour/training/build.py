@@ -1,10 +1,11 @@
 """From a recipe to the things that run it: device, data, model, optimizer; everything wrong is found here."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -177,7 +178,7 @@ def _made(model: Callable[[], nn.Module]) -> nn.Module:
         built = model()
     except Exception as error:
         raise ValueError(f"the model's function failed when called: {blame(error)}") from error
-    if not isinstance(built, nn.Module):
+    if not isinstance(built, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
     return built
 
@@ -198,7 +199,8 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
     ghosts = ghost_layers(model)
-    zeros = sum(layer.weight is not None and not layer.weight.any() for layer in ghosts)
+    weights = [layer.weight for layer in ghosts]
+    zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
     decayed, *kept = (len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.weight_decay))
     return (
         f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
@@ -289,7 +291,8 @@ def draws_numbers(model: nn.Module) -> bool:
     (True, False)
     """
     return any(
-        isinstance(module, nn.modules.dropout._DropoutNd) or _drops(vars(module).get("drop_prob"))
+        isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
+        or _drops(vars(module).get("drop_prob"))
         for module in model.modules()
     )
 
@@ -314,7 +317,7 @@ def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> 
 
 
 @contextmanager
-def deterministic(recipe: Recipe) -> Iterator[None]:
+def deterministic(recipe: Recipe) -> Generator[None]:
     """For a canonical recipe: its number of threads, deterministic algorithms, no TF32, no algorithm by trial.
 
     Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.

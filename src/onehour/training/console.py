@@ -6,7 +6,7 @@ A bar on a terminal, plain lines elsewhere. A tracker is a class of three method
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,7 +94,7 @@ class Console:
             self.terminal.print(encodable(line, self.terminal.encoding), markup=False)
 
     @contextmanager
-    def _unheard(self) -> Iterator[None]:
+    def _unheard(self) -> Generator[None]:
         """A run goes on where its output finds a full disk, or a pipe that nobody reads any more: there rich exits."""
         try:
             yield
@@ -123,7 +123,7 @@ class TensorBoard:
     def start(self, recipe: dict[str, Any], folder: Path) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -141,7 +141,9 @@ class WandB:
     def start(self, recipe: dict[str, Any], folder: Path) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self.run = wandb.init(project="onehour", name=folder.name, dir=str(folder), config=recipe, resume="allow")
+        self.run: Any = wandb.init(  # pyright: ignore[reportUnknownMemberType]
+            project="onehour", name=folder.name, dir=str(folder), config=recipe, resume="allow"
+        )
 
     def log(self, record: dict[str, Any]) -> None:
         self.run.log(record, step=record["iteration"])

@@ -1,5 +1,6 @@
 """How batches go through a model: precision, loss and errors, BatchNorm's running statistics (§2.3), evaluation."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
@@ -142,7 +143,7 @@ class RunningStatistics:
         """
         if not self.layers:
             return
-        counts = sums[2 * self._channels :].split(1)
+        counts: list[Tensor] = list(sums[2 * self._channels :].split(1))
         parts = zip(self.layers, self._parts(sums), self._parts(self._running), counts, self._counts, strict=True)
         for layer, total, (mean, variance), count, tracked in parts:
             layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, variance, tracked
@@ -184,7 +185,8 @@ class RunningStatistics:
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
         """Each layer's (2, C) view of a vector."""
-        cut = flat[: 2 * self._channels].split([2 * layer.num_features for layer in self.layers])
+        widths = [2 * layer.num_features for layer in self.layers]
+        cut: list[Tensor] = list(flat[: 2 * self._channels].split(widths))
         return [part.view(2, -1) for part in cut]
 
 
@@ -257,10 +259,11 @@ def evaluate(
                 sums[-1] += found.errors  # counts are exact in float64
     finally:
         model.train(was_training)
-    *by_chunk, errors = group.sum(sums).tolist()
-    by_seed: list[tuple[float, ...]] = list(zip(*by_chunk, strict=True))
+    rows: list[list[float]] = group.sum(sums).tolist()
+    by_seed, errors = list(zip(*rows[:-1], strict=True)), rows[-1]
     for chunk in sorted({chunk for losses in by_seed for chunk in _first_not_finite(losses)}):
         images, _ = next(feed.chunks(range(chunk, chunk + 1)))
+        images = images if seeds == 1 else images.chunk(seeds, 1)[0]  # all seeds have the same
         refuse_batch(images, lambda row, first=chunk * CHUNK: feed.called(first + row))
     return [
         Evaluation(errors=int(wrong), samples=feed.samples, loss=sum(losses) / feed.samples)

@@ -1,5 +1,6 @@
 """The loop that takes runs to their ends: resume → step → evaluate → save."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import signal
@@ -127,8 +128,8 @@ class Loop:
         start = progress[0].iteration
         if start:  # a velocity that has the rate inside was made at this one
             set_rate(self.seeds.optimizer, self.decisions.rate(start - 1), inside=set())
-        totals = [stood.totals for stood in progress if stood is not None]
-        self.totals.copy_(torch.tensor(totals, dtype=torch.float64).T)
+        known = [stood.totals for stood in progress if stood is not None]
+        self.totals.copy_(torch.tensor(known, dtype=torch.float64).T)
         if self.skipping is not None:
             self.skipping.skipped.fill_(progress[0].skipped or 0)
         self.clock.begin(start)
@@ -175,7 +176,7 @@ class Loop:
         alive, images = self._alive(), (done - self.clock.since) * recipe.minibatch
         if together > 1 and not all(lives or run.ended for lives, run in zip(alive, self.runs, strict=True)):
             self._refuse_samples(range(0))
-        totals = self.totals.T.tolist()
+        totals: list[list[float]] = self.totals.T.tolist()
         self.totals.zero_()
         skipped = self.skipping.count() if self.skipping is not None else None
         for seed, run in enumerate(self.runs):
@@ -202,7 +203,8 @@ class Loop:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
         if len(self.runs) > 1:
             self.step.alive &= self.seeds.finite()
-        return self.step.alive.tolist()
+        alive: list[bool] = self.step.alive.tolist()
+        return alive
 
     def _is_time_to_save(self, done: int, *, ends_epoch: bool) -> bool:
         if len(self.runs) == 1:
@@ -228,12 +230,12 @@ class Loop:
                     run.checkpoints.wait()  # what is being written lies in the networks that are filled now
                 self.seeds.give_back()
             build, position = build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
-            for run, part, totals, lives in zip(
-                self.runs, self.seeds.parts, self.totals.T.tolist(), alive, strict=True
-            ):
-                if lives and not run.ended:
+            totals: list[list[float]] = self.totals.T.tolist()
+            for seed, run in enumerate(self.runs):
+                if alive[seed] and not run.ended:
                     with self.watchdog.slow():
-                        run.save(*part, Progress(done, position, totals, build, evaluated, skipped))
+                        progress = Progress(done, position, totals[seed], build, evaluated, skipped)
+                        run.save(*self.seeds.parts[seed], progress)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
         if not any(self._alive()):

@@ -1,11 +1,12 @@
 """What is measured of a run: where an iteration's time goes, a trace, the lines of its record, its summary."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -106,7 +107,7 @@ class Clock:
         return time.perf_counter() - self._started, time.process_time() - self._cpu_started
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None]:
         """While entered, no time passes."""
         before = self.read()
         yield
@@ -118,7 +119,7 @@ class Clock:
 @contextmanager
 def profiled(
     iterations: int, folder: Path, rank: int, *, warn: Callable[[str], None] = print
-) -> Iterator[Callable[[], None]]:
+) -> Generator[Callable[[], None]]:
     """Trace the third iteration and those after it into trace-RANK.json, for chrome://tracing and Perfetto.
 
     Gives a function to call after each iteration; 0 iterations trace nothing.

@@ -1,10 +1,11 @@
 """What a run refuses in one message: a model or an optimizer that it could not save, a sample, a device, a disk."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -46,7 +47,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def in_words(folder: Path, per_pass: int = 1) -> Iterator[None]:
+def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
     """Turn what a device or a disk refuses in the middle of a run into one message.
 
     Args:
@@ -142,10 +143,12 @@ def refuse_iterations(iterations: range, feed: Feed, passes: list[range], group:
             replaced = index in feed.skipped.indices
             found[group.rank] = torch.tensor([index + 1, *counts, replaced], dtype=torch.float64)
             break
-    for index, *counts, replaced in group.sum(found).long().tolist():
+    rows: list[tuple[int, int, int, int, int]] = group.sum(found).long().tolist()
+    for index, nans, infinities, count, replaced in rows:
         if index:
             name = feed.called(index - 1)
-            raise _input_error(f"what was taken in the place of {name}" if replaced else name, *counts)
+            called = f"what was taken in the place of {name}" if replaced else name
+            raise _input_error(called, nans, infinities, count)
 
 
 def _first_bad_row(images: Tensor) -> tuple[int, int, int, int] | None:

@@ -1,5 +1,6 @@
 """One iteration: the passes of this process, one vector reduced, one update (paper eq 2, §3)."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -88,8 +89,9 @@ class Step:
             self.reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
         else:
             self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
-        sums, self._stop, self._skipped, self._used, self._collected = self.reducer.tail.split(sizes)
-        self._losses, self._errors = sums.view(2, seeds)
+        parts: list[Tensor] = list(self.reducer.tail.split(sizes))
+        sums, self._stop, self._skipped, self._used, self._collected = parts
+        self._losses, self._errors = sums.view(2, seeds).unbind()
         self._halted, self._one = torch.zeros((), device=group.device), torch.ones((), device=group.device)
         self._always = self._one > 0
         self.alive = self._always.repeat(seeds)
@@ -187,7 +189,7 @@ class Step:
             self.alive = self.alive & self._losses.isfinite()
             return self._always
         # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
-        torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage]
+        torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             self.reducer.summed(), self._halted, self._one
         )
         live = self._halted == 0

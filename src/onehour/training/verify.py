@@ -1,5 +1,6 @@
 """The proof that p does not matter: a few iterations on several numbers of processes, compared."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import hashlib

@@ -1,5 +1,6 @@
 """A model's weights outside its run: read, evaluated, exported under torch's own names."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import warnings
