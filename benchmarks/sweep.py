@@ -22,7 +22,7 @@ from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 from onehour.recipes import recipe
 from onehour.training.build import complete
-from onehour.training.run import StoppedError
+from onehour.training.record import StoppedError
 from results import write
 
 MINIBATCHES = (32, 128, 512, 2048)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from onehour.api import check, train
+from onehour.api import train
 from onehour.execution import Execution
-from onehour.training.record import Run
-from onehour.training.run import NonFiniteError
+from onehour.runs import check_start
+from onehour.training.record import NonFiniteError, Run
 
 
 def test_a_run_comes_back_as_an_object(tiny: ModuleType, tmp_path: Path):
@@ -151,15 +151,15 @@ def test_not_finite_is_an_error_of_its_own(tiny: ModuleType, tmp_path: Path):
 
 def test_check_finds_what_would_stop_a_run_and_writes_nothing(tiny: ModuleType, tmp_path: Path):
     execution = Execution(out=tmp_path / "run")
-    assert check(tiny.recipe(), execution) is None
+    assert check_start(tiny.recipe(), execution) is None
     assert list(tmp_path.iterdir()) == []
     train(tiny.recipe(), out=tmp_path / "run")
-    finished = check(tiny.recipe(), execution)
+    finished = check_start(tiny.recipe(), execution)
     assert finished is not None
     assert finished.folder == tmp_path / "run"
-    assert check(tiny.recipe(), Execution(out=tmp_path / "run", fresh=True)) is None
+    assert check_start(tiny.recipe(), Execution(out=tmp_path / "run", fresh=True)) is None
     with pytest.raises(ValueError, match="3 processes cannot share 2 workers"):
-        check(tiny.recipe(), Execution(processes=3))
+        check_start(tiny.recipe(), Execution(processes=3))
 
 
 def test_onehour_train_is_a_plain_function_whatever_was_imported_before():
@@ -195,7 +195,7 @@ def test_processes_wait_for_each_other_longer_than_the_watchdog_does(
     def joined(device: str, *, patience: float) -> Any:
         raise InterruptedError(patience)
 
-    monkeypatch.setattr("onehour.api.joined", joined)
+    monkeypatch.setattr("onehour.runs.joined", joined)
     with pytest.raises(InterruptedError) as raised:
         train(tiny.recipe(), out=tmp_path / "run", hang_timeout=seconds)
     assert raised.value.args == (patience,)

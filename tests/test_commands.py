@@ -127,7 +127,7 @@ def test_our_launcher_is_told_of_one_that_is_late_and_sees_itself_who_is_gone(
         raise error("process 1 waited")
 
     ear, mouth = os.pipe()
-    monkeypatch.setattr("onehour.api.run", run)
+    monkeypatch.setattr("onehour.runs.run", run)
     monkeypatch.setattr("onehour.dist.launch.end_with_launcher", lambda: None)
     launched = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in (launched | {"ONEHOUR_TELL": str(mouth)}).items():

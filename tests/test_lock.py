@@ -16,7 +16,8 @@ import pytest
 
 from onehour import Recipe
 from onehour.lock import FolderLostError, HeldFolder
-from onehour.training.record import Recorder, move_aside
+from onehour.training.record import move_aside
+from onehour.training.recorder import Recorder
 
 HOLD = "import sys, time; from pathlib import Path; from onehour.lock import HeldFolder;"
 HOLD += "lock = HeldFolder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -90,7 +91,7 @@ def test_a_folder_that_became_another_recipes_while_its_lock_was_waited_for_is_r
         Recorder(folder, Recipe(seed=1)).close()
         return HeldFolder(folder)
 
-    monkeypatch.setattr("onehour.training.record.HeldFolder", waited)
+    monkeypatch.setattr("onehour.training.recorder.HeldFolder", waited)
     with pytest.raises(ValueError, match=r"another recipe \(seed: 1 → 0\)"):
         Recorder(tmp_path, Recipe())
     assert Recipe.from_toml(tmp_path / "recipe.toml").seed == 1

@@ -11,8 +11,9 @@ from powercut import Disk, Log, laid_out
 from onehour.api import train
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.pitfalls import decisions_of
-from onehour.training.record import Recorder, Run, finished_run
+from onehour.training.decisions import decisions_of
+from onehour.training.record import Run, finished_run
+from onehour.training.recorder import Recorder
 from onehour.training.store import Store
 
 OUT = "runs/new/run"

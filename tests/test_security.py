@@ -43,7 +43,7 @@ ALLOWED = {
     ("check/script.py", "runpy.run_path"): "`onehour check SCRIPT` runs the user's own script: that is what it is for",
     ("check/watching.py", "torch.distributed.all_gather_object"): "between the processes of the user's job; no file",
     ("data/child.py", "pickle"): "from a process that it has forked for it; no file",
-    ("training/loggers.py", "__import__"): "of a package that is named here, to say whether it is installed",
+    ("training/console.py", "__import__"): "of a package that is named here, to say whether it is installed",
 }
 """(file, what), and why it may."""
 
@@ -156,7 +156,7 @@ MAY_WRITE = {
     "lock.py": "the lock itself",
     "check": "a script's own files, into an overlay and folders that it has just made",
     "training/record.py": "a run's folder as a whole, under another name beside it",
-    "training/shared.py": "a file whose name nobody can know",
+    "training/recorder.py": "a file whose name nobody can know",
     "training/store.py": "below the run's folder that is held open",
     "training/tensorfile.py": "new files alone, for the store",
     "training/weights.py": "a file that the person names, and a new one beside it",

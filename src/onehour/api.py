@@ -1,44 +1,28 @@
-"""The same from Python: train in this process, or as one of the processes that a launcher has started."""
+"""The same from Python: train a run, or the runs of a sweep."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import nn
 
 from onehour.config import Recipe
-from onehour.data.sources import Data
-from onehour.dist.devices import refuse_too_few_gpus
-from onehour.dist.group import Group, joined
-from onehour.dist.launch import is_torchruns, process_began
-from onehour.dist.launched import adopt, is_launched, launched, refuse_several
-from onehour.dist.placement import place
-from onehour.dist.slurm import without_srun
+from onehour.dist.launched import refuse_several
 from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
-from onehour.machine import own_share
+from onehour.jobs.sweep import pick_jobs, train_sweep
 from onehour.recipes import recipe as named
+from onehour.runs import run
 from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
-from onehour.training.agreement import agree
-from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
-from onehour.training.facts import facts_of_data, facts_of_start
-from onehour.training.loggers import load_logger
-from onehour.training.memory import less_memory, out_of_memory
-from onehour.training.record import JOB, OUTCOME, Run, ended_on_purpose, finished_run, first_began, move_aside
-from onehour.training.run import DELIBERATE, train_run
-from onehour.training.watchdog import GRACE, Watchdog
+from onehour.training.build import complete
+from onehour.training.loop import never
+from onehour.training.record import Run
 
-__all__ = ["check", "refuse_together", "run", "sweep", "train"]
+__all__ = ["sweep", "train"]
 
 
 def train(
@@ -47,7 +31,7 @@ def train(
     model: nn.Module | Callable[[], nn.Module] | str | None = None,
     data: Any = None,
     trust: bool = False,
-    stop_asked: Callable[[], bool] = lambda: False,
+    stop_asked: Callable[[], bool] = never,
     **options: Any,
 ) -> Run:
     """Train a recipe and return its run, or the finished run if the folder already holds it.
@@ -103,130 +87,6 @@ def train(
     )
 
 
-def run(
-    recipe: Recipe,
-    execution: Execution,
-    *,
-    model: nn.Module | Callable[[], nn.Module] | None = None,
-    data: Any = None,
-    stop_asked: Callable[[], bool] = lambda: False,
-) -> Run:
-    """As `train`, for a recipe and an execution that stand."""
-    adopt()
-    processes = launched().size
-    if not is_launched() and (tasks := without_srun(os.environ)) > 1:
-        print(
-            f"onehour: Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
-            f" `srun onehour train` trains in {tasks} processes",
-            file=sys.stderr,
-            flush=True,
-        )
-    if execution.processes not in (1, processes):
-        raise ValueError(
-            f"processes is {execution.processes}, but {processes} were started; from Python one process trains: use"
-            " `onehour train --processes`, or start the script with torchrun"
-        )
-    execution = dataclasses.replace(execution, processes=processes)
-    device = pick_device(execution.device)
-    facts, failed, loaded = {}, None, None
-    with _watching(execution):
-        try:
-            facts, recipe, loaded = _prepared(recipe, execution, device, model, data)
-        except ValueError as error:
-            failed = error
-    # The watchdog, which names who is stuck, comes first.
-    with joined(device, patience=2 * GRACE * (execution.hang_timeout or 0.0)) as group:
-        sharing = agree(group, facts, failed=failed, allowed=execution.allow_different)
-        assert loaded is not None
-        share = own_share(sharing)
-        if execution.threads:
-            torch.set_num_threads(execution.threads)
-        elif "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(min(torch.get_num_threads(), share))
-        execution = dataclasses.replace(execution, loaders=pick_loaders(execution, loaded, share))
-        folder = execution.folder(recipe)
-        if not _agreed_to_be_finished(folder, recipe, execution, group):
-            train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked)
-        return Run(folder)
-
-
-def refuse_together(error: ValueError, device: str) -> NoReturn:
-    """Leave with an error that this process has before it knows its run, and let those that wait for it hear why.
-
-    Raises:
-        ValueError: `error`, in all processes.
-    """
-    with joined(pick_device(device)) as group:
-        agree(group, failed=error)
-    raise error
-
-
-def _watching(execution: Execution) -> Watchdog:
-    """Data and models are someone's code, and may never end."""
-    rank = int(os.environ.get("RANK", "0"))
-    return Watchdog(None, rank=rank, size=execution.processes, timeout=execution.hang_timeout)
-
-
-def _prepared(
-    given: Recipe, execution: Execution, device: str, model: Any, data: Any
-) -> tuple[dict[str, dict[str, Any]], Recipe, Data]:
-    """What all processes must agree on, and the recipe and the data.
-
-    Raises:
-        ValueError: for what this process has no use for.
-    """
-    place(given.workers.workers, execution.processes)
-    recipe, loaded = complete(given, data)
-    if execution.processes == 1:
-        return {}, recipe, loaded
-    named = (given.model, given.data, given.optimizer, execution.log, model, data)
-    facts = facts_of_start(given, torch.device(device), named) | facts_of_data(recipe, loaded)
-    return facts, recipe, loaded
-
-
-def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:
-    """Process 0 looks at the folder; what it finds, or refuses, every process hears.
-
-    Raises:
-        ValueError: for what it refuses.
-        StoppedError, NonFiniteError: in a process that a launcher restarted, if its job had ended so on purpose.
-    """
-    began, found = _job_began(group), ("", "")
-    if group.rank == 0:
-        # A host came or went, and torchrun starts all anew: what this job began is not started over.
-        this_jobs = began < first_began(folder) < process_began(os.getpid())
-        found = _look_at(folder, recipe, began, fresh=execution.fresh and not this_jobs)
-    answer = group.broadcast(json.dumps(found).encode())
-    assert answer is not None
-    kind, message = json.loads(answer)
-    if kind == "refused":
-        raise ValueError(message)
-    if kind in DELIBERATE:
-        raise DELIBERATE[kind](message)
-    return kind == "finished"
-
-
-def _job_began(group: Group) -> float:
-    """When the first of torchrun's agents began, of which at least one outlives the others; now without torchrun."""
-    began = torch.zeros(group.size, dtype=torch.float64, device=group.device)
-    began[group.rank] = process_began(os.getppid()) if is_torchruns() else time.time()
-    return float(group.sum(began).min())
-
-
-def _look_at(folder: Path, recipe: Recipe, began: float, *, fresh: bool) -> tuple[str, str]:
-    try:
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        ended = ended_on_purpose(folder, os.environ.get(JOB)) if restarted else None
-        # torchrun calls every job "none", unless told.
-        if ended is not None and not (is_torchruns() and (folder / OUTCOME).stat().st_mtime < began):
-            return ended
-        if fresh and not restarted:
-            move_aside(folder)
-        return ("finished" if finished_run(folder, recipe) else "go"), ""
-    except ValueError as error:
-        return "refused", str(error)
-
-
 def sweep(
     recipe: Recipe | str,
     *,
@@ -270,8 +130,6 @@ def sweep(
     Traceback (most recent call last):
     ValueError: --seeds is 0; expected at least 1, and 5 for the paper's table
     """
-    from onehour.jobs.sweep import pick_jobs, train_sweep
-
     refuse_several("sweep")
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
     completed, _ = complete(asked_for(chosen, trust=trust))
@@ -281,26 +139,3 @@ def sweep(
     for _ in train_sweep(spec, folder, jobs=jobs, execution=execution, together=seeds_together):
         pass
     return read_study([folder])
-
-
-def check(recipe: Recipe, execution: Execution) -> Run | None:
-    """Find what would stop a run before its processes start.
-
-    Returns:
-        The run, if the folder already holds it finished.
-
-    Raises:
-        ValueError: for bad input.
-    """
-    place(recipe.workers.workers, execution.processes)
-    refuse_too_few_gpus(execution.processes, pick_device(execution.device))
-    with _watching(execution):
-        load_logger(execution.log)
-        recipe, data = complete(recipe)
-        try:
-            build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(less_memory(1)) from error
-    return None if execution.fresh else finished_run(execution.folder(recipe), recipe)

@@ -57,12 +57,12 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         code = _train_here(recipe, execution, stop)
         ours = is_launched_by_us() or launched().rank != 0
         return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
-    from onehour.api import check
+    from onehour.runs import check_start
 
     if options.processes == "auto":
         execution = _on_devices(recipe, execution)
     refuse_used_port(execution.port)
-    finished = check(recipe, execution)
+    finished = check_start(recipe, execution)
     if finished is not None:
         _say(f"{finished.folder} is finished; --fresh starts over and keeps it under a numbered name")
         return _print_outcome(finished)
@@ -109,21 +109,21 @@ def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
 
     if not is_launched():
         raise error
-    from onehour.api import refuse_together
+    from onehour.runs import refuse_together
 
     refuse_together(error, options.device or "auto")
 
 
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
-    from onehour.api import run
     from onehour.dist.group import PeerLateError, PeerLostError
     from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.lock import FolderLostError
-    from onehour.training.run import NonFiniteError, StoppedError
+    from onehour.runs import run
+    from onehour.training.record import NonFiniteError, StoppedError
 
     try:
-        run(recipe, execution, stop_asked=stop)
+        run(recipe, execution, signals=stop)
     except (NonFiniteError, StoppedError) as error:
         if is_launched_by_us():
             return 0  # a failure would be restarted; the launcher reads in the folder how it ended

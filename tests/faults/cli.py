@@ -141,12 +141,12 @@ def whole_recipe() -> str:
 @contextmanager
 def nothing_starts(draw: random.Random) -> Iterator[None]:
     """Where training, a script or processes would start, the command ends in one of the ways in which these end."""
-    import onehour.api as api
+    import onehour.runs as runs
     from onehour.check.runner import CheckError
     from onehour.dist.launch import LaunchError
     from onehour.training import build
 
-    real_check, real_data = api.check, loaded
+    real_check, real_data = runs.check_start, loaded
 
     def check(recipe: Any, execution: Any) -> Any:
         return real_check(recipe, execution) if draw.random() < 0.1 else None
@@ -164,7 +164,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
         ("onehour.commands._train_here", lambda *_: draw.choice((4, 75))),
         ("onehour.dist.launch.launch", fail(LaunchError("a process failed", 1))),
         ("onehour.check.runner.check_script", fail(CheckError("not checked here"))),
-        ("onehour.api.check", check),
+        ("onehour.runs.check_start", check),
         ("onehour.training.record.move_aside", lambda folder: None),
         ("onehour.jobs.sweep.expected_seconds", lambda *_, **__: 60.0),
     ]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import onehour
-from onehour.training.run import StoppedError
+from onehour.training.record import StoppedError
 
 __all__ = [
     "CASES",

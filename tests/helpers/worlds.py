@@ -24,13 +24,15 @@ from onehour import Recipe, SampleStream, parameter_groups
 from onehour import recipe as named
 from onehour.cli import main
 from onehour.data.digits import digits
+from onehour.data.loader import Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group, joined
 from onehour.execution import Execution
 from onehour.models.load import load_model
 from onehour.training.build import build_model, complete
-from onehour.training.evaluate import evaluate
-from onehour.training.run import NonFiniteError, StoppedError, train_run
+from onehour.training.engine import evaluate
+from onehour.training.record import NonFiniteError, StoppedError
+from onehour.training.run import train_run
 from onehour.training.state import digest_of, model_state
 
 STEPS = 20
@@ -97,7 +99,8 @@ def evaluations(group: Group, folder: Path) -> None:
     for samples in SIZES:
         some = TensorDataset(*data.validation[:samples])
         for kind, dataset in (("tensors", some), ("listed", tinytask.Listed(some))):
-            result = evaluate(model, dataset, recipe, group=group)
+            feed = Feed(dataset, seed=0, loaders=0, device=group.device)
+            (result,) = evaluate(model, feed, recipe, group=group)
             said[f"{kind} {samples}"] = [result.errors, result.samples, result.loss.hex()]
     tell(group, folder, "evaluations", said)
 

@@ -13,8 +13,7 @@ from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
-from onehour.training.record import Run
-from onehour.training.run import StoppedError
+from onehour.training.record import Run, StoppedError
 
 HERE = Execution(device="cpu", threads=1)
 
@@ -81,7 +80,7 @@ def test_seeds_that_do_not_fit_into_memory_together_are_trained_one_by_one(
     def full(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("onehour.training.joint.train_joint", full)
+    monkeypatch.setattr("onehour.training.run.train_seeds", full)
     task = task_of(tiny, tmp_path, range(2))
     assert run_task(task, HERE, never) == "all at once they do not fit into memory"
     assert all(Run(folder).finished for folder in task.folders)

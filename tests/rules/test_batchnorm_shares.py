@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onehour.rules.batchnorm import GhostBatchNorm2d, accumulate, convert_batchnorm
-from onehour.training.statistics import RunningStatistics
+from onehour.training.engine import RunningStatistics
 
 N, K, C = 4, 3, 5  # n, k and channels
 SHARES = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -92,10 +92,19 @@ def test_several_passes_take_the_shares_of_their_own_workers(passes: tuple[int, 
 def test_layers_with_momenta_of_their_own_take_shares_of_their_own():
     layers = (nn.BatchNorm2d(C), nn.BatchNorm2d(C))
     model: Any = convert_batchnorm(nn.Sequential(*layers), N).double()
-    statistics = RunningStatistics(model)
-    statistics.weigh(torch.stack([SHARES, SHARES.flip(0)]))
-    assert [module.shares.tolist() for module in model] == [SHARES.tolist(), SHARES.flip(0).tolist()]
-    statistics.weigh(None)
+    model[1].momentum = 0.3
+
+    class Rule:
+        def shares(self, momentum: float) -> Tensor:
+            return SHARES if momentum == 0.1 else SHARES.flip(0)
+
+        def moved(self, momentum: float) -> float:
+            return momentum
+
+    statistics = RunningStatistics(model, Rule())
+    statistics.begin_pass(range(1, 3))
+    assert [module.shares.tolist() for module in model] == [SHARES[1:].tolist(), SHARES.flip(0)[1:].tolist()]
+    statistics.detach()
     assert [module.shares for module in model] == [None, None]
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from onehour.config import ADAPTIVE
 from onehour.rules.probe import is_adaptive
 from onehour.training.build import OPTIMIZERS
-from onehour.training.inside import InsideSGD
+from onehour.training.decisions import InsideSGD
 
 Params = list[Tensor]
 

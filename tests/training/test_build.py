@@ -160,7 +160,7 @@ def test_the_linear_rule_is_refused_for_every_optimizer_that_divides_by_the_grad
         build_optimizer(tiny.recipe(**(grown | allowed)), tiny.net())
 
 
-@pytest.mark.parametrize("name", ["torch.optim:SGD", "torch.optim:ASGD", "onehour.training.inside:InsideSGD"])
+@pytest.mark.parametrize("name", ["torch.optim:SGD", "torch.optim:ASGD", "onehour.training.decisions:InsideSGD"])
 def test_the_linear_rule_is_for_what_grows_with_the_gradient(tiny: ModuleType, name: str):
     build_optimizer(tiny.recipe(optimizer=name, minibatch=16), tiny.net())
 

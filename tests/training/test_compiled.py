@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from steps import step_of
 from torch import Tensor, nn
 
 from onehour import Recipe
-from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.models.small import resnet8
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import build_optimizer, complete, pick_workers_per_pass
+from onehour.training.build import complete, pick_workers_per_pass
 from onehour.training.step import Step
-from onehour.training.timing import StepTimer
 
 N = 4
 
@@ -37,20 +36,13 @@ def trained(k: int, together: int, *, compiled: bool, iterations: int = 3) -> tu
     torch.manual_seed(0)
     recipe = Recipe(samples=1000, minibatch=k * N, per_worker=N, base_minibatch=k * N, compile=compiled)
     model = convert_batchnorm(resnet8(channels=1, classes=3), N).train()
-    step = Step(
-        recipe,
-        model,
-        build_optimizer(recipe, model),
-        passes=passes(range(k), together),
-        group=Group(),
-        timer=StepTimer(torch.device("cpu")),
-    )
+    step = step_of(recipe, model, passes(range(k), together))
     draw = torch.Generator().manual_seed(0)
     sizes = [N * len(workers) for _ in range(iterations) for workers in step.passes]
     given = [(torch.randn(size, 1, 8, 8, generator=draw), torch.arange(size) % 3) for size in sizes]
     batches = iter(given)
     for iteration in range(iterations):
-        step(iteration, batches, stopping=False)
+        step(iteration, batches)
     return step, [parameter.detach() for parameter in model.parameters()]
 
 

@@ -9,12 +9,15 @@ import torch
 
 from onehour import Recipe, train
 from onehour.training.console import Console
-from onehour.training.flags import HostFlags
-from onehour.training.precision import forward
-from onehour.training.timing import PARTS, StepTimer
+from onehour.training.engine import forward
+from onehour.training.loop import HostFlags
+from onehour.training.measure import Metrics, StepTimer
+from onehour.training.record import PARTS
 
 RECIPE = Recipe(name="mine", minibatch=512, samples=5120, epochs=90)
-RECORD = {"epoch": 7, "iteration": 70, "lr": 0.2, "train_error": 12.5, "top1_error": 25.0}
+RECORD = Metrics(
+    epoch=7, iteration=70, position=0, lr=0.2, train_loss=0.0, train_error=12.5, val_loss=0.0, top1_error=25.0
+)
 
 
 def show(*, quiet: bool = False, start: int = 0) -> None:
@@ -58,7 +61,7 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
 @pytest.mark.parametrize(("stop", "halted"), [(0.0, False), (1.0, False), (3.0, True), (0.0, True)])
 def test_the_host_reads_both_flags(stop: float, halted: bool):
     flags = HostFlags(torch.device("cpu"))
-    assert flags.read(torch.tensor(stop), torch.tensor(halted)) == (stop > 0, halted)
+    assert flags.read(torch.tensor(stop), torch.tensor([not halted])) == (stop > 0, halted)
 
 
 def test_a_timer_adds_the_laps_of_a_step_and_forgets_them_when_read(monkeypatch: pytest.MonkeyPatch):

@@ -20,11 +20,10 @@ from onehour.data.faults import FaultError
 from onehour.dist.group import Group
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
-from onehour.training.flags import HostFlags
-from onehour.training.inputs import InputError
-from onehour.training.joint import train_joint
-from onehour.training.record import Run
-from onehour.training.run import NonFiniteError
+from onehour.training.loop import HostFlags
+from onehour.training.record import NonFiniteError, Run
+from onehour.training.refusals import InputError
+from onehour.training.run import train_seeds
 from onehour.training.verify import trace
 
 TRAINING = r"^training sample 5 \(images/5.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"
@@ -88,8 +87,8 @@ class Late(HostFlags):
         super().__init__(device)
         self.late, self.earlier = 1, (False, False)
 
-    def read(self, stop: Tensor, halted: Tensor, *, now: bool = False) -> tuple[bool, bool]:
-        found = super().read(stop, halted)
+    def read(self, stop: Tensor, alive: Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        found = super().read(stop, alive)
         told, self.earlier = found if now else self.earlier, found
         return told
 
@@ -98,7 +97,7 @@ class Late(HostFlags):
 def test_where_the_flags_are_late_the_iteration_before_is_looked_at_too(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ):
-    monkeypatch.setattr("onehour.training.run.HostFlags", Late)
+    monkeypatch.setattr("onehour.training.loop.HostFlags", Late)
     with pytest.raises(InputError, match=TRAINING):
         train(tiny.recipe(data="tinytask:broken", seed=seed), out=tmp_path / "run", loaders=0)
 
@@ -205,7 +204,7 @@ def test_seeds_that_train_as_one_network_name_the_sample_too(tiny: ModuleType, t
         recipe, data = complete(tiny.recipe(), sides)
         folders = [tmp_path / f"{side}-{seed}" for seed in range(2)]
         with pytest.raises(InputError, match=f"^{side} sample 17 is not finite: 1 of its 16 values is NaN"):
-            train_joint([recipe.replace(seed=seed) for seed in range(2)], data, folders, Group())
+            train_seeds([recipe.replace(seed=seed) for seed in range(2)], data, folders, Group())
         for folder in folders:
             assert not (folder / "summary.json").exists()
             strictly(folder)
@@ -215,12 +214,12 @@ def test_a_joint_model_that_gives_no_number_is_said(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(
-        "onehour.training.joint.forward",
+        "onehour.training.engine.forward",
         lambda model, images, recipe: model(images) * (1 if model.training else torch.nan),
     )
     recipe, data = complete(tiny.recipe())
     folders = [tmp_path / str(seed) for seed in range(2)]
-    train_joint([recipe.replace(seed=seed) for seed in range(2)], data, folders, Group())
+    train_seeds([recipe.replace(seed=seed) for seed in range(2)], data, folders, Group())
     for folder in folders:
         assert {(record["val_loss"], record["top1_error"]) for record in Run(folder).metrics} == {(None, 100.0)}
         strictly(folder)

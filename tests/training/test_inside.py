@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onehour.rules.momentum import correct_momentum, momentum_form, set_rate, velocity_inside
-from onehour.training.inside import InsideSGD
+from onehour.training.decisions import InsideSGD
 
 RATES = [0.1, 0.1, 0.25, 0.4, 0.04, 0.04, 0.3]
 FORMS = pytest.mark.parametrize("nesterov", [True, False])

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from onehour.models.small import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import initialize
-from onehour.training.join import (
+from onehour.training.seeds import (
     JoinedLinear,
+    Part,
     join_models,
     join_optimizer,
     refuse_difference,
@@ -171,13 +172,13 @@ def test_optimizers_go_on_together_and_apart_again(make: Callable[..., torch.opt
         step(models, own)
     joined = join_models(models)
     optimizer = make(joined.parameters())
-    join_optimizer(optimizer, joined, list(zip(own, models, strict=True)))
+    join_optimizer(optimizer, joined, [Part(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         optimizer.zero_grad()
         loss(joined.train()(images().transpose(0, 1).flatten(1, 2))).backward()
         optimizer.step()
     split_models(joined, models)
-    split_optimizer(optimizer, joined, list(zip(own, models, strict=True)))
+    split_optimizer(optimizer, joined, [Part(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         step(models, own)
     for _ in range(begun + 4):

@@ -23,9 +23,9 @@ from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
-from onehour.training.joint import refuse_joining, train_joint
-from onehour.training.record import Run
-from onehour.training.run import StoppedError, train_run
+from onehour.training.record import Run, StoppedError
+from onehour.training.run import train_run, train_seeds
+from onehour.training.seeds import refuse_joining
 from onehour.training.weights import evaluate_weights
 
 SEEDS = range(3)
@@ -43,7 +43,7 @@ def folders(where: Path, seeds: Sequence[int] = SEEDS) -> list[Path]:
 
 def together(recipe: Recipe, data: Data, where: Path, seeds: Sequence[int] = SEEDS, **options: Any) -> list[Run]:
     recipes = [recipe.replace(seed=seed) for seed in seeds]
-    train_joint(recipes, data, folders(where, seeds), Group(), **options)
+    train_seeds(recipes, data, folders(where, seeds), Group(), **options)
     return [Run(folder) for folder in folders(where, seeds)]
 
 
@@ -131,7 +131,7 @@ def test_mixed_precision_trains_together_as_apart(tiny: ModuleType, tmp_path: Pa
 def test_workers_that_do_not_fit_a_pass_take_several(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe, data = complete(tiny.recipe(**EXACT, minibatch=24, pitfall="batchnorm-stats-k-times"))
     fused = together(recipe, data, tmp_path / "fused")
-    monkeypatch.setattr("onehour.training.joint.PASS_BYTES", {"cpu": 1})
+    monkeypatch.setattr("onehour.training.seeds.PASS_BYTES", {"cpu": 1})
     single = together(recipe, data, tmp_path / "single")
     assert [run.environment["workers_per_pass"] for run in (fused[0], single[0])] == [6, 1]
     assert_alike(single, fused)

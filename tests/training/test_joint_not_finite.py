@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import step_of
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -19,14 +20,11 @@ from onehour.models.small import resnet8
 from onehour.rules.keys import seed_for
 from onehour.training.build import build_model, complete
 from onehour.training.checkpoint import latest_contents
-from onehour.training.join import join_models
-from onehour.training.joint import train_joint
-from onehour.training.joint_step import JointStep
-from onehour.training.pitfalls import decisions_of
-from onehour.training.record import Run
-from onehour.training.run import NonFiniteError, StoppedError
+from onehour.training.decisions import decisions_of
+from onehour.training.record import NonFiniteError, Run, StoppedError
+from onehour.training.run import train_seeds
+from onehour.training.seeds import Part, Seeds, SeedsFeed
 from onehour.training.state import model_state, optimizer_state
-from onehour.training.timing import StepTimer
 
 BAD = 1
 
@@ -63,7 +61,7 @@ def huge(model: nn.Module) -> None:
 
 def together(recipe: Recipe, data: Data, where: Path, seeds: int = 3, **options: Any) -> list[Run]:
     folders = [where / str(seed) for seed in range(seeds)]
-    train_joint([recipe.replace(seed=seed) for seed in range(seeds)], data, folders, Group(), **options)
+    train_seeds([recipe.replace(seed=seed) for seed in range(seeds)], data, folders, Group(), **options)
     return [Run(folder) for folder in folders]
 
 
@@ -101,7 +99,7 @@ def test_metrics_stop_where_the_numbers_do_and_the_last_finite_checkpoint_stays(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All seeds meet bad images from iteration 9 on; epochs are 6 iterations."""
-    monkeypatch.setattr("onehour.training.joint.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("onehour.training.run.SAVE_SECONDS", 0.0)
     images, labels = tiny.data()[0].tensors
     recipe, data = complete(tiny.recipe(epochs=4), (TensorDataset(images, labels), tiny.data()[1]))
     calls: list[int] = []
@@ -138,20 +136,19 @@ def test_stopped_before_an_evaluation_a_bad_seed_is_not_saved_and_ends_when_the_
 def test_what_is_cleared_is_all_of_that_seed_and_nothing_of_another(tiny: ModuleType):
     recipe, data = complete(tiny.recipe(precision="float64", optimizer="adam"))
     models = [build_model(recipe.replace(seed=seed), data, torch.device("cpu")) for seed in range(3)]
-    joined = join_models(models)
     decisions = [decisions_of(recipe.replace(seed=seed)) for seed in range(3)]
-    optimizer = decisions[0].optimizer(joined)
-    images, labels = data.train.tensors
-    timer = StepTimer(torch.device("cpu"))
-    step = JointStep(decisions, joined, optimizer, images=images, labels=labels, passes=[range(2)], timer=timer)
-    step(0)
-    before = {name: tensor.clone() for name, tensor in shared(joined, optimizer).items()}
-    step.clear(BAD)
-    for name, tensor in shared(joined, optimizer).items():
+    seeds = Seeds(decisions[0], [Part(model, decisions[0].optimizer(model)) for model in models])
+    streams = [decision.stream() for decision in decisions]
+    feed = SeedsFeed(data.train, seeds=3, device=torch.device("cpu"), streams=streams)
+    batches = feed.passes([range(2)], start=0, stop=2)
+    step = step_of(recipe, seeds.model, [range(2)], optimizer=seeds.optimizer, seeds=3)
+    step(0, batches)
+    before = {name: tensor.clone() for name, tensor in shared(seeds.model, seeds.optimizer).items()}
+    seeds.clear(BAD)
+    for name, tensor in shared(seeds.model, seeds.optimizer).items():
         for seed, (now, then) in enumerate(zip(tensor.chunk(3), before[name].chunk(3), strict=True)):
             assert torch.equal(now, torch.zeros_like(then) if seed == BAD else then)
-    step(1)
-    assert step.totals.isfinite().all()
+    assert step(1, batches).sums.isfinite().all()
 
 
 def shared(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from onehour.api import train
 from onehour.data.dataset import KeyedDataset
 from onehour.dist.group import Group
 from onehour.training.build import complete
-from onehour.training.joint import train_joint
+from onehour.training.run import train_seeds
 from onehour.training.verify import trace
 from onehour.training.weights import evaluate_weights, export_weights
 
@@ -138,7 +138,7 @@ def _verified(recipe: Recipe, folder: Path) -> None:
 
 def _joined(recipe: Recipe, folder: Path) -> None:
     completed, data = complete(recipe)
-    train_joint([completed], data, [folder / "joint"], Group())
+    train_seeds([completed], data, [folder / "joint"], Group())
 
 
 def _sides(tiny: ModuleType) -> list[tuple[str, TensorDataset]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onehour.api import train
-from onehour.training.loggers import load_logger
+from onehour.training.console import load_logger
 
 
 @pytest.fixture

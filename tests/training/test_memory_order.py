@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import step_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -15,11 +16,10 @@ from onehour.dist import canonical
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import build_optimizer, pick_share
-from onehour.training.inside import InsideSGD
+from onehour.training.build import pick_share
+from onehour.training.decisions import InsideSGD
 from onehour.training.state import digest_of, load_optimizer, model_state, optimizer_state
 from onehour.training.step import Step
-from onehour.training.timing import StepTimer
 
 K, N, STEPS, RATE, DECAY = 5, 4, 3, 0.1, 0.01
 
@@ -36,7 +36,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=RATE, momentum=0.9, nesterov=True),
     "torch.optim:SGD": lambda groups: torch.optim.SGD(groups, lr=RATE, momentum=0.9),
     "torch.optim:AdamW": lambda groups: torch.optim.AdamW(groups, lr=RATE),
-    "onehour.training.inside:InsideSGD": lambda groups: InsideSGD(groups, lr=RATE, momentum=0.9),
+    "onehour.training.decisions:InsideSGD": lambda groups: InsideSGD(groups, lr=RATE, momentum=0.9),
     f"{__name__}:fused_adamw": lambda groups: torch.optim.AdamW(groups, lr=RATE),
     f"{__name__}:each_adamw": lambda groups: torch.optim.AdamW(groups, lr=RATE),
 }
@@ -122,15 +122,14 @@ def made(name: str, last: type[nn.Module], group: Group, *, nhwc: bool, **option
     model = model.to(memory_format=torch.channels_last) if nhwc else model  # type: ignore[call-overload]
     share = pick_share(recipe, group)
     own = passes(share, 1 if recipe.reduce == "canonical" else 2)
-    optimizer = build_optimizer(recipe, model)
-    return Step(recipe, model, optimizer, passes=own, group=group, timer=StepTimer(torch.device("cpu"))), own
+    return step_of(recipe, model, own, group=group), own
 
 
 def taken(step: Step, own: list[range], iterations: range) -> dict[str, Tensor]:
     for iteration in iterations:
         images, labels = minibatch(iteration)
         rows = [[row * K + worker for row in range(N) for worker in workers] for workers in own]
-        step(iteration, ((images[r], labels[r]) for r in rows), stopping=False)
+        step(iteration, ((images[r], labels[r]) for r in rows))
     return {key: parameter.detach() for key, parameter in step.model.named_parameters()}
 
 

@@ -15,7 +15,8 @@ from onehour.api import train
 from onehour.cli import main
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.record import Recorder, Run
+from onehour.training.record import Run
+from onehour.training.recorder import Recorder
 
 LAST = 12
 """Iterations of the tiny task."""
@@ -244,7 +245,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_not_written_again(
         shutil.copytree(whole.folder, folder)
         return HeldFolder(folder)
 
-    monkeypatch.setattr("onehour.training.record.HeldFolder", waited)
+    monkeypatch.setattr("onehour.training.recorder.HeldFolder", waited)
     with pytest.raises(ValueError, match=r"another process has just trained .*run to its end; the same command"):
         Recorder(tmp_path / "run", whole.recipe)
     assert state(tmp_path / "run") == state(whole.folder)

@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import step_of
 from torch import Tensor, nn
 
 from onehour import Recipe
 from onehour.api import train
 from onehour.config import PITFALLS
-from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import permutation
-from onehour.training.pitfalls import BROKEN, Decisions, decisions_of
-from onehour.training.run import StoppedError
-from onehour.training.step import Step
-from onehour.training.timing import StepTimer
+from onehour.training.decisions import BROKEN, Decisions, decisions_of
+from onehour.training.record import StoppedError
 
 N, K, SAMPLES = 2, 3, 60  # n, k and N: ten iterations an epoch
 LAMBDA, MOMENTUM = 0.1, 0.9
@@ -64,19 +62,20 @@ class Trained:
         self.model = convert_batchnorm(net(), recipe.per_worker).train()
         decisions = decisions_of(recipe)
         self.optimizer = decisions.optimizer(self.model)
-        timer, share = StepTimer(torch.device("cpu")), passes(range(K), together)
-        step = Step(recipe, self.model, self.optimizer, passes=share, group=Group(), timer=timer)
+        share = passes(range(K), together)
+        step = step_of(recipe, self.model, share, optimizer=self.optimizer)
+        totals = torch.zeros(2, dtype=torch.float64)
         self.seen: list[dict[str, dict[str, Tensor]]] = []
         for iteration in range(iterations):
             chosen = [decisions.stream().indices(iteration, workers) for workers in share]
-            step(iteration, iter([(IMAGES[i], LABELS[i]) for i in chosen]), stopping=False)
+            totals += step(iteration, iter([(IMAGES[i], LABELS[i]) for i in chosen])).sums[:, 0]
             named = dict(self.model.named_parameters())
             gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
             velocity = {name: self.optimizer.state[p]["momentum_buffer"] for name, p in named.items()}
             state = self.model.state_dict()
             parts = {"weights": state, "gradients": gradients, "velocity": velocity}
             self.seen.append({kind: {n: t.clone() for n, t in tensors.items()} for kind, tensors in parts.items()})
-        self.loss = step.totals.tolist()
+        self.loss = totals.tolist()
 
     def __getattr__(self, name: str) -> dict[str, Tensor]:
         return self.seen[-1][name]

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from onehour.api import train
 from onehour.machine import cores
-from onehour.training.record import Recorder, Run, final_error, move_aside
+from onehour.training.record import Run, final_error, move_aside
+from onehour.training.recorder import Recorder
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ from torch import nn
 
 from onehour.api import train
 from onehour.dist.group import Group
+from onehour.training.build import build_of
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.determinism import build_of
-from onehour.training.record import Run, first_began
-from onehour.training.run import StoppedError
-from onehour.training.skipping import Skipping
+from onehour.training.record import Run, StoppedError, first_began
+from onehour.training.refusals import Skipping
 from onehour.training.store import Store, Stored
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
@@ -78,7 +77,7 @@ def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, w
 def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
     tiny: ModuleType, tmp_path: Path, stop: int
 ):
-    recipe = tiny.recipe(optimizer="onehour.training.inside:InsideSGD", base_minibatch=4)
+    recipe = tiny.recipe(optimizer="onehour.training.decisions:InsideSGD", base_minibatch=4)
     whole = train(recipe, out=tmp_path / "whole")
     with pytest.raises(StoppedError):
         train(recipe, out=tmp_path / "run", stop_asked=after(stop))
@@ -220,7 +219,7 @@ def test_a_run_that_another_process_finished_while_this_one_waited_stays_as_it_i
     tiny: ModuleType, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train(tiny.recipe(), out=tmp_path / "run")
-    monkeypatch.setattr("onehour.api.finished_run", lambda *_: None)
+    monkeypatch.setattr("onehour.runs.finished_run", lambda *_: None)
     assert_same(train(tiny.recipe(), out=tmp_path / "run", stop_asked=never), whole)
 
 
@@ -243,7 +242,7 @@ def test_fresh_under_torchrun_starts_over_once_a_job(
         train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
     began = first_began(tmp_path / "run")
     ages = {os.getppid(): began + agent, os.getpid(): began + process}
-    monkeypatch.setattr("onehour.api.process_began", ages.get)
+    monkeypatch.setattr("onehour.runs.process_began", ages.get)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     train(tiny.recipe(), out=tmp_path / "run", fresh=True)
     assert (tmp_path / "run.1").exists() == over
@@ -259,7 +258,7 @@ def test_only_a_stop_of_this_job_keeps_a_restart_under_torchrun_from_training(
     with pytest.raises(StoppedError):
         train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
     stopped = (tmp_path / "run" / "outcome.json").stat().st_mtime
-    monkeypatch.setattr("onehour.api.process_began", lambda _: stopped + agent)
+    monkeypatch.setattr("onehour.runs.process_began", lambda _: stopped + agent)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     if goes_on:
         assert train(tiny.recipe(), out=tmp_path / "run").finished

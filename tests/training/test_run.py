@@ -9,9 +9,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from onehour.api import train
-from onehour.training.flags import HostFlags
-from onehour.training.record import Run
-from onehour.training.run import NonFiniteError
+from onehour.training.loop import HostFlags
+from onehour.training.record import NonFiniteError, Run
 
 
 def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(tiny: ModuleType, tmp_path: Path):
@@ -43,8 +42,8 @@ class Late(HostFlags):
         super().__init__(device)
         self.earlier = False, False
 
-    def read(self, stop: torch.Tensor, halted: torch.Tensor, *, now: bool = False) -> tuple[bool, bool]:
-        found = super().read(stop, halted)
+    def read(self, stop: torch.Tensor, alive: torch.Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        found = super().read(stop, alive)
         told, self.earlier = found if now else self.earlier, found
         return told
 
@@ -54,7 +53,7 @@ def test_where_the_flags_are_late_a_masked_update_is_not_saved(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
 ):
     """Neither by --save-every nor by a stop asked at the iteration before: the next start would go on behind it."""
-    monkeypatch.setattr("onehour.training.run.HostFlags", Late)
+    monkeypatch.setattr("onehour.training.loop.HostFlags", Late)
     recipe = tiny.recipe(data="tinytask:poisoned", seed=8)  # sample 5 is in the third iteration
     calls = iter(range(1, 99))
     for at, asked in ((3, lambda: next(calls) == 2), (4, lambda: False)) if stops else ((4, lambda: False),) * 2:

@@ -10,13 +10,13 @@ import pytest
 from onehour.dist.group import Group
 from onehour.dist.launched import LOOPBACK
 from onehour.dist.processes import Processes, meeting_place
-from onehour.training.shared import look_for_folder
+from onehour.training.recorder import look_for_folder
 
 LOOKS = """
 import os, socket, sys
 from pathlib import Path
 from onehour.dist.group import joined
-from onehour.training.shared import look_for_folder
+from onehour.training.recorder import look_for_folder
 socket.gethostname = lambda: f"host{os.environ['RANK']}"
 folder = Path(os.environ["FOLDER"])
 with joined("cpu") as group:

@@ -20,7 +20,7 @@ from onehour.data.images import Images, image_folder, open_sides
 from onehour.data.pack import pack
 from onehour.dist.group import Group
 from onehour.training.record import Run
-from onehour.training.skipping import Skipping
+from onehour.training.refusals import Skipping
 
 PER_CLASS = 350
 """1,050 images to train on, of which one may be bad."""
@@ -208,13 +208,28 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     feed = SimpleNamespace(skipped=Skipped(), dataset=image_folder(tree)[0])
-    step = SimpleNamespace(skipped=torch.tensor(1.0))
-    skipping = Skipping(onehour.Recipe(bad_images="skip"), feed, step, tmp_path, Group())  # type: ignore[arg-type]
+    recipe = onehour.Recipe(samples=1050)
+    skipping = Skipping(recipe, feed, Group(), folder=tmp_path, inside=tmp_path)  # type: ignore[arg-type]
+    skipping.add(0, torch.tensor(1.0))
     feed.skipped.add([3])
 
     with monkeypatch.context() as patched:
         patched.setattr("onehour.data.bad.append_whole", full)
-        assert skipping.count() == {"skipped": 1}
+        assert skipping.count() == 1
     assert not (tmp_path / BAD_IMAGES).exists()
-    assert skipping.count() == {"skipped": 1}
+    assert skipping.count() == 1
     assert json.loads((tmp_path / BAD_IMAGES).read_text("utf-8"))["index"] == 3
+
+
+def test_more_than_a_thousandth_of_an_epoch_since_this_process_began_ask_for_a_stop(tmp_path: Path):
+    """Of 2,000 images in minibatches of 1,000: two an epoch."""
+    recipe = onehour.Recipe(samples=2000, minibatch=1000, per_worker=100, base_minibatch=1000)
+    feed = SimpleNamespace(skipped=Skipped(), dataset=[])
+    skipping = Skipping(recipe, feed, Group(), folder=tmp_path, inside=tmp_path)  # type: ignore[arg-type]
+    skipping.skipped.fill_(7)  # as a checkpoint says
+    asked = [bool(skipping.add(iteration, torch.tensor(count))) for iteration, count in ((2, 2.0), (3, 0.0), (4, 2.0))]
+    assert asked == [False, False, False]
+    skipping.refuse_too_many(5, "saved")
+    assert [bool(skipping.add(iteration, torch.tensor(1.0))) for iteration in (5, 6)] == [True, True]
+    with pytest.raises(ValueError, match=r"^13 training images could not be read up to iteration 7, more than 0.1 %"):
+        skipping.refuse_too_many(7, "saved")

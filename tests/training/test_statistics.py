@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from onehour import Recipe
 from onehour.rules.batchnorm import GhostBatchNorm1d, convert_batchnorm
-from onehour.training.statistics import RunningStatistics
+from onehour.training.decisions import Decisions
+from onehour.training.engine import RunningStatistics
 
 LIVE = torch.tensor(True)
+RIGHT = Decisions(Recipe(samples=1024))
 
 
 def two_layers() -> Any:
@@ -22,7 +25,8 @@ def test_the_buffers_stay_the_models_own_under_the_same_names():
     model = two_layers()
     model[0].running_mean.fill_(7)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    RunningStatistics(model)
+    statistics = RunningStatistics(model, RIGHT)
+    statistics.attach(torch.zeros(statistics.floats, dtype=torch.float64))
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -30,7 +34,8 @@ def test_the_buffers_stay_the_models_own_under_the_same_names():
 
 def test_a_loaded_state_is_the_one_that_moves():
     model = two_layers()
-    statistics = RunningStatistics(model)
+    statistics = RunningStatistics(model, RIGHT)
+    statistics.attach(torch.zeros(statistics.floats, dtype=torch.float64))
     state = {name: torch.full_like(tensor, 5) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
     sums = torch.zeros(statistics.floats, dtype=torch.float64)
@@ -41,9 +46,9 @@ def test_a_loaded_state_is_the_one_that_moves():
 
 def test_each_layer_moves_by_its_own_momentum_in_full_float64():
     model = two_layers()
-    statistics = RunningStatistics(model)
+    statistics = RunningStatistics(model, RIGHT)
     sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.collect_into(sums)
+    statistics.attach(sums)
     torch.manual_seed(0)
     batches = [(torch.randn(4, 2).double(), torch.randn(4, 3).double()) for _ in range(2)]
     for first, second in batches:
@@ -62,9 +67,9 @@ def test_each_layer_moves_by_its_own_momentum_in_full_float64():
 
 def test_a_layer_that_no_worker_saw_stays():
     model = two_layers()
-    statistics = RunningStatistics(model)
+    statistics = RunningStatistics(model, RIGHT)
     sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.collect_into(sums)
+    statistics.attach(sums)
     model[0](torch.randn(4, 2).double())
     statistics.commit(sums, LIVE)
     assert [int(layer.num_batches_tracked) for layer in model] == [1, 0]
@@ -74,7 +79,7 @@ def test_a_layer_that_no_worker_saw_stays():
 
 def test_nothing_moves_in_an_update_that_is_masked():
     model = two_layers()
-    statistics = RunningStatistics(model)
+    statistics = RunningStatistics(model, RIGHT)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sums = torch.full((statistics.floats,), torch.nan, dtype=torch.float64)
     sums[-2:] = 1  # workers have seen both layers
@@ -84,10 +89,10 @@ def test_nothing_moves_in_an_update_that_is_masked():
 
 def test_layers_are_left_alone_once_collecting_ends():
     model = two_layers()
-    statistics = RunningStatistics(model)
+    statistics = RunningStatistics(model, RIGHT)
     sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.collect_into(sums)
-    statistics.collect_into(None)
+    statistics.attach(sums)
+    statistics.detach()
     model[0](torch.randn(4, 2).double())
     assert sums.tolist() == [0] * statistics.floats
     assert model[0].num_batches_tracked == 1  # a forward alone is an iteration again
@@ -95,4 +100,4 @@ def test_layers_are_left_alone_once_collecting_ends():
 
 def test_a_cumulative_average_is_refused():
     with pytest.raises(ValueError, match="momentum None"):
-        RunningStatistics(GhostBatchNorm1d(2, per_worker=2, momentum=None))
+        RunningStatistics(GhostBatchNorm1d(2, per_worker=2, momentum=None), RIGHT)

@@ -9,22 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from steps import step_of
 from torch import Tensor, nn
 
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import build_optimizer
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
-from onehour.training.timing import StepTimer
 
 N = 2  # n; k = 3 workers of them
 
 
-def make(model: nn.Module, *, together: int = 1, **changes: Any) -> tuple[Step, Recipe]:
+def make(
+    model: nn.Module, *, together: int = 1, options: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Step, Recipe]:
     common: dict[str, Any] = {
         "minibatch": 6,
         "per_worker": N,
@@ -37,9 +38,7 @@ def make(model: nn.Module, *, together: int = 1, **changes: Any) -> tuple[Step, 
     }
     recipe = Recipe(**(common | changes))
     model = convert_batchnorm(model, N).double().train()
-    optimizer = build_optimizer(recipe, model)
-    share = passes(range(3), together)
-    return Step(recipe, model, optimizer, passes=share, group=Group(), timer=StepTimer(torch.device("cpu"))), recipe
+    return step_of(recipe, model, passes(range(3), together), **(options or {})), recipe
 
 
 def batches(images: Tensor, labels: Tensor, together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,21 +78,21 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 1])
 @pytest.mark.parametrize("together", [1, 2, 3])
 def test_the_gradient_is_the_sum_over_the_samples_divided_once_by_kn(together: int):
     step, _ = make(Marked(), together=together)
-    step(0, batches(torch.zeros(6, 3).double(), LABELS, together), stopping=False)
+    found = step(0, batches(torch.zeros(6, 3).double(), LABELS, together))
     # Softmax of zeros is 1/3 for each class; labels 0, 1 and 2 occur 2, 3 and 1 times.
     expected = torch.tensor([6 / 3 - 2, 6 / 3 - 3, 6 / 3 - 1], dtype=torch.float64) / 6
     bias = step.model.get_parameter("bias")
     torch.testing.assert_close(bias.grad, expected, rtol=0, atol=1e-12)
     # Nesterov's first step: rate · (1 + m) · gradient.
     torch.testing.assert_close(bias.detach(), -0.5 * 1.9 * expected, rtol=0, atol=1e-12)
-    assert step.totals.tolist() == pytest.approx([math.log(3), 4], abs=1e-12)  # argmax of zeros is 0
+    assert found.sums[:, 0].tolist() == pytest.approx([math.log(3), 4], abs=1e-12)  # argmax of zeros is 0
 
 
 def test_a_parameter_that_one_worker_used_has_that_workers_sum_over_kn():
     step, _ = make(Marked(), weight_decay=0.1)
     images = torch.zeros(6, 3).double()
     images[1, 0] = 9  # the first image of worker 1, whose labels are 1 and 1
-    step(0, batches(images, LABELS), stopping=False)
+    step(0, batches(images, LABELS))
     expected = torch.tensor([2 / 3, 2 / 3 - 2, 2 / 3], dtype=torch.float64) / 6
     extra = step.model.get_parameter("extra")
     torch.testing.assert_close(extra.grad, expected, rtol=0, atol=1e-12)
@@ -104,14 +103,14 @@ def test_a_parameter_that_no_worker_used_is_neither_decayed_nor_moved_by_its_vel
     extra = step.model.get_parameter("extra")
     marked = torch.zeros(6, 3).double()
     marked[:, 0] = 9
-    step(0, batches(marked, LABELS), stopping=False)
+    step(0, batches(marked, LABELS))
     moved = extra.detach().clone()
     velocity = step.optimizer.state[extra]["momentum_buffer"].clone()
     assert moved.abs().max() > 0.1
-    step(1, batches(torch.zeros(6, 3).double(), LABELS), stopping=False)
+    step(1, batches(torch.zeros(6, 3).double(), LABELS))
     assert torch.equal(extra.detach(), moved)
     assert torch.equal(step.optimizer.state[extra]["momentum_buffer"], velocity)
-    step(2, batches(marked, LABELS), stopping=False)  # and it moves again when it is used again
+    step(2, batches(marked, LABELS))  # and it moves again when it is used again
     assert not torch.equal(extra.detach(), moved)
 
 
@@ -128,48 +127,44 @@ def test_what_is_not_finite_masks_the_update_and_all_later_ones(tiny: ModuleType
         return digest_of(model_state(step.model), optimizer_state(step.optimizer, step.model))
 
     good = torch.randn(6, 3).double()
-    step(0, batches(good, LABELS), stopping=False)
-    assert not step.halted
+    assert step(0, batches(good, LABELS)).alive.tolist() == [True]
     if bad == "gradient alone":
         step.model.get_parameter("root").data.zero_()
-    before, totals = state(), step.totals.tolist()
+    before = state()
     images = good.clone()
     if bad != "gradient alone":
         images[4] = torch.inf if bad == "infinite image" else torch.nan
-    step(1, batches(images, LABELS), stopping=False)
-    assert step.halted
-    assert math.isfinite(step.scalars[0]) == (bad == "gradient alone")
+    found = step(1, batches(images, LABELS))
+    assert found.alive.tolist() == [False]
+    assert math.isfinite(found.sums[0, 0]) == (bad == "gradient alone")
     assert state() == before
-    step(2, batches(good, LABELS), stopping=False)
+    assert step(2, batches(good, LABELS)).alive.tolist() == [False]
     assert state() == before
-    assert step.totals.tolist() == totals
 
 
 def test_a_stop_that_was_asked_for_is_in_the_vector_and_goes_with_the_next_iteration():
     step, _ = make(Marked())
     images = torch.zeros(6, 3).double()
-    step(0, batches(images, LABELS), stopping=True)
-    assert step.scalars[2] == 1
-    step(1, batches(images, LABELS), stopping=False)
-    assert step.scalars[2] == 0
+    assert step(0, batches(images, LABELS), stopping=True).stop == 1
+    assert step(1, batches(images, LABELS)).stop == 0
 
 
 def test_the_rate_is_the_schedules_at_the_iterations_first_sample():
     step, recipe = make(Marked(), warmup="gradual", base_minibatch=3, warmup_epochs=1, epochs=2)
     for iteration in (0, 1, 4):
-        step(iteration, batches(torch.zeros(6, 3).double(), LABELS), stopping=False)
+        step(iteration, batches(torch.zeros(6, 3).double(), LABELS))
         rates = {group["lr"] for group in step.optimizer.param_groups}
         assert rates == {recipe.schedule(iteration * 6 / 60)}
         assert rates.pop() == pytest.approx(0.5 + 0.5 * iteration / 10)
 
 
 def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rate(tmp_path: Path):
-    recipe = {"optimizer": "onehour.training.inside:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
-    step, made = make(Marked(), **recipe)
+    recipe = {"optimizer": "onehour.training.decisions:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
+    _, made = make(Marked(), **recipe)
     checkpoints = Checkpoints(tmp_path, made, Group(), warn=print)
-    step.before_update = checkpoints.detach
+    step, _ = make(Marked(), options={"before_update": checkpoints.detach}, **recipe)
     images, late = torch.zeros(6, 3).double(), threading.Event()
-    step(0, batches(images, LABELS), stopping=False)
+    step(0, batches(images, LABELS))
     before = digest_of(optimizer_state(step.optimizer, step.model))
     progress = {"iteration": 1, "position": 6, "totals": [0.1, 2.0], "build": {}}
 
@@ -177,7 +172,7 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
         assert late.wait(30)
 
     checkpoints.save(step.model, step.optimizer, progress, first=wait)
-    step(1, batches(images, LABELS), stopping=False)
+    step(1, batches(images, LABELS))
     late.set()
     checkpoints.close()
     other, _ = make(Marked(), **recipe)
@@ -191,7 +186,7 @@ def test_statistics_move_once_an_iteration_however_many_passes_it_takes():
     after = []
     for together in (1, 2, 3):
         step, _ = make(nn.Sequential(nn.BatchNorm1d(3)), together=together)
-        step(0, batches(images, LABELS, together), stopping=False)
+        step(0, batches(images, LABELS, together))
         after.append(step.model.state_dict())
     for name in ("0.running_mean", "0.running_var"):
         for state in after[1:]:
@@ -218,7 +213,7 @@ def test_random_layers_are_keyed_by_iteration_and_worker():
         model = Recording()
         step, _ = make(model)
         for iteration in (0, 1):
-            step(iteration, batches(torch.zeros(6, 3).double(), LABELS), stopping=False)
+            step(iteration, batches(torch.zeros(6, 3).double(), LABELS))
         drawn.append(model.drawn)
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == 6

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import onehour
 from onehour.config import Recipe
 from onehour.training.build import OPTIMIZERS
-from onehour.training.suitable import refuse_model, refuse_optimizer
+from onehour.training.refusals import refuse_model, refuse_optimizer
 
 CPU = torch.device("cpu")
 IMAGE = torch.zeros(1, 8, 8)

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from steps import step_of
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -14,9 +15,7 @@ from onehour.dist.group import Group
 from onehour.models.resnet import resnet18
 from onehour.rules.initialize import initialize
 from onehour.rules.shuffle import SampleStream
-from onehour.training.build import build_model, build_optimizer
-from onehour.training.step import Step
-from onehour.training.timing import StepTimer
+from onehour.training.build import build_model
 
 N, PER_WORKER, WORKERS, STEPS = 64, 4, 3, 3
 MINIBATCH = PER_WORKER * WORKERS
@@ -84,11 +83,11 @@ def test_three_updates_of_a_resnet18_equal_the_papers_equations():
     data = Data.of(train, TensorDataset(images[:2], labels[:2]))
     group, passes = Group(), [range(2), range(2, 3)]
     ours = build_model(RECIPE, data, group.device, model)
-    step = Step(RECIPE, ours, build_optimizer(RECIPE, ours), passes=passes, group=group, timer=StepTimer(group.device))
+    step = step_of(RECIPE, ours, passes)
     batches = pass_batches(train, stream, passes, start=0, stop=STEPS, loaders=0, device=group.device)
     ours.train()
     for t in range(STEPS):
-        step(t, batches, stopping=False)
+        step(t, batches)
     state = ours.state_dict()
     for name, value in expected.items():
         if not name.endswith("num_batches_tracked"):

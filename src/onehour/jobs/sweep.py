@@ -27,8 +27,7 @@ from onehour.rules.checks import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
 from onehour.training.build import pick_device
 from onehour.training.checkpoint import latest_contents
-from onehour.training.record import Run, differences, finished_run
-from onehour.training.run import StoppedError
+from onehour.training.record import Run, StoppedError, differences, finished_run
 
 __all__ = ["Work", "expected_seconds", "pick_jobs", "places_of", "train_sweep", "work_of"]
 

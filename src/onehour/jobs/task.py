@@ -64,8 +64,9 @@ def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -
 def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
     """Train the seeds as one network; why that could not be, or None."""
     from onehour.training.build import complete, pick_device
-    from onehour.training.joint import refuse_joining, train_joint
-    from onehour.training.memory import out_of_memory
+    from onehour.training.refusals import out_of_memory
+    from onehour.training.run import train_seeds
+    from onehour.training.seeds import refuse_joining
 
     recipe, data = complete(task.recipes[0])
     group = _group(pick_device(execution.device))
@@ -75,7 +76,7 @@ def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], boo
         return str(error)
     try:
         recipes = [recipe.replace(seed=other.seed) for other in task.recipes]
-        train_joint(recipes, data, task.folders, group, stop_asked=stop_asked)
+        train_seeds(recipes, data, task.folders, group, stop_asked=stop_asked)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -84,8 +85,8 @@ def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], boo
 
 
 def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
-    from onehour.api import run
-    from onehour.training.run import NonFiniteError
+    from onehour.runs import run
+    from onehour.training.record import NonFiniteError
 
     if execution.processes > 1:
         _run_processes(recipe, folder, execution, stop_asked)
@@ -95,8 +96,8 @@ def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: C
 
 
 def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
-    from onehour.training.record import Recorder
-    from onehour.training.run import StoppedError
+    from onehour.training.record import StoppedError
+    from onehour.training.recorder import Recorder
 
     Recorder(folder, recipe).close()  # writes its recipe
     # What the recipe names was asked for where the sweep was.

@@ -41,7 +41,7 @@ def work(
     os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
     import torch
 
-    from onehour.training.run import StoppedError
+    from onehour.training.record import StoppedError
 
     if execution.threads:
         torch.set_num_threads(execution.threads)

@@ -72,8 +72,8 @@ def _callers(*packages: str) -> tuple[list[tuple[str, Any]], str]:
     Returns:
         Of each frame of these packages its module and its `self`, and the module that lies behind them.
     """
-    frame: FrameType | None = sys._getframe(2)
-    found = []
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    found: list[tuple[str, Any]] = []
     try:
         while frame is not None and _module(frame).startswith(packages):
             found.append((_module(frame), frame.f_locals.get("self")))

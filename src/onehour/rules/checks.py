@@ -19,7 +19,7 @@ def number(name: str, value: Any) -> int | float:
     if type(value) in (int, float):
         return value
     found = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-    if isinstance(found, numbers.Real) and not isinstance(found, bool):
+    if isinstance(found, numbers.Real) and not isinstance(found, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         return int(found) if isinstance(found, numbers.Integral) else float(found)
     raise ValueError(f"{name} must be a number, got {_shown(value)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from onehour.rules.checks import not_negative
 
@@ -34,7 +34,8 @@ def parameter_groups(
     [(1, 0.0001), (2, 0.0)]
     """
     weight_decay = not_negative("weight_decay", weight_decay)
-    decayed, kept = {}, {}
+    decayed: dict[int, nn.Parameter] = {}
+    kept: dict[int, nn.Parameter] = {}
     for module in model.modules():
         owner = kept if isinstance(module, without) else decayed
         owner.update({id(p): p for p in module.parameters(recurse=False) if p.requires_grad})

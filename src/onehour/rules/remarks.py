@@ -31,7 +31,7 @@ def schedule_remarks(
     >>> schedule_remarks(schedule, milestones=[Fraction(30), Fraction(60)], epochs=40, warmup=0, target=0.1, last=None)
     ['milestone 60 is not before the end of the run of 40 epochs: the rate never drops there']
     """
-    remarks = []
+    remarks: list[str] = []
     given, end = list(milestones), schedule(warmup)
     never = [m for m in given if m >= epochs]
     late = [m for m in given if last is not None and last < m < epochs]

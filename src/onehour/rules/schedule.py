@@ -99,7 +99,7 @@ def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fract
     [Fraction(8, 1), Fraction(64, 3)]
     """
     parsed: list[Fraction] = []
-    if isinstance(milestones, str) or not isinstance(milestones, Iterable):
+    if isinstance(milestones, str) or not isinstance(milestones, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"milestones must be a list of epochs, got {milestones!r}; a single one is [{milestones!r}]")
     for milestone in milestones:
         try:

@@ -57,7 +57,10 @@ class SampleStream:
                 f" use a minibatch of at most {self.samples}"
             )
         # A minibatch straddles two epochs at most, so two permutations serve every call.
-        self._permutation = lru_cache(maxsize=2)(lambda epoch: permutation(self.samples, self.seed, epoch))
+        self._permutation = lru_cache(maxsize=2)(self._permuted)
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        return permutation(self.samples, self.seed, epoch)
 
     def indices(self, iteration: int, worker: int | range | None = None) -> np.ndarray:
         """The data set's indices that iteration `iteration` takes.

@@ -1,9 +1,12 @@
 """From a recipe to the things that run it: device, data, model, optimizer; everything wrong is found here."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,14 +33,17 @@ from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
-from onehour.training.precision import forward
-from onehour.training.suitable import refuse_model
+from onehour.training.engine import forward
+from onehour.training.refusals import refuse_model
 
 __all__ = [
+    "OPTIMIZERS",
     "build_model",
+    "build_of",
     "build_optimizer",
     "classes_of",
     "complete",
+    "deterministic",
     "draws_numbers",
     "effects",
     "pick_device",
@@ -172,7 +178,7 @@ def _made(model: Callable[[], nn.Module]) -> nn.Module:
         built = model()
     except Exception as error:
         raise ValueError(f"the model's function failed when called: {blame(error)}") from error
-    if not isinstance(built, nn.Module):
+    if not isinstance(built, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
     return built
 
@@ -193,7 +199,8 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
     ghosts = ghost_layers(model)
-    zeros = sum(layer.weight is not None and not layer.weight.any() for layer in ghosts)
+    weights = [layer.weight for layer in ghosts]
+    zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
     decayed, *kept = (len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.weight_decay))
     return (
         f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
@@ -284,7 +291,8 @@ def draws_numbers(model: nn.Module) -> bool:
     (True, False)
     """
     return any(
-        isinstance(module, nn.modules.dropout._DropoutNd) or _drops(vars(module).get("drop_prob"))
+        isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
+        or _drops(vars(module).get("drop_prob"))
         for module in model.modules()
     )
 
@@ -306,3 +314,42 @@ def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> 
         return 0
     share = own_share(launched().local_size or execution.processes) if share is None else share
     return max(1, share if pick_device(execution.device) == "cuda" else share // 2)
+
+
+@contextmanager
+def deterministic(recipe: Recipe) -> Generator[None]:
+    """For a canonical recipe: its number of threads, deterministic algorithms, no TF32, no algorithm by trial.
+
+    Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
+    """
+    if recipe.reduce != "canonical":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        cudnn.benchmark,
+        cudnn.allow_tf32,
+        matmul.allow_tf32,
+    )
+    torch.set_num_threads(recipe.canonical_threads)
+    torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[2:]
+
+
+def build_of(device: torch.device) -> dict[str, str]:
+    """What the bits of a canonical run depend on beside its recipe: it is recorded, and named when it changes."""
+    if device.type == "cuda":
+        name, instructions = torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))
+    else:
+        name, instructions = "cpu", torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "device": name, "instructions": instructions}

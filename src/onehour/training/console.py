@@ -1,18 +1,25 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere; process 0 only."""
+"""What people and their experiment trackers are told while a run trains; process 0 only.
+
+A bar on a terminal, plain lines elsewhere. A tracker is a class of three methods; one that fails never stops a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onehour.config import Recipe
+from onehour.config import Recipe, nearest
+from onehour.entry import blame, is_entry, resolve
 from onehour.output import encodable
+from onehour.training.measure import Metrics
 
-__all__ = ["Console"]
+__all__ = ["Console", "Logger", "Loggers", "load_logger"]
 
 
 class Console:
@@ -21,10 +28,11 @@ class Console:
     Args:
         recipe: completed.
         quiet: print nothing; for every process but the first.
+        warns: print what a person should know all the same, behind this.
     """
 
-    def __init__(self, recipe: Recipe, *, quiet: bool) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, *, quiet: bool, warns: str | None = None) -> None:
+        self.recipe, self.warns = recipe, warns
         self.terminal = Terminal(quiet=quiet, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -60,18 +68,21 @@ class Console:
             with self._unheard():
                 self._progress.update(self._task, completed=iteration)
 
-    def evaluated(self, record: dict[str, Any], images_per_second: float) -> None:
+    def evaluated(self, metrics: Metrics, images_per_second: float) -> None:
         """An evaluation is done; one that is made up for after a restart follows no image, and has no rate."""
         rate = f"  {images_per_second:8,.0f} images/s" if images_per_second else ""
         self._say(
-            f"epoch {record['epoch']:>3}/{self.recipe.epochs}  iteration {record['iteration']:>6}"
-            f"  rate {record['lr']:<8.4g} train error {record['train_error']:6.2f} %"
-            f"  validation error {record['top1_error']:6.2f} %{rate}"
+            f"epoch {metrics.epoch:>3}/{self.recipe.epochs}  iteration {metrics.iteration:>6}"
+            f"  rate {metrics.lr:<8.4g} train error {metrics.train_error:6.2f} %"
+            f"  validation error {metrics.top1_error:6.2f} %{rate}"
         )
 
     def warn(self, text: str) -> None:
         """Something that a person should know, and that stops nothing."""
-        self._say(f"warning: {text}")
+        if self.warns is None:
+            self._say(f"warning: {text}")
+        else:
+            print(f"{self.warns}warning: {text}")
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -83,7 +94,7 @@ class Console:
             self.terminal.print(encodable(line, self.terminal.encoding), markup=False)
 
     @contextmanager
-    def _unheard(self) -> Iterator[None]:
+    def _unheard(self) -> Generator[None]:
         """A run goes on where its output finds a full disk, or a pipe that nobody reads any more: there rich exits."""
         try:
             yield
@@ -91,3 +102,111 @@ class Console:
             self.terminal.begin_capture()
             with suppress(OSError, SystemExit):
                 self.terminal.end_capture()  # forgets the line: it would be said again with each other
+
+
+class Logger(Protocol):
+    """What `--log package.module:Class` must have; it is built without arguments, on process 0."""
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        """A run begins or resumes."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """An evaluation: the line of metrics.jsonl."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The run ends: summary.json."""
+
+
+class TensorBoard:
+    """Writes event files under the run's folder, for `tensorboard --logdir`."""
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(name, value, record["iteration"])
+        self.writer.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """Sends to Weights & Biases under the run's folder name."""
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self.run: Any = wandb.init(  # pyright: ignore[reportUnknownMemberType]
+            project="onehour", name=folder.name, dir=str(folder), config=recipe, resume="allow"
+        )
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.run.log(record, step=record["iteration"])
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.run.summary.update(summary)
+        self.run.finish()
+
+
+NAMED = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def load_logger(spec: str | None) -> Logger | None:
+    """The logger of `--log`.
+
+    Raises:
+        ValueError: for an unknown name, a missing package (with the command that installs it), or a class that lacks
+            one of the three methods.
+    """
+    if spec is None:
+        return None
+    if spec in NAMED:
+        try:
+            __import__(spec)
+        except ImportError as error:
+            raise ValueError(f"--log {spec} needs a package: pip install 'onehour[{spec}]'") from error
+        return NAMED[spec]()
+    if not is_entry(spec):
+        raise ValueError(f"no logger is called {spec!r}; expected {nearest(spec, NAMED)}, or package.module:Class")
+    try:
+        logger = resolve("logger", spec)()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"logger {spec} failed when called: {blame(error)}") from error
+    missing = [name for name in ("start", "log", "finish") if not callable(getattr(logger, name, None))]
+    if missing:
+        raise ValueError(f"logger {spec} has no method {missing[0]}; expected start, log and finish")
+    return logger
+
+
+class Loggers:
+    """Calls a logger until it fails, once says so, and goes on without it."""
+
+    def __init__(self, logger: Logger | None) -> None:
+        self.logger = logger
+
+    def start(self, recipe: dict[str, Any], folder: Path) -> None:
+        self._call("start", recipe, folder)
+
+    def log(self, record: dict[str, Any]) -> None:
+        self._call("log", record)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._call("finish", summary)
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        if self.logger is None:
+            return
+        try:
+            getattr(self.logger, method)(*arguments)
+        except Exception as error:
+            name = type(self.logger).__name__
+            with suppress(OSError):  # nor does an output that cannot be written
+                print(f"warning: {name}.{method} failed ({error}); the run goes on without it", file=sys.stderr)
+            self.logger = None

@@ -1,54 +1,203 @@
-"""The line that an evaluation adds to metrics.jsonl."""
+"""What is measured of a run: where an iteration's time goes, a trace, the lines of its record, its summary."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from onehour.config import Recipe
-from onehour.training.evaluate import Evaluation
-from onehour.training.pitfalls import Decisions
-from onehour.training.timing import PARTS
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["NOT_FINITE", "measured", "timed"]
+from onehour.config import Recipe
+from onehour.files import replace_whole
+from onehour.lock import OpenFolder
+from onehour.training.decisions import Decisions
+from onehour.training.engine import Evaluation
+from onehour.training.record import MEDIAN_OF, PARTS, Run
+from onehour.training.state import digest_of, model_state, optimizer_state
+
+__all__ = ["NOT_FINITE", "Clock", "Metrics", "StepTimer", "measured", "profiled", "summarise", "timed"]
 
 NOT_FINITE = (
     "the model's outputs are NaN or infinite for validation samples that are finite: val_loss is null, and where they"
     " are NaN the sample counts as an error"
 )
 """What is said where a record has no validation loss."""
+BOTTLENECKS = {
+    "data": "waiting for data",
+    "compute": "forward and backward",
+    "reduction": "waiting for the reduction",
+    "update": "the update",
+}
 
 
-def measured(decisions: Decisions, done: int, totals: tuple[float, float], result: Evaluation) -> dict[str, Any]:
+class StepTimer:
+    """Laps of iterations, without waiting for the device: by the clock on the CPU, by events of the stream on CUDA.
+
+    >>> timer = StepTimer(torch.device("cpu"))
+    >>> timer.begin(); timer.lap("compute"); timer.end()
+    >>> [list(step) for step in timer.steps()]
+    [['data', 'compute', 'reduction', 'update']]
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_device = device.type == "cuda"
+        self._laps: list[tuple[str, float | torch.cuda.Event]] = []
+        self._closed: list[list[tuple[str, float | torch.cuda.Event]]] = []
+
+    def begin(self) -> None:
+        """Begin an iteration."""
+        self._laps = [("", self._now())]
+
+    def lap(self, part: str) -> None:
+        """What happened since the last lap, or the beginning, was `part`; an iteration may have several of each."""
+        self._laps.append((part, self._now()))
+
+    def end(self) -> None:
+        """End an iteration."""
+        self._closed.append(self._laps)
+
+    def steps(self) -> list[dict[str, float]]:
+        """Milliseconds of each part for every iteration since the last call."""
+        if self._on_device:
+            torch.cuda.synchronize()
+        closed, self._closed = self._closed, []
+        return [_by_part(laps) for laps in closed]
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._on_device:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _by_part(laps: list[tuple[str, float | torch.cuda.Event]]) -> dict[str, float]:
+    parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    for (_, before), (part, after) in pairwise(laps):
+        if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+            parts[part] += before.elapsed_time(after)
+        elif isinstance(before, float) and isinstance(after, float):
+            parts[part] += (after - before) * 1e3
+    return parts
+
+
+class Clock:
+    """The time that belongs to the iterations since the last evaluation: what saving takes is not theirs."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, done: int) -> None:
+        """Time from here on belongs to the iterations after `done`."""
+        self.since, self._started, self._cpu_started = done, time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds, and seconds of the processors."""
+        return time.perf_counter() - self._started, time.process_time() - self._cpu_started
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """While entered, no time passes."""
+        before = self.read()
+        yield
+        after = self.read()
+        self._started += after[0] - before[0]
+        self._cpu_started += after[1] - before[1]
+
+
+@contextmanager
+def profiled(
+    iterations: int, folder: Path, rank: int, *, warn: Callable[[str], None] = print
+) -> Generator[Callable[[], None]]:
+    """Trace the third iteration and those after it into trace-RANK.json, for chrome://tracing and Perfetto.
+
+    Gives a function to call after each iteration; 0 iterations trace nothing.
+
+    Args:
+        folder: the run's.
+        warn: is told if the trace cannot be written.
+    """
+    if not iterations:
+        yield lambda: None
+        return
+    name = f"trace-{rank}.json"
+
+    def write(profiler: torch.profiler.profile) -> None:
+        try:
+            # torch writes wherever a path leads, a link in the folder for one.
+            with tempfile.TemporaryDirectory() as temporary:
+                profiler.export_chrome_trace(str(Path(temporary) / name))
+                replace_whole(held.descriptor, name, (Path(temporary) / name).read_bytes())
+        except (OSError, ValueError) as error:
+            warn(f"{name} could not be written: {error}")
+
+    schedule = torch.profiler.schedule(wait=1, warmup=1, active=iterations, repeat=1)
+    with OpenFolder(folder) as held, torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profiler:
+        yield profiler.step
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation adds to metrics.jsonl."""
+
+    epoch: int
+    iteration: int
+    position: int
+    lr: float
+    train_loss: float
+    train_error: float
+    val_loss: float | None
+    top1_error: float
+    skipped: int | None = None
+    """Images that were replaced so far; only in runs that may."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The line, as JSON has it."""
+        line = asdict(self)
+        if self.skipped is None:
+            del line["skipped"]
+        return line
+
+
+def measured(
+    decisions: Decisions, done: int, totals: list[float], result: Evaluation, *, skipped: int | None = None
+) -> Metrics:
     """What is known after iteration `done`.
 
     Args:
         totals: Σ of the iterations' mean losses and of their errors since the evaluation before.
         result: on the validation data; a loss that is not finite is None, which JSON can say.
-
-    >>> decisions = Decisions(Recipe(samples=512))
-    >>> record = measured(decisions, 2, (1.0, 128.0), Evaluation(errors=1, samples=4, loss=0.5))
-    >>> record["epoch"], record["train_loss"], record["train_error"], record["top1_error"]
-    (1, 0.5, 25.0, 25.0)
     """
     recipe, samples = decisions.recipe, decisions.samples
     position = done * recipe.minibatch
     first, last = _span(position, recipe, samples)
     loss, errors = totals
-    return {
-        "epoch": position // samples,
-        "iteration": done,
-        "position": position,
-        "lr": decisions.rate(done - 1),
-        "train_loss": loss / (last - first),
-        "train_error": 100 * errors / ((last - first) * recipe.minibatch),
-        "val_loss": result.loss if math.isfinite(result.loss) else None,
-        "top1_error": result.top1_error,
-    }
+    return Metrics(
+        epoch=position // samples,
+        iteration=done,
+        position=position,
+        lr=decisions.rate(done - 1),
+        train_loss=loss / (last - first),
+        train_error=100 * errors / ((last - first) * recipe.minibatch),
+        val_loss=result.loss if math.isfinite(result.loss) else None,
+        top1_error=result.top1_error,
+        skipped=skipped,
+    )
 
 
 def timed(
-    record: dict[str, Any],
+    metrics: Metrics,
     images: int,
     *,
     seconds: float,
@@ -60,19 +209,14 @@ def timed(
     """The line beside it in timing.jsonl.
 
     Args:
-        record: of metrics.jsonl.
         images: trained on since the evaluation before.
         seconds, cpu_seconds, evaluating: since then.
         steps: milliseconds of each part, for every iteration.
         runs: trained as one network in that time; each is given its share.
-
-    >>> timed({"epoch": 1, "iteration": 8}, 80, seconds=4.0, cpu_seconds=4.0, evaluating=1.0, steps=[], runs=2)[
-    ...     "images_per_second"]
-    40.0
     """
     return {
-        "epoch": record["epoch"],
-        "iteration": record["iteration"],
+        "epoch": metrics.epoch,
+        "iteration": metrics.iteration,
         "images": images,
         "seconds": seconds / runs,
         "cpu_seconds": cpu_seconds / runs,
@@ -89,3 +233,53 @@ def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
     epoch = position // samples
     before = min(-(-(epoch - 1) * samples // recipe.minibatch), done) if epoch > 1 else 0
     return before, done
+
+
+def summarise(folder: Path, recipe: Recipe, model: nn.Module, optimizer: Optimizer, outcome: str) -> dict[str, Any]:
+    """summary.json from the run's records and its final state: error, speed, what it waited for, digests.
+
+    Args:
+        outcome: "finished" or "non-finite".
+    """
+    run = Run(folder)
+    metrics, timing = run.metrics, run.timing
+    errors = [record["top1_error"] for record in metrics]
+    seconds = sum(line["seconds"] for line in timing)
+    steps = np.array([step for line in timing for step in line["steps_ms"]]).reshape(-1, len(PARTS))
+    mean_ms = dict(zip(PARTS, steps.mean(0).tolist() if len(steps) else [0.0] * len(PARTS), strict=True))
+    weights, velocity = model_state(model, copy=False), optimizer_state(optimizer, model, copy=False)
+    return {
+        "outcome": outcome,
+        "recipe": recipe.name,
+        "minibatch": recipe.minibatch,
+        "seed": recipe.seed,
+        "final_error": run.final_error if outcome == "finished" else None,
+        "last_errors": errors[-MEDIAN_OF:],
+        "epochs": metrics[-1]["epoch"] if metrics else 0,
+        "iterations": metrics[-1]["iteration"] if metrics else 0,
+        "images_per_second": sum(line["images"] for line in timing) / seconds if seconds else None,
+        "seconds_training": seconds,
+        "seconds_evaluating": sum(line["evaluate_seconds"] for line in timing),
+        "step_ms": mean_ms,
+        "bottleneck": BOTTLENECKS[max(mean_ms, key=mean_ms.__getitem__)],
+        "weights_sha256": digest_of(weights),
+        "state_sha256": digest_of(weights, velocity),
+        **_sizes(model, velocity),
+    }
+
+
+def _sizes(model: nn.Module, velocity: dict[str, Tensor]) -> dict[str, Any]:
+    def described(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
+        return {
+            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "bytes": t.nbytes}
+            for name, t in tensors
+        }
+
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_bytes": sum(p.nbytes for p in model.parameters()),
+        "buffer_bytes": sum(b.nbytes for b in model.buffers()),
+        "optimizer_bytes": sum(t.nbytes for t in velocity.values()),
+        "parameter_tensors": described(model.named_parameters()),
+        "buffer_tensors": described(model.named_buffers()),
+    }

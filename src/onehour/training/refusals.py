@@ -1,30 +1,61 @@
-"""What a device or a disk refuses in the middle of a run, in words."""
+"""What a run refuses in one message: a model or an optimizer that it could not save, a sample, a device, a disk."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
+import copy
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from onehour.training.memory import less_memory, out_of_memory
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["in_words"]
+from onehour.config import Recipe
+from onehour.data.bad import BAD_IMAGES, name_skipped, too_many
+from onehour.data.loader import Feed
+from onehour.dist.group import Group
+from onehour.entry import blame
+from onehour.training.state import load_optimizer, model_state, optimizer_state
 
+__all__ = [
+    "InputError",
+    "Skipping",
+    "in_words",
+    "less_memory",
+    "out_of_memory",
+    "refuse_batch",
+    "refuse_iterations",
+    "refuse_model",
+    "refuse_optimizer",
+]
+
+STEPS = 12
+"""Of an optimizer's trial, before what it keeps is saved and after."""
+SHAPES = ((3, 2, 3, 3), (3,), (4, 12), (4,))
+"""Of the trial's parameters: a convolution's and a linear layer's."""
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk says that takes nothing."""
 
 
+class InputError(ValueError):
+    """A sample that is not finite. All processes raise it together."""
+
+
 @contextmanager
-def in_words(folder: Path, per_pass: int = 1) -> Iterator[None]:
-    """Turn such errors into one message each.
+def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
+    """Turn what a device or a disk refuses in the middle of a run into one message.
 
     Args:
         folder: the run's.
         per_pass: workers that share a forward pass.
 
     Raises:
-        ValueError: in place of them.
+        ValueError: in place of such an error.
 
     >>> with in_words(Path("runs/mine")):
     ...     raise OSError(errno.EROFS, "Read-only file system")
@@ -43,3 +74,305 @@ def in_words(folder: Path, per_pass: int = 1) -> Iterator[None]:
         raise ValueError(
             f"{folder} cannot be written: {error.strerror}; the same command goes on once it can"
         ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on a GPU or on the host.
+
+    The CPU's allocator has no type of its own for it, only its words.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def less_memory(per_pass: int) -> str:
+    """What to do where memory has run out with so many workers in a pass."""
+    if per_pass > 1:
+        return (
+            f"out of memory with {per_pass} workers in a pass; give --workers-per-pass {per_pass // 2},"
+            " which changes nothing that the run learns"
+        )
+    return (
+        "out of memory with one worker in a pass; use --precision bf16, or a smaller --per-worker (which changes what"
+        " BatchNorm sees, and so the loss)"
+    )
+
+
+def refuse_batch(images: Tensor, name: Callable[[int], str]) -> None:
+    """Refuse a batch for its first sample that is not finite.
+
+    Looked for once a loss is not: no iteration pays for the look, and none waits for a device.
+
+    Args:
+        images: of N samples, as the model takes them.
+        name: what a message calls row i.
+
+    Raises:
+        InputError: naming it.
+
+    >>> refuse_batch(torch.tensor([[0.0], [torch.nan]]), "sample {}".format)
+    Traceback (most recent call last):
+    onehour.training.refusals.InputError: sample 1 is not finite: 1 of its 1 values is NaN; mend it, or leave it out
+    """
+    found = _first_bad_row(images)
+    if found is not None:
+        row, *counts = found
+        raise _input_error(name(row), *counts)
+
+
+def refuse_iterations(iterations: range, feed: Feed, passes: list[range], group: Group) -> None:
+    """Refuse training data for the first sample of some iterations that is not finite; all processes call it together.
+
+    The samples are read again: each is a function of its key.
+
+    Args:
+        feed: of this process, whose stream says which samples they are.
+        passes: the workers of each of this process's passes.
+
+    Raises:
+        InputError: in all processes, naming the sample.
+    """
+    assert feed.stream is not None
+    found = torch.zeros(group.size, 5, dtype=torch.float64, device=group.device)
+    batches = feed.passes(passes, start=iterations.start, stop=iterations.stop)
+    for iteration, workers in ((iteration, workers) for iteration in iterations for workers in passes):
+        images, _ = next(batches)
+        first = _first_bad_row(images)
+        if first is not None:
+            row, *counts = first
+            index = int(feed.stream.indices(iteration, workers)[row])
+            replaced = index in feed.skipped.indices
+            found[group.rank] = torch.tensor([index + 1, *counts, replaced], dtype=torch.float64)
+            break
+    rows: list[tuple[int, int, int, int, int]] = group.sum(found).long().tolist()
+    for index, nans, infinities, count, replaced in rows:
+        if index:
+            name = feed.called(index - 1)
+            called = f"what was taken in the place of {name}" if replaced else name
+            raise _input_error(called, nans, infinities, count)
+
+
+def _first_bad_row(images: Tensor) -> tuple[int, int, int, int] | None:
+    """The first row that is not finite: its number, how many NaN and infinities it has, and how many values."""
+    values = images.reshape(len(images), -1)
+    rows = (~values.isfinite().all(1)).nonzero()
+    if not len(rows):
+        return None
+    row = values[int(rows[0])]
+    return int(rows[0]), int(row.isnan().sum()), int(row.isinf().sum()), row.numel()
+
+
+def _input_error(name: str, nans: int, infinities: int, count: int) -> InputError:
+    bad = nans + infinities
+    kind = "NaN or infinite" if nans and infinities else "NaN" if nans else "infinite"
+    values = f"{bad} of its {count} values {'is' if bad == 1 else 'are'} {kind}"
+    return InputError(f"{name} is not finite: {values}; mend it, or leave it out")
+
+
+class Skipping:
+    """Training images that could not be read: counted over all processes, named in the run's folder, not too many.
+
+    Args:
+        recipe: of the run, completed.
+        feed: gives this process its batches.
+        group: all processes.
+        folder: the run's.
+        inside: a path to the very folder that process 0 holds.
+    """
+
+    def __init__(self, recipe: Recipe, feed: Feed, group: Group, *, folder: Path, inside: Path) -> None:
+        assert recipe.samples is not None
+        self.minibatch, self.samples = recipe.minibatch, recipe.samples
+        self.feed, self.group, self.folder, self._inside = feed, group, folder, inside
+        self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
+        """How many were replaced, in all processes, since the run began."""
+        self._too_many = torch.zeros((), device=group.device)
+        self._first: tuple[int, Tensor] | None = None
+        self._named = 0
+
+    def add(self, iteration: int, skipped: Tensor) -> Tensor:
+        """Count an iteration's; above zero once they are more than may be since this process began."""
+        first, before = self._first = self._first or (iteration, self.skipped.clone())
+        self.skipped += skipped
+        limit = too_many(first * self.minibatch, (iteration + 1) * self.minibatch, self.samples)
+        self._too_many.logical_or_(self.skipped - before > limit)
+        return self._too_many
+
+    def count(self) -> int:
+        """How many so far; new ones are named in the folder. All processes call it together."""
+        skipped = int(self.skipped.item())
+        folder = self._inside if self.group.rank == 0 else None
+        if skipped != self._named:  # the same number in all processes
+            self._named = skipped
+            name_skipped(folder, self.feed.dataset, self.feed.skipped, self._sum)
+        elif folder is not None and self.feed.skipped.indices:  # refused by the disk before
+            name_skipped(folder, self.feed.dataset, self.feed.skipped, lambda flags: flags)
+        return skipped
+
+    def refuse_too_many(self, done: int, saved: str) -> None:
+        """Say why a stop was asked for, if it was for this.
+
+        Args:
+            saved: whether the stop was, and where the same command goes on.
+
+        Raises:
+            ValueError: if more images were replaced than may be.
+        """
+        if self._too_many.item():
+            raise ValueError(
+                f"{int(self.skipped.item())} training images could not be read up to iteration {done}, more than"
+                f" 0.1 % of an epoch; {self.folder / BAD_IMAGES} names them. Restore or remove"
+                f" them; the run has stopped there and {saved}"
+            )
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.group.sum(tensor.to(self.group.device)).cpu()
+
+
+def refuse_model(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
+    """Say why a model cannot be saved, or cannot be trained for what it returns in training.
+
+    Args:
+        model: converted.
+        image: as the model takes it, (C, H, W).
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    for name, value in model.state_dict().items():
+        if not torch.is_tensor(value):
+            raise ValueError(
+                f"the model keeps {name}, a {type(value).__name__}, and a checkpoint holds tensors alone: register"
+                " it as a buffer"
+            )
+        if value.is_complex():
+            raise ValueError(
+                f"the model keeps {name} as {value.dtype}, and runs hold real numbers alone: use torch.view_as_real"
+            )
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = "without memory" if value.is_meta else "quantized" if value.is_quantized else f"as {value.layout}"
+            raise ValueError(f"the model keeps {name} {kind}, and a checkpoint holds plain tensors alone")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameter that is trained; requires_grad is off in all of them")
+    _refuse_training_output(model, recipe, image)
+
+
+def _refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
+    """What a model returns in training, where its copy without memory can tell; else its first pass does."""
+    bare = {id(tensor): _bare(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    batch = torch.empty((recipe.per_worker, *image.shape), dtype=image.dtype, device="meta")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(model, dict(bare)).train()(batch)
+    except Exception:  # it computes with the values
+        return
+    if not torch.is_tensor(logits) or logits.ndim != 2:
+        shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise ValueError(
+            f"the model returned {shape} in training; expected logits of shape (N, classes): leave its auxiliary"
+            " outputs out"
+        )
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    bare = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+
+
+def refuse_optimizer(make: Callable[[nn.Module], Optimizer], device: torch.device) -> None:
+    """Say why a run with an optimizer could not go on from what a checkpoint holds.
+
+    On parameters of a few numbers: steps that are interrupted and go on from the saved state must end as those that
+    are not, and nothing else may change in a step than what is saved.
+
+    Args:
+        make: builds it for a model.
+        device: where it will work.
+
+    Raises:
+        ValueError: naming what it keeps elsewhere.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        through, broken, after = (_Trial(make, device) for _ in range(3))
+        name = type(through.optimizer).__name__
+        through.step(1)
+        before = through.kept()
+        through.step(STEPS - 1, first=1)
+        kept = through.kept()
+        broken.step(STEPS)
+        state = optimizer_state(broken.optimizer, broken.model)
+        changed = [what for what in kept if what not in before or not _same(before[what], kept[what])]
+        if changed:
+            raise ValueError(
+                f"optimizer {name} changes its {changed[0]} in a step, which no checkpoint holds: keep it in the"
+                " parameters' state as a tensor or a number, or choose another optimizer"
+            )
+        after.model.load_state_dict(model_state(broken.model))
+        load_optimizer(after.optimizer, after.model, state)
+        through.step(STEPS, first=STEPS)
+        after.step(STEPS, first=STEPS)
+    if not all(map(torch.equal, through.model.parameters(), after.model.parameters())):
+        raise ValueError(
+            f"optimizer {name} does not go on from its saved state as without a stop: it keeps something outside the"
+            " parameters' state; choose another optimizer"
+        )
+
+
+class _Trial:
+    """An optimizer at work on a few numbers."""
+
+    def __init__(self, make: Callable[[nn.Module], Optimizer], device: torch.device) -> None:
+        draws = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=draws).to(device)) for shape in SHAPES]
+        self.model = nn.ParameterList(weights)
+        self.optimizer = make(self.model)
+
+    def step(self, steps: int, *, first: int = 0) -> None:
+        for number in range(first, first + steps):
+            draws = torch.Generator().manual_seed(number)
+            for parameter in self.model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=draws).to(parameter.device)
+            torch.manual_seed(number)
+            try:
+                self.optimizer.step()
+            except Exception as error:
+                kind = type(self.optimizer).__name__
+                raise ValueError(f"optimizer {kind} cannot make a step: {blame(error)}") from error
+
+    def kept(self) -> dict[str, Any]:
+        """Copies of what it holds besides the parameters' state and the numbers of its groups."""
+        optimizer = self.optimizer
+        found = {
+            f"attribute {name!r}": value
+            for name, value in vars(optimizer).items()
+            if name not in ("state", "param_groups", "defaults")
+        }
+        for group in optimizer.param_groups:
+            for key, value in group.items():
+                if key != "params" and not isinstance(value, float | int):
+                    found[f"group's {key!r}"] = value
+        return {what: copied for what, value in found.items() if (copied := _copied(value)) is not None}
+
+
+def _copied(value: Any) -> Any:
+    """A value as it is now; None for what cannot be copied, or is compared in vain."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    try:
+        return None if callable(value) else copy.deepcopy(value)
+    except Exception:
+        return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if torch.is_tensor(one):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return len(one) == len(other) and all(_same(*pair) for pair in zip(one.values(), other.values(), strict=True))
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    try:
+        return bool(one == other) or type(one).__eq__ is object.__eq__
+    except Exception:  # an array's comparison is none
+        return repr(one) == repr(other)

@@ -1,12 +1,13 @@
-"""A run: from its recipe, or from its latest checkpoint, to its summary."""
+"""From a recipe to its weights: what a run is made of, and the loop that takes it to its end."""
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, NoReturn, cast
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,48 +17,40 @@ from onehour.data.crew import PATIENCE
 from onehour.data.loader import Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group
-from onehour.dist.launch import is_torchruns
 from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
+from onehour.models.load import MODELS
 from onehour.rules.keys import seed_for
-from onehour.rules.momentum import set_rate
-from onehour.training.agreement import agree
-from onehour.training.breaking import Breakable, EvaluationStoppedError
+from onehour.training.agreement import agree, environment, facts_of_model
 from onehour.training.build import (
     OPTIMIZERS,
     build_model,
+    build_of,
     classes_of,
+    deterministic,
+    draws_numbers,
     effects,
     pick_loaders,
     pick_share,
     pick_workers_per_pass,
 )
-from onehour.training.checkpoint import Checkpoints, SaveInterval
-from onehour.training.console import Console
-from onehour.training.determinism import build_of, deterministic
-from onehour.training.ends import DELIBERATE, NonFiniteError, StoppedError
-from onehour.training.environment import environment
-from onehour.training.evaluate import evaluate
-from onehour.training.facts import facts_of_model
-from onehour.training.flags import HostFlags
-from onehour.training.inputs import InputError, refuse_iterations
-from onehour.training.loggers import Loggers, load_logger
-from onehour.training.measure import NOT_FINITE, measured, timed
-from onehour.training.owned import Owned
-from onehour.training.pitfalls import decisions_of
-from onehour.training.profiling import profiled
-from onehour.training.record import Recorder
-from onehour.training.refusals import in_words
-from onehour.training.shared import look_for_folder
-from onehour.training.skipping import Skipping
+from onehour.training.checkpoint import SaveInterval
+from onehour.training.console import Console, Loggers, load_logger
+from onehour.training.decisions import decisions_of
+from onehour.training.loop import Feeds, Loop, Stopping, never
+from onehour.training.measure import StepTimer
+from onehour.training.record import NonFiniteError
+from onehour.training.recorder import Progress, RunFolder, look_for_folder
+from onehour.training.refusals import in_words, refuse_optimizer
+from onehour.training.seeds import Part, Seeds, SeedsFeed, workers_per_pass
 from onehour.training.step import Step
-from onehour.training.suitable import refuse_optimizer
-from onehour.training.summary import summarise
-from onehour.training.timing import StepTimer
 from onehour.training.watchdog import Watchdog
 
-__all__ = ["DELIBERATE", "NonFiniteError", "StoppedError", "train_run"]
+__all__ = ["open_feeds", "train_run", "train_seeds"]
+
+SAVE_SECONDS = 10.0
+"""Between checkpoints of several seeds at least, which are taken apart for each; counted at evaluations."""
 
 
 def train_run(
@@ -67,15 +60,16 @@ def train_run(
     group: Group,
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
-    stop_asked: Callable[[], bool] = lambda: False,
+    stop_asked: Callable[[], bool] = never,
+    signals: StopSignals | None = None,
 ) -> None:
     """Train to the end and write the run's folder; every process calls it with its group.
 
     Args:
         recipe: completed by `complete`.
         model: an object or a function in place of the recipe's name.
-        stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop. Signals
-            are looked for during evaluations too.
+        stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop.
+        signals: ask for the same, and are looked for during evaluations too.
 
     Raises:
         ValueError: for bad input.
@@ -87,279 +81,170 @@ def train_run(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
-    folder, limit = execution.folder(recipe), execution.hang_timeout
-    watch = Watchdog(None, rank=group.rank, size=group.size, timeout=limit)
+    folder = execution.folder(recipe)
+    watch = Watchdog(None, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
     with deterministic(recipe), watch as watchdog, ExitStack() as stack:
-        recorder = None
         try:
             with in_words(folder):
-                if group.rank == 0:
-                    recorder = Recorder(folder, recipe)
-                    stack.callback(recorder.close)  # also where what comes next fails: another try needs the folder
-                loop = _Loop(recipe, data, execution, group, model, recorder, watchdog)
+                console = Console(recipe, quiet=group.rank > 0)
+                loggers = Loggers(load_logger(execution.log) if group.rank == 0 else None)
+                run = RunFolder(folder, recipe, group, console=console, loggers=loggers)
+                stack.callback(run.close)  # also where what comes next fails: another try needs the folder
+                watchdog.folder = run.inside
+                decisions = decisions_of(recipe)
+                network = build_model(recipe, data, group.device, model)
+                rules = effects(recipe, network)  # before a checkpoint is loaded, whose γ are no longer zero
+                if recipe.optimizer not in ("sgd", *OPTIMIZERS):
+                    refuse_optimizer(decisions.optimizer, group.device)
+                seeds = Seeds(decisions, [Part(network, decisions.optimizer(network))])
+                loaders = pick_loaders(execution, data)
+                warn = console.warn if group.rank == 0 else None
+                feeds = open_feeds(recipe, data, execution, network, group.device, loaders=loaders, warn=warn)
+                stack.callback(feeds.close)
+                per_pass = pick_workers_per_pass(execution, recipe, data, network, group.device.type)
+                step = Step(
+                    decisions,
+                    *seeds.parts[0],
+                    passes=passes(pick_share(recipe, group), per_pass),
+                    group=group,
+                    timer=StepTimer(group.device),
+                    replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
+                    before_update=run.checkpoints.detach,
+                    draws=draws_numbers(network) or model is not None or recipe.model not in MODELS,
+                )
+                stack.enter_context(step)
+                interval = SaveInterval(execution.save_every, execution.save_minutes)
+                stopping = Stopping(group, stop_asked, signals)
+                loop = Loop(decisions, seeds, step, feeds, [run], stopping, watchdog, interval)
         except ValueError as error:
             agree(group, failed=error)
             raise
-        stack.callback(loop.close)
-        with in_words(folder, loop.per_pass):
-            loop.run(stop_asked)
-
-
-class _Loop:
-    """The state of a run in one process."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        data: Data,
-        execution: Execution,
-        group: Group,
-        model: nn.Module | Callable[[], nn.Module] | None,
-        recorder: Recorder | None,
-        watchdog: Watchdog,
-    ) -> None:
-        assert recipe.samples is not None
-        self.recipe, self.data, self.execution, self.group = recipe, data, execution, group
-        self.samples = recipe.samples
-        self.folder = execution.folder(recipe)
-        self.iterations = recipe.workers.iterations(self.samples, recipe.epochs)
-        self.decisions = decisions_of(recipe)
-        self.stream = self.decisions.stream()
-        self.first = group.rank == 0
-        self.recorder, self.owned = recorder, Owned(recorder, group)
-        self.inside = recorder.inside if recorder else self.folder
-        self.watchdog = watchdog
-        watchdog.folder = self.inside
-        self.loggers = Loggers(load_logger(execution.log) if self.first else None)
-        self.console = Console(recipe, quiet=not self.first)
-        self.timer = StepTimer(group.device)
-        self.model = build_model(recipe, data, group.device, model)
-        self.rules = effects(recipe, self.model)  # before a checkpoint is loaded, whose γ are no longer zero
-        if recipe.optimizer not in ("sgd", *OPTIMIZERS):
-            refuse_optimizer(self.decisions.optimizer, group.device)
-        self.optimizer = self.decisions.optimizer(self.model)
-        self.loaders = loaders = pick_loaders(execution, data)
-        device, unseen = group.device, seed_for(recipe.seed, "validation")
-        crew: dict[str, Any] = {
-            "loaders": loaders,
-            "device": device,
-            "classes": classes_of(recipe, data, self.model, device),
-            # A stuck one is replaced long before the watchdog would end the run for it.
-            "patience": execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE,
-            "warn": self.console.warn if self.first else None,
-        }
-        self.feed = Feed(data.train, seed=recipe.seed, stream=self.stream, look=data.looks[0], **crew)
-        self.validation = Feed(data.validation, seed=unseen, look=data.looks[1], **crew)
-        self.per_pass = pick_workers_per_pass(execution, recipe, data, self.model, group.device.type)
-        self.passes = passes(pick_share(recipe, group), self.per_pass)
-        self.step = Step(recipe, self.model, self.optimizer, passes=self.passes, group=group, timer=self.timer)
-        self.skipping = Skipping(recipe, self.feed, self.step, self.folder, group, inside=self.inside)
-        self.checkpoints = Checkpoints(self.folder, recipe, group, warn=self._warn_of_disk, inside=self.inside)
-        self.step.before_update = self.checkpoints.detach
-        self.interval = SaveInterval(execution.save_every, execution.save_minutes)
-        self.flags = HostFlags(group.device)
-        self._mark(0)
-
-    def run(self, stop_asked: Callable[[], bool]) -> None:
-        recipe = self.recipe
-        self.signals = stop_asked if isinstance(stop_asked, StopSignals) else None
-        start, evaluated = self._resume()
-        self.console.start(start, self.iterations, processes=self.group.size, folder=self.folder, rules=self.rules)
-        self.begun = start
-        batches = self.feed.passes(self.passes, start=start, stop=self.iterations)
-        self._mark(start)
-        if not evaluated:
-            self._evaluate(start)
-            self._save(start)
-        self.model.train()
-        with profiled(self.execution.profile, self.inside, self.group.rank, warn=self.console.warn) as profile_step:
-            for iteration in range(start, self.iterations):
-                self.step(iteration, batches, stopping=stop_asked() or self.owned.lost is not None)
-                profile_step()
-                done = iteration + 1
-                self.watchdog.beat(done)
-                ends_epoch = done * recipe.minibatch // self.samples > iteration * recipe.minibatch // self.samples
-                stopped, halted = self.flags.read(self.step.stop, self.step.halted, now=ends_epoch)
-                if halted:
-                    self._halt(done)
-                if ends_epoch:  # which the last iteration always does
-                    self._evaluate(done)
-                if stopped and done < self.iterations:
-                    self._stop(done)
-                if ends_epoch or self.interval.over(done):
-                    self._save(done, together=ends_epoch)
-                self.console.step(done)
-        self._finish("finished")
-
-    def _mark(self, done: int) -> None:
-        """Time from here on belongs to the iterations after `done`."""
-        self.since, self.cpu_since, self.last_evaluated = time.perf_counter(), time.process_time(), done
-
-    def close(self) -> None:
-        self.checkpoints.close()
-        self.console.close()
-        self.step.close()
-        self.feed.close()
-        self.validation.close()
-
-    def _resume(self) -> tuple[int, bool]:
-        """The iteration to go on with, and whether the one before it was evaluated, if it had to be."""
-        if self.group.size > 1:
-            agree(self.group, facts_of_model(self.model, self.optimizer))
-        look_for_folder(self.folder, self.group, inside=self.inside)
-        progress = self.checkpoints.load(self.model, self.optimizer)
-        start, evaluated = 0, True
-        if progress is not None:
-            start, evaluated = progress["iteration"], progress.get("evaluated", True)
-            if start:  # a velocity that has the rate inside was made at this one
-                set_rate(self.optimizer, self.decisions.rate(start - 1), inside=set())
-            self.step.totals.copy_(torch.tensor(progress["totals"], dtype=torch.float64))
-            self.step.skipped.fill_(progress.get("skipped", 0))
-            build, here = progress["build"], build_of(self.group.device)
-            if self.recipe.reduce == "canonical" and build != here:
-                differs = [key for key in here if build.get(key) != here[key]]
-                changed = ", ".join(f"{key} {build.get(key)} → {here[key]}" for key in differs)
-                self.console.warn(f"the bits may differ from an undisturbed run's from here on: {changed}")
-        if self.recorder is not None:
+        with in_words(folder, per_pass):
+            if group.size > 1:
+                agree(group, facts_of_model(*seeds.parts[0]))
+            look_for_folder(folder, group, inside=run.inside)
+            progress = run.load(*seeds.parts[0], build_of(group.device))
             places = {
-                "processes": self.group.size,
-                "workers_per_pass": self.per_pass,
-                "loaders": self.loaders,
-                "device": self.group.device.type,
+                "processes": group.size,
+                "workers_per_pass": per_pass,
+                "loaders": loaders,
+                "device": group.device.type,
             }
-            for note in self.recorder.notes:
-                self.console.warn(note)
-            self.recorder.begin(start, environment(places), known=start if evaluated else start - 1)
-            self.loggers.start(self.recipe.as_dict(), self.folder)
-        return start, evaluated
+            run.begin(progress, partial(environment, places))
+            start = progress.iteration if progress is not None else 0
+            console.start(start, decisions.iterations, processes=group.size, folder=folder, rules=rules)
+            loop.run([progress], profile=execution.profile)
 
-    def _evaluate(self, done: int) -> None:
-        steps = self.timer.steps()
-        seconds, cpu_seconds = time.perf_counter() - self.since, time.process_time() - self.cpu_since
-        with self.watchdog.slow():
-            self.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
-            feed = cast(Feed, Breakable(self.validation, self.group, self.signals or (lambda: False)))
-            try:
-                result = evaluate(self.model, self.data.validation, self.recipe, group=self.group, feed=feed)
-            except EvaluationStoppedError:
-                self._stop(done, evaluated=False)
-            except ValueError as error:  # of the validation data: what was trained until here stays
-                if self.group.size == 1 or isinstance(error, InputError):  # else the others do not know of it
-                    self._save(done, evaluated=False)
-                    self._wait_for_save()
-                raise
-        evaluating = time.perf_counter() - self.since - seconds
-        loss, errors = self.step.totals.tolist()
-        self.step.totals.zero_()
-        record = measured(self.decisions, done, (loss, errors), result) | self.skipping.count()
-        if record["val_loss"] is None:
-            self.console.warn(NOT_FINITE)
-        images = (done - self.last_evaluated) * self.recipe.minibatch
-        timing = timed(record, images, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
-        if self.recorder is not None:
-            self.recorder.add(record, timing)
-            self.loggers.log(record | {"images_per_second": timing["images_per_second"]})
-        self.console.evaluated(record, timing["images_per_second"])
-        self._mark(done)
 
-    def _save(self, done: int, *, together: bool = True, evaluated: bool = True) -> None:
-        """Save in the background.
+def train_seeds(
+    recipes: Sequence[Recipe],
+    data: Data,
+    folders: Sequence[Path],
+    group: Group,
+    *,
+    stop_asked: Callable[[], bool] = never,
+) -> None:
+    """Train runs of one recipe and several seeds as one network; each writes its own folder, as if it ran alone.
 
-        Args:
-            together: all processes do, at this iteration; where the clock says when, process 0 may be alone.
-            evaluated: the record has this iteration's evaluation, if there is one.
-        """
-        if self.step.halted.item():  # the flags may tell later; a masked update is no state to go on from
-            return
-        started, cpu_started = time.perf_counter(), time.process_time()
-        skipped = {"skipped": int(self.step.skipped.item())} if self.recipe.bad_images == "skip" else {}
-        if together:
-            skipped = self.skipping.count()
-        if self.recorder is not None and self.owned.look():
-            progress = {
-                "iteration": done,
-                "position": done * self.recipe.minibatch,
-                "totals": self.step.totals.tolist(),
-                "build": build_of(self.group.device),
-                "evaluated": evaluated,
-                **skipped,
-            }
-            with self.watchdog.slow():
-                self.checkpoints.save(self.model, self.optimizer, progress, first=self.recorder.catch_up)
-        self.since += time.perf_counter() - started
-        self.cpu_since += time.process_time() - cpu_started
+    Those that stand at the same iteration go on together. A run that leaves the finite numbers has come to its end.
 
-    def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
-        if self.step.halted.item():
-            self._halt(done)
-        self._save(done, evaluated=evaluated)
-        saved = "saved; the same command goes on from there"
-        is_saved = self._wait_for_save()
-        with self.watchdog.slow():
-            self.owned.leave(f"stopped after iteration {done}, {'saved there' if is_saved else 'which is not saved'}")
-        if not is_saved:
-            saved = "could not save it; the same command goes on from the checkpoint before"
-        self.skipping.refuse_too_many(done, saved)
-        error = StoppedError(f"stopped after iteration {done} and {saved}")
-        raise self._ended("stopped", error, lasting=self._on_purpose())
+    Args:
+        recipes: completed, alike but for the seed; `refuse_joining` has nothing against them.
+        folders: of each; new or unfinished.
 
-    def _wait_for_save(self) -> bool:
-        """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
-        with self.watchdog.slow():
-            return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.owned.look() else b""))
+    Raises:
+        ValueError: for a folder of something else, or a sample because of which a loss is not finite.
+        FolderLostError: if one was moved or removed; all are saved where they can be.
+        StoppedError: when asked to stop; all are saved.
+    """
+    assert len({recipe.replace(seed=0) for recipe in recipes}) == 1
+    with deterministic(recipes[0]), ExitStack() as stack:
+        found: list[_Member] = []
+        for recipe, folder in zip(recipes, folders, strict=True):
+            console = Console(recipe, quiet=True, warns=f"{folder.name}: ")
+            run = RunFolder(folder, recipe, group, console=console, loggers=Loggers(None))
+            stack.callback(run.close)
+            network = build_model(recipe, data, group.device)
+            part = Part(network, decisions_of(recipe).optimizer(network))
+            found.append(_Member(run, part, run.load(*part, build_of(group.device))))
+        watchdog = stack.enter_context(Watchdog(None, rank=0, size=1, timeout=None))
+        stopping = Stopping(group, stop_asked)
+        for _, alike in groupby(sorted(found, key=_Member.stands, reverse=True), key=_Member.stands):
+            _train_together(list(alike), data, group, stopping, watchdog)
 
-    def _on_purpose(self) -> bool:
-        """Whether a restart must not undo this stop. All processes call it together.
 
-        torchrun sends SIGTERM when a host comes or goes, and then starts all processes anew, to go on.
-        """
-        if self.signals is None:
-            return True
-        mine = self.signals.asked is not None and not (self.signals.asked == signal.SIGTERM and is_torchruns())
-        return self.group.sum(torch.tensor(float(mine), device=self.group.device)).item() > 0
+class _Member(NamedTuple):
+    """One of the runs that train as one network, and where it stands."""
 
-    def _ended(self, outcome: str, error: Exception, *, lasting: bool = True) -> Exception:
-        """Note how it ended, so that no launcher's restart undoes it; nobody leaves before that is done.
+    run: RunFolder
+    part: Part
+    progress: Progress | None
 
-        Launchers end the others once one has left with a code, and process 0 may be saving.
-        """
-        if self.recorder is not None and lasting:
-            with suppress(OSError):  # a restart then goes on, which is better than a message that hides this one
-                self.recorder.note(outcome, str(error))
-        with self.watchdog.slow():
-            self.group.broadcast(b"noted")
-        return error
+    def stands(self) -> tuple[int, bool]:
+        """At which iteration, and whether it was evaluated there."""
+        return (0, True) if self.progress is None else (self.progress.iteration, self.progress.evaluated)
 
-    def _halt(self, done: int) -> NoReturn:
-        """Refuse a sample that is not finite; else the run has left the finite numbers by itself, and ends."""
-        self._wait_for_save()
-        with self.watchdog.slow():
-            seen = range(max(self.begun, done - 1 - self.flags.late), done)
-            refuse_iterations(seen, self.feed, self.passes, self.group)
-        self._finish("non-finite")
-        rate = self.decisions.rate(done - 1)
-        message = (
-            f"the loss or a gradient was not finite at iteration {done} (epoch"
-            f" {done * self.recipe.minibatch / self.samples:.2f}, rate {rate:g}); checkpoints before it are kept in"
-            f" {self.folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
+
+def _train_together(members: list[_Member], data: Data, group: Group, stopping: Stopping, watchdog: Watchdog) -> None:
+    """Train runs that stand at the same iteration, to their ends."""
+    runs, progress = [member.run for member in members], [member.progress for member in members]
+    decisions, count = [decisions_of(run.recipe) for run in runs], len(runs)
+    recipe = decisions[0].recipe
+    seeds = Seeds(decisions[0], [member.part for member in members])
+    per_pass = workers_per_pass(recipe, data, seeds=count, device=group.device.type)
+    places = {
+        "processes": 1,
+        "workers_per_pass": per_pass,
+        "loaders": 0,
+        "device": group.device.type,
+        "seeds_together": count,
+    }
+    streams = [decision.stream() for decision in decisions]
+    with ExitStack() as stack:
+        feeds = Feeds(
+            SeedsFeed(data.train, seeds=count, device=group.device, streams=streams),
+            SeedsFeed(data.validation, seeds=count, device=group.device),
         )
-        raise self._ended("non-finite", NonFiniteError(message))
+        stack.callback(feeds.close)
+        step = Step(
+            decisions[0],
+            seeds.model,
+            seeds.optimizer,
+            passes=passes(range(recipe.workers.workers), per_pass),
+            group=group,
+            timer=StepTimer(group.device),
+            seeds=count,
+            draws=False,  # else they were refused
+        )
+        stack.enter_context(step)
+        for run, _, stood in members:
+            run.begin(stood, partial(environment, places), together=count)
+        interval = SaveInterval(None, SAVE_SECONDS / 60)
+        with suppress(NonFiniteError):
+            Loop(decisions[0], seeds, step, feeds, runs, stopping, watchdog, interval).run(progress)
 
-    def _finish(self, outcome: str) -> None:
-        with self.watchdog.slow():
-            saved = self.checkpoints.wait()
-            usable = self.owned.look()
-        if not saved and outcome == "finished" and self.owned.lost is None:
-            raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
-        if self.recorder is not None and usable:
-            summary = summarise(self.inside, self.recipe, self.model, self.optimizer, outcome)
-            if self.recipe.bad_images == "skip":
-                summary["skipped"] = int(self.step.skipped.item())
-            self.recorder.end(summary)
-            self.loggers.finish(summary)
-        with self.watchdog.slow():
-            self.owned.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")
 
-    def _warn_of_disk(self, text: str) -> None:
-        if self.owned.look():  # else there is more to say than that a checkpoint could not be written
-            self.console.warn(text)
+def open_feeds(
+    recipe: Recipe,
+    data: Data,
+    execution: Execution,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    loaders: int,
+    warn: Callable[[str], None] | None = None,
+) -> Feeds:
+    """Both sides of a run's data, as this process loads them.
+
+    Args:
+        model: whose outputs the labels must be, where the recipe does not say.
+        warn: is told of processes that were replaced.
+    """
+    classes = classes_of(recipe, data, model, device)
+    # A stuck loader is replaced long before the watchdog would end the run for it.
+    patience = execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE
+    feed = partial(Feed, loaders=loaders, device=device, classes=classes, patience=patience, warn=warn)
+    return Feeds(
+        feed(data.train, seed=recipe.seed, stream=decisions_of(recipe).stream(), look=data.looks[0]),
+        feed(data.validation, seed=seed_for(recipe.seed, "validation"), look=data.looks[1]),
+    )

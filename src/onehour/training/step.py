@@ -1,191 +1,200 @@
 """One iteration: the passes of this process, one vector reduced, one update (paper eq 2, §3)."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from onehour.config import Recipe
-from onehour.data.bad import too_many
+from onehour.data.bad import Skipped
 from onehour.data.loader import Batch
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
-from onehour.rules.batchnorm import repeat_parameters
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
-from onehour.training.pitfalls import decisions_of
-from onehour.training.precision import forward
-from onehour.training.statistics import RunningStatistics
-from onehour.training.timing import StepTimer
+from onehour.training.decisions import Decisions
+from onehour.training.engine import RunningStatistics, classification
+from onehour.training.measure import StepTimer
 
-__all__ = ["Step"]
+__all__ = ["Iteration", "Step"]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What an iteration was, over all workers, as tensors on the device: the host has not waited for them."""
+
+    sums: Tensor
+    """float64 (2, S): of each seed the mean loss over the minibatch, and how many it got wrong."""
+    stop: Tensor
+    """(): how many processes were asked to stop."""
+    skipped: Tensor
+    """(): how many images were replaced, since they could not be read."""
+    alive: Tensor
+    """bool (S,): which seeds have had finite numbers alone, until now."""
+
+
+def _nothing() -> None:
+    """What is done before an update where nobody else reads the weights."""
 
 
 class Step:
-    """Takes a process through an iteration; every process then holds the same weights, velocity and statistics.
+    """Takes S networks that are one through an iteration; every process then holds the same weights and statistics.
 
-    The reduced vector is gradients ‖ loss, errors, stop, skipped ‖ which parameters were used ‖ BatchNorm statistics.
+    The reduced vector is gradients ‖ losses, errors, stop, skipped ‖ which parameters were used ‖ BatchNorm statistics.
 
     A value in it that is not finite, on any worker, masks this update and all later ones on the device: weights,
-    velocity and statistics stay as they were before, and `halted` says so.
+    velocity and statistics stay as they were before, and `alive` is false. Of several seeds, whose gradients do not
+    mix, one must not stop the others: each is alive until its loss is not finite, and only that is masked in its sums.
 
     Args:
         model: converted to ghost BatchNorm, on the group's device.
         optimizer: over the model's trainable parameters.
         passes: the workers of each of this process's passes.
         timer: where the time of each part is kept.
+        seeds: S; 1 for a run alone, whose batches have labels (N,), else (N, S).
+        replaced: counts the images of this process's batches that were replaced; None where none may be.
+        before_update: called when weights, velocity and statistics are about to change.
+        draws: False where the model draws no random numbers, so that no generator need be seeded.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        decisions: Decisions,
         model: nn.Module,
         optimizer: Optimizer,
         *,
         passes: list[range],
         group: Group,
         timer: StepTimer,
+        seeds: int = 1,
+        replaced: Skipped | None = None,
+        before_update: Callable[[], None] = _nothing,
+        draws: bool = True,
     ) -> None:
-        self.recipe, self.model, self.optimizer = recipe, model, optimizer
-        self.passes, self.group, self.timer = passes, group, timer
+        self.decisions, self.model, self.optimizer = decisions, model, optimizer
+        self.passes, self.timer, self.seeds = passes, timer, seeds
+        self._replaced, self._before_update, self._draws = replaced, before_update, draws
+        self._statistics = RunningStatistics(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        self.statistics = RunningStatistics(model)
-        tail = 4 + len(parameters) + self.statistics.floats
-        if recipe.reduce == "canonical":
+        sizes = [2 * seeds, 1, 1, len(parameters), self._statistics.floats]
+        if decisions.recipe.reduce == "canonical":
             share = range(passes[0].start, passes[-1].stop)
-            self.reducer = CanonicalReducer(parameters, tail=tail, group=group, share=share)
+            self.reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
         else:
-            self.reducer = Reducer(parameters, tail=tail, group=group)
-        self.scalars, self.used, self.sums = self.reducer.tail.split([4, len(parameters), self.statistics.floats])
-        self.loss, self.errors, self.stop, self._skipped_now = self.scalars.unbind()
-        self.statistics.collect_into(self.sums)
-        self.halted = torch.zeros((), device=group.device)
-        """1 once anything was not finite, else 0."""
-        self._one = torch.ones((), device=group.device)
-        self.before_update: Callable[[], None] = lambda: None
-        """Called when weights, velocity and statistics are about to change."""
-        self.totals = torch.zeros(2, dtype=torch.float64, device=group.device)
-        """Σ of the iterations' mean losses and of their errors, since the caller last set them to zero."""
-        self.count_skipped: Callable[[], int] = lambda: 0
-        """Called at every pass: the images that were replaced in it."""
-        self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
-        """How many were, in all processes; the caller may set it to what a checkpoint knows."""
-        self.too_many = torch.zeros((), device=group.device)
-        """1 once they were more than `onehour.data.bad` allows; `stop` then says so too."""
-        self._skips = recipe.bad_images == "skip"
-        self._first: tuple[int, Tensor] | None = None
-        self._decisions = decisions = decisions_of(recipe)
+            self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
+        parts: list[Tensor] = list(self.reducer.tail.split(sizes))
+        sums, self._stop, self._skipped, self._used, self._collected = parts
+        self._losses, self._errors = sums.view(2, seeds).unbind()
+        self._halted, self._one = torch.zeros((), device=group.device), torch.ones((), device=group.device)
+        self._always = self._one > 0
+        self.alive = self._always.repeat(seeds)
+        """As in the last iteration's `Iteration`."""
+        self._run = torch.compile(model, dynamic=False) if decisions.recipe.compile else model
         self._inside = decisions.corrected(optimizer)
-        self._shares = self.statistics.apply(decisions)
-        self._on_device = _masks_on_device(optimizer)
-        if self._on_device:
-            optimizer.found_inf, optimizer.grad_scale = self.halted, None  # type: ignore[attr-defined]
-        self._model = torch.compile(model, dynamic=False) if recipe.compile else model
+        # Fused optimizers skip an update by themselves where the tensor `found_inf` says so.
+        self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
 
-    def __call__(self, iteration: int, batches: Iterator[Batch], *, stopping: bool) -> None:
-        """Iteration t: take the passes' batches from `batches`, reduce, set the rate, update.
+    def __enter__(self) -> Self:
+        """From now on a forward adds to the vector's statistics, and the optimizer looks at what is masked."""
+        self._statistics.attach(self._collected)
+        if self._masks_on_device and self.seeds == 1:
+            masking: Any = self.optimizer
+            masking.found_inf, masking.grad_scale = self._halted, None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the model back as it would be without a trainer."""
+        self.reducer.close()
+        self._statistics.detach()
+
+    def __call__(self, iteration: int, batches: Iterator[Batch], *, stopping: bool = False) -> Iteration:
+        """Iteration t: w ← w − η·(1/kn)·Σ ∇l(x, w) over the samples of all workers (eq 2), in the optimizer's form.
 
         Args:
             iteration: t.
             batches: gives one batch a pass.
-            stopping: this process was asked to stop; after the step every process finds it in `stop`.
+            stopping: this process was asked to stop; every process finds it in what is returned.
         """
-        reducer = self.reducer
         self.timer.begin()
-        reducer.zero()
+        self.reducer.zero()
         if stopping:
-            self.stop.add_(1)
-        unused: set[int] | None = None
+            self._stop.add_(1)
+        unused = set(range(len(self.reducer.parameters)))
         for workers in self.passes:
-            last = workers == self.passes[-1]
-            images, labels = next(batches)
+            batch = next(batches)
             self.timer.lap("data")
-            if self._skips:  # before its share is taken
-                self._skipped_now.add_(self.count_skipped())
-            self._pass(iteration, workers, images, labels, last=last)
-            if last or reducer.takes_each_pass:
-                missing = self._mark_used()
-                unused = missing if unused is None else unused & missing
-                reducer.take()
+            last = workers == self.passes[-1]
+            self._add_gradient(iteration, workers, batch, last=last)
+            if last or self.reducer.takes_each_pass:
+                unused &= self._take()
             self.timer.lap("compute")
-        reducer.finish()
-        if self._skips:
-            self._note_skipped(iteration)
+        self.reducer.finish()
         self.timer.lap("reduction")
-        self._update(unused or set(), self._decisions.rate(iteration))
+        self._update(unused, self.decisions.rate(iteration))
+        seen = self.reducer.tail[: 2 * self.seeds + 2].to(torch.float64, copy=True)
         self.timer.lap("update")
         self.timer.end()
+        return Iteration(seen[:-2].view(2, self.seeds), seen[-2], seen[-1], self.alive)
 
-    def close(self) -> None:
-        """Give the model back as it would be without a trainer."""
-        self.reducer.close()
-        self.statistics.collect_into(None)
-        self.statistics.weigh(None)
-        repeat_parameters(self.statistics.layers, 1)
-
-    def _pass(self, iteration: int, workers: range, images: Tensor, labels: Tensor, *, last: bool) -> None:
-        recipe = self.recipe
-        seed_generators(seed_for(recipe.seed, "pass", iteration, workers.start), images.device)
-        repeat_parameters(self.statistics.layers, len(workers))
-        if self._shares is not None:
-            self.statistics.weigh(self._shares[:, workers.start : workers.stop])
-        logits = forward(self._model, images, recipe)
-        if not logits.requires_grad:
+    def _add_gradient(self, iteration: int, workers: range, batch: Batch, *, last: bool) -> None:
+        """Add a pass's share of (1/kn)·Σ ∇l, of the mean loss and of the errors."""
+        recipe = self.decisions.recipe
+        if self._replaced is not None:
+            self._skipped.add_(self._replaced.take())
+        if self._draws:
+            seed_generators(seed_for(recipe.seed, "pass", iteration, workers.start), batch[0].device)
+        self._statistics.begin_pass(workers)
+        sums = classification(self._run, batch, recipe)
+        self._statistics.end_pass()
+        if not sums.loss.requires_grad:
             raise ValueError("the model's logits depend on no trained parameter: is it under no_grad, or detached?")
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        loss = global_mean(total, self._decisions.divisor)
-        repeat_parameters(self.statistics.layers, 1)  # forget them: they belong to these weights
         if last:
             self.reducer.arm()
-        loss.backward()
+        global_mean(sums.loss, self.decisions.divisor).backward(torch.ones_like(sums.loss))
         with torch.no_grad():
-            self.loss.add_(global_mean(total, recipe.minibatch))
-            self.errors.add_((logits.argmax(1) != labels).sum())
+            self._losses.add_(global_mean(sums.loss, recipe.minibatch))
+            self._errors.add_(sums.errors)
 
-    def _note_skipped(self, iteration: int) -> None:
-        """Count over all processes; more than is allowed since this process began asks for a stop."""
-        if self._first is None:
-            self._first = iteration, self.skipped.clone()
-        first, before = self._first
-        self.skipped += self._skipped_now
-        drawn = first * self.recipe.minibatch, (iteration + 1) * self.recipe.minibatch
-        self.too_many.logical_or_(self.skipped - before > too_many(*drawn, self._decisions.samples))
-        self.stop.add_(self.too_many)
-
-    def _mark_used(self) -> set[int]:
+    def _take(self) -> set[int]:
+        """Give what was added to the reducer; the parameters that have no gradient in it, by number."""
         unused = set(self.reducer.mark())
-        self.used.fill_(1)
+        self._used.fill_(1)
         for number in unused:
-            self.used[number] = 0
+            self._used[number] = 0
+        self.reducer.take()
         return unused
 
     @torch.no_grad()
     def _update(self, unused: set[int], rate: float) -> None:
-        self.before_update()
-        self._drop(unused)
-        # What GradScaler calls; times 1 changes nothing, and `halted` is only ever set.
-        torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage]
-            self.reducer.summed(), self.halted, self._one
-        )
-        live = self.halted == 0
-        if self._on_device or bool(live):
+        self._before_update()
+        for number in unused:  # what no worker used keeps its value; only who left one out itself must ask
+            if self._used[number] == 0:
+                self.reducer.parameters[number].grad = None
+        live = self._look()
+        if self.seeds > 1 or self._masks_on_device or bool(live):
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
-        self.statistics.commit(self.sums, live)
-        self.totals += torch.where(live, self.scalars[:2].double(), 0.0)
+        self._statistics.commit(self._collected, live)
 
-    def _drop(self, unused: set[int]) -> None:
-        """What no worker used keeps its value, as if it had no gradient. Only who left one out itself must ask."""
-        for number in unused:
-            if self.used[number] == 0:
-                self.reducer.parameters[number].grad = None
+    def _look(self) -> Tensor:
+        """Look for what is not finite; whether the update counts, a boolean scalar on the device."""
+        if self.seeds > 1:
+            self.alive = self.alive & self._losses.isfinite()
+            return self._always
+        # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
+        torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+            self.reducer.summed(), self._halted, self._one
+        )
+        live = self._halted == 0
+        self.alive = live.view(1)
+        return live
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -196,8 +205,3 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _masks_on_device(optimizer: Any) -> bool:
-    """Whether the optimizer skips an update by itself when the tensor `found_inf` says so, as fused ones do."""
-    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -1,11 +1,11 @@
 """The proof that p does not matter: a few iterations on several numbers of processes, compared."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import hashlib
 import json
 import statistics
-import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +16,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onehour.config import Recipe
-from onehour.data.loader import Feed, pass_batches
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
-from onehour.rules.shuffle import SampleStream
 from onehour.training.build import (
     build_model,
-    build_optimizer,
-    classes_of,
     complete,
+    deterministic,
     pick_loaders,
     pick_share,
     pick_workers_per_pass,
 )
-from onehour.training.determinism import deterministic
-from onehour.training.inputs import refuse_iterations
+from onehour.training.decisions import decisions_of
+from onehour.training.loop import iterate
+from onehour.training.measure import StepTimer
+from onehour.training.refusals import refuse_iterations
+from onehour.training.run import open_feeds
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
-from onehour.training.timing import StepTimer
 
 __all__ = ["MODES", "TOLERANCE", "Finding", "compare", "trace"]
 
 MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
 TOLERANCE = 1e-9
 """Largest relative difference in float64 that counts as the order of adding alone."""
+History = dict[str, tuple[str, float]]
+"""Of each tensor after an iteration: a digest for equal bits, and a norm for nearly equal values."""
 
 
 def trace(recipe: Recipe, *, steps: int, group: Group, folder: Path) -> None:
@@ -60,56 +61,35 @@ def trace(recipe: Recipe, *, steps: int, group: Group, folder: Path) -> None:
             (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[dict[str, Any]], float, dict[str, Tensor]]:
+def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], float, dict[str, Tensor]]:
     recipe, data = complete(recipe)
-    assert recipe.samples is not None
     execution = Execution(processes=group.size)
-    model = build_model(recipe, data, group.device)
-    optimizer = build_optimizer(recipe, model)
+    model, decisions = build_model(recipe, data, group.device), decisions_of(recipe)
+    optimizer = decisions.optimizer(model)
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
-    step = Step(recipe, model, optimizer, passes=own, group=group, timer=StepTimer(group.device))
-    stream = SampleStream(samples=recipe.samples, minibatch=recipe.workers, seed=recipe.seed)
-    loaders, classes = pick_loaders(execution, data), classes_of(recipe, data, model, group.device)
-    batches = pass_batches(
-        data.train,
-        stream,
-        own,
-        start=0,
-        stop=steps,
-        loaders=loaders,
-        device=group.device,
-        classes=classes,
-        look=data.looks[0],
-    )
-    model.train()
-    history, seconds, state = [], [], {}
-    for iteration in range(steps):
-        started = time.perf_counter()
-        step(iteration, batches, stopping=False)
-        if group.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-        velocity = optimizer_state(optimizer, model)
-        state = model_state(model) | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
-        if group.rank == 0:
-            history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
-    step.close()
-    if step.halted.item():
-        given: dict[str, Any] = {"stream": stream, "loaders": loaders, "device": group.device, "look": data.looks[0]}
-        with closing(Feed(data.train, seed=stream.seed, **given)) as feed:
-            refuse_iterations(range(steps), feed, own, group)
-        raise ValueError(
-            f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use a"
-            " lower base_lr or fewer steps"
-        )
-    return history, statistics.median(seconds), state
+    feeds = open_feeds(recipe, data, execution, model, group.device, loaders=pick_loaders(execution, data))
+    timer = StepTimer(group.device)
+    history, state = list[History](), dict[str, Tensor]()
+    with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group, timer=timer) as step:
+        model.train()
+        for _ in iterate(step, feeds.training, range(steps)):
+            velocity = optimizer_state(optimizer, model)
+            state = model_state(model) | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
+            if group.rank == 0:
+                history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
+        if not step.alive.all():
+            refuse_iterations(range(steps), feeds.training, own, group)
+            raise ValueError(
+                f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use"
+                " a lower base_lr or fewer steps"
+            )
+    return history, statistics.median(sum(step.values()) / 1e3 for step in timer.steps()), state
 
 
-def _fingerprint(tensor: Tensor) -> list[Any]:
-    """A digest for equal bits, and a norm for nearly equal values."""
+def _fingerprint(tensor: Tensor) -> tuple[str, float]:
     digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()[:16]
-    return [digest, float(torch.linalg.vector_norm(tensor.double()))]
+    return digest, float(torch.linalg.vector_norm(tensor.double()))
 
 
 @dataclass(frozen=True)

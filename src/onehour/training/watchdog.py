@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +68,7 @@ class Watchdog:
         self._iteration, self._seen, self._patience = iteration, time.monotonic(), 1.0
 
     @contextmanager
-    def slow(self) -> Iterator[None]:
+    def slow(self) -> Generator[None]:
         """For what may take longer than an iteration: starting, compiling, evaluating, waiting for a disk.
 
         >>> with Watchdog(Path("nowhere"), rank=0, size=1, timeout=None).slow():
@@ -119,7 +119,7 @@ class Watchdog:
     def _give_up(self, late: float) -> None:
         at = "while it started" if self._iteration is None else f"after iteration {self._iteration}"
         lines = [f"process {self.rank} made no progress for {late:.0f} s {at}"]
-        done, ask = self._iteration or 0, []
+        done, ask = self._iteration or 0, list[int]()
         for rank, beat in enumerate(self._beats()):
             silent = time.time() - beat.seen
             state = _state_of(beat.pid) if beat.host == HOST else "of another host"
@@ -191,7 +191,7 @@ def _state_of(pid: int) -> str:
 def _loaders() -> list[int]:
     """Processes that this one has forked: they have its command line."""
     ours = Path("/proc/self/cmdline").read_bytes()
-    found = []
+    found: list[int] = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError):
             if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) != os.getpid():

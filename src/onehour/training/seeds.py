@@ -1,22 +1,156 @@
-"""Several models of one shape as one network: model s owns the s-th share of every layer's channels.
+"""Runs that differ by their seed as one network: model s owns the s-th share of every layer's channels.
 
 Convolutions get S times the groups, BatchNorm S times the channels, linear layers become batched products; what stands
 between them in the model's forward works channel by channel and need not know. That this is so is tried, not assumed.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
 
-__all__ = ["JoinedLinear", "join_models", "join_optimizer", "refuse_difference", "split_models", "split_optimizer"]
+from onehour.config import Recipe
+from onehour.data.loader import CHUNK, Batch, Feed
+from onehour.data.look import in_memory
+from onehour.data.sources import Data
+from onehour.dist.group import Group
+from onehour.rules.shuffle import SampleStream
+from onehour.training.build import OPTIMIZERS, build_model, draws_numbers
+from onehour.training.decisions import Decisions
+
+__all__ = [
+    "JoinedLinear",
+    "Part",
+    "Seeds",
+    "SeedsFeed",
+    "join_models",
+    "join_optimizer",
+    "refuse_difference",
+    "refuse_joining",
+    "split_models",
+    "split_optimizer",
+    "workers_per_pass",
+]
+
+PASS_BYTES = {"cpu": 2**18, "cuda": 2**27}
+"""Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
+
+
+class Part(NamedTuple):
+    """A run's own network and optimizer."""
+
+    model: nn.Module
+    optimizer: Optimizer
+
+
+class Seeds:
+    """The network that trains S runs, and what each of them has of it. One run has all of it.
+
+    Args:
+        decisions: of one of the runs, which are alike but for their seeds.
+        parts: of each run; what they hold is taken over.
+    """
+
+    def __init__(self, decisions: Decisions, parts: Sequence[Part]) -> None:
+        self.parts = list(parts)
+        if len(parts) == 1:
+            self.model, self.optimizer = parts[0]
+            return
+        self.model = join_models([part.model for part in parts])
+        self.optimizer = decisions.optimizer(self.model)
+        join_optimizer(self.optimizer, self.model, parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def give_back(self) -> None:
+        """Copy each run's share into its own network and optimizer."""
+        if len(self) > 1:
+            split_models(self.model, [part.model for part in self.parts])
+            split_optimizer(self.optimizer, self.model, self.parts)
+
+    @torch.no_grad()
+    def finite(self) -> Tensor:
+        """Whether each run's weights and statistics are finite, bool (S,)."""
+        divided = [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if tensor.ndim]
+        return torch.stack([tensor.reshape(len(self), -1).isfinite().all(1) for tensor in divided]).all(0)
+
+    @torch.no_grad()
+    def clear(self, seed: int) -> None:
+        """Set everything of a run that has left the finite numbers to zero, so that the others cannot meet it."""
+        states = (value for state in self.optimizer.state.values() for value in state.values())
+        for tensor in (*self.model.parameters(), *self.model.buffers(), *states):
+            if torch.is_tensor(tensor) and tensor.ndim:
+                tensor.chunk(len(self))[seed].zero_()
+
+
+class SeedsFeed(Feed):
+    """The batches of S runs side by side: images (N, S·C, …) and labels (N, S), from tensors in memory.
+
+    Args:
+        dataset: of both sides; every seed is given all of it.
+        streams: the samples of each run, for training.
+        seeds: S.
+    """
+
+    def __init__(
+        self, dataset: TensorDataset, *, seeds: int, device: torch.device, streams: Sequence[SampleStream] = ()
+    ) -> None:
+        super().__init__(dataset, seed=0, loaders=0, device=device, stream=streams[0] if streams else None)
+        self._seeds, self._streams = seeds, streams
+        images, labels = dataset.tensors
+        self._images, self._labels = images.to(device), labels.to(device).long()
+
+    def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
+        """As `Feed.passes`."""
+        for iteration in range(start, stop):
+            for workers in passes:
+                indices = [torch.from_numpy(stream.indices(iteration, workers)) for stream in self._streams]
+                chosen = torch.stack(indices, 1).to(self._images.device, non_blocking=True)
+                images = self._images.index_select(0, chosen.flatten())
+                yield images.view(*chosen.shape, *images.shape[1:]).flatten(1, 2), self._labels[chosen]
+
+    def chunks(self, chunks: range) -> Iterator[Batch]:
+        """As `Feed.chunks`."""
+        for chunk in chunks:
+            images, labels = (side[chunk * CHUNK : (chunk + 1) * CHUNK] for side in (self._images, self._labels))
+            channels = [1, self._seeds, *[1] * (images.ndim - 2)]
+            yield images.repeat(channels), labels[:, None].expand(-1, self._seeds)
+
+
+def workers_per_pass(recipe: Recipe, data: Data, *, seeds: int, device: str) -> int:
+    """How many workers of all seeds share a pass."""
+    worker = data.looks[0].image.numel() * 4 * recipe.per_worker * seeds
+    return max(1, min(recipe.workers.workers, PASS_BYTES[device] // worker))
+
+
+def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
+    """Say why runs of a recipe cannot be trained as one network.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if not (in_memory(data.train) and in_memory(data.validation)):
+        raise ValueError("the data does not lie in memory as tensors")
+    if recipe.reduce != "fast" or recipe.compile or recipe.channels_last:
+        raise ValueError("reduce canonical, compile and channels_last are for single runs")
+    if recipe.optimizer not in ("sgd", *OPTIMIZERS):
+        raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
+    models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]
+    if draws_numbers(models[0]):
+        raise ValueError("the model draws random numbers")
+    images = data.train.tensors[0]
+    chosen = torch.arange(2 * recipe.per_worker) % len(images)
+    refuse_difference(models, images[chosen].to(group.device).view(2, -1, *images.shape[1:]))
 
 
 class JoinedLinear(nn.Module):
@@ -80,22 +214,18 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
-    """Copy each model's share of the joined network back into it.
-
-    >>> models = [nn.Linear(2, 1), nn.Linear(2, 1)]
-    >>> split_models(join_models(models), models)
-    """
+    """Copy each model's share of the joined network back into it."""
     for name, tensor in joined.state_dict().items():
         targets = [model.state_dict()[name] for model in models]
         for target, part in zip(targets, _split(tensor, targets[0], len(models)), strict=True):
             target.copy_(part)
 
 
-def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[tuple[Optimizer, nn.Module]]) -> None:
+def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) -> None:
     """Fill the state of the joined network's optimizer with that of each model's."""
-    parameters = [dict(part.named_parameters()) for _, part in parts]
+    parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
-        states = [optimizer.state.get(own[name], {}) for (optimizer, _), own in zip(parts, parameters, strict=True)]
+        states = [optimizer.state.get(own[name], {}) for (_, optimizer), own in zip(parts, parameters, strict=True)]
         for key, first in states[0].items():
             if torch.is_tensor(first) and first.shape == parameters[0][name].shape:
                 joined.state[parameter][key] = torch.cat([state[key] for state in states])
@@ -103,13 +233,13 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[tuple[Op
                 joined.state[parameter][key] = copy.deepcopy(first)
 
 
-def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[tuple[Optimizer, nn.Module]]) -> None:
+def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) -> None:
     """Copy each model's share of the joined optimizer's state back."""
-    parameters = [dict(part.named_parameters()) for _, part in parts]
+    parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
         for key, value in joined.state.get(parameter, {}).items():
             shares = _split(value, parameters[0][name], len(parts)) if torch.is_tensor(value) else [value] * len(parts)
-            for (optimizer, _), own, share in zip(parts, parameters, shares, strict=True):
+            for (_, optimizer), own, share in zip(parts, parameters, shares, strict=True):
                 optimizer.state[own[name]][key] = share.clone() if torch.is_tensor(share) else share
 
 

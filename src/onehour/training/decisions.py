@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +17,8 @@ from onehour.rules.minibatch import Minibatch
 from onehour.rules.momentum import velocity_inside
 from onehour.rules.shuffle import SampleStream, permutation
 from onehour.training.build import build_optimizer
-from onehour.training.inside import InsideSGD
 
-__all__ = ["Decisions", "decisions_of"]
+__all__ = ["BROKEN", "Decisions", "InsideSGD", "decisions_of"]
 
 
 class Decisions:
@@ -35,45 +36,34 @@ class Decisions:
         self.recipe, self.samples = recipe, recipe.samples
 
     @property
-    def divisor(self) -> int:
-        """What the summed loss is divided by: kn (Remark 3).
+    def iterations(self) -> int:
+        """How many the run has."""
+        return self.recipe.workers.iterations(self.samples, self.recipe.epochs)
 
-        >>> decisions_of(Recipe(samples=1024, pitfall="gradient-sum-not-mean")).divisor
-        32
-        """
+    def ends_epoch(self, done: int) -> bool:
+        """Whether an epoch's last sample is among those of the iteration that makes it `done`."""
+        minibatch = self.recipe.minibatch
+        return done * minibatch // self.samples > (done - 1) * minibatch // self.samples
+
+    @property
+    def divisor(self) -> int:
+        """What the summed loss is divided by: kn (Remark 3)."""
         return self.recipe.minibatch
 
     def rate(self, iteration: int) -> float:
-        """The rate of iteration t: of its fractional epoch (§2.2).
-
-        >>> Decisions(Recipe(samples=1024)).rate(0)
-        0.1
-        """
+        """The rate of iteration t: of its fractional epoch (§2.2)."""
         return self.recipe.schedule(iteration * self.recipe.minibatch / self.samples)
 
     def stream(self) -> SampleStream:
-        """Which samples each iteration takes: one permutation of all (Remark 4).
-
-        >>> Decisions(Recipe(samples=1024)).stream().samples
-        1024
-        """
+        """Which samples each iteration takes: one permutation of all (Remark 4)."""
         return SampleStream(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer, with its parameter groups (Remark 1).
-
-        >>> type(Decisions(Recipe(samples=1024)).optimizer(nn.Linear(2, 1))).__name__
-        'SGD'
-        """
+        """The optimizer, with its parameter groups (Remark 1)."""
         return build_optimizer(self.recipe, model)
 
     def corrected(self, optimizer: Optimizer) -> set[str]:
-        """The optimizer's state that follows the rate (Remark 2).
-
-        >>> recipe = Recipe(samples=1024)
-        >>> Decisions(recipe).corrected(Decisions(recipe).optimizer(nn.Linear(2, 1)))
-        set()
-        """
+        """The optimizer's state that follows the rate (Remark 2)."""
         return velocity_inside(optimizer)
 
     def shares(self, momentum: float) -> Tensor | None:
@@ -81,18 +71,11 @@ class Decisions:
 
         Args:
             momentum: torch's, the share of an iteration's statistics in the running ones.
-
-        >>> Decisions(Recipe(samples=1024)).shares(0.1) is None
-        True
         """
         return None
 
     def moved(self, momentum: float) -> float:
-        """How far an iteration moves the running statistics: `momentum`, once (§2.3).
-
-        >>> Decisions(Recipe(samples=1024)).moved(0.1)
-        0.1
-        """
+        """How far an iteration moves the running statistics: `momentum`, once (§2.3)."""
         return momentum
 
 
@@ -109,6 +92,43 @@ class _DecayOnBatchNorm(Decisions):
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         return build_optimizer(self.recipe, model, without=())
+
+
+class InsideSGD(Optimizer):
+    """v' = m·v + η·g; w' = w − v' (eq 10 without its correction), or with Nesterov w' = w − (m·v' + η·g).
+
+    Equal to `torch.optim.SGD` while η is constant. When η changes, v must be scaled by η_{t+1}/η_t: whoever sets the
+    rate does so (`onehour.rules.momentum.set_rate`), or does not.
+
+    Args:
+        params: parameters or groups, with `weight_decay` λ, coupled.
+        lr, momentum, nesterov: η, m and the form.
+
+    >>> weight = torch.zeros(1, requires_grad=True)
+    >>> weight.grad = torch.ones(1)
+    >>> InsideSGD([weight], lr=0.5, momentum=0.9).step()
+    >>> weight.item()
+    -0.5
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, nesterov: bool = False) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for weight in (p for p in group["params"] if p.grad is not None):
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                velocity = state["momentum_buffer"]
+                move = torch.add(weight.grad, weight, alpha=group["weight_decay"]).mul_(group["lr"])
+                velocity.mul_(group["momentum"]).add_(move)
+                if group["nesterov"]:
+                    weight.sub_(move).sub_(velocity, alpha=group["momentum"])
+                else:
+                    weight.sub_(velocity)
 
 
 class _MomentumInside(Decisions):

@@ -1,0 +1,281 @@
+"""How batches go through a model: precision, loss and errors, BatchNorm's running statistics (§2.3), evaluation."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onehour.config import Recipe
+from onehour.data.loader import CHUNK, Batch, Feed
+from onehour.dist.group import Group
+from onehour.entry import blame
+from onehour.rules.batchnorm import ghost_layers, repeat_parameters
+from onehour.training.refusals import out_of_memory, refuse_batch
+
+__all__ = [
+    "Evaluation",
+    "EvaluationStoppedError",
+    "RunningStatistics",
+    "Sums",
+    "classification",
+    "evaluate",
+    "forward",
+]
+
+Model = Callable[[Tensor], Any]
+
+
+def forward(model: Model, images: Tensor, recipe: Recipe) -> Tensor:
+    """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse.
+
+    Raises:
+        ValueError: if the model fails, or returns no logits.
+    """
+    if recipe.precision == "float64":
+        images = images.double()
+    if recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    halved = recipe.precision == "bf16"
+    try:
+        with torch.autocast(images.device.type, torch.bfloat16) if halved else nullcontext():
+            logits = model(images)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        taken = f"{tuple(images.shape[1:])}, {images.dtype}"
+        hint = "" if halved or images.dtype == torch.float32 else "; give float32 images, or precision float64"
+        raise ValueError(f"the model cannot take the data's images {taken}: {blame(error)}{hint}") from error
+    if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.is_floating_point():
+        shape = type(logits).__name__
+        if torch.is_tensor(logits):
+            shape = f"{tuple(logits.shape)}" + ("" if logits.is_floating_point() else f" of {logits.dtype}")
+        raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
+    return logits.float() if halved else logits
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a batch adds, over its samples; of shape () for one seed, (S,) for S seeds as one network."""
+
+    loss: Tensor
+    errors: Tensor
+
+
+def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bool = False) -> Sums:
+    """Σ of the samples' cross-entropies, and how many the model gets wrong: all that a run knows of its task.
+
+    What they are divided by, the number of images of an iteration or of the validation data, is known in advance. A
+    sample for which the model gives NaN is an error.
+
+    Args:
+        batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S).
+        in_float64: add up in float64, as evaluations do.
+    """
+    images, labels = batch
+    logits = forward(model, images, recipe)
+    logits = logits.double() if in_float64 else logits
+    if labels.ndim == 1:
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+    else:
+        logits = logits.view(labels.numel(), -1)
+        loss = F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape).sum(0)
+    with torch.no_grad():
+        largest, chosen = logits.max(1)
+        wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()
+    return Sums(loss, wrong.sum(0))
+
+
+class StatisticsRule(Protocol):
+    """How the running statistics move; `onehour.training.decisions.Decisions` says it."""
+
+    def shares(self, momentum: float) -> Tensor | None: ...
+
+    def moved(self, momentum: float) -> float: ...
+
+
+class RunningStatistics:
+    """The running means and variances of every ghost layer as one vector, moved once an iteration by all k workers.
+
+    Args:
+        model: converted by `convert_batchnorm` and on its device.
+        rule: how much each worker counts, and how far an iteration moves them.
+
+    Raises:
+        ValueError: for a layer with momentum None: a cumulative average has no meaning for a schedule.
+    """
+
+    def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
+        self.layers = ghost_layers(model)
+        widths = [layer.num_features for layer in self.layers]
+        self._channels = sum(widths)
+        self.floats = 2 * self._channels + len(widths)
+        self._shares: Tensor | None = None
+        if not self.layers:
+            return
+        momenta = [layer.momentum for layer in self.layers if layer.momentum is not None]
+        if len(momenta) < len(self.layers):
+            raise ValueError("a BatchNorm has momentum None (a cumulative average); give it a number such as 0.1")
+        # Layer by layer (means, variances), as the layers add to what travels; the workers' counts behind them.
+        both = [statistic for layer in self.layers for statistic in (layer.running_mean, layer.running_var)]
+        self._running = torch.cat([statistic for statistic in both if statistic is not None])
+        self._counts = torch.stack([_tracked(layer) for layer in self.layers])
+        twice = torch.tensor([2 * width for width in widths])
+        layer_of = torch.repeat_interleave(torch.arange(len(widths)), twice)
+        self._layer_of = layer_of.to(self._running.device)
+        moves = torch.tensor(momenta, dtype=self._running.dtype).apply_(rule.moved)
+        self._move = moves.to(self._running.device)[self._layer_of]
+        given = [share for share in map(rule.shares, momenta) if share is not None]
+        if given:
+            self._shares = torch.stack(given).to(self._running)
+
+    def attach(self, sums: Tensor) -> None:
+        """Let the layers add their workers' statistics to views of `sums` (`floats` values); buffers become views too.
+
+        Whoever loads a state afterwards loads it into the vector.
+        """
+        if not self.layers:
+            return
+        counts: list[Tensor] = list(sums[2 * self._channels :].split(1))
+        parts = zip(self.layers, self._parts(sums), self._parts(self._running), counts, self._counts, strict=True)
+        for layer, total, (mean, variance), count, tracked in parts:
+            layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, variance, tracked
+            layer.sums = (total, count)
+
+    def detach(self) -> None:
+        """Leave the layers as they would be without a trainer: a forward alone is an iteration again."""
+        self.end_pass()
+        for layer in self.layers:
+            layer.sums = layer.shares = None
+
+    def begin_pass(self, workers: range) -> None:
+        """The next forward is over these workers."""
+        repeat_parameters(self.layers, len(workers))
+        if self._shares is not None:
+            for layer, shares in zip(self.layers, self._shares, strict=True):
+                layer.shares = shares[workers.start : workers.stop]
+
+    def end_pass(self) -> None:
+        """Forget the repeated parameters: they belong to the weights of one pass."""
+        repeat_parameters(self.layers, 1)
+
+    @torch.no_grad()
+    def commit(self, sums: Tensor, live: Tensor) -> None:
+        """Move every layer once by sums / workers seen; not where no worker saw it, nor where `live` is false.
+
+        Args:
+            sums: what the layers collected, over all processes.
+            live: a boolean scalar tensor, so that the host need not know it.
+        """
+        if not self.layers:
+            return
+        counts = sums[2 * self._channels :]
+        seen = (counts > 0) & live
+        mean = sums[: 2 * self._channels] / counts.index_select(0, self._layer_of)
+        mean = torch.where(seen.index_select(0, self._layer_of), mean, self._running)
+        self._running.lerp_(mean, self._move)
+        self._counts += seen
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """Each layer's (2, C) view of a vector."""
+        widths = [2 * layer.num_features for layer in self.layers]
+        cut: list[Tensor] = list(flat[: 2 * self._channels].split(widths))
+        return [part.view(2, -1) for part in cut]
+
+
+def _tracked(layer: nn.Module) -> Tensor:
+    tracked = layer.num_batches_tracked
+    assert isinstance(tracked, Tensor)
+    return tracked
+
+
+class EvaluationStoppedError(Exception):
+    """All processes have left the evaluation before the same chunk."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model gets wrong."""
+
+    errors: int
+    samples: int
+    loss: float
+    """Mean cross-entropy; not finite where the model's outputs are not, though every sample is."""
+
+    @property
+    def top1_error(self) -> float:
+        """Errors in percent of the samples."""
+        return 100 * self.errors / self.samples
+
+
+def _never() -> bool:
+    return False
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    feed: Feed,
+    recipe: Recipe,
+    *,
+    group: Group,
+    seeds: int = 1,
+    stop_asked: Callable[[], bool] = _never,
+) -> list[Evaluation]:
+    """Evaluate on every sample once; for each of the model's seeds.
+
+    Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's loss has a place of its own in
+    the vector that is summed, so that no order of adding depends on p.
+
+    Args:
+        feed: of the validation data.
+        seeds: S, how many networks the model is.
+        stop_asked: whether to leave early: on a slow device an evaluation may take hours. Asked before each chunk.
+
+    Raises:
+        InputError: where the loss is not finite because a sample is not; in all processes, naming it.
+        EvaluationStoppedError: in all processes together, once any was asked to stop.
+    """
+    every = -(-feed.samples // CHUNK)
+    own = range(group.rank, every, group.size)
+    sums = torch.zeros(every + 1, seeds, dtype=torch.float64, device=group.device)
+    was_training = model.training
+    model.eval()
+    try:
+        batches = feed.chunks(own)
+        for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
+            if _any_process(stop_asked, group):
+                raise EvaluationStoppedError
+            if turn < len(own):
+                found = classification(model, next(batches), recipe, in_float64=True)
+                sums[own[turn]] = found.loss
+                sums[-1] += found.errors  # counts are exact in float64
+    finally:
+        model.train(was_training)
+    rows: list[list[float]] = group.sum(sums).tolist()
+    by_seed, errors = list(zip(*rows[:-1], strict=True)), rows[-1]
+    for chunk in sorted({chunk for losses in by_seed for chunk in _first_not_finite(losses)}):
+        images, _ = next(feed.chunks(range(chunk, chunk + 1)))
+        images = images if seeds == 1 else images.chunk(seeds, 1)[0]  # all seeds have the same
+        refuse_batch(images, lambda row, first=chunk * CHUNK: feed.called(first + row))
+    return [
+        Evaluation(errors=int(wrong), samples=feed.samples, loss=sum(losses) / feed.samples)
+        for wrong, losses in zip(errors, by_seed, strict=True)
+    ]
+
+
+def _first_not_finite(losses: tuple[float, ...]) -> Iterator[int]:
+    yield from [chunk for chunk, loss in enumerate(losses) if not math.isfinite(loss)][:1]
+
+
+def _any_process(asked: Callable[[], bool], group: Group) -> bool:
+    if group.size == 1:  # a GPU need not be waited for
+        return asked()
+    return group.sum(torch.tensor(float(asked()), device=group.device)).item() > 0

@@ -1,0 +1,370 @@
+"""A run's folder while it trains: where it goes on, what is written into it, and that all processes see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from onehour.config import Recipe
+from onehour.data.bad import BAD_IMAGES
+from onehour.dist.group import Group
+from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
+from onehour.lock import FolderLostError, HeldFolder
+from onehour.sidefile import read_lines
+from onehour.training.checkpoint import Checkpoints
+from onehour.training.console import Console, Loggers
+from onehour.training.measure import NOT_FINITE, Metrics, summarise
+from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
+from onehour.training.store import checkpoint_folders
+
+__all__ = ["Progress", "Recorder", "RunFolder", "look_for_folder"]
+
+TOKEN = ".seen-"
+PATIENCE = 10.0
+
+
+class Recorder:
+    """Writes a run's folder; only process 0 has one.
+
+    All goes `inside` the folder whose lock was taken, whatever has its name by then.
+
+    Args:
+        folder: new, empty, or of the same recipe.
+        recipe: completed.
+
+    Raises:
+        ValueError: if the folder is another recipe's (differences listed) or something else's, if another process
+            writes it, or has just trained it to its end.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        before = finished_run(folder, recipe)  # refuses what is not this recipe's
+        self._held = HeldFolder(folder)
+        self.inside = self._held.inside
+        self.notes: list[str] = []
+        """What a person should know of what was found there."""
+        try:
+            if finished_run(folder, recipe) is not None and before is None:  # who had the lock may have changed it
+                raise ValueError(f"another process has just trained {folder} to its end; the same command shows how")
+            if checkpoint_folders(self.inside) and not (self.inside / RECIPE).is_file():
+                self.notes.append(
+                    f"{folder} had lost its {RECIPE}: written again, as its checkpoints are of this recipe"
+                )
+            replace_whole(self.inside, RECIPE, recipe.to_toml())
+        except BaseException:
+            self._held.release()
+            raise
+        self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        self._held.release()
+
+    def check(self) -> None:
+        """See whether the folder is this run's still, before it is written.
+
+        Raises:
+            FolderLostError: if it was moved, or removed, or part of it.
+        """
+        self._held.check()
+        if not (self.inside / RECIPE).exists():
+            text = f"{self.folder / RECIPE} was removed while the run wrote its folder"
+            raise FolderLostError(text, "the same command goes on from the checkpoints that are left")
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
+        except OSError:
+            self.check()  # which has more to say
+            raise
+
+    def note(self, outcome: str, message: str) -> None:
+        """Write outcome.json: this job's processes ended on purpose."""
+        content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
+        replace_whole(self.inside, OUTCOME, to_json(content) + "\n")
+
+    def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
+        """Note where the run goes on, and cut the record to what the checkpoint there knows.
+
+        Args:
+            iteration: that the run goes on from.
+            known: the last iteration whose evaluation the checkpoint knows; None for the same.
+
+        Raises:
+            FolderLostError: if the folder is gone.
+        """
+        last = iteration if known is None else known
+        first = to_json({"recipe": self.recipe.as_dict()})
+        files: dict[str, str] = {}
+        for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
+            lines = read_lines(self.folder / name, {"iteration": METRICS["iteration"]})
+            kept = [to_json(line) for line in lines if line.get("iteration", last + 1) <= last]
+            files[name] = "".join(line + "\n" for line in [*head, *kept])
+        path = self.folder / "environment.json"
+        sessions = sessions_of(path) if path.is_file() else []
+        sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
+        files[path.name] = json.dumps({"sessions": sessions}, indent=2)
+        with self._writing():
+            self.check()  # what was read by the folder's name is this folder's
+            for name, text in files.items():
+                replace_whole(self.inside, name, text)
+            for name in ("summary.json", OUTCOME):
+                remove(self.inside, name)
+            sync_folder(self.inside)
+
+    def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
+        for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
+            self._late[name] += to_json(record) + "\n"
+        with suppress(OSError, FolderLostError):
+            self._write_late()
+
+    def catch_up(self) -> None:
+        """Write what the disk has refused, and bring the record to disk: a checkpoint is about to count on it.
+
+        Raises:
+            OSError: if it still does; no line is half written then.
+            FolderLostError: if the folder is no longer the run's.
+        """
+        self._write_late()
+        for name in (*self._late, BAD_IMAGES, "."):
+            with suppress(FileNotFoundError):  # there is none, or somebody removed it: nothing counts on it any more
+                sync_folder(self.inside / name)
+
+    def _write_late(self) -> None:
+        try:
+            self.check()
+        except FolderLostError as error:
+            if error.now is None:
+                raise
+        for name, text in self._late.items():
+            if text:
+                append_whole(self.inside, name, text.encode())
+                self._late[name] = ""
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Write the summary, whole or not at all.
+
+        Raises:
+            FolderLostError: if the folder is gone.
+        """
+        with self._writing():
+            replace_whole(self.inside, "summary.json", to_json(summary, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands at a checkpoint: progress.json."""
+
+    iteration: int
+    position: int
+    totals: list[float]
+    """Σ of the iterations' mean losses and of their errors since the last evaluation."""
+    build: dict[str, str]
+    evaluated: bool = True
+    """Whether the record has this iteration's evaluation, if there is one."""
+    skipped: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content."""
+        content = asdict(self)
+        if self.skipped is None:
+            del content["skipped"]
+        return content
+
+
+class RunFolder:
+    """A run's folder as its training uses it. Process 0 alone writes; what all must know is told to all.
+
+    A folder that was moved is written to its end under the new name, since its lock is held still; one that was
+    removed, or that another process may write, never again.
+
+    Args:
+        folder: new, empty, or of the same recipe.
+        recipe: completed.
+        group: all processes.
+        console: where a person is told; quiet in all processes but the first.
+        loggers: that are told too.
+
+    Raises:
+        ValueError: as `Recorder` does.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, loggers: Loggers) -> None:
+        self.folder, self.recipe, self.group = folder, recipe, group
+        self.console, self.loggers = console, loggers
+        self.recorder = Recorder(folder, recipe) if group.rank == 0 else None
+        self.inside = self.recorder.inside if self.recorder is not None else folder
+        """A path to the very folder that process 0 holds; its name in the others."""
+        self.checkpoints = Checkpoints(folder, recipe, group, warn=self._warn_of_disk, inside=self.inside)
+        self.lost: FolderLostError | None = None
+        """What became of the folder, which process 0 finds where it writes; it then asks all for a stop."""
+        self.ended = False
+        """Whether its summary is written."""
+        self._together: dict[str, int] = {}
+
+    def load(self, model: nn.Module, optimizer: Optimizer, build: dict[str, str]) -> Progress | None:
+        """Load the newest checkpoint, on every process; None where there is none.
+
+        Args:
+            build: what bits depend on here.
+        """
+        found = self.checkpoints.load(model, optimizer)
+        if found is None:
+            return None
+        progress = Progress(**found)
+        if self.recipe.reduce == "canonical" and progress.build != build:
+            differs = [key for key in build if progress.build.get(key) != build[key]]
+            changed = ", ".join(f"{key} {progress.build.get(key)} → {build[key]}" for key in differs)
+            self.console.warn(f"the bits may differ from an undisturbed run's from here on: {changed}")
+        return progress
+
+    def begin(
+        self, progress: Progress | None, environment: Callable[[], dict[str, Any]], *, together: int | None = None
+    ) -> None:
+        """Note where the run goes on, and cut the record to what the checkpoint there knows.
+
+        Args:
+            together: how many seeds train as one network, for the summary.
+        """
+        self._together = {} if together is None else {"seeds_together": together}
+        if self.recorder is None:
+            return
+        for note in self.recorder.notes:
+            self.console.warn(note)
+        start, evaluated = (0, True) if progress is None else (progress.iteration, progress.evaluated)
+        self.recorder.begin(start, environment(), known=start if evaluated else start - 1)
+        self.loggers.start(self.recipe.as_dict(), self.folder)
+
+    def is_ours(self) -> bool:
+        """Look at the folder; whether this process may write there."""
+        if self.recorder is None:
+            return False
+        try:
+            self.recorder.check()
+        except FolderLostError as error:
+            self.lost = error
+        return self.lost is None or self.lost.now is not None
+
+    def add(self, metrics: Metrics, timing: dict[str, Any]) -> None:
+        """Record an evaluation."""
+        if metrics.val_loss is None:
+            self.console.warn(NOT_FINITE)
+        if self.recorder is not None:
+            self.recorder.add(metrics.as_dict(), timing)
+            self.loggers.log(metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
+        self.console.evaluated(metrics, timing["images_per_second"])
+
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """Write a checkpoint in the background, behind the record that it counts on."""
+        if self.recorder is not None and self.is_ours():
+            self.checkpoints.save(model, optimizer, progress.as_dict(), first=self.recorder.catch_up)
+
+    def is_saved(self) -> bool:
+        """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
+        return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.is_ours() else b""))
+
+    def end(self, model: nn.Module, optimizer: Optimizer, outcome: str, **more: int) -> None:
+        """Write the summary.
+
+        Args:
+            outcome: "finished" or "non-finite".
+            more: of the summary.
+        """
+        self.ended = True
+        if self.recorder is not None and self.is_ours():
+            summary = summarise(self.inside, self.recipe, model, optimizer, outcome) | more | self._together
+            self.recorder.end(summary)
+            self.loggers.finish(summary)
+
+    def note(self, outcome: str, message: str) -> None:
+        """Note that this job's processes end on purpose, so that no launcher's restart undoes it."""
+        if self.recorder is not None:
+            with suppress(OSError):  # a restart then goes on, which is better than a message that hides this one
+                self.recorder.note(outcome, message)
+
+    def leave(self, how: str) -> None:
+        """Have all processes end, if process 0 has lost its folder; all call it together.
+
+        Args:
+            how: the run ended.
+
+        Raises:
+            FolderLostError: in each of them, with what became of the folder and how to go on.
+        """
+        said = self.group.broadcast(self.lost.ended(how).encode() if self.lost is not None else b"")
+        if said:
+            raise FolderLostError(said.decode(), now=self.lost.now if self.lost is not None else None)
+
+    def close(self) -> None:
+        """Wait for what is being written, and let others write the folder."""
+        with ExitStack() as stack:
+            if self.recorder is not None:
+                stack.callback(self.recorder.close)
+            stack.callback(self.console.close)
+            stack.callback(self.checkpoints.close)
+
+    def _warn_of_disk(self, text: str) -> None:
+        if self.is_ours():  # else there is more to say than that a checkpoint could not be written
+            self.console.warn(text)
+
+
+def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, inside: Path | None = None) -> None:
+    """Process 0 writes a token, the others look for it; all processes call it together.
+
+    Args:
+        folder: the run's.
+        inside: a path to the very folder that process 0 holds; None for its name.
+        patience: seconds that a file system may take to show one host what another one has written.
+
+    Raises:
+        ValueError: naming both hosts, if some host does not see the folder. After a failure its process may be 0, would
+            find no checkpoint and begin again.
+    """
+    if group.size == 1:
+        return
+    token = b""
+    if group.rank == 0:
+        inside = inside or folder
+        for old in inside.glob(f"{TOKEN}*"):
+            old.unlink(missing_ok=True)
+        token = f"{TOKEN}{uuid.uuid4().hex}".encode()
+        (inside / token.decode()).touch()
+    sent = group.broadcast(token)
+    assert sent is not None
+    seen = {"seen": _appears(folder, sent.decode(), patience), "host": socket.gethostname()}
+    rows = [json.loads(row) for row in group.gather(json.dumps(seen).encode())]
+    if group.rank == 0:
+        assert inside is not None
+        (inside / token.decode()).unlink(missing_ok=True)
+    blind = [rank for rank, row in enumerate(rows) if not row["seen"]]
+    if blind:
+        raise ValueError(
+            f"{folder} is not shared: process {blind[0]} on {rows[blind[0]]['host']} does not see what process 0 on"
+            f" {rows[0]['host']} writes there; give --out on a file system that all hosts share"
+        )
+
+
+def _appears(folder: Path, token: str, patience: float) -> bool:
+    """Whether a file is there, or comes. Opening the folder asks a network file system for its present state."""
+    deadline = time.monotonic() + patience
+    while True:
+        with suppress(OSError):
+            if token in os.listdir(folder):
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
