@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from onehour.config import Recipe
-from onehour.training.manifest import digest_of_recipe, read_manifest
-from onehour.training.store import checkpoint_folders
+from onehour.training.store import checkpoint_folders, digest_of_recipe, read_manifest
 
 __all__ = ["RECIPE", "name_rest", "refuse_rest"]
 

@@ -24,8 +24,7 @@ from onehour.training.build import build_model, classes_of, complete, pick_devic
 from onehour.training.checkpoint import latest_contents
 from onehour.training.evaluate import Evaluation, evaluate
 from onehour.training.record import Run
-from onehour.training.snapshot import Snapshot
-from onehour.training.tensorfile import write_bytes, write_tensors
+from onehour.training.store import write_file
 
 __all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
 
@@ -150,11 +149,11 @@ def export_weights(source: Path, to: Path) -> Path:
         to.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         if to.suffix == ".safetensors":
-            write_tensors(temporary, Snapshot(weights))
+            write_file(temporary, weights)
         else:
             buffer = BytesIO()
             torch.save(weights, buffer)
-            write_bytes(temporary, buffer.getvalue())
+            write_file(temporary, buffer.getvalue())
         temporary.replace(to)
         sync_folder(to.parent)
     except OSError as error:
