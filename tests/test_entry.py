@@ -261,7 +261,7 @@ def test_what_runs_out_is_one_message(
     def fails(*arguments: object) -> int:
         raise error
 
-    monkeypatch.setattr("onehour.cli.plan_command", fails)
+    monkeypatch.setattr("onehour.cli.plan.plan", fails)
     assert main(["plan", "digits"]) == (75 if isinstance(error, KeyboardInterrupt) else 2)
     told = capsys.readouterr().err
     assert said in told

@@ -161,7 +161,7 @@ MAY_WRITE = {
     "training/weights.py": "a file that the person names, and a new one beside it",
     "training/watchdog.py": "with O_NOFOLLOW",
     "training/verify.py": "a folder that it has just made",
-    "commands_verify.py": "a folder that it has just made",
+    "cli/verify.py": "a folder that it has just made",
     "leaving.py": "a folder that it has just made",
     "jobs/pool.py": "through open_inside",
 }

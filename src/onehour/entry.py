@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.machinery import PathFinder, all_suffixes
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from onehour.config import Read, Recipe, nearest
 
@@ -26,7 +26,7 @@ LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
 
 
-NOBODYS = ("argparse.py", "<frozen runpy>")
+NOBODYS = ("argparse.py", "<frozen runpy>", __file__)
 """Files that say nothing of whose code an error comes from."""
 
 
@@ -113,12 +113,19 @@ def resolve(what: str, spec: str) -> Any:
 @contextmanager
 def _usage_unsaid() -> Iterator[None]:
     """A module whose argparse finds our command's arguments would print its own usage before it leaves."""
-    printed = argparse.ArgumentParser._print_message
-    argparse.ArgumentParser._print_message = lambda self, message, file=None: None
+    parser = argparse.ArgumentParser
+    printed = {name: getattr(parser, name) for name in ("print_usage", "print_help", "exit")}
+    parser.print_usage = parser.print_help = lambda self, file=None: None
+    parser.exit = _exit
     try:
         yield
     finally:
-        argparse.ArgumentParser._print_message = printed
+        for name, method in printed.items():
+            setattr(parser, name, method)
+
+
+def _exit(self: argparse.ArgumentParser, status: int = 0, message: str | None = None) -> NoReturn:
+    sys.exit(status)
 
 
 def blame(error: BaseException) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import suppress
+from typing import TextIO
 
-__all__ = ["encodable", "let_go", "printable"]
+__all__ = ["encodable", "let_go", "printable", "say"]
 
 
 def printable() -> None:
@@ -27,6 +29,12 @@ def encodable(text: str, encoding: str | None) -> str:
     """
     encoding = encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print; a full disk, or a reader that is gone, makes no failure of a run."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 def let_go() -> None:

@@ -9,9 +9,21 @@ import sys
 from contextlib import closing
 from functools import partial
 from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onehour.commands import recipe_changes
+from onehour.cli.parser import (
+    OF_THE_DATA,
+    add_margin,
+    add_recipe_argument,
+    add_recipe_fields,
+    add_trust,
+    auto,
+    recipe_changes,
+    size,
+    sizes,
+)
+from onehour.cli.report import print_report
 from onehour.dist.launched import refuse_several
 from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
@@ -26,7 +38,35 @@ if TYPE_CHECKING:
     from onehour.jobs.sweep import Work
     from onehour.jobs.task import Task
 
-__all__ = ["sweep_command"]
+__all__ = ["add_sweep", "sweep_command"]
+
+
+def add_sweep(commands: Any) -> None:
+    """Add the command to the command line's parsers."""
+    sweep = commands.add_parser(
+        "sweep",
+        help="error against minibatch, over seeds and arms, as the paper's figure 1",
+        description="Train a recipe at several minibatches and seeds, and with one thing changed at some of them.",
+        allow_abbrev=False,
+    )
+    add_recipe_argument(sweep)
+    sweep.add_argument("--seeds", type=size, default=5, metavar="N", help="runs of each cell, from --seed on (5)")
+    sweep.add_argument(
+        "--arm", action="append", metavar="FIELD=V[,V…]", help="one thing changed, or: table, pitfalls, none (table)"
+    )
+    sweep.add_argument("--arms-at", type=sizes, metavar="KN[,KN…]", help="minibatches of the arms (16 times base)")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="the sweep's folder (runs/RECIPE-sweep)")
+    sweep.add_argument("--dry-run", action="store_true", help="print the cells and the time they will take")
+    sweep.add_argument("--jobs", type=auto, metavar="auto|J", help="runs at once (cores or GPUs)")
+    sweep.add_argument("--processes", type=int, metavar="P", help="of each run (1)")
+    sweep.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    sweep.add_argument(
+        "--seeds-together", type=auto, metavar="auto|S", help="seeds trained as one network; 1 for none (auto)"
+    )
+    add_margin(sweep)
+    add_recipe_fields(sweep, several=("minibatch",), but=OF_THE_DATA)
+    add_trust(sweep)
+    sweep.set_defaults(command=sweep_command)
 
 
 def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -71,8 +111,6 @@ def _sweep(options: argparse.Namespace) -> int:
             watch.close()
             print(f"onehour: {stop.text}", file=sys.stderr)
             return EXIT_STOPPED
-    from onehour.commands_report import print_report
-
     return print_report([folder], None, options.margin)
 
 

@@ -1,4 +1,4 @@
-"""What each command does with its parsed options."""
+"""`onehour train`: a recipe, here or in several processes; the same command again resumes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,50 @@ import dataclasses
 import os
 import sys
 import uuid
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from onehour.cli.parser import (
+    EXIT_BAD_INPUT,
+    EXIT_NOT_FINITE,
+    EXIT_PEER_LOST,
+    OF_THE_DATA,
+    add_execution_fields,
+    add_recipe_argument,
+    add_recipe_fields,
+    add_trust,
+    recipe_changes,
+)
 from onehour.config import Recipe
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
-from onehour.execution import Execution
-from onehour.planner import Plan, plan, tabulate
+from onehour.execution import WHERE, Execution
+from onehour.output import say
 from onehour.recipes import recipe as named
-from onehour.recipes import resnet50
-from onehour.rules.minibatch import parse_size
 
 if TYPE_CHECKING:
     from onehour.training.record import Run
 
-__all__ = ["EXIT_BAD_INPUT", "EXIT_NOT_FINITE", "EXIT_STOPPED", "plan_command", "recipe_changes", "train_command"]
+__all__ = ["add_train", "execution_of", "train_command"]
 
-EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
+
+def add_train(commands: Any) -> None:
+    """Add the command to the command line's parsers."""
+    train = commands.add_parser(
+        "train",
+        help="train a recipe; the same command again resumes",
+        description="Train a recipe, or resume it. k, the number of workers, is never typed: it is kn / n.",
+        allow_abbrev=False,
+    )
+    add_recipe_argument(train)
+    groups = add_execution_fields(train)
+    groups[WHERE].add_argument(
+        "--restarts", type=int, default=0, metavar="R", help="how often to start all processes anew if one fails (0)"
+    )
+    add_recipe_fields(train, but=OF_THE_DATA)
+    add_trust(train)
+    train.set_defaults(command=train_command)
 
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -50,7 +74,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
     adopt()
     try:
         recipe = asked_for(named(options.recipe, **recipe_changes(options)), trust=options.trust)
-        execution = _execution(options)
+        execution = execution_of(options)
     except ValueError as error:
         return _refuse_here(error, options)
     if is_launched():
@@ -59,16 +83,16 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         return code or (0 if ours else _print_outcome(Run(execution.folder(recipe))))
     from onehour.api import check
 
-    if options.processes == "auto":
+    if vars(options).get("processes", 1) is None:  # auto
         execution = _on_devices(recipe, execution)
     refuse_used_port(execution.port)
     finished = check(recipe, execution)
     if finished is not None:
-        _say(f"{finished.folder} is finished; --fresh starts over and keeps it under a numbered name")
+        say(f"{finished.folder} is finished; --fresh starts over and keeps it under a numbered name")
         return _print_outcome(finished)
     folder = execution.folder(recipe)
     if execution.fresh and (kept := move_aside(folder)):
-        _say(f"kept the old run as {kept}")
+        say(f"kept the old run as {kept}")
     if execution.processes == 1 and not options.restarts:
         code = _train_here(recipe, dataclasses.replace(execution, fresh=False), stop)
     else:
@@ -87,7 +111,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         except LaunchError as error:
             if code := _deliberate_end(folder, job):
                 return code
-            _say(f"onehour: {error}", sys.stderr)
+            say(f"onehour: {error}", sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
 
@@ -99,7 +123,7 @@ def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
 
     processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
     if line:
-        _say(line)
+        say(line)
     return dataclasses.replace(execution, processes=processes)
 
 
@@ -111,7 +135,7 @@ def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
         raise error
     from onehour.api import refuse_together
 
-    refuse_together(error, options.device or "auto")
+    refuse_together(error, vars(options).get("device", "auto"))
 
 
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
@@ -127,16 +151,16 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     except (NonFiniteError, StoppedError) as error:
         if is_launched_by_us():
             return 0  # a failure would be restarted; the launcher reads in the folder how it ended
-        _say(f"onehour: {error}", sys.stderr)
+        say(f"onehour: {error}", sys.stderr)
         return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
     except PeerLostError as error:
         told = isinstance(error, PeerLateError) and report_failure(str(error))
         if not told and not is_launched_by_us():  # which knows what became of one that is gone
-            _say(f"onehour: {error}", sys.stderr)
+            say(f"onehour: {error}", sys.stderr)
         return EXIT_PEER_LOST
     except ValueError as error:
         if not report_failure(str(error), final=isinstance(error, FolderLostError)):
-            _say(f"onehour: {error}", sys.stderr)
+            say(f"onehour: {error}", sys.stderr)
         return EXIT_BAD_INPUT
     return 0
 
@@ -148,7 +172,7 @@ def _deliberate_end(folder: Path, job: str) -> int:
     ended = ended_on_purpose(folder, job)
     if ended is None:
         return 0
-    _say(f"onehour: {ended[1]}", sys.stderr)
+    say(f"onehour: {ended[1]}", sys.stderr)
     return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
 
 
@@ -157,124 +181,29 @@ def _end_without_a_note(run: Run) -> int:
     if run.finished:
         return 0
     if run.summary.get("outcome") == "non-finite":
-        _say(f"onehour: {run.folder} ended as non-finite", sys.stderr)
+        say(f"onehour: {run.folder} ended as non-finite", sys.stderr)
         return EXIT_NOT_FINITE
     text = f"stopped, and {run.folder} took no note of it: is its disk full? The same command goes on"
-    _say(f"onehour: {text} from the last checkpoint", sys.stderr)
+    say(f"onehour: {text} from the last checkpoint", sys.stderr)
     return EXIT_STOPPED
-
-
-def _say(text: str, stream: TextIO | None = None) -> None:
-    """Print; a full disk, or a reader that is gone, makes no failure of a run."""
-    with suppress(OSError):
-        print(text, file=stream, flush=True)
 
 
 def _print_outcome(run: Run) -> int:
     from onehour.study.outcome import outcome_lines
 
     for line in outcome_lines(run):
-        _say(line)
+        say(line)
     return 0
 
 
-def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """`onehour plan`: one minibatch as a list of derived values, several as the paper's table."""
-    changes = recipe_changes(options)
-    sizes = changes.pop("minibatch", (None,))
-    recipe = _base_recipe(options, changes)
-    speed = _images_per_second(options)
-    plans = [
-        plan(
-            recipe,
-            processes=options.processes,
-            images_per_second=speed,
-            **({} if size is None else {"minibatch": size}),
-        )
-        for size in sizes
-    ]
-    for remark in dict.fromkeys(remark for each in plans for remark in each.recipe.remarks):
-        _say(f"note: {remark}", sys.stderr)
-    if options.tool is not None:
-        print(_translated(plans, options))
-    elif options.json:
-        print(plans[0].to_json() if len(plans) == 1 else _json_list(plans))
-    else:
-        print(tabulate(plans))
-    return 0
-
-
-def _translated(plans: list[Plan], options: argparse.Namespace) -> str:
-    from onehour.translate import translate
-
-    if options.json:
-        raise ValueError("give --as or --json, not both")
-    if len(plans) > 1:
-        raise ValueError(f"--as translates one minibatch, got {len(plans)}; give --minibatch a single one")
-    return translate(plans[0], options.tool)
-
-
-def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe:
-    if (options.recipe is None) == (options.base is None):
-        raise ValueError(
-            "plan needs a RECIPE or --base LR@MINIBATCH, and not both; for example `onehour plan resnet50`"
-        )
-    if options.recipe is not None:
-        return named(options.recipe, **changes)
-    rate, _, minibatch = options.base.partition("@")
-    try:
-        base_lr = float(rate if minibatch else "")
-    except ValueError:
-        raise ValueError(
-            f"--base is {options.base!r}; expected a rate and its minibatch, for example 0.1@256"
-        ) from None
-    size = parse_size(minibatch)
-    defaults = {
-        "base_lr": base_lr,
-        "base_minibatch": size,
-        "minibatch": size,
-        "name": "base",
-        "samples": None,
-    }
-    return resnet50(**(defaults | changes))
-
-
-def _images_per_second(options: argparse.Namespace) -> float | None:
-    if options.run is None:
-        return options.images_per_second
-    if options.images_per_second is not None:
-        raise ValueError("give --images-per-second or --run, not both")
-    from onehour.training.record import Run
-
-    speed = Run(options.run).summary.get("images_per_second")
-    if not speed:
-        raise ValueError(f"{options.run} has no images_per_second yet: it has no summary.json")
-    return speed
-
-
-def _json_list(plans: list[Plan]) -> str:
-    return "[" + ",\n".join(plan.to_json() for plan in plans) + "]"
-
-
-def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's fields that options give.
-
-    >>> recipe_changes(argparse.Namespace(minibatch=64, out=None))
-    {'minibatch': 64}
-    """
-    names = {f.name for f in fields(Recipe)} - {"name"}
-    return {key: value for key, value in vars(options).items() if key in names}
-
-
-def _execution(options: argparse.Namespace) -> Execution:
+def execution_of(options: argparse.Namespace) -> Execution:
+    """Where and how to run, as the options and whoever has started this process say."""
     from onehour.dist.launched import is_launched, launched
 
     names = {f.name for f in fields(Execution)}
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):
         given["save_minutes"] = given.pop("save_every")
-    if given.get("processes") == "auto":
-        del given["processes"]
     if "allow_different" in given:
         given["allow_different"] = tuple(given["allow_different"])
     if is_launched():
