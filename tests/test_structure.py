@@ -15,8 +15,8 @@ import onehour
 SOURCE = Path(onehour.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
-SHARED = ("config", "entry", "files", "leaving", "lock", "machine", "output", "sidefile")
-"""What a recipe is, how anyone's code is found, what is written and by whom, cores, what is printed and read."""
+SHARED = ("config", "entry", "files", "leaving", "lock", "machine", "messages", "sidefile")
+"""What a recipe is, how anyone's code is found, what is written and by whom, cores, what is shown and read."""
 
 
 def name_of(path: Path) -> str:
@@ -58,7 +58,7 @@ MAY = {
     "check": ("check", "rules", "leaving"),
     "scale": ("scale", "training.record", "rules", *SHARED),
     "cli": (
-        *("cli", "commands_check", "commands_data", "one_message", "planner", "recipes", "execution", "api"),
+        *("cli", "commands_check", "commands_data", "planner", "recipes", "execution", "api"),
         *("translate", "check", "jobs", "study", "training", "data", "dist", "rules", *SHARED),
     ),
 }

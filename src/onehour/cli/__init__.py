@@ -14,9 +14,8 @@ from onehour.cli.verify import add_verify
 from onehour.cli.weights import add_evaluate, add_export
 from onehour.commands_check import add_check
 from onehour.commands_data import add_data
-from onehour.data.faults import shown
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
-from onehour.one_message import in_one_message
+from onehour.messages import in_one_message, shown
 from onehour.recipes import RECIPES
 
 __all__ = ["main", "make_parser"]

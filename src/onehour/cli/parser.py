@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from onehour.config import SIZES, Recipe, nearest
+from onehour.config import SIZES, Recipe
 from onehour.execution import Execution
+from onehour.messages import nearest
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from onehour.cli.parser import add_recipe_argument, add_recipe_fields, recipe_changes, size
 from onehour.config import Recipe
-from onehour.output import say
+from onehour.messages import say
 from onehour.planner import Plan, plan, tabulate
 from onehour.recipes import recipe as named
 from onehour.recipes import resnet50

@@ -26,7 +26,7 @@ from onehour.config import Recipe
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import WHERE, Execution
-from onehour.output import say
+from onehour.messages import say
 from onehour.recipes import recipe as named
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from onehour.dist.signals import STOPS, ignore_stops
 from onehour.execution import Execution
 from onehour.jobs.task import Task, run_task
 from onehour.lock import HeldFolder
-from onehour.output import printable
+from onehour.messages import printable
 
 __all__ = ["SAFE_PATH", "work"]
 

@@ -21,9 +21,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.faults import shown
 from onehour.dist.group import Group
 from onehour.lock import FolderLostError
+from onehour.messages import shown
 from onehour.training.record import Run
 from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
 from onehour.training.store import Store, Stored, digest_of_recipe

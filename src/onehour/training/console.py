@@ -10,7 +10,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onehour.config import Recipe
-from onehour.output import encodable
+from onehour.messages import encodable
 
 __all__ = ["Console"]
 

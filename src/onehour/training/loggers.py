@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from onehour.config import nearest
-from onehour.entry import blame, is_entry, resolve
+from onehour.entry import is_entry, resolve
+from onehour.messages import blame, nearest
 
 __all__ = ["Logger", "Loggers", "load_logger"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onehour.config import Recipe
-from onehour.entry import blame
+from onehour.messages import blame
 from onehour.training.memory import out_of_memory
 
 __all__ = ["forward"]

@@ -25,7 +25,7 @@ from torch import Tensor
 from onehour.config import Recipe
 from onehour.files import remove, sync_folder, write_new
 
-__all__ = ["Store", "Stored", "checkpoint_folders", "digest_of_recipe", "read_manifest", "write_file"]
+__all__ = ["Store", "Stored", "as_safetensors", "checkpoint_folders", "digest_of_recipe", "read_manifest", "write_file"]
 
 CHECKPOINTS, MANIFEST, FORMAT = "checkpoints", "manifest.json", 1
 NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)
@@ -296,8 +296,6 @@ def read_manifest(folder: Path) -> Stored:
 def write_file(path: Path, content: bytes | Mapping[str, Tensor]) -> tuple[dict[str, Any], bool]:
     """Write a new file of bytes, or of tensors in safetensors' format, on disk when this returns.
 
-    safetensors' own writer makes two copies of all tensors first; it reads this file back.
-
     Args:
         content: tensors in CPU memory, by name.
 
@@ -308,27 +306,28 @@ def write_file(path: Path, content: bytes | Mapping[str, Tensor]) -> tuple[dict[
         OSError: if the disk refuses, or the file is there already.
         ValueError: for a type that the format does not have.
     """
-    digest, size, finite = hashlib.sha256(), 0, True
+    digest, size = hashlib.sha256(), 0
 
     def parts() -> Iterator[bytes | memoryview]:
-        nonlocal size, finite
-        for part in [content] if isinstance(content, bytes) else _safetensors(content):
-            if isinstance(part, Tensor):
-                # Smallest and largest take one pass and no memory; a NaN is both.
-                finite = finite and all(math.isfinite(float(bound)) for bound in torch.aminmax(part))
-                part = part.view(torch.uint8).numpy().data
+        nonlocal size
+        for part in [content] if isinstance(content, bytes) else as_safetensors(content):
             digest.update(part)
             size += len(part)
             yield part
 
     write_new(path, parts())
+    finite = isinstance(content, bytes) or all(_is_finite(tensor) for tensor in content.values())
     return {"bytes": size, "sha256": digest.hexdigest()}, finite
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | Tensor]:
-    """A header's length (8 bytes, little-endian), a JSON header of types, shapes and offsets, and flat tensors.
+def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A file of tensors in CPU memory, in safetensors' format, part by part.
 
-    Wide types come first, as the format wants tensors aligned to their own size.
+    A header's length (8 bytes, little-endian), a JSON header of types, shapes and offsets, then the tensors: wide types
+    first, as the format wants them aligned to their own size.
+
+    Raises:
+        ValueError: for a type that the format does not have.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, offset = {}, 0
@@ -342,7 +341,13 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | Tensor]:
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    yield from (tensors[name].reshape(-1) for name in order if tensors[name].numel())
+    for name in order:
+        yield tensors[name].reshape(-1).view(torch.uint8).numpy().data
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Smallest and largest take one pass and no memory; a NaN is both."""
+    return not tensor.numel() or all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))
 
 
 def _read_plain(path: Path, size: int | None) -> bytes:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.entry import blame
+from onehour.messages import blame
 from onehour.training.state import load_optimizer, model_state, optimizer_state
 
 __all__ = ["refuse_model", "refuse_optimizer"]

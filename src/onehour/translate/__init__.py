@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onehour.config import nearest
+from onehour.messages import nearest
 from onehour.planner import Plan
 from onehour.translate.job import Job
 from onehour.translate.templates import TEMPLATES, python
