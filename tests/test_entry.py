@@ -258,7 +258,7 @@ def test_a_module_that_leaves_python_is_one_message(
 def test_what_runs_out_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, said: str
 ):
-    def fails(*arguments: object) -> int:
+    def fails(*arguments: object, **options: object) -> int:
         raise error
 
     monkeypatch.setattr("onehour.cli.plan.plan", fails)

@@ -53,13 +53,13 @@ MAY = {
     "dist": ("dist", "rules", *SHARED),
     "training": ("training", "models", "data", "dist", "rules", "execution", *SHARED),
     "study": ("study", "training.record", "recipes", "rules", *SHARED),
-    "jobs": ("jobs", "study", "training", "api", "execution", "dist", "rules", *SHARED),
+    "sweeps": ("sweeps", "study", "training", "api", "execution", "dist", "rules", *SHARED),
     "translate": ("translate", "planner", "rules", *SHARED),
     "check": ("check", "rules", "leaving"),
     "scale": ("scale", "training.record", "rules", *SHARED),
     "cli": (
         *("cli", "commands_check", "commands_data", "planner", "recipes", "execution", "api"),
-        *("translate", "check", "jobs", "study", "training", "data", "dist", "rules", *SHARED),
+        *("translate", "check", "sweeps", "study", "training", "data", "dist", "rules", *SHARED),
     ),
 }
 

@@ -27,8 +27,8 @@ from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
 from onehour.machine import own_share
 from onehour.recipes import recipe as named
-from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
+from onehour.study.spec import spec_of
 from onehour.training.agreement import agree
 from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
 from onehour.training.facts import facts_of_data, facts_of_start
@@ -270,7 +270,7 @@ def sweep(
     Traceback (most recent call last):
     ValueError: --seeds is 0; expected at least 1, and 5 for the paper's table
     """
-    from onehour.jobs.sweep import pick_jobs, train_sweep
+    from onehour.sweeps.sweep import pick_jobs, train_sweep
 
     refuse_several("sweep")
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)

@@ -165,7 +165,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
         ("onehour.check.runner.check_script", fail(CheckError("not checked here"))),
         ("onehour.api.check", check),
         ("onehour.training.record.move_aside", lambda folder: None),
-        ("onehour.jobs.sweep.expected_seconds", lambda *_, **__: 60.0),
+        ("onehour.sweeps.sweep.expected_seconds", lambda *_, **__: 60.0),
     ]
     with ExitStack() as stack:
         for name, replacement in patches:

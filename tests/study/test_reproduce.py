@@ -10,11 +10,10 @@ from onehour.cli import make_parser
 from onehour.cli.parser import parse, recipe_changes
 from onehour.recipes import digits
 from onehour.recipes import recipe as named
-from onehour.study.axes import spec_of
 from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
 from onehour.study.results import read_study
-from onehour.study.spec import SweepSpec, parse_arm
+from onehour.study.spec import SweepSpec, parse_arm, spec_of
 
 studies = importlib.import_module("studies")
 

@@ -30,13 +30,12 @@ from onehour.entry import asked_for
 from onehour.execution import default_folder
 from onehour.leaving import before_leaving
 from onehour.recipes import recipe as named
-from onehour.study.axes import spec_of
-from onehour.study.spec import label_of
+from onehour.study.spec import label_of, spec_of
 
 if TYPE_CHECKING:
-    from onehour.jobs.pool import Event
-    from onehour.jobs.sweep import Work
-    from onehour.jobs.task import Task
+    from onehour.sweeps.pool import Event
+    from onehour.sweeps.sweep import Work
+    from onehour.sweeps.task import Task
 
 __all__ = ["add_sweep", "sweep_command"]
 
@@ -81,7 +80,7 @@ def _sweep(options: argparse.Namespace) -> int:
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = asked_for(named(options.recipe, **changes), trust=options.trust)
-    from onehour.jobs.sweep import expected_seconds, pick_jobs, train_sweep, work_of
+    from onehour.sweeps.sweep import expected_seconds, pick_jobs, train_sweep, work_of
     from onehour.training.build import complete
 
     jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device or "auto")

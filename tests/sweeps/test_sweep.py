@@ -10,8 +10,8 @@ import pytest
 
 from onehour.config import Recipe
 from onehour.execution import Execution
-from onehour.jobs.sweep import Work, expected_seconds, pick_jobs, places_of, train_sweep, work_of
 from onehour.lock import HeldFolder
+from onehour.sweeps.sweep import Work, expected_seconds, pick_jobs, places_of, train_sweep, work_of
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +224,7 @@ def test_without_any_the_first_task_is_tried_and_nothing_stays_of_it(
     reduce: str,
 ):
     """A pass takes .05 seconds whether its images are of one seed or of each of three; canonical runs are single."""
-    monkeypatch.setattr("onehour.jobs.sweep.TRIAL_SECONDS", 0.6)
+    monkeypatch.setattr("onehour.sweeps.sweep.TRIAL_SECONDS", 0.6)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     spec = task.spec(minibatches=(8,), seeds=3, model="sweeptask:slow", epochs=40, reduce=reduce)

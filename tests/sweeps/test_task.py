@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from onehour.execution import Execution
-from onehour.jobs.task import Task, run_task
+from onehour.sweeps.task import Task, run_task
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from onehour.jobs.pool import Event
-from onehour.jobs.sweep import Work, train_sweep, work_of
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.study.spec import SweepSpec
+from onehour.sweeps.pool import Event
+from onehour.sweeps.sweep import Work, train_sweep, work_of
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run
 

@@ -18,13 +18,13 @@ from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.placement import place
 from onehour.execution import Execution
 from onehour.files import opened
-from onehour.jobs.pool import Event, run_tasks
-from onehour.jobs.task import Task, run_task
 from onehour.leaving import scratch
 from onehour.lock import HeldFolder
 from onehour.machine import CORES, cores, share_of
 from onehour.rules.checks import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
+from onehour.sweeps.pool import Event, run_tasks
+from onehour.sweeps.task import Task, run_task
 from onehour.training.build import pick_device
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run, differences, finished_run

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from onehour.jobs.pool import Event, run_tasks
-from onehour.jobs.task import Task
 from onehour.lock import HeldFolder
+from onehour.sweeps.pool import Event, run_tasks
+from onehour.sweeps.task import Task
 from onehour.training.record import Run
 
 # Where processes are started that import torch: seconds on a machine that others use too.

@@ -4,8 +4,8 @@ import pytest
 
 from onehour.config import PITFALLS, Recipe
 from onehour.recipes import digits
-from onehour.study.names import group_of, paper_cost, plain_name
 from onehour.study.spec import Arm, label_of, pitfall_arms, table_arms
+from onehour.study.text import group_of, paper_cost, plain_name
 
 ARMS = [*table_arms(digits()), *pitfall_arms(digits(), 512)]
 
