@@ -58,7 +58,7 @@ MAY = {
     "check": ("check", "rules", "leaving"),
     "scale": ("scale", "training.record", "rules", *SHARED),
     "cli": (
-        *("cli", "commands_check", "commands_data", "planner", "recipes", "execution", "api"),
+        *("cli", "planner", "recipes", "execution", "api"),
         *("translate", "check", "sweeps", "study", "training", "data", "dist", "rules", *SHARED),
     ),
 }

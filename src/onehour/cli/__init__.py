@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from onehour.cli.check import add_check
+from onehour.cli.data import add_data
 from onehour.cli.parser import EXIT_BAD_INPUT, Parser, parse
 from onehour.cli.plan import add_plan
 from onehour.cli.report import add_report
@@ -12,8 +14,6 @@ from onehour.cli.sweep import add_sweep
 from onehour.cli.train import add_train
 from onehour.cli.verify import add_verify
 from onehour.cli.weights import add_evaluate, add_export
-from onehour.commands_check import add_check
-from onehour.commands_data import add_data
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
 from onehour.messages import in_one_message, shown
 from onehour.recipes import RECIPES

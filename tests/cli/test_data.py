@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from onehour.commands_data import add_data
+from onehour.cli.data import add_data
 from onehour.data.images import image_folder
 from onehour.data.index import INDEX
 
 MAIN = """
 import argparse, sys
-from onehour.commands_data import add_data
+from onehour.cli.data import add_data
 parser = argparse.ArgumentParser()
 add_data(parser.add_subparsers())
 options = parser.parse_args(sys.argv[1:])
