@@ -64,9 +64,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore
         """As argparse's, but for a command that there is not: argparse would name those that are hidden, too."""
-        if self.commands and args and not args[0].startswith("-") and args[0] not in self.commands:
+        typed = next((word for word in args or () if not word.startswith("-")), None)
+        if self.commands and typed is not None and typed not in self.commands:
             listed = [name for name, parser in self.commands.items() if not parser.hidden]
-            self.error(f"no command is called {args[0]!r}; expected {nearest(args[0], listed)}")
+            self.error(f"no command is called {typed!r}; expected {nearest(typed, listed)}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -92,7 +93,9 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
         word = unknown[0].split("=")[0]
         if word.removeprefix("--") in OF_THE_DATA:
             raise ValueError(f"{word} is read from the data; only `onehour plan`, which has none, takes it")
-        flags = list(dict.fromkeys(re.findall(r"--[a-z][\w-]*", parser.commands[arguments[0]].format_usage())))
+        for argument in arguments:
+            parser = parser.commands.get(argument, parser)
+        flags = list(dict.fromkeys(re.findall(r"--[a-z][\w-]*", parser.format_usage())))
         hint = f"; expected {nearest(word, flags)}" if word.startswith("--") and flags else ""
         raise ValueError(f"unknown argument {unknown[0]!r}{hint}; see `onehour --help`")
     if theirs:
