@@ -54,9 +54,8 @@ class Ours:
         inner: Callable[..., Any] = store.write
 
         def timed(*arguments: Any) -> None:
-            started = time.thread_time()
             inner(*arguments)
-            self.beside += time.thread_time() - started
+            self.beside = time.thread_time()  # of the one thread that copies, writes and thins
 
         store.write = timed
 

@@ -19,8 +19,8 @@ import torch
 
 from onehour.cli import main as onehour
 from onehour.execution import Execution
-from onehour.jobs.task import Task, run_task
 from onehour.recipes import recipe
+from onehour.sweeps.task import Task, run_task
 from onehour.training.build import complete
 from onehour.training.record import StoppedError
 from results import write

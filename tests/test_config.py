@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onehour.config import ADAPTIVE, Recipe, nearest
+from onehour.config import ADAPTIVE, Recipe
 
 NAN, INF = math.nan, math.inf
 
@@ -257,10 +257,3 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path):
     (tmp_path / "latin.toml").write_bytes('name = "é"'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.toml is not UTF-8: byte 8 is 0xe9"):
         Recipe.from_toml(tmp_path / "latin.toml")
-
-
-@pytest.mark.parametrize(
-    ("word", "offered"), [("resnet5", "resnet50"), ("digit", "digits"), ("zzz", "one of digits, resnet50")]
-)
-def test_the_nearest_name_is_offered_else_all(word, offered):
-    assert nearest(word, iter(["digits", "resnet50"])) == offered

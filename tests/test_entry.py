@@ -258,10 +258,10 @@ def test_a_module_that_leaves_python_is_one_message(
 def test_what_runs_out_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, said: str
 ):
-    def fails(*arguments: object) -> int:
+    def fails(*arguments: object, **options: object) -> int:
         raise error
 
-    monkeypatch.setattr("onehour.cli.plan_command", fails)
+    monkeypatch.setattr("onehour.cli.plan.plan", fails)
     assert main(["plan", "digits"]) == (75 if isinstance(error, KeyboardInterrupt) else 2)
     told = capsys.readouterr().err
     assert said in told

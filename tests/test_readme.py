@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from onehour.cli import _parse, _parser, main
+from onehour.cli import main, make_parser
+from onehour.cli.parser import parse
 from onehour.models.small import resnet8
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def test_every_command_in_the_readme_can_be_parsed():
     ]
     assert {command[0] for command in commands} >= {"train", "plan", "verify", "evaluate", "export"}
     for command in commands:
-        assert callable(_parse(_parser(), command).command)
+        assert callable(parse(make_parser(), command).command)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

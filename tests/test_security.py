@@ -158,13 +158,11 @@ MAY_WRITE = {
     "training/record.py": "a run's folder as a whole, under another name beside it",
     "training/recorder.py": "a file whose name nobody can know",
     "training/store.py": "below the run's folder that is held open",
-    "training/tensorfile.py": "new files alone, for the store",
-    "training/weights.py": "a file that the person names, and a new one beside it",
     "training/watchdog.py": "with O_NOFOLLOW",
     "training/verify.py": "a folder that it has just made",
-    "commands_verify.py": "a folder that it has just made",
+    "cli/verify.py": "a folder that it has just made",
     "leaving.py": "a folder that it has just made",
-    "jobs/pool.py": "through open_inside",
+    "sweeps/pool.py": "through open_inside",
 }
 
 

@@ -22,7 +22,7 @@ def run() -> None:
     StopSignals(speaks=OURS not in os.environ, text=STOPPED).__enter__()  # to the end: nothing is put back
     from onehour.cli import main
     from onehour.dist.launched import is_launched
-    from onehour.output import let_go, printable
+    from onehour.messages import let_go, printable
 
     printable()
     code = main()

@@ -13,11 +13,11 @@ from onehour.config import Recipe
 from onehour.dist.launched import refuse_several
 from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
-from onehour.jobs.sweep import pick_jobs, train_sweep
 from onehour.recipes import recipe as named
 from onehour.runs import run
-from onehour.study.axes import spec_of
 from onehour.study.results import Study, read_study
+from onehour.study.spec import spec_of
+from onehour.sweeps.sweep import pick_jobs, train_sweep
 from onehour.training.build import complete
 from onehour.training.loop import never
 from onehour.training.record import Run

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from onehour.messages import nearest
 from onehour.rules import schedule as schedules
 from onehour.rules.checks import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.minibatch import (
@@ -23,7 +22,7 @@ from onehour.rules.minibatch import (
 from onehour.rules.remarks import schedule_remarks
 from onehour.sidefile import read_toml
 
-__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe", "nearest"]
+__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe"]
 
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
@@ -349,17 +348,6 @@ class Recipe:
             return cls.from_dict(Read.every(values, path))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Names to offer instead of `word`: the nearest, else all.
-
-    >>> nearest("resnet5", ["digits", "resnet50"])
-    'resnet50'
-    """
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return close[0] if close else f"one of {', '.join(known)}"
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

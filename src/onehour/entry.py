@@ -10,24 +10,20 @@ import argparse
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder, all_suffixes
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from onehour.config import Read, Recipe, nearest
+from onehour.config import Read, Recipe
+from onehour.messages import blame, nearest
 
-__all__ = ["LIBRARIES", "asked_for", "blame", "is_entry", "make_importable", "resolve"]
+__all__ = ["LIBRARIES", "asked_for", "is_entry", "make_importable", "resolve"]
 
 LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
-
-
-NOBODYS = ("argparse.py", "<frozen runpy>")
-"""Files that say nothing of whose code an error comes from."""
 
 
 def is_entry(spec: str) -> bool:
@@ -113,25 +109,19 @@ def resolve(what: str, spec: str) -> Any:
 @contextmanager
 def _usage_unsaid() -> Iterator[None]:
     """A module whose argparse finds our command's arguments would print its own usage before it leaves."""
-    printed = argparse.ArgumentParser._print_message
-    argparse.ArgumentParser._print_message = lambda self, message, file=None: None
+    parser = argparse.ArgumentParser
+    printed = {name: getattr(parser, name) for name in ("print_usage", "print_help", "exit")}
+    parser.print_usage = parser.print_help = lambda self, file=None: None
+    parser.exit = _exit
     try:
         yield
     finally:
-        argparse.ArgumentParser._print_message = printed
+        for name, method in printed.items():
+            setattr(parser, name, method)
 
 
-def blame(error: BaseException) -> str:
-    """An error of someone's code in one line: its type, its text and the line it comes from.
-
-    >>> try: 1 / 0
-    ... except ZeroDivisionError as error: blame(error).split(" (")[0]
-    'ZeroDivisionError: division by zero'
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.endswith(NOBODYS) and "importlib" not in frame.filename]
-    where = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}{where}"
+def _exit(self: argparse.ArgumentParser, status: int = 0, message: str | None = None) -> NoReturn:
+    sys.exit(status)
 
 
 def _is_code(field: str, value: str) -> bool:

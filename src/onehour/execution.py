@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onehour.config import Recipe
 from onehour.rules.checks import positive, positive_int
 
-__all__ = ["Execution", "default_folder"]
+__all__ = ["WHERE", "Execution", "default_folder"]
+
+
+WHERE = "where it runs (changes nothing that it learns, beyond rounding)"
+FOLDER = "its folder"
+
+
+def _said(default: Any, text: str, **flag: Any) -> Any:
+    """A field with its help text, and what argparse is told of its flag beside that."""
+    return field(default=default, metadata={"help": text, "group": WHERE, **flag})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Processes, devices, folders and reporting of a run.
+    """Processes, devices, folders and reporting of a run; each field carries its help text.
 
-    Args:
-        processes: p, to host the k workers.
-        workers_per_pass: how many workers share a forward pass; None picks.
-        loaders: processes that load data for each process; None picks.
-        device: "auto", "cpu" or "cuda".
-        threads: for each process's computation; None divides the cores.
-        out: the run's folder; None is runs/RECIPE-kn-sSEED.
-        fresh: start over, and keep the old folder under a numbered name.
-        save_every: iterations between checkpoints besides those at evaluations; None for those alone.
-        save_minutes: or minutes between them.
-        hang_timeout: seconds after which an iteration without progress ends its process, and ten times as many for the
-            start; None for no watch.
-        log: "tensorboard", "wandb" or package.module:Class.
-        profile: how many iterations to trace; 0 for none.
-        port: for the processes to meet at; 0 picks a free one.
-        allow_different: "versions" trains although processes have other versions of Python or its packages.
+    Raises:
+        ValueError: for any value that no run can have.
 
     >>> Execution(processes=2).processes
     2
     """
 
-    processes: int = 1
-    workers_per_pass: int | None = None
-    loaders: int | None = None
-    device: str = "auto"
-    threads: int | None = None
-    out: Path | None = None
-    fresh: bool = False
-    save_every: int | None = None
+    processes: int = _said(1, "p, to host the k workers; auto: one a GPU, or 2 (1)", metavar="auto|P")
+    workers_per_pass: int | None = _said(None, "workers that share a forward pass (auto)", metavar="auto|G")
+    loaders: int | None = _said(None, "processes that load data, for each process (auto)", metavar="auto|L")
+    device: str = _said("auto", "where to compute (auto)", choices=("auto", "cpu", "cuda"))
+    threads: int | None = _said(None, "for each process's computation (cores / P)", metavar="T")
+    out: Path | None = _said(None, "the run's folder (runs/RECIPE-kn-sSEED)", metavar="DIR", group=FOLDER)
+    fresh: bool = _said(
+        False, "start over; keep the old folder under a numbered name", action="store_true", group=FOLDER
+    )
+    save_every: int | None = _said(
+        None, "iterations, or minutes as 5m, between checkpoints (an epoch)", metavar="I|Mm", group=FOLDER
+    )
     save_minutes: float | None = None
-    hang_timeout: float | None = 120.0
-    log: str | None = None
-    profile: int = 0
-    port: int = 0
-    allow_different: tuple[str, ...] = ()
+    """In place of `save_every`, whose flag takes both."""
+    hang_timeout: float | None = _said(
+        120.0, "seconds for an iteration; ten times as many for the start (120)", metavar="S"
+    )
+    log: str | None = _said(None, "tensorboard, wandb or package.module:Class", metavar="LOGGER", group=FOLDER)
+    profile: int = _said(0, "iterations to trace into trace-RANK.json", metavar="I", group=FOLDER)
+    port: int = _said(0, "for the processes to meet at (a free one)", metavar="PORT")
+    allow_different: tuple[str, ...] = _said(
+        (), "train though hosts have other versions of packages", nargs=1, choices=("versions",)
+    )
 
     def __post_init__(self) -> None:
         positive_int("processes", self.processes)

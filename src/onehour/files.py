@@ -29,6 +29,7 @@ __all__ = [
     "replace_whole",
     "sync_folder",
     "to_json",
+    "write_new",
     "written",
 ]
 
@@ -170,12 +171,7 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
     with opened(folder, make=True) as held, _aside(held) as aside:
         new = {name: f"new-{number}" for number, name in enumerate(files)}
         for name, content in files.items():
-            file = _new(aside, new[name])
-            try:
-                _write(file, _bytes(content))
-                os.fsync(file)
-            finally:
-                os.close(file)
+            write_new(new[name], [_bytes(content)], folder=aside)
         os.fsync(aside)
         done: list[str] = []
         try:
@@ -199,6 +195,24 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
                     except FileNotFoundError:  # there was none
                         remove(place, last)
             raise
+
+
+def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, folder: int | None = None) -> None:
+    """Write a new file, on disk when this returns: neither through a link that stands there, nor what somebody reads.
+
+    Args:
+        path: of the file; in `folder`, where that is given.
+
+    Raises:
+        OSError: if the disk refuses, or something has that name.
+    """
+    file = _new(folder, path)
+    try:
+        for part in parts:
+            _write(file, part)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | None = None) -> None:
@@ -263,7 +277,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _new(folder: int, name: str) -> int:
+def _new(folder: int | None, name: str | Path) -> int:
     """Neither a link that somebody left there, nor a file that somebody reads."""
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
 
@@ -272,7 +286,7 @@ def _bytes(content: str | bytes) -> bytes:
     return content.encode() if isinstance(content, str) else content
 
 
-def _write(file: int, content: bytes) -> None:
+def _write(file: int, content: bytes | memoryview) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(file, left) :]

@@ -11,7 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["before_leaving", "leave", "park", "scratch", "undisturbed"]
+__all__ = ["before_leaving", "leave", "park", "scratch", "signal_with_parent", "undisturbed"]
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 
 PATIENCE = 5.0
 """Seconds that something may take to be finished; a disk that hangs is not waited for."""
@@ -75,6 +78,15 @@ def scratch(prefix: str) -> Iterator[Path]:
             yield folder
         finally:
             remove()
+
+
+def signal_with_parent(number: int) -> None:
+    """Have Linux send this process a signal when the one that started it ends: killed, that one can no longer do it."""
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, number)
 
 
 def park() -> None:

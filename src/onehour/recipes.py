@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onehour.config import Recipe, nearest
+from onehour.config import Recipe
+from onehour.messages import nearest
 
 __all__ = ["RECIPES", "cifar10", "digits", "recipe", "resnet50", "resnet101"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onehour.commands_data import add_data
+from onehour.cli.data import add_data
 from onehour.data.doctor import examine
 from onehour.data.index import INDEX, write_index
 

@@ -31,6 +31,7 @@ from cli_words import JUNK, PATHS, TOML_VALUES, WORDS
 from summary import OUT, add, missing, report
 
 from onehour import cli
+from onehour.cli.parser import Parser
 
 CAMPAIGN = "cli"
 BLOCK = 100
@@ -47,15 +48,13 @@ def parsers() -> dict[tuple[str, ...], argparse.ArgumentParser]:
     """Every subcommand's parser, by its words."""
     found: dict[tuple[str, ...], argparse.ArgumentParser] = {}
 
-    def walk(words: tuple[str, ...], parser: argparse.ArgumentParser) -> None:
-        below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        for action in below:
-            for name, child in action.choices.items():
-                walk((*words, name), child)
-        if not below:
+    def walk(words: tuple[str, ...], parser: Parser) -> None:
+        for name, child in parser.commands.items():
+            walk((*words, name), child)
+        if not parser.commands:
             found[words] = parser
 
-    walk((), cli._parser())
+    walk((), cli.make_parser())
     return found
 
 
@@ -161,12 +160,12 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
         return failing
 
     patches: list[tuple[str, Any]] = [
-        ("onehour.commands._train_here", lambda *_: draw.choice((4, 75))),
+        ("onehour.cli.train._train_here", lambda *_: draw.choice((4, 75))),
         ("onehour.dist.launch.launch", fail(LaunchError("a process failed", 1))),
         ("onehour.check.runner.check_script", fail(CheckError("not checked here"))),
         ("onehour.runs.check_start", check),
         ("onehour.training.record.move_aside", lambda folder: None),
-        ("onehour.jobs.sweep.expected_seconds", lambda *_, **__: 60.0),
+        ("onehour.sweeps.sweep.expected_seconds", lambda *_, **__: 60.0),
     ]
     with ExitStack() as stack:
         for name, replacement in patches:

@@ -12,8 +12,8 @@ import tinytask
 from torch import Tensor, nn
 
 from onehour.execution import Execution
-from onehour.jobs.sweep import train_sweep
 from onehour.study.spec import SweepSpec
+from onehour.sweeps.sweep import train_sweep
 from onehour.training.build import complete
 
 HERE = Execution(device="cpu", threads=1)

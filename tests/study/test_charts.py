@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 
 from onehour.study.charts.arms import arm_pictures
 from onehour.study.charts.curves import MOST, curve_pictures
-from onehour.study.charts.marks import Mark, draw_mark, key_height, window_of
-from onehour.study.charts.minibatch import minibatch_picture
-from onehour.study.charts.panel import draw_panel
-from onehour.study.charts.per_worker import per_worker_pictures
-from onehour.study.charts.picture import FORMATS, Picture
+from onehour.study.charts.panel import Mark, draw_mark, draw_panel, key_height, window_of
+from onehour.study.charts.picture import FORMATS, NARROW, VARIABLES, WIDE, Picture, Sheet, Window, looks
 from onehour.study.charts.seconds import seconds_picture
-from onehour.study.charts.style import NARROW, VARIABLES, WIDE, Sheet, Window, looks
+from onehour.study.charts.sizes import minibatch_picture, per_worker_pictures
 from onehour.study.others import read_paths
 from onehour.study.results import read_study
 from onehour.study.tables import Findings, findings_of

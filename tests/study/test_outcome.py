@@ -12,8 +12,7 @@ import pytest
 from onehour.api import train
 from onehour.recipes import RECIPES
 from onehour.study import outcome
-from onehour.study.figures import draw_curve
-from onehour.study.outcome import Reference, outcome_lines, reference_of
+from onehour.study.outcome import Reference, draw_curve, outcome_lines, reference_of
 from onehour.training.record import Run
 
 REFERENCE = Reference(minibatch=32, mean=3.6, std=0.2, seeds=5, low=3.0, high=4.2)

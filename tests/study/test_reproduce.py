@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from onehour.cli import _parse, _parser
-from onehour.commands import recipe_changes
+from onehour.cli import make_parser
+from onehour.cli.parser import parse, recipe_changes
 from onehour.recipes import digits
 from onehour.recipes import recipe as named
-from onehour.study.axes import spec_of
 from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
 from onehour.study.results import read_study
-from onehour.study.spec import SweepSpec, parse_arm
+from onehour.study.spec import SweepSpec, parse_arm, spec_of
 
 studies = importlib.import_module("studies")
 
@@ -23,7 +22,7 @@ def asked(command: str) -> SweepSpec:
     """The spec of a `onehour sweep` command, as the command line makes it."""
     words = shlex.split(command)
     assert words[:2] == ["onehour", "sweep"]
-    options = _parse(_parser(), words[1:])
+    options = parse(make_parser(), words[1:])
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = named(options.recipe, **changes).replace(classes=10)
@@ -83,7 +82,7 @@ def test_runs_have_a_command_each(tmp_path: Path):
         "onehour train digits --minibatch 32 --seed 0",
         "onehour train digits --minibatch 512 --seed 3 --warmup none --no-zero-gamma",
     ]
-    options = _parse(_parser(), shlex.split(found[1])[1:])
+    options = parse(make_parser(), shlex.split(found[1])[1:])
     assert named("digits", **recipe_changes(options)) == digits(minibatch=512, warmup="none", zero_gamma=False, seed=3)
 
 

@@ -4,7 +4,6 @@ import errno
 import json
 import shutil
 import threading
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,6 @@ from onehour.dist.group import Group
 from onehour.training.checkpoint import FILES, Checkpoints, SaveInterval, latest_contents
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.store import Store, Stored
-from onehour.training.tensorfile import write_bytes
 
 
 def progress(iteration: int) -> dict[str, Any]:
@@ -225,7 +223,7 @@ def test_progress_that_no_run_wrote_is_refused(tiny: ModuleType, tmp_path: Path,
     model, optimizer = tiny.trained("sgd", 1)
     forge(tmp_path, model, optimizer, {FILES[2]: json.dumps(progress(1) | change).encode()})
     assert checkpoints(tmp_path).store.newest() is not None
-    with pytest.raises(ValueError, match=r"progress\.json of iteration 1 was written by no run"):
+    with pytest.raises(ValueError, match=r"progress\.json of iteration 1 was not written by a run"):
         checkpoints(tmp_path).load(*tiny.trained("sgd", 0))
 
 
@@ -236,8 +234,7 @@ def forge(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, chan
         FILES[1]: save(optimizer_state(optimizer, model)),
         FILES[2]: json.dumps(progress(1)).encode(),
     }
-    files = {name: partial(write_bytes, content=content) for name, content in (contents | changes).items()}
-    checkpoints(folder).store.write(1, files)
+    checkpoints(folder).store.write(1, contents | changes)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -245,8 +242,7 @@ def test_a_checkpoint_without_one_of_its_files_is_none(tiny: ModuleType, tmp_pat
     """And not one to start over from."""
     model, optimizer = tiny.trained("sgd", 1)
     saved = checkpoints(tmp_path)
-    files = {other: partial(write_bytes, content=b"{}") for other in FILES if other != name}
-    saved.store.write(1, files)
+    saved.store.write(1, {other: b"{}" for other in FILES if other != name})
     with pytest.raises(ValueError, match=f"its manifest has no {name}"):
         checkpoints(tmp_path).load(model, optimizer)
 

@@ -1,18 +1,22 @@
 """Whatever happens to the files, a wrong state is never loaded, and the last good one is never dropped."""
 
+import hashlib
 import json
+import math
+import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from onehour.files import sync_folder
-from onehour.training.store import Store, Stored
-from onehour.training.tensorfile import write_bytes
+from onehour.training.store import MANIFEST, TYPES, Store, Stored, read_manifest, write_file
 
 Damage = Callable[[random.Random, Path], None]
 
@@ -28,11 +32,8 @@ def store(folder: Path, kept: int = 2) -> Store:
 def fill(folder: Path, iterations: range, *, infinite: tuple[int, ...] = (), kept: int = 2) -> Store:
     made = store(folder, kept)
     for iteration in iterations:
-
-        def write(path: Path, iteration: int = iteration) -> dict:
-            return write_bytes(path, content(iteration, path.name)) | {"finite": iteration not in infinite}
-
-        made.write(iteration, {"model": write, "progress": write})
+        files = {name: content(iteration, name) for name in ("model", "progress")}
+        made.write(iteration, files | {"numbers": {"a": torch.tensor(math.inf if iteration in infinite else 1.0)}})
     return made
 
 
@@ -41,9 +42,9 @@ def names(folder: Path) -> list[int]:
 
 
 def right(stored: Stored | None) -> bool:
-    return stored is not None and stored.contents == {
-        name: content(stored.iteration, name) for name in ("model", "progress")
-    }
+    return stored is not None and all(
+        stored.contents[name] == content(stored.iteration, name) for name in ("model", "progress")
+    )
 
 
 def test_the_newest_is_computed_from_the_numbers(tmp_path: Path):
@@ -74,9 +75,9 @@ def test_the_last_finite_one_stays(tmp_path: Path):
 def test_one_that_changed_since_it_was_verified_does_not_count(tmp_path: Path):
     made = fill(tmp_path, range(1, 3))
     (newest(tmp_path) / "model").write_bytes(content(2, "modem"))
-    made.write(3, {"model": lambda path: write_bytes(path, b"3")})
+    made.write(3, {"model": b"3"})
     assert names(tmp_path) == [1, 2, 3]
-    made.write(4, {"model": lambda path: write_bytes(path, b"4")})
+    made.write(4, {"model": b"4"})
     assert names(tmp_path) == [3, 4]
 
 
@@ -93,7 +94,7 @@ def test_the_last_finite_one_stays_even_if_it_cannot_be_read_for_a_while(
 
     monkeypatch.setattr(Store, "verified", refuses)
     for iteration in range(2, 6):
-        made.write(iteration, {"model": lambda path: write_bytes(path, b"x") | {"finite": False}})
+        made.write(iteration, {"model": {"a": torch.tensor(math.nan)}})
     assert names(tmp_path) == [1, 4, 5]
     monkeypatch.undo()
     assert store(tmp_path).verified(tmp_path / "checkpoints" / "iteration-000000001").finite
@@ -152,7 +153,7 @@ def test_one_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: Path, re
 def test_what_is_half_deleted_has_no_checkpoints_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = fill(tmp_path, range(1, 3))
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it did anything
-    made.write(3, {"model": lambda path: write_bytes(path, b"x")})
+    made.write(3, {"model": b"x"})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         ".dropping-iteration-000000001",
         "iteration-000000002",
@@ -169,15 +170,15 @@ def test_the_same_iteration_is_replaced(tmp_path: Path):
     assert made.problems == []
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path):
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = fill(tmp_path, range(1, 2))
 
-    def fails(path: Path) -> dict:
-        path.write_bytes(b"half")
+    def fails(_: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="No space left"):
-        made.write(2, {"model": fails})
+        made.write(2, {"model": b"half"})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration-000000001"]
     assert right(made.newest())
 
@@ -277,7 +278,7 @@ def test_links_among_the_checkpoints_are_removed_and_not_followed(tmp_path: Path
     place = tmp_path / "run" / "checkpoints"
     for name in (".writing-iteration-000000004", ".dropping-x", "iteration-000000001"):
         (place / name).symlink_to(tmp_path / "precious")
-    made.write(4, {"model": lambda path: write_bytes(path, b"x")})
+    made.write(4, {"model": b"x"})
     assert names(tmp_path / "run") == [3, 4]
     assert (tmp_path / "precious" / "file").read_text() == "mine"
 
@@ -310,3 +311,181 @@ def test_what_is_none_of_this_runs_is_refused(tmp_path: Path, recipe: str, needs
     fill(tmp_path, range(1, 2))
     with pytest.raises(ValueError, match=f"can be trusted .iteration-000000001: {said}"):
         Store(tmp_path, recipe=recipe, needs=needs).newest()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint with a file "model"."""
+    return store(tmp_path).write(1, {"model": b"state"})
+
+
+def forged(folder: Path, **changes: object) -> None:
+    """A manifest with changes and the digest that it must have."""
+    manifest = json.loads((folder / MANIFEST).read_text()) | changes
+    del manifest["sha256"]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest}))
+
+
+def test_what_was_written_is_read(tmp_path: Path):
+    folder = Store(tmp_path, recipe="mine").write(7, {"model": b"abc", "numbers": {"a": torch.tensor(math.nan)}})
+    found = read_manifest(folder)
+    assert (found.iteration, found.recipe, found.finite, found.contents) == (7, "mine", False, {})
+    assert found.files["model"] == (3, hashlib.sha256(b"abc").hexdigest())
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "is damaged"),
+        ("{}", "differs from its digest"),
+        ("[]", "differs from its digest"),
+        ("null", "differs from its digest"),
+        ('{"sha256": 1}', "differs from its digest"),
+        ("x" * 2**21, "too large"),
+        (f'{{"iteration": {HUGE}}}', "is damaged"),
+        ("[1][1]", "is damaged"),
+        ("\0", "is damaged"),
+        ('{"sha256": "\\ud800"}', "differs from its digest"),
+    ],
+)
+def test_what_is_no_manifest_is_refused_with_a_reason(folder: Path, text: str, said: str):
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=said) as raised:
+        read_manifest(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("depth", [500, 900, 990, 1000, 1100, 5000])
+def test_nesting_of_any_depth_is_refused(folder: Path, depth: int):
+    (folder / MANIFEST).write_text('{"sha256": "", "files": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ValueError, match=r"manifest\.json (is damaged|differs)"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"files": {"../outside": {"bytes": 1, "sha256": ""}}}, r"names a file outside it, '\.\./outside'"),
+        ({"files": {"..": {"bytes": 1, "sha256": ""}}}, "names a file outside it"),
+        ({"files": {"/etc/hostname": {"bytes": 1, "sha256": ""}}}, "names a file outside it"),
+        ({"files": {"model": {"bytes": float("inf"), "sha256": ""}}}, "was not written by onehour"),
+        ({"files": {"model": {"bytes": True, "sha256": ""}}}, "was not written by onehour"),
+        ({"files": {"model": None}}, "was not written by onehour"),
+        ({"files": []}, "was not written by onehour"),
+        ({"iteration": 1.0}, "was not written by onehour"),
+        ({"finite": 1}, "was not written by onehour"),
+        ({"recipe": None}, "was not written by onehour"),
+        ({"format": "\x1b[2J"}, r"its format is '\\x1b\[2J', this version reads 1"),
+    ],
+)
+def test_forged_manifests_are_refused_with_a_reason(folder: Path, changes: dict[str, object], said: str):
+    forged(folder, **changes)
+    with pytest.raises(ValueError, match=said):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/hostname", path)])
+@pytest.mark.parametrize("name", ["model", MANIFEST])
+def test_pipes_links_and_folders_are_no_plain_files(folder: Path, name: str, put: Callable[[Path], None]):
+    (folder / name).unlink()
+    put(folder / name)
+    with pytest.raises(ValueError, match=f"{name} (is not a plain file|cannot be read)"):
+        store(folder.parents[1]).verified(folder)
+
+
+def test_a_file_of_another_size_is_not_read(folder: Path):
+    (folder / "model").write_bytes(b"other state")
+    with pytest.raises(ValueError, match="model has 11 bytes instead of 5"):
+        store(folder.parents[1]).verified(folder)
+
+
+def test_a_file_that_does_not_fit_into_memory_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onehour.training.store.open", too_large, raising=False)
+    with pytest.raises(ValueError, match=r"manifest\.json does not fit into memory"):
+        store(folder.parents[1]).verified(folder)
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_every_type_is_read_back_as_it_was(dtype: torch.dtype, tmp_path: Path):
+    tensor = torch.arange(6).reshape(2, 3).to(dtype)
+    write_file(tmp_path / "a", {"a/ä": tensor})
+    read = load_file(tmp_path / "a")["a/ä"]
+    assert read.dtype == dtype
+    assert torch.equal(read, tensor)
+
+
+def test_shapes_sizes_and_mixed_types_are_kept(tmp_path: Path):
+    state = {
+        "flag": torch.tensor([True, False, True]),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "weight": torch.randn(5, 3, 1),
+        "half": torch.randn(3).bfloat16(),
+    }
+    said = write_file(tmp_path / "a", state)
+    read = load_file(tmp_path / "a")
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        assert read[name].shape == tensor.shape
+        assert torch.equal(read[name], tensor)
+    content = (tmp_path / "a").read_bytes()
+    assert said == ({"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}, True)
+
+
+def test_no_tensors_are_a_file_too(tmp_path: Path):
+    write_file(tmp_path / "a", {})
+    assert load_file(tmp_path / "a") == {}
+
+
+def test_bytes_have_their_digest(tmp_path: Path):
+    assert write_file(tmp_path / "a", b"abc")[0]["sha256"] == hashlib.sha256(b"abc").hexdigest()
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_number_that_is_not_finite_is_said(value: float, dtype: torch.dtype, tmp_path: Path):
+    """Wherever it is, and however large the others are."""
+    tensor = torch.full((2**20 + 3,), torch.finfo(dtype).max, dtype=dtype)
+    state = {"a": torch.zeros(2), "b": tensor, "c": torch.tensor(True)}
+    for place in (0, 2**19 + 5, -1):
+        assert write_file(tmp_path / f"finite {place}", state)[1] is True
+        tensor[place] = value
+        assert write_file(tmp_path / f"{place}", state)[1] is False
+        tensor[place] = -torch.finfo(dtype).max
+
+
+def test_a_large_tensor_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However little the system takes at once."""
+    real = os.write
+
+    def some(descriptor: int, part: memoryview) -> int:
+        return real(descriptor, part[: max(1, len(part) // 2)])
+
+    tensor = torch.arange(3_000_001, dtype=torch.float32)
+    monkeypatch.setattr(os, "write", some)
+    about, _ = write_file(tmp_path / "a", {"a": tensor})
+    assert torch.equal(load_file(tmp_path / "a")["a"], tensor)
+    assert about["sha256"] == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+
+
+def test_a_file_is_new_and_no_link_leads_it_elsewhere(tmp_path: Path):
+    (tmp_path / "there").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("there", "link"):
+        with pytest.raises(FileExistsError):
+            write_file(tmp_path / name, b"abc")
+    assert (tmp_path / "there").read_text() == "mine"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_type_that_the_format_has_not_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"wave is torch\.complex64"):
+        write_file(tmp_path / "a", {"wave": torch.zeros(2, dtype=torch.complex64)})

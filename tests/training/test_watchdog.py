@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from onehour.cli import _parser
-from onehour.commands import _execution
+from onehour.cli import make_parser
+from onehour.cli.train import execution_of
 from onehour.execution import Execution
 from onehour.training.watchdog import BEAT, BEATS, EXIT_STUCK, HOST, Watchdog
 
@@ -191,5 +191,5 @@ def test_a_start_that_does_not_end_is_ended_and_shown(tmp_path: Path, arguments:
 
 
 def test_python_and_the_command_line_watch_alike():
-    parsed = _parser().parse_args(["train", "digits"])
-    assert _execution(parsed).hang_timeout == Execution().hang_timeout == 120.0
+    parsed = make_parser().parse_args(["train", "digits"])
+    assert execution_of(parsed).hang_timeout == Execution().hang_timeout == 120.0

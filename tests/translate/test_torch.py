@@ -16,6 +16,7 @@ from onehour.planner import plan
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.decay import parameter_groups
 from onehour.rules.initialize import last_batchnorms
+from onehour.rules.shuffle import SampleStream
 from onehour.training.build import build_optimizer
 from onehour.translate import translate
 
@@ -110,8 +111,8 @@ def test_groups_are_ours(executed):
     shared = nn.LayerNorm(4)
     shared.weight.requires_grad_(False)
     model = nn.Sequential(resnet8(), nn.Linear(4, 4), nn.GroupNorm(2, 4), shared, nn.InstanceNorm1d(4, affine=True))
-    found = executed(plan("digits").recipe)["parameter_groups"](model)
-    expected = parameter_groups(model, weight_decay=1e-4)
+    optimizer, _ = executed(plan("digits").recipe)["make_optimizer"](model)
+    found, expected = optimizer.param_groups, parameter_groups(model, weight_decay=1e-4)
     as_ids = [[([id(p) for p in g["params"]], g["weight_decay"]) for g in groups] for groups in (found, expected)]
     assert as_ids[0] == as_ids[1]
 
@@ -148,18 +149,16 @@ def test_optimizers_are_ours_but_for_the_rate_that_is_set(executed, small, name:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_each_epoch_of_the_stream_is_one_permutation(executed, small, processes: int):
-    namespace = executed(small(minibatch=48), processes)
+def test_the_stream_is_that_of_a_run(executed, small, processes: int):
+    recipe = small(seed=3)
+    namespace = executed(recipe, processes)
     streams = [list(namespace["Stream"](rank)) for rank in range(processes)]
     passes = namespace["PASSES"]
     assert {len(stream) for stream in streams} == {500 * passes} == {len(namespace["Stream"](0))}
-    batches = [[s[passes * t + j] for j in range(passes) for s in streams] for t in range(500)]
-    assert {len(batch) for update in batches for batch in update} == {24}
-    order = [index for update in batches for batch in update for index in batch]
-    for epoch in range(24):
-        assert sorted(order[epoch * 1000 : (epoch + 1) * 1000]) == list(range(1000))
-    assert len(order) == 500 * 48
-    assert order[:1000] != order[1000:2000]
+    ours = SampleStream(samples=1000, minibatch=recipe.workers, seed=3)
+    for t in range(500):
+        batches = [batch for stream in streams for batch in stream[passes * t : passes * (t + 1)]]
+        assert batches == [ours.indices(t, worker).tolist() for worker in range(2)]
 
 
 def test_minibatches_are_the_same_on_any_number_of_processes(executed, small):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from onehour.data.child import in_child
-from onehour.data.faults import FaultError, shown
+from onehour.data.faults import FaultError
 from onehour.files import append_whole
+from onehour.messages import shown
 from onehour.rules.shuffle import SampleStream
 
 __all__ = ["BAD_IMAGES", "IN_A_ROW", "SHARE", "Skipped", "following", "name_skipped", "too_many"]

@@ -20,8 +20,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from onehour.data.work import end_with_parent
-from onehour.entry import blame
+from onehour.leaving import signal_with_parent
+from onehour.messages import blame
 
 __all__ = ["PATIENCE", "in_child"]
 
@@ -96,7 +96,7 @@ def in_child(work: Callable[[], Result], what: str, *, patience: float | None = 
 def _work(work: Callable[[], Any], what: str, results: Connection, parent: int) -> NoReturn:
     """In the process: work, answer, and leave at once."""
     try:
-        end_with_parent()
+        signal_with_parent(signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the other one ends this
         if os.getppid() == parent:
             torch.set_num_threads(1)  # threads that computed before are not in this process

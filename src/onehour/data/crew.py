@@ -25,7 +25,7 @@ import numpy as np
 from onehour.data.desk import NONE, Desk, Made
 from onehour.data.keyed import Keyed, Part
 from onehour.data.slots import Layout
-from onehour.data.work import end_with_parent
+from onehour.leaving import signal_with_parent
 
 __all__ = ["PATIENCE", "STRIKES", "Crew"]
 
@@ -243,7 +243,7 @@ class Crew:
             ) from error
         if pid == 0:
             try:
-                end_with_parent()
+                signal_with_parent(signal.SIGKILL)
                 for ours in (tasks, results, *(c for other in self._loaders for c in (other.tasks, other.results))):
                     with suppress(OSError):
                         ours.close()

@@ -13,7 +13,7 @@ import torch
 from onehour.data.faults import FaultError
 from onehour.data.keyed import Key, Keyed, Part
 from onehour.data.slots import Layout, shared
-from onehour.entry import blame
+from onehour.messages import blame
 
 __all__ = ["IGNORED", "NONE", "Desk", "Made"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["FaultError", "shown"]
+from onehour.messages import shown
+
+__all__ = ["FaultError"]
 
 
 class FaultError(ValueError):
@@ -24,13 +26,3 @@ class FaultError(ValueError):
 
     def __reduce__(self) -> tuple[type[FaultError], tuple[str, str, str], dict[str, bool]]:
         return type(self), (self.path, self.problem, self.remedy), {"note": self.note}
-
-
-def shown(text: str) -> str:
-    r"""A text that any terminal can print on one line: control characters and lone bytes of names are escaped.
-
-    >>> shown("a\nb")
-    'a\\nb'
-    """
-    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in printable)

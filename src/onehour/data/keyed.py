@@ -17,7 +17,7 @@ from onehour.data.dataset import KeyedDataset, seed_generators
 from onehour.data.faults import FaultError
 from onehour.data.labels import as_label
 from onehour.data.slots import Layout
-from onehour.entry import blame
+from onehour.messages import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 

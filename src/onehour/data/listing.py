@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from onehour.data.faults import FaultError, shown
+from onehour.data.faults import FaultError
 from onehour.data.table import Names, Table
+from onehour.messages import shown
 
 __all__ = ["SIDES", "list_class", "list_classes", "list_side", "list_sides", "refuse"]
 

@@ -17,7 +17,7 @@ from onehour.data.dataset import KeyedDataset
 from onehour.data.faults import FaultError
 from onehour.data.labels import as_label, as_labels
 from onehour.data.slots import Layout
-from onehour.entry import blame
+from onehour.messages import blame
 
 __all__ = ["Look", "in_memory", "look", "simplest"]
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from onehour.data.arrays import open_arrays, write_arrays
-from onehour.data.faults import shown
 from onehour.data.index import FORMAT, INDEX, columns, read_index
 from onehour.data.shards import BLOCK, END, Shards, header, key_of, label_member, padding
 from onehour.data.shrink import QUALITY, shrunk
@@ -24,6 +23,7 @@ from onehour.data.source import Folder
 from onehour.data.work import Done, spread
 from onehour.files import opened, remove, replace_whole, sync_folder, written
 from onehour.lock import HeldFolder, OpenFolder
+from onehour.messages import shown
 
 __all__ = ["SHARD_BYTES", "pack", "parts_of"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from onehour.config import nearest
 from onehour.data.digits import digits, digits_wide
 from onehour.data.look import Look, in_memory, look, simplest
-from onehour.entry import blame, is_entry, resolve
+from onehour.entry import is_entry, resolve
+from onehour.messages import blame, nearest
 
 __all__ = ["DATA", "Data", "load_data"]
 

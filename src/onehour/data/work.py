@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Done", "end_with_parent", "spans", "spread"]
+from onehour.leaving import signal_with_parent
+
+__all__ = ["Done", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Done = Callable[[int], None]
 """Is told how many more items are done."""
-PR_SET_PDEATHSIG = 1
 SECONDS = 0.2
 """Between two looks at how far the processes are."""
 
@@ -95,16 +95,9 @@ _shared: tuple[Any, Any, Any] | None = None
 def _begin(work: Any, counter: Any, stopping: Any) -> None:
     global _shared
     _shared = work, counter, stopping
-    end_with_parent()
+    signal_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(1)
-
-
-def end_with_parent() -> None:
-    """Have Linux end this process with the one that started it: killed, that one can no longer say so."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(task: Any) -> Any:

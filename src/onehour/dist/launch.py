@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from onehour.dist.network import family_of, loopback
 from onehour.dist.processes import TELL, Processes, meeting_place
 from onehour.dist.signals import OURS, StopSignals
+from onehour.leaving import signal_with_parent
 from onehour.machine import CORES, share_of
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 JOB = "TORCHELASTIC_RUN_ID"
-PR_SET_PDEATHSIG = 1
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
 
@@ -124,7 +123,7 @@ def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
     if not sys.platform.startswith("linux"):
         return
     parent = int(environ.get(OURS, os.getppid()))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
 

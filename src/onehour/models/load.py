@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from onehour.config import nearest
-from onehour.entry import LIBRARIES, blame, is_entry, resolve
+from onehour.entry import LIBRARIES, is_entry, resolve
+from onehour.messages import blame, nearest
 from onehour.models import resnet, small
 
 __all__ = ["MODELS", "brings_weights", "load_model"]

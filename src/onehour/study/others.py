@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onehour.rules.minibatch import parse_size
-from onehour.study.results import Arm, Point, Result, Study, read_study, study_of
-from onehour.study.sound import check_folders
+from onehour.study.results import Arm, Point, Result, Study, check_folders, read_study, study_of
 from onehour.study.spec import parse_arm
 from onehour.study.text import short
 from onehour.training.record import final_error

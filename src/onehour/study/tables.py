@@ -10,10 +10,10 @@ from typing import Literal
 
 from onehour.config import Recipe
 from onehour.rules.schedule import parse_milestones
-from onehour.study.names import GROUPS, OTHERS, group_of, paper_cost, plain_name
 from onehour.study.results import Entry, Study
 from onehour.study.spec import SweepSpec
 from onehour.study.statistics import Sample, early_gap, mean_curve
+from onehour.study.text import GROUPS, OTHERS, group_of, paper_cost, plain_name
 from onehour.study.verdict import Verdict, judge_arms, judge_minibatches
 
 __all__ = ["Findings", "Row", "curve_of", "findings_of", "sample_of", "sign_of"]

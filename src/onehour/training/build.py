@@ -24,9 +24,10 @@ from onehour.dist.group import Group
 from onehour.dist.launched import launched
 from onehour.dist.placement import place, place_by_halving
 from onehour.dist.reducer import is_dense
-from onehour.entry import blame, resolve
+from onehour.entry import resolve
 from onehour.execution import Execution
 from onehour.machine import own_share
+from onehour.messages import blame
 from onehour.models.load import MODELS, brings_weights, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.faults import shown
 from onehour.dist.group import Group
 from onehour.lock import FolderLostError
-from onehour.training.manifest import digest_of_recipe
+from onehour.messages import shown
 from onehour.training.record import Run
-from onehour.training.snapshot import Snapshot
-from onehour.training.state import load_optimizer, model_state, optimizer_state
-from onehour.training.store import Store, Stored, Write
-from onehour.training.tensorfile import write_bytes, write_tensors
+from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
+from onehour.training.store import Store, Stored, digest_of_recipe
 
 __all__ = ["FILES", "Checkpoints", "SaveInterval", "latest_contents"]
 
@@ -47,47 +43,26 @@ def latest_contents(
 
     Raises:
         ValueError: if checkpoints exist and none verifies, or the folder is no run's.
-
-    >>> latest_contents(Path("nowhere"))
-    Traceback (most recent call last):
-    ValueError: nowhere is not a run's folder: it has no recipe.toml
     """
-    store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe), needs=FILES)
-    stored = _newest_of(store, warn)
+    stored = _newest(Store(folder, recipe=digest_of_recipe(Run(folder).recipe), needs=FILES), warn)
     return [stored.contents[name] for name in FILES] if stored else None
 
 
 class SaveInterval:
-    """When to save between evaluations.
-
-    Args:
-        iterations: every so many; None for never.
-        minutes: or every so many; None for never.
-
-    >>> [done for done in range(1, 9) if SaveInterval(3, None).over(done)]
-    [3, 6]
-    """
+    """When to save between evaluations: every so many iterations, or minutes; None for never."""
 
     def __init__(self, iterations: int | None, minutes: float | None) -> None:
         self.iterations, self.seconds = iterations, None if minutes is None else 60 * minutes
         self._since = time.monotonic()
 
     def over(self, done: int) -> bool:
-        """Whether it is time to save after iteration `done`.
-
-        >>> SaveInterval(None, None).over(3)
-        False
-        """
+        """Whether it is time to save after iteration `done`."""
         if self.iterations and done % self.iterations == 0:
             return True
         if self.seconds is None or time.monotonic() - self._since < self.seconds:
             return False
         self._since = time.monotonic()
         return True
-
-
-def _nothing() -> None:
-    """What comes before a save that counts on nothing else."""
 
 
 class Checkpoints:
@@ -99,47 +74,34 @@ class Checkpoints:
         group: only its process 0 touches the disk.
         warn: is told what a person should know: a damaged checkpoint, a full disk.
         inside: a path to the very folder that process 0 holds; None for its name.
-
-    >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).detach()
     """
 
     def __init__(
-        self,
-        folder: Path,
-        recipe: Recipe,
-        group: Group,
-        *,
-        warn: Callable[[str], None],
-        inside: Path | None = None,
+        self, folder: Path, recipe: Recipe, group: Group, *, warn: Callable[[str], None], inside: Path | None = None
     ) -> None:
         self.store = Store(inside or folder, recipe=digest_of_recipe(recipe), needs=FILES, shown=folder)
         self.group, self.warn = group, warn
         self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future[Path] | None = None
-        self._snapshots: list[Snapshot] = []
+        self._copying: Future[Any] | None = None
+        self._writing: Future[None] | None = None
         self._failed = False
         self._bytes = 0
 
     def load(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Load the newest checkpoint that verifies, on every process.
-
-        Returns:
-            Its progress; None where there is none.
+        """Load the newest checkpoint that verifies, on every process; its progress, None where there is none.
 
         Raises:
             ValueError: if checkpoints exist and none verifies, or the newest is of another model.
         """
-        contents: list[bytes | None] = [None] * len(FILES)
-        refused = b""
+        found: list[bytes | None] = [None] * (1 + len(FILES))
         if self.group.rank == 0:
             try:
-                contents = self._newest()
+                found[1:] = self._found() or found[1:]
             except ValueError as error:
-                refused = str(error).encode()
-        refused = self.group.broadcast(refused)
-        if refused:
+                found[0] = str(error).encode()
+        refused, model_file, optimizer_file, progress_file = [self.group.broadcast(part) for part in found]
+        if refused is not None:
             raise ValueError(refused.decode())
-        model_file, optimizer_file, progress_file = (self.group.broadcast(content) for content in contents)
         if model_file is None or optimizer_file is None or progress_file is None:
             return None
         try:
@@ -150,22 +112,28 @@ class Checkpoints:
             raise ValueError(f"{self.store.shown} is of another model: {said}") from error
         return json.loads(progress_file)
 
-    def _newest(self) -> list[bytes | None]:
+    def _found(self) -> list[bytes] | None:
         with suppress(OSError):  # what can be read is enough to go on; the next write says what is wrong with the disk
             self.store.clear_leftovers()
-        stored = _newest_of(self.store, self.warn)
+        stored = _newest(self.store, self.warn)
         if stored is None:
-            return [None] * len(FILES)
+            return None
         _refuse_wrong_progress(stored, self.store.shown)
         self.store.set_aside()
         return [stored.contents[name] for name in FILES]
 
     def save(
-        self, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any], *, first: Callable[[], None] = _nothing
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        progress: dict[str, Any],
+        *,
+        first: Callable[[], None] | None = None,
     ) -> None:
         """Write a checkpoint of iteration progress["iteration"], in the background.
 
-        Until `detach`, it is read from where it lies. A disk that refuses is a warning: training goes on.
+        Until `detach`, weights and velocity are copied from where they lie. A disk that refuses is a warning: training
+        goes on.
 
         Args:
             first: writes what the checkpoint counts on; if the disk refuses that, there will be no checkpoint either.
@@ -173,36 +141,29 @@ class Checkpoints:
         if self.group.rank != 0:
             return
         self.wait()
-        tensors = [Snapshot(model_state(model, copy=False)), Snapshot(optimizer_state(optimizer, model, copy=False))]
-        self._snapshots = tensors
-        self._bytes = sum(snapshot.nbytes for snapshot in tensors)
-        files = {
-            FILES[0]: partial(write_tensors, tensors=tensors[0]),
-            FILES[1]: partial(write_tensors, tensors=tensors[1]),
-            FILES[2]: partial(write_bytes, content=json.dumps(progress, indent=2).encode()),
-        }
+        states = [model_state(model, copy=False), optimizer_state(optimizer, model, copy=False)]
+        self._bytes = sum(tensor.nbytes for state in states for tensor in state.values())
         self._writer = self._writer or ThreadPoolExecutor(1, "checkpoint")
-        self._writing = self._writer.submit(self._write, progress["iteration"], files, first)
+        copying = self._writer.submit(lambda: [host_copies(state) for state in states])
 
-    def _write(self, iteration: int, files: dict[str, Write], first: Callable[[], None]) -> Path:
-        first()
-        return self.store.write(iteration, files)
+        def write() -> None:
+            if first is not None:
+                first()
+            contents = [*copying.result(), json.dumps(progress, indent=2).encode()]
+            self.store.write(progress["iteration"], dict(zip(FILES, contents, strict=True)))
+
+        self._copying, self._writing = copying, self._writer.submit(write)
 
     def detach(self) -> None:
-        """Call this before an update: what is being written keeps the values before it."""
-        for snapshot in self._snapshots:
-            snapshot.detach()
-        self._snapshots = []
+        """Call this before an update: returns once what is being written no longer lies where the update changes it."""
+        if self._copying is not None:
+            self._copying.result()
 
     def wait(self) -> bool:
-        """Wait until the last `save` is on disk; whether it is.
-
-        >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).wait()
-        True
-        """
+        """Wait until the last `save` is on disk; whether it is."""
         if self._writing is None:
             return not self._failed
-        writing, self._writing, self._snapshots = self._writing, None, []
+        writing, self._writing, self._copying = self._writing, None, None
         try:
             writing.result()
             self._failed = False
@@ -218,16 +179,13 @@ class Checkpoints:
         return not self._failed
 
     def close(self) -> None:
-        """Wait, and end the writer.
-
-        >>> Checkpoints(Path("nowhere"), Recipe(), Group(), warn=print).close()
-        """
+        """Wait, and end the writer."""
         self.wait()
         if self._writer is not None:
             self._writer.shutdown()
 
 
-def _newest_of(store: Store, warn: Callable[[str], None]) -> Stored | None:
+def _newest(store: Store, warn: Callable[[str], None]) -> Stored | None:
     stored = store.newest()
     if stored is not None:
         for problem in store.problems:
@@ -251,5 +209,6 @@ def _refuse_wrong_progress(stored: Stored, folder: Path) -> None:
         sound = False
     if not sound:
         raise ValueError(
-            f"{folder}: the {FILES[-1]} of iteration {stored.iteration} was written by no run; start over with --fresh"
+            f"{folder}: the {FILES[-1]} of iteration {stored.iteration} was not written by a run; start over with"
+            " --fresh"
         )

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onehour.config import Recipe, nearest
-from onehour.entry import blame, is_entry, resolve
-from onehour.output import encodable
+from onehour.config import Recipe
+from onehour.entry import is_entry, resolve
+from onehour.messages import blame, encodable, nearest
 from onehour.training.measure import Metrics
 
 __all__ = ["Console", "Logger", "Loggers", "load_logger"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.dist.group import Group
-from onehour.entry import blame
+from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
 from onehour.training.refusals import out_of_memory, refuse_batch
 

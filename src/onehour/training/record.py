@@ -23,8 +23,7 @@ from onehour.sidefile import (
     read_lines,
     read_object,
 )
-from onehour.training.manifest import digest_of_recipe, read_manifest
-from onehour.training.store import checkpoint_folders
+from onehour.training.store import checkpoint_folders, digest_of_recipe, read_manifest
 
 __all__ = [
     "DELIBERATE",

@@ -19,7 +19,7 @@ from onehour.config import Recipe
 from onehour.data.bad import BAD_IMAGES, name_skipped, too_many
 from onehour.data.loader import Feed
 from onehour.dist.group import Group
-from onehour.entry import blame
+from onehour.messages import blame
 from onehour.training.state import load_optimizer, model_state, optimizer_state
 
 __all__ = [

@@ -6,13 +6,14 @@ An optimizer's numbers are tensors too, of their exact type and value; their nam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["digest_of", "load_optimizer", "model_state", "optimizer_state"]
+__all__ = ["digest_of", "host_copies", "load_optimizer", "model_state", "optimizer_state"]
 
 NUMBER = "#"
 OF_THE_RECIPE = {"params", "lr", "initial_lr", "weight_decay"}
@@ -23,19 +24,14 @@ def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
     """Weights and buffers by torch's names, in CPU memory.
 
     Args:
-        copy: False shares the weights' own memory where it can: for who is done, or has let go, before the next update.
-            Buffers are always copied, since a forward pass may change them.
-
-    >>> list(model_state(nn.Linear(2, 1)))
-    ['weight', 'bias']
+        copy: False gives weights where they lie, for who is done, or has copied them, before the next update. Buffers
+            are copied all the same, since a forward pass may change them.
     """
-    state, seen = {}, set()
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if copy:
+        return host_copies(state)
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    for name, tensor in model.state_dict().items():
-        # Tied weights: safetensors wants each name to have memory of its own.
-        state[name] = _on_host(tensor, copy=copy or name in buffers or tensor.data_ptr() in seen)
-        seen.add(tensor.data_ptr())
-    return state
+    return {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
@@ -45,10 +41,6 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
 
     Raises:
         ValueError: for an optimizer that keeps something else than tensors and numbers.
-
-    >>> model = nn.Linear(2, 1)
-    >>> optimizer_state(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    {}
     """
     state, parameters = {}, dict(model.named_parameters())
     if optimizer.state.keys() - set(parameters.values()):
@@ -59,7 +51,7 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if torch.is_tensor(value) and not value.is_complex() and value.layout is torch.strided:
-                state[f"{name}/{key}"] = _on_host(value, copy=copy)
+                state[f"{name}/{key}"] = value.detach()
             elif isinstance(value, float | int):
                 state[f"{name}/{key}{NUMBER}"] = _exact(value)
             elif value is not None:
@@ -72,7 +64,7 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
         for key in group.keys() - OF_THE_RECIPE:
             if isinstance(group[key], float | int) and group[key] != optimizer.defaults.get(key):
                 state[f"{name}/{key}{NUMBER}"] = _exact(group[key])
-    return state
+    return host_copies(state) if copy else state
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -80,9 +72,6 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tens
 
     Raises:
         KeyError: for a state of another model's.
-
-    >>> model = nn.Linear(2, 1)
-    >>> load_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, {})
     """
     parameters, groups = dict(model.named_parameters()), _groups(optimizer)
     for key, value in state.items():
@@ -107,18 +96,25 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tens
             optimizer.state[parameter][part] = value
 
 
-def digest_of(*states: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names.
+def host_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in CPU memory, pinned where they come from a GPU, whose copies then go on beside each other."""
+    copies = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        for name, tensor in state.items()
+    }
+    for device in {tensor.device for tensor in state.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
-    >>> digest_of({"a": torch.zeros(2)}) == digest_of({"a": torch.zeros(2)})
-    True
-    """
+
+def digest_of(*states: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for state in states:
         for name in sorted(state):
             tensor = state[name]
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -128,9 +124,3 @@ def _groups(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
 
 def _exact(number: float) -> Tensor:
     return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
-
-
-def _on_host(tensor: Tensor, *, copy: bool) -> Tensor:
-    tensor = tensor.detach()
-    shares = tensor.untyped_storage().nbytes() != tensor.nbytes  # a view: safetensors would write all of its memory
-    return tensor.to("cpu", copy=copy or shares).contiguous()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import closing, suppress
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,17 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from onehour.config import Recipe
-from onehour.data.faults import shown
 from onehour.data.loader import Feed
 from onehour.dist.group import Group
 from onehour.execution import Execution
-from onehour.files import sync_folder
+from onehour.files import written
+from onehour.messages import shown
 from onehour.rules.keys import seed_for
 from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.training.checkpoint import latest_contents
 from onehour.training.engine import Evaluation, evaluate
 from onehour.training.record import Run
-from onehour.training.snapshot import Snapshot
-from onehour.training.tensorfile import write_bytes, write_tensors
+from onehour.training.store import as_safetensors
 
 __all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
 
@@ -142,21 +141,15 @@ def export_weights(source: Path, to: Path) -> Path:
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_weights(source).items()
     }
-    temporary = to.with_name(f".{to.name}.writing")
+    buffer = BytesIO()
+    if to.suffix != ".safetensors":
+        torch.save(weights, buffer)  # to the file itself, it would call a full disk by another name
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        if to.suffix == ".safetensors":
-            write_tensors(temporary, Snapshot(weights))
-        else:
-            buffer = BytesIO()
-            torch.save(weights, buffer)
-            write_bytes(temporary, buffer.getvalue())
-        temporary.replace(to)
-        sync_folder(to.parent)
+        with written(to.parent, to.name) as file:
+            for part in as_safetensors(weights) if to.suffix == ".safetensors" else [buffer.getbuffer()]:
+                file.write(part)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         size = sum(tensor.nbytes for tensor in weights.values())
         raise ValueError(f"{to} cannot be written: {error.strerror or error} ({size:,} bytes are needed)") from error
     return to

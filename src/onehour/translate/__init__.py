@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from onehour.config import nearest
+from onehour.messages import nearest
 from onehour.planner import Plan
-from onehour.translate.accelerate import for_accelerate
-from onehour.translate.hf import for_hf
 from onehour.translate.job import Job
-from onehour.translate.lightning import for_lightning
-from onehour.translate.timm import for_timm
-from onehour.translate.torch import for_torch
+from onehour.translate.templates import TEMPLATES, python
+from onehour.translate.timm_command import for_timm
 
 __all__ = ["TOOLS", "translate"]
 
-TOOLS: dict[str, Callable[[Job], str]] = {
-    "torch": for_torch,
-    "timm": for_timm,
-    "lightning": for_lightning,
-    "accelerate": for_accelerate,
-    "hf": for_hf,
-}
+TOOLS = ("torch", "timm", *list(TEMPLATES)[1:])
 
 
 def translate(plan: Plan, tool: str) -> str:
@@ -44,4 +33,5 @@ def translate(plan: Plan, tool: str) -> str:
     """
     if tool not in TOOLS:
         raise ValueError(f"no tool is called {tool!r}; expected {nearest(tool, TOOLS)}")
-    return TOOLS[tool](Job.of(plan))
+    job = Job.of(plan)
+    return for_timm(job) if tool == "timm" else python(job, tool)

@@ -6,14 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onehour.study.charts.marks import SHAPES, Mark, draw_key, draw_mark, key_height, window_of
-from onehour.study.charts.panel import mark_of
-from onehour.study.charts.picture import Picture
-from onehour.study.charts.style import FAINT, INK, SOFT, WASH, WIDE, Sheet, Window
-from onehour.study.names import GROUPS
+from onehour.study.charts.panel import SHAPES, Mark, draw_key, draw_mark, key_height, mark_of, window_of
+from onehour.study.charts.picture import FAINT, INK, SOFT, WASH, WIDE, Picture, Sheet, Window
 from onehour.study.results import Entry
 from onehour.study.tables import Findings, Row
-from onehour.study.text import joined, number, points, short, size_label
+from onehour.study.text import GROUPS, joined, number, points, short, size_label
 from onehour.study.wording import non_finite_notes
 
 if TYPE_CHECKING:

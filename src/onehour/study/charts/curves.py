@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onehour.study.charts.marks import SHAPES
-from onehour.study.charts.picture import Picture
-from onehour.study.charts.style import ACCENT, ALERT, FAINT, INK, SOFT, WIDE, Sheet
+from onehour.study.charts.panel import SHAPES
+from onehour.study.charts.picture import ACCENT, ALERT, FAINT, INK, SOFT, WIDE, Picture, Sheet
 from onehour.study.results import Entry
 from onehour.study.tables import Findings, Row, curve_of, sign_of
 from onehour.study.text import number, points, short, size_label

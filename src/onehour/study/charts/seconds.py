@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onehour.study.charts.marks import Mark, draw_key, draw_mark, key_height, window_of
-from onehour.study.charts.panel import mark_of
-from onehour.study.charts.picture import Picture
-from onehour.study.charts.style import ACCENT, INK, SOFT, WIDE, Sheet, Window
+from onehour.study.charts.panel import Mark, draw_key, draw_mark, key_height, mark_of, window_of
+from onehour.study.charts.picture import ACCENT, INK, SOFT, WIDE, Picture, Sheet, Window
 from onehour.study.tables import Findings, Row
 from onehour.study.text import number, points, seconds_text, size_label
 

@@ -1,0 +1,67 @@
+"""The command line: a file a command, its flags beside what it does. Imports torch only where something trains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from onehour.cli.check import add_check
+from onehour.cli.data import add_data
+from onehour.cli.parser import EXIT_BAD_INPUT, Parser, parse
+from onehour.cli.plan import add_plan
+from onehour.cli.report import add_report
+from onehour.cli.sweep import add_sweep
+from onehour.cli.train import add_train
+from onehour.cli.verify import add_verify
+from onehour.cli.weights import add_evaluate, add_export
+from onehour.dist.signals import EXIT_STOPPED, STOPPED
+from onehour.messages import in_one_message, shown
+from onehour.recipes import RECIPES
+
+__all__ = ["main", "make_parser"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 bad input, 4 not finite, 75 stopped and saved.
+
+    >>> main(["plan", "resnet5"])
+    2
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = parse(make_parser(), arguments)
+        return in_one_message(lambda: options.command(options, arguments))
+    except ValueError as error:
+        print(f"onehour: {shown(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # raised by somebody's code: signals come to `StopSignals`
+        print(f"onehour: {STOPPED}", file=sys.stderr)
+        return EXIT_STOPPED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:  # a name that is too long, a folder that may not be written
+        where = f"{error.filename!r}: " if error.filename else ""
+        print(f"onehour: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def make_parser() -> Parser:
+    """The whole command line's parser."""
+    parser = Parser(
+        prog="onehour",
+        description="Large minibatches on many workers without losing accuracy.",
+        epilog=f"Recipes: {', '.join(RECIPES)}, or a .toml file (RUN/recipe.toml repeats a run).",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    add_train(commands)
+    add_plan(commands)
+    add_sweep(commands)
+    add_report(commands)
+    add_verify(commands)
+    add_check(commands)
+    add_evaluate(commands)
+    add_export(commands)
+    add_data(commands)
+    return parser

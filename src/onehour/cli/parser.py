@@ -1,0 +1,239 @@
+"""What the commands' flags share: a parser with one message for bad input, flags from dataclasses' fields, values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import types
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from onehour.config import SIZES, Recipe
+from onehour.execution import Execution
+from onehour.messages import nearest
+from onehour.recipes import RECIPES
+from onehour.rules.minibatch import parse_size
+
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_NOT_FINITE",
+    "EXIT_PEER_LOST",
+    "OF_THE_DATA",
+    "Parser",
+    "add_execution_fields",
+    "add_margin",
+    "add_recipe_argument",
+    "add_recipe_fields",
+    "add_trust",
+    "auto",
+    "parse",
+    "recipe_changes",
+    "size",
+    "sizes",
+]
+
+EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
+OF_THE_DATA = ("samples", "resized")
+"""What a run reads from its data; only a plan, which has none, is told."""
+WORKERS = (
+    "--workers is not a flag, because it means two things. The paper's k workers follow from the minibatch: k = kn / n,"
+    " with --minibatch and --per-worker. Processes that load data are --loaders; processes that train are --processes"
+)
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+"""A number that argparse takes for a flag."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one message of ours in place of usage and message.
+
+    Args:
+        hidden: the command is offered to nobody.
+    """
+
+    def __init__(self, *, hidden: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.hidden = hidden
+        self.commands: Mapping[str, Parser] = {}
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse's; the commands are known here too."""
+        made = super().add_subparsers(**options)
+        self.commands = made.choices  # pyright: ignore[reportAttributeAccessIssue]
+        return made
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore
+        """As argparse's, but for a command that there is not: argparse would name those that are hidden, too."""
+        typed = next((word for word in args or () if not word.startswith("-")), None)
+        if self.commands and typed is not None and typed not in self.commands:
+            listed = [name for name, parser in self.commands.items() if not parser.hidden]
+            self.error(f"no command is called {typed!r}; expected {nearest(typed, listed)}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """One message, for `onehour.cli.main` to print."""
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line.
+
+    Raises:
+        ValueError: for anything unknown, with the nearest flag or command.
+    """
+    arguments = list(arguments)
+    if any(argument.split("=")[0] == "--workers" for argument in arguments):
+        raise ValueError(WORKERS)
+    theirs: list[str] = []
+    if arguments[:1] == ["check"] and "--" in arguments:  # argparse would give the script none, and then not know them
+        cut = arguments.index("--")
+        arguments, theirs = arguments[:cut], arguments[cut + 1 :]
+    options, unknown = parser.parse_known_args(_joined(arguments))
+    if unknown:
+        word = unknown[0].split("=")[0]
+        if word.removeprefix("--") in OF_THE_DATA:
+            raise ValueError(f"{word} is read from the data; only `onehour plan`, which has none, takes it")
+        for argument in arguments:
+            parser = parser.commands.get(argument, parser)
+        flags = list(dict.fromkeys(re.findall(r"--[a-z][\w-]*", parser.format_usage())))
+        hint = f"; expected {nearest(word, flags)}" if word.startswith("--") and flags else ""
+        raise ValueError(f"unknown argument {unknown[0]!r}{hint}; see `onehour --help`")
+    if theirs:
+        options.arguments = [*options.arguments, *theirs]
+    return options
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """With each negative number such as -1e-4 joined to its flag, which argparse would take for two flags."""
+    joined: list[str] = []
+    for argument in arguments:
+        if NEGATIVE.fullmatch(argument) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def add_recipe_argument(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """The recipe that a command begins with."""
+    parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file", **options)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether code that only a file names may be imported."""
+    parser.add_argument("--trust", action="store_true", help="import the code that a recipe's file names, untyped")
+
+
+def add_margin(parser: argparse.ArgumentParser) -> None:
+    """When a minibatch is as good as the reference."""
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="points above the reference that still count as equal (0.5)",
+    )
+
+
+def add_recipe_fields(
+    parser: argparse.ArgumentParser, several: Collection[str] = (), but: Collection[str] = ()
+) -> None:
+    """A flag for each field of a recipe.
+
+    Args:
+        several: those that take several sizes.
+        but: those that the command does not take.
+    """
+    group = parser.add_argument_group("the recipe (default: the recipe's own)")
+    hints = get_type_hints(Recipe)
+    for field in fields(Recipe):
+        if field.name == "name" or field.name in but:
+            continue
+        options = _options(field, hints[field.name])
+        if field.name in several:
+            options |= {"type": sizes, "metavar": "KN[,KN…]"}
+        _add(group, field, options)
+
+
+def add_execution_fields(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """A flag for each field of an `Execution` that says what it is; returns the groups of flags by their titles."""
+    groups: dict[str, Any] = {}
+    kinds = {"processes": auto, "workers_per_pass": auto, "loaders": auto, "save_every": _interval}
+    hints = get_type_hints(Execution)
+    for field in fields(Execution):
+        if field.metadata:
+            options = _options(field, hints[field.name])
+            if field.name in kinds:
+                options["type"] = kinds[field.name]
+            title = field.metadata["group"]
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            _add(groups[title], field, options)
+    return groups
+
+
+def _add(group: Any, field: Field[Any], options: dict[str, Any]) -> None:
+    group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=argparse.SUPPRESS, **options)
+
+
+def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
+    """What argparse is told of a field: what it carries, and a type and a placeholder by its own type."""
+    assert field.default is not MISSING
+    about = {key: value for key, value in field.metadata.items() if key != "group"}
+    about["help"] = about["help"].replace("%", "%%")
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if about.keys() & {"action", "choices"}:
+        return about
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction, **about}
+    if get_origin(hint) is Literal:
+        return {"metavar": "|".join(get_args(hint)), **about}  # the Recipe checks it, and offers the nearest
+    if field.name in SIZES:
+        return {"type": size, "metavar": "SIZE", **about}
+    if get_origin(hint) is tuple:
+        return {"type": lambda text: tuple(text.split(",")), "metavar": "E,E,…", **about}
+    return {"type": hint, "metavar": hint.__name__.upper(), **about}
+
+
+def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's fields that options give.
+
+    >>> recipe_changes(argparse.Namespace(minibatch=64, out=None))
+    {'minibatch': 64}
+    """
+    names = {f.name for f in fields(Recipe)} - {"name"}
+    return {key: value for key, value in vars(options).items() if key in names}
+
+
+def auto(text: str) -> int | None:
+    """A whole number; None for auto."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number, got {text!r}") from None
+
+
+def size(text: str) -> int:
+    """A count such as 8k."""
+    try:
+        return parse_size(text)
+    except ValueError as error:  # argparse would replace the text of any other error
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Counts, with commas between them."""
+    return tuple(size(part) for part in text.split(","))
+
+
+def _interval(text: str) -> int | float:
+    """Iterations as a whole number; minutes, which end in m, as a float."""
+    if not text.endswith("m"):
+        return size(text)
+    try:
+        return float(text[:-1])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected iterations, or minutes as 5m, got {text!r}") from None

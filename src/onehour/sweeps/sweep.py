@@ -1,0 +1,239 @@
+"""Train what a sweep's cells still lack, resumable at any kill (paper F1)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from onehour.config import Recipe
+from onehour.dist.devices import refuse_too_few_gpus
+from onehour.dist.placement import place
+from onehour.execution import Execution
+from onehour.files import opened
+from onehour.leaving import scratch
+from onehour.lock import HeldFolder
+from onehour.machine import CORES, cores, share_of
+from onehour.rules.checks import positive_int
+from onehour.study.spec import SPEC, Cell, SweepSpec
+from onehour.sweeps.pool import Event, run_tasks
+from onehour.sweeps.task import Task, run_task
+from onehour.training.build import pick_device
+from onehour.training.checkpoint import latest_contents
+from onehour.training.record import Run, StoppedError, differences, finished_run
+
+__all__ = ["Work", "expected_seconds", "pick_jobs", "places_of", "train_sweep", "work_of"]
+
+TOGETHER = 10
+"""Seeds in one network at most: beyond, nothing is gained."""
+TRIAL_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a sweep's folder holds and lacks.
+
+    Args:
+        cells: all that were asked for.
+        tasks: what is left, the longest first.
+        folder: of the sweep.
+
+    >>> Work((), (), Path("sweep")).left
+    0
+    """
+
+    cells: tuple[Cell, ...]
+    tasks: tuple[Task, ...]
+    folder: Path
+
+    @property
+    def left(self) -> int:
+        """Runs that have not ended.
+
+        >>> Work((), (Task((Recipe(),), (Path("a"),)),), Path("sweep")).left
+        1
+        """
+        return sum(len(task.recipes) for task in self.tasks)
+
+
+def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = None) -> Work:
+    """Compare what is asked for with what the folder holds.
+
+    Args:
+        together: seeds in one network; None picks, so that every job has something to do.
+
+    Raises:
+        ValueError: if the folder is another recipe's sweep, or holds something else.
+    """
+    if together is not None:
+        positive_int("seeds_together", together)
+    _refuse_other(spec, folder)
+    cells = tuple(spec.cells())
+    rows: dict[tuple[object, int], list[Cell]] = {}
+    for cell in cells:
+        place = folder / "cells" / cell.name
+        with suppress(FileNotFoundError), opened(folder, f"cells/{cell.name}"):
+            pass  # no link leads there
+        if not _ended(place, cell.recipe):
+            rows.setdefault((cell.arm, cell.recipe.minibatch), []).append(cell)
+    size = together or max(1, min(TOGETHER, -(-sum(map(len, rows.values())) // jobs)))
+    tasks = []
+    for row in rows.values():
+        groups = -(-len(row) // size)
+        for group in range(groups):
+            chosen = row[group * len(row) // groups : (group + 1) * len(row) // groups]
+            folders = tuple(folder / "cells" / cell.name for cell in chosen)
+            tasks.append(Task(tuple(cell.recipe for cell in chosen), folders))
+    # Small minibatches take longest; what takes long should not begin last.
+    tasks.sort(key=lambda task: (-len(task.recipes), task.recipes[0].minibatch))
+    return Work(cells, tuple(tasks), folder)
+
+
+def train_sweep(
+    spec: SweepSpec, folder: Path, *, jobs: int, execution: Execution, together: int | None = None
+) -> Iterator[tuple[Work, Event]]:
+    """Train what is left.
+
+    Args:
+        spec: with a completed recipe.
+        jobs: processes that train.
+        execution: of each run: processes, device, threads.
+
+    Yields:
+        What there was to do, and what has happened.
+
+    Raises:
+        ValueError: for bad input; what has ended stays.
+        FolderLostError: if the folder was moved or removed.
+    """
+    for cell in spec.cells():
+        place(cell.recipe.workers.workers, execution.processes)  # refuses more processes than workers
+    with HeldFolder(folder, patience=0) as held:
+        work = work_of(spec, folder, jobs=jobs, together=together)
+        _merged(spec, folder).write(held.inside)
+        yield work, Event()
+        places = places_of(jobs, execution)
+        for event in run_tasks(work.tasks, places=places, execution=execution, held=held):
+            yield work, event
+        held.check()
+
+
+def pick_jobs(jobs: int | None, *, processes: int, device: str) -> tuple[int, Execution]:
+    """How many runs at once, and where and with how many threads each.
+
+    Args:
+        jobs: None takes one for each GPU on CUDA, one for each core on the CPU, and one for runs of several processes.
+
+    >>> pick_jobs(1, processes=1, device="cpu")[0]
+    1
+    """
+    device = pick_device(device)
+    refuse_too_few_gpus(processes, device)
+    if jobs is None:
+        jobs = 1 if processes > 1 else torch.cuda.device_count() if device == "cuda" else cores()
+    positive_int("jobs", jobs)
+    threads = None if "OMP_NUM_THREADS" in os.environ else share_of(jobs * processes)
+    return jobs, Execution(processes=processes, device=device, threads=threads)
+
+
+def places_of(jobs: int, execution: Execution) -> list[dict[str, str]]:
+    """The environment of each process: its share of the cores, and of the GPUs on CUDA.
+
+    >>> places_of(10**4, Execution(device="cpu"))[0]
+    {'ONEHOUR_CORES': '1'}
+    """
+    share = {CORES: str(share_of(jobs))}
+    gpus = torch.cuda.device_count() if execution.device == "cuda" else 0
+    if not gpus:
+        return [share] * jobs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    each = execution.processes
+    dealt = [visible[first : first + each] for first in range(0, len(visible) - each + 1, each)] or [visible]
+    return [share | {"CUDA_VISIBLE_DEVICES": ",".join(dealt[job % len(dealt)])} for job in range(jobs)]
+
+
+def expected_seconds(work: Work, *, jobs: int, execution: Execution) -> float:
+    """How long what is left will take: from cells that have ended, else from some seconds of the first.
+
+    An image is taken to cost the same in every cell.
+    """
+    images = sum(task.images for task in work.tasks)
+    if not images:
+        return 0.0
+    rates = [_images_per_second(work.folder / "cells" / cell.name) for cell in work.cells]
+    known = [rate for rate in rates if rate]
+    rate = sum(known) / len(known) if known else _trial(work.tasks[0], execution)
+    return images / rate / min(jobs, len(work.tasks))
+
+
+def _images_per_second(folder: Path) -> float | None:
+    if not (folder / "summary.json").is_file():
+        return None
+    return Run(folder).summary.get("images_per_second")
+
+
+def _trial(task: Task, execution: Execution) -> float:
+    """Images a second of a task's runs together, from its first seconds, in a folder that is thrown away."""
+    moments: list[float] = []
+
+    def stop() -> bool:
+        # Processes of their own are asked about before they have begun.
+        if moments or any((folder / "environment.json").exists() for folder in folders):
+            moments.append(time.perf_counter())
+        return bool(moments) and moments[-1] - moments[0] > TRIAL_SECONDS
+
+    with scratch("onehour-sweep-") as temporary:
+        folders = tuple(temporary / folder.name for folder in task.folders)
+        with suppress(StoppedError), redirect_stdout(io.StringIO()):
+            run_task(replace(task, folders=folders), execution, stop)
+        seconds = time.perf_counter() - moments[0] if moments else TRIAL_SECONDS
+        images = sum(_position(folder) for folder in folders)
+    return max(images, task.recipes[0].minibatch) / seconds
+
+
+def _position(folder: Path) -> int:
+    contents = latest_contents(folder) if (folder / "recipe.toml").is_file() else None
+    return json.loads(contents[-1])["position"] if contents else 0
+
+
+def _ended(folder: Path, recipe: Recipe) -> bool:
+    """Whether a cell has come to its end, finished or not finite."""
+    if finished_run(folder, recipe) is not None:
+        return True
+    return folder.exists() and (folder / "recipe.toml").is_file() and Run(folder).summary.get("outcome") == "non-finite"
+
+
+def _refuse_other(spec: SweepSpec, folder: Path) -> None:
+    if not (folder / SPEC).is_file():
+        if folder.exists() and any(path.name not in (".lock", f".{SPEC}.writing") for path in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files and no {SPEC}; choose another --out")
+        return
+    axes = ("minibatch: ", "seed: ")
+    changed = [text for text in differences(SweepSpec.read(folder).recipe, spec.recipe) if not text.startswith(axes)]
+    if changed:
+        raise ValueError(f"{folder} is a sweep of another recipe ({'; '.join(changed)}); choose another --out")
+
+
+def _merged(spec: SweepSpec, folder: Path) -> SweepSpec:
+    """With what earlier commands asked for in the same folder, so that the report counts it."""
+    if not (folder / SPEC).is_file():
+        return spec
+    old = SweepSpec.read(folder)
+
+    def union(name: str) -> tuple:
+        return tuple(dict.fromkeys((*getattr(old, name), *getattr(spec, name))))
+
+    return SweepSpec(
+        recipe=spec.recipe,
+        minibatches=tuple(sorted(union("minibatches"))),
+        seeds=tuple(sorted(union("seeds"))),
+        arms=union("arms"),
+        arms_at=tuple(sorted(union("arms_at"))),
+    )
