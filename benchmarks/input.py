@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from imagenetlike import folder
 from onehour.data.augment import SIZE, draw_crop
+from onehour.data.dataset import KeyedDataset
 from onehour.data.images import Images, image_folder, open_sides
 from onehour.data.loader import Feed
 from onehour.data.pack import pack
@@ -67,7 +68,7 @@ class Raw(Images):
         return images
 
 
-class Ready:
+class Ready(KeyedDataset):
     """Crops that are in the cache, as one that was just made is: nothing but batches costs anything.
 
     Args:
@@ -89,7 +90,7 @@ class Ready:
     __getitem__ = keyed
 
 
-class Large:
+class Large(KeyedDataset):
     """A data set as if it had ImageNet's number of images."""
 
     shape = (3, SIZE, SIZE)

@@ -1,11 +1,11 @@
-"""What a loader process makes: samples by key, another one in the place of a bad one, put side by side."""
+"""What a loader process makes: samples by key, another one in the place of a bad one, side by side."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,29 +13,18 @@ from torch import Tensor
 
 from onehour.data.bad import IN_A_ROW, following
 from onehour.data.classes import Classes
+from onehour.data.collate import Empty, collate, empty
 from onehour.data.dataset import KeyedDataset, seed_generators
 from onehour.data.faults import FaultError
 from onehour.data.labels import as_label
-from onehour.data.slots import Layout
 from onehour.entry import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["Key", "Keyed", "Part"]
+__all__ = ["Key", "Keyed"]
 
 Key = tuple[int, int, int]
 """Epoch, index and position in the stream of a sample."""
-
-
-class Part(NamedTuple):
-    """Some samples of a batch."""
-
-    images: Tensor
-    """(n, H, W, C) or (n, C, H, W): of the data set's `Layout`."""
-    labels: Tensor
-    """int64 (n,)."""
-    skipped: list[int]
-    """The indices of those that could not be read and were replaced."""
 
 
 class Keyed:
@@ -66,46 +55,51 @@ class Keyed:
         side: str = "",
     ) -> None:
         self.dataset, self.seed, self.stream, self.classes, self.side = dataset, seed, stream, classes, side
+        self.kind: tuple[tuple[int, ...], torch.dtype] | None = None
+        """Shape and type that every image must have; None where they are not known yet."""
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
-    def layout(self) -> Layout:
-        """How the images lie in memory: as `KeyedDataset.shape` says, else as the first one does.
+    def first(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of an image: as `KeyedDataset.shape` says, else as the first one has them.
 
         >>> from torch.utils.data import TensorDataset
-        >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).layout().shape
-        (8,)
+        >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).first()
+        ((8,), torch.float32)
         """
         shape = self.dataset.shape if isinstance(self.dataset, KeyedDataset) else None
         if shape is not None:
-            return Layout((*shape[1:], shape[0]), torch.uint8, True)
+            return shape, torch.uint8
         with _undisturbed():
-            return Layout.of(self[(0, 0)][0])
+            image = torch.as_tensor(self[(0, 0)][0])
+        return tuple(image.shape), image.dtype
 
-    def fill(self, keys: Iterable[Key], layout: Layout, images: Tensor, labels: Tensor) -> list[int]:
-        """Put the samples of some keys side by side.
+    def batch(
+        self, keys: Iterable[Key], *, empty: Empty = empty, begun: Callable[[int], object] = lambda index: None
+    ) -> tuple[Any, list[int]]:
+        """The samples of some keys as a batch.
 
         Args:
-            images: (n, …) of the layout's shape; receives the images.
-            labels: int64 (n,); receives the labels.
+            empty: makes room for each tensor of the batch.
+            begun: is told of the index of each sample before it is made.
 
         Returns:
-            The indices of those that could not be read and were replaced.
+            (images, labels), and the indices of samples that could not be read and were replaced.
 
         Raises:
             ValueError: if a sample cannot be read, its label is no class, or its image is not like the others.
 
         >>> from torch.utils.data import TensorDataset
         >>> keyed = Keyed(TensorDataset(torch.arange(3.0), torch.arange(3)), seed=0)
-        >>> images, labels = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
-        >>> keyed.fill([(0, 2, 0), (0, 1, 1)], keyed.layout(), images, labels), images, labels
-        ([], tensor([2., 1.]), tensor([2, 1]))
+        >>> keyed.batch([(0, 2, 0), (0, 1, 1)])
+        ((tensor([2., 1.]), tensor([2, 1])), [])
         """
+        samples: list[tuple[Tensor, int]] = []
         skipped: list[int] = []
-        numbers = labels.numpy()
-        for row, (epoch, index, position) in enumerate(keys):
+        for epoch, index, position in keys:
+            begun(index)
             try:
                 image, label = self[(epoch, index)]
             except FaultError as fault:
@@ -114,12 +108,15 @@ class Keyed:
                 skipped.append(index)
                 index, (image, label) = self._substitute(self.stream, position, fault)
             try:
-                layout.put(images[row], image)
+                image = self._like_all(image)
                 number = as_label(label) if self.classes is None else None
             except ValueError as error:
                 raise ValueError(f"{self.called(index)}: {error}") from None
-            numbers[row] = number if self.classes is None else self.classes.checked(label, index, self.called)
-        return skipped
+            if self.classes is not None:
+                number = self.classes.checked(label, index, self.called)
+            assert number is not None
+            samples.append((image, number))
+        return collate(samples, empty), skipped
 
     def name(self, index: int) -> str:
         """What a message calls sample `index`.
@@ -137,6 +134,16 @@ class Keyed:
         'training sample 5'
         """
         return f"{self.side} {self.name(index)}".strip()
+
+    def _like_all(self, image: Any) -> Tensor:
+        image = torch.as_tensor(image)
+        shape, dtype = self.kind or (tuple(image.shape), image.dtype)
+        if tuple(image.shape) != shape:
+            shapes = f"{shape} and {tuple(image.shape)}"
+            raise ValueError(f"images of the data differ in shape ({shapes}); bring them to one size first")
+        if image.dtype != dtype:
+            raise ValueError(f"images of the data differ in type ({dtype} and {image.dtype}); give all of one")
+        return image
 
     def _sample(self, index: int, number: int) -> Any:
         offered = isinstance(self.dataset, KeyedDataset)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,21 @@ from torch import Tensor
 from onehour.data.bad import Skipped
 from onehour.data.child import in_child
 from onehour.data.classes import Classes, refuse_labels
-from onehour.data.crew import PATIENCE, Crew
+from onehour.data.collate import mapped, moved
 from onehour.data.dataset import KeyedDataset
-from onehour.data.keyed import Keyed, Part
+from onehour.data.keyed import Key, Keyed
+from onehour.data.loader_processes import PATIENCE, LoaderProcesses
 from onehour.data.look import Look, in_memory
-from onehour.data.parts import divided, part_size, whole_batch
-from onehour.data.slots import Layout
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
+__all__ = ["CHUNK", "PATIENCE", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
 """Validation samples evaluated together, whatever the number of processes, so that no bit depends on it."""
-AHEAD = 2
-"""Batches that are made before they are asked for."""
+SPARE = 1024
+"""Bytes of a batch beside its images and labels, so that each tensor begins at a round address."""
 
 
 class Feed:
@@ -80,9 +80,10 @@ class Feed:
         if classes is not None and in_memory(dataset):
             refuse_labels(self.dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
-        self._look, self._layout = look, look.layout if look is not None else None
-        self._size = 0
-        self._crew: Crew | None = None
+        self._look = look
+        if look is not None:
+            self._keyed.kind = tuple(look.image.shape), look.image.dtype
+        self._processes: LoaderProcesses | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
@@ -140,9 +141,8 @@ class Feed:
 
         >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).close()
         """
-        if self._crew is not None:
-            self._crew.close()
-        self._crew = None
+        if self._processes is not None:
+            self._processes.close()
 
     @property
     def pids(self) -> list[int]:
@@ -151,25 +151,21 @@ class Feed:
         >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).pids
         []
         """
-        return self._crew.pids if self._crew is not None else []
+        return self._processes.pids if self._processes is not None else []
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        if self._layout is None:
-            look = self._keyed.layout
-            self._layout = in_child(look, "the first look at the data") if self.loaders else look()
-        layout = self._layout
-        self._size = self._size or part_size(largest, loaders=self.loaders, image_bytes=layout.bytes)
-        counts = deque[int]()
-        keys = divided(batches, self._size, counts)
-        parts = (
-            self._started(layout, largest).parts(keys) if self.loaders else (self._here(layout, part) for part in keys)
-        )
-        while True:
+        """The batches of these keys.
+
+        Args:
+            largest: samples of a batch at most.
+        """
+        if self._keyed.kind is None:
+            first = self._keyed.first
+            self._keyed.kind = in_child(first, "the first look at the data") if self.loaders else first()
+        made = self._started(largest).batches(batches) if self.loaders else map(self._keyed.batch, _lists(batches))
+        for tree, skipped in made:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
-                whole = whole_batch(parts, counts, layout, self.device)
-            if whole is None:
-                return
-            images, labels, skipped = whole
+                images, labels = mapped(tree, partial(moved, device=self.device))
             if self._copies is not None:
                 computing = torch.cuda.current_stream(self.device)
                 computing.wait_stream(self._copies)
@@ -178,31 +174,16 @@ class Feed:
             self.skipped.add(skipped)
             yield prepared(self.dataset, images.contiguous()), labels
 
-    def _here(self, layout: Layout, keys: np.ndarray) -> Part:
-        """A part that this process makes itself."""
-        images = torch.empty((len(keys), *layout.shape), dtype=layout.dtype)
-        labels = torch.empty(len(keys), dtype=torch.int64)
-        return Part(images, labels, self._keyed.fill(keys.tolist(), layout, images, labels))
-
-    def _started(self, layout: Layout, largest: int) -> Crew:
-        """The processes, from the first time that a batch is asked for.
-
-        Args:
-            largest: samples of a batch at most.
-        """
-        if self._crew is None:
-            in_batch = -(-largest // self._size)
-            ahead = self.loaders * -(-AHEAD * in_batch // self.loaders)
-            self._crew = Crew(
-                self._keyed,
-                layout,
-                loaders=self.loaders,
-                samples=self._size,
-                ahead=ahead,
-                patience=self._patience,
-                warn=self._warn,
+    def _started(self, largest: int) -> LoaderProcesses:
+        """The processes, from the first time that a batch is asked for."""
+        if self._processes is None:
+            assert self._keyed.kind is not None
+            shape, dtype = self._keyed.kind
+            batch_bytes = largest * (math.prod(shape) * dtype.itemsize + 8) + SPARE
+            self._processes = LoaderProcesses(
+                self._keyed, loaders=self.loaders, batch_bytes=batch_bytes, patience=self._patience, warn=self._warn
             )
-        return self._crew
+        return self._processes
 
 
 def pass_batches(
@@ -261,6 +242,10 @@ def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> 
             epochs, indices = stream.epochs_and_indices(iteration, workers)
             positions = iteration * n * k + rows[:, workers.start : workers.stop].reshape(-1)
             yield np.stack((epochs, indices, positions), 1)
+
+
+def _lists(batches: Iterable[np.ndarray]) -> Iterator[list[Key]]:
+    return (keys.tolist() for keys in batches)
 
 
 def _gathered(

@@ -16,7 +16,6 @@ from onehour.data.child import in_child
 from onehour.data.dataset import KeyedDataset
 from onehour.data.faults import FaultError
 from onehour.data.labels import as_label, as_labels
-from onehour.data.slots import Layout
 from onehour.entry import blame
 
 __all__ = ["Look", "in_memory", "look", "simplest"]
@@ -28,14 +27,12 @@ class Look:
 
     Args:
         samples: how many there are.
-        image: the first one, as the data set gives it.
-        layout: of every image.
+        image: the first one, as the data set gives it; all have its shape and type.
         classes: how many, where the data set says so.
     """
 
     samples: int
     image: Tensor
-    layout: Layout
     classes: int | None
 
 
@@ -51,8 +48,8 @@ def look(side: str, dataset: Any) -> Look:
         ValueError: if it is not map-style, is empty, or does not hold (image, label) pairs.
 
     >>> found = look("training", [(torch.zeros(3, 8, 8), 7), (torch.ones(3, 8, 8), 0)])
-    >>> found.samples, found.layout.shape, found.classes
-    (2, (3, 8, 8), None)
+    >>> found.samples, found.image.shape, found.classes
+    (2, torch.Size([3, 8, 8]), None)
     """
     if in_memory(dataset):
         return _look(side, dataset)
@@ -95,7 +92,7 @@ def _look(side: str, dataset: Any) -> Look:
         image, classes = _checked(side, dataset, dataset.tensors[0][:1])[0], None
     else:
         image, classes = _first(side, dataset, samples), _classes(dataset)
-    return Look(samples, image.detach().cpu().clone(), Layout.of(image), classes)
+    return Look(samples, image.detach().cpu().clone(), classes)
 
 
 def _samples(side: str, dataset: Any) -> int:
