@@ -19,9 +19,9 @@ from onehour.commands_sweep import sweep_command
 from onehour.commands_verify import trace_command, verify_command
 from onehour.commands_weights import evaluate_command, export_command
 from onehour.config import SIZES, Recipe, nearest
-from onehour.data.faults import shown
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
 from onehour.one_message import in_one_message
+from onehour.output import shown
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-__all__ = ["encodable", "let_go", "printable"]
+__all__ = ["encodable", "let_go", "printable", "shown"]
 
 
 def printable() -> None:
@@ -43,3 +43,13 @@ def let_go() -> None:
             os.close(nowhere)
         except (AttributeError, ValueError):  # there is none, or it is closed
             pass
+
+
+def shown(text: str) -> str:
+    r"""A text that any terminal can print on one line: control characters and lone bytes of names are escaped.
+
+    >>> shown("a\nb")
+    'a\\nb'
+    """
+    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in printable)

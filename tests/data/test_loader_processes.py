@@ -19,11 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehour.data.collate import collate
 from onehour.data.dataset import KeyedDataset
-from onehour.data.keyed import Keyed
 from onehour.data.loader import Feed
 from onehour.data.loader_processes import IGNORED, STRIKES, LoaderProcesses
+from onehour.data.samples import Keyed, collate
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
 
@@ -278,7 +277,7 @@ def test_trees_come_through_whatever_their_size(size: int):
     """Larger than the memory that was set aside for a batch too."""
 
     class Trees(Keyed):
-        def batch(self, keys: Any, *, empty: Any, begun: Any) -> tuple[Any, list[int]]:
+        def batch(self, keys: Any, *, empty: Any = None, begun: Any = None) -> tuple[Any, list[int]]:
             trees = [{"x": torch.full((size,), index), "name": f"{index}"} for _, index, _ in keys]
             return collate(trees, empty), [5]
 

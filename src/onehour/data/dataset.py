@@ -10,7 +10,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["KeyedDataset", "seed_generators"]
+from onehour.output import shown
+
+__all__ = ["FaultError", "KeyedDataset", "seed_generators"]
+
+
+class FaultError(ValueError):
+    """One file, folder or image that cannot be used as it is. Its text is one line.
+
+    Args:
+        path: of what is wrong.
+        problem: continues the path to a sentence, e.g. "is an empty file".
+        remedy: what to do.
+        note: True where nothing is lost but a person should know.
+
+    >>> print(FaultError("a.jpg", "is an empty file", "replace or remove it"))
+    a.jpg is an empty file; replace or remove it
+    """
+
+    def __init__(self, path: str, problem: str, remedy: str, *, note: bool = False) -> None:
+        super().__init__(shown(f"{path} {problem}; {remedy}"))
+        self.path, self.problem, self.remedy, self.note = path, problem, remedy, note
+
+    def __reduce__(self) -> tuple[type[FaultError], tuple[str, str, str], dict[str, bool]]:
+        return type(self), (self.path, self.problem, self.remedy), {"note": self.note}
 
 
 class KeyedDataset(Dataset[Any]):

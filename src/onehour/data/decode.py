@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError
 
 __all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "decode", "orientation_of", "oriented", "plain"]
 

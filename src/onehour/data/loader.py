@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onehour.data.bad import Skipped
-from onehour.data.child import in_child
-from onehour.data.classes import Classes, refuse_labels
-from onehour.data.collate import mapped, moved
+from onehour.data.bad_images import Skipped
 from onehour.data.dataset import KeyedDataset
-from onehour.data.keyed import Key, Keyed
 from onehour.data.loader_processes import PATIENCE, LoaderProcesses
-from onehour.data.look import Look, in_memory
+from onehour.data.look import Classes, Look, in_memory, refuse_labels
+from onehour.data.processes import in_child
+from onehour.data.samples import Key, Keyed, mapped, moved
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 

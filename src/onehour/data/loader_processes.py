@@ -33,10 +33,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from onehour.data.collate import Empty, empty, mapped
-from onehour.data.faults import FaultError
-from onehour.data.keyed import Keyed
-from onehour.data.work import end_with_parent
+from onehour.data.dataset import FaultError
+from onehour.data.processes import end_with_parent
+from onehour.data.samples import Empty, Keyed, empty, mapped
 from onehour.entry import blame
 
 __all__ = ["IGNORED", "PATIENCE", "STRIKES", "LoaderProcesses"]

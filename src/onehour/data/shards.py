@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError
 from onehour.data.index import read_index, table_of
-from onehour.data.table import Table
+from onehour.data.listing import Table
 
 __all__ = ["BLOCK", "Shard", "Shards", "header", "key_of", "label_member", "pack_side", "padding", "reopen_pack"]
 

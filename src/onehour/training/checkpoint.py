@@ -22,9 +22,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.faults import shown
 from onehour.dist.group import Group
 from onehour.lock import FolderLostError
+from onehour.output import shown
 from onehour.training.manifest import digest_of_recipe
 from onehour.training.record import Run
 from onehour.training.snapshot import Snapshot

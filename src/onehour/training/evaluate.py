@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from onehour.config import Recipe
-from onehour.data.keyed import Keyed
 from onehour.data.loader import CHUNK, Batch, Feed, chunk_batches
+from onehour.data.samples import Keyed
 from onehour.dist.group import Group
 from onehour.training.inputs import refuse_batch
 from onehour.training.precision import forward

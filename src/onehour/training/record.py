@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.data.bad import BAD_IMAGES
+from onehour.data.bad_images import BAD_IMAGES
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.sidefile import read_lines, read_object

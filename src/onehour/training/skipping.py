@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.data.bad import BAD_IMAGES, name_skipped
+from onehour.data.bad_images import BAD_IMAGES, name_skipped
 from onehour.data.loader import Feed
 from onehour.dist.group import Group
 from onehour.training.step import Step

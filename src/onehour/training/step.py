@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.bad import too_many
+from onehour.data.bad_images import too_many
 from onehour.data.loader import Batch
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
@@ -78,7 +78,7 @@ class Step:
         self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
         """How many were, in all processes; the caller may set it to what a checkpoint knows."""
         self.too_many = torch.zeros((), device=group.device)
-        """1 once they were more than `onehour.data.bad` allows; `stop` then says so too."""
+        """1 once they were more than `onehour.data.bad_images` allows; `stop` then says so too."""
         self._skips = recipe.bad_images == "skip"
         self._first: tuple[int, Tensor] | None = None
         self._decisions = decisions = decisions_of(recipe)

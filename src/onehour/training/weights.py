@@ -14,11 +14,11 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from onehour.config import Recipe
-from onehour.data.faults import shown
 from onehour.data.loader import Feed
 from onehour.dist.group import Group
 from onehour.execution import Execution
 from onehour.files import sync_folder
+from onehour.output import shown
 from onehour.rules.keys import seed_for
 from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.training.checkpoint import latest_contents

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onehour.data.child import in_child
-from onehour.data.faults import FaultError, shown
+from onehour.data.dataset import FaultError
+from onehour.data.processes import in_child
 from onehour.files import append_whole
+from onehour.output import shown
 from onehour.rules.shuffle import SampleStream
 
 __all__ = ["BAD_IMAGES", "IN_A_ROW", "SHARE", "Skipped", "following", "name_skipped", "too_many"]

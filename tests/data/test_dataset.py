@@ -3,7 +3,8 @@
 import os
 import pickle
 
-from onehour.data.faults import FaultError, shown
+from onehour.data.dataset import FaultError
+from onehour.output import shown
 
 
 def test_a_fault_is_an_error_with_parts():

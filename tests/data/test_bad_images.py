@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehour.data.bad import BAD_IMAGES, IN_A_ROW, Skipped, following, name_skipped, too_many
-from onehour.data.faults import FaultError
+from onehour.data.bad_images import BAD_IMAGES, IN_A_ROW, Skipped, following, name_skipped, too_many
+from onehour.data.dataset import FaultError
 from onehour.data.images import ImageOptions, Images, image_folder
-from onehour.data.keyed import Keyed
 from onehour.data.loader import Feed
+from onehour.data.samples import Keyed
 from onehour.data.sources import load_data
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
