@@ -63,11 +63,7 @@ class KeyedDataset(Dataset[Any]):
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """Fields of a recipe that only such data decides; None where it decides nothing.
-
-        >>> KeyedDataset().facts is None
-        True
-        """
+        """Fields of a recipe that only such data decides; None where it decides nothing."""
         return None
 
     def keyed(self, index: int, key: int) -> tuple[Tensor, Any]:
@@ -78,38 +74,21 @@ class KeyedDataset(Dataset[Any]):
 
         Args:
             key: 63 bits.
-
-        >>> KeyedDataset().keyed(0, key=7)
-        Traceback (most recent call last):
-        NotImplementedError: Subclasses of Dataset should implement __getitem__.
         """
         seed_generators(key)
         return self[index]
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What the model takes of a batch on the device, e.g. floats of bytes.
-
-        >>> KeyedDataset().prepare(torch.ones(1, 3, 2, 2)).dtype
-        torch.float32
-        """
+        """What the model takes of a batch on the device, e.g. floats of bytes."""
         return images
 
     def name(self, index: int) -> str:
-        """Where sample `index` lies, for messages; opens nothing.
-
-        >>> KeyedDataset().name(0)
-        ''
-        """
+        """Where sample `index` lies, for messages; opens nothing."""
         return ""
 
 
 def seed_generators(key: int) -> None:
-    """Seed every global generator: Python's, numpy's and torch's.
-
-    >>> seed_generators(7); first = torch.rand(())
-    >>> seed_generators(7); torch.equal(first, torch.rand(()))
-    True
-    """
+    """Seed every global generator: Python's, numpy's and torch's."""
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)

@@ -45,9 +45,6 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
 
     Args:
         data, name, pixels: as of `decode`.
-
-    >>> [fault.problem for fault in inspect_image(b"", "a.jpg", pixels=100)]
-    ['is an empty file']
     """
     try:
         height, width = decode(data, name, pixels=pixels).shape[:2]
@@ -115,9 +112,6 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lam
 
     Returns:
         What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.
-
-    >>> [fault.problem for fault in examine(Path("nowhere"))]
-    ['is no folder, index or pack']
     """
     faults: list[FaultError] = []
     index = index_of(path)

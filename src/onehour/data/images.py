@@ -33,9 +33,6 @@ class ImageOptions:
 
     Raises:
         ValueError: if `pixels` is no whole number above zero, or more than Pillow ever decodes.
-
-    >>> ImageOptions().pixels
-    64000000
     """
 
     exif: bool = False

@@ -66,13 +66,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
     Args:
         arrays: of uint8, int32, uint32 or int64.
         about: any JSON.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_arrays(Path(folder) / "a.index", {"ends": np.arange(3)}, {"kind": "example"})
-    ...     arrays, about = open_arrays(Path(folder) / "a.index")
-    >>> arrays["ends"].tolist(), about
-    ([0, 1, 2], {'kind': 'example'})
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     text = json.dumps(about, sort_keys=True)
@@ -92,10 +85,6 @@ def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarra
 
     Raises:
         FaultError: a ValueError, if the file cannot be read, is of another kind, or is damaged.
-
-    >>> open_arrays(Path("nowhere.index"))
-    Traceback (most recent call last):
-    onehour.data.dataset.FaultError: nowhere.index cannot be read: No such file or directory; make it again
     """
     try:
         with path.open("rb") as file:
@@ -155,10 +144,7 @@ TICK = 20_000_000
 
 
 def index_of(path: Path) -> Path | None:
-    """The index that a path means: itself, or the one inside; None if there is none.
-
-    >>> index_of(Path("nowhere"))
-    """
+    """The index that a path means: itself, or the one inside; None if there is none."""
     if path.suffix == Path(INDEX).suffix and path.is_file():
         return path
     return path / INDEX if (path / INDEX).is_file() else None
@@ -268,12 +254,7 @@ def changes(path: Path, report: Report) -> None:
 
 
 def columns(side: str, table: Table, checks: np.ndarray | None) -> dict[str, np.ndarray]:
-    """A table's arrays by the names that they have in an index's file.
-
-    >>> table = Table(["cat"], np.zeros(1, np.int32), Names.of(["1.jpg"]), np.array([3]), None)
-    >>> sorted(columns("val", table, None))
-    ['val.ends', 'val.labels', 'val.names', 'val.sizes']
-    """
+    """A table's arrays by the names that they have in an index's file."""
     assert table.sizes is not None
     named = {"labels": table.labels, "names": table.names.buffer, "ends": table.names.ends, "sizes": table.sizes}
     if checks is not None:

@@ -49,11 +49,7 @@ class Names:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
-        """Pack names.
-
-        >>> Names.of([]).ends.tolist()
-        [0]
-        """
+        """Pack names."""
         buffer, ends = bytearray(), array("q", [0])
         for name in names:
             buffer += os.fsencode(name)
@@ -90,10 +86,6 @@ class Table:
         names: N names of files, without the class's folder.
         sizes: int64 (N,), bytes of each file; None where they were not asked for.
         checks: uint32 (N,), CRC-32 of each file; None likewise.
-
-    >>> table = Table(["cat"], np.zeros(1, np.int32), Names.of(["1.jpg"]), np.array([3]), None)
-    >>> table.where(0), len(table)
-    ('cat/1.jpg', 1)
     """
 
     classes: list[str]
@@ -117,10 +109,6 @@ class Table:
 
         Raises:
             FaultError: if it is other data.
-
-        >>> table = Table(["cat"], np.zeros(1, np.int32), Names.of(["1.jpg"]), np.array([3]), None)
-        >>> table.verify(0, b"abc", table.where)
-        b'abc'
         """
         if self.sizes is not None and len(data) != self.sizes[index]:
             problem = f"has {len(data):,} bytes, {self.sizes[index]:,} when it was indexed"
@@ -158,14 +146,6 @@ class Folder:
         root: the side's folder.
         table: its images.
         reopen: gives this same folder in another process, in place of sending all its names.
-
-    >>> import tempfile
-    >>> from onehour.data.listing import list_side
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     (Path(root) / "cat").mkdir()
-    ...     _ = (Path(root) / "cat" / "1.jpg").write_bytes(b"bytes")
-    ...     Folder(Path(root), list_side(Path(root), print)).read(0)
-    b'bytes'
     """
 
     resized: int | None = None
@@ -196,10 +176,6 @@ def read_file(path: str) -> bytes:
 
     Raises:
         FaultError: naming it, if it cannot be read, is no plain file, or is larger than any image.
-
-    >>> read_file("nowhere.jpg")
-    Traceback (most recent call last):
-    onehour.data.dataset.FaultError: nowhere.jpg cannot be read: No such file or directory; restore or remove it
     """
     try:
         # Without O_NONBLOCK, opening a pipe that took the file's place would wait for ever.
@@ -268,13 +244,6 @@ def list_side(
     Args:
         like: names of classes whose order these take, if they are the same but for their Unicode form: é is one letter
             or two, and systems and archives differ in which they write.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     (Path(folder) / "cat").mkdir()
-    ...     _ = (Path(folder) / "cat" / "1.jpg").write_bytes(b"")
-    ...     list_side(Path(folder), print).where(0)
-    'cat/1.jpg'
     """
     classes = list_classes(root, report)
     order = {_form(name): number for number, name in enumerate(like)}
@@ -344,8 +313,6 @@ def refuse(faults: Sequence[FaultError], root: Path) -> None:
 
     Raises:
         ValueError: one line.
-
-    >>> refuse([FaultError("a.jpg", "is odd", "look at it", note=True)], Path("."))
     """
     wrong = [fault for fault in faults if not fault.note]
     if wrong:

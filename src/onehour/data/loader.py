@@ -86,11 +86,7 @@ class Feed:
 
     @property
     def samples(self) -> int:
-        """How many the data set has.
-
-        >>> Feed([7, 7], seed=0, loaders=0, device=torch.device("cpu")).samples
-        2
-        """
+        """How many the data set has."""
         return len(self.dataset) if self._look is None else self._look.samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
@@ -98,13 +94,6 @@ class Feed:
 
         Args:
             passes: the workers of each of this process's passes.
-
-        >>> from torch.utils.data import TensorDataset
-        >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
-        >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
-        >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"), stream=stream)
-        >>> sorted(int(label) for _, labels in feed.passes([range(1)], start=0, stop=2) for label in labels)
-        [0, 1, 2, 3, 4, 5, 6, 7]
         """
         assert self.stream is not None
         if in_memory(self.dataset):
@@ -113,13 +102,7 @@ class Feed:
         return self._loaded(_pass_keys(self.stream, passes, range(start, stop)), largest)
 
     def chunks(self, chunks: range) -> Iterator[Batch]:
-        """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers.
-
-        >>> from torch.utils.data import TensorDataset
-        >>> feed = Feed(TensorDataset(torch.zeros(3), torch.zeros(3)), seed=0, loaders=0, device=torch.device("cpu"))
-        >>> [labels.tolist() for _, labels in feed.chunks(range(1))]
-        [[0, 0, 0]]
-        """
+        """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers."""
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if in_memory(self.dataset):
             return _sliced(self.dataset.tensors, spans, self.device)
@@ -127,28 +110,17 @@ class Feed:
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
     def called(self, index: int) -> str:
-        """What a message calls a sample: its side, its index and, where it is known, its file.
-
-        >>> Feed([0], seed=0, loaders=0, device=torch.device("cpu")).called(0)
-        'validation sample 0'
-        """
+        """What a message calls a sample: its side, its index and, where it is known, its file."""
         return self._keyed.called(index)
 
     def close(self) -> None:
-        """End the processes.
-
-        >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).close()
-        """
+        """End the processes."""
         if self._processes is not None:
             self._processes.close()
 
     @property
     def pids(self) -> list[int]:
-        """The processes that load, once a batch was asked for.
-
-        >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).pids
-        []
-        """
+        """The processes that load, once a batch was asked for."""
         return self._processes.pids if self._processes is not None else []
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
@@ -196,39 +168,20 @@ def pass_batches(
     classes: Classes | None = None,
     look: Look | None = None,
 ) -> Iterator[Batch]:
-    """The batches of `Feed.passes`, from processes that end with them.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
-    >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
-    >>> batches = pass_batches(data, stream, [range(1)], start=0, stop=2, loaders=0, device=torch.device("cpu"))
-    >>> sorted(int(label) for _, labels in batches for label in labels)
-    [0, 1, 2, 3, 4, 5, 6, 7]
-    """
+    """The batches of `Feed.passes`, from processes that end with them."""
     given: dict[str, Any] = {"loaders": loaders, "device": device, "classes": classes, "look": look}
     with closing(Feed(dataset, seed=stream.seed, stream=stream, **given)) as feed:
         yield from feed.passes(passes, start=start, stop=stop)
 
 
 def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of `Feed.chunks`, from processes that end with them.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
-    >>> [len(labels) for _, labels in chunk_batches(data, range(2), seed=0, loaders=0, device=torch.device("cpu"))]
-    [256, 44]
-    """
+    """The batches of `Feed.chunks`, from processes that end with them."""
     with closing(Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device)) as feed:
         yield from feed.chunks(chunks)
 
 
 def prepared(dataset: Any, images: Tensor) -> Tensor:
-    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> prepared(TensorDataset(torch.zeros(2)), torch.ones(1, 3, 2, 2)).dtype
-    torch.float32
-    """
+    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one."""
     return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
 
 

@@ -131,10 +131,7 @@ class LoaderProcesses:
             assert use == self._use, "these batches were given up for others"
 
     def close(self) -> None:
-        """End the processes.
-
-        >>> LoaderProcesses(Keyed([], seed=0), loaders=1, batch_bytes=64).close()
-        """
+        """End the processes."""
         if os.getpid() == self._owner:  # and not in what someone forked from it
             for process in self._processes:
                 process.kill()
@@ -162,6 +159,8 @@ class LoaderProcesses:
                 ended = self._ended()
                 if not ended and waited < LOOK / 2:
                     raise
+                if self._running is None:  # none has said yet that it begins anew
+                    self.close()
             ended = ended or self._stuck(min(waited, 2 * LOOK))  # no more, where this process was stopped too
             if ended:
                 self._replace(ended)
@@ -361,9 +360,6 @@ def shared(size: int) -> Tensor:
     """Zeros, uint8 (size,), in memory that this process and all forked from it from now on have in common.
 
     It belongs to no file, so that no limit of /dev/shm applies. What nobody writes to takes no room.
-
-    >>> shared(6).sum().item()
-    0
     """
     try:
         memory = mmap.mmap(-1, size)
@@ -412,7 +408,8 @@ def _children_unwatched() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        if before is not None:  # set by what is not Python
+            signal.signal(signal.SIGCHLD, before)
 
 
 @atexit.register

@@ -148,9 +148,6 @@ def refuse_labels(labels: Tensor, classes: Classes, name: Callable[[int], str]) 
 
     Raises:
         ValueError: for the first that no class has, as `Classes.checked`.
-
-    >>> import torch
-    >>> refuse_labels(torch.tensor([0, 2, 1]), Classes(3, "the data's labels"), str)
     """
     whole = not labels.is_floating_point() and not labels.is_complex()
     if whole and labels.ndim == 1 and int(labels.min()) >= 0 and int(labels.max()) < classes.count:
@@ -184,10 +181,6 @@ def look(side: str, dataset: Any) -> Look:
 
     Raises:
         ValueError: if it is not map-style, is empty, or does not hold (image, label) pairs.
-
-    >>> found = look("training", [(torch.zeros(3, 8, 8), 7), (torch.ones(3, 8, 8), 0)])
-    >>> found.samples, found.image.shape, found.classes
-    (2, torch.Size([3, 8, 8]), None)
     """
     if in_memory(dataset):
         return _look(side, dataset)
@@ -195,11 +188,7 @@ def look(side: str, dataset: Any) -> Look:
 
 
 def in_memory(dataset: Any) -> bool:
-    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
-
-    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
-    True
-    """
+    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers."""
     return type(dataset) is TensorDataset and len(dataset.tensors) == 2
 
 
@@ -208,9 +197,6 @@ def simplest(side: str, dataset: Any) -> Any:
 
     Raises:
         ValueError: for labels that are no whole numbers.
-
-    >>> simplest("training", TensorDataset(torch.zeros(2, 8), torch.tensor([[3.0], [1.0]]))).tensors[1]
-    tensor([3, 1])
     """
     if not in_memory(dataset):
         return dataset

@@ -38,11 +38,7 @@ SECONDS = 0.2
 
 
 def spans(count: int, size: int) -> list[range]:
-    """range(count) in ranges of `size`, the last one shorter.
-
-    >>> spans(5, 2)
-    [range(0, 2), range(2, 4), range(4, 5)]
-    """
+    """range(count) in ranges of `size`, the last one shorter."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 

@@ -26,11 +26,7 @@ NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An `Empty`: in memory of this process.
-
-    >>> empty((2, 3), torch.uint8).shape
-    torch.Size([2, 3])
-    """
+    """An `Empty`: in memory of this process."""
     return torch.empty(shape, dtype=dtype)
 
 
@@ -84,9 +80,6 @@ def moved(leaf: Any, device: torch.device) -> Any:
     """A tensor of a batch on a device, a copy of its own; to a GPU from pinned memory, beside whatever it computes.
 
     Its memory is contiguous on a CPU, and ordered as it is on a GPU, which reorders it faster.
-
-    >>> moved(torch.zeros(1, 2, 2, 3).permute(0, 3, 1, 2), torch.device("cpu")).is_contiguous()
-    True
     """
     if not isinstance(leaf, Tensor):
         return leaf
@@ -146,11 +139,6 @@ class Keyed:
         stream: where another sample comes from when one is bad; None where a bad one is an error.
         classes: what labels are checked against; None where any whole number will do.
         side: of the data, "training" or "validation", for messages.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> train = TensorDataset(torch.arange(3.0), torch.arange(3))
-    >>> Keyed(train, seed=0)[(0, 2)]
-    (tensor(2.), tensor(2))
     """
 
     def __init__(
@@ -171,12 +159,7 @@ class Keyed:
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
     def first(self) -> tuple[tuple[int, ...], torch.dtype]:
-        """Shape and type of an image: as `KeyedDataset.shape` says, else as the first one has them.
-
-        >>> from torch.utils.data import TensorDataset
-        >>> Keyed(TensorDataset(torch.zeros(3, 8), torch.arange(3)), seed=0).first()
-        ((8,), torch.float32)
-        """
+        """Shape and type of an image: as `KeyedDataset.shape` says, else as the first one has them."""
         shape = self.dataset.shape if isinstance(self.dataset, KeyedDataset) else None
         if shape is not None:
             return shape, torch.uint8
@@ -227,20 +210,12 @@ class Keyed:
         return collate(samples, empty), skipped
 
     def name(self, index: int) -> str:
-        """What a message calls sample `index`.
-
-        >>> Keyed([], seed=0).name(5)
-        'sample 5'
-        """
+        """What a message calls sample `index`."""
         name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""
         return f"sample {index}" + (f" ({name})" if name else "")
 
     def called(self, index: int) -> str:
-        """`name` behind the side that it is of.
-
-        >>> Keyed([], seed=0, side="training").called(5)
-        'training sample 5'
-        """
+        """`name` behind the side that it is of."""
         return f"{self.side} {self.name(index)}".strip()
 
     def _like_all(self, image: Any) -> Tensor:

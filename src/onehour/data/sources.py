@@ -47,11 +47,6 @@ class Data:
 
         Raises:
             ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
-
-        >>> images, labels = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
-        >>> from torch.utils.data import TensorDataset
-        >>> Data.of(TensorDataset(images, labels), TensorDataset(images, labels)).classes
-        3
         """
         train, validation = simplest("training", train), simplest("validation", validation)
         ours, theirs = look("training", train), look("validation", validation)
