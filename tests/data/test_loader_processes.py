@@ -98,7 +98,8 @@ def test_killed_and_stopped_loaders_are_replaced_and_no_sample_changes(
     assert not any(os.path.exists(f"/proc/{pid}") for pid in running)
 
 
-def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow], list[str]]):
+@pytest.mark.parametrize("between", [signal.SIGKILL, signal.SIGSTOP])
+def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow], list[str]], between: signal.Signals):
     kind, expected = undisturbed
     said: list[str] = []
     with closing(feed(kind(), 4, said=said)) as given:
@@ -110,7 +111,7 @@ def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow]
         assert found + list(running) == expected
         assert len(said) == 4
         for pid in given.pids:  # between two uses
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, between)
         assert list(batches(given)) == expected
 
 

@@ -170,30 +170,32 @@ class LoaderProcesses:
         try:
             with warnings.catch_warnings(action="ignore"), _children_unwatched():
                 if self._loader is None:
-                    self._progress[:] = 0, NONE, 0
-                    self._begun, self._waited = np.zeros((2, self._loaders))
-                    maker = _Maker(self._keyed, self._slots, self._progress, self._owner)
-                    context = _Context()
-                    self._processes = context.started
-                    self._loader = DataLoader(
-                        maker,  # type: ignore[arg-type]
-                        batch_size=None,
-                        sampler=self._tasks,
-                        num_workers=self._loaders,
-                        collate_fn=_as_it_is,
-                        timeout=LOOK,
-                        worker_init_fn=maker.begin,
-                        multiprocessing_context=context,
-                        generator=torch.Generator(),  # else it would draw from everyone's
-                        prefetch_factor=AHEAD,
-                        persistent_workers=True,
-                    )
+                    self._loader = self._new_loader()
                 self._running = iter(self._loader)
         except OSError as error:
             self.close()
             raise ValueError(
                 f"no process can be started to load data: {error.strerror}; use fewer --loaders"
             ) from error
+
+    def _new_loader(self) -> DataLoader[Any]:
+        self._progress[:] = 0, NONE, 0
+        self._begun, self._waited = np.zeros((2, self._loaders))
+        maker, context = _Maker(self._keyed, self._slots, self._progress, self._owner), _Context()
+        self._processes = context.started
+        return DataLoader(
+            maker,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self._loaders,
+            collate_fn=_as_it_is,
+            timeout=LOOK,
+            worker_init_fn=maker.begin,
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # else it would draw from everyone's
+            prefetch_factor=AHEAD,
+            persistent_workers=True,
+        )
 
     def _ended(self) -> dict[int, str]:
         """How processes have ended, by their number."""
@@ -223,12 +225,15 @@ class LoaderProcesses:
         Raises:
             ValueError: if too many ended at the same batch.
         """
-        where = self._progress.tolist()
-        for number, (_, index, _) in enumerate(where):
-            if number in ended and index != NONE:
+        batches: dict[int, str] = {}
+        for number in ended:
+            _, index, batch = self._progress[number].tolist()
+            if index == NONE:
+                batch = self._tasks.given[0][0] if self._tasks.given else 0
+            else:
                 ended[number] += f" at {self._keyed.name(index)}"
-        first = self._tasks.given[0][0] if self._tasks.given else 0
-        for batch, how in {first if where[n][1] == NONE else where[n][2]: how for n, how in ended.items()}.items():
+            batches[batch] = ended[number]
+        for batch, how in batches.items():
             ends = self._ends.setdefault(batch, [])
             ends.append(how)
             if len(ends) == STRIKES:
