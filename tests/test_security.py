@@ -42,7 +42,7 @@ METHODS = {
 ALLOWED = {
     ("check/script.py", "runpy.run_path"): "`onehour check SCRIPT` runs the user's own script: that is what it is for",
     ("check/watching.py", "torch.distributed.all_gather_object"): "between the processes of the user's job; no file",
-    ("data/child.py", "pickle"): "from a process that it has forked for it; no file",
+    ("data/processes.py", "pickle"): "from a process that it has forked for it; no file",
     ("training/console.py", "__import__"): "of a package that is named here, to say whether it is installed",
 }
 """(file, what), and why it may."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from onehour.data.decode import decode, orientation_of
-from onehour.data.inspect import inspect_image
+from onehour.data.doctor import inspect_image
 
 RANDOM = np.random.default_rng(0)
 GREY16 = np.array([[0, 255, 256, 40000, 65535]], np.uint16)

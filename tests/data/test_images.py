@@ -15,10 +15,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from onehour.data.images import MEAN, STD, Images, image_folder
-from onehour.data.keyed import Keyed
+from onehour.data.listing import Names
 from onehour.data.loader import chunk_batches, pass_batches, prepared
+from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
-from onehour.data.table import Names
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream

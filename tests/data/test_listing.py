@@ -7,10 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from onehour.data.faults import FaultError
-from onehour.data.listing import list_side, list_sides, refuse
-from onehour.data.source import read_file
-from onehour.data.table import Names, Table
+from onehour.data.dataset import FaultError
+from onehour.data.listing import Names, Table, list_side, list_sides, read_file, refuse
 
 
 def _fail(fault: FaultError) -> None:

@@ -1,5 +1,7 @@
 """A process is fed the same samples from any iteration on, by any number of loader processes."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from onehour import Minibatch, SampleStream
-from onehour.data.loader import CHUNK, chunk_batches, pass_batches
+from onehour.data.dataset import KeyedDataset
+from onehour.data.loader import CHUNK, Feed, chunk_batches, pass_batches
 from onehour.data.look import in_memory
 
 CPU = torch.device("cpu")
@@ -136,3 +139,32 @@ def test_chunks_are_the_same_whoever_takes_them(tiny: ModuleType, loaders: int):
 
 def test_a_process_without_a_chunk_starts_no_loader(tiny: ModuleType):
     assert list(chunk_batches(tiny.listed()[0], range(3, 1, 7), seed=0, loaders=2, device=CPU)) == []
+
+
+def test_no_batches_is_no_batch(augmented: Any):
+    assert batches(augmented, start=3, stop=3) == []
+    assert list(chunk_batches(augmented, range(0), seed=0, loaders=0, device=CPU)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="is about CUDA itself, and torch sees no GPU here")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_batches_on_cuda_are_those_on_the_cpu(loaders: int):
+    class Numbers(KeyedDataset):
+        """Image i is full of i."""
+
+        def __len__(self) -> int:
+            return 4096
+
+        def keyed(self, index: int, key: int) -> tuple[Tensor, int]:
+            return torch.full((32, 32, 3), index % 251, dtype=torch.uint8).permute(2, 0, 1), index
+
+    def on(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        stream = SampleStream(samples=4096, minibatch=Minibatch(64, 4), seed=0)
+        with closing(Feed(Numbers(), seed=0, loaders=loaders, device=device, stream=stream)) as given:
+            for images, labels in given.passes([range(2), range(2, 4)], start=0, stop=16):
+                torch.cuda._sleep(10**6)  # the device is behind when the next batch is copied
+                yield (images.float() * 2).cpu(), labels.cpu()
+
+    assert_equal(list(on(CPU)), list(on(torch.device("cuda"))))

@@ -20,9 +20,8 @@ from PIL import Image
 from onehour.data.decode import decode, orientation_of
 from onehour.data.images import image_folder, open_sides
 from onehour.data.index import INDEX, write_index
-from onehour.data.pack import PARTS, pack, parts_of
+from onehour.data.pack import PARTS, pack, parts_of, shrunk
 from onehour.data.shards import Shards
-from onehour.data.shrink import shrunk
 from onehour.data.sources import load_data
 
 SMALL = 6000

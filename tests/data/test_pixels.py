@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from onehour.config import Recipe
 from onehour.data.augment import SIZE, draw_crop, training_crop, validation_crop
+from onehour.data.dataset import FaultError
 from onehour.data.decode import PIXELS, decode, orientation_of, oriented
-from onehour.data.faults import FaultError
 
 ZOO = [
     *("baseline.jpg", "444.jpg", "422.jpg", "progressive.jpg", "optimized.jpg", "restarts.jpg", "exif.jpg", "grey.jpg"),

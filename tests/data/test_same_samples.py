@@ -107,10 +107,10 @@ def test_the_processes_stay_from_one_use_to_the_next(places: dict[str, Path]):
     first, running = list(used()), given.pids
     assert len(running) == 2
     assert list(used()) == first
+    assert given.pids == running
     unfinished = given.passes([range(8)], start=0, stop=5)
     next(unfinished)  # and what is left of an interrupted use harms none after it
     assert list(used()) == first
-    assert given.pids == running
     given.close()
 
 

@@ -12,11 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from onehour.data.arrays import open_arrays, write_arrays
+from onehour.data.dataset import FaultError
 from onehour.data.doctor import examine
-from onehour.data.faults import FaultError
 from onehour.data.images import image_folder, open_sides
-from onehour.data.index import INDEX
+from onehour.data.index import INDEX, open_arrays, write_arrays
 from onehour.data.pack import pack
 
 

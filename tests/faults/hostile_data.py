@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from onehour.data.arrays import open_arrays, write_arrays
 from onehour.data.images import open_sides
-from onehour.data.index import INDEX, write_index
+from onehour.data.index import INDEX, open_arrays, write_arrays, write_index
 from onehour.data.pack import pack
 
 sys.path.insert(0, str(Path(__file__).parent))

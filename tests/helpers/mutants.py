@@ -10,10 +10,10 @@ from typing import Any
 from images import zoo
 
 from onehour.data.augment import training_crop, validation_crop
+from onehour.data.dataset import FaultError
 from onehour.data.decode import PIXELS, decode
-from onehour.data.faults import FaultError
-from onehour.data.inspect import inspect_image
-from onehour.data.shrink import shrunk
+from onehour.data.doctor import inspect_image
+from onehour.data.pack import shrunk
 
 ZOO = zoo()
 NAMES = sorted(ZOO)

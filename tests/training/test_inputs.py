@@ -15,8 +15,7 @@ from torch.utils.data import TensorDataset
 from onehour import Recipe
 from onehour.api import train
 from onehour.cli import main
-from onehour.data.dataset import KeyedDataset
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.dist.group import Group
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents

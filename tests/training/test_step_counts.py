@@ -10,7 +10,7 @@ from torch import nn
 from wires import on_threads
 
 from onehour import Recipe
-from onehour.data.bad import Skipped
+from onehour.data.bad_images import Skipped
 from onehour.data.loader import Batch
 from onehour.dist.group import Group
 from onehour.dist.placement import passes

@@ -14,7 +14,7 @@ from onehour.dist.signals import StopSignals
 from onehour.rules.checks import positive_int
 
 if TYPE_CHECKING:
-    from onehour.data.work import Done
+    from onehour.data.processes import Done
 
 __all__ = ["add_data", "doctor_command", "index_command", "pack_command"]
 

@@ -10,7 +10,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["KeyedDataset", "seed_generators"]
+from onehour.messages import shown
+
+__all__ = ["FaultError", "KeyedDataset", "seed_generators"]
+
+
+class FaultError(ValueError):
+    """One file, folder or image that cannot be used as it is. Its text is one line.
+
+    Args:
+        path: of what is wrong.
+        problem: continues the path to a sentence, e.g. "is an empty file".
+        remedy: what to do.
+        note: True where nothing is lost but a person should know.
+
+    >>> print(FaultError("a.jpg", "is an empty file", "replace or remove it"))
+    a.jpg is an empty file; replace or remove it
+    """
+
+    def __init__(self, path: str, problem: str, remedy: str, *, note: bool = False) -> None:
+        super().__init__(shown(f"{path} {problem}; {remedy}"))
+        self.path, self.problem, self.remedy, self.note = path, problem, remedy, note
+
+    def __reduce__(self) -> tuple[type[FaultError], tuple[str, str, str], dict[str, bool]]:
+        return type(self), (self.path, self.problem, self.remedy), {"note": self.note}
 
 
 class KeyedDataset(Dataset[Any]):
@@ -40,11 +63,7 @@ class KeyedDataset(Dataset[Any]):
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """Fields of a recipe that only such data decides; None where it decides nothing.
-
-        >>> KeyedDataset().facts is None
-        True
-        """
+        """Fields of a recipe that only such data decides; None where it decides nothing."""
         return None
 
     def keyed(self, index: int, key: int) -> tuple[Tensor, Any]:
@@ -55,38 +74,21 @@ class KeyedDataset(Dataset[Any]):
 
         Args:
             key: 63 bits.
-
-        >>> KeyedDataset().keyed(0, key=7)
-        Traceback (most recent call last):
-        NotImplementedError: Subclasses of Dataset should implement __getitem__.
         """
         seed_generators(key)
         return self[index]
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What the model takes of a batch on the device, e.g. floats of bytes.
-
-        >>> KeyedDataset().prepare(torch.ones(1, 3, 2, 2)).dtype
-        torch.float32
-        """
+        """What the model takes of a batch on the device, e.g. floats of bytes."""
         return images
 
     def name(self, index: int) -> str:
-        """Where sample `index` lies, for messages; opens nothing.
-
-        >>> KeyedDataset().name(0)
-        ''
-        """
+        """Where sample `index` lies, for messages; opens nothing."""
         return ""
 
 
 def seed_generators(key: int) -> None:
-    """Seed every global generator: Python's, numpy's and torch's.
-
-    >>> seed_generators(7); first = torch.rand(())
-    >>> seed_generators(7); torch.equal(first, torch.rand(()))
-    True
-    """
+    """Seed every global generator: Python's, numpy's and torch's."""
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)

@@ -25,12 +25,7 @@ ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1
 
 
 def originals() -> tuple[Tensor, Tensor]:
-    """The 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and labels.
-
-    >>> images, labels = originals()
-    >>> images.shape, labels.unique().numel()
-    (torch.Size([1797, 1, 8, 8]), 10)
-    """
+    """The 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and labels."""
     with resources.as_file(resources.files("onehour.data") / "digits.npz") as path, np.load(path) as file:
         return torch.from_numpy(file["images"])[:, None] / 16.0, torch.from_numpy(file["labels"]).long()
 
@@ -63,11 +58,7 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
 
 
 def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
-    """As `digits`, with 32,768 training samples: four times the iterations an epoch, so that larger minibatches hold.
-
-    >>> len(digits_wide()[0])
-    32768
-    """
+    """As `digits`, with 32,768 training samples: four times the iterations an epoch, for larger minibatches."""
     return digits(split, samples=4 * TRAIN)
 
 

@@ -3,25 +3,98 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import tarfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
+from PIL import Image
 
-from onehour.data.decode import PIXELS
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError
+from onehour.data.decode import FORMATS, JPEG_START, PIXELS, decode, plain
 from onehour.data.index import changes, folder_side, index_of, read_index
-from onehour.data.inspect import inspect_image
-from onehour.data.listing import SIDES, Report, list_sides
+from onehour.data.listing import SIDES, Folder, Report, Table, list_sides, read_file
 from onehour.data.pack import PARTS
+from onehour.data.processes import Done, spans, spread
 from onehour.data.shards import Shards, key_of, label_member, pack_side
-from onehour.data.source import Folder, read_file
-from onehour.data.table import Table
-from onehour.data.work import Done, spans, spread
 
-__all__ = ["examine"]
+__all__ = ["examine", "inspect_image"]
+
+SUFFIXES_OF = {
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+    "JPEG2000": (".jp2",),
+}
+SMALL, LONG = 8, 16
+"""Pixels of the shorter side, and length in shorter sides, beyond which a crop shows next to nothing."""
+
+
+def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError]:
+    """Everything that is wrong with an image file, and what a person should know of it as notes.
+
+    Args:
+        data, name, pixels: as of `decode`.
+    """
+    try:
+        height, width = decode(data, name, pixels=pixels).shape[:2]
+    except FaultError as fault:
+        yield fault
+        return
+    if min(height, width) < SMALL or max(height, width) > LONG * min(height, width):
+        yield FaultError(
+            name, f"has {width}×{height} pixels", "look at it: a crop of it shows next to nothing", note=True
+        )
+    kind, frames = _kind_and_frames(data)
+    suffixes = SUFFIXES_OF.get(kind)
+    if suffixes and os.path.splitext(name)[1].lower() not in suffixes:
+        yield FaultError(
+            name, f"is {kind} by its content", f"nothing is lost; other tools expect {suffixes[0]}", note=True
+        )
+    if frames > 1 and kind != "MPO":
+        yield FaultError(name, f"has {frames} frames", "nothing, if the first one is what you want", note=True)
+    damage = _damage(data)
+    if damage:
+        yield FaultError(
+            name, f"is damaged, and decoded as far as it goes: {damage}", "look at it, or replace it", note=True
+        )
+
+
+def _kind_and_frames(data: bytes) -> tuple[str, int]:
+    """The format, and how many frames; "" and 1 where Pillow cannot say, since the first one was decoded."""
+    kind = ""
+    # What libjpeg-turbo reads Pillow may refuse, and its readers of damaged directories raise nearly anything.
+    with (
+        suppress(Exception),
+        warnings.catch_warnings(action="ignore"),
+        Image.open(io.BytesIO(plain(data)), formats=FORMATS) as image,
+    ):
+        kind = image.format or ""
+        return kind, getattr(image, "n_frames", 1)
+    return kind, 1
+
+
+def _damage(data: bytes) -> str:
+    """What libjpeg warns of and goes on."""
+    if not data.startswith(JPEG_START):
+        return ""
+    try:
+        if simplejpeg.decode_jpeg_header(data, strict=False)[2] in ("YCbCr", "Gray"):
+            simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
 
 DIGEST = 16
 Found = tuple[list[FaultError], bytes]
@@ -39,9 +112,6 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lam
 
     Returns:
         What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.
-
-    >>> [fault.problem for fault in examine(Path("nowhere"))]
-    ['is no folder, index or pack']
     """
     faults: list[FaultError] = []
     index = index_of(path)

@@ -9,13 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from onehour.data.augment import SIZE, drawn_key, normalise, training_crop, validation_crop
-from onehour.data.dataset import KeyedDataset
+from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
-from onehour.data.faults import FaultError
 from onehour.data.index import changes, folder_side, index_of, read_index
-from onehour.data.listing import SIDES, list_sides, refuse
+from onehour.data.listing import SIDES, Folder, Source, list_sides, refuse
 from onehour.data.shards import Shards, pack_side
-from onehour.data.source import Folder, Source
 from onehour.rules.checks import positive_int
 
 __all__ = ["ImageOptions", "Images", "image_folder", "open_sides"]
@@ -35,9 +33,6 @@ class ImageOptions:
 
     Raises:
         ValueError: if `pixels` is no whole number above zero, or more than Pillow ever decodes.
-
-    >>> ImageOptions().pixels
-    64000000
     """
 
     exif: bool = False

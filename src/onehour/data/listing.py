@@ -1,20 +1,201 @@
-"""What lies in a folder of images: ROOT/train/CLASS/* and ROOT/val/CLASS/*, in the order of names."""
+"""What lies in a folder of images: ROOT/train/CLASS/* and ROOT/val/CLASS/*, in the order of names.
+
+Names, labels and sizes of one side are arrays, never a million Python objects. Where the files' bytes come from is a
+source: a folder here, a pack's shards in shards.py.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
+import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from onehour.data.faults import FaultError
-from onehour.data.table import Names, Table
+from onehour.data.dataset import FaultError
 from onehour.messages import shown
 
-__all__ = ["SIDES", "list_class", "list_classes", "list_side", "list_sides", "refuse"]
+__all__ = [
+    "SIDES",
+    "Folder",
+    "Names",
+    "Source",
+    "Table",
+    "list_class",
+    "list_classes",
+    "list_side",
+    "list_sides",
+    "read_file",
+    "refuse",
+]
+
+
+class Names:
+    """Many short texts in two arrays, `buffer` and `ends`: a million cost their bytes.
+
+    >>> names = Names.of(["a.jpg", "b.jpg"])
+    >>> len(names), names[1]
+    (2, 'b.jpg')
+    """
+
+    def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
+        self.buffer, self.ends = buffer, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        """Pack names."""
+        buffer, ends = bytearray(), array("q", [0])
+        for name in names:
+            buffer += os.fsencode(name)
+            ends.append(len(buffer))
+        return cls(np.frombuffer(bytes(buffer), np.uint8), np.array(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self.buffer[self.ends[index] : self.ends[index + 1]].tobytes())
+
+    def safe(self) -> bool:
+        """Whether every text is the name of a file in some folder: not empty, no path, neither "." nor "..".
+
+        >>> Names.of(["a.jpg"]).safe(), Names.of(["../a.jpg"]).safe()
+        (True, False)
+        """
+        if len(self.ends) == 0 or self.ends[0] != 0 or self.ends[-1] != len(self.buffer):
+            return False
+        lengths = np.diff(self.ends)
+        if (lengths < 1).any() or (self.buffer == ord("/")).any() or (self.buffer == 0).any():
+            return False
+        return not any(self[int(index)] in (".", "..") for index in np.flatnonzero(lengths <= 2))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The images of one side, training or validation.
+
+    Args:
+        classes: their names; a label is a place in this list.
+        labels: int32 (N,).
+        names: N names of files, without the class's folder.
+        sizes: int64 (N,), bytes of each file; None where they were not asked for.
+        checks: uint32 (N,), CRC-32 of each file; None likewise.
+    """
+
+    classes: list[str]
+    labels: np.ndarray
+    names: Names
+    sizes: np.ndarray | None
+    checks: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, index: int) -> str:
+        """CLASS/NAME of image `index`."""
+        return f"{self.classes[self.labels[index]]}/{self.names[index]}"
+
+    def verify(self, index: int, data: bytes, name: Callable[[int], str]) -> bytes:
+        """`data` itself, if it has the size and the CRC-32 that are known of image `index`.
+
+        Args:
+            name: where an image lies, for the message.
+
+        Raises:
+            FaultError: if it is other data.
+        """
+        if self.sizes is not None and len(data) != self.sizes[index]:
+            problem = f"has {len(data):,} bytes, {self.sizes[index]:,} when it was indexed"
+        elif self.checks is not None and zlib.crc32(data) != self.checks[index]:
+            problem = "has other bytes than when it was indexed: its CRC-32 differs"
+        else:
+            return data
+        raise FaultError(name(index), problem, "restore it, or index or pack the data again")
+
+
+LARGEST = 2**30
+"""Bytes of a file that are read at most."""
+
+
+class Source(Protocol):
+    """One side of labelled images; cheap to send to other processes where it comes from an index."""
+
+    classes: list[str]
+    labels: np.ndarray
+    """Of each image, the index of its class."""
+
+    def name(self, index: int) -> str:
+        """Where image `index` lies, for messages."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The file of image `index`; FaultError if it cannot be read, or is not as its index knows it."""
+        ...
+
+
+class Folder:
+    """The files ROOT/CLASS/NAME of a table.
+
+    Args:
+        root: the side's folder.
+        table: its images.
+        reopen: gives this same folder in another process, in place of sending all its names.
+    """
+
+    resized: int | None = None
+    """Files are as they are; a pack's may be smaller."""
+
+    def __init__(self, root: Path, table: Table, reopen: Callable[[], Folder] | None = None) -> None:
+        self.root, self.table, self.reopen = str(root), table, reopen
+        self.classes, self.labels = table.classes, table.labels
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (self.reopen, ()) if self.reopen else (Folder, (Path(self.root), self.table))
+
+    def name(self, index: int) -> str:
+        """The path of image `index`."""
+        return os.path.join(self.root, self.table.where(index))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`.
+
+        Raises:
+            FaultError: naming the file, if it cannot be read or is not as its index knows it.
+        """
+        return self.table.verify(index, read_file(self.name(index)), self.name)
+
+
+def read_file(path: str) -> bytes:
+    """All bytes of a plain file.
+
+    Raises:
+        FaultError: naming it, if it cannot be read, is no plain file, or is larger than any image.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe that took the file's place would wait for ever.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise FaultError(path, "is no plain file", "restore it, or move it away")
+            if status.st_size > LARGEST:
+                raise FaultError(path, f"has {status.st_size:,} bytes, too many for an image", "replace or remove it")
+            data = os.read(file, status.st_size)
+            while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(file)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise FaultError(path, problem, "restore or remove it") from error
+
 
 SIDES = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
@@ -63,13 +244,6 @@ def list_side(
     Args:
         like: names of classes whose order these take, if they are the same but for their Unicode form: é is one letter
             or two, and systems and archives differ in which they write.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     (Path(folder) / "cat").mkdir()
-    ...     _ = (Path(folder) / "cat" / "1.jpg").write_bytes(b"")
-    ...     list_side(Path(folder), print).where(0)
-    'cat/1.jpg'
     """
     classes = list_classes(root, report)
     order = {_form(name): number for number, name in enumerate(like)}
@@ -139,8 +313,6 @@ def refuse(faults: Sequence[FaultError], root: Path) -> None:
 
     Raises:
         ValueError: one line.
-
-    >>> refuse([FaultError("a.jpg", "is odd", "look at it", note=True)], Path("."))
     """
     wrong = [fault for fault in faults if not fault.note]
     if wrong:

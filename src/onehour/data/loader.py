@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onehour.data.bad import Skipped
-from onehour.data.child import in_child
-from onehour.data.classes import Classes, refuse_labels
-from onehour.data.crew import PATIENCE, Crew
+from onehour.data.bad_images import Skipped
 from onehour.data.dataset import KeyedDataset
-from onehour.data.keyed import Keyed, Part
-from onehour.data.look import Look, in_memory
-from onehour.data.parts import divided, part_size, whole_batch
-from onehour.data.slots import Layout
+from onehour.data.loader_processes import PATIENCE, LoaderProcesses
+from onehour.data.look import Classes, Look, in_memory, refuse_labels
+from onehour.data.processes import in_child
+from onehour.data.samples import Key, Keyed, mapped, moved
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
+__all__ = ["CHUNK", "PATIENCE", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
 """Validation samples evaluated together, whatever the number of processes, so that no bit depends on it."""
-AHEAD = 2
-"""Batches that are made before they are asked for."""
+SPARE = 1024
+"""Bytes of a batch beside its images and labels, so that each tensor begins at a round address."""
 
 
 class Feed:
@@ -80,18 +78,15 @@ class Feed:
         if classes is not None and in_memory(dataset):
             refuse_labels(self.dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
-        self._look, self._layout = look, look.layout if look is not None else None
-        self._size = 0
-        self._crew: Crew | None = None
+        self._look = look
+        if look is not None:
+            self._keyed.kind = tuple(look.image.shape), look.image.dtype
+        self._processes: LoaderProcesses | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def samples(self) -> int:
-        """How many the data set has.
-
-        >>> Feed([7, 7], seed=0, loaders=0, device=torch.device("cpu")).samples
-        2
-        """
+        """How many the data set has."""
         return len(self.dataset) if self._look is None else self._look.samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
@@ -99,13 +94,6 @@ class Feed:
 
         Args:
             passes: the workers of each of this process's passes.
-
-        >>> from torch.utils.data import TensorDataset
-        >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
-        >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
-        >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"), stream=stream)
-        >>> sorted(int(label) for _, labels in feed.passes([range(1)], start=0, stop=2) for label in labels)
-        [0, 1, 2, 3, 4, 5, 6, 7]
         """
         assert self.stream is not None
         if in_memory(self.dataset):
@@ -114,13 +102,7 @@ class Feed:
         return self._loaded(_pass_keys(self.stream, passes, range(start, stop)), largest)
 
     def chunks(self, chunks: range) -> Iterator[Batch]:
-        """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers.
-
-        >>> from torch.utils.data import TensorDataset
-        >>> feed = Feed(TensorDataset(torch.zeros(3), torch.zeros(3)), seed=0, loaders=0, device=torch.device("cpu"))
-        >>> [labels.tolist() for _, labels in feed.chunks(range(1))]
-        [[0, 0, 0]]
-        """
+        """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers."""
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if in_memory(self.dataset):
             return _sliced(self.dataset.tensors, spans, self.device)
@@ -128,48 +110,32 @@ class Feed:
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
     def called(self, index: int) -> str:
-        """What a message calls a sample: its side, its index and, where it is known, its file.
-
-        >>> Feed([0], seed=0, loaders=0, device=torch.device("cpu")).called(0)
-        'validation sample 0'
-        """
+        """What a message calls a sample: its side, its index and, where it is known, its file."""
         return self._keyed.called(index)
 
     def close(self) -> None:
-        """End the processes.
-
-        >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).close()
-        """
-        if self._crew is not None:
-            self._crew.close()
-        self._crew = None
+        """End the processes."""
+        if self._processes is not None:
+            self._processes.close()
 
     @property
     def pids(self) -> list[int]:
-        """The processes that load, once a batch was asked for.
-
-        >>> Feed([], seed=0, loaders=0, device=torch.device("cpu")).pids
-        []
-        """
-        return self._crew.pids if self._crew is not None else []
+        """The processes that load, once a batch was asked for."""
+        return self._processes.pids if self._processes is not None else []
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        if self._layout is None:
-            look = self._keyed.layout
-            self._layout = in_child(look, "the first look at the data") if self.loaders else look()
-        layout = self._layout
-        self._size = self._size or part_size(largest, loaders=self.loaders, image_bytes=layout.bytes)
-        counts = deque[int]()
-        keys = divided(batches, self._size, counts)
-        parts = (
-            self._started(layout, largest).parts(keys) if self.loaders else (self._here(layout, part) for part in keys)
-        )
-        while True:
+        """The batches of these keys.
+
+        Args:
+            largest: samples of a batch at most.
+        """
+        if self._keyed.kind is None:
+            first = self._keyed.first
+            self._keyed.kind = in_child(first, "the first look at the data") if self.loaders else first()
+        made = self._started(largest).batches(batches) if self.loaders else map(self._keyed.batch, _lists(batches))
+        for tree, skipped in made:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
-                whole = whole_batch(parts, counts, layout, self.device)
-            if whole is None:
-                return
-            images, labels, skipped = whole
+                images, labels = mapped(tree, partial(moved, device=self.device))
             if self._copies is not None:
                 computing = torch.cuda.current_stream(self.device)
                 computing.wait_stream(self._copies)
@@ -178,31 +144,16 @@ class Feed:
             self.skipped.add(skipped)
             yield prepared(self.dataset, images.contiguous()), labels
 
-    def _here(self, layout: Layout, keys: np.ndarray) -> Part:
-        """A part that this process makes itself."""
-        images = torch.empty((len(keys), *layout.shape), dtype=layout.dtype)
-        labels = torch.empty(len(keys), dtype=torch.int64)
-        return Part(images, labels, self._keyed.fill(keys.tolist(), layout, images, labels))
-
-    def _started(self, layout: Layout, largest: int) -> Crew:
-        """The processes, from the first time that a batch is asked for.
-
-        Args:
-            largest: samples of a batch at most.
-        """
-        if self._crew is None:
-            in_batch = -(-largest // self._size)
-            ahead = self.loaders * -(-AHEAD * in_batch // self.loaders)
-            self._crew = Crew(
-                self._keyed,
-                layout,
-                loaders=self.loaders,
-                samples=self._size,
-                ahead=ahead,
-                patience=self._patience,
-                warn=self._warn,
+    def _started(self, largest: int) -> LoaderProcesses:
+        """The processes, from the first time that a batch is asked for."""
+        if self._processes is None:
+            assert self._keyed.kind is not None
+            shape, dtype = self._keyed.kind
+            batch_bytes = largest * (math.prod(shape) * dtype.itemsize + 8) + SPARE
+            self._processes = LoaderProcesses(
+                self._keyed, loaders=self.loaders, batch_bytes=batch_bytes, patience=self._patience, warn=self._warn
             )
-        return self._crew
+        return self._processes
 
 
 def pass_batches(
@@ -217,39 +168,20 @@ def pass_batches(
     classes: Classes | None = None,
     look: Look | None = None,
 ) -> Iterator[Batch]:
-    """The batches of `Feed.passes`, from processes that end with them.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.arange(8.0), torch.arange(8))
-    >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
-    >>> batches = pass_batches(data, stream, [range(1)], start=0, stop=2, loaders=0, device=torch.device("cpu"))
-    >>> sorted(int(label) for _, labels in batches for label in labels)
-    [0, 1, 2, 3, 4, 5, 6, 7]
-    """
+    """The batches of `Feed.passes`, from processes that end with them."""
     given: dict[str, Any] = {"loaders": loaders, "device": device, "classes": classes, "look": look}
     with closing(Feed(dataset, seed=stream.seed, stream=stream, **given)) as feed:
         yield from feed.passes(passes, start=start, stop=stop)
 
 
 def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of `Feed.chunks`, from processes that end with them.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
-    >>> [len(labels) for _, labels in chunk_batches(data, range(2), seed=0, loaders=0, device=torch.device("cpu"))]
-    [256, 44]
-    """
+    """The batches of `Feed.chunks`, from processes that end with them."""
     with closing(Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device)) as feed:
         yield from feed.chunks(chunks)
 
 
 def prepared(dataset: Any, images: Tensor) -> Tensor:
-    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> prepared(TensorDataset(torch.zeros(2)), torch.ones(1, 3, 2, 2)).dtype
-    torch.float32
-    """
+    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one."""
     return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
 
 
@@ -261,6 +193,10 @@ def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> 
             epochs, indices = stream.epochs_and_indices(iteration, workers)
             positions = iteration * n * k + rows[:, workers.start : workers.stop].reshape(-1)
             yield np.stack((epochs, indices, positions), 1)
+
+
+def _lists(batches: Iterable[np.ndarray]) -> Iterator[list[Key]]:
+    return (keys.tolist() for keys in batches)
 
 
 def _gathered(

@@ -1,25 +1,159 @@
-"""What must be known of a data set before it is loaded, and everything wrong with it that its first samples show."""
+"""What must be known of a data set before it is loaded, and everything wrong with it that its first samples show.
+
+Labels too: a label names a class by a whole number from 0 to C − 1, which is checked on the host as samples are read.
+torch's cross-entropy leaves out the label −100 without a word, and a label outside the classes ends a GPU's context.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import numbers
+import operator
+import reprlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from onehour.data.bad import IN_A_ROW
-from onehour.data.child import in_child
-from onehour.data.dataset import KeyedDataset
-from onehour.data.faults import FaultError
-from onehour.data.labels import as_label, as_labels
-from onehour.data.slots import Layout
+from onehour.data.bad_images import IN_A_ROW
+from onehour.data.dataset import FaultError, KeyedDataset
+from onehour.data.processes import in_child
 from onehour.messages import blame
 
-__all__ = ["Look", "in_memory", "look", "simplest"]
+__all__ = ["Classes", "Look", "as_label", "as_labels", "in_memory", "look", "refuse_labels", "simplest"]
+
+
+def as_label(value: Any) -> int:
+    """The whole number that a label is, whatever holds it; whether there is such a class is not looked at.
+
+    Args:
+        value: an int, a bool, a numpy number, a float without a fraction, or a tensor or an array of shape () or (1,)
+            that holds one.
+
+    Raises:
+        ValueError: for anything else, with what it is.
+
+    >>> as_label(3), as_label(np.uint8(3)), as_label(np.array([3])), as_label(torch.tensor(3.0))
+    (3, 3, 3, 3)
+    >>> as_label(2.7)
+    Traceback (most recent call last):
+    ValueError: the label 2.7 is no whole number
+    """
+    if type(value) is int:
+        return value
+    found: Any = value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        if tuple(value.shape) not in ((), (1,)):
+            raise ValueError(
+                f"the label is {_kind(value)} of shape {tuple(value.shape)}; expected one whole number"
+                + (", such as its argmax where it is one-hot" if value.ndim == 1 else "")
+            )
+        found = value.item()
+    try:
+        return operator.index(found)
+    except TypeError:
+        pass
+    if isinstance(found, numbers.Number):
+        if isinstance(found, numbers.Real) and math.isfinite(found) and found == math.floor(found):
+            return int(cast(float, found))
+        raise ValueError(f"the label {found} is no whole number")
+    raise ValueError(f"the label is {_kind(found)} ({reprlib.repr(found)}); expected one whole number")
+
+
+def as_labels(labels: torch.Tensor) -> torch.Tensor:
+    """The same for a tensor of N labels: itself where it is one of whole numbers (N,), else int64 (N,).
+
+    Raises:
+        ValueError: for another shape, or the first that is no whole number.
+
+    >>> as_labels(torch.tensor([[2.0], [0.0]]))
+    tensor([2, 0])
+    >>> as_labels(torch.tensor([2.0, 0.5]))
+    Traceback (most recent call last):
+    ValueError: label 1 is 0.5, no whole number
+    """
+    if labels.ndim != 1 and tuple(labels.shape) != (len(labels), 1):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; expected one whole number a sample, such as argmax(1) of one-hot"
+        )
+    flat = labels.detach().reshape(-1)
+    if flat.is_complex():
+        raise ValueError(f"labels are {flat.dtype}; expected whole numbers")
+    if flat.is_floating_point():
+        broken = (~(flat == flat.floor()) | flat.isinf()).nonzero()
+        if len(broken):
+            first = int(broken[0])
+            raise ValueError(f"label {first} is {flat[first].item():g}, no whole number")
+    plain = labels.ndim == 1 and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return labels if plain else flat.long()
+
+
+def _kind(value: Any) -> str:
+    """What a message calls a value: its type, with "a" or "an"; None is itself."""
+    if value is None:
+        return "nothing"
+    name = "tensor" if isinstance(value, torch.Tensor) else "array" if isinstance(value, np.ndarray) else None
+    name = name or type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """C, and where it comes from.
+
+    >>> Classes(10, "the model's outputs").expected
+    "a whole number from 0 to 9, since C = 10 (the model's outputs)"
+    """
+
+    count: int
+    source: str
+
+    @property
+    def expected(self) -> str:
+        """What a label must be, for messages."""
+        return f"a whole number from 0 to {self.count - 1}, since C = {self.count} ({self.source})"
+
+    def checked(self, label: object, index: int, name: Callable[[int], str]) -> int:
+        """The label of sample `index` as the whole number that it is.
+
+        Args:
+            name: what a message calls a sample: its side, index and file.
+
+        Raises:
+            ValueError: if it is none, or no class has it.
+
+        >>> Classes(3, "the model's outputs").checked(-100, 5, "training sample {}".format)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: training sample 5: the label is -100; expected a whole number from 0 to 2, since C = 3 (the ...)
+        """
+        try:
+            number = as_label(label)
+        except ValueError as error:
+            raise ValueError(f"{name(index)}: {error}; expected {self.expected}") from error
+        if not 0 <= number < self.count:
+            raise ValueError(f"{name(index)}: the label is {number}; expected {self.expected}")
+        return number
+
+
+def refuse_labels(labels: Tensor, classes: Classes, name: Callable[[int], str]) -> None:
+    """Check the labels of samples in memory, once.
+
+    Args:
+        labels: N of them.
+        name: what a message calls sample i.
+
+    Raises:
+        ValueError: for the first that no class has, as `Classes.checked`.
+    """
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    if whole and labels.ndim == 1 and int(labels.min()) >= 0 and int(labels.max()) < classes.count:
+        return
+    for index, label in enumerate(labels.cpu()):
+        classes.checked(label, index, name)
 
 
 @dataclass(frozen=True)
@@ -28,14 +162,12 @@ class Look:
 
     Args:
         samples: how many there are.
-        image: the first one, as the data set gives it.
-        layout: of every image.
+        image: the first one, as the data set gives it; all have its shape and type.
         classes: how many, where the data set says so.
     """
 
     samples: int
     image: Tensor
-    layout: Layout
     classes: int | None
 
 
@@ -49,10 +181,6 @@ def look(side: str, dataset: Any) -> Look:
 
     Raises:
         ValueError: if it is not map-style, is empty, or does not hold (image, label) pairs.
-
-    >>> found = look("training", [(torch.zeros(3, 8, 8), 7), (torch.ones(3, 8, 8), 0)])
-    >>> found.samples, found.layout.shape, found.classes
-    (2, (3, 8, 8), None)
     """
     if in_memory(dataset):
         return _look(side, dataset)
@@ -60,11 +188,7 @@ def look(side: str, dataset: Any) -> Look:
 
 
 def in_memory(dataset: Any) -> bool:
-    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers.
-
-    >>> in_memory(TensorDataset(torch.zeros(2), torch.zeros(2)))
-    True
-    """
+    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers."""
     return type(dataset) is TensorDataset and len(dataset.tensors) == 2
 
 
@@ -73,9 +197,6 @@ def simplest(side: str, dataset: Any) -> Any:
 
     Raises:
         ValueError: for labels that are no whole numbers.
-
-    >>> simplest("training", TensorDataset(torch.zeros(2, 8), torch.tensor([[3.0], [1.0]]))).tensors[1]
-    tensor([3, 1])
     """
     if not in_memory(dataset):
         return dataset
@@ -95,7 +216,7 @@ def _look(side: str, dataset: Any) -> Look:
         image, classes = _checked(side, dataset, dataset.tensors[0][:1])[0], None
     else:
         image, classes = _first(side, dataset, samples), _classes(dataset)
-    return Look(samples, image.detach().cpu().clone(), Layout.of(image), classes)
+    return Look(samples, image.detach().cpu().clone(), classes)
 
 
 def _samples(side: str, dataset: Any) -> int:

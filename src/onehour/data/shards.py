@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError
 from onehour.data.index import read_index, table_of
-from onehour.data.table import Table
+from onehour.data.listing import Table
 
 __all__ = ["BLOCK", "Shard", "Shards", "header", "key_of", "label_member", "pack_side", "padding", "reopen_pack"]
 
@@ -220,11 +220,7 @@ def key_of(index: int) -> bytes:
 
 
 def header(name: str, size: int) -> bytes:
-    """The block before a member's content, the same at any time on any machine.
-
-    >>> len(header("00000042.jpg", 107_000))
-    512
-    """
+    """The block before a member's content, the same at any time on any machine."""
     member = tarfile.TarInfo(name)
     member.size = size
     return member.tobuf(tarfile.USTAR_FORMAT)
@@ -241,11 +237,7 @@ def label_member(index: int, label: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Zeros that fill a content up to whole blocks.
-
-    >>> len(padding(500)), len(padding(512))
-    (12, 0)
-    """
+    """Zeros that fill a content up to whole blocks."""
     return bytes(-size % BLOCK)
 
 

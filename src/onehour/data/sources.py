@@ -47,18 +47,13 @@ class Data:
 
         Raises:
             ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
-
-        >>> images, labels = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
-        >>> from torch.utils.data import TensorDataset
-        >>> Data.of(TensorDataset(images, labels), TensorDataset(images, labels)).classes
-        3
         """
         train, validation = simplest("training", train), simplest("validation", validation)
         ours, theirs = look("training", train), look("validation", validation)
-        shape, other = ours.layout.image_shape, theirs.layout.image_shape
+        shape, other = tuple(ours.image.shape), tuple(theirs.image.shape)
         if shape != other:
             raise ValueError(f"training images have shape {shape}, validation images {other}; expected one")
-        kinds = ours.layout.dtype, theirs.layout.dtype
+        kinds = ours.image.dtype, theirs.image.dtype
         if kinds[0] != kinds[1] and torch.uint8 not in kinds:  # bytes become floats later
             raise ValueError(f"training images are {kinds[0]}, validation images {kinds[1]}; expected one type")
         classes = _in_memory_classes(train, validation) or ours.classes

@@ -28,13 +28,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.child import in_child
-from onehour.data.dataset import KeyedDataset
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.images import Images
-from onehour.data.keyed import Keyed
-from onehour.data.labels import as_label
-from onehour.data.look import in_memory
+from onehour.data.look import as_label, in_memory
+from onehour.data.processes import in_child
+from onehour.data.samples import Keyed
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.entry import is_entry, make_importable

@@ -14,11 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.classes import Classes, refuse_labels
 from onehour.data.dataset import KeyedDataset
-from onehour.data.keyed import Keyed
 from onehour.data.loader import prepared
-from onehour.data.look import in_memory
+from onehour.data.look import Classes, in_memory, refuse_labels
+from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
 from onehour.dist.launched import launched

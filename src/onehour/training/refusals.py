@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.bad import BAD_IMAGES, name_skipped, too_many
+from onehour.data.bad_images import BAD_IMAGES, name_skipped, too_many
 from onehour.data.loader import Feed
 from onehour.dist.group import Group
 from onehour.messages import blame

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from onehour.config import Recipe
-from onehour.data.crew import PATIENCE
-from onehour.data.loader import Feed
+from onehour.data.loader import PATIENCE, Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.dist.placement import passes

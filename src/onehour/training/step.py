@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onehour.data.bad import Skipped
+from onehour.data.bad_images import Skipped
 from onehour.data.loader import Batch
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group

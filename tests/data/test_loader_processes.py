@@ -1,24 +1,28 @@
 """Loader processes are killed, stopped and stuck for real: others take their places, and no sample changes."""
 
+import gc
 import hashlib
 import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from onehour.data.crew import STRIKES
 from onehour.data.dataset import KeyedDataset
-from onehour.data.desk import IGNORED
 from onehour.data.loader import Feed
+from onehour.data.loader_processes import IGNORED, STRIKES, LoaderProcesses
+from onehour.data.samples import Keyed, collate
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
 
@@ -94,7 +98,8 @@ def test_killed_and_stopped_loaders_are_replaced_and_no_sample_changes(
     assert not any(os.path.exists(f"/proc/{pid}") for pid in running)
 
 
-def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow], list[str]]):
+@pytest.mark.parametrize("between", [signal.SIGKILL, signal.SIGSTOP])
+def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow], list[str]], between: signal.Signals):
     kind, expected = undisturbed
     said: list[str] = []
     with closing(feed(kind(), 4, said=said)) as given:
@@ -106,7 +111,7 @@ def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow]
         assert found + list(running) == expected
         assert len(said) == 4
         for pid in given.pids:  # between two uses
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, between)
         assert list(batches(given)) == expected
 
 
@@ -261,4 +266,49 @@ def test_nothing_is_left_open(undisturbed: tuple[type[Slow], list[str]]):
             next(running)
             os.kill(given.pids[1], signal.SIGKILL)
             next(running)
+    until = time.monotonic() + 60
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < until:
+        gc.collect()  # DataLoader's threads, which end by themselves, hold some
+        time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_trees_come_through_whatever_their_size(size: int):
+    """Larger than the memory that was set aside for a batch too."""
+
+    class Trees(Keyed):
+        def batch(self, keys: Any, *, empty: Any = None, begun: Any = None) -> tuple[Any, list[int]]:
+            trees = [{"x": torch.full((size,), index), "name": f"{index}"} for _, index, _ in keys]
+            return collate(trees, empty), [5]
+
+    processes = LoaderProcesses(Trees(range(9), seed=0), loaders=2, batch_bytes=1024)
+    with closing(processes):
+        keys = [np.array([[0, index, 0], [0, index + 1, 0]]) for index in range(8)]
+        for index, (tree, skipped) in enumerate(processes.batches(keys)):
+            assert torch.equal(tree["x"], torch.tensor([[index], [index + 1]]).expand(2, size))
+            assert (tree["name"], skipped) == ([f"{index}", f"{index + 1}"], [5])
+
+
+def test_neither_this_process_nor_its_generators_notice():
+    """DataLoader alone would draw a number, and have the death of any of its processes end whatever runs here."""
+    before, state = signal.getsignal(signal.SIGCHLD), torch.get_rng_state()
+    with closing(feed(Slow(), 2, said=[])) as given:
+        running = batches(given)
+        next(running)
+        os.kill(given.pids[0], signal.SIGKILL)
+        time.sleep(0.1)
+        assert signal.getsignal(signal.SIGCHLD) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_program_that_forgets_to_close_ends_too():
+    code = (
+        "import torch; from onehour.data.loader import Feed\n"
+        "feed = Feed([(torch.zeros(3, 2, 2), 1)] * 300, seed=0, loaders=2, device=torch.device('cpu'))\n"
+        "print(len(next(feed.chunks(range(2)))[1]), *feed.pids)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    count, *pids = done.stdout.split()
+    assert (count, len(pids), done.stderr) == ("256", 2, "")
+    assert not any(_runs(int(pid)) for pid in pids)

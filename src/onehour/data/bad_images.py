@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onehour.data.child import in_child
-from onehour.data.faults import FaultError
+from onehour.data.dataset import FaultError
+from onehour.data.processes import in_child
 from onehour.files import append_whole
 from onehour.messages import shown
 from onehour.rules.shuffle import SampleStream
@@ -31,10 +31,6 @@ def following(stream: SampleStream, position: int) -> Iterator[tuple[int, int]]:
     """(epoch, index) of the samples that the worker of a stream's position takes after it.
 
     Position s belongs to worker s mod k, whose next ones are s + k, s + 2k …: what the stream says, whatever was read.
-
-    >>> stream = SampleStream(samples=6, minibatch=2, seed=0)
-    >>> next(following(stream, 0)) == (0, int(stream.indices(0)[1]))
-    True
     """
     n, k = stream.minibatch.per_worker, stream.minibatch.workers
     while True:
@@ -58,20 +54,13 @@ class Skipped:
         self._since = 0
 
     def add(self, indices: Iterable[int]) -> None:
-        """Note the bad images of a batch.
-
-        >>> Skipped().add([])
-        """
+        """Note the bad images of a batch."""
         for index in indices:
             self.indices.add(index)
             self._since += 1
 
     def take(self) -> int:
-        """How many since the last call.
-
-        >>> Skipped().take()
-        0
-        """
+        """How many since the last call."""
         since, self._since = self._since, 0
         return since
 
@@ -99,8 +88,6 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
         dataset: whose images they are.
         skipped: this process's.
         add: sums a tensor over the processes.
-
-    >>> name_skipped(None, [0, 0], Skipped(), lambda tensor: tensor)
     """
     flags = torch.zeros(len(dataset), dtype=torch.int32)
     flags[list(skipped.indices)] = 1

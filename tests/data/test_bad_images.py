@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehour.data.bad import BAD_IMAGES, IN_A_ROW, Skipped, following, name_skipped, too_many
-from onehour.data.faults import FaultError
+from onehour.data.bad_images import BAD_IMAGES, IN_A_ROW, Skipped, following, name_skipped, too_many
+from onehour.data.dataset import FaultError
 from onehour.data.images import ImageOptions, Images, image_folder
-from onehour.data.keyed import Keyed
 from onehour.data.loader import Feed
+from onehour.data.samples import Keyed
 from onehour.data.sources import load_data
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
@@ -164,10 +164,8 @@ def test_a_bad_first_image_does_not_stop_a_run_that_skips(tree: Path):
 def test_a_stream_is_needed_to_skip(tree: Path):
     train = train_of(tree)
     damage(train, 0)
-    keyed = Keyed(train, seed=1)
-    images, labels = torch.zeros((1, *keyed.layout().shape), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(FaultError, match=r"cat/0000\.JPEG is no image"):
-        keyed.fill([(0, 0, 0)], keyed.layout(), images, labels)
+        Keyed(train, seed=1).batch([(0, 0, 0)])
 
 
 def test_how_many_are_too_many():

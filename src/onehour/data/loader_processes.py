@@ -1,0 +1,429 @@
+"""Processes that make batches, by torch's DataLoader; one that is killed or stuck is replaced while a run goes on.
+
+DataLoader alone ends a run when one of its processes dies, and waits for ever for one that is stopped. But it is known
+which samples a batch holds before it is made, and a sample is a function of its key: so a new DataLoader makes what the
+last one has not delivered. Batches lie in memory that the processes share and that belongs to no file: no limit of
+/dev/shm applies, and only some numbers travel, in one piece each, so that whoever is killed leaves nothing half read.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import math
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from multiprocessing.context import ForkContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from onehour.data.dataset import FaultError
+from onehour.data.processes import end_with_parent
+from onehour.data.samples import Empty, Keyed, empty, mapped
+from onehour.messages import blame
+
+__all__ = ["IGNORED", "PATIENCE", "STRIKES", "LoaderProcesses"]
+
+PATIENCE = 30.0
+"""Seconds that a process may take for one sample before it counts as stuck: three times this is less than a hang."""
+STRIKES = 3
+"""Processes that may end at the same samples; then these samples are the matter."""
+LOOK = 0.2
+"""Seconds between two looks at processes that are waited for."""
+AHEAD = 2
+"""Batches that each process makes before they are asked for."""
+NONE = -1
+"""The index of a process that is between two batches."""
+ALIGNED = 64
+"""Bytes."""
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Are for the process that trains, which ends the others."""
+
+Task = tuple[int, np.ndarray]
+"""The number of a batch in its use, and the keys of its samples, int64 (n, 3)."""
+
+_open: WeakSet[LoaderProcesses] = WeakSet()
+
+
+class LoaderProcesses:
+    """Processes that make batches, forked from this one; they stay from one use to the next.
+
+    Args:
+        keyed: makes the batches.
+        loaders: how many processes.
+        batch_bytes: of a batch at most; what is larger takes torch's own way, through /dev/shm.
+        patience: seconds for a sample; None waits for ever.
+        warn: is told of every process that was replaced; None writes to standard error.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> keyed = Keyed(TensorDataset(torch.arange(9.0), torch.arange(9)), seed=0)
+    >>> processes = LoaderProcesses(keyed, loaders=2, batch_bytes=1024)
+    >>> made = processes.batches([np.array([[0, 5, 0], [0, 3, 1]]), np.array([[0, 4, 2]])])
+    >>> [labels.tolist() for (images, labels), skipped in made]
+    [[5, 3], [4]]
+    >>> processes.close()
+    """
+
+    def __init__(
+        self,
+        keyed: Keyed,
+        *,
+        loaders: int,
+        batch_bytes: int,
+        patience: float | None = PATIENCE,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self._keyed, self._loaders, self._patience, self._warn = keyed, loaders, patience, warn or _say
+        self._slots = [_Slot(batch_bytes) for _ in range(AHEAD * loaders + 1)]  # one is read while others are filled
+        self._progress = shared(3 * 8 * loaders).view(torch.int64).view(loaders, 3).numpy()
+        self._tasks = _Tasks()
+        self._ends: dict[int, list[str]] = {}
+        """Of batches that processes ended at, how."""
+        self._use = 0
+        self._owner = os.getpid()
+        self._processes: list[BaseProcess] = []
+        self._loader: DataLoader[Any] | None = None
+        self._running: Iterator[Any] | None = None
+        _open.add(self)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes' ids."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def batches(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Any, list[int]]]:
+        """The batches of these keys, int64 (n, 3) each, in their order, and the indices of samples that were replaced.
+
+        A batch lies in shared memory until the next one is asked for. What an earlier call has not given is forgotten.
+
+        Raises:
+            ValueError: if a sample cannot be read, or processes end at the same batch again and again.
+        """
+        if self._tasks.given:
+            self.close()
+        self._tasks.begin(enumerate(batches))
+        self._ends.clear()
+        self._running = None
+        self._use += 1
+        use = self._use
+        while (received := self._received()) is not None:
+            slot, made = received
+            if isinstance(made, ValueError):
+                raise made
+            tree, skipped = made
+            yield mapped(tree, self._slots[slot].received), skipped
+            assert use == self._use, "these batches were given up for others"
+
+    def close(self) -> None:
+        """End the processes."""
+        if os.getpid() == self._owner:  # and not in what someone forked from it
+            for process in self._processes:
+                process.kill()
+            self._processes, self._loader, self._running = [], None, None  # DataLoader waits for them as it goes
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            self.close()
+
+    def _received(self) -> tuple[int, Any] | None:
+        """A batch's slot and what became of it; None behind the last one."""
+        while True:
+            began = time.monotonic()
+            try:
+                if self._running is None:
+                    self._start()
+                assert self._running is not None
+                received = next(self._running)
+                self._tasks.given.popleft()
+                return received
+            except StopIteration:
+                return None
+            except (RuntimeError, EOFError, OSError):  # time is up, or a process has ended
+                waited = time.monotonic() - began
+                ended = self._ended()
+                if not ended and waited < LOOK / 2:
+                    raise
+                if self._running is None:  # none has said yet that it begins anew
+                    self.close()
+            ended = ended or self._stuck(min(waited, 2 * LOOK))  # no more, where this process was stopped too
+            if ended:
+                self._replace(ended)
+
+    def _start(self) -> None:
+        """Have the processes begin with the tasks: those that are there, or new ones."""
+        try:
+            with warnings.catch_warnings(action="ignore"), _children_unwatched():
+                if self._loader is None:
+                    self._loader = self._new_loader()
+                self._running = iter(self._loader)
+        except OSError as error:
+            self.close()
+            raise ValueError(
+                f"no process can be started to load data: {error.strerror}; use fewer --loaders"
+            ) from error
+
+    def _new_loader(self) -> DataLoader[Any]:
+        self._progress[:] = 0, NONE, 0
+        self._begun, self._waited = np.zeros((2, self._loaders))
+        maker, context = _Maker(self._keyed, self._slots, self._progress, self._owner), _Context()
+        self._processes = context.started
+        return DataLoader(
+            maker,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self._loaders,
+            collate_fn=_as_it_is,
+            timeout=LOOK,
+            worker_init_fn=maker.begin,
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # else it would draw from everyone's
+            prefetch_factor=AHEAD,
+            persistent_workers=True,
+        )
+
+    def _ended(self) -> dict[int, str]:
+        """How processes have ended, by their number."""
+        codes = {number: process.exitcode for number, process in enumerate(self._processes)}
+        return {
+            number: f"was killed ({signal.Signals(-code).name})" if code < 0 else f"left with code {code}"
+            for number, code in codes.items()
+            if code is not None
+        }
+
+    def _stuck(self, waited: float) -> dict[int, str]:
+        """The same of processes that have begun no sample for too long, after another wait of so many seconds."""
+        if self._patience is None:
+            return {}
+        begun, index = self._progress[:, 0].copy(), self._progress[:, 1].copy()
+        self._waited = np.where(begun == self._begun, self._waited + waited, 0.0)
+        self._begun = begun
+        late = self._waited > self._patience
+        stuck = np.flatnonzero(late & (index != NONE))
+        if not len(stuck) and late.all():  # between two batches
+            stuck = [0]
+        return {int(number): f"was stuck for {self._waited[number]:.0f} s" for number in stuck}
+
+    def _replace(self, ended: dict[int, str]) -> None:
+        """Have new processes make all that is not delivered, where some have ended or are stuck.
+
+        Raises:
+            ValueError: if too many ended at the same batch.
+        """
+        batches: dict[int, str] = {}
+        for number in ended:
+            _, index, batch = self._progress[number].tolist()
+            if index == NONE:
+                batch = self._tasks.given[0][0] if self._tasks.given else 0
+            else:
+                ended[number] += f" at {self._keyed.name(index)}"
+            batches[batch] = ended[number]
+        for batch, how in batches.items():
+            ends = self._ends.setdefault(batch, [])
+            ends.append(how)
+            if len(ends) == STRIKES:
+                self.close()
+                raise ValueError(
+                    f"{STRIKES} processes that load data ended at the same samples, one after another: it"
+                    f" {', '.join(dict.fromkeys(ends))}; look at these files, or use fewer --loaders if memory runs out"
+                )
+        for how in ended.values():
+            self._warn(f"a process that loads data {how}; another takes its place, and no sample changes")
+        self.close()
+        self._tasks.again()
+
+
+class _Tasks:
+    """What is to be made, as DataLoader's sampler, and what of it was given to processes and has not come back."""
+
+    def __init__(self) -> None:
+        self.given: deque[Task] = deque()
+        self._coming: Iterator[Task] = iter(())
+
+    def begin(self, coming: Iterator[Task]) -> None:
+        """Forget what was to be made for what is."""
+        self.given.clear()
+        self._coming = coming
+
+    def again(self) -> None:
+        """Give out again what has not come back, before all else."""
+        self._coming = chain(list(self.given), self._coming)
+        self.given.clear()
+
+    def __iter__(self) -> Iterator[Task]:
+        for task in self._coming:
+            self.given.append(task)
+            yield task
+
+
+@dataclass
+class _Maker:
+    """Makes the batches in a process, as DataLoader's data set."""
+
+    keyed: Keyed
+    slots: list[_Slot]
+    progress: np.ndarray
+    """Of each process: samples begun, the index of the one that it is at or NONE, the number of its batch."""
+    owner: int
+
+    def begin(self, number: int) -> None:
+        """Before the first batch of a process."""
+        end_with_parent()
+        if os.getppid() != self.owner:
+            os._exit(1)
+        for ignored in IGNORED:
+            signal.signal(ignored, signal.SIG_IGN)
+        gc.freeze()  # collecting what was inherited would copy every page of it
+
+    def __getitem__(self, task: Task) -> tuple[int, Any]:
+        number, keys = task
+        worker = get_worker_info()
+        assert worker is not None
+        progress, slot = self.progress[worker.id], self.slots[number % len(self.slots)]
+        progress[2] = number
+
+        def begun(index: int) -> None:
+            progress[1] = index
+            progress[0] += 1
+
+        try:
+            batch, skipped = self.keyed.batch(keys.tolist(), empty=slot.emptied(), begun=begun)
+            made: Any = mapped(batch, slot.sent), skipped
+        except ValueError as error:
+            made = error if isinstance(error, FaultError) else ValueError(str(error))  # others may not travel
+        except Exception as error:
+            made = ValueError(f"{self.keyed.name(int(progress[1]))} cannot be made: {blame(error)}")
+        progress[1] = NONE
+        return number % len(self.slots), made
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+@dataclass
+class _Sent:
+    """Where a tensor lies in its slot."""
+
+    first: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Slot:
+    """Memory for a batch."""
+
+    def __init__(self, size: int) -> None:
+        self._memory = shared(size)
+        self._used = 0
+
+    def emptied(self) -> Empty:
+        """Makes empty tensors in it, from its beginning; others where there is no more room."""
+        self._used = 0
+
+        def inside(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            first = -(-self._used // ALIGNED) * ALIGNED
+            last = first + math.prod(shape) * dtype.itemsize
+            if last > len(self._memory):
+                return empty(shape, dtype)
+            self._used = last
+            return self._memory[first:last].view(dtype).view(shape)
+
+        return inside
+
+    def sent(self, leaf: Any) -> Any:
+        """What travels of a batch's part."""
+        first = leaf.data_ptr() - self._memory.data_ptr() if isinstance(leaf, Tensor) else NONE
+        return _Sent(first, leaf.shape, leaf.stride(), leaf.dtype) if 0 <= first < len(self._memory) else leaf
+
+    def received(self, sent: Any) -> Any:
+        """What `sent` was called with, on the other side."""
+        if not isinstance(sent, _Sent):
+            return sent
+        memory = self._memory[sent.first :]
+        memory = memory[: len(memory) // sent.dtype.itemsize * sent.dtype.itemsize]
+        return memory.view(sent.dtype).as_strided(sent.shape, sent.strides)
+
+
+def shared(size: int) -> Tensor:
+    """Zeros, uint8 (size,), in memory that this process and all forked from it from now on have in common.
+
+    It belongs to no file, so that no limit of /dev/shm applies. What nobody writes to takes no room.
+    """
+    try:
+        memory = mmap.mmap(-1, size)
+    except OSError as error:
+        raise ValueError(
+            f"no room for {size:,} bytes of loaded batches ({error.strerror}); use fewer --loaders"
+        ) from error
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size)
+
+
+class _Context(ForkContext):
+    """For DataLoader: remembers the processes, and its flag has no lock that a killed one may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[BaseProcess] = []
+
+    def Process(self, *args: Any, **named: Any) -> BaseProcess:  # noqa: N802 # pyright: ignore
+        self.started.append(super().Process(*args, **named))
+        return self.started[-1]
+
+    def Event(self) -> Any:  # noqa: N802
+        return _Flag()
+
+
+class _Flag:
+    """A flag that processes share."""
+
+    def __init__(self) -> None:
+        self._flag = shared(1).numpy()
+
+    def set(self) -> None:
+        self._flag[0] = 1
+
+    def is_set(self) -> bool:
+        return bool(self._flag[0])
+
+
+@contextmanager
+def _children_unwatched() -> Iterator[None]:
+    """DataLoader's handler of SIGCHLD would raise wherever this process is when one of the others ends."""
+    if threading.current_thread() is not threading.main_thread():  # where there is none
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:  # set by what is not Python
+            signal.signal(signal.SIGCHLD, before)
+
+
+@atexit.register
+def _close_all() -> None:
+    """multiprocessing would wait for ever for processes that ignore SIGTERM."""
+    for processes in list(_open):
+        processes.close()
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # an output that cannot be written ends no run
+        print(f"onehour: {text}", file=sys.stderr, flush=True)
