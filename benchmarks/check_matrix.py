@@ -26,7 +26,7 @@ from typing import Any
 
 import onehour
 from onehour.check.case import Base
-from onehour.check.runner import CheckError, Nursery, check_script
+from onehour.check.run.checking import CheckError, ForkServer, check_script
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "tests" / "check" / "loops"
@@ -126,7 +126,7 @@ def base_of(path: Path) -> Base:
     return Base(given.base_lr, given.base_minibatch, given.base_per_worker, given.base_weight_decay)
 
 
-def judged(loop: Loop, nursery: Nursery) -> dict[str, Any]:
+def judged(loop: Loop, forkserver: ForkServer) -> dict[str, Any]:
     """Run a loop, in an empty folder, and compare what is found with what should be."""
     began = time.monotonic()
     row: dict[str, Any] = {"loop": loop.name, "id": loop.pitfall, "framework": loop.framework, "kind": loop.kind}
@@ -139,7 +139,7 @@ def judged(loop: Loop, nursery: Nursery) -> dict[str, Any]:
                 base=base_of(loop.path),
                 skip=options(loop.path).skip,
                 limit=LIMIT,
-                nursery=nursery,
+                forkserver=forkserver,
                 cwd=folder,
             )
             problems += [f"left {path.name}" for path in Path(folder).iterdir()]
@@ -180,12 +180,12 @@ def known() -> dict[tuple[str, str], dict[str, Any]]:
     return rows
 
 
-def resumed(loop: Loop, nursery: Nursery) -> dict[str, Any]:
+def resumed(loop: Loop, forkserver: ForkServer) -> dict[str, Any]:
     """A loop's row: as it is known for the same content, or run now and written down."""
     digest = loop.digest()
     row = known().get((loop.name, digest))
     if row is None:
-        row = judged(loop, nursery) | {"digest": digest}
+        row = judged(loop, forkserver) | {"digest": digest}
         LINES.parent.mkdir(parents=True, exist_ok=True)
         with LINES.open("a", encoding="utf-8") as lines:  # one write a line: tests run side by side
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -193,10 +193,10 @@ def resumed(loop: Loop, nursery: Nursery) -> dict[str, Any]:
 
 
 @contextmanager
-def starting() -> Iterator[Nursery]:
+def starting() -> Iterator[ForkServer]:
     """A process that has torch and the installed frameworks imported."""
-    with Nursery(preload=[package for package in PACKAGES.values() if release(package)]) as nursery:
-        yield nursery
+    with ForkServer(preload=[package for package in PACKAGES.values() if release(package)]) as forkserver:
+        yield forkserver
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -219,12 +219,12 @@ def main() -> None:
     from results import write
 
     rows, not_run = [], []
-    with starting() as nursery:
+    with starting() as forkserver:
         for loop in loops():
             if not loop.installed:
                 not_run.append({"loop": loop.name, "needs": PACKAGES[loop.framework or ""]})
                 continue
-            row = resumed(loop, nursery)
+            row = resumed(loop, forkserver)
             rows.append({key: value for key, value in row.items() if key != "digest"})
             said = "" if row["ok"] else f"  {row['found']} {row['problems']}"
             print(f"{'ok ' if row['ok'] else 'BAD'} {row['seconds']:6.1f} s  {loop.name}{said}", flush=True)

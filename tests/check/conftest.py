@@ -7,17 +7,17 @@ from types import ModuleType
 
 import pytest
 
-from onehour.check.runner import Nursery
+from onehour.check.run.checking import ForkServer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 collect_ignore_glob = ["loops/*"]
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def forkserver() -> Iterator[ForkServer]:
     """Starts scripts at once."""
-    with Nursery() as nursery:
-        yield nursery
+    with ForkServer() as forkserver:
+        yield forkserver
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check import runner
-from onehour.check.runner import Nursery
+from onehour.check.run import checking
+from onehour.check.run.checking import ForkServer
 from onehour.cli import main
 
 LOOPS = Path(__file__).parent / "loops"
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> None:
+def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
     """Without waiting for torch each time."""
-    monkeypatch.setattr(runner, "check_script", partial(runner.check_script, nursery=nursery))
+    monkeypatch.setattr(checking, "check_script", partial(checking.check_script, forkserver=forkserver))
 
 
 def test_a_finding_is_a_table_and_leaves_with_1(capsys: pytest.CaptureFixture[str]):

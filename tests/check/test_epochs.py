@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onehour.check.epochs import planned_epochs
+from onehour.check.observe.source import planned_epochs
 
 CYCLE = "def cycle(data):\n    while True:\n        for batch in data:\n            yield batch\n"
 COUNTED = "def cycle(data):\n    for epoch in count():\n        for batch in data:\n            yield batch\n"

@@ -8,8 +8,7 @@ import numpy
 import pytest
 import torch
 
-from onehour.check.epochs import planned_epochs, trainer_epochs
-from onehour.check.expressions import quotients
+from onehour.check.observe.source import planned_epochs, quotients, trainer_epochs
 
 
 def run(folder: Path, text: str, ask: Any, **names: Any) -> None:

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from onehour.check.catalogue import PITFALLS
-from onehour.check.runner import Nursery
+from onehour.check.run.checking import ForkServer
 
 SCRIPTS = sorted((Path(__file__).parent / "loops" / "frameworks").glob("*.py"))
 PACKAGES = {"accelerate": "accelerate", "hf": "transformers", "lightning": "lightning", "timm": "timm"}
@@ -20,21 +20,23 @@ def parts(path: Path) -> tuple[str, str, str]:
 
 
 @pytest.fixture(scope="module")
-def nursery(matrix: ModuleType) -> Iterator[Nursery]:
+def forkserver(matrix: ModuleType) -> Iterator[ForkServer]:
     """torch and the frameworks are imported once for all."""
-    with matrix.starting() as nursery:
-        yield nursery
+    with matrix.starting() as forkserver:
+        yield forkserver
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_a_broken_loop_raises_its_pitfall_alone_and_its_twin_none(path: Path, matrix: ModuleType, nursery: Nursery):
+def test_a_broken_loop_raises_its_pitfall_alone_and_its_twin_none(
+    path: Path, matrix: ModuleType, forkserver: ForkServer
+):
     pitfall, framework, kind = parts(path)
     (loop,) = [loop for loop in matrix.loops() if loop.path == path]
     if not loop.installed:
         pytest.skip(f"{path.name} needs {PACKAGES[framework]}")
-    row = matrix.resumed(loop, nursery)
+    row = matrix.resumed(loop, forkserver)
     assert row["found"] == ([pitfall] if kind == "broken" else []), row["measured"]
     assert row["problems"] == []
     assert None not in row["lines"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.overlay import Overlay
-from onehour.check.runner import CheckError, Nursery, check_script
+from onehour.check.run.checking import CheckError, ForkServer, check_script
+from onehour.check.run.overlay import Overlay
 
 STEP = """
 import torch
@@ -116,27 +116,27 @@ def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ACTIONS)
-def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, nursery: Nursery, tmp_path: Path):
+def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, forkserver: ForkServer, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("old")
     (tmp_path / "runs" / "1").mkdir(parents=True)
     (tmp_path / "runs" / "1" / "log.txt").write_text("one")
     (tmp_path / "train.py").write_text(ACTIONS[name] + STEP, encoding="utf-8")
     before = state(tmp_path)
-    check_script("train.py", nursery=nursery, limit=60, cwd=tmp_path)
+    check_script("train.py", forkserver=forkserver, limit=60, cwd=tmp_path)
     assert state(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "runs", "train.py"]
 
 
 @pytest.mark.timeout(120)
-def test_what_a_script_may_not_do_it_may_not_do_here(nursery: Nursery, tmp_path: Path):
+def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp_path: Path):
     (tmp_path / "train.py").write_text("open('nowhere/x.txt', 'w')", encoding="utf-8")
     with pytest.raises(CheckError, match=r"train\.py:1: FileNotFoundError"):
-        check_script("train.py", nursery=nursery, limit=60, cwd=tmp_path)
+        check_script("train.py", forkserver=forkserver, limit=60, cwd=tmp_path)
     assert os.listdir(tmp_path) == ["train.py"]
 
 
 @pytest.mark.timeout(120)
-def test_the_temporary_folder_keeps_what_was_there(nursery: Nursery, tmp_path: Path):
+def test_the_temporary_folder_keeps_what_was_there(forkserver: ForkServer, tmp_path: Path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other / "exp"):
         folder.mkdir(parents=True)
@@ -159,7 +159,7 @@ assert [len(batch) for batch in loader] == [4, 4]
 """
     (own / "train.py").write_text(script + STEP, encoding="utf-8")
     before = state(tmp_path)
-    check_script("train.py", nursery=nursery, limit=60, cwd=own)
+    check_script("train.py", forkserver=forkserver, limit=60, cwd=own)
     assert state(tmp_path) == before
 
 

@@ -9,16 +9,18 @@ import pytest
 
 from onehour.check.catalogue import PITFALLS
 from onehour.check.judge import JUDGES
-from onehour.check.runner import Nursery
+from onehour.check.run.checking import ForkServer
 
 LOOPS = sorted((Path(__file__).parent / "loops").glob("*_*.py"))
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.stem)
-def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(path: Path, matrix: ModuleType, nursery: Nursery):
+def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(
+    path: Path, matrix: ModuleType, forkserver: ForkServer
+):
     (loop,) = [loop for loop in matrix.loops() if loop.path == path]
-    row = matrix.judged(loop, nursery)
+    row = matrix.judged(loop, forkserver)
     assert row["found"] == ([path.stem.partition("_")[0]] if path.stem.endswith("_broken") else []), row["measured"]
     assert row["problems"] == []
     assert None not in row["lines"]
@@ -57,7 +59,7 @@ def test_what_is_known_for_the_same_content_is_not_run_again(
     loop = matrix.loops()[0]
     runs: list[str] = []
 
-    def judged(loop: Any, nursery: Any) -> dict[str, Any]:
+    def judged(loop: Any, forkserver: Any) -> dict[str, Any]:
         runs.append(loop.name)
         return {"loop": loop.name, "ok": len(runs) > 1}
 

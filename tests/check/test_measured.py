@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from onehour.check.runner import Nursery, check_script
+from onehour.check.run.checking import ForkServer, check_script
 
 LOOPS = Path(__file__).parent / "loops"
 
@@ -79,11 +79,11 @@ SAID: dict[str, tuple[str, str, str]] = {
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SAID)
 def test_the_numbers_are_right_and_the_line_is_the_user_s(
-    name: str, matrix: ModuleType, nursery: Nursery, tmp_path: Path
+    name: str, matrix: ModuleType, forkserver: ForkServer, tmp_path: Path
 ):
     path = LOOPS / f"{name}_broken.py"
     lines = path.read_text(encoding="utf-8").splitlines()
-    (finding,) = check_script(path, base=matrix.base_of(path), nursery=nursery, cwd=tmp_path).findings
+    (finding,) = check_script(path, base=matrix.base_of(path), forkserver=forkserver, cwd=tmp_path).findings
     measured, expected, line = SAID[name]
     assert measured in finding.measured
     assert expected in finding.expected

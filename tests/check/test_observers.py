@@ -8,10 +8,9 @@ from observing import Watched, facts, scalar
 from torch import nn
 from torch.nn import functional as F
 
-from onehour.check.observe_backward import LOSSES
-from onehour.check.penalty import penalties
-from onehour.check.probes import character, replay
-from onehour.check.sketch import sketch
+from onehour.check.observe.backward import LOSSES, penalties
+from onehour.check.observe.probes import character, replay
+from onehour.check.observe.projection import projections
 
 
 class Inside(torch.optim.Optimizer):
@@ -125,7 +124,7 @@ def test_gradients_are_written_down_as_projections():
             optimizer.zero_grad()
             model(torch.full((1, 1), value, dtype=torch.float64)).sum().backward()
             optimizer.step()
-    unit = sketch([torch.ones(1, 1)])
+    unit = projections([torch.ones(1, 1)])
     backwards, steps = facts(tape, "backward"), facts(tape, "step")
     for value, backward, step in zip((1.0, 3.0), backwards, steps, strict=True):
         assert backward["local"]["0"] == pytest.approx([value * number for number in unit])
@@ -141,7 +140,7 @@ def test_clipped_gradients_are_those_before_clipping():
         model(torch.full((1, 1), 100.0, dtype=torch.float64)).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert facts(tape, "step")[0]["final"] == pytest.approx([100 * x for x in sketch([torch.ones(1, 1)])])
+    assert facts(tape, "step")[0]["final"] == pytest.approx([100 * x for x in projections([torch.ones(1, 1)])])
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])

@@ -12,9 +12,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from onehour.check.driven import Driven
-from onehour.check.observe_scheduler import curve, runs_of
-from onehour.check.passes import leap
+from onehour.check.observe.passes import EnumeratedSampler, cut_to
+from onehour.check.observe.scheduler import curve, runs_of
 
 
 def test_orders_of_epochs_are_enumerated_in_full(tmp_path: Path):
@@ -64,7 +63,7 @@ def test_a_sampler_without_end_is_not_waited_for():
             return 3
 
     seen: list[Any] = []
-    sampler = Driven(Endless())
+    sampler = EnumeratedSampler(Endless())
     sampler.drawn = seen.append
     iterator = iter(sampler)
     assert [next(iterator) for _ in range(5)] == [[0], [1], [2], [3], [0]]
@@ -74,29 +73,29 @@ def test_a_sampler_without_end_is_not_waited_for():
 
 def test_a_long_pass_leaps_to_its_last_windows():
     common: dict[str, Any] = {"total": 1000, "seconds": 100.0}
-    assert leap(at=3, taken=3, updates=3, **common) is None  # too early
-    assert leap(at=4, taken=4, updates=4, **common) == 998
-    assert leap(at=16, taken=16, updates=4, **common) == 992  # two windows of 4
-    assert leap(at=16, taken=16, updates=4, total=1003, seconds=100.0) == 996  # a window, and the rest of 3
+    assert cut_to(at=3, taken=3, updates=3, **common) is None  # too early
+    assert cut_to(at=4, taken=4, updates=4, **common) == 998
+    assert cut_to(at=16, taken=16, updates=4, **common) == 992  # two windows of 4
+    assert cut_to(at=16, taken=16, updates=4, total=1003, seconds=100.0) == 996  # a window, and the rest of 3
     assert (996 - 16) % 4 == 0
-    assert leap(at=17, taken=17, updates=4, **common) is None  # within a window
-    assert leap(at=4, taken=4, updates=None, **common) == 998  # an evaluation
-    assert leap(at=16, taken=16, updates=4, total=1000, seconds=0.01) is None  # fast enough
-    assert leap(at=4, taken=4, updates=4, total=48, seconds=100.0) is None  # short enough
-    assert leap(at=16, taken=16, updates=4, total=None, seconds=100.0) is None
+    assert cut_to(at=17, taken=17, updates=4, **common) is None  # within a window
+    assert cut_to(at=4, taken=4, updates=None, **common) == 998  # an evaluation
+    assert cut_to(at=16, taken=16, updates=4, total=1000, seconds=0.01) is None  # fast enough
+    assert cut_to(at=4, taken=4, updates=4, total=48, seconds=100.0) is None  # short enough
+    assert cut_to(at=16, taken=16, updates=4, total=None, seconds=100.0) is None
 
 
 def test_a_cut_pass_gives_true_indices_and_a_true_length(monkeypatch: pytest.MonkeyPatch):
-    from onehour.check import observe_loader
-    from onehour.check.follow import following
+    from onehour.check.observe import loader as observed
+    from onehour.check.observe.passes import following_enumerate
 
-    monkeypatch.setattr(observe_loader, "leap", lambda **now: 96 if now["at"] == 4 and now["updates"] else None)
+    monkeypatch.setattr(observed, "cut_to", lambda **now: 96 if now["at"] == 4 and now["updates"] else None)
     model = scalar()
     with Watched(cut=True) as tape:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         loader = DataLoader(TensorDataset(torch.arange(100.0, dtype=torch.float64)), batch_size=1, num_workers=2)
         seen = []
-        for i, (batch,) in following(loader):
+        for i, (batch,) in following_enumerate(loader):
             seen.append((i, int(batch)))
             optimizer.zero_grad()
             model(batch.view(1, 1)).sum().backward()

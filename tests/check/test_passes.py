@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from onehour.check.observers import Observers
-from onehour.check.passes import leap
-from onehour.check.recorder import Recorder
-from onehour.check.runner import Checked, Nursery, check_script
+from onehour.check.observe import Observers
+from onehour.check.observe.passes import cut_to
+from onehour.check.observe.recorder import TapeRecorder
+from onehour.check.run.checking import Checked, ForkServer, check_script
 
-EARLY = "import onehour.check.passes as p\np.WHOLE, p.SECONDS, p.HEAD_UPDATES, p.EVALUATION_BATCHES = 4, 0.0, 2, 1\n"
+EARLY = """import onehour.check.observe.passes as p
+p.WHOLE, p.UNCUT_SECONDS, p.HEAD_UPDATES, p.EVALUATION_BATCHES = 4, 0.0, 2, 1
+"""
 """A module that the process with torch imports before any script: no pass is too short to be cut."""
 HEAD = """
 import torch
@@ -46,12 +48,12 @@ def evaluate():
 
 
 def checked(
-    nursery: Nursery, folder: Path, loop: str, samples: int = 64, shuffle: bool = True, scheduler: str = ""
+    forkserver: ForkServer, folder: Path, loop: str, samples: int = 64, shuffle: bool = True, scheduler: str = ""
 ) -> Checked:
     head = HEAD.format(samples=samples, shuffle=shuffle, scheduler=scheduler or "StepLR(optimizer, 3)")
     path = folder / "train.py"
     path.write_text(head + loop, encoding="utf-8")
-    return check_script(path, nursery=nursery, limit=60, cwd=folder)
+    return check_script(path, forkserver=forkserver, limit=60, cwd=folder)
 
 
 def found(checked: Checked) -> list[str]:
@@ -59,13 +61,13 @@ def found(checked: Checked) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     folder = tmp_path_factory.mktemp("hasty")
     (folder / "cut_early_too.py").write_text(EARLY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=":")
-        with Nursery(preload=["cut_early_too"]) as nursery:
-            yield nursery
+        with ForkServer(preload=["cut_early_too"]) as forkserver:
+            yield forkserver
 
 
 TAKEN = {
@@ -82,7 +84,7 @@ TAKEN = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("way", TAKEN)
-def test_a_pass_is_cut_only_where_a_loop_can_bear_it(way: str, hasty: Nursery, tmp_path: Path):
+def test_a_pass_is_cut_only_where_a_loop_can_bear_it(way: str, hasty: ForkServer, tmp_path: Path):
     body, cut = TAKEN[way]
     result = checked(hasty, tmp_path, f"for epoch in range(9):\n{body}\n    scheduler.step()\n", 128)
     assert [end.facts["cut"] for end in result.stories[0].ends(0)] == [cut, cut]
@@ -91,7 +93,7 @@ def test_a_pass_is_cut_only_where_a_loop_can_bear_it(way: str, hasty: Nursery, t
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("when", ["if step % 3 == 0:", "if step % 8 == 0:", "if i == 7:", "if i in (0, 6):"])
-def test_an_evaluation_within_an_epoch_hides_nothing(when: str, nursery: Nursery, tmp_path: Path):
+def test_an_evaluation_within_an_epoch_hides_nothing(when: str, forkserver: ForkServer, tmp_path: Path):
     loop = f"""
 step = 0
 for epoch in range(10):
@@ -101,14 +103,14 @@ for epoch in range(10):
         {when}
             evaluate()
 """
-    result = checked(nursery, tmp_path, loop)
+    result = checked(forkserver, tmp_path, loop)
     assert found(result) == ["dropped-evaluation", "scheduler-never-steps"]
     assert len(result.stories[0].trained()) == 2
     assert not any(end.facts["trained"] for end in result.stories[0].ends(1))
 
 
 @pytest.mark.timeout(120)
-def test_an_evaluation_by_next_within_an_epoch_is_none_of_training(nursery: Nursery, tmp_path: Path):
+def test_an_evaluation_by_next_within_an_epoch_is_none_of_training(forkserver: ForkServer, tmp_path: Path):
     loop = """
 for epoch in range(10):
     for i, (x, y) in enumerate(loader):
@@ -120,23 +122,23 @@ for epoch in range(10):
                     x, y = next(batches)
                     model(x).argmax(1)
 """
-    result = checked(nursery, tmp_path, loop)
+    result = checked(forkserver, tmp_path, loop)
     assert found(result) == ["dropped-evaluation", "scheduler-never-steps"]
     assert not any(end.facts["trained"] for end in result.stories[0].ends(1))
 
 
 @pytest.mark.timeout(120)
-def test_a_fast_loop_of_long_epochs_is_judged_in_full(nursery: Nursery, tmp_path: Path):
+def test_a_fast_loop_of_long_epochs_is_judged_in_full(forkserver: ForkServer, tmp_path: Path):
     for batches in (140, 200, 310):
         loop = "for epoch in range(10):\n    for x, y in loader:\n        learn(x, y)\n"
-        result = checked(nursery, tmp_path, loop, 8 * batches, shuffle=False)
+        result = checked(forkserver, tmp_path, loop, 8 * batches, shuffle=False)
         assert found(result) == ["same-order-every-epoch", "scheduler-never-steps"]
         assert result.notes == []
 
 
 @pytest.mark.timeout(120)
-def test_epochs_that_were_not_seen_are_said(nursery: Nursery, tmp_path: Path):
-    result = checked(nursery, tmp_path, "for x, y in loader:\n    learn(x, y)\n")
+def test_epochs_that_were_not_seen_are_said(forkserver: ForkServer, tmp_path: Path):
+    result = checked(forkserver, tmp_path, "for x, y in loader:\n    learn(x, y)\n")
     assert found(result) == []
     assert result.notes == [
         "1 whole epoch of the training data was seen: what shows only between two was not judged",
@@ -145,14 +147,14 @@ def test_epochs_that_were_not_seen_are_said(nursery: Nursery, tmp_path: Path):
 
 def test_a_pass_leaps_where_the_updates_that_are_left_do_not_suffice():
     common: dict[str, Any] = {"total": 400, "at": 4, "taken": 4, "updates": 4, "seconds": 0.01}
-    assert leap(**common, left=1000) is None
-    assert leap(**common, left=400) == leap(**common, left=100) == 398
+    assert cut_to(**common, left=1000) is None
+    assert cut_to(**common, left=400) == cut_to(**common, left=100) == 398
     common["updates"] = None
-    assert leap(**common, left=0) is None  # an evaluation makes none
+    assert cut_to(**common, left=0) is None  # an evaluation makes none
 
 
 def test_optimizers_that_take_turns_make_one_update():
-    recorder = Recorder(deep_updates=64, epochs=2, cut=False)
+    recorder = TapeRecorder(deep_updates=64, epochs=2, cut=False)
     observers = Observers(recorder)
     observers.install()
     first, second = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1) for _ in range(2))
@@ -165,7 +167,7 @@ def test_optimizers_that_take_turns_make_one_update():
 
 
 def test_two_loaders_at_once_are_both_seen_to_their_ends():
-    recorder = Recorder(deep_updates=64, epochs=2, cut=False)
+    recorder = TapeRecorder(deep_updates=64, epochs=2, cut=False)
     observers = Observers(recorder)
     observers.install()
     model = nn.Linear(1, 1)

@@ -71,5 +71,5 @@ def test_n_against_the_base_and_the_other_run():
 
     assert said(story(64), base=Base(per_worker=32)) == ["BatchNorm normalises over n = 64 samples"]
     assert said(story(32), base=Base(per_worker=32)) == []
-    assert said(story(16), story(16), alone=story(32)) == ["n = 32 on 1 process, 16 on 2"]
-    assert said(story(32), story(32), alone=story(32)) == []
+    assert said(story(16), story(16), single=story(32)) == ["n = 32 on 1 process, 16 on 2"]
+    assert said(story(32), story(32), single=story(32)) == []

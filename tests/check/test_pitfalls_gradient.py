@@ -107,7 +107,7 @@ def test_two_losses_of_one_batch_are_no_accumulation():
             loop.tape.add("backward", "t.py:4", terms=[term(1.0)], samples=8, scale=1.0)
         loop.step()
     story = Story(loop.tape)
-    assert [len(update.micros) for update in story.updates] == [1, 1, 1]
+    assert [len(update.microbatches) for update in story.updates] == [1, 1, 1]
     assert loop.ids() == []
 
 
@@ -119,7 +119,7 @@ def test_a_batch_that_is_taken_in_parts_is():
             loop.tape.add("backward", "t.py:4", terms=[term(1.0, count=4)], samples=4, scale=1.0)
         loop.step()
     story = Story(loop.tape)
-    assert [len(update.micros) for update in story.updates] == [2, 2, 2]
+    assert [len(update.microbatches) for update in story.updates] == [2, 2, 2]
     assert [update.samples for update in story.updates] == [8, 8, 8]
     assert loop.ids() == ["accumulation-not-divided"]
 
@@ -131,7 +131,7 @@ def test_batches_that_are_taken_ahead_belong_to_their_own_passes():
     for _ in range(4):
         loop.tape.add("backward", "t.py:4", terms=[term(1.0)], samples=None)
         loop.step()
-    assert [update.micros[0].index for update in Story(loop.tape).updates] == [0, 1, 2, 3]
+    assert [update.microbatches[0].index for update in Story(loop.tape).updates] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.25, ["accumulation-tail"]), (0.5, [])])
@@ -270,7 +270,7 @@ def test_gradients_that_are_cleared_before_the_step():
 def several(*loops: Loop, share: float) -> Case:
     """Processes whose steps take the sum of all gradients, times `share`."""
     for updates in zip(*[Story(loop.tape).updates for loop in loops], strict=True):
-        total = sum(micro.event.facts["local"]["0"][0] for update in updates for micro in update.micros)
+        total = sum(micro.event.facts["local"]["0"][0] for update in updates for micro in update.microbatches)
         for update in updates:
             update.event.facts["final"] = [share * total]
     for rank, loop in enumerate(loops):

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from onehour.check.case import Base, Case
+from onehour.check.case import Base, Case, RateSchedule
 from onehour.check.judge import judge, not_judged
 from onehour.check.pitfalls import rate, schedule
-from onehour.check.rates import Schedule
 from onehour.check.story import Story
 from onehour.check.tape import Tape
 
@@ -105,10 +104,10 @@ def test_an_adaptive_optimizer_is_not_scaled_linearly(lr: float, expected: list[
 
 def test_an_adaptive_rate_that_grows_with_the_processes():
     one, two = Story(tape([0.1] * 20, adaptive=True)), Story(tape([0.2] * 20, adaptive=True))
-    finding = rate.adam_linear_scaling(Case([two, two], alone=one))
+    finding = rate.adam_linear_scaling(Case([two, two], single=one))
     assert finding is not None
     assert finding.measured == "rate 0.1 on 1 process, 0.2 on 2"
-    assert rate.adam_linear_scaling(Case([one, one], alone=one)) is None
+    assert rate.adam_linear_scaling(Case([one, one], single=one)) is None
     assert rate.adam_linear_scaling(Case([two, two])) is None
 
 
@@ -192,10 +191,10 @@ def test_a_scheduler_that_is_never_stepped():
 
 
 def test_the_end_of_a_schedule():
-    assert schedule.horizon(Schedule(seen=[], steps=40, curve=cosine(40, 40))) == 40
-    assert schedule.horizon(Schedule(seen=[], steps=100, curve=[[50, 0.1]])) == 49  # it refused to go on
-    assert schedule.horizon(Schedule(seen=[], steps=40, curve=[[41, 0.1]])) is None
-    assert schedule.horizon(Schedule(seen=[], steps=None, curve=cosine(40, 40))) is None
+    assert schedule.horizon(RateSchedule(seen=[], steps=40, curve=cosine(40, 40))) == 40
+    assert schedule.horizon(RateSchedule(seen=[], steps=100, curve=[[50, 0.1]])) == 49  # it refused to go on
+    assert schedule.horizon(RateSchedule(seen=[], steps=40, curve=[[41, 0.1]])) is None
+    assert schedule.horizon(RateSchedule(seen=[], steps=None, curve=cosine(40, 40))) is None
 
 
 @pytest.mark.parametrize(

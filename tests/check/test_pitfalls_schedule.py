@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.runner import Checked, Nursery, check_script
+from onehour.check.run.checking import Checked, ForkServer, check_script
 
 HEAD = """
 import torch
@@ -29,10 +29,10 @@ PASS = "for epoch in range(100):\n    for x, y in loader:\n        learn(x, y)\n
 NAMED = "plan = StepLR(\n    optimizer,\n    30,\n)\n"
 
 
-def checked(nursery: Nursery, folder: Path, loop: str) -> Checked:
+def checked(forkserver: ForkServer, folder: Path, loop: str) -> Checked:
     path = folder / "train.py"
     path.write_text(HEAD + loop, encoding="utf-8")
-    return check_script(path, nursery=nursery, limit=60, cwd=folder)
+    return check_script(path, forkserver=forkserver, limit=60, cwd=folder)
 
 
 RIGHT = {
@@ -53,9 +53,9 @@ RIGHT = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, nursery: Nursery, tmp_path: Path):
+def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, forkserver: ForkServer, tmp_path: Path):
     loop, notes = RIGHT[name]
-    result = checked(nursery, tmp_path, loop)
+    result = checked(forkserver, tmp_path, loop)
     assert result.findings == []
     said = "StepLR was not stepped in 2 epochs; the loop steps it later, which was not judged"
     assert result.notes == [said] * notes
@@ -63,14 +63,14 @@ def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, nursery: Nur
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("made", [NAMED, "plan, other = StepLR(optimizer, 30), 1\n", "StepLR(optimizer, 30)\n"])
-def test_a_scheduler_that_nobody_steps_is_one(made: str, nursery: Nursery, tmp_path: Path):
-    assert [finding.pitfall for finding in checked(nursery, tmp_path, made + PASS).findings] == [
+def test_a_scheduler_that_nobody_steps_is_one(made: str, forkserver: ForkServer, tmp_path: Path):
+    assert [finding.pitfall for finding in checked(forkserver, tmp_path, made + PASS).findings] == [
         "scheduler-never-steps"
     ]
 
 
 @pytest.mark.timeout(120)
-def test_steps_that_are_counted_are_not_taken_for_epochs(nursery: Nursery, tmp_path: Path):
+def test_steps_that_are_counted_are_not_taken_for_epochs(forkserver: ForkServer, tmp_path: Path):
     loop = """
 scheduler = CosineAnnealingLR(optimizer, T_max=2000)
 def cycle(loader):
@@ -82,4 +82,4 @@ for step in range(2000):
     learn(*next(batches))
     scheduler.step()
 """
-    assert checked(nursery, tmp_path, loop).findings == []
+    assert checked(forkserver, tmp_path, loop).findings == []

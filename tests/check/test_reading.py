@@ -1,4 +1,4 @@
-"""Numbers of the user's functions are told as they arise, with the line that made them."""
+"""Numbering of the user's functions are told as they arise, with the line that made them."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onehour.check.reading import CALLS, LINES, Reading
+from onehour.check.observe.evaluation import CALLS, LINES, VariableTracer
 
 TEXT = """def evaluate(start):
     correct = 1.0
@@ -28,7 +28,7 @@ def test_what_is_told(tmp_path: Path):
     path = tmp_path / "mine.py"
     path.write_text(TEXT)
     told: list[tuple[str, float, str]] = []
-    reading = Reading(lambda name, value, place: told.append((name, value, place.rpartition(":")[2])))
+    reading = VariableTracer(lambda name, value, place: told.append((name, value, place.rpartition(":")[2])))
     names: dict[str, Any] = {}
     exec(compile(TEXT, str(path), "exec"), names)
     names["evaluate"](lambda: reading.start([sys._getframe(1)]))
@@ -50,7 +50,7 @@ def test_a_debugger_is_left_alone():
     before = sys.gettrace()
     sys.settrace(tracer)
     try:
-        Reading(lambda *told: None).start([])
+        VariableTracer(lambda *told: None).start([])
         assert sys.gettrace() is tracer
     finally:
         sys.settrace(before)
@@ -58,7 +58,7 @@ def test_a_debugger_is_left_alone():
 
 def test_it_reads_a_little_while_only():
     told: list[str] = []
-    reading = Reading(lambda name, value, place: told.append(name))
+    reading = VariableTracer(lambda name, value, place: told.append(name))
     before = sys.gettrace()
     reading.start([])
     for _ in range(2 * LINES):

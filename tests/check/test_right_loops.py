@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from onehour.check.runner import Nursery, check_script
+from onehour.check.run.checking import ForkServer, check_script
 
 RIGHT = sorted((Path(__file__).parent / "loops" / "right").glob("*.py"))
 NEEDS = {
@@ -21,10 +21,10 @@ NEEDS = {
     "path",
     [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in NEEDS else ()) for p in RIGHT],
 )
-def test_nothing_is_found_in_a_right_loop(path: Path, matrix: ModuleType, nursery: Nursery, tmp_path: Path):
+def test_nothing_is_found_in_a_right_loop(path: Path, matrix: ModuleType, forkserver: ForkServer, tmp_path: Path):
     package = NEEDS.get(path.stem, "torch")
     pytest.importorskip(package, reason=f"{path.name} needs {package}", exc_type=ImportError)
-    checked = check_script(path, base=matrix.base_of(path), nursery=nursery, cwd=tmp_path)
+    checked = check_script(path, base=matrix.base_of(path), forkserver=forkserver, cwd=tmp_path)
     assert [(f.pitfall, f.measured) for f in checked.findings] == []
     assert [event.facts for story in checked.stories for event in story.tape.of("trouble")] == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.runner import CheckError, Nursery, check_script, wants_processes
+from onehour.check.run.checking import CheckError, ForkServer, check_script, wants_processes
 
 LOOPS = Path(__file__).parent / "loops"
 TRAIN = """
@@ -34,10 +34,10 @@ def script(folder: Path, text: str) -> Path:
     return path
 
 
-def refusal(nursery: Nursery, folder: Path, text: str, limit: float = 60) -> str:
+def refusal(forkserver: ForkServer, folder: Path, text: str, limit: float = 60) -> str:
     """What is said of a script that cannot be checked, in one line."""
     with pytest.raises(CheckError) as caught:
-        check_script(script(folder, text), nursery=nursery, limit=limit, cwd=folder)
+        check_script(script(folder, text), forkserver=forkserver, limit=limit, cwd=folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -76,40 +76,40 @@ REFUSED = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", REFUSED)
-def test_one_message_says_why(name: str, nursery: Nursery, tmp_path: Path):
+def test_one_message_says_why(name: str, forkserver: ForkServer, tmp_path: Path):
     text, said = REFUSED[name]
-    assert said in refusal(nursery, tmp_path, text)
+    assert said in refusal(forkserver, tmp_path, text)
 
 
 @pytest.mark.timeout(120)
-def test_cuda_without_a_gpu(nursery: Nursery, tmp_path: Path):
+def test_cuda_without_a_gpu(forkserver: ForkServer, tmp_path: Path):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    said = refusal(nursery, tmp_path, "import torch\nmodel = torch.nn.Linear(1, 1).cuda()")
+    said = refusal(forkserver, tmp_path, "import torch\nmodel = torch.nn.Linear(1, 1).cuda()")
     assert "train.py:2: AssertionError: Torch not compiled with CUDA enabled (this machine has no GPU" in said
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("text", ["while True:\n    pass", "import time\nprint('waiting')\ntime.sleep(1000)"])
-def test_a_script_that_hangs_is_ended_and_its_line_named(text: str, nursery: Nursery, tmp_path: Path):
+def test_a_script_that_hangs_is_ended_and_its_line_named(text: str, forkserver: ForkServer, tmp_path: Path):
     began = time.monotonic()
-    said = refusal(nursery, tmp_path, text, limit=3)
+    said = refusal(forkserver, tmp_path, text, limit=3)
     assert time.monotonic() - began < 30
     assert "train.py:" in said
     assert "no step of a torch optimizer" in said
 
 
 @pytest.mark.timeout(120)
-def test_a_script_that_cannot_even_be_asked_is_killed(nursery: Nursery, tmp_path: Path):
+def test_a_script_that_cannot_even_be_asked_is_killed(forkserver: ForkServer, tmp_path: Path):
     """Its threads never run: a single C call holds the interpreter."""
-    said = refusal(nursery, tmp_path, "import re\nprint('deep')\nre.match(r'(a+)+$', 'a' * 40 + 'b')", limit=3)
+    said = refusal(forkserver, tmp_path, "import re\nprint('deep')\nre.match(r'(a+)+$', 'a' * 40 + 'b')", limit=3)
     assert "was not done after 3 seconds; it last said: deep" in said
 
 
 @pytest.mark.timeout(120)
-def test_no_process_is_left(nursery: Nursery, tmp_path: Path):
+def test_no_process_is_left(forkserver: ForkServer, tmp_path: Path):
     mark = f"onehour-test-{os.getpid()}-{tmp_path.name}"
     text = f"""
 import subprocess, sys, time
@@ -117,12 +117,12 @@ for new in (False, True):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)  # {mark}"], start_new_session=new)
 time.sleep(1000)
 """
-    refusal(nursery, tmp_path, text, limit=4)
+    refusal(forkserver, tmp_path, text, limit=4)
     assert running_with(mark) == []
 
 
 @pytest.mark.timeout(120)
-def test_processes_of_its_own_are_named_when_nothing_else_was_seen(nursery: Nursery, tmp_path: Path):
+def test_processes_of_its_own_are_named_when_nothing_else_was_seen(forkserver: ForkServer, tmp_path: Path):
     text = """
 import multiprocessing, time
 if __name__ == "__main__":
@@ -130,68 +130,68 @@ if __name__ == "__main__":
     child.start()
     child.join()
 """
-    said = refusal(nursery, tmp_path, text)
+    said = refusal(forkserver, tmp_path, text)
     assert "ended without a step" in said
     assert "the processes that" in said
     assert "train.py:5" in said
 
 
 @pytest.mark.timeout(120)
-def test_megabytes_on_the_way_do_not_matter(nursery: Nursery, tmp_path: Path):
+def test_megabytes_on_the_way_do_not_matter(forkserver: ForkServer, tmp_path: Path):
     path = script(tmp_path, "for _ in range(40):\n    print('x' * 1_000_000)\n" + TRAIN)
-    assert check_script(path, nursery=nursery, limit=60, cwd=tmp_path).findings == []
+    assert check_script(path, forkserver=forkserver, limit=60, cwd=tmp_path).findings == []
 
 
 @pytest.mark.timeout(120)
-def test_another_folder_does_not_matter(nursery: Nursery, tmp_path: Path):
+def test_another_folder_does_not_matter(forkserver: ForkServer, tmp_path: Path):
     path = script(tmp_path, "import os\nos.makedirs('elsewhere')\nos.chdir('elsewhere')\n" + TRAIN)
     before = os.getcwd()
-    checked = check_script(path, nursery=nursery, limit=60, cwd=tmp_path)
+    checked = check_script(path, forkserver=forkserver, limit=60, cwd=tmp_path)
     assert checked.findings == []
     assert os.getcwd() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["train.py"]
 
 
 @pytest.mark.timeout(120)
-def test_a_slow_script_is_judged_on_what_was_seen(nursery: Nursery, tmp_path: Path):
+def test_a_slow_script_is_judged_on_what_was_seen(forkserver: ForkServer, tmp_path: Path):
     slow = TRAIN.replace("        optimizer.zero_grad()\n", "        __import__('time').sleep(0.2)\n")
-    checked = check_script(script(tmp_path, slow), nursery=nursery, limit=4, cwd=tmp_path)
+    checked = check_script(script(tmp_path, slow), forkserver=forkserver, limit=4, cwd=tmp_path)
     assert [finding.pitfall for finding in checked.findings] == ["step-without-zero-grad"]
 
 
 @pytest.mark.timeout(120)
-def test_a_script_that_swallows_every_error_is_stopped(nursery: Nursery, tmp_path: Path):
+def test_a_script_that_swallows_every_error_is_stopped(forkserver: ForkServer, tmp_path: Path):
     swallowing = TRAIN.replace("range(4)", "range(10**9)").replace(
         "        optimizer.step()\n",
         "        try:\n            optimizer.step()\n        except BaseException:\n            pass\n",
     )
-    assert check_script(script(tmp_path, swallowing), nursery=nursery, limit=60, cwd=tmp_path).findings == []
+    assert check_script(script(tmp_path, swallowing), forkserver=forkserver, limit=60, cwd=tmp_path).findings == []
 
 
 @pytest.mark.timeout(120)
-def test_arguments_reach_the_script(nursery: Nursery, tmp_path: Path):
+def test_arguments_reach_the_script(forkserver: ForkServer, tmp_path: Path):
     path = script(tmp_path, "import sys\nassert sys.argv[1:] == ['--lr', '0.1'], sys.argv\n" + TRAIN)
-    assert check_script(path, ["--lr", "0.1"], nursery=nursery, limit=60, cwd=tmp_path).findings == []
+    assert check_script(path, ["--lr", "0.1"], forkserver=forkserver, limit=60, cwd=tmp_path).findings == []
 
 
 @pytest.mark.timeout(120)
-def test_a_comment_silences_a_finding_of_its_line(nursery: Nursery, tmp_path: Path):
+def test_a_comment_silences_a_finding_of_its_line(forkserver: ForkServer, tmp_path: Path):
     text = (LOOPS / "double-step_broken.py").read_text(encoding="utf-8")
     line = "        optimizer.step()\n"
     silenced = text.replace(line, line.rstrip() + "  # onehour: ignore[double-step]\n")
-    assert check_script(script(tmp_path, silenced), nursery=nursery, limit=60).findings == []
+    assert check_script(script(tmp_path, silenced), forkserver=forkserver, limit=60).findings == []
     other = text.replace(line, line.rstrip() + "  # onehour: ignore[no-warmup]\n")
-    assert len(check_script(script(tmp_path, other), nursery=nursery, limit=60).findings) == 1
+    assert len(check_script(script(tmp_path, other), forkserver=forkserver, limit=60).findings) == 1
 
 
 @pytest.mark.timeout(120)
-def test_only_and_skip(nursery: Nursery):
+def test_only_and_skip(forkserver: ForkServer):
     path = LOOPS / "double-step_broken.py"
-    assert check_script(path, nursery=nursery, skip=["double-step"]).findings == []
-    assert check_script(path, nursery=nursery, only=["no-warmup"]).findings == []
-    assert len(check_script(path, nursery=nursery, only=["double-step"]).findings) == 1
+    assert check_script(path, forkserver=forkserver, skip=["double-step"]).findings == []
+    assert check_script(path, forkserver=forkserver, only=["no-warmup"]).findings == []
+    assert len(check_script(path, forkserver=forkserver, only=["double-step"]).findings) == 1
     with pytest.raises(ValueError, match="no pitfall is called 'doublestep'; expected 'double-step'"):
-        check_script(path, nursery=nursery, skip=["doublestep"])
+        check_script(path, forkserver=forkserver, skip=["doublestep"])
 
 
 def below(parent: int) -> list[int]:
@@ -210,15 +210,15 @@ def below(parent: int) -> list[int]:
 @pytest.mark.timeout(120)
 def test_who_gives_up_leaves_nothing_behind(tmp_path: Path):
     path = script(tmp_path, "import time; time.sleep(1000)")
-    with Nursery() as nursery:
-        assert nursery._process.stdin is not None
+    with ForkServer() as forkserver:
+        assert forkserver._process.stdin is not None
         request = {"script": str(path), "arguments": [], "folder": str(tmp_path), "cwd": str(tmp_path), "environ": {}}
-        print(json.dumps(request | {"processes": 2, "limit": 100}), file=nursery._process.stdin, flush=True)
+        print(json.dumps(request | {"processes": 2, "limit": 100}), file=forkserver._process.stdin, flush=True)
         until = time.monotonic() + 20
-        while len(born := below(nursery._process.pid)) < 2 and time.monotonic() < until:
+        while len(born := below(forkserver._process.pid)) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         assert len(born) == 2
-        born.append(nursery._process.pid)
+        born.append(forkserver._process.pid)
     assert not [pid for pid in born if Path(f"/proc/{pid}").exists()]
 
 
@@ -251,9 +251,9 @@ def test_signs_of_several_processes(line: str, wants: bool, tmp_path: Path):
 
 
 @pytest.mark.timeout(120)
-def test_a_script_is_over_when_its_processes_part(nursery: Nursery, tmp_path: Path):
+def test_a_script_is_over_when_its_processes_part(forkserver: ForkServer, tmp_path: Path):
     """What comes after cannot hang the check."""
     text = (LOOPS / "batchnorm-stats-of-rank-0_broken.py").read_text(encoding="utf-8").replace("range(5)", "range(2)")
     path = script(tmp_path, text + "\nwhile rank == 1:\n    pass\n")
-    checked = check_script(path, nursery=nursery, limit=60, cwd=tmp_path)
+    checked = check_script(path, forkserver=forkserver, limit=60, cwd=tmp_path)
     assert [finding.pitfall for finding in checked.findings] == ["batchnorm-stats-of-rank-0"]

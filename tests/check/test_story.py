@@ -22,7 +22,7 @@ def taken(*passes: tuple[int | None, int | None], size: int | None = 64, steps: 
             if steps or number == len(passes) - 1:
                 tape.add("step", None, optimizer=0, rates=[0.1])
     updates = Story(tape).updates
-    return [[micro.samples for micro in update.micros] for update in updates[: len(updates) // 3]]
+    return [[micro.samples for micro in update.microbatches] for update in updates[: len(updates) // 3]]
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,6 @@ def test_a_pass_after_two_optimizers_steps_is_over_the_same_batch():
         for optimizer in range(2):
             tape.add("step", None, optimizer=optimizer, rates=[0.1])
     first, _, second, _ = Story(tape).updates
-    assert [(m.loader, m.epoch, m.index, m.samples) for m in (*first.micros, *second.micros)] == [(3, 1, 2, 64)] * 2
+    assert [(m.loader, m.epoch, m.index, m.samples) for m in (*first.microbatches, *second.microbatches)] == [
+        (3, 1, 2, 64)
+    ] * 2

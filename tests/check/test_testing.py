@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import onehour.check as check
-from onehour.check import testing
-from onehour.check.runner import Nursery
+from onehour.check.run import checking
+from onehour.check.run.checking import ForkServer
 
 LOOPS = Path(__file__).parent / "loops"
 
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
-def started(monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> None:
+def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
     """Without waiting for torch each time."""
-    monkeypatch.setattr(testing, "check_script", partial(check.check_script, nursery=nursery))
+    monkeypatch.setattr(checking, "check_script", partial(check.check_script, forkserver=forkserver))
 
 
 def test_a_clean_script_passes():

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from onehour.check.where import Own, called_directly, is_users, maker_line, user_line
+from onehour.check.observe import source
+from onehour.check.observe.source import called_directly, is_users, maker_line, user_line
 
 SOURCE = """
 class Made:
@@ -56,7 +57,7 @@ def test_libraries_are_not_the_user_s(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not any(is_users(file) for file in (os.__file__, torch.__file__, "<stdin>"))
     script = tmp_path / "site-packages" / "package" / "train.py"
     assert not is_users(str(script))
-    monkeypatch.setattr(Own, "folders", {str(script.parent)})
+    monkeypatch.setattr(source, "SCRIPT_FOLDERS", {str(script.parent)})
     is_users.cache_clear()
     assert is_users(str(script))  # unless it is what is checked
     is_users.cache_clear()

@@ -142,7 +142,7 @@ def whole_recipe() -> str:
 def nothing_starts(draw: random.Random) -> Iterator[None]:
     """Where training, a script or processes would start, the command ends in one of the ways in which these end."""
     import onehour.api as api
-    from onehour.check.runner import CheckError
+    from onehour.check.run.checking import CheckError
     from onehour.dist.launch import LaunchError
     from onehour.training import build
 
@@ -163,7 +163,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
     patches: list[tuple[str, Any]] = [
         ("onehour.commands._train_here", lambda *_: draw.choice((4, 75))),
         ("onehour.dist.launch.launch", fail(LaunchError("a process failed", 1))),
-        ("onehour.check.runner.check_script", fail(CheckError("not checked here"))),
+        ("onehour.check.run.checking.check_script", fail(CheckError("not checked here"))),
         ("onehour.api.check", check),
         ("onehour.training.record.move_aside", lambda folder: None),
         ("onehour.jobs.sweep.expected_seconds", lambda *_, **__: 60.0),

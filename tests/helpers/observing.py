@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from onehour.check.observers import Observers
-from onehour.check.recorder import Recorder
+from onehour.check.observe import Observers
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.tape import Tape
 
 
@@ -17,7 +17,7 @@ class Watched:
     """All observers for the time of a block."""
 
     def __init__(self, folder: Path | None = None, **options: Any) -> None:
-        self.recorder = Recorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
+        self.recorder = TapeRecorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
         self.observers = Observers(self.recorder, folder)
 
     def __enter__(self) -> Tape:

@@ -2,14 +2,226 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from onehour.check.rates import Schedule, by_group, schedule_of
 from onehour.check.story import Story
 
-__all__ = ["Base", "Case"]
+UNKNOWN_EPOCHS = 100
+"""Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
+
+
+@dataclass
+class RateSchedule:
+    """How the rate of the main optimizer goes.
+
+    Args:
+        seen: the rate of each update that was observed, with its epoch.
+        scheduler: the number of the scheduler that sets it; None where the loop does so itself.
+        a_update: scheduler steps for each optimizer step, where it is stepped within epochs.
+        an_epoch: scheduler steps in a whole epoch.
+        steps: of the scheduler over the planned run.
+        planned: whether the number of epochs is known.
+        curve: [count, rate] pairs of its whole life.
+
+    >>> RateSchedule(seen=[(0, 0.1), (1, 0.2)]).highest
+    0.2
+    """
+
+    seen: list[tuple[int | None, float]]
+    scheduler: int | None = None
+    a_update: int = 0
+    an_epoch: int | None = None
+    steps: int | None = None
+    planned: bool = False
+    curve: list[list[float]] = field(default_factory=list)
+
+    @property
+    def first(self) -> float | None:
+        """The rate of the first update.
+
+        >>> RateSchedule(seen=[(0, 0.1)]).first
+        0.1
+        """
+        return self.seen[0][1] if self.seen else None
+
+    @property
+    def highest(self) -> float | None:
+        """The highest rate that is known: at most η̂.
+
+        >>> RateSchedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).highest
+        0.8
+        """
+        rates = [rate for _, rate in self.seen] + [rate for _, rate in self.curve]
+        return max(rates, default=None)
+
+    @property
+    def rising(self) -> bool:
+        """Whether the rates that were seen end within a warmup, and nothing else is known of them.
+
+        A rise that is as old as two others took is the last one.
+
+        >>> RateSchedule(seen=[(0, 0.1), (0, 0.1), (1, 0.2), (1, 0.2)]).rising
+        True
+        >>> RateSchedule(seen=[(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.3), (1, 0.3)]).rising
+        False
+        """
+        if self.curve:
+            return False
+        highest, rises = float("inf"), [0]
+        for index, (_, rate) in enumerate(self.seen):
+            if rate > highest * (1 + 1e-4):
+                rises.append(index)
+            highest = rate if index == 0 else max(highest, rate)
+        longest = max((b - a for a, b in itertools.pairwise(rises)), default=0)
+        return len(rises) > 1 and len(self.seen) - rises[-1] <= 2 * longest
+
+    @property
+    def target(self) -> float | None:
+        """η̂: the highest rate of the run; None where it is not known yet.
+
+        >>> RateSchedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).target
+        0.8
+        """
+        return None if self.rising else self.highest
+
+    def at(self, step: float) -> float | None:
+        """The curve's rate after so many scheduler steps.
+
+        >>> RateSchedule(seen=[], curve=[[5, 0.1], [5, 0.8]]).at(5)
+        0.8
+        """
+        passed = 0.0
+        for count, rate in self.curve:
+            passed += count
+            if step < passed:
+                return rate
+        return None
+
+    def reaches(self, rate: float, *, after: float = 0) -> int | None:
+        """The first scheduler step from which on the rate is at most so much, not before the curve's peak.
+
+        >>> RateSchedule(seen=[], curve=[[5, 0.1], [5, 0.8], [5, 0.01]]).reaches(0.02)
+        10
+        """
+        passed, peak = 0, max((r for _, r in self.curve), default=0.0)
+        seen = False
+        for count, now in self.curve:
+            seen = seen or now >= peak * (1 - 1e-9)
+            if seen and now <= rate * (1 + 1e-9) and passed + count > after:
+                return int(passed)
+            passed += count
+        return None
+
+
+def schedule_of(story: Story) -> RateSchedule:
+    """The schedule of a story's main optimizer.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> schedule_of(Story(Tape())).target is None
+    True
+    """
+    main = [update for update in story.updates if update.optimizer == story.main]
+    schedule = RateSchedule(seen=[(update.epoch, update.rate) for update in main])
+    numbers = _schedulers(story)
+    if len(numbers) != 1:
+        return schedule
+    schedule.scheduler = numbers[0]
+    schedule.a_update, schedule.an_epoch = _pace(story, numbers[0])
+    epochs = story.planned
+    schedule.planned = epochs is not None
+    if schedule.an_epoch is not None:
+        schedule.steps = schedule.an_epoch * (epochs or UNKNOWN_EPOCHS)
+    curve = story.curves.get(numbers[0], {}).get("rates", [])
+    schedule.curve = curve
+    if curve and not _agrees(schedule, _calls_before(story, numbers[0])):
+        schedule.curve = []
+    return schedule
+
+
+def by_group(story: Story, schedule: RateSchedule) -> list[RateSchedule]:
+    """The main optimizer's schedule for each of its groups; one alone where they all have the same rate.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> tape = Tape()
+    >>> tape.add("step", None, optimizer=0, rates=[0.1, 1.0])
+    >>> story = Story(tape)
+    >>> [one.target for one in by_group(story, schedule_of(story))]
+    [0.1, 1.0]
+    """
+    main = [update for update in story.updates if update.optimizer == story.main]
+    rates = [update.event.facts["rates"] for update in main]
+    if all(len({*each}) < 2 for each in rates):
+        return [schedule]
+    highest, schedules = max(update.rate for update in main), []
+    for group in range(max(map(len, rates))):
+        seen = [(update.epoch, each[group]) for update, each in zip(main, rates, strict=True) if group < len(each)]
+        share = max(rate for _, rate in seen) / highest  # the curve is that of the largest
+        curve = [[count, rate * share] for count, rate in schedule.curve]
+        schedules.append(replace(schedule, seen=seen, curve=curve))
+    return schedules
+
+
+def planned_steps(story: Story) -> dict[int, int]:
+    """How many steps each scheduler of the main optimizer takes in the whole run, to run a copy to the end.
+
+    >>> from onehour.check.story import Story
+    >>> from onehour.check.tape import Tape
+    >>> planned_steps(Story(Tape()))
+    {}
+    """
+    schedule = schedule_of(story)
+    if schedule.scheduler is None or schedule.steps is None:
+        return {}
+    updates = (story.updates_an_epoch or 0) * (story.planned or 0)
+    return {schedule.scheduler: max(schedule.steps, updates)}
+
+
+def _schedulers(story: Story) -> list[int]:
+    parts = {part for event in story.schedulers.values() for part in event.facts["parts"]}
+    stepped = {event.facts["scheduler"] for event in story.tape.of("schedule")}
+    return [
+        number
+        for number, event in story.schedulers.items()
+        if event.facts["optimizer"] == story.main and number not in parts and number in stepped
+    ]
+
+
+def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
+    """Scheduler steps for each update, 0 for one that is stepped once an epoch, and in a whole epoch."""
+    calls = sum(event.facts["scheduler"] == scheduler for event in story.tape.of("schedule"))
+    updates = sum(update.optimizer == story.main for update in story.updates)
+    ended = len(story.ends(story.training)) if story.training is not None else 0
+    if not calls or not updates:
+        return 0, None
+    if ended and calls <= ended and updates >= 2 * calls:
+        return 0, 1
+    a_update = round(calls / updates)
+    if not a_update or abs(calls / updates - a_update) > 0.2 * a_update:
+        return 0, None
+    an_epoch = story.updates_an_epoch
+    return a_update, None if an_epoch is None else a_update * an_epoch
+
+
+def _calls_before(story: Story, scheduler: int) -> list[int]:
+    """How often the scheduler was stepped before each update of the main optimizer."""
+    calls, before = 0, []
+    for event in story.tape.of("schedule", "step"):
+        if event.kind == "schedule":
+            calls += event.facts["scheduler"] == scheduler
+        elif event.facts["optimizer"] == story.main:
+            before.append(calls)
+    return before
+
+
+def _agrees(schedule: RateSchedule, calls: list[int]) -> bool:
+    """Whether the copy's curve begins as the loop's rates did; a loop that also sets rates itself leaves it."""
+    pairs = zip([rate for _, rate in schedule.seen], [schedule.at(count) for count in calls], strict=True)
+    return all(b is not None and abs(a - b) <= 1e-6 * max(abs(a), abs(b)) + 1e-12 for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -38,15 +250,15 @@ class Case:
     Args:
         stories: of each process, by rank.
         base: what was declared.
-        alone: the story of the same script on one process, where these are several.
+        single: the story of the same script on one process, where these are several.
 
     >>> from onehour.check.tape import Tape
     >>> Case([Story(Tape())]).minibatch is None
     True
     """
 
-    def __init__(self, stories: list[Story], base: Base | None = None, alone: Story | None = None) -> None:
-        self.stories, self.base, self.alone = stories, base or Base(), alone
+    def __init__(self, stories: list[Story], base: Base | None = None, single: Story | None = None) -> None:
+        self.stories, self.base, self.single = stories, base or Base(), single
 
     @property
     def story(self) -> Story:
@@ -101,7 +313,7 @@ class Case:
             return None
         return self.base.lr, self.base.minibatch, self.minibatch
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> RateSchedule:
         """The rates of the main optimizer over the run, as far as they are known.
 
         Groups may have rates of their own, and the base's is that of one of them: the one that fits it, or else the

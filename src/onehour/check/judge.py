@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import linecache
+import re
+from collections.abc import Callable, Collection, Sequence
 
 from onehour.check.case import Case
 from onehour.check.catalogue import PITFALLS
@@ -21,7 +23,46 @@ from onehour.check.pitfalls import (
     stepping,
 )
 
-__all__ = ["JUDGES", "judge", "not_judged"]
+_COMMENT = re.compile(r"#\s*onehour:\s*ignore(?:\[([\w\s,-]*)\])?")
+
+
+def not_silenced(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings whose line, or the line above it, has no comment that names them; one without ids silences all.
+
+    >>> not_silenced([])
+    []
+    """
+    return [finding for finding in findings if not _silenced(finding)]
+
+
+def _silenced(finding: Finding) -> bool:
+    if finding.where is None:
+        return False
+    file, _, line = finding.where.rpartition(":")
+    if not line.isdigit():
+        return False
+    linecache.checkcache(file)
+    number = int(line)
+    texts = [linecache.getline(file, number)]
+    above = linecache.getline(file, number - 1).strip()
+    if above.startswith("#"):
+        texts.append(above)
+    return any(names(text, finding.pitfall) for text in texts)
+
+
+def names(text: str, pitfall: str) -> bool:
+    """Whether a line's comment silences a pitfall.
+
+    >>> names("optimizer.step()  # onehour: ignore[double-step]", "double-step")
+    True
+    >>> names("optimizer.step()  # onehour: ignore[double-step]", "no-warmup")
+    False
+    """
+    match = _COMMENT.search(text)
+    if match is None:
+        return False
+    return match[1] is None or pitfall in {part.strip() for part in match[1].split(",")}
+
 
 JUDGES: dict[str, Callable[[Case], Finding | None]] = {
     "lr-not-scaled": rate.lr_not_scaled,

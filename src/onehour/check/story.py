@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -11,11 +12,24 @@ from typing import Any
 
 from onehour.check.tape import Event, Tape
 
-__all__ = ["Micro", "Story", "Update"]
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """c and the relative rest of the best a ≈ c·b; (0, 1) where b is zero.
+
+    >>> ratio([2.0, 4.0], [1.0, 2.0])
+    (2.0, 0.0)
+    """
+    square = math.fsum(y * y for y in b)
+    size = math.sqrt(math.fsum(x * x for x in a))
+    if square == 0 or len(a) != len(b):
+        return 0.0, 1.0
+    c = math.fsum(x * y for x, y in zip(a, b, strict=True)) / square
+    rest = math.sqrt(math.fsum((x - c * y) ** 2 for x, y in zip(a, b, strict=True)))
+    return c, rest / size if size else 0.0
 
 
 @dataclass
-class Micro:
+class MicroBatch:
     """One backward pass, or several over one batch.
 
     Args:
@@ -24,7 +38,7 @@ class Micro:
         terms: the losses that it came through, with the weight of their samples.
         event: of the first backward pass.
 
-    >>> Micro(None, None, None, 8).weight
+    >>> MicroBatch(None, None, None, 8).weight
     """
 
     loader: int | None
@@ -38,7 +52,7 @@ class Micro:
     def term(self) -> dict[str, Any] | None:
         """The first loss: what is said of it is said of all.
 
-        >>> Micro(None, None, None, 8).term
+        >>> MicroBatch(None, None, None, 8).term
         """
         return self.terms[0] if self.terms else None
 
@@ -46,7 +60,7 @@ class Micro:
     def weight(self) -> float | None:
         """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered.
 
-        >>> Micro(None, None, None, 8, [{"total": 0.25}]).weight
+        >>> MicroBatch(None, None, None, 8, [{"total": 0.25}]).weight
         0.25
         """
         return self.term["total"] if self.term else None
@@ -59,7 +73,7 @@ class Update:
     Args:
         optimizer: its number.
         event: the step.
-        micros: since the optimizer's step before.
+        microbatches: since the optimizer's step before.
 
     >>> Update(0, Event("step", None, {"rates": [0.1]}), []).rate
     0.1
@@ -67,7 +81,7 @@ class Update:
 
     optimizer: int
     event: Event
-    micros: list[Micro]
+    microbatches: list[MicroBatch]
 
     @property
     def rate(self) -> float:
@@ -82,20 +96,20 @@ class Update:
     def samples(self) -> int | None:
         """How many this process gave it.
 
-        >>> Update(0, Event("step", None), [Micro(0, 0, 0, 8), Micro(0, 0, 1, 8)]).samples
+        >>> Update(0, Event("step", None), [MicroBatch(0, 0, 0, 8), MicroBatch(0, 0, 1, 8)]).samples
         16
         """
-        sizes = [micro.samples for micro in self.micros]
+        sizes = [micro.samples for micro in self.microbatches]
         return None if not sizes or None in sizes else sum(size for size in sizes if size)
 
     @property
     def epoch(self) -> int | None:
         """Of its last batch.
 
-        >>> Update(0, Event("step", None), [Micro(0, 3, 0, 8)]).epoch
+        >>> Update(0, Event("step", None), [MicroBatch(0, 3, 0, 8)]).epoch
         3
         """
-        return self.micros[-1].epoch if self.micros else None
+        return self.microbatches[-1].epoch if self.microbatches else None
 
 
 class Story:
@@ -129,16 +143,16 @@ class Story:
         self.curves = {e.facts["scheduler"]: e.facts for e in tape.of("curve")}
         self.models = list(tape.of("model"))
         self.updates: list[Update] = []
-        self.left: list[Micro] = []
+        self.left: list[MicroBatch] = []
         """Backward passes that no step followed."""
-        self._passes: list[tuple[list[Micro], Micro]] = []
+        self._passes: list[tuple[list[MicroBatch], MicroBatch]] = []
         """Over the batch that is read: each with the window that it lies in."""
         self._place: tuple[int | None, int | None, int | None] = None, None, None
         self._whole: int | None = None
         self._read()
 
     def _read(self) -> None:
-        waiting: list[Micro] = []
+        waiting: list[MicroBatch] = []
         given: dict[int, deque[Event]] = {}
         loader: int | None = None
         for event in self.tape.events:
@@ -157,7 +171,7 @@ class Story:
         self._settle()
         self.left = waiting
 
-    def _gather(self, waiting: list[Micro], queue: deque[Event] | None, event: Event) -> None:
+    def _gather(self, waiting: list[MicroBatch], queue: deque[Event] | None, event: Event) -> None:
         samples, terms = event.facts.get("samples"), event.facts.get("terms", [])
         if queue:
             self._settle()
@@ -166,15 +180,15 @@ class Story:
             size = self._whole
             # A loop that splits its batches shows in the samples of each pass; one that makes them longer does not.
             own = samples if samples is not None and (size is None or samples < size) else size
-            waiting.append(Micro(*self._place, own, list(terms), event))
+            waiting.append(MicroBatch(*self._place, own, list(terms), event))
         elif queue is None:
-            waiting.append(Micro(None, None, None, samples, list(terms), event))
+            waiting.append(MicroBatch(None, None, None, samples, list(terms), event))
             return
         elif waiting and not (samples is not None and self._whole is not None and samples < self._whole):
             waiting[-1].terms += terms  # a second loss over the same batch
             return
         else:
-            waiting.append(Micro(*self._place, samples, list(terms), event))
+            waiting.append(MicroBatch(*self._place, samples, list(terms), event))
         self._passes.append((waiting, waiting[-1]))
 
     def _settle(self) -> None:
@@ -184,7 +198,7 @@ class Story:
         short = [id(micro) for micro in sized if whole is not None and (micro.samples or 0) < whole]
         if not short or whole is None or (len(short) == len(sized) and _parts(sized, whole)):
             return
-        previous: tuple[list[Micro], Micro] | None = None
+        previous: tuple[list[MicroBatch], MicroBatch] | None = None
         for window, micro in passes:
             if id(micro) in short and previous is not None and previous[0] is window:
                 previous[1].terms += micro.terms
@@ -204,10 +218,10 @@ class Story:
         return counts.most_common(1)[0][0] if counts else None
 
     @property
-    def alone(self) -> bool:
+    def one_optimizer(self) -> bool:
         """Whether one optimizer does all steps, so that what lies between two of them belongs to the second.
 
-        >>> Story(Tape()).alone
+        >>> Story(Tape()).one_optimizer
         False
         """
         return len({update.optimizer for update in self.updates}) == 1
@@ -219,7 +233,7 @@ class Story:
         >>> Story(Tape()).training is None
         True
         """
-        counts = Counter(m.loader for update in self.updates for m in update.micros if m.loader is not None)
+        counts = Counter(m.loader for update in self.updates for m in update.microbatches if m.loader is not None)
         return counts.most_common(1)[0][0] if counts else None
 
     def order(self, loader: int, epoch: int) -> Sequence[int] | None:
@@ -281,7 +295,7 @@ class Story:
         >>> Story(Tape()).window
         1
         """
-        counts = Counter(len(update.micros) for update in self.updates if update.micros)
+        counts = Counter(len(update.microbatches) for update in self.updates if update.microbatches)
         return counts.most_common(1)[0][0] if counts else 1
 
     @property
@@ -306,15 +320,15 @@ class Story:
         return sizes.most_common(1)[0][0] if sizes else None
 
 
-def _parts(micros: list[Micro], whole: int) -> bool:
+def _parts(microbatches: list[MicroBatch], whole: int) -> bool:
     """Whether passes over a batch that seem to take less than the whole do: they add up to it, or their losses agree.
 
     The first dimension of a model's input may be time.
     """
-    counts = [[term["count"] for term in micro.terms if term.get("count")] for micro in micros]
+    counts = [[term["count"] for term in micro.terms if term.get("count")] for micro in microbatches]
     if any(whole in own for own in counts):
         return False
-    samples = [micro.samples or 0 for micro in micros]
+    samples = [micro.samples or 0 for micro in microbatches]
     return sum(samples) % whole == 0 or all(
         any(count % size == 0 and count % whole for count in own) for size, own in zip(samples, counts, strict=True)
     )

@@ -1,7 +1,8 @@
-"""Watching a loop from inside: a context around it, or two calls; afterwards the report says what was found."""
+"""Watching a loop that a trainer owns: callbacks for Lightning and the Hugging Face Trainer."""
 
 from __future__ import annotations
 
+import importlib
 from array import array
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,16 +14,13 @@ from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding, as_table
-from onehour.check.judge import judge, not_judged, refuse_unknown
-from onehour.check.observers import Observers
-from onehour.check.recorder import Recorder
-from onehour.check.silence import not_silenced
+from onehour.check.judge import judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.observe import Observers
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.story import Story
 from onehour.check.tape import Tape
 
-__all__ = ["Report", "Watch", "watch"]
-
-DEEP, EPOCHS, UPDATES = 4, 2, 1000
+DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
 
 
@@ -91,7 +89,7 @@ class Watch:
         refuse_unknown([*only, *skip])
         self.base, self.only, self.skip = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay), only, skip
         self.report = Report()
-        self.recorder = Recorder(deep_updates=DEEP, epochs=EPOCHS, cut=False)
+        self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, epochs=WATCHED_EPOCHS, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
         self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
 
@@ -106,11 +104,11 @@ class Watch:
         self.observers.optimizers.on_step = lambda optimizer: (stepped(optimizer), self._stepped())
 
     def _pass_begins(self, loader: int) -> None:
-        if self.observers.loaders.trained.get(loader, 0) >= EPOCHS:
+        if self.observers.loaders.trained.get(loader, 0) >= WATCHED_EPOCHS:
             self._enough()
 
     def _stepped(self) -> None:
-        if self.recorder.updates >= UPDATES:
+        if self.recorder.updates >= WATCHED_UPDATES:
             self._enough()
 
     def _enough(self) -> None:
@@ -200,3 +198,77 @@ def watch(
         watching.recorder.finished = True
         raise
     watching.stop()
+
+
+def lightning_callback(**options: Any) -> Any:
+    """A callback for Lightning's Trainer; its `report` is filled when the fit ends, and printed by process 0.
+
+    Args:
+        options: those of `watch` behind the optimizer.
+
+    Raises:
+        ValueError: if neither lightning nor pytorch_lightning is installed.
+    """
+    lightning = _installed("lightning.pytorch", "pytorch_lightning")
+
+    class OnehourWatch(lightning.Callback):
+        """Watches `fit`."""
+
+        report = Report()
+        _watching: Watch | None = None
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+            scheduler = schedulers[0] if len(schedulers) == 1 else None
+            self._watching = Watch(pl_module, trainer.optimizers[0], scheduler=scheduler, **options)
+            self._watching.start()
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            if self._watching is not None:
+                self.report = self._watching.stop()
+                _say(self.report, first=trainer.is_global_zero)
+
+    return OnehourWatch()
+
+
+def hf_callback(**options: Any) -> Any:
+    """A callback for the Hugging Face Trainer; its `report` is filled when training ends, and printed by process 0.
+
+    Args:
+        options: those of `watch` behind the optimizer.
+
+    Raises:
+        ValueError: if transformers is not installed.
+    """
+    transformers = _installed("transformers")
+
+    class OnehourWatch(transformers.TrainerCallback):
+        """Watches `train`."""
+
+        report = Report()
+        _watching: Watch | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            self._watching = Watch(given["model"], given["optimizer"], scheduler=given.get("lr_scheduler"), **options)
+            self._watching.start()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if self._watching is not None:
+                self.report = self._watching.stop()
+                _say(self.report, first=state.is_world_process_zero)
+
+    return OnehourWatch()
+
+
+def _say(report: Report, *, first: bool) -> None:
+    if first and report.findings:
+        print(as_table(report.findings))
+
+
+def _installed(*names: str) -> Any:
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise ValueError(f"this callback needs {' or '.join(names)}: pip install {names[0].partition('.')[0]}")

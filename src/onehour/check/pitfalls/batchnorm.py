@@ -38,7 +38,7 @@ def batchnorm_n_changed(case: Case) -> Finding | None:
             where=_line(case),
             n=case.base.per_worker,
         )
-    before = sizes(case.alone) if case.alone is not None else []
+    before = sizes(case.single) if case.single is not None else []
     if before and case.processes > 1 and max(before) != n:
         return found(
             "batchnorm-n-changed",
@@ -114,10 +114,10 @@ def batchnorm_stats_diverge(case: Case) -> Finding | None:
     )
 
 
-Numbers = list[float]
+Numbering = list[float]
 
 
-def _used(case: Case) -> tuple[Event, list[Event | None], list[Numbers]] | None:
+def _used(case: Case) -> tuple[Event, list[Event | None], list[Numbering]] | None:
     """What was evaluated first, or else saved: the statistics on each process, and those of its last update before."""
     if case.processes < 2:
         return None
@@ -130,23 +130,23 @@ def _used(case: Case) -> tuple[Event, list[Event | None], list[Numbers]] | None:
     return None
 
 
-def _own(story: Story, updates: int) -> Numbers | None:
+def _own(story: Story, updates: int) -> Numbering | None:
     """A process's own statistics after so many updates."""
     return next((e.facts["numbers"] for e in story.tape.of("own") if e.facts["updates"] == updates), None)
 
 
-def _equal(own: list[Numbers]) -> bool:
+def _equal(own: list[Numbering]) -> bool:
     """Whether the processes' own never differ: frozen, synchronised, or averaged at every update."""
     return max(_apart(numbers, own[0]) for numbers in own) <= EQUAL
 
 
-def _averaged(used: Numbers, own: list[Numbers]) -> bool:
+def _averaged(used: Numbering, own: list[Numbering]) -> bool:
     """Whether what is used lies at the mean of the processes' own."""
     mean = [math.fsum(numbers) / len(own) for numbers in zip(*own, strict=True)]
     return _apart(used, mean) <= 1e-3 * max(_apart(numbers, mean) for numbers in own)
 
 
-def _apart(a: Numbers, b: Numbers) -> float:
+def _apart(a: Numbering, b: Numbering) -> float:
     size = math.hypot(*b)
     return math.dist(a, b) / size if size and len(a) == len(b) else 0.0
 

@@ -52,8 +52,8 @@ def decay_scaled_with_loss(case: Case) -> Finding | None:
         return None
     for update in windows(case):
         each = weights(update)
-        terms = [term for micro in update.micros for term in micro.terms]
-        single = len(terms) == len(update.micros) == 1 and terms[0]["reduction"] == "mean"
+        terms = [term for micro in update.microbatches for term in micro.terms]
+        single = len(terms) == len(update.microbatches) == 1 and terms[0]["reduction"] == "mean"
         if each is None or not single or terms[0]["name"] not in ("cross_entropy", "nll_loss"):
             continue
         s = each[0]
@@ -63,7 +63,7 @@ def decay_scaled_with_loss(case: Case) -> Finding | None:
                 measured=f"the loss is multiplied by {s:.4g}, and λ = {decay:g} is not: against the gradient the decay"
                 f" is {s:.4g} times weaker",
                 expected="a mean loss, and a rate that is multiplied",
-                where=loss_line(update.micros[0]),
+                where=loss_line(update.microbatches[0]),
                 factor=s,
             )
     return None

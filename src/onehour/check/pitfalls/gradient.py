@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
-from onehour.check.proportion import ratio
-from onehour.check.story import Micro, Update
+from onehour.check.story import MicroBatch, Update, ratio
 
 __all__ = ["accumulation_not_divided", "accumulation_tail", "gradient_mean_of_unequal"]
 
@@ -25,10 +24,10 @@ def factor(update: Update) -> float:
     """
     final = update.event.facts.get("final")
     name = str(update.optimizer)
-    local = [micro.event.facts.get("local", {}).get(name) for micro in update.micros]
+    local = [micro.event.facts.get("local", {}).get(name) for micro in update.microbatches]
     if not final or not local or any(numbers is None for numbers in local):
         return 1.0
-    scales = {micro.event.facts.get("scale", 1.0) for micro in update.micros}
+    scales = {micro.event.facts.get("scale", 1.0) for micro in update.microbatches}
     if len(scales) > 1:
         return 1.0
     total = [sum(numbers) for numbers in zip(*[n for n in local if n], strict=True)]
@@ -39,26 +38,26 @@ def factor(update: Update) -> float:
 def windows(case: Case) -> Iterator[Update]:
     """The updates whose samples' weights are known, of a loop with one optimizer."""
     story = case.story
-    if story.alone:
+    if story.one_optimizer:
         for update in story.updates:
-            if update.micros:
+            if update.microbatches:
                 yield update
 
 
-def _alike(micros: list[Micro]) -> bool:
+def _alike(microbatches: list[MicroBatch]) -> bool:
     """Whether batches are parts of one minibatch: of one loader, through one loss. A batch of each task is not."""
-    losses = {(micro.term["name"], micro.term.get("where")) for micro in micros if micro.term}
-    return len({micro.loader for micro in micros}) <= 1 and len(losses) <= 1
+    losses = {(micro.term["name"], micro.term.get("where")) for micro in microbatches if micro.term}
+    return len({micro.loader for micro in microbatches}) <= 1 and len(losses) <= 1
 
 
 def weights(update: Update) -> list[float] | None:
     """Σ of the samples' weights of each batch that an update gathered; None where one is not known.
 
     >>> from onehour.check.tape import Event
-    >>> weights(Update(0, Event("step", None), [Micro(0, 0, 0, 8, [{"total": 0.5}])]))
+    >>> weights(Update(0, Event("step", None), [MicroBatch(0, 0, 0, 8, [{"total": 0.5}])]))
     [0.5]
     """
-    known = [micro.weight for micro in update.micros]
+    known = [micro.weight for micro in update.microbatches]
     c = factor(update)
     return None if None in known else [c * weight for weight in known if weight is not None]
 
@@ -66,15 +65,15 @@ def weights(update: Update) -> list[float] | None:
 def accumulation_not_divided(case: Case) -> Finding | None:
     """Batches gathered as if each were the whole minibatch: a times too large."""
     for update in windows(case):
-        a, each = len(update.micros), weights(update)
-        if a < 2 or a != case.story.window or each is None or not _means(update) or not _alike(update.micros):
+        a, each = len(update.microbatches), weights(update)
+        if a < 2 or a != case.story.window or each is None or not _means(update) or not _alike(update.microbatches):
             continue
         if all(abs(weight - 1) < EXACT for weight in each):
             return found(
                 "accumulation-not-divided",
                 measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
                 expected=f"each with the weight 1/{a}",
-                where=_backward_line(update.micros),
+                where=_backward_line(update.microbatches),
                 a=a,
             )
     return None
@@ -83,8 +82,8 @@ def accumulation_not_divided(case: Case) -> Finding | None:
 def gradient_mean_of_unequal(case: Case) -> Finding | None:
     """Means over unequal counts, averaged as if the counts were equal."""
     worst, finding = 1.01, None
-    for micros in _gathered(case):
-        terms = [micro.term for micro in micros]
+    for microbatches in _gathered(case):
+        terms = [micro.term for micro in microbatches]
         counted = [(t["low"], t["count"]) for t in terms if t and t["count"] and t["reduction"] != "none"]
         if len(counted) < max(len(terms), 2) or min(low for low, _ in counted) <= 0:
             continue
@@ -95,41 +94,41 @@ def gradient_mean_of_unequal(case: Case) -> Finding | None:
                 "gradient-mean-of-unequal",
                 measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
                 expected="equal weights 1/kn",
-                where=loss_line(micros[-1]),
+                where=loss_line(microbatches[-1]),
                 kn="count",  # it differs from update to update
             )
     return finding
 
 
-def _gathered(case: Case) -> Iterator[list[Micro]]:
+def _gathered(case: Case) -> Iterator[list[MicroBatch]]:
     """What each update gathers, over all processes."""
     if case.processes == 1:
-        yield from (update.micros for update in windows(case) if _alike(update.micros))
-    elif all(story.alone for story in case.stories):
+        yield from (update.microbatches for update in windows(case) if _alike(update.microbatches))
+    elif all(story.one_optimizer for story in case.stories):
         for updates in zip(*[story.updates for story in case.stories], strict=False):
-            if all(_alike(update.micros) for update in updates):
-                yield [micro for update in updates for micro in update.micros]
+            if all(_alike(update.microbatches) for update in updates):
+                yield [micro for update in updates for micro in update.microbatches]
 
 
 def accumulation_tail(case: Case) -> Finding | None:
     """A last window that is thrown away, goes into the next epoch's first one, or is divided by the usual count."""
     story = case.story
     a = story.window
-    if a < 2 or not story.alone or story.training is None:
+    if a < 2 or not story.one_optimizer or story.training is None:
         return None
     unsure = {e.facts["epoch"] for e in story.ends(story.training) if e.facts["cut"] and not e.facts["followed"]}
-    complete = (update for update in windows(case) if len(update.micros) == a and _alike(update.micros))
+    complete = (update for update in windows(case) if len(update.microbatches) == a and _alike(update.microbatches))
     full = next((sum(each) for update in complete if (each := weights(update))), None)
     # Without the division a window's weight is that of its batches; the division is what is missing.
     for update in () if accumulation_not_divided(case) else windows(case):
-        epochs = {micro.epoch for micro in update.micros}
-        if len(update.micros) == a or epochs & unsure:
+        epochs = {micro.epoch for micro in update.microbatches}
+        if len(update.microbatches) == a or epochs & unsure:
             continue
         each = weights(update)
         if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
             continue
-        what = f"an update of {len(update.micros)} batches"
-        return _tail(f"{what} has the weight {sum(each) / full:.3g} in all", update.micros, a)
+        what = f"an update of {len(update.microbatches)} batches"
+        return _tail(f"{what} has the weight {sum(each) / full:.3g} in all", update.microbatches, a)
     for update in windows(case):
         lost = _lost(update)
         if lost and not {micro.epoch for micro in lost} & unsure:
@@ -137,40 +136,40 @@ def accumulation_tail(case: Case) -> Finding | None:
     return None
 
 
-def _lost(update: Update) -> list[Micro]:
+def _lost(update: Update) -> list[MicroBatch]:
     """Batches before an update whose gradients were cleared before the next batch's backward pass."""
     name = str(update.optimizer)
-    for index in range(len(update.micros) - 1, 0, -1):
-        micro, before = update.micros[index], update.micros[index - 1]
+    for index in range(len(update.microbatches) - 1, 0, -1):
+        micro, before = update.microbatches[index], update.microbatches[index - 1]
         lying = micro.event.facts.get("before", {}).get(name)
         if lying is not None and not any(lying) and before.epoch != micro.epoch:
-            return update.micros[:index]
+            return update.microbatches[:index]
     return []
 
 
-def _tail(measured: str, micros: list[Micro], a: int) -> Finding:
+def _tail(measured: str, microbatches: list[MicroBatch], a: int) -> Finding:
     return found(
         "accumulation-tail",
         measured=measured,
         expected="every sample in one update, all updates with the weight 1",
-        where=_backward_line(micros),
+        where=_backward_line(microbatches),
         a=a,
     )
 
 
 def _means(update: Update) -> bool:
-    return all(micro.term and micro.term["reduction"] == "mean" for micro in update.micros)
+    return all(micro.term and micro.term["reduction"] == "mean" for micro in update.microbatches)
 
 
-def _backward_line(micros: list[Micro]) -> str | None:
-    micro = micros[-1]
+def _backward_line(microbatches: list[MicroBatch]) -> str | None:
+    micro = microbatches[-1]
     return micro.event.where if micro.event.facts.get("direct", True) else loss_line(micro)
 
 
-def loss_line(micro: Micro) -> str | None:
+def loss_line(micro: MicroBatch) -> str | None:
     """Where a batch's loss is computed, or else where its backward pass is called.
 
-    >>> loss_line(Micro(None, None, None, 8, [{"total": 1.0, "where": "train.py:7"}]))
+    >>> loss_line(MicroBatch(None, None, None, 8, [{"total": 1.0, "where": "train.py:7"}]))
     'train.py:7'
     """
     return (micro.term or {}).get("where") or micro.event.where

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
 from onehour.check.pitfalls.gradient import loss_line
-from onehour.check.proportion import ratio
-from onehour.check.story import Update
+from onehour.check.story import Update, ratio
 
 __all__ = [
     "different_initial_weights",
@@ -27,7 +26,7 @@ def together(case: Case) -> Iterator[list[Update]]:
     >>> list(together(Case([])))
     []
     """
-    if case.processes > 1 and all(story.alone for story in case.stories):
+    if case.processes > 1 and all(story.one_optimizer for story in case.stories):
         yield from (list(each) for each in zip(*[story.updates for story in case.stories], strict=False))
 
 
@@ -42,7 +41,7 @@ def communicated(updates: list[Update]) -> float | None:
     sums = []
     for update in updates:
         name = str(update.optimizer)
-        local = [micro.event.facts.get("local", {}).get(name) for micro in update.micros]
+        local = [micro.event.facts.get("local", {}).get(name) for micro in update.microbatches]
         if not local or any(numbers is None for numbers in local):
             return None
         sums.append([math.fsum(numbers) for numbers in zip(*[n for n in local if n], strict=True)])
@@ -50,7 +49,7 @@ def communicated(updates: list[Update]) -> float | None:
     if not final or len({len(numbers) for numbers in sums}) != 1:
         return None
     c, rest = ratio(final, [math.fsum(numbers) for numbers in zip(*sums, strict=True)])
-    scale = updates[0].micros[0].event.facts.get("scale", 1.0)
+    scale = updates[0].microbatches[0].event.facts.get("scale", 1.0)
     return c * scale if rest < EXACT and c > 0 else None
 
 
@@ -84,7 +83,7 @@ def loss_scaled_by_world_size(case: Case) -> Finding | None:
     p = case.processes
     for updates in together(case):
         c, weight = communicated(updates), _mean_weight(updates)
-        if c is None or weight is None or len(updates[0].micros) == p:
+        if c is None or weight is None or len(updates[0].microbatches) == p:
             continue
         if abs(c * p - 1) < EXACT and abs(weight / p - 1) < EXACT:
             return found(
@@ -92,7 +91,7 @@ def loss_scaled_by_world_size(case: Case) -> Finding | None:
                 measured=f"the loss is multiplied by {weight:.3g} and its gradients are averaged over {p} processes:"
                 f" {p} times the mean over kn",
                 expected="a mean loss, averaged",
-                where=loss_line(updates[0].micros[0]),
+                where=loss_line(updates[0].microbatches[0]),
                 p=p,
             )
     return None
@@ -102,11 +101,11 @@ def _mean_weight(updates: list[Update]) -> float | None:
     """Σ of the weights of a process's own samples, the same on each: 1 for a mean over them."""
     weights = []
     for update in updates:
-        each = [micro.weight for micro in update.micros]
+        each = [micro.weight for micro in update.microbatches]
         if (
             not each
             or None in each
-            or not all(micro.term and micro.term["reduction"] == "mean" for micro in update.micros)
+            or not all(micro.term and micro.term["reduction"] == "mean" for micro in update.microbatches)
         ):
             return None
         weights.append(math.fsum(weight for weight in each if weight is not None))

@@ -89,9 +89,9 @@ def adam_linear_scaling(case: Case) -> Finding | None:
             base=base,
             kn=minibatch,
         )
-    if case.alone is None or case.processes < 2:
+    if case.single is None or case.processes < 2:
         return None
-    one = Case([case.alone], case.base)
+    one = Case([case.single], case.base)
     before, samples = one.schedule().target, one.minibatch
     if not before or not samples or not case.minibatch or near(target, before):
         return None

@@ -6,9 +6,8 @@ import ast
 import linecache
 from collections import Counter
 
-from onehour.check.case import Case
+from onehour.check.case import Case, RateSchedule
 from onehour.check.finding import Finding, found
-from onehour.check.rates import Schedule
 from onehour.check.tape import Event
 
 __all__ = [
@@ -26,10 +25,10 @@ STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")
 """Those that a right loop may not step in its first epochs."""
 
 
-def horizon(schedule: Schedule) -> int | None:
+def horizon(schedule: RateSchedule) -> int | None:
     """After how many of its steps a schedule is done: it has come to a hundredth of its peak, or refuses to go on.
 
-    >>> horizon(Schedule(seen=[], steps=100, curve=[[10, 1.0], [10, 0.001], [81, 0.0]]))
+    >>> horizon(RateSchedule(seen=[], steps=100, curve=[[10, 1.0], [10, 0.001], [81, 0.0]]))
     20
     """
     peak = max((rate for _, rate in schedule.curve), default=0.0)
@@ -72,7 +71,7 @@ def scheduler_too_slow(case: Case) -> Finding | None:
     epochs, updates = story.planned, story.updates_an_epoch
     if schedule.an_epoch != 1 or schedule.a_update or not epochs or not updates or updates < 4:
         return None
-    end = horizon(Schedule(seen=[], steps=sum(int(n) for n, _ in schedule.curve) - 1, curve=schedule.curve))
+    end = horizon(RateSchedule(seen=[], steps=sum(int(n) for n, _ in schedule.curve) - 1, curve=schedule.curve))
     if end is None or abs(end - epochs * updates) > 0.1 * epochs * updates:
         return None
     fallen = schedule.reaches(0.5 * (schedule.target or 0.0))
@@ -182,7 +181,7 @@ def lr_collapses(case: Case) -> Finding | None:
     return _rises(case, schedule, epochs, steps)
 
 
-def _rises(case: Case, schedule: Schedule, epochs: int, steps: int) -> Finding | None:
+def _rises(case: Case, schedule: RateSchedule, epochs: int, steps: int) -> Finding | None:
     """Up again by a tenth of the peak, after it had fallen to a tenth."""
     peak = max(rate for _, rate in schedule.curve)
     passed, lowest, at, after_peak = 0.0, peak, 0.0, False

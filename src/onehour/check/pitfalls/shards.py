@@ -245,7 +245,7 @@ def _evaluations(case: Case) -> list[_Shares]:
         return []
     story = case.story
     evaluated = {event.facts["loader"] for event in story.tape.of("evaluation")}
-    trained = {micro.loader for update in story.updates for micro in update.micros}
+    trained = {micro.loader for update in story.updates for micro in update.microbatches}
     shares = [_Shares(case, loader) for loader in sorted(evaluated - trained) if loader in story.loaders]
     return [share for share in shares if share.known and share.one and share.samples]
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, found
-from onehour.check.proportion import ratio
+from onehour.check.story import ratio
 from onehour.check.tape import Event
 
 __all__ = ["double_step", "step_without_zero_grad", "unused_gradients"]
@@ -105,7 +105,7 @@ def unused_gradients(case: Case) -> Finding | None:
         update
         for update in main
         if not any(update.event.facts["final"])
-        and any(any(micro.event.facts.get("local", {}).get(name, [])) for micro in update.micros)
+        and any(any(micro.event.facts.get("local", {}).get(name, [])) for micro in update.microbatches)
     ]
     if len(cleared) == len(main):
         return found(
@@ -116,7 +116,7 @@ def unused_gradients(case: Case) -> Finding | None:
             remedy="call optimizer.zero_grad() before the backward pass, not between it and the step",
             write=("optimizer.zero_grad()", "loss.backward()", "optimizer.step()"),
         )
-    if all(update.event.facts["with_gradient"] == 0 for update in main) and any(u.micros for u in main):
+    if all(update.event.facts["with_gradient"] == 0 for update in main) and any(u.microbatches for u in main):
         return found(
             "unused-gradients",
             measured=f"none of the optimizer's {main[0].event.facts['parameters']} parameters has a gradient",

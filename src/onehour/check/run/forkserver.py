@@ -1,4 +1,4 @@
-"""A process that has torch imported and gives birth to others: each script starts at once, and none outlives it.
+"""A process that has torch imported and forks others: each script starts at once, and none outlives it.
 
 It reads one JSON object a line and answers with one: {"script", "arguments", "folder", "cwd", "environ", "processes",
 "limit"} → {"codes", "tails", "timed_out"}.
@@ -18,9 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["serve"]
-
-GRACE = 3.0
+PEER_SECONDS = 3.0
 """Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
 TAIL = 16_384
 """Bytes of what a script printed that are kept."""
@@ -34,10 +32,10 @@ def serve() -> None:
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
     _adopt_orphans()
-    # Before the first birth; every optimizer of torch imports its compiler, which takes as long as torch itself.
+    # Before the first fork; every optimizer of torch imports its compiler, which takes as long as torch itself.
     import torch._dynamo  # noqa: F401
 
-    import onehour.check.script  # noqa: F401
+    import onehour.check.run.script  # noqa: F401
 
     for module in ("safetensors.torch", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
@@ -55,7 +53,7 @@ class _Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reading)
-            _live(request, rank, writing)
+            _child(request, rank, writing)
         os.close(writing)
 
     def read(self) -> bool:
@@ -72,8 +70,8 @@ class _Child:
         return self.code is not None
 
 
-def _live(request: dict[str, Any], rank: int, output: int) -> None:
-    """A child's whole life; it never returns."""
+def _child(request: dict[str, Any], rank: int, output: int) -> None:
+    """What a child does; it never returns."""
     try:
         os.setsid()
         _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without the process that ends it
@@ -86,8 +84,8 @@ def _live(request: dict[str, Any], rank: int, output: int) -> None:
         os.environ.update(request["environ"])
         if "WORLD_SIZE" in request["environ"]:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        from onehour.check.randomness import fresh_seeds
-        from onehour.check.script import run_script
+        from onehour.check.observe.randomness import fresh_seeds
+        from onehour.check.run.script import run_script
 
         fresh_seeds()
         run_script(
@@ -115,7 +113,7 @@ def _run(request: dict[str, Any], asker: int) -> dict[str, Any]:
         while sum(child.ended() for child in children) < len(children):
             if alone_since is None and any(child.ended() for child in children):
                 alone_since = time.monotonic()
-            if time.monotonic() > deadline or (alone_since and time.monotonic() > alone_since + GRACE):
+            if time.monotonic() > deadline or (alone_since and time.monotonic() > alone_since + PEER_SECONDS):
                 timed_out = time.monotonic() > deadline
                 break
             for key, _ in selector.select(timeout=0.02):

@@ -8,19 +8,16 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from onehour.check.install import Patches
-from onehour.check.observe_backward import Backwards
-from onehour.check.observe_evaluation import Evaluations
-from onehour.check.observe_forward import Forwards
-from onehour.check.observe_group import Groups
-from onehour.check.observe_loader import Loaders
-from onehour.check.observe_optimizer import Optimizers
-from onehour.check.observe_scheduler import Schedulers
-from onehour.check.rates import planned_steps
-from onehour.check.recorder import Recorder
+from onehour.check.case import planned_steps
+from onehour.check.observe.backward import Backwards
+from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.forward import Forwards
+from onehour.check.observe.group import Groups
+from onehour.check.observe.loader import Loaders
+from onehour.check.observe.optimizer import Optimizers
+from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.scheduler import Schedulers
 from onehour.check.story import Story
-
-__all__ = ["Observers"]
 
 
 class Observers:
@@ -31,14 +28,14 @@ class Observers:
         folder: for the orders of epochs; None keeps their digests alone.
         model, optimizer, scheduler: those to watch; None watches all.
 
-    >>> observers = Observers(Recorder(deep_updates=4, epochs=2, cut=False))
+    >>> observers = Observers(TapeRecorder(deep_updates=4, epochs=2, cut=False))
     >>> observers.install()
     >>> observers.remove()
     """
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: TapeRecorder,
         folder: Path | None = None,
         *,
         model: nn.Module | None = None,
@@ -79,7 +76,7 @@ class Observers:
 
     def conclude(self) -> None:
         """Write down what can only be said at the end: the models, and where the schedules lead."""
-        self.evaluations.reading.stop()
+        self.evaluations.tracer.stop()
         self.loaders.settle()
         self.forwards.describe()
         self.schedulers.run_to_the_end(planned_steps(Story(self.recorder.tape)))

@@ -15,32 +15,28 @@ from typing import Any, NoReturn
 
 import torch
 
-from onehour.check.follow import following
-from onehour.check.install import Patches
-from onehour.check.isolate import isolate
-from onehour.check.observers import Observers
-from onehour.check.overlay import Overlay
-from onehour.check.passes import UPDATES
-from onehour.check.recorder import Recorder
-from onehour.check.where import Own, is_users, user_line
+from onehour.check.observe import Observers
+from onehour.check.observe.passes import MOST_UPDATES, following_enumerate
+from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.source import SCRIPT_FOLDERS, is_users, user_line
+from onehour.check.run.isolate import isolate
+from onehour.check.run.overlay import Overlay
 
-__all__ = ["run_script"]
-
-EPOCHS = 2
+SEEN_EPOCHS = 2
 LATE = 0.85
 """The share of its time after which a run ends by itself."""
 PATIENCE = 10.0
 """Seconds that a process waits for the others to come to their end."""
-SECONDS = 20.0
-"""A run that does not come to the end of its epochs is stopped this long after the first update, or after UPDATES."""
+SECONDS_OF_UPDATES = 20.0
+"""After the first update; a run that has not come to the end of its epochs then, or after MOST_UPDATES, is stopped."""
 
 
-class _Run:
+class _ScriptRun:
     """One script's run in this process, which it leaves for good."""
 
     def __init__(self, folder: Path, rank: int, processes: int, limit: float) -> None:
         self.folder, self.rank, self.processes, self.limit = folder, rank, processes, limit
-        self.recorder = Recorder(deep_updates=64, epochs=EPOCHS, cut=True)
+        self.recorder = TapeRecorder(deep_updates=64, epochs=SEEN_EPOCHS, cut=True)
         self.recorder.rank = rank
         self.observers = Observers(self.recorder, folder)
         self.patches = Patches()
@@ -69,11 +65,11 @@ class _Run:
         for module in list(sys.modules.values()):
             path = getattr(module, "__file__", None)
             if path and is_users(path) and "enumerate" not in vars(module):
-                vars(module)["enumerate"] = following
+                vars(module)["enumerate"] = following_enumerate
 
     def pass_begins(self, loader: int) -> None:
         """All was seen when a loader begins to train a third time."""
-        if self.observers.loaders.trained.get(loader, 0) >= EPOCHS:
+        if self.observers.loaders.trained.get(loader, 0) >= SEEN_EPOCHS:
             self.leave("seen")
 
     def stepped(self) -> None:
@@ -81,8 +77,8 @@ class _Run:
         updates = self.recorder.updates
         if updates and not self.first_update:
             self.first_update = time.monotonic()
-        long = updates >= 8 and time.monotonic() - self.first_update > SECONDS
-        if updates >= UPDATES or long:
+        long = updates >= 8 and time.monotonic() - self.first_update > SECONDS_OF_UPDATES
+        if updates >= MOST_UPDATES or long:
             self.leave("stopped")
 
     def _started(self, original: Any, process: Any) -> None:
@@ -143,14 +139,14 @@ def run_script(
         processes: how many there are.
         limit: seconds after which it is ended from outside.
     """
-    run = _Run(folder, rank, processes, limit)
-    Own.folders.add(str(script.parent))
+    run = _ScriptRun(folder, rank, processes, limit)
+    SCRIPT_FOLDERS.add(str(script.parent))
     sys.argv = [str(script), *arguments]
     sys.path[0] = str(script.parent)
     sys.dont_write_bytecode = True
     run.start(script)
     try:
-        runpy.run_path(str(script), init_globals={"enumerate": following}, run_name="__main__")
+        runpy.run_path(str(script), init_globals={"enumerate": following_enumerate}, run_name="__main__")
     except SystemExit as error:
         code = error.code
         if code in (None, 0):

@@ -19,19 +19,32 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from onehour.check.driven import Driven, alone, driven, length_of
-from onehour.check.epochs import planned_epochs, trainer_epochs
-from onehour.check.follow import Leaps
-from onehour.check.install import Patches
-from onehour.check.observe_evaluation import Evaluations
-from onehour.check.observe_forward import first_tensor
-from onehour.check.passes import SECONDS, UPDATES, WHOLE, Pass, by_hand, leap
-from onehour.check.randomness import random_states, seeded
-from onehour.check.recorder import Numbers, Recorder, quiet
-from onehour.check.sketch import sketch
-from onehour.check.where import called_directly, maker_line, user_frames, user_line
-
-__all__ = ["Loaders"]
+from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.forward import first_tensor
+from onehour.check.observe.passes import (
+    MOST_UPDATES,
+    UNCUT_SECONDS,
+    WHOLE,
+    EnumeratedSampler,
+    LeftOut,
+    Pass,
+    cut_to,
+    enumerated,
+    length_of,
+    without_processes,
+)
+from onehour.check.observe.projection import projections
+from onehour.check.observe.randomness import random_states, seeded
+from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.source import (
+    by_hand,
+    called_directly,
+    maker_line,
+    planned_epochs,
+    trainer_epochs,
+    user_frames,
+    user_line,
+)
 
 END_BATCHES = 16
 """At the ends of epochs whose losses are recorded in a loop that is only watched."""
@@ -47,13 +60,15 @@ class Loaders:
         folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
         evaluations: are told of each batch of an evaluation, and of its end.
 
-    >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).open
+    >>> Loaders(TapeRecorder(deep_updates=4, epochs=2, cut=False)).open
     []
     """
 
-    def __init__(self, recorder: Recorder, folder: Path | None = None, evaluations: Evaluations | None = None) -> None:
+    def __init__(
+        self, recorder: TapeRecorder, folder: Path | None = None, evaluations: Evaluations | None = None
+    ) -> None:
         self.recorder, self.folder, self.evaluations = recorder, folder, evaluations
-        self.numbers = Numbers()
+        self.numbers = Numbering()
         self.made: WeakKeyDictionary[DataLoader, str | None] = WeakKeyDictionary()
         self.first: dict[int, tuple[Any, str | None]] = {}
         """Each data set, by its id, and where its first loader was made."""
@@ -122,16 +137,16 @@ class Loaders:
         opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
         opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
         opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames(2))
-        if isinstance(opened.driven, Driven):
-            opened.driven.drawn = lambda order: self._began(opened, order)
-            opened.driven.choose = lambda order, at: self._choose(opened, at)
+        if isinstance(opened.sampler, EnumeratedSampler):
+            opened.sampler.drawn = lambda order: self._began(opened, order)
+            opened.sampler.choose = lambda order, at: self._choose(opened, at)
         else:
             self._began(opened, None)
         return opened
 
     def _clone(self, loader: DataLoader) -> DataLoader:
         """One copy for all passes, so that processes that persist do."""
-        fresh = driven(loader)
+        fresh = enumerated(loader)
         if loader in self.clones:
             kept = vars(self.clones[loader])
             same = {name: kept[name] for name in ("sampler", "batch_sampler", "_iterator") if name in kept}
@@ -139,7 +154,7 @@ class Loaders:
         else:
             self.clones[loader] = fresh
         if self.recorder.cut:
-            alone(self.clones[loader])
+            without_processes(self.clones[loader])
         return self.clones[loader]
 
     def _describe(self, loader: DataLoader, number: int) -> None:
@@ -170,7 +185,7 @@ class Loaders:
         with seeded(17):
             for index in sorted({0, samples // 3, samples // 2, samples - 1}):
                 tensor = first_tensor(dataset[index])
-                numbers += sketch([tensor.double()]) if tensor is not None else []
+                numbers += projections([tensor.double()]) if tensor is not None else []
         return numbers
 
     @quiet
@@ -225,8 +240,8 @@ class Loaders:
             after = random_states()
             facts["random"] = before
             facts["drew"] = [name for name, state in before.items() if after[name] != state]
-            if tensor is not None and not isinstance(opened.driven, Driven):
-                facts["content"] = sketch([tensor.double()])
+            if tensor is not None and not isinstance(opened.sampler, EnumeratedSampler):
+                facts["content"] = projections([tensor.double()])
         self.recorder.tape.add("batch", None, **facts)
         if self.evaluations is not None and not self._trains(opened):
             self.evaluations.batch(batch)
@@ -245,7 +260,7 @@ class Loaders:
     def settle(self) -> None:
         """Another pass begins, or nothing more: those whose batches were all taken are over.
 
-        >>> Loaders(Recorder(deep_updates=4, epochs=2, cut=False)).settle()
+        >>> Loaders(TapeRecorder(deep_updates=4, epochs=2, cut=False)).settle()
         """
         for opened in [opened for opened in self.open if opened.done]:
             self._finish(opened)
@@ -276,25 +291,30 @@ class Loaders:
         """The index of the batch that follows: the next, or where a cut pass goes on."""
         if self.recorder.finished or opened.cut or opened.by_hand or not self.recorder.cut:
             return at
-        target = leap(
+        target = cut_to(
             total=opened.batches,
             at=at,
             taken=opened.taken,
             updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
             seconds=time.monotonic() - opened.started,
-            left=UPDATES - self.recorder.updates,
+            left=MOST_UPDATES - self.recorder.updates,
         )
         if target is None:
             return at
-        Leaps.total += target - at
-        opened.cut, opened.leapt, opened.next_index = True, Leaps.total, target
+        LeftOut.total += target - at
+        opened.cut, opened.left_out, opened.next_index = True, LeftOut.total, target
         return target
 
     def over(self, opened: Pass) -> bool:
         """Whether a pass that cannot leap, of an IterableDataset, ends here."""
-        if not self.recorder.cut or isinstance(opened.driven, Driven) or opened.by_hand or self.recorder.finished:
+        if (
+            not self.recorder.cut
+            or isinstance(opened.sampler, EnumeratedSampler)
+            or opened.by_hand
+            or self.recorder.finished
+        ):
             return False
-        long = opened.taken >= WHOLE and time.monotonic() - opened.started > SECONDS
+        long = opened.taken >= WHOLE and time.monotonic() - opened.started > UNCUT_SECONDS
         opened.cut = opened.cut or long
         return long
 

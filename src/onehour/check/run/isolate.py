@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 
-from onehour.check.install import Patches
-from onehour.check.overlay import Overlay
-
-__all__ = ["isolate"]
+from onehour.check.observe.recorder import Patches
+from onehour.check.run.overlay import Overlay
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from onehour.check.sketch import part
+from onehour.check.observe.projection import leading
 from onehour.rules.momentum import momentum_form, velocity_inside
 from onehour.rules.probe import is_adaptive
-
-__all__ = ["character", "replay"]
 
 RATE = 1e-2
 
@@ -108,7 +106,7 @@ def state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
     state = {}
     for key, value in optimizer.state.get(parameter, {}).items():
         if torch.is_tensor(value) and value.shape == parameter.shape and value.is_floating_point():
-            state[key] = part(value)
+            state[key] = leading(value)
         else:
             state[key] = value.detach().cpu().clone() if torch.is_tensor(value) else copy.copy(value)
     return state

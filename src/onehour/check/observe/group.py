@@ -12,13 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onehour.check.install import Patches
-from onehour.check.observe_forward import Forwards
-from onehour.check.recorder import Recorder, quiet
-from onehour.check.sketch import part, sketch
-from onehour.check.where import user_line
-
-__all__ = ["Groups"]
+from onehour.check.observe.forward import Forwards
+from onehour.check.observe.projection import leading, projections
+from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
+from onehour.check.observe.source import user_line
 
 WEIGHTS, EACH = 8, 4096
 """How many weights are compared before the first update, and how much of each."""
@@ -32,7 +29,7 @@ class Groups:
         forwards: know the models.
     """
 
-    def __init__(self, recorder: Recorder, forwards: Forwards) -> None:
+    def __init__(self, recorder: TapeRecorder, forwards: Forwards) -> None:
         self.recorder, self.forwards = recorder, forwards
         self.trained = False
         """Whether the statistics have moved since they were last looked at."""
@@ -110,14 +107,16 @@ class Groups:
         """An update was made: the statistics of this process, and at first its weights, are written down."""
         self.trained = True
         if self.recorder.world > 1 and self.recorder.attentive:
-            self.recorder.tape.add("own", None, updates=self.recorder.updates, numbers=sketch([self._statistics()]))
+            self.recorder.tape.add(
+                "own", None, updates=self.recorder.updates, numbers=projections([self._statistics()])
+            )
 
     @quiet
     def first_step(self, optimizer: Optimizer) -> None:
         """Before the first update: the weights that this process begins with."""
         if self.recorder.world > 1:
             weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:WEIGHTS]
-            values = [value for p in weights for value in part(p)[:EACH].tolist()]
+            values = [value for p in weights for value in leading(p)[:EACH].tolist()]
             self.recorder.tape.add("weights", user_line(3), values=values)
 
     @quiet
@@ -131,7 +130,11 @@ class Groups:
             means = self._statistics()
             if means is not None:
                 self.trained = when != "evaluation"
-                facts = {"updates": self.recorder.updates, "numbers": sketch([means]), "values": part(means).tolist()}
+                facts = {
+                    "updates": self.recorder.updates,
+                    "numbers": projections([means]),
+                    "values": leading(means).tolist(),
+                }
                 self.recorder.tape.add("statistics", user_line(3), when=when, **facts)
 
     def _statistics(self) -> Tensor | None:

@@ -11,13 +11,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onehour.check.install import Hook, Patches
-from onehour.check.observe_backward import Backwards
-from onehour.check.observe_evaluation import Evaluations
-from onehour.check.observe_optimizer import Optimizers
-from onehour.check.recorder import Numbers, Recorder, quiet
-
-__all__ = ["Forwards", "first_tensor"]
+from onehour.check.observe.backward import Backwards
+from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.optimizer import Optimizers
+from onehour.check.observe.recorder import Hook, Numbering, Patches, TapeRecorder, quiet
 
 
 class Forwards:
@@ -31,13 +28,13 @@ class Forwards:
     """
 
     def __init__(
-        self, recorder: Recorder, optimizers: Optimizers, backwards: Backwards, only: nn.Module | None = None
+        self, recorder: TapeRecorder, optimizers: Optimizers, backwards: Backwards, only: nn.Module | None = None
     ) -> None:
         self.recorder, self.optimizers, self.backwards = recorder, optimizers, backwards
         # What is wrapped is evaluated without its wrapper, too.
         self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
-        self.numbers = Numbers()
+        self.numbers = Numbering()
         self.models: list[nn.Module] = []
         self.evaluations: Evaluations | None = None
         self.on_evaluation: Any = None

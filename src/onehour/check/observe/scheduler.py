@@ -11,12 +11,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from onehour.check.install import Patches
-from onehour.check.observe_optimizer import Optimizers
-from onehour.check.recorder import Numbers, Recorder, quiet
-from onehour.check.where import maker_line, user_line
-
-__all__ = ["Schedulers", "curve"]
+from onehour.check.observe.optimizer import Optimizers
+from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.source import maker_line, user_line
 
 STEPS = 1_000_000
 """Of a copy that is run to the end."""
@@ -31,9 +28,9 @@ class Schedulers:
         only: the scheduler to watch where it was made before.
     """
 
-    def __init__(self, recorder: Recorder, optimizers: Optimizers, only: Any = None) -> None:
+    def __init__(self, recorder: TapeRecorder, optimizers: Optimizers, only: Any = None) -> None:
         self.recorder, self.optimizers, self.only = recorder, optimizers, only
-        self.numbers = Numbers()
+        self.numbers = Numbering()
         self.copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self.steps: dict[int, int] = {}
         self.patches = Patches()

@@ -11,14 +11,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import unserializable_hook
 
-from onehour.check.install import Patches
-from onehour.check.probes import character, replay, state_of
-from onehour.check.proportion import ratio
-from onehour.check.recorder import Numbers, Recorder, quiet
-from onehour.check.sketch import chosen, part, sketch
-from onehour.check.where import maker_line, user_line
-
-__all__ = ["Optimizers"]
+from onehour.check.observe.probes import character, replay, state_of
+from onehour.check.observe.projection import chosen_parameters, leading, projections
+from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.source import maker_line, user_line
+from onehour.check.story import ratio
 
 
 class _Watched:
@@ -26,7 +23,7 @@ class _Watched:
 
     def __init__(self, optimizer: Optimizer, number: int) -> None:
         self.number = number
-        self.parameters = chosen(p for group in optimizer.param_groups for p in group["params"])
+        self.parameters = chosen_parameters(p for group in optimizer.param_groups for p in group["params"])
         self.steps = 0
         self.local: list[float] = []
         self.clipped: list[float] | None = None
@@ -48,14 +45,11 @@ class Optimizers:
     Args:
         recorder: takes the events "optimizer" and "step".
         only: the one optimizer to watch, if it is known.
-
-    >>> Optimizers(Recorder(deep_updates=4, epochs=2, cut=False)).numbers.of(torch.optim.SGD([torch.zeros(1)], lr=1.0))
-    0
     """
 
-    def __init__(self, recorder: Recorder, only: Optimizer | None = None) -> None:
+    def __init__(self, recorder: TapeRecorder, only: Optimizer | None = None) -> None:
         self.recorder, self.only = recorder, only
-        self.numbers = Numbers()
+        self.numbers = Numbering()
         self.made: WeakKeyDictionary[Optimizer, str | None] = WeakKeyDictionary()
         self.watched: dict[Optimizer, _Watched] = {}
         """They stay until the run was judged: a loop may drop its optimizer before its model."""
@@ -109,7 +103,7 @@ class Optimizers:
         watched = self.watched.get(optimizer)
         if watched is None:
             watched = self.watched[optimizer] = _Watched(optimizer, self.numbers.of(optimizer))
-            watched.local = sketch([None] * len(watched.parameters))
+            watched.local = projections([None] * len(watched.parameters))
             for index, parameter in enumerate(watched.parameters):
                 watched.handles.append(parameter.register_hook(self._gradient_of(watched, index)))
         return watched
@@ -124,7 +118,7 @@ class Optimizers:
     @quiet
     def _arrived(self, watched: _Watched, index: int, gradient: Tensor) -> None:
         """A backward pass reached a parameter: its own share, before anything is added, reduced or clipped."""
-        numbers = sketch([gradient])
+        numbers = projections([gradient])
         for offset, number in enumerate(numbers):
             watched.local[index * len(numbers) + offset] += number
 
@@ -136,16 +130,16 @@ class Optimizers:
     def _clipping(self) -> None:
         for watched in self.watched.values():
             if self.deep(watched) and watched.clipped is None:
-                watched.clipped = sketch([p.grad for p in watched.parameters])
+                watched.clipped = projections([p.grad for p in watched.parameters])
 
     def before_backward(self) -> dict[int, list[float]]:
         """The gradients that lie there as a backward pass begins: nothing, or what was not cleared.
 
-        >>> Optimizers(Recorder(deep_updates=4, epochs=2, cut=False)).before_backward()
+        >>> Optimizers(TapeRecorder(deep_updates=4, epochs=2, cut=False)).before_backward()
         {}
         """
         return {
-            watched.number: sketch([p.grad for p in watched.parameters])
+            watched.number: projections([p.grad for p in watched.parameters])
             for watched in self.watched.values()
             if self.deep(watched)
         }
@@ -153,7 +147,7 @@ class Optimizers:
     def after_backward(self) -> dict[int, list[float]]:
         """What a backward pass has given the chosen parameters on this process, before any reduction.
 
-        >>> Optimizers(Recorder(deep_updates=4, epochs=2, cut=False)).after_backward()
+        >>> Optimizers(TapeRecorder(deep_updates=4, epochs=2, cut=False)).after_backward()
         {}
         """
         given = {}
@@ -178,9 +172,9 @@ class Optimizers:
             return
         states = [state_of(optimizer, p) for p in watched.parameters]
         watched.before = {
-            "weights": [part(p) for p in watched.parameters],
-            "gradients": [None if p.grad is None else part(p.grad) for p in watched.parameters],
-            "final": sketch([p.grad for p in watched.parameters]),
+            "weights": [leading(p) for p in watched.parameters],
+            "gradients": [None if p.grad is None else leading(p.grad) for p in watched.parameters],
+            "final": projections([p.grad for p in watched.parameters]),
             "states": states,
             "kept": _kept(watched.left, states),
         }
@@ -226,11 +220,11 @@ class Optimizers:
         before, parameters = watched.before, watched.parameters
         every = [p for group in optimizer.param_groups for p in group["params"]]
         facts: dict[str, Any] = {"with_gradient": sum(p.grad is not None for p in every), "parameters": len(every)}
-        left = sketch([p.grad for p in parameters])
+        left = projections([p.grad for p in parameters])
         if before:
             facts["final"] = left if closure else before["final"]
             facts["kept"] = before["kept"]
-            facts["moved"] = sketch([part(p) - w for p, w in zip(parameters, before["weights"], strict=True)])
+            facts["moved"] = projections([leading(p) - w for p, w in zip(parameters, before["weights"], strict=True)])
             if before["kept"] and rates != watched.rates and not closure:
                 facts["off"] = self._off(optimizer, watched, rates)
         facts["left"] = left
@@ -246,7 +240,7 @@ class Optimizers:
         owner = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         picked = [i for i, g in enumerate(watched.before["gradients"]) if g is not None]
         parameters = [watched.parameters[i] for i in picked]
-        moved = [part(p) - watched.before["weights"][i] for p, i in zip(parameters, picked, strict=True)]
+        moved = [leading(p) - watched.before["weights"][i] for p, i in zip(parameters, picked, strict=True)]
         keys = kind["velocity"] or _velocities(watched.left)
         factor = rates[0] / watched.rates[0] if watched.rates and watched.rates[0] else 1.0
         distances = []
@@ -290,7 +284,7 @@ def _kept(left: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, fl
     scaled = {}
     for key in _velocities(left):
         pairs = [(a[key], b[key]) for a, b in zip(now, left, strict=True) if key in a and key in b]
-        c, rest = ratio(sketch([a for a, _ in pairs]), sketch([b for _, b in pairs])) if pairs else (0.0, 1.0)
+        c, rest = ratio(projections([a for a, _ in pairs]), projections([b for _, b in pairs])) if pairs else (0.0, 1.0)
         if rest < 1e-3:
             scaled[key] = c
     return scaled

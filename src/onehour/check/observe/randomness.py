@@ -10,8 +10,6 @@ from hashlib import blake2b
 
 import torch
 
-__all__ = ["fresh_seeds", "random_states", "seeded"]
-
 
 def random_states() -> dict[str, str]:
     """A digest of each generator's state; numpy's where it is loaded.

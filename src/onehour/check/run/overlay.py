@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Overlay"]
-
 _OPEN = "/proc/self/fd/"
 _GONE = ".onehour-gone."
 """In front of the name of a file that the script has removed."""

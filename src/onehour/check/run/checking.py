@@ -1,4 +1,4 @@
-"""Running someone's script for its evidence: on one process, and on two where it asks for several."""
+"""For test suites: a training script, or a loop inside a test, that must be clean."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding, shortened
-from onehour.check.judge import SEVERITIES, judge, not_judged, refuse_unknown
-from onehour.check.silence import not_silenced
+from onehour.check.finding import Finding, as_table, shortened
+from onehour.check.judge import SEVERITIES, judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.story import Story
 from onehour.check.tape import Tape
 from onehour.leaving import before_leaving, scratch
 
-__all__ = ["CheckError", "Checked", "Nursery", "check_script", "wants_processes"]
-
 PROCESSES = 2
-GRACE = 3.0
+ENDING_SECONDS = 3.0
 """Seconds that scripts may take to end where a signal ends the command."""
 SEVERAL = re.compile(
     r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
@@ -63,22 +60,22 @@ class Checked:
     stories: list[Story] = field(default_factory=list)
 
 
-class Nursery:
+class ForkServer:
     """A process that has torch imported, and starts scripts; use it as a context.
 
     Args:
         preload: other modules to import once for all scripts, where they are installed.
 
-    >>> Nursery(preload=["lightning"]).preload
+    >>> ForkServer(preload=["lightning"]).preload
     ['lightning']
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self.preload = list(preload)
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "onehour.check.nursery", *self.preload],
+            [sys.executable, "-m", "onehour.check.forkserver", *self.preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -111,13 +108,13 @@ class Nursery:
         """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
         assert self._process.stdin is not None
         os.close(self._process.stdin.fileno())
-        until = time.monotonic() + (GRACE if self._ready else 0.0)
+        until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
         while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
             time.sleep(0.01)
         os.kill(self._process.pid, signal.SIGKILL)
 
     def run(self, **request: Any) -> dict[str, Any]:
-        """One run of a script; see `onehour.check.nursery`."""
+        """One run of a script; see `onehour.check.forkserver`."""
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()
@@ -140,7 +137,7 @@ def check_script(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     limit: float = 120.0,
-    nursery: Nursery | None = None,
+    forkserver: ForkServer | None = None,
     cwd: str | Path | None = None,
 ) -> Checked:
     """Run a script, unedited, and judge what was seen.
@@ -151,7 +148,7 @@ def check_script(
         base: the recipe that it was scaled from.
         only, skip: ids of pitfalls.
         limit: seconds for each run.
-        nursery: to run it in; None starts one.
+        forkserver: to run it in; None starts one.
         cwd: the folder to run it in; None is this one.
 
     Raises:
@@ -160,25 +157,25 @@ def check_script(
     >>> check_script("nowhere.py")
     Traceback (most recent call last):
         ...
-    onehour.check.runner.CheckError: there is no script nowhere.py
+    onehour.check.run.checking.CheckError: there is no script nowhere.py
     """
     path = Path(cwd or ".", script).resolve()
     if not path.is_file():
         raise CheckError(f"there is no script {script}")
     refuse_unknown([*only, *skip])
-    if nursery is None:
-        with Nursery() as nursery:
+    if forkserver is None:
+        with ForkServer() as forkserver:
             return check_script(
-                script, arguments, base=base, only=only, skip=skip, limit=limit, nursery=nursery, cwd=cwd
+                script, arguments, base=base, only=only, skip=skip, limit=limit, forkserver=forkserver, cwd=cwd
             )
     with scratch("onehour-check-") as folder:
         request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
-        checked = _judged(_Runs(nursery, request | {"limit": limit}, folder), base, only=only, skip=skip)
+        checked = _judged(_ScriptRuns(forkserver, request | {"limit": limit}, folder), base, only=only, skip=skip)
         checked.findings = not_silenced(checked.findings)
         return checked
 
 
-def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:
+def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:
     """On one process, and on two if the script is made for several; what both show is said once."""
     wants = wants_processes(Path(runs.request["script"]))
     checked = Checked([])
@@ -203,7 +200,7 @@ def _judged(runs: _Runs, base: Base | None, *, only: Sequence[str], skip: Sequen
     return checked
 
 
-def _several(runs: _Runs, checked: Checked, failed: CheckError | None) -> list[Story]:
+def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> list[Story]:
     """The stories of several processes; none where the script turns out not to be for them."""
     try:
         stories = runs.observe(PROCESSES, launched=True)
@@ -219,18 +216,18 @@ def _several(runs: _Runs, checked: Checked, failed: CheckError | None) -> list[S
     return []
 
 
-class _Runs:
+class _ScriptRuns:
     """A script's runs, each in a folder of its own."""
 
-    def __init__(self, nursery: Nursery, request: dict[str, Any], folder: Path) -> None:
-        self.nursery, self.request, self.folder = nursery, request, folder
+    def __init__(self, forkserver: ForkServer, request: dict[str, Any], folder: Path) -> None:
+        self.forkserver, self.request, self.folder = forkserver, request, folder
 
     def observe(self, processes: int, *, launched: bool) -> list[Story]:
         """Run it on so many processes, as torchrun would if `launched`, and read what was seen."""
         folder = self.folder / str(processes)
         folder.mkdir()
         environ = _environ(processes) if launched else {}
-        answer = self.nursery.run(**self.request, processes=processes, folder=str(folder), environ=environ)
+        answer = self.forkserver.run(**self.request, processes=processes, folder=str(folder), environ=environ)
         name, limit = Path(self.request["script"]).name, self.request["limit"]
         statuses = [_status(folder, rank) for rank in range(processes)]
         for status in statuses:
@@ -292,3 +289,39 @@ def _why(answer: dict[str, Any], rank: int, limit: float, name: str) -> str:
     code = answer["codes"][rank]
     what = f"was ended by signal {-code}" if code and code < 0 else f"left the process with code {code}"
     return f"{name} {what} before anything could be judged{last}"
+
+
+def assert_clean(
+    script: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    base_lr: float | None = None,
+    base_minibatch: int | None = None,
+    base_per_worker: int | None = None,
+    base_weight_decay: float | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    limit: float = 120.0,
+) -> None:
+    """Check a script as `onehour check` does, and fail with the findings, if there are any.
+
+    Args:
+        script: a Python file.
+        arguments: its own.
+        base_lr, base_minibatch, base_per_worker, base_weight_decay: the recipe that it was scaled from.
+        only, skip: ids of pitfalls to look for, or to leave out.
+        limit: seconds for each run.
+
+    Raises:
+        AssertionError: with the table of findings.
+        onehour.check.CheckError: if the script could not be run, or never stepped an optimizer.
+
+    >>> assert_clean("nowhere.py")
+    Traceback (most recent call last):
+        ...
+    onehour.check.run.checking.CheckError: there is no script nowhere.py
+    """
+    base = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay)
+    findings = check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).findings
+    if findings:
+        raise AssertionError(f"{len(findings)} finding(s) in {script}\n\n{as_table(findings)}")
