@@ -26,7 +26,8 @@ from typing import Any
 
 import onehour
 from onehour.check.case import Base
-from onehour.check.run.checking import CheckError, ForkServer, check_script
+from onehour.check.run.checking import check_script
+from onehour.check.run.forkserver import CheckError, ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "tests" / "check" / "loops"

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from onehour.check.run.checking import ForkServer
+from onehour.check.run.forkserver import ForkServer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 collect_ignore_glob = ["loops/*"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onehour.check.run import checking
-from onehour.check.run.checking import ForkServer
+from onehour.check.run.forkserver import ForkServer
 from onehour.cli import main
 
 LOOPS = Path(__file__).parent / "loops"

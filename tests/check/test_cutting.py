@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from onehour.check.case import Base
-from onehour.check.run.checking import ForkServer, check_script
+from onehour.check.run.checking import check_script
+from onehour.check.run.forkserver import ForkServer
 
 LOOPS = sorted((Path(__file__).parent / "loops").glob("*_*.py"))
 EARLY = """import onehour.check.observe.passes as p

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from onehour.check.catalogue import PITFALLS
-from onehour.check.run.checking import ForkServer
+from onehour.check.run.forkserver import ForkServer
 
 SCRIPTS = sorted((Path(__file__).parent / "loops" / "frameworks").glob("*.py"))
 PACKAGES = {"accelerate": "accelerate", "hf": "transformers", "lightning": "lightning", "timm": "timm"}

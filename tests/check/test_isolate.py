@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.run.checking import CheckError, ForkServer, check_script
+from onehour.check.run.checking import check_script
+from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.run.overlay import Overlay
 
 STEP = """

@@ -9,7 +9,7 @@ import pytest
 
 from onehour.check.catalogue import PITFALLS
 from onehour.check.judge import JUDGES
-from onehour.check.run.checking import ForkServer
+from onehour.check.run.forkserver import ForkServer
 
 LOOPS = sorted((Path(__file__).parent / "loops").glob("*_*.py"))
 

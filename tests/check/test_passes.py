@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from onehour.check.observe import Observers
 from onehour.check.observe.passes import cut_to
 from onehour.check.observe.recorder import TapeRecorder
-from onehour.check.run.checking import Checked, ForkServer, check_script
+from onehour.check.run.checking import Checked, check_script
+from onehour.check.run.forkserver import ForkServer
 
 EARLY = """import onehour.check.observe.passes as p
 p.WHOLE, p.UNCUT_SECONDS, p.HEAD_UPDATES, p.EVALUATION_BATCHES = 4, 0.0, 2, 1

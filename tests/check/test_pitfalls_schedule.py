@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.run.checking import Checked, ForkServer, check_script
+from onehour.check.run.checking import Checked, check_script
+from onehour.check.run.forkserver import ForkServer
 
 HEAD = """
 import torch

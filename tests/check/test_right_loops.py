@@ -5,7 +5,8 @@ from types import ModuleType
 
 import pytest
 
-from onehour.check.run.checking import ForkServer, check_script
+from onehour.check.run.checking import check_script
+from onehour.check.run.forkserver import ForkServer
 
 RIGHT = sorted((Path(__file__).parent / "loops" / "right").glob("*.py"))
 NEEDS = {

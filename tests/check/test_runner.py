@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.run.checking import CheckError, ForkServer, check_script, wants_processes
+from onehour.check.run.checking import check_script, wants_processes
+from onehour.check.run.forkserver import CheckError, ForkServer
 
 LOOPS = Path(__file__).parent / "loops"
 TRAIN = """

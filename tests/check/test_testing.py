@@ -7,7 +7,7 @@ import pytest
 
 import onehour.check as check
 from onehour.check.run import checking
-from onehour.check.run.checking import ForkServer
+from onehour.check.run.forkserver import ForkServer
 
 LOOPS = Path(__file__).parent / "loops"
 

@@ -142,7 +142,7 @@ def whole_recipe() -> str:
 def nothing_starts(draw: random.Random) -> Iterator[None]:
     """Where training, a script or processes would start, the command ends in one of the ways in which these end."""
     import onehour.api as api
-    from onehour.check.run.checking import CheckError
+    from onehour.check.run.forkserver import CheckError
     from onehour.dist.launch import LaunchError
     from onehour.training import build
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,27 +14,18 @@ from typing import Any
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding, as_table, shortened
 from onehour.check.judge import SEVERITIES, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import Tape
-from onehour.leaving import before_leaving, scratch
+from onehour.leaving import scratch
 
 PROCESSES = 2
-ENDING_SECONDS = 3.0
-"""Seconds that scripts may take to end where a signal ends the command."""
 SEVERAL = re.compile(
     r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
     r"|[\"']RANK[\"']|\b(?:import|from) (?:accelerate|deepspeed|ignite|lightning|mmengine|onehour|pytorch_lightning"
     r"|transformers|torch import distributed)"
 )
 """What a script that is made for several processes mentions."""
-
-
-class CheckError(Exception):
-    """The script could not be observed; the text says why, in one line.
-
-    >>> str(CheckError("it never steps"))
-    'it never steps'
-    """
 
 
 @dataclass
@@ -58,75 +44,6 @@ class Checked:
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
     stories: list[Story] = field(default_factory=list)
-
-
-class ForkServer:
-    """A process that has torch imported, and starts scripts; use it as a context.
-
-    Args:
-        preload: other modules to import once for all scripts, where they are installed.
-
-    >>> ForkServer(preload=["lightning"]).preload
-    ['lightning']
-    """
-
-    def __init__(self, preload: Sequence[str] = ()) -> None:
-        self.preload = list(preload)
-
-    def __enter__(self) -> ForkServer:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "onehour.check.forkserver", *self.preload],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        self._ready = False
-        self._leaving = before_leaving(self._end_at_once)
-        self._leaving.__enter__()
-        self._answer()
-        self._ready = True
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._leaving.__exit__(None, None, None)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
-
-    def _end_at_once(self) -> None:
-        """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
-        assert self._process.stdin is not None
-        os.close(self._process.stdin.fileno())
-        until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
-        while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
-            time.sleep(0.01)
-        os.kill(self._process.pid, signal.SIGKILL)
-
-    def run(self, **request: Any) -> dict[str, Any]:
-        """One run of a script; see `onehour.check.forkserver`."""
-        assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            assert self._process.stderr is not None
-            said = self._process.stderr.read().strip().splitlines()
-            raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
-        return json.loads(line)
 
 
 def check_script(
@@ -157,7 +74,7 @@ def check_script(
     >>> check_script("nowhere.py")
     Traceback (most recent call last):
         ...
-    onehour.check.run.checking.CheckError: there is no script nowhere.py
+    onehour.check.run.forkserver.CheckError: there is no script nowhere.py
     """
     path = Path(cwd or ".", script).resolve()
     if not path.is_file():
@@ -319,7 +236,7 @@ def assert_clean(
     >>> assert_clean("nowhere.py")
     Traceback (most recent call last):
         ...
-    onehour.check.run.checking.CheckError: there is no script nowhere.py
+    onehour.check.run.forkserver.CheckError: there is no script nowhere.py
     """
     base = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay)
     findings = check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).findings

@@ -13,15 +13,100 @@ import json
 import os
 import selectors
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from onehour.leaving import before_leaving
 
 PEER_SECONDS = 3.0
 """Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
 TAIL = 16_384
 """Bytes of what a script printed that are kept."""
+
+
+ENDING_SECONDS = 3.0
+"""Seconds that scripts may take to end where a signal ends the command."""
+
+
+class CheckError(Exception):
+    """The script could not be observed; the text says why, in one line.
+
+    >>> str(CheckError("it never steps"))
+    'it never steps'
+    """
+
+
+class ForkServer:
+    """A process that has torch imported, and starts scripts; use it as a context.
+
+    Args:
+        preload: other modules to import once for all scripts, where they are installed.
+
+    >>> ForkServer(preload=["lightning"]).preload
+    ['lightning']
+    """
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self.preload = list(preload)
+
+    def __enter__(self) -> ForkServer:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "onehour.check.run.forkserver", *self.preload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self._ready = False
+        self._leaving = before_leaving(self._end_at_once)
+        self._leaving.__enter__()
+        self._answer()
+        self._ready = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._leaving.__exit__(None, None, None)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def _end_at_once(self) -> None:
+        """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
+        assert self._process.stdin is not None
+        os.close(self._process.stdin.fileno())
+        until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
+        while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
+            time.sleep(0.01)
+        os.kill(self._process.pid, signal.SIGKILL)
+
+    def run(self, **request: Any) -> dict[str, Any]:
+        """One run of a script; the module's docstring says what it takes and answers."""
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            assert self._process.stderr is not None
+            said = self._process.stderr.read().strip().splitlines()
+            raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
+        return json.loads(line)
 
 
 def serve() -> None:
