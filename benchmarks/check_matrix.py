@@ -28,6 +28,7 @@ import onehour
 from onehour.check.case import Base
 from onehour.check.run.checking import check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
+from onehour.check.tape import Trouble
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "tests" / "check" / "loops"
@@ -145,8 +146,8 @@ def judged(loop: Loop, forkserver: ForkServer) -> dict[str, Any]:
             )
             problems += [f"left {path.name}" for path in Path(folder).iterdir()]
         found = checked.findings
-        trouble = [event.facts for story in checked.stories for event in story.tape.of("trouble")]
-        problems += sorted({f"{facts['observer']}: {facts['error']}" for facts in trouble})
+        trouble = {f"{event.observer}: {event.error}" for story in checked.stories for event in story.tape.of(Trouble)}
+        problems += sorted(trouble)
     except CheckError as error:
         problems.append(str(error))
     names = [finding.pitfall for finding in found]

@@ -44,5 +44,5 @@ def test_a_cut_changes_no_finding(path: Path, hasty: ForkServer, tmp_path: Path)
 def test_passes_are_cut_here(hasty: ForkServer, tmp_path: Path):
     path = next(path for path in LOOPS if path.stem == "double-step_fixed")
     (story,) = check_script(path, forkserver=hasty, cwd=tmp_path).stories
-    assert [event.facts["cut"] for event in story.ends(0)] == [True, True]
-    assert all(event.facts["taken"] < 8 for event in story.ends(0))
+    assert [event.cut for event in story.ends(0)] == [True, True]
+    assert all(event.taken < 8 for event in story.ends(0))

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from observing import Watched, facts, scalar
+from observing import Watched, events, scalar
 from torch import nn
 from torch.nn import functional as F
 
 from onehour.check.observe.backward import LOSSES, penalties
 from onehour.check.observe.probes import character, replay
 from onehour.check.observe.projection import projections
+from onehour.check.tape import BackwardPass, BatchNormSizes, ModelSeen, OptimizerStep, Trouble
 
 
 class Inside(torch.optim.Optimizer):
@@ -80,11 +81,11 @@ def test_the_weight_of_a_sample_in_every_loss(name: str):
         values = torch.sigmoid(inputs)
         loss = getattr(F, name)(values, targets)
         (loss / 4).backward()
-    (term,) = facts(tape, "backward")[0]["terms"]
-    assert term["name"] == name
-    assert term["total"] == pytest.approx(0.25)
-    assert term["count"] in (n, n * 3)
-    assert term["low"] == term["high"] == pytest.approx(0.25 / term["count"])
+    (term,) = events(tape, BackwardPass)[0].terms
+    assert term.name == name
+    assert term.total == pytest.approx(0.25)
+    assert term.count in (n, n * 3)
+    assert term.low == term.high == pytest.approx(0.25 / term.count)
 
 
 @pytest.mark.parametrize(
@@ -103,17 +104,17 @@ def test_what_a_loss_counts(loss: Any, total: float, low: float):
     inputs, labels = torch.rand(6, 3, requires_grad=True), torch.tensor([0, 1, 2, 0, 1, 2])
     with Watched() as tape:
         loss(inputs, labels).backward()
-    (term,) = facts(tape, "backward")[0]["terms"]
-    assert (term["total"], term["low"]) == (pytest.approx(total), pytest.approx(low))
+    (term,) = events(tape, BackwardPass)[0].terms
+    assert (term.total, term.low) == (pytest.approx(total), pytest.approx(low))
 
 
 def test_a_grad_scaler_s_scale_is_no_weight():
     inputs, scaler = torch.rand(6, 3, requires_grad=True), torch.amp.GradScaler("cpu", init_scale=512.0)
     with Watched() as tape:
         scaler.scale(F.cross_entropy(inputs, torch.zeros(6, dtype=torch.int64))).backward()
-    (event,) = facts(tape, "backward")
-    assert event["scale"] == 512.0
-    assert event["terms"][0]["total"] == pytest.approx(1.0)
+    (event,) = events(tape, BackwardPass)
+    assert event.scale == 512.0
+    assert event.terms[0].total == pytest.approx(1.0)
 
 
 def test_gradients_are_written_down_as_projections():
@@ -125,12 +126,12 @@ def test_gradients_are_written_down_as_projections():
             model(torch.full((1, 1), value, dtype=torch.float64)).sum().backward()
             optimizer.step()
     unit = projections([torch.ones(1, 1)])
-    backwards, steps = facts(tape, "backward"), facts(tape, "step")
+    backwards, steps = events(tape, BackwardPass), events(tape, OptimizerStep)
     for value, backward, step in zip((1.0, 3.0), backwards, steps, strict=True):
-        assert backward["local"]["0"] == pytest.approx([value * number for number in unit])
-        assert step["final"] == pytest.approx([value * number for number in unit])
-        assert step["moved"] == pytest.approx([-0.5 * value * number for number in unit])
-        assert backward["before"]["0"] == [0.0, 0.0]
+        assert backward.local["0"] == pytest.approx([value * number for number in unit])
+        assert step.final == pytest.approx([value * number for number in unit])
+        assert step.moved == pytest.approx([-0.5 * value * number for number in unit])
+        assert backward.before["0"] == [0.0, 0.0]
 
 
 def test_clipped_gradients_are_those_before_clipping():
@@ -140,7 +141,7 @@ def test_clipped_gradients_are_those_before_clipping():
         model(torch.full((1, 1), 100.0, dtype=torch.float64)).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert facts(tape, "step")[0]["final"] == pytest.approx([100 * x for x in projections([torch.ones(1, 1)])])
+    assert events(tape, OptimizerStep)[0].final == pytest.approx([100 * x for x in projections([torch.ones(1, 1)])])
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])
@@ -155,10 +156,11 @@ def test_a_velocity_that_someone_scales(factor: float):
             optimizer.zero_grad()
             model(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
             optimizer.step()
-    steps = facts(tape, "step")
-    assert [step["rates"] for step in steps] == [[0.1], [0.1], [0.4]]
-    assert steps[2]["kept"]["v"] == pytest.approx(factor)
-    plain, corrected = steps[2]["off"]
+    steps = events(tape, OptimizerStep)
+    assert [step.rates for step in steps] == [[0.1], [0.1], [0.4]]
+    assert steps[2].kept["v"] == pytest.approx(factor)
+    assert steps[2].off is not None
+    plain, corrected = steps[2].off
     # v = .19 after two steps: eq 10 moves by .9·4·.19 + .4, without the correction by .9·.19 + .4.
     right = 0.9 * 4 * 0.19 + 0.4
     assert corrected == pytest.approx(0.0 if factor == 4 else abs(0.9 * 0.19 + 0.4 - right) / right, abs=1e-9)
@@ -180,7 +182,7 @@ def test_steps_within_steps_count_once():
             optimizer.zero_grad()
             model(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
             optimizer.step()
-    assert len(facts(tape, "step")) == 3
+    assert len(events(tape, OptimizerStep)) == 3
 
 
 @pytest.mark.parametrize(
@@ -213,11 +215,11 @@ def test_decayed_batchnorms_are_found_by_their_type():
         optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.1)
         model(torch.randn(6, 4)).sum().backward()
         optimizer.step()
-    (described,) = facts(tape, "model")
-    assert described["decayed"] == ["1.weight"]
-    assert described["unused"] == ["1.bias"]
-    assert (described["batchnorms"], described["affine"], described["decay"]) == (1, 2, 0.1)
-    assert facts(tape, "batchnorm") == [{"sizes": {"BatchNorm1d": [6]}}]
+    (described,) = events(tape, ModelSeen)
+    assert described.decayed == ["1.weight"]
+    assert described.unused == ["1.bias"]
+    assert (described.affine, described.decay) == (2, 0.1)
+    assert events(tape, BatchNormSizes) == [BatchNormSizes(sizes={"BatchNorm1d": [6]})]
 
 
 def test_what_fails_in_an_observer_is_no_matter_of_the_loop():
@@ -230,7 +232,7 @@ def test_what_fails_in_an_observer_is_no_matter_of_the_loop():
 
     with Watched() as tape:
         assert Odd()(3) == 3
-    assert "not mine" in next(tape.of("trouble")).facts["error"]
+    assert "not mine" in next(tape.of(Trouble)).error
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-9, 0.1])

@@ -7,13 +7,23 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from observing import Watched, facts, scalar
+from observing import Watched, events, scalar
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from onehour.check.observe.passes import EnumeratedSampler, cut_to
 from onehour.check.observe.scheduler import curve, runs_of
+from onehour.check.tape import (
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    GroupJoined,
+    LoaderSeen,
+    OptimizerStep,
+    SchedulerMade,
+    SchedulerStep,
+)
 
 
 def test_orders_of_epochs_are_enumerated_in_full(tmp_path: Path):
@@ -21,17 +31,20 @@ def test_orders_of_epochs_are_enumerated_in_full(tmp_path: Path):
     with Watched(tmp_path) as tape:
         loader = DataLoader(data, batch_size=4, shuffle=True)
         taken = [[batch.tolist() for (batch,) in loader] for _ in range(2)]
-    first, second = facts(tape, "epoch")
-    assert (first["count"], first["unique"], first["last"], first["largest"]) == (10, 10, 2, 4)
-    assert first["members"] == second["members"]
-    assert first["digest"] != second["digest"]
+    first, second = (event.order for event in events(tape, EpochBegan))
+    assert first is not None
+    assert second is not None
+    assert (first.count, first.unique, first.largest) == (10, 10, 4)
+    assert first.members == second.members
+    assert first.digest != second.digest
     from array import array
 
     order = array("q")
     order.frombytes((tmp_path / "order-0-0-0").read_bytes())
     assert order.tolist() == [int(x) for batch in taken[0] for x in batch]
-    assert [event["size"] for event in facts(tape, "batch")] == [4, 4, 2] * 2
-    assert facts(tape, "loader")[0] | {"samples": 10, "batches": 3} == facts(tape, "loader")[0]
+    assert [event.size for event in events(tape, BatchGiven)] == [4, 4, 2] * 2
+    (seen,) = events(tape, LoaderSeen)
+    assert (seen.samples, seen.batches) == (10, 3)
 
 
 def test_the_numbers_that_a_loop_draws_stay_the_same():
@@ -102,8 +115,8 @@ def test_a_cut_pass_gives_true_indices_and_a_true_length(monkeypatch: pytest.Mon
             optimizer.step()
         assert len(loader) == 100
     assert seen == [(i, i) for i in (0, 1, 2, 3, 96, 97, 98, 99)]
-    (end,) = facts(tape, "end")
-    assert end == {"loader": 0, "epoch": 0, "cut": True, "followed": True, "trained": True, "taken": 8}
+    (end,) = events(tape, EpochEnded)
+    assert end == EpochEnded(loader=0, epoch=0, cut=True, followed=True, trained=True, taken=8)
 
 
 def test_an_iterable_data_set_has_no_order():
@@ -113,9 +126,9 @@ def test_an_iterable_data_set_has_no_order():
 
     with Watched() as tape:
         assert [batch.numel() for batch in DataLoader(Stream(), batch_size=2)] == [2, 2, 2]
-    (event,) = facts(tape, "epoch")
-    assert "digest" not in event
-    assert facts(tape, "loader")[0]["iterable"]
+    (event,) = events(tape, EpochBegan)
+    assert event.order is None
+    assert events(tape, LoaderSeen)[0].iterable
 
 
 def test_scheduler_steps_are_the_loop_s_own():
@@ -126,10 +139,10 @@ def test_scheduler_steps_are_the_loop_s_own():
         for _ in range(4):
             optimizer.step()
             scheduler.step()
-    made = facts(tape, "scheduler")
-    assert [event["name"] for event in made] == ["LinearLR", "StepLR", "SequentialLR"]
-    assert made[2]["parts"] == [0, 1]
-    assert [event["scheduler"] for event in facts(tape, "schedule")] == [2] * 4
+    made = events(tape, SchedulerMade)
+    assert [event.name for event in made] == ["LinearLR", "StepLR", "SequentialLR"]
+    assert made[2].parts == [0, 1]
+    assert [event.scheduler for event in events(tape, SchedulerStep)] == [2] * 4
 
 
 def test_schedulers_of_ones_own_are_seen_too():
@@ -146,8 +159,8 @@ def test_schedulers_of_ones_own_are_seen_too():
         scheduler = Mine(optimizer)
         optimizer.step()
         scheduler.step()
-    assert [event["name"] for event in facts(tape, "scheduler")] == ["Mine"]
-    assert len(facts(tape, "schedule")) == 1
+    assert [event.name for event in events(tape, SchedulerMade)] == ["Mine"]
+    assert len(events(tape, SchedulerStep)) == 1
 
 
 def test_the_curve_of_a_copy_is_the_scheduler_s():
@@ -187,9 +200,9 @@ def test_a_scheduler_of_a_wrapped_optimizer_is_the_optimizer_s():
         for _ in range(2):
             wrapper.step()
             scheduler.step()
-    (made,) = facts(tape, "scheduler")
-    assert made["optimizer"] == facts(tape, "step")[0]["optimizer"] == 0
-    assert [event["rate"] for event in facts(tape, "schedule")] == pytest.approx([0.1, 0.01])
+    (made,) = events(tape, SchedulerMade)
+    assert made.optimizer == events(tape, OptimizerStep)[0].optimizer == 0
+    assert [event.rate for event in events(tape, SchedulerStep)] == pytest.approx([0.1, 0.01])
 
 
 @pytest.mark.parametrize(
@@ -208,4 +221,4 @@ def test_gloo_stands_in_for_nccl_however_it_is_named(
         dist.init_process_group(*arguments, **options)  # pyright: ignore[reportArgumentType]
         assert dist.get_backend() == "gloo"
         dist.destroy_process_group()
-    assert [event["world"] for event in facts(tape, "group")] == [1]
+    assert [event.world for event in events(tape, GroupJoined)] == [1]

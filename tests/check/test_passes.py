@@ -14,6 +14,7 @@ from onehour.check.observe.passes import cut_to
 from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.run.checking import Checked, check_script
 from onehour.check.run.forkserver import ForkServer
+from onehour.check.tape import EpochEnded
 
 EARLY = """import onehour.check.observe.passes as p
 p.WHOLE, p.UNCUT_SECONDS, p.HEAD_UPDATES, p.EVALUATION_BATCHES = 4, 0.0, 2, 1
@@ -88,7 +89,7 @@ TAKEN = {
 def test_a_pass_is_cut_only_where_a_loop_can_bear_it(way: str, hasty: ForkServer, tmp_path: Path):
     body, cut = TAKEN[way]
     result = checked(hasty, tmp_path, f"for epoch in range(9):\n{body}\n    scheduler.step()\n", 128)
-    assert [end.facts["cut"] for end in result.stories[0].ends(0)] == [cut, cut]
+    assert [end.cut for end in result.stories[0].ends(0)] == [cut, cut]
     assert found(result) == []
 
 
@@ -107,7 +108,7 @@ for epoch in range(10):
     result = checked(forkserver, tmp_path, loop)
     assert found(result) == ["dropped-evaluation", "scheduler-never-steps"]
     assert len(result.stories[0].trained()) == 2
-    assert not any(end.facts["trained"] for end in result.stories[0].ends(1))
+    assert not any(end.trained for end in result.stories[0].ends(1))
 
 
 @pytest.mark.timeout(120)
@@ -125,7 +126,7 @@ for epoch in range(10):
 """
     result = checked(forkserver, tmp_path, loop)
     assert found(result) == ["dropped-evaluation", "scheduler-never-steps"]
-    assert not any(end.facts["trained"] for end in result.stories[0].ends(1))
+    assert not any(end.trained for end in result.stories[0].ends(1))
 
 
 @pytest.mark.timeout(120)
@@ -180,5 +181,5 @@ def test_two_loaders_at_once_are_both_seen_to_their_ends():
             optimizer.step()
     observers.conclude()
     observers.remove()
-    ends = [(e.facts["loader"], e.facts["epoch"], e.facts["trained"]) for e in recorder.tape.of("end")]
+    ends = [(e.loader, e.epoch, e.trained) for e in recorder.tape.of(EpochEnded)]
     assert sorted(ends) == [(0, 0, True), (0, 1, True), (1, 0, True), (1, 1, True)]

@@ -5,17 +5,16 @@ import pytest
 from onehour.check.case import Case
 from onehour.check.judge import judge
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import EvaluationEnded, Tape, ValueSeen
 
 COUNTS = [(12, 16), (10, 16), (4, 8)]  # 26 of 40: 65 %; the mean of the rates is 62.5 %
 
 
 def story(counts: list[tuple[int, int]], *values: float, name: str = "main:accuracy") -> Story:
     tape = Tape()
-    place = {"loader": 1, "epoch": 0}
     for value in values:
-        tape.add("value", "train.py:20", **place, name=name, value=value)
-    tape.add("evaluation", None, **place, batches=len(counts), samples=None, counts=[list(c) for c in counts])
+        tape.add(ValueSeen("train.py:20", loader=1, name=name, value=value))
+    tape.add(EvaluationEnded(loader=1, batches=len(counts), counts=[list(c) for c in counts]))
     return Story(tape)
 
 

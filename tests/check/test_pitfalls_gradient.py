@@ -1,5 +1,6 @@
 """Weights of samples, steps and cleared gradients judged from recorded numbers alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,19 +9,23 @@ from onehour.check.case import Base, Case
 from onehour.check.judge import judge
 from onehour.check.pitfalls.gradient import factor, weights
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import (
+    BackwardPass,
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    LoaderSeen,
+    LossTerm,
+    OptimizerSeen,
+    OptimizerStep,
+    ParameterGroup,
+    Tape,
+)
 
 
-def term(total: float, count: float = 8, **changes: Any) -> dict[str, Any]:
-    each = {"low": total / count, "high": total / count}
-    return {
-        "name": "cross_entropy",
-        "where": "t.py:3",
-        "count": count,
-        "reduction": "mean",
-        "total": total,
-        **each,
-    } | changes
+def term(total: float, count: float = 8, **changes: Any) -> LossTerm:
+    low = high = total / count
+    return replace(LossTerm("cross_entropy", "t.py:3", "mean", count, total, low, high), **changes)
 
 
 class Loop:
@@ -28,37 +33,37 @@ class Loop:
 
     def __init__(self) -> None:
         self.tape, self.index, self.gathered, self.left = Tape(), 0, 0.0, [0.0]
-        groups = [{"lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "parameters": 1}]
+        groups = [ParameterGroup(lr=0.1, parameters=1)]
         kind = {"form": "outside", "velocity": [], "adaptive": False, "decay": []}
-        self.tape.add("optimizer", "t.py:1", optimizer=0, name="SGD", groups=groups, **kind)
-        self.tape.add("loader", "t.py:2", loader=0, samples=64, batches=8, batch_size=8, drop_last=False)
+        self.tape.add(OptimizerSeen("t.py:1", optimizer=0, name="SGD", groups=groups, **kind))
+        self.tape.add(LoaderSeen("t.py:2", loader=0, samples=64, batches=8, batch_size=8, drop_last=False))
         self.epoch(0)
 
     def epoch(self, number: int) -> None:
         if number:
-            self.tape.add("end", None, loader=0, epoch=number - 1, cut=False, followed=True, trained=True, taken=8)
+            self.tape.add(EpochEnded(loader=0, epoch=number - 1, cut=False, followed=True, trained=True, taken=8))
         self.number, self.index = number, 0
-        self.tape.add("epoch", "t.py:2", loader=0, epoch=number, batches=8, planned=None)
+        self.tape.add(EpochBegan("t.py:2", loader=0, epoch=number, batches=8, planned=None))
 
     def backward(
-        self, *terms: dict[str, Any], size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
+        self, *terms: LossTerm, size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
     ) -> None:
         if cleared:
             self.gathered = 0.0
-        own = sum(t["total"] for t in terms) * scale * (1 + self.index)
-        self.tape.add("batch", None, loader=loader, epoch=self.number, index=self.index, size=size)
+        own = sum(t.total for t in terms) * scale * (1 + self.index)
+        self.tape.add(BatchGiven(loader=loader, epoch=self.number, index=self.index, size=size))
         self.tape.add(
-            "backward", "t.py:4", terms=list(terms), samples=size, scale=scale,
+            BackwardPass("t.py:4", terms=list(terms), samples=size, scale=scale,
             before={"0": [self.gathered]}, local={"0": [own]},
-        )  # fmt: skip
+        ))  # fmt: skip
         self.gathered += own
         self.index += 1
 
     def step(self, *, clear: bool = True, times: float = 1.0) -> None:
         self.tape.add(
-            "step", "t.py:5", optimizer=0, rates=[0.1], closure=False, with_gradient=1, parameters=1,
+            OptimizerStep("t.py:5", optimizer=0, rates=[0.1], closure=False, with_gradient=1, parameters=1,
             final=[self.gathered * times], left=[self.gathered * times], moved=[1.0],
-        )  # fmt: skip
+        ))  # fmt: skip
         self.gathered = 0.0 if clear else self.gathered * times
 
     def ids(self) -> list[str]:
@@ -102,9 +107,9 @@ def test_a_grad_scaler_s_scale_is_taken_out():
 def test_two_losses_of_one_batch_are_no_accumulation():
     loop = Loop()
     for _ in range(3):
-        loop.tape.add("batch", None, loader=0, epoch=0, index=0, size=8)
+        loop.tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
         for _ in range(2):
-            loop.tape.add("backward", "t.py:4", terms=[term(1.0)], samples=8, scale=1.0)
+            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=8, scale=1.0))
         loop.step()
     story = Story(loop.tape)
     assert [len(update.microbatches) for update in story.updates] == [1, 1, 1]
@@ -114,9 +119,9 @@ def test_two_losses_of_one_batch_are_no_accumulation():
 def test_a_batch_that_is_taken_in_parts_is():
     loop = Loop()
     for _ in range(3):
-        loop.tape.add("batch", None, loader=0, epoch=0, index=0, size=8)
+        loop.tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
         for _ in range(2):
-            loop.tape.add("backward", "t.py:4", terms=[term(1.0, count=4)], samples=4, scale=1.0)
+            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0, count=4)], samples=4, scale=1.0))
         loop.step()
     story = Story(loop.tape)
     assert [len(update.microbatches) for update in story.updates] == [2, 2, 2]
@@ -127,9 +132,9 @@ def test_a_batch_that_is_taken_in_parts_is():
 def test_batches_that_are_taken_ahead_belong_to_their_own_passes():
     loop = Loop()
     for index in range(4):
-        loop.tape.add("batch", None, loader=0, epoch=0, index=index, size=8 - index)
+        loop.tape.add(BatchGiven(loader=0, epoch=0, index=index, size=8 - index))
     for _ in range(4):
-        loop.tape.add("backward", "t.py:4", terms=[term(1.0)], samples=None)
+        loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=None))
         loop.step()
     assert [update.microbatches[0].index for update in Story(loop.tape).updates] == [0, 1, 2, 3]
 
@@ -181,9 +186,9 @@ def test_a_cut_that_nobody_followed_says_nothing_of_the_tail():
         loop.step()
     for _ in range(2):
         loop.backward(term(0.25))
-    loop.tape.add("end", None, loader=0, epoch=0, cut=True, followed=False, trained=True, taken=10)
+    loop.tape.add(EpochEnded(loader=0, epoch=0, cut=True, followed=False, trained=True, taken=10))
     loop.number, loop.index = 1, 0
-    loop.tape.add("epoch", "t.py:2", loader=0, epoch=1, batches=8, planned=None)
+    loop.tape.add(EpochBegan("t.py:2", loader=0, epoch=1, batches=8, planned=None))
     for index in range(4):
         loop.backward(term(0.25), cleared=index == 0)
     loop.step()
@@ -270,11 +275,10 @@ def test_gradients_that_are_cleared_before_the_step():
 def several(*loops: Loop, share: float) -> Case:
     """Processes whose steps take the sum of all gradients, times `share`."""
     for updates in zip(*[Story(loop.tape).updates for loop in loops], strict=True):
-        total = sum(micro.event.facts["local"]["0"][0] for update in updates for micro in update.microbatches)
-        for update in updates:
-            update.event.facts["final"] = [share * total]
-    for rank, loop in enumerate(loops):
-        loop.tape.add("group", None, rank=rank, world=len(loops))
+        total = sum(micro.backward.local["0"][0] for update in updates for micro in update.microbatches)
+        for loop, update in zip(loops, updates, strict=True):
+            events = loop.tape.events
+            events[events.index(update.step)] = replace(update.step, final=[share * total])
     return Case([Story(loop.tape) for loop in loops])
 
 
@@ -312,8 +316,8 @@ def test_steps_that_are_no_longer_looked_at_are_counted_too():
         loop.step(clear=False)
         loop.step()
         if update >= 3:
-            for event in loop.tape.events[-2:]:
-                del event.facts["moved"]
+            steps = list(loop.tape.of(OptimizerStep))[-2:]
+            loop.tape.events[-2:] = [replace(step, moved=None) for step in steps]
     (finding,) = judge(Case([Story(loop.tape)]))
     assert finding.measured == "16 steps on 8 gradients"
 
@@ -321,8 +325,8 @@ def test_steps_that_are_no_longer_looked_at_are_counted_too():
 @pytest.mark.parametrize(("base", "expected"), [(None, True), (1e-4, True), (5e-5, False)])
 def test_a_decay_that_was_multiplied_already(base: float | None, expected: bool):
     loop = Loop()
-    described = next(loop.tape.of("optimizer"))
-    described.facts["decay"], described.facts["groups"][0]["weight_decay"] = [[1e-4, 1e-4]], 1e-4
+    groups = [ParameterGroup(lr=0.1, weight_decay=1e-4, parameters=1)]
+    loop.tape.events[0] = OptimizerSeen("t.py:1", groups=groups, adaptive=False, decay=[[1e-4, 1e-4]])
     for _ in range(4):
         loop.backward(term(1.0))
         loop.step()

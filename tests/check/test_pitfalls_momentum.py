@@ -7,23 +7,23 @@ import pytest
 from onehour.check.case import Case
 from onehour.check.judge import judge
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup, Tape
 
 
 def found(form: str, steps: list[dict[str, Any]]) -> dict[str, str]:
     tape = Tape()
-    groups = [{"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "parameters": 1}]
+    groups = [ParameterGroup(lr=0.1, momentum=0.9, parameters=1)]
     kind = {"form": form, "velocity": ["v"] if form == "inside" else [], "adaptive": False, "decay": []}
-    tape.add("optimizer", "train.py:1", optimizer=0, name="Mine", groups=groups, **kind)
-    for facts in steps:
-        tape.add("step", "train.py:9", optimizer=0, closure=False, **facts)
+    tape.add(OptimizerSeen("train.py:1", optimizer=0, name="Mine", groups=groups, **kind))
+    for step in steps:
+        tape.add(OptimizerStep("train.py:9", **step))
     return {finding.pitfall: finding.measured for finding in judge(Case([Story(tape)]))}
 
 
-def ramp(scaled: float, **facts: Any) -> list[dict[str, Any]]:
+def ramp(scaled: float) -> list[dict[str, Any]]:
     """Rates 0.1, 0.2, 0.4, 0.8; the velocity is multiplied by `scaled` where the rate doubles."""
     rates = [0.1 * 2**t for t in range(4)]
-    return [{"rates": [rate], "kept": {"v": scaled}, "off": [0.0, 0.25], **facts} for rate in rates]
+    return [{"rates": [rate], "kept": {"v": scaled}, "off": [0.0, 0.25]} for rate in rates]
 
 
 @pytest.mark.parametrize(

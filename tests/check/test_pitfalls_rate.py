@@ -8,42 +8,64 @@ from onehour.check.case import Base, Case, RateSchedule
 from onehour.check.judge import judge, not_judged
 from onehour.check.pitfalls import rate, schedule
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import (
+    BackwardPass,
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    LoaderSeen,
+    OptimizerSeen,
+    OptimizerStep,
+    ParameterGroup,
+    SchedulerCurve,
+    SchedulerMade,
+    SchedulerStep,
+    Tape,
+)
 
 BATCHES = 10
 
 
 def tape(
-    rates: list[float], *, adaptive: bool = False, scheduler: str | None = None, planned: int | None = 4, calls: int = 0
+    rates: list[float],
+    *,
+    adaptive: bool = False,
+    scheduler: str | None = None,
+    planned: int | None = 4,
+    calls: int = 0,
+    groups: list[float] | None = None,
 ) -> Tape:
-    """Updates of 8 samples with these rates, 10 an epoch; `calls` of the scheduler after each, one an epoch for -1."""
+    """Updates of 8 samples with these rates, 10 an epoch; `calls` of the scheduler after each, one an epoch for -1.
+
+    `groups` are the rates of groups with rates of their own.
+    """
     tape = Tape()
-    groups = [{"lr": rates[0], "weight_decay": 0.0, "momentum": 0.9, "parameters": 2}]
+    known = [ParameterGroup(lr=rates[0], momentum=0.9, parameters=2)] * len(groups or "1")
     kind = {"form": "outside", "velocity": [], "adaptive": adaptive, "decay": []}
-    tape.add("optimizer", "train.py:5", optimizer=0, name="SGD", groups=groups, **kind)
+    tape.add(OptimizerSeen("train.py:5", optimizer=0, name="SGD", groups=known, **kind))
     if scheduler:
-        tape.add("scheduler", "train.py:6", scheduler=0, name=scheduler, optimizer=0, parts=[])
-    tape.add("loader", "train.py:4", loader=0, samples=80, batches=BATCHES, batch_size=8, drop_last=False)
+        tape.add(SchedulerMade("train.py:6", scheduler=0, name=scheduler, optimizer=0, parts=[]))
+    tape.add(LoaderSeen("train.py:4", loader=0, samples=80, batches=BATCHES, batch_size=8, drop_last=False))
     for index, now in enumerate(rates):
         epoch, batch = divmod(index, BATCHES)
         if batch == 0:
-            tape.add("epoch", "train.py:8", loader=0, epoch=epoch, batches=BATCHES, planned=planned)
-        tape.add("batch", None, loader=0, epoch=epoch, index=batch, size=8)
-        tape.add("backward", "train.py:9", terms=[], samples=8)
-        tape.add("step", "train.py:10", optimizer=0, rates=[now], closure=False)
+            tape.add(EpochBegan("train.py:8", loader=0, epoch=epoch, batches=BATCHES, planned=planned))
+        tape.add(BatchGiven(loader=0, epoch=epoch, index=batch, size=8))
+        tape.add(BackwardPass("train.py:9", terms=[], samples=8))
+        tape.add(OptimizerStep("train.py:10", optimizer=0, rates=groups or [now]))
         for _ in range(max(calls, 0)):
-            tape.add("schedule", "train.py:11", scheduler=0, rate=now)
+            tape.add(SchedulerStep("train.py:11", scheduler=0, rate=now))
         if batch == BATCHES - 1:
-            tape.add("end", None, loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=BATCHES)
+            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=BATCHES))
             if calls < 0:
-                tape.add("schedule", "train.py:11", scheduler=0, rate=now)
+                tape.add(SchedulerStep("train.py:11", scheduler=0, rate=now))
     return tape
 
 
 def case(rates: list[float], base: Base | None = None, curve: list[list[float]] | None = None, **options: Any) -> Case:
     recorded = tape(rates, **options)
     if curve is not None:
-        recorded.add("curve", None, scheduler=0, steps=0, rates=curve)
+        recorded.add(SchedulerCurve(scheduler=0, rates=curve))
     return Case([Story(recorded)], base)
 
 
@@ -237,24 +259,17 @@ def test_of_groups_with_rates_of_their_own_the_one_that_fits_is_judged(
     rates: list[float], expected: list[str], curve: bool
 ):
     options: dict[str, Any] = {"scheduler": "LambdaLR", "calls": 1, "curve": [[40, max(rates)]]} if curve else {}
-    judged = case([0.1] * 20, Base(0.1, 8), **options)
-    for event in judged.story.tape.of("step"):
-        event.facts["rates"] = rates
-    judged.story.optimizers[0].facts["groups"] *= 2
+    judged = case([0.1] * 20, Base(0.1, 8), groups=rates, **options)
     found = [finding for finding in judge(judged) if finding.pitfall != "no-warmup"]
     assert [finding.pitfall for finding in found] == expected
     assert all("target rate 1 " in finding.measured for finding in found)
 
 
 def test_a_group_at_the_base_s_own_rate_is_not_scaled():
-    judged = case([0.1] * 20, Base(0.1, 4))
-    for event in judged.story.tape.of("step"):
-        event.facts["rates"] = [0.1, 1.0]
+    judged = case([0.1] * 20, Base(0.1, 4), groups=[0.1, 1.0])
     assert [finding.pitfall for finding in judge(judged)] == ["lr-not-scaled"]
 
 
 def test_an_adaptive_head_s_rate_is_no_linear_scaling_of_the_body_s():
-    judged = case([0.1] * 20, Base(0.1, 4), adaptive=True)
-    for event in judged.story.tape.of("step"):
-        event.facts["rates"] = [0.1, 0.2]
+    judged = case([0.1] * 20, Base(0.1, 4), groups=[0.1, 0.2], adaptive=True)
     assert judge(judged) == []

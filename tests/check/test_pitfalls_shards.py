@@ -11,7 +11,18 @@ import pytest
 from onehour.check.case import Case
 from onehour.check.judge import judge
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import (
+    BackwardPass,
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    EvaluationEnded,
+    GroupJoined,
+    LoaderSeen,
+    OptimizerStep,
+    SampleOrder,
+    Tape,
+)
 
 Orders = list[list[list[int]]]
 """By process, then by epoch."""
@@ -21,36 +32,29 @@ def case(samples: int, orders: Orders, batch: int = 4, evaluation: Orders | None
     stories = []
     for rank, passes in enumerate(orders):
         tape, known = Tape(), {}
-        tape.add("group", None, rank=rank, world=len(orders))
-        facts = {"batch_size": batch, "drop_last": False, "replacement": False, "sampler": "S", "replicas": None}
-        facts |= {"probe": [1.0], "processes": 0, "samples": samples, "batches": None} | loader
-        tape.add("loader", "train.py:3", loader=0, **facts)
+        tape.add(GroupJoined(rank=rank, world=len(orders)))
+        options: dict[str, Any] = {"batch_size": batch, "sampler": "S", "probe": [1.0]} | loader
+        tape.add(LoaderSeen("train.py:3", loader=0, samples=samples, **options))
         for epoch, order in enumerate(passes):
             known[0, epoch] = order
-            tape.add("epoch", "train.py:5", loader=0, epoch=epoch, planned=None, **about(order, batch))
+            tape.add(EpochBegan("train.py:5", loader=0, epoch=epoch, order=about(order, batch)))
             for index in range(0, len(order), batch):
-                tape.add("batch", None, loader=0, epoch=epoch, index=index // batch, size=len(order[index:][:batch]))
-                tape.add("backward", "train.py:7", terms=[], samples=None)
-                tape.add("step", "train.py:8", optimizer=0, rates=[0.1], closure=False)
-            tape.add("end", None, loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=0)
+                tape.add(BatchGiven(loader=0, epoch=epoch, index=index // batch, size=len(order[index:][:batch])))
+                tape.add(BackwardPass("train.py:7", terms=[], samples=None))
+                tape.add(OptimizerStep("train.py:8", optimizer=0, rates=[0.1], closure=False))
+            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=0))
         if evaluation is not None:
             order = known[1, 0] = evaluation[rank][0]
-            tape.add("loader", "train.py:4", loader=1, **(facts | {"samples": 10}))
-            tape.add("epoch", "train.py:9", loader=1, epoch=0, planned=None, **about(order, batch))
-            tape.add("evaluation", None, loader=1, epoch=0, batches=None, samples=10, counts=[])
+            tape.add(LoaderSeen("train.py:4", loader=1, samples=10, **options))
+            tape.add(EpochBegan("train.py:9", loader=1, epoch=0, order=about(order, batch)))
+            tape.add(EvaluationEnded(loader=1, epoch=0, batches=None, samples=10, counts=[]))
         stories.append(Story(tape, rank=rank, orders=known))
     return Case(stories)
 
 
-def about(order: Sequence[int], batch: int) -> dict[str, Any]:
+def about(order: Sequence[int], batch: int) -> SampleOrder:
     digest = blake2b(repr(list(order)).encode()).hexdigest()
-    facts = {"count": len(order), "unique": len(set(order)), "digest": digest, "members": hash(frozenset(order))}
-    return facts | {
-        "sequential": False,
-        "last": len(order) % batch,
-        "largest": batch,
-        "batches": -(-len(order) // batch),
-    }
+    return SampleOrder(len(order), len(set(order)), digest, hash(frozenset(order)), largest=batch)
 
 
 def permutation(samples: int, seed: int) -> list[int]:

@@ -5,7 +5,7 @@ import pytest
 from onehour.check.case import Case
 from onehour.check.judge import judge
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import BackwardPass, OptimizerStep, Tape
 
 
 @pytest.mark.parametrize(("cleared", "expected"), [(True, []), (False, ["step-without-zero-grad"])])
@@ -16,13 +16,15 @@ def test_two_optimizers_that_clear_their_own_gradients(cleared: bool, expected: 
     def backward(given: dict[str, float]) -> None:
         before = {name: [number] for name, number in lying.items()}
         local = {name: [given.get(name, 0.0)] for name in lying}
-        tape.add("backward", "t.py:4", terms=[], samples=8, before=before, local=local)
+        tape.add(BackwardPass("t.py:4", terms=[], samples=8, before=before, local=local))
         for name, number in given.items():
             lying[name] += number
 
     def step(name: str) -> None:
         final = [lying[name]]
-        tape.add("step", f"t.py:{name}", optimizer=int(name), rates=[0.1], closure=False, final=final, left=final)
+        tape.add(
+            OptimizerStep(f"t.py:{name}", optimizer=int(name), rates=[0.1], closure=False, final=final, left=final)
+        )
 
     for update in range(1, 5):
         lying["0"] = 0.0 if cleared else lying["0"]

@@ -7,6 +7,7 @@ import pytest
 
 from onehour.check.run.checking import check_script
 from onehour.check.run.forkserver import ForkServer
+from onehour.check.tape import Trouble
 
 RIGHT = sorted((Path(__file__).parent / "loops" / "right").glob("*.py"))
 NEEDS = {
@@ -27,7 +28,7 @@ def test_nothing_is_found_in_a_right_loop(path: Path, matrix: ModuleType, forkse
     pytest.importorskip(package, reason=f"{path.name} needs {package}", exc_type=ImportError)
     checked = check_script(path, base=matrix.base_of(path), forkserver=forkserver, cwd=tmp_path)
     assert [(f.pitfall, f.measured) for f in checked.findings] == []
-    assert [event.facts for story in checked.stories for event in story.tape.of("trouble")] == []
+    assert [event for story in checked.stories for event in story.tape.of(Trouble)] == []
 
 
 def test_there_are_twelve_styles():

@@ -10,7 +10,7 @@ from torch import nn
 
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
-from onehour.check.tape import Tape
+from onehour.check.tape import E, Tape, Trouble
 
 
 class Watched:
@@ -29,9 +29,10 @@ class Watched:
         self.observers.remove()
 
 
-def facts(tape: Tape, kind: str) -> list[dict[str, Any]]:
-    assert not list(tape.of("trouble"))
-    return [event.facts for event in tape.of(kind)]
+def events(tape: Tape, kind: type[E]) -> list[E]:
+    """Those of a kind, where no observer failed."""
+    assert not list(tape.of(Trouble))
+    return list(tape.of(kind))
 
 
 def scalar() -> nn.Linear:

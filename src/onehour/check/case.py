@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from onehour.check.story import Story
+from onehour.check.tape import OptimizerStep, SchedulerStep
 
 UNKNOWN_EPOCHS = 100
 """Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
@@ -36,7 +38,7 @@ class RateSchedule:
     an_epoch: int | None = None
     steps: int | None = None
     planned: bool = False
-    curve: list[list[float]] = field(default_factory=list)
+    curve: list[list[float]] = field(default_factory=list[list[float]])
 
     @property
     def first(self) -> float | None:
@@ -117,15 +119,8 @@ class RateSchedule:
 
 
 def schedule_of(story: Story) -> RateSchedule:
-    """The schedule of a story's main optimizer.
-
-    >>> from onehour.check.story import Story
-    >>> from onehour.check.tape import Tape
-    >>> schedule_of(Story(Tape())).target is None
-    True
-    """
-    main = [update for update in story.updates if update.optimizer == story.main]
-    schedule = RateSchedule(seen=[(update.epoch, update.rate) for update in main])
+    """The schedule of a story's main optimizer."""
+    schedule = RateSchedule(seen=[(update.epoch, update.rate) for update in story.steps])
     numbers = _schedulers(story)
     if len(numbers) != 1:
         return schedule
@@ -135,9 +130,8 @@ def schedule_of(story: Story) -> RateSchedule:
     schedule.planned = epochs is not None
     if schedule.an_epoch is not None:
         schedule.steps = schedule.an_epoch * (epochs or UNKNOWN_EPOCHS)
-    curve = story.curves.get(numbers[0], {}).get("rates", [])
-    schedule.curve = curve
-    if curve and not _agrees(schedule, _calls_before(story, numbers[0])):
+    schedule.curve = story.curves.get(numbers[0], [])
+    if schedule.curve and not _agrees(schedule, _calls_before(story, numbers[0])):
         schedule.curve = []
     return schedule
 
@@ -145,19 +139,18 @@ def schedule_of(story: Story) -> RateSchedule:
 def by_group(story: Story, schedule: RateSchedule) -> list[RateSchedule]:
     """The main optimizer's schedule for each of its groups; one alone where they all have the same rate.
 
-    >>> from onehour.check.story import Story
     >>> from onehour.check.tape import Tape
     >>> tape = Tape()
-    >>> tape.add("step", None, optimizer=0, rates=[0.1, 1.0])
+    >>> tape.add(OptimizerStep(rates=[0.1, 1.0]))
     >>> story = Story(tape)
     >>> [one.target for one in by_group(story, schedule_of(story))]
     [0.1, 1.0]
     """
-    main = [update for update in story.updates if update.optimizer == story.main]
-    rates = [update.event.facts["rates"] for update in main]
+    main = story.steps
+    rates = [update.step.rates for update in main]
     if all(len({*each}) < 2 for each in rates):
         return [schedule]
-    highest, schedules = max(update.rate for update in main), []
+    highest, schedules = max(update.rate for update in main), list[RateSchedule]()
     for group in range(max(map(len, rates))):
         seen = [(update.epoch, each[group]) for update, each in zip(main, rates, strict=True) if group < len(each)]
         share = max(rate for _, rate in seen) / highest  # the curve is that of the largest
@@ -167,13 +160,7 @@ def by_group(story: Story, schedule: RateSchedule) -> list[RateSchedule]:
 
 
 def planned_steps(story: Story) -> dict[int, int]:
-    """How many steps each scheduler of the main optimizer takes in the whole run, to run a copy to the end.
-
-    >>> from onehour.check.story import Story
-    >>> from onehour.check.tape import Tape
-    >>> planned_steps(Story(Tape()))
-    {}
-    """
+    """How many steps each scheduler of the main optimizer takes in the whole run, to run a copy to the end."""
     schedule = schedule_of(story)
     if schedule.scheduler is None or schedule.steps is None:
         return {}
@@ -182,19 +169,19 @@ def planned_steps(story: Story) -> dict[int, int]:
 
 
 def _schedulers(story: Story) -> list[int]:
-    parts = {part for event in story.schedulers.values() for part in event.facts["parts"]}
-    stepped = {event.facts["scheduler"] for event in story.tape.of("schedule")}
+    parts = {part for event in story.schedulers.values() for part in event.parts}
+    stepped = {event.scheduler for event in story.tape.of(SchedulerStep)}
     return [
         number
         for number, event in story.schedulers.items()
-        if event.facts["optimizer"] == story.main and number not in parts and number in stepped
+        if event.optimizer == story.main and number not in parts and number in stepped
     ]
 
 
 def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
     """Scheduler steps for each update, 0 for one that is stepped once an epoch, and in a whole epoch."""
-    calls = sum(event.facts["scheduler"] == scheduler for event in story.tape.of("schedule"))
-    updates = sum(update.optimizer == story.main for update in story.updates)
+    calls = sum(event.scheduler == scheduler for event in story.tape.of(SchedulerStep))
+    updates = len(story.steps)
     ended = len(story.ends(story.training)) if story.training is not None else 0
     if not calls or not updates:
         return 0, None
@@ -209,11 +196,12 @@ def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
 
 def _calls_before(story: Story, scheduler: int) -> list[int]:
     """How often the scheduler was stepped before each update of the main optimizer."""
-    calls, before = 0, []
-    for event in story.tape.of("schedule", "step"):
-        if event.kind == "schedule":
-            calls += event.facts["scheduler"] == scheduler
-        elif event.facts["optimizer"] == story.main:
+    calls = 0
+    before: list[int] = []
+    for event in story.tape.events:
+        if isinstance(event, SchedulerStep):
+            calls += event.scheduler == scheduler
+        elif isinstance(event, OptimizerStep) and event.optimizer == story.main:
             before.append(calls)
     return before
 
@@ -222,6 +210,12 @@ def _agrees(schedule: RateSchedule, calls: list[int]) -> bool:
     """Whether the copy's curve begins as the loop's rates did; a loop that also sets rates itself leaves it."""
     pairs = zip([rate for _, rate in schedule.seen], [schedule.at(count) for count in calls], strict=True)
     return all(b is not None and abs(a - b) <= 1e-6 * max(abs(a), abs(b)) + 1e-12 for a, b in pairs)
+
+
+def most_common(places: Iterable[str | None]) -> str | None:
+    """The place that is named most often; None where none is."""
+    lines = Counter(place for place in places if place)
+    return lines.most_common(1)[0][0] if lines else None
 
 
 @dataclass(frozen=True)
@@ -251,10 +245,6 @@ class Case:
         stories: of each process, by rank.
         base: what was declared.
         single: the story of the same script on one process, where these are several.
-
-    >>> from onehour.check.tape import Tape
-    >>> Case([Story(Tape())]).minibatch is None
-    True
     """
 
     def __init__(self, stories: list[Story], base: Base | None = None, single: Story | None = None) -> None:
@@ -262,53 +252,29 @@ class Case:
 
     @property
     def story(self) -> Story:
-        """Of process 0.
-
-        >>> from onehour.check.tape import Tape
-        >>> Case([Story(Tape())]).story.updates
-        []
-        """
+        """Of process 0."""
         return self.stories[0]
 
     @property
     def processes(self) -> int:
-        """p.
-
-        >>> Case([]).processes
-        0
-        """
+        """p."""
         return len(self.stories)
 
     @property
     def minibatch(self) -> int | None:
-        """kn: samples of an update over all processes.
-
-        >>> from onehour.check.tape import Tape
-        >>> Case([Story(Tape())]).minibatch is None
-        True
-        """
+        """kn: samples of an update over all processes."""
         sizes = [story.median_samples() for story in self.stories]
         return None if None in sizes else sum(size for size in sizes if size)
 
     @property
     def samples(self) -> int | None:
-        """N: samples of the training data, where its loader says so.
-
-        >>> from onehour.check.tape import Tape
-        >>> Case([Story(Tape())]).samples is None
-        True
-        """
+        """N: samples of the training data, where its loader says so."""
         story = self.story
-        return None if story.training is None else story.loaders[story.training].facts["samples"]
+        return None if story.training is None else story.loaders[story.training].samples
 
     @property
     def scaled_from(self) -> tuple[float, int, int] | None:
-        """base_lr, base_minibatch and kn, where all are known.
-
-        >>> from onehour.check.tape import Tape
-        >>> Case([Story(Tape())], Base(0.1, 256)).scaled_from is None
-        True
-        """
+        """base_lr, base_minibatch and kn, where all are known."""
         if self.base.lr is None or self.base.minibatch is None or self.minibatch is None:
             return None
         return self.base.lr, self.base.minibatch, self.minibatch
@@ -327,8 +293,8 @@ class Case:
             for one in groups:
                 if one.target and math.isclose(one.target, rate, rel_tol=0.05):
                     return one
-        event = self.story.optimizers.get(self.story.main or 0)
-        sizes = [group["parameters"] for group in event.facts["groups"]] if event is not None else []
+        optimizer = self.story.main_optimizer
+        sizes = [group.parameters for group in optimizer.groups] if optimizer is not None else []
         sizes += [0] * (len(groups) - len(sizes))
         learning = [(size, one.target, one) for size, one in zip(sizes, groups, strict=False) if one.target]
         return max(learning, key=lambda entry: entry[:2], default=(0, 0.0, schedule))[2]
@@ -337,17 +303,19 @@ class Case:
         """Rates that one may have that was scaled from the base's, or was not; what is right comes first."""
         _, base, minibatch = self.scaled_from or (lr, 1, 1)
         k = minibatch / base
-        event = self.story.optimizers.get(self.story.main or 0)
-        adaptive = event is not None and event.facts["adaptive"]
-        return [lr, lr * k**0.5, lr * k] if adaptive else [lr * k, lr]
+        return [lr, lr * k**0.5, lr * k] if self.adaptive else [lr * k, lr]
+
+    @property
+    def adaptive(self) -> bool | None:
+        """Whether the main optimizer divides by the gradient's own size; None where its copy could not be stepped."""
+        optimizer = self.story.main_optimizer
+        return optimizer.adaptive if optimizer is not None else None
 
     def optimizer_line(self) -> str | None:
         """Where the main optimizer was made, or else where it steps."""
-        story = self.story
-        event = story.optimizers.get(story.main) if story.main is not None else None
-        return (event.where if event else None) or self.step_line()
+        optimizer = self.story.main_optimizer
+        return (optimizer.where if optimizer else None) or self.step_line()
 
     def step_line(self) -> str | None:
         """Where the main optimizer steps, most often."""
-        lines = Counter(u.event.where for u in self.story.updates if u.optimizer == self.story.main and u.event.where)
-        return lines.most_common(1)[0][0] if lines else None
+        return most_common(update.step.where for update in self.story.steps)

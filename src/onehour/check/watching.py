@@ -13,12 +13,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding, as_table
-from onehour.check.judge import judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.finding import Finding
+from onehour.check.judge import as_table, judge, not_judged, not_silenced
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
+from onehour.check.pitfalls import refuse_unknown
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import GroupJoined, Tape
 
 DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
@@ -97,7 +98,7 @@ class Watch:
         """Begin to watch."""
         if dist.is_available() and dist.is_initialized():
             self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
-            self.recorder.tape.add("group", None, rank=self.recorder.rank, world=self.recorder.world)
+            self.recorder.tape.add(GroupJoined(None, self.recorder.rank, self.recorder.world))
         self.observers.install()
         self.observers.loaders.on_pass = self._pass_begins
         stepped = self.observers.optimizers.on_step

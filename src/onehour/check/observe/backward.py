@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import called_directly, user_line
+from onehour.check.tape import BackwardPass, LossTerm
 
 NODES = 20_000
 """Of a graph; what is larger is not searched further."""
@@ -119,14 +121,14 @@ class Backwards:
     >>> w = torch.zeros(2, 3, requires_grad=True)
     >>> (F.cross_entropy(w, torch.tensor([0, 1])) / 4).backward()
     >>> patches.undo()
-    >>> [(t["count"], t["total"], t["low"]) for event in recorder.tape.of("backward") for t in event.facts["terms"]]
+    >>> [(t.count, t.total, t.low) for event in recorder.tape.of(BackwardPass) for t in event.terms]
     [(2, 0.25, 0.125)]
     """
 
     def __init__(self, recorder: TapeRecorder, optimizers: Optimizers) -> None:
         self.recorder, self.optimizers = recorder, optimizers
         self.inside = 0
-        self.terms: list[dict[str, Any]] = []
+        self.terms: list[LossTerm] = []
         self.scale = 1.0
         self.samples: int | None = None
         """Of the training pass before: the outermost module's first input."""
@@ -156,31 +158,31 @@ class Backwards:
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
         if not (torch.is_tensor(value) and value.requires_grad):
             return
-        term = {"name": name, "where": user_line(3), "count": None, "reduction": "none"}
+        reduction, count = "none", None
         if value.ndim == 0:
             reduction = options.get("reduction", "mean")
-            term["reduction"] = reduction = {True: "mean", False: reduction}[options.get("size_average") is True]
+            reduction = {True: "mean", False: reduction}[options.get("size_average") is True]
             if reduction not in ("mean", "sum"):
                 return
-            term["count"] = _count(name, arguments, options)
+            count = _count(name, arguments, options)
+        term = LossTerm(name, user_line(3), reduction, count)
         value.register_hook(lambda gradient: self._reached(term, gradient))
 
     @quiet
-    def _reached(self, term: dict[str, Any], gradient: Tensor) -> None:
+    def _reached(self, term: LossTerm, gradient: Tensor) -> None:
         """The factor of a loss in what the backward pass began with, divided among its samples."""
         gradient = gradient.detach().double() / self.scale
-        if term["reduction"] == "none":
+        if term.reduction == "none":
             used = gradient[gradient != 0]
             if not used.numel():
                 return
-            weights = {"total": float(used.sum()), "low": float(used.min()), "high": float(used.max())}
-            count = used.numel()
+            count, total, low, high = used.numel(), float(used.sum()), float(used.min()), float(used.max())
         else:
-            factor, count = float(gradient), term["count"]
-            each = factor / count if term["reduction"] == "mean" and count else factor
-            weights = {"total": each * (count or 1), "low": each, "high": each}
-        if all(math.isfinite(weight) for weight in weights.values()):
-            self.terms.append({**term, **weights, "count": count})
+            factor, count = float(gradient), term.count
+            low = high = factor / count if term.reduction == "mean" and count else factor
+            total = low * (count or 1)
+        if all(math.isfinite(weight) for weight in (total, low, high)):
+            self.terms.append(replace(term, count=count, total=total, low=low, high=high))
 
     def _scaled(self, original: Any, scaler: Any, outputs: Any) -> Any:
         scaled = original(scaler, outputs)
@@ -194,44 +196,42 @@ class Backwards:
     def _backward(self, original: Any, tensors: Any, *arguments: Any, **options: Any) -> Any:
         if self.recorder.finished:
             return original(tensors, *arguments, **options)
-        before = self._begins(tensors)
+        before, penalized = self._begins(tensors) or ({}, [])
         result = original(tensors, *arguments, **options)
-        self._ended(before or {})
+        self._ended(before, penalized)
         return result
 
     @quiet
-    def _begins(self, tensors: Any) -> dict[str, Any]:
+    def _begins(self, tensors: Any) -> tuple[dict[str, list[float]], list[Penalty]]:
+        """The gradients that lie there, and the parameters whose squares or norms are in the loss."""
         self.terms = []
         if not self.recorder.attentive:
-            return {}
-        before: dict[str, Any] = {"before": self.optimizers.before_backward()}
+            return {}, []
         root = tensors if torch.is_tensor(tensors) else tensors[0]
-        if self.recorder.backwards < self.recorder.deep_updates:
-            before["penalties"] = penalties(root)
-        return before
+        deep = self.recorder.backwards < self.recorder.deep_updates
+        return self.optimizers.before_backward(), penalties(root) if deep else []
 
     @quiet
-    def _ended(self, before: dict[str, Any]) -> None:
+    def _ended(self, before: dict[str, list[float]], penalized: list[Penalty]) -> None:
         self.recorder.backwards += 1
         if not self.recorder.attentive:
-            self.recorder.tape.add("backward", None, terms=[], samples=self.samples)
+            self.recorder.tape.add(BackwardPass(samples=self.samples))
             return
-        found = [penalty.strength(self.scale) for penalty in before.pop("penalties", [])]
-        facts = {"terms": self.terms, "samples": self.samples, "scale": self.scale}
-        facts |= {"before": before.get("before", {}), "local": self.optimizers.after_backward()}
-        facts["direct"] = called_directly(3)
-        if found:
-            facts["penalty"] = {"parameters": len(found), "strength": max(found)}
-        self.recorder.tape.add("backward", user_line(3), **_named(facts))
+        strengths = [penalty.strength(self.scale) for penalty in penalized]
+        self.recorder.tape.add(
+            BackwardPass(
+                user_line(3),
+                terms=self.terms,
+                samples=self.samples,
+                scale=self.scale,
+                before=before,
+                local=self.optimizers.after_backward(),
+                direct=called_directly(3),
+                penalized=len(strengths),
+                penalty=max(strengths, default=0.0),
+            )
+        )
         self.terms, self.scale, self.samples = [], 1.0, None
-
-
-def _named(facts: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it: keys are texts."""
-    return {
-        key: {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else value
-        for key, value in facts.items()
-    }
 
 
 def _count(name: str, arguments: Any, options: Any) -> float | None:

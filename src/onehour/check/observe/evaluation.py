@@ -17,6 +17,7 @@ from torch import Tensor
 
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import is_users, quotients, user_frames
+from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
 
 LINES, CALLS = 80, 300_000
 """Lines of the user's code that are read, and calls of anyone's that are waited through."""
@@ -154,7 +155,8 @@ class Evaluations:
         self._last = False
         self.patches = Patches()
         self._gathering = self._asked = False
-        self._facts: dict[str, Any] = {}
+        self._pass = 0, 0
+        """The loader and the epoch of the pass that is evaluated."""
 
     def install(self, patches: Patches) -> None:
         """Know where to undo what is put in place later."""
@@ -166,7 +168,7 @@ class Evaluations:
         self._watch_gathering()
         self.right = []
         self.labels.clear()
-        self._facts, self._last = {}, False
+        self._last = False
 
     def _watch_gathering(self) -> None:
         """Accelerate drops what its samplers have repeated, where the loop asks it to."""
@@ -178,7 +180,7 @@ class Evaluations:
     def _gathered(self, original: Any, *arguments: Any, **options: Any) -> Any:
         if not self._asked and not self.recorder.finished:
             self._asked = True
-            self.recorder.tape.add("gathered for metrics")
+            self.recorder.tape.add(MetricsGathered())
         return original(*arguments, **options)
 
     @quiet
@@ -201,7 +203,7 @@ class Evaluations:
     def last(self, loader: int, epoch: int) -> None:
         """The last batch was given: once the model has said what it says of it, the loop makes its number."""
         if not self._last:
-            self._last, self._facts = True, {"loader": loader, "epoch": epoch}
+            self._last, self._pass = True, (loader, epoch)
             self._perhaps_over()
 
     def _perhaps_over(self) -> None:
@@ -211,13 +213,12 @@ class Evaluations:
 
     def write(self, loader: int, epoch: int, batches: int | None, samples: int | None) -> None:
         """The pass was an evaluation, and is over."""
-        facts = {"loader": loader, "epoch": epoch, "batches": batches, "samples": samples}
         counts = [[sum(right), len(right)] for right in self.right]
-        self.recorder.tape.add("evaluation", None, **facts, counts=counts)
+        self.recorder.tape.add(EvaluationEnded(None, loader, epoch, batches, samples, counts))
 
     def _tell(self, name: str, value: float, place: str) -> None:
         if not self.recorder.finished:
-            self.recorder.tape.add("value", place, **self._facts, name=name, value=value)
+            self.recorder.tape.add(ValueSeen(place, *self._pass, name, value))
 
 
 def _labels(batch: Any) -> Tensor | None:

@@ -15,6 +15,7 @@ from onehour.check.observe.backward import Backwards
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Hook, Numbering, Patches, TapeRecorder, quiet
+from onehour.check.tape import BatchNormSizes, ModelSeen
 
 
 class Forwards:
@@ -116,36 +117,34 @@ class Forwards:
         """Write down the models that were trained: what their optimizers decay and leave out; called at the end."""
         decays = _decays([*self.optimizers.watched, *self.optimizers.others])
         for model in self.models if self.only is None else [self.only]:
-            self.recorder.tape.add("model", None, **self._facts(model, decays))
+            self.recorder.tape.add(_described(model, decays))
         if self.sizes:
             sizes = {name: sorted(seen) for name, seen in self.sizes.items()}
-            self.recorder.tape.add("batchnorm", None, sizes=sizes)
+            self.recorder.tape.add(BatchNormSizes(sizes=sizes))
 
-    def _facts(self, model: nn.Module, decays: dict[int, tuple[int, float]]) -> dict[str, Any]:
-        normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
-        decayed = [
-            (f"{name}.{kind}" if name else kind, decays[id(p)])
-            for name, module in normalising
-            for kind, p in module.named_parameters(recurse=False)
-            if id(p) in decays and decays[id(p)][1] > 0
-        ]
-        affine = sum(1 for _, module in normalising for _ in module.parameters(recurse=False))
-        unused = [
+
+def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelSeen:
+    normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    decayed = [
+        (f"{name}.{kind}" if name else kind, decays[id(p)])
+        for name, module in normalising
+        for kind, p in module.named_parameters(recurse=False)
+        if id(p) in decays and decays[id(p)][1] > 0
+    ]
+    return ModelSeen(
+        name=type(model).__name__,
+        affine=sum(1 for _, module in normalising for _ in module.parameters(recurse=False)),
+        synced=sum(isinstance(m, nn.SyncBatchNorm) for _, m in normalising),
+        decayed=[name for name, _ in decayed],
+        decay=max((decay for _, (_, decay) in decayed), default=0.0),
+        optimizer=decayed[0][1][0] if decayed else None,
+        unused=[
             name
             for name, p in model.named_parameters()
             if p.requires_grad and id(p) not in decays and p.grad is not None and bool(p.grad.any())
-        ]
-        return {
-            "name": type(model).__name__,
-            "batchnorms": len(normalising),
-            "affine": affine,
-            "synced": sum(isinstance(m, nn.SyncBatchNorm) for _, m in normalising),
-            "decayed": [name for name, _ in decayed],
-            "decay": max((decay for _, (_, decay) in decayed), default=0.0),
-            "optimizer": decayed[0][1][0] if decayed else None,
-            "unused": unused,
-            "parameters": len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
-        }
+        ],
+        parameters=len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
+    )
 
 
 def _trains(module: nn.Module) -> bool:

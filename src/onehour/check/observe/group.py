@@ -16,6 +16,14 @@ from onehour.check.observe.forward import Forwards
 from onehour.check.observe.projection import leading, projections
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import user_line
+from onehour.check.tape import (
+    GroupJoined,
+    InitialWeights,
+    ModelWrapped,
+    OwnStatistics,
+    SyncBatchNormMade,
+    UsedStatistics,
+)
 
 WEIGHTS, EACH = 8, 4096
 """How many weights are compared before the first update, and how much of each."""
@@ -57,7 +65,7 @@ class Groups:
     @quiet
     def _joined(self, backend: Any) -> None:
         self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
-        self.recorder.tape.add("group", user_line(3), rank=dist.get_rank(), world=dist.get_world_size())
+        self.recorder.tape.add(GroupJoined(user_line(3), dist.get_rank(), dist.get_world_size()))
 
     def _wrap(self, original: Any, *arguments: Any, **options: Any) -> None:
         original(*arguments, **options)
@@ -68,7 +76,7 @@ class Groups:
         broadcast = bool(getattr(wrapped, "broadcast_buffers", False)) and any(
             isinstance(module, _BatchNorm) and module.track_running_stats for module in wrapped.modules()
         )
-        self.recorder.tape.add("ddp", user_line(3), broadcast=broadcast)
+        self.recorder.tape.add(ModelWrapped(user_line(3), broadcast))
 
     def _allow(self, original: Any, wrapped: Any, module: nn.Module) -> None:
         """SyncBatchNorm on a CPU, which torch refuses, and `_forward` stands in for."""
@@ -81,7 +89,7 @@ class Groups:
 
     @quiet
     def _synced(self) -> None:
-        self.recorder.tape.add("synced", user_line(3))
+        self.recorder.tape.add(SyncBatchNormMade(user_line(3)))
 
     def _forward(self, original: Any, module: Any, values: Any) -> Any:
         if values.device.type != "cpu" or not self.recorder.cut:
@@ -94,22 +102,16 @@ class Groups:
         )
 
     def _save(self, original: Any, thing: Any, *arguments: Any, **options: Any) -> Any:
-        self._saves()
-        return original(thing, *arguments, **options)
-
-    @quiet
-    def _saves(self) -> None:
-        self.recorder.tape.add("save", user_line(3))
         self.look("save")
+        return original(thing, *arguments, **options)
 
     @quiet
     def stepped(self, optimizer: Optimizer) -> None:
         """An update was made: the statistics of this process, and at first its weights, are written down."""
         self.trained = True
         if self.recorder.world > 1 and self.recorder.attentive:
-            self.recorder.tape.add(
-                "own", None, updates=self.recorder.updates, numbers=projections([self._statistics()])
-            )
+            numbers = projections([self._statistics()])
+            self.recorder.tape.add(OwnStatistics(updates=self.recorder.updates, numbers=numbers))
 
     @quiet
     def first_step(self, optimizer: Optimizer) -> None:
@@ -117,7 +119,7 @@ class Groups:
         if self.recorder.world > 1:
             weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:WEIGHTS]
             values = [value for p in weights for value in leading(p)[:EACH].tolist()]
-            self.recorder.tape.add("weights", user_line(3), values=values)
+            self.recorder.tape.add(InitialWeights(user_line(3), values))
 
     @quiet
     def look(self, when: str) -> None:
@@ -130,12 +132,8 @@ class Groups:
             means = self._statistics()
             if means is not None:
                 self.trained = when != "evaluation"
-                facts = {
-                    "updates": self.recorder.updates,
-                    "numbers": projections([means]),
-                    "values": leading(means).tolist(),
-                }
-                self.recorder.tape.add("statistics", user_line(3), when=when, **facts)
+                numbers, values = projections([means]), leading(means).tolist()
+                self.recorder.tape.add(UsedStatistics(user_line(3), when, self.recorder.updates, numbers, values))
 
     def _statistics(self) -> Tensor | None:
         """The running means of all BatchNorms, one behind the other."""

@@ -11,12 +11,12 @@ import time
 import weakref
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from onehour.check.observe.evaluation import Evaluations
@@ -45,6 +45,7 @@ from onehour.check.observe.source import (
     user_frames,
     user_line,
 )
+from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
 
 END_BATCHES = 16
 """At the ends of epochs whose losses are recorded in a loop that is only watched."""
@@ -160,23 +161,23 @@ class Loaders:
     def _describe(self, loader: DataLoader, number: int) -> None:
         iterable = isinstance(loader.dataset, IterableDataset)
         samples = None if iterable else length_of(loader.dataset)
-        batches = length_of(loader)
         sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
-        facts = {
-            "loader": number,
-            "samples": samples,
-            "batches": batches,
-            "batch_size": loader.batch_size or getattr(loader.batch_sampler, "batch_size", None),
-            "drop_last": bool(loader.drop_last or getattr(loader.batch_sampler, "drop_last", False)),
-            "sampler": type(sampler).__name__ if sampler is not None else type(loader.batch_sampler).__name__,
-            "replicas": getattr(sampler, "num_replicas", None),
-            "replacement": bool(getattr(sampler, "replacement", False)),
-            "iterable": iterable,
-            "processes": loader.num_workers,
-        }
-        if self.recorder.world > 1 and samples:
-            facts["probe"] = self._probe(loader.dataset, samples)
-        self.recorder.tape.add("loader", self.made.get(loader), **facts)
+        self.recorder.tape.add(
+            LoaderSeen(
+                self.made.get(loader),
+                number,
+                samples=samples,
+                batches=length_of(loader),
+                batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", None),
+                drop_last=bool(loader.drop_last or getattr(loader.batch_sampler, "drop_last", False)),
+                sampler=type(sampler).__name__ if sampler is not None else type(loader.batch_sampler).__name__,
+                replicas=getattr(sampler, "num_replicas", None),
+                replacement=bool(getattr(sampler, "replacement", False)),
+                iterable=iterable,
+                processes=loader.num_workers,
+                probe=self._probe(loader.dataset, samples) if self.recorder.world > 1 and samples else None,
+            )
+        )
 
     @quiet
     def _probe(self, dataset: Any, samples: int) -> list[float]:
@@ -191,15 +192,12 @@ class Loaders:
     @quiet
     def _began(self, opened: Pass, order: list[Any] | None) -> None:
         """The sampler was enumerated, or cannot be."""
-        facts: dict[str, Any] = {"loader": opened.loader, "epoch": opened.number, "batches": opened.batches}
-        facts["planned"] = opened.planned
-        facts["grad"] = torch.is_grad_enabled()
-        if order is not None:
-            facts |= self._order(opened, order)
+        known = self._order(opened, order) if order is not None else None
         self.open.append(opened)
-        self.recorder.tape.add("epoch", user_line(2), **facts)
+        place = user_line(2)
+        self.recorder.tape.add(EpochBegan(place, opened.loader, opened.number, opened.batches, opened.planned, known))
 
-    def _order(self, opened: Pass, order: list[Any]) -> dict[str, Any]:
+    def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:
         flat = array("q", [int(i) for batch in order for i in (batch if isinstance(batch, list | tuple) else [batch])])
         unique = set(flat)
         if self.folder is not None:
@@ -208,16 +206,14 @@ class Loaders:
                 flat.tofile(file)
         elif self.recorder.world > 1 and opened.number < 2:
             self.orders[opened.loader, opened.number] = flat
-        sizes = [len(batch) if isinstance(batch, list | tuple) else 1 for batch in order]
-        return {
-            "count": len(flat),
-            "unique": len(unique),
-            "digest": blake2b(flat.tobytes(), digest_size=16).hexdigest(),
-            "members": hash(frozenset(unique)),  # of integers: the same in every process
-            "sequential": list(flat[:64]) == sorted(flat[:64]),
-            "last": sizes[-1] if sizes else 0,
-            "largest": max(sizes, default=0),
-        }
+        return SampleOrder(
+            count=len(flat),
+            unique=len(unique),
+            digest=blake2b(flat.tobytes(), digest_size=16).hexdigest(),
+            members=hash(frozenset(unique)),  # of integers: the same in every process
+            sequential=list(flat[:64]) == sorted(flat[:64]),
+            largest=max((len(batch) if isinstance(batch, list | tuple) else 1 for batch in order), default=0),
+        )
 
     @quiet
     def random_before(self, opened: Pass) -> dict[str, str] | None:
@@ -235,14 +231,14 @@ class Loaders:
         size = tensor.shape[0] if tensor is not None and tensor.ndim else None
         index, opened.next_index = opened.next_index, opened.next_index + 1
         opened.taken += 1
-        facts: dict[str, Any] = {"loader": opened.loader, "epoch": opened.number, "index": index, "size": size}
+        given = BatchGiven(None, opened.loader, opened.number, index, size)
         if before is not None:
             after = random_states()
-            facts["random"] = before
-            facts["drew"] = [name for name, state in before.items() if after[name] != state]
-            if tensor is not None and not isinstance(opened.sampler, EnumeratedSampler):
-                facts["content"] = projections([tensor.double()])
-        self.recorder.tape.add("batch", None, **facts)
+            drew = [name for name, state in before.items() if after[name] != state]
+            indexed = isinstance(opened.sampler, EnumeratedSampler)
+            content = projections([tensor.double()]) if tensor is not None and not indexed else None
+            given = replace(given, random=before, drew=drew, content=content)
+        self.recorder.tape.add(given)
         if self.evaluations is not None and not self._trains(opened):
             self.evaluations.batch(batch)
             if opened.next_index == opened.batches:
@@ -278,9 +274,10 @@ class Loaders:
         trained = self._trains(opened)
         if trained:
             self.trained[opened.loader] = self.trained.get(opened.loader, 0) + 1
-        facts = {"loader": opened.loader, "epoch": opened.number, "cut": opened.cut}
         followed = opened.followed is not False
-        self.recorder.tape.add("end", None, **facts, followed=followed, trained=trained, taken=opened.taken)
+        self.recorder.tape.add(
+            EpochEnded(None, opened.loader, opened.number, opened.cut, followed, trained, opened.taken)
+        )
         if self.evaluations is not None and not trained:
             self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -16,6 +17,17 @@ from onehour.check.observe.projection import chosen_parameters, leading, project
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import maker_line, user_line
 from onehour.check.story import ratio
+from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What was there as a step began, of the chosen parameters."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor | None]
+    final: list[float]
+    kept: dict[str, float]
 
 
 class _Watched:
@@ -29,7 +41,7 @@ class _Watched:
         self.clipped: list[float] | None = None
         self.left: list[dict[str, Any]] = []
         self.rates: list[float] = []
-        self.before: dict[str, Any] = {}
+        self.before: _Before | None = None
         self.handles: list[Any] = []
         self.described = False
 
@@ -132,19 +144,19 @@ class Optimizers:
             if self.deep(watched) and watched.clipped is None:
                 watched.clipped = projections([p.grad for p in watched.parameters])
 
-    def before_backward(self) -> dict[int, list[float]]:
+    def before_backward(self) -> dict[str, list[float]]:
         """The gradients that lie there as a backward pass begins: nothing, or what was not cleared.
 
         >>> Optimizers(TapeRecorder(deep_updates=4, epochs=2, cut=False)).before_backward()
         {}
         """
         return {
-            watched.number: projections([p.grad for p in watched.parameters])
+            str(watched.number): projections([p.grad for p in watched.parameters])
             for watched in self.watched.values()
             if self.deep(watched)
         }
 
-    def after_backward(self) -> dict[int, list[float]]:
+    def after_backward(self) -> dict[str, list[float]]:
         """What a backward pass has given the chosen parameters on this process, before any reduction.
 
         >>> Optimizers(TapeRecorder(deep_updates=4, epochs=2, cut=False)).after_backward()
@@ -153,7 +165,7 @@ class Optimizers:
         given = {}
         for watched in self.watched.values():
             if self.deep(watched):
-                given[watched.number] = watched.local
+                given[str(watched.number)] = watched.local
                 watched.local = [0.0] * len(watched.local)
         return given
 
@@ -170,14 +182,12 @@ class Optimizers:
             self.on_first(optimizer)
         if not self.deep(watched) or sum(other is optimizer for other in self.stepping) > 1:
             return
-        states = [state_of(optimizer, p) for p in watched.parameters]
-        watched.before = {
-            "weights": [leading(p) for p in watched.parameters],
-            "gradients": [None if p.grad is None else leading(p.grad) for p in watched.parameters],
-            "final": projections([p.grad for p in watched.parameters]),
-            "states": states,
-            "kept": _kept(watched.left, states),
-        }
+        watched.before = _Before(
+            weights=[leading(p) for p in watched.parameters],
+            gradients=[None if p.grad is None else leading(p.grad) for p in watched.parameters],
+            final=projections([p.grad for p in watched.parameters]),
+            kept=_kept(watched.left, [state_of(optimizer, p) for p in watched.parameters]),
+        )
 
     @quiet
     def _after(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
@@ -199,12 +209,10 @@ class Optimizers:
             self._describe(optimizer, watched)
         closure = any(callable(value) for value in (*arguments[1:], *options.values()))
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-        facts: dict[str, Any] = {"optimizer": watched.number, "rates": rates, "closure": closure}
         momenta = [float(m) for group in optimizer.param_groups if isinstance(m := group.get("momentum"), float | int)]
-        if momenta:
-            facts["momenta"] = momenta
+        step = OptimizerStep(user_line(3) if self.recorder.attentive else None, watched.number, rates, momenta, closure)
         if self.deep(watched):
-            facts |= self._looked(optimizer, watched, rates, closure)
+            step = self._looked(step, optimizer, watched)
         watched.steps += 1
         watched.rates = rates
         if not self.round or watched.number in self.round:
@@ -213,64 +221,59 @@ class Optimizers:
         self.round.add(watched.number)
         if not self.deep(watched):
             watched.unhook()
-            watched.before, watched.left = {}, []
-        self.recorder.tape.add("step", user_line(3) if self.recorder.attentive else None, **facts)
+            watched.before, watched.left = None, []
+        self.recorder.tape.add(step)
 
-    def _looked(self, optimizer: Optimizer, watched: _Watched, rates: list[float], closure: bool) -> dict[str, Any]:
+    def _looked(self, step: OptimizerStep, optimizer: Optimizer, watched: _Watched) -> OptimizerStep:
+        """The step with what its gradients, weights and states say of it."""
         before, parameters = watched.before, watched.parameters
         every = [p for group in optimizer.param_groups for p in group["params"]]
-        facts: dict[str, Any] = {"with_gradient": sum(p.grad is not None for p in every), "parameters": len(every)}
+        with_gradient = sum(p.grad is not None for p in every)
         left = projections([p.grad for p in parameters])
-        if before:
-            facts["final"] = left if closure else before["final"]
-            facts["kept"] = before["kept"]
-            facts["moved"] = projections([leading(p) - w for p, w in zip(parameters, before["weights"], strict=True)])
-            if before["kept"] and rates != watched.rates and not closure:
-                facts["off"] = self._off(optimizer, watched, rates)
-        facts["left"] = left
+        step = replace(step, with_gradient=with_gradient, parameters=len(every), left=left)
+        if before is not None:
+            moved = projections([leading(p) - w for p, w in zip(parameters, before.weights, strict=True)])
+            step = replace(step, final=left if step.closure else before.final, kept=before.kept, moved=moved)
+            if before.kept and step.rates != watched.rates and not step.closure:
+                step = replace(step, off=self._off(optimizer, watched, before, step.rates))
         if watched.clipped is not None:
-            facts["final"], watched.clipped = watched.clipped, None
+            step, watched.clipped = replace(step, final=watched.clipped), None
         watched.left = [state_of(optimizer, p) for p in parameters]
-        return facts
+        return step
 
-    def _off(self, optimizer: Optimizer, watched: _Watched, rates: list[float]) -> list[float]:
+    def _off(self, optimizer: Optimizer, watched: _Watched, before: _Before, rates: list[float]) -> list[float]:
         """How far the update lies from eq 9 and from eq 10, recomputed in float64 from the state as the last step left
         it: as it is, and scaled by η′/η."""
-        kind = character(optimizer)
         owner = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        picked = [i for i, g in enumerate(watched.before["gradients"]) if g is not None]
-        parameters = [watched.parameters[i] for i in picked]
-        moved = [leading(p) - watched.before["weights"][i] for p, i in zip(parameters, picked, strict=True)]
-        keys = kind["velocity"] or _velocities(watched.left)
+        picked = [i for i, gradient in enumerate(before.gradients) if gradient is not None]
+        parameters, weights = [watched.parameters[i] for i in picked], [before.weights[i] for i in picked]
+        gradients = [gradient for gradient in before.gradients if gradient is not None]
+        moved = torch.cat([leading(p) - w for p, w in zip(parameters, weights, strict=True)])
+        keys = character(optimizer)["velocity"] or _velocities(watched.left)
         factor = rates[0] / watched.rates[0] if watched.rates and watched.rates[0] else 1.0
         distances = []
         for scale in (1.0, factor):
             states = [
                 {key: value * scale if key in keys else value for key, value in watched.left[i].items()} for i in picked
             ]
-            weights = [watched.before["weights"][i] for i in picked]
-            gradients = [watched.before["gradients"][i] for i in picked]
-            right = replay(optimizer, weights, gradients, states, [owner[id(p)] for p in parameters])
-            size = float(torch.cat(right).norm())
-            distances.append(float((torch.cat(moved) - torch.cat(right)).norm()) / size if size else 0.0)
+            right = torch.cat(replay(optimizer, weights, gradients, states, [owner[id(p)] for p in parameters]))
+            size = float(right.norm())
+            distances.append(float((moved - right).norm()) / size if size else 0.0)
         return distances
 
     def _describe(self, optimizer: Optimizer, watched: _Watched) -> None:
         watched.described = True
         groups = [
-            {
-                "lr": float(group.get("lr", 0.0)),
-                "weight_decay": float(group.get("weight_decay") or 0.0),
-                "momentum": float(group["momentum"]) if isinstance(group.get("momentum"), float | int) else 0.0,
-                "parameters": len(group["params"]),
-            }
+            ParameterGroup(
+                lr=float(group.get("lr", 0.0)),
+                weight_decay=float(group.get("weight_decay") or 0.0),
+                momentum=float(group["momentum"]) if isinstance(group.get("momentum"), float | int) else 0.0,
+                parameters=len(group["params"]),
+            )
             for group in optimizer.param_groups
         ]
-        name = type(optimizer).__name__
-        place = self.made.get(optimizer)
-        self.recorder.tape.add(
-            "optimizer", place, optimizer=watched.number, name=name, groups=groups, **character(optimizer)
-        )
+        name, place = type(optimizer).__name__, self.made.get(optimizer)
+        self.recorder.tape.add(OptimizerSeen(place, watched.number, name, groups, **character(optimizer)))
 
 
 def _velocities(states: list[dict[str, Any]]) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from onehour.check.tape import Tape
+from onehour.check.tape import Tape, Trouble
 
 
 class TapeRecorder:
@@ -45,10 +45,10 @@ class TapeRecorder:
 
         >>> recorder = TapeRecorder(deep_updates=4, epochs=2, cut=False)
         >>> recorder.trouble("step", ValueError("no"))
-        >>> recorder.tape.events[0].facts["error"]
-        'ValueError: no'
+        >>> [trouble.error for trouble in recorder.tape.of(Trouble)]
+        ['ValueError: no']
         """
-        self.tape.add("trouble", None, observer=observer, error=f"{type(error).__name__}: {error}"[:300])
+        self.tape.add(Trouble(observer=observer, error=f"{type(error).__name__}: {error}"[:300]))
 
 
 class Numbering:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import maker_line, user_line
+from onehour.check.tape import SchedulerCurve, SchedulerMade, SchedulerStep
 
 STEPS = 1_000_000
 """Of a copy that is run to the end."""
@@ -71,13 +72,11 @@ class Schedulers:
         parts = _parts(scheduler)
         self.parts |= {self.numbers.of(part) for part in parts}
         optimizer = _optimizer_of(scheduler)
-        facts = {
-            "scheduler": self.numbers.of(scheduler),
-            "name": type(scheduler).__name__,
-            "optimizer": None if optimizer is None else self.optimizers.numbers.of(optimizer),
-            "parts": [self.numbers.of(part) for part in parts],
-        }
-        self.recorder.tape.add("scheduler", place, **facts)
+        number = None if optimizer is None else self.optimizers.numbers.of(optimizer)
+        names = [self.numbers.of(part) for part in parts]
+        self.recorder.tape.add(
+            SchedulerMade(place, self.numbers.of(scheduler), type(scheduler).__name__, number, names)
+        )
         if not isinstance(scheduler, ReduceLROnPlateau) and optimizer is not None:
             self.copies[scheduler] = _copied(scheduler, optimizer)
 
@@ -96,7 +95,7 @@ class Schedulers:
         self.steps[number] = self.steps.get(number, 0) + 1
         optimizer = _optimizer_of(scheduler)
         rate = float(optimizer.param_groups[0]["lr"]) if optimizer is not None else None
-        self.recorder.tape.add("schedule", user_line(3), scheduler=number, rate=rate)
+        self.recorder.tape.add(SchedulerStep(user_line(3), number, rate))
 
     def run_to_the_end(self, steps: dict[int, int]) -> None:
         """Write down the whole curve of each scheduler that was copied.
@@ -114,7 +113,7 @@ class Schedulers:
         self.depth += 1  # a copy's steps are none of the loop's
         rates = curve(copied, min(steps, STEPS))
         self.depth -= 1
-        self.recorder.tape.add("curve", None, scheduler=number, steps=steps, rates=runs_of(rates))
+        self.recorder.tape.add(SchedulerCurve(scheduler=number, rates=runs_of(rates)))
 
 
 def curve(scheduler: Any, steps: int) -> list[float]:

@@ -6,26 +6,35 @@ import itertools
 from collections.abc import Iterator
 
 from onehour.check.case import Case
-from onehour.check.finding import Finding, found
+from onehour.check.finding import Finding, pitfall
 from onehour.check.story import Update
 
-__all__ = ["momentum_inside_uncorrected", "momentum_outside_corrected"]
 
-
+@pitfall(
+    "momentum-inside-uncorrected",
+    "error",
+    "§3, Remark 2",
+    why="a velocity that holds the rate must be scaled with it: v′ = m·(η′/η)·v + η′·g",
+    remedy="set the rate with onehour.correct_momentum, or use torch.optim.SGD, which keeps the rate outside",
+    write=(
+        "onehour.correct_momentum(optimizer, lr={rate:g})",
+        "velocity.mul_({rate:g} / {before:g})  # without onehour, as the rate changes",
+    ),
+)
 def momentum_inside_uncorrected(case: Case) -> Finding | None:
     """The rate inside the velocity (form B), and the velocity kept as it was while the rate changed."""
-    if _form(case) != "inside":
+    optimizer = case.story.main_optimizer
+    if optimizer is None or optimizer.form != "inside":
         return None
-    keys = case.story.optimizers[case.story.main or 0].facts["velocity"]
     worst: tuple[float, Finding] | None = None
     for before, after in _changes(case):
-        kept = {key: value for key, value in after.event.facts.get("kept", {}).items() if not keys or key in keys}
+        holds = optimizer.velocity or after.step.kept
+        kept = {key: value for key, value in after.step.kept.items() if key in holds}
         factor = after.rate / before.rate
         if not kept or any(abs(value - 1) > 0.1 * abs(factor - 1) for value in kept.values()):
             continue
-        off = after.event.facts.get("off", [0.0, 0.0])[1]
-        finding = found(
-            "momentum-inside-uncorrected",
+        off = (after.step.off or [0.0, 0.0])[1]
+        finding = momentum_inside_uncorrected.found(
             measured=f"velocity × {next(iter(kept.values())):.3g} as the rate went from {before.rate:g} to"
             f" {after.rate:g}; that update lies {100 * off:.2g} % from eq 10",
             expected=f"velocity × {factor:.3g}",
@@ -38,56 +47,48 @@ def momentum_inside_uncorrected(case: Case) -> Finding | None:
     return worst[1] if worst else None
 
 
+@pitfall(
+    "momentum-outside-corrected",
+    "error",
+    "§3, Remark 2",
+    why="a velocity that does not hold the rate must stay when the rate changes: u′ = m·u + g",
+    remedy="remove the correction: this optimizer multiplies by the rate outside its velocity",
+    write=(
+        "onehour.correct_momentum(optimizer, lr={rate:g})  # scales only a velocity that holds the rate",
+        'group["lr"] = {rate:g}  # without onehour: nothing else changes',
+    ),
+)
 def momentum_outside_corrected(case: Case) -> Finding | None:
     """The rate outside the velocity (form A), and the velocity, or the momentum for a step, scaled by η′/η."""
-    if _form(case) != "outside":
+    optimizer = case.story.main_optimizer
+    if optimizer is None or optimizer.form != "outside":
         return None
-    usual = max((group["momentum"] for group in _groups(case)), default=0.0)
+    usual = max((group.momentum for group in optimizer.groups), default=0.0)
     seen: dict[str, list[bool]] = {"velocity": [], "momentum": []}
     findings: dict[str, Finding] = {}
     for before, after in _changes(case):
-        factor, facts = after.rate / before.rate, after.event.facts
-        values = {"velocity": facts.get("kept", {}).values(), "momentum": []}
-        if usual and facts.get("momenta"):
-            values["momentum"] = [max(facts["momenta"]) / usual]
+        factor, step = after.rate / before.rate, after.step
+        values = {"velocity": list(step.kept.values()), "momentum": list[float]()}
+        if usual and step.momenta:
+            values["momentum"] = [max(step.momenta) / usual]
         for what, now in values.items():
-            followed = [value for value in now if _follows(value, factor)]
+            followed = [value for value in now if abs(value - factor) < 0.1 * abs(factor - 1)]
             seen[what] += [bool(followed)] if now else []
             if followed and what not in findings:
-                findings[what] = _corrected(case, what, followed[0], before, after)
+                off = (step.off or [0.0])[0]
+                findings[what] = momentum_outside_corrected.found(
+                    measured=f"{what} × {followed[0]:.3g} as the rate went from {before.rate:g} to {after.rate:g}"
+                    + (f"; that update lies {100 * off:.2g} % from eq 9" if off else ""),
+                    expected=f"{what} × 1",
+                    where=case.step_line(),
+                    rate=after.rate,
+                )
     # A policy that moves the momentum on its own may meet the rates' ratio here and there.
     return next((finding for what, finding in findings.items() if 2 * sum(seen[what]) > len(seen[what])), None)
 
 
-def _corrected(case: Case, what: str, value: float, before: Update, after: Update) -> Finding:
-    off = after.event.facts.get("off", [0.0])[0]
-    return found(
-        "momentum-outside-corrected",
-        measured=f"{what} × {value:.3g} as the rate went from {before.rate:g} to {after.rate:g}"
-        + (f"; that update lies {100 * off:.2g} % from eq 9" if off else ""),
-        expected=f"{what} × 1",
-        where=case.step_line(),
-        rate=after.rate,
-    )
-
-
-def _follows(value: float, factor: float) -> bool:
-    return abs(value - factor) < 0.1 * abs(factor - 1)
-
-
-def _form(case: Case) -> str | None:
-    event = case.story.optimizers.get(case.story.main) if case.story.main is not None else None
-    return event.facts["form"] if event is not None else None
-
-
-def _groups(case: Case) -> list[dict[str, float]]:
-    event = case.story.optimizers.get(case.story.main) if case.story.main is not None else None
-    return event.facts["groups"] if event is not None else []
-
-
 def _changes(case: Case) -> Iterator[tuple[Update, Update]]:
     """Neighbouring updates between which the rate changed."""
-    main = [update for update in case.story.updates if update.optimizer == case.story.main]
-    for before, after in itertools.pairwise(main):
+    for before, after in itertools.pairwise(case.story.steps):
         if before.rate > 0 and after.rate > 0 and abs(after.rate / before.rate - 1) > 1e-4:
             yield before, after

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding, as_table, shortened
-from onehour.check.judge import SEVERITIES, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.finding import Finding
+from onehour.check.judge import as_table, judge, not_judged, not_silenced, shortened, worst_first
+from onehour.check.pitfalls import refuse_unknown
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import GroupJoined, ProcessStarted, Tape
 from onehour.leaving import scratch
 
 PROCESSES = 2
@@ -105,13 +106,13 @@ def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: 
         failed = error
         if not wants:
             raise
-    if alone is None or wants or any(alone.tape.of("group")):
+    if alone is None or wants or any(alone.tape.of(GroupJoined)):
         stories = _several(runs, checked, failed)
         if stories:
             known = {finding.pitfall for finding in checked.findings}
             more = judge(Case(stories, base, alone), only=only, skip=skip)
             checked.findings += [finding for finding in more if finding.pitfall not in known]
-            checked.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+            checked.findings = worst_first(checked.findings)
             checked.stories = stories
     checked.notes += not_judged(Case(checked.stories, base, alone))
     return checked
@@ -126,7 +127,7 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
             raise failed from error
         checked.notes.append(f"it could not be checked on {PROCESSES} processes: {error}")
         return []
-    if all(any(story.tape.of("group")) for story in stories):
+    if all(any(story.tape.of(GroupJoined)) for story in stories):
         return stories
     if failed is not None:
         raise failed
@@ -156,7 +157,7 @@ class _ScriptRuns:
                 raise CheckError(_why(answer, rank, limit, name))
         stories = [Story(Tape.load(folder / f"tape-{rank}.json"), folder, rank) for rank in range(processes)]
         if not all(story.updates for story in stories):
-            own = next((event.where for event in stories[0].tape.of("process")), None)
+            own = next((event.where for event in stories[0].tape.of(ProcessStarted)), None)
             hint = f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
             raise CheckError(f"{name} ended without a step of a torch optimizer, so there is nothing to check{hint}")
         return stories

@@ -21,6 +21,7 @@ from onehour.check.observe.recorder import Patches, TapeRecorder
 from onehour.check.observe.source import SCRIPT_FOLDERS, is_users, user_line
 from onehour.check.run.isolate import isolate
 from onehour.check.run.overlay import Overlay
+from onehour.check.tape import ProcessStarted
 
 SEEN_EPOCHS = 2
 LATE = 0.85
@@ -82,7 +83,7 @@ class _ScriptRun:
             self.leave("stopped")
 
     def _started(self, original: Any, process: Any) -> None:
-        self.recorder.tape.add("process", user_line(2))
+        self.recorder.tape.add(ProcessStarted(user_line(2)))
         original(process)
 
     def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
