@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from onehour.check.pitfalls import PITFALLS
+from onehour.check.judge import PITFALLS
 from onehour.check.run.forkserver import ForkServer
 
 SCRIPTS = sorted((Path(__file__).parent / "loops" / "frameworks").glob("*.py"))

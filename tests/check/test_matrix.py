@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onehour.check.pitfalls import PITFALLS
+from onehour.check.judge import PITFALLS
 from onehour.check.run.forkserver import ForkServer
 
 LOOPS = sorted((Path(__file__).parent / "loops").glob("*_*.py"))

@@ -27,9 +27,6 @@ class RateSchedule:
         steps: of the scheduler over the planned run.
         planned: whether the number of epochs is known.
         curve: [count, rate] pairs of its whole life.
-
-    >>> RateSchedule(seen=[(0, 0.1), (1, 0.2)]).highest
-    0.2
     """
 
     seen: list[tuple[int | None, float]]
@@ -42,20 +39,12 @@ class RateSchedule:
 
     @property
     def first(self) -> float | None:
-        """The rate of the first update.
-
-        >>> RateSchedule(seen=[(0, 0.1)]).first
-        0.1
-        """
+        """The rate of the first update."""
         return self.seen[0][1] if self.seen else None
 
     @property
     def highest(self) -> float | None:
-        """The highest rate that is known: at most η̂.
-
-        >>> RateSchedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).highest
-        0.8
-        """
+        """The highest rate that is known: at most η̂."""
         rates = [rate for _, rate in self.seen] + [rate for _, rate in self.curve]
         return max(rates, default=None)
 
@@ -82,11 +71,7 @@ class RateSchedule:
 
     @property
     def target(self) -> float | None:
-        """η̂: the highest rate of the run; None where it is not known yet.
-
-        >>> RateSchedule(seen=[(0, 0.1)], curve=[[5, 0.1], [5, 0.8], [5, 0.08]]).target
-        0.8
-        """
+        """η̂: the highest rate of the run; None where it is not known yet."""
         return None if self.rising else self.highest
 
     def at(self, step: float) -> float | None:
@@ -227,9 +212,6 @@ class Base:
         minibatch: the base minibatch.
         per_worker: n, the samples that BatchNorm normalises over.
         weight_decay: as it was given to the optimizer.
-
-    >>> Base(0.1, 256).lr
-    0.1
     """
 
     lr: float | None = None

@@ -24,9 +24,6 @@ class Finding:
         section: of the paper.
         remedy: what to change.
         write: at most three lines to write instead, with what was measured in them.
-
-    >>> Finding("double-step", "error", "2 steps", "1 step", "train.py:7", "§2.1", "remove the second").where
-    'train.py:7'
     """
 
     pitfall: str
@@ -101,9 +98,5 @@ def pitfall(
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """A list of objects, findings only.
-
-    >>> as_json([])
-    '[]'
-    """
+    """A list of objects, findings only."""
     return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)

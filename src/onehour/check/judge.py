@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import os
 import re
@@ -9,8 +10,18 @@ import textwrap
 from collections.abc import Collection, Sequence
 
 from onehour.check.case import Case
-from onehour.check.finding import Finding
-from onehour.check.pitfalls import PITFALLS, refuse_unknown, schedule
+from onehour.check.finding import Finding, Pitfall
+from onehour.check.pitfalls import batchnorm, evaluation, gradient, optimizer, processes, rate, samples, schedule
+
+FAMILIES = (rate, schedule, gradient, optimizer, samples, evaluation, processes, batchnorm)
+
+PITFALLS: dict[str, Pitfall] = {
+    one.id: one
+    for family in FAMILIES
+    for one in vars(family).values()
+    if isinstance(one, Pitfall) and one.judge.__module__ == family.__name__
+}
+"""Every pitfall by its id, in the order in which they are judged."""
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -36,6 +47,14 @@ def judge(case: Case, *, only: Collection[str] = (), skip: Collection[str] = ())
         if (finding := look(case)) is not None
     ]
     return worst_first(found)
+
+
+def refuse_unknown(pitfalls: Collection[str]) -> None:
+    """Refuse an id that is none, and name the nearest."""
+    for name in pitfalls:
+        if name not in PITFALLS:
+            near = difflib.get_close_matches(name, PITFALLS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"no pitfall is called {name!r}; expected {near!r} or another of docs/checks")
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:

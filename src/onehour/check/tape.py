@@ -1,7 +1,7 @@
 """What was observed, in the order in which it happened: a frozen dataclass for each kind of event.
 
 Events hold plain values, which travel as JSON from process to process. Every event has `where`, file:line of the user's
-code. Gradients, weights and statistics are projections (`observe/projection.py`): a few numbers that add as the tensors
+code. Gradients, weights and statistics are projections (`observe/digests.py`): a few numbers that add as the tensors
 do. A field that is None was not looked at.
 """
 

@@ -14,10 +14,9 @@ from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding
-from onehour.check.judge import as_table, judge, not_judged, not_silenced
+from onehour.check.judge import as_table, judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
-from onehour.check.pitfalls import refuse_unknown
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, Tape
 
@@ -26,13 +25,7 @@ DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 
 
 class Report:
-    """What a watched loop came to; empty while it runs.
-
-    >>> report = Report()
-    >>> report.findings
-    []
-    >>> report.assert_clean()
-    """
+    """What a watched loop came to; empty while it runs."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -47,8 +40,6 @@ class Report:
 
         Raises:
             AssertionError: with the table of findings.
-
-        >>> Report().assert_clean()
         """
         if self.findings:
             raise AssertionError(f"{len(self.findings)} finding(s) in the training loop\n\n{self}")
@@ -60,13 +51,6 @@ class Watch:
     Args:
         model, optimizer: as in `watch`.
         scheduler, base_lr, base_minibatch, base_per_worker, base_weight_decay, only, skip: as in `watch`.
-
-    >>> import torch
-    >>> model = nn.Linear(2, 1)
-    >>> watching = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    >>> watching.start()
-    >>> watching.stop().findings
-    []
     """
 
     def __init__(

@@ -27,10 +27,6 @@ class Observers:
         recorder: takes what they see.
         folder: for the orders of epochs; None keeps their digests alone.
         model, optimizer, scheduler: those to watch; None watches all.
-
-    >>> observers = Observers(TapeRecorder(deep_updates=4, epochs=2, cut=False))
-    >>> observers.install()
-    >>> observers.remove()
     """
 
     def __init__(

@@ -28,13 +28,6 @@ class VariableTracer:
 
     Args:
         tell: called with the name and value of each number that is new, and its file:line.
-
-    >>> seen = []
-    >>> reading = VariableTracer(lambda name, value, place: seen.append(value))
-    >>> reading.start([])
-    >>> reading.stop()
-    >>> seen
-    []
     """
 
     def __init__(self, tell: Callable[[str, float, str], Any]) -> None:
@@ -140,9 +133,6 @@ class Evaluations:
         recorder: takes the events "evaluation" and "value".
         read_variables: whether to trace the user's functions for a few lines after each; debuggers do the same, so a
             loop that is only watched is left alone.
-
-    >>> Evaluations(TapeRecorder(deep_updates=4, epochs=2, cut=False), read_variables=False).right
-    []
     """
 
     def __init__(self, recorder: TapeRecorder, *, read_variables: bool) -> None:

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from onehour.check.observe.digests import leading, projections
 from onehour.check.observe.forward import Forwards
-from onehour.check.observe.projection import leading, projections
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import user_line
 from onehour.check.tape import (

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from onehour.check.observe.digests import projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.forward import first_tensor
 from onehour.check.observe.passes import (
@@ -33,8 +34,6 @@ from onehour.check.observe.passes import (
     length_of,
     without_processes,
 )
-from onehour.check.observe.projection import projections
-from onehour.check.observe.randomness import random_states, seeded
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import (
     by_hand,
@@ -60,9 +59,6 @@ class Loaders:
         recorder: takes the events "loader", "epoch", "batch" and "end".
         folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
         evaluations: are told of each batch of an evaluation, and of its end.
-
-    >>> Loaders(TapeRecorder(deep_updates=4, epochs=2, cut=False)).open
-    []
     """
 
     def __init__(
@@ -254,10 +250,7 @@ class Loaders:
 
     @quiet
     def settle(self) -> None:
-        """Another pass begins, or nothing more: those whose batches were all taken are over.
-
-        >>> Loaders(TapeRecorder(deep_updates=4, epochs=2, cut=False)).settle()
-        """
+        """Another pass begins, or nothing more: those whose batches were all taken are over."""
         for opened in [opened for opened in self.open if opened.done]:
             self._finish(opened)
         for opened in self.open:

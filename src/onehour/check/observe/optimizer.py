@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import unserializable_hook
 
+from onehour.check.observe.digests import chosen_parameters, leading, projections
 from onehour.check.observe.probes import character, replay, state_of
-from onehour.check.observe.projection import chosen_parameters, leading, projections
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import maker_line, user_line
 from onehour.check.story import ratio
@@ -145,11 +145,7 @@ class Optimizers:
                 watched.clipped = projections([p.grad for p in watched.parameters])
 
     def before_backward(self) -> dict[str, list[float]]:
-        """The gradients that lie there as a backward pass begins: nothing, or what was not cleared.
-
-        >>> Optimizers(TapeRecorder(deep_updates=4, epochs=2, cut=False)).before_backward()
-        {}
-        """
+        """The gradients that lie there as a backward pass begins: nothing, or what was not cleared."""
         return {
             str(watched.number): projections([p.grad for p in watched.parameters])
             for watched in self.watched.values()
@@ -157,11 +153,7 @@ class Optimizers:
         }
 
     def after_backward(self) -> dict[str, list[float]]:
-        """What a backward pass has given the chosen parameters on this process, before any reduction.
-
-        >>> Optimizers(TapeRecorder(deep_updates=4, epochs=2, cut=False)).after_backward()
-        {}
-        """
+        """What a backward pass has given the chosen parameters on this process, before any reduction."""
         given = {}
         for watched in self.watched.values():
             if self.deep(watched):

@@ -15,11 +15,7 @@ _COUNTED = builtins.enumerate
 
 
 class LeftOut:
-    """How many batches were left out so far, and whether an `enumerate` has noticed.
-
-    >>> LeftOut.followed <= LeftOut.total
-    True
-    """
+    """How many batches were left out so far, and whether an `enumerate` has noticed."""
 
     total = 0
     followed = 0
@@ -139,11 +135,7 @@ def without_processes(loader: DataLoader) -> None:
 
 
 def length_of(thing: Any) -> int | None:
-    """Its length, if it has one.
-
-    >>> length_of([1, 2]), length_of(iter([]))
-    (2, None)
-    """
+    """Its length, if it has one."""
     try:
         return len(thing)
     except (TypeError, NotImplementedError):  # users' samplers and data sets say it in either way
@@ -166,10 +158,6 @@ class Pass:
         loader, number: which loader's, and which of its passes.
         batches: of the loader, if it knows.
         clone: the copy that is iterated.
-
-    >>> import torch
-    >>> Pass(0, 0, 2, DataLoader(torch.arange(4), batch_size=2)).samples  # type: ignore[arg-type]
-    4
     """
 
     def __init__(self, loader: int, number: int, batches: int | None, clone: DataLoader) -> None:
@@ -191,37 +179,22 @@ class Pass:
 
     @property
     def done(self) -> bool:
-        """Whether all its batches were taken.
-
-        >>> Pass(0, 0, 2, DataLoader([0, 1])).done  # type: ignore[arg-type]
-        False
-        """
+        """Whether all its batches were taken."""
         return self.ended or self.next_index == self.batches
 
     @property
     def told(self) -> bool:
-        """Whether the loop knows that there is no more: it was told so, or has counted.
-
-        >>> Pass(0, 0, 2, DataLoader([0, 1])).told  # type: ignore[arg-type]
-        False
-        """
+        """Whether the loop knows that there is no more: it was told so, or has counted."""
         # Of two loaders asked in turns, the only batch of one may wait for the other's.
         return self.ended or (self.done and self.by_hand and self.batches != 1)
 
     @property
     def dropped(self) -> bool:
-        """Whether the loop has dropped its iterator.
-
-        >>> Pass(0, 0, 2, DataLoader([0, 1])).dropped  # type: ignore[arg-type]
-        False
-        """
+        """Whether the loop has dropped its iterator."""
         return self.iterator is not None and self.iterator() is None
 
     def look(self) -> None:
-        """Whether an `enumerate` has followed its leap: known before another pass may leap.
-
-        >>> Pass(0, 0, 2, DataLoader([0, 1])).look()  # type: ignore[arg-type]
-        """
+        """Whether an `enumerate` has followed its leap: known before another pass may leap."""
         if self.left_out and self.followed is None:
             self.followed = LeftOut.followed >= self.left_out
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from onehour.check.observe.projection import leading
+from onehour.check.observe.digests import leading
 from onehour.rules.momentum import momentum_form, velocity_inside
 from onehour.rules.probe import is_adaptive
 
@@ -98,11 +98,7 @@ def replay(
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """The optimizer's state of a parameter, tensors of its shape cut and widened as `part` does.
-
-    >>> state_of(torch.optim.SGD([torch.zeros(1)], lr=0.5), torch.zeros(1))
-    {}
-    """
+    """The optimizer's state of a parameter, tensors of its shape cut and widened as `part` does."""
     state = {}
     for key, value in optimizer.state.get(parameter, {}).items():
         if torch.is_tensor(value) and value.shape == parameter.shape and value.is_floating_point():

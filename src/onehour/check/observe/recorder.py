@@ -17,9 +17,6 @@ class TapeRecorder:
         deep_updates: updates of each optimizer whose gradients, weights and state are looked at.
         epochs: passes over the training data to record.
         cut: whether long passes may be cut short; a script is run for its evidence alone, a watched loop for itself.
-
-    >>> TapeRecorder(deep_updates=4, epochs=2, cut=False).tape.events
-    []
     """
 
     def __init__(self, *, deep_updates: int, epochs: int, cut: bool) -> None:
@@ -33,11 +30,7 @@ class TapeRecorder:
 
     @property
     def attentive(self) -> bool:
-        """Whether losses and places are recorded: in a script always, in a watched loop at the ends of epochs too.
-
-        >>> TapeRecorder(deep_updates=4, epochs=2, cut=False).attentive
-        True
-        """
+        """Whether losses and places are recorded: in a script always, in a watched loop at the ends of epochs too."""
         return self.cut or self.near_an_end or self.updates < self.deep_updates
 
     def trouble(self, observer: str, error: BaseException) -> None:
@@ -68,11 +61,7 @@ class Numbering:
         return thing in self._known
 
     def of(self, thing: Any) -> int:
-        """The number of an object.
-
-        >>> Numbering().of(Numbering())
-        0
-        """
+        """The number of an object."""
         if thing not in self._known:
             self._known[thing] = self._next
             self._next += 1
@@ -177,9 +166,6 @@ class Patches:
         self._undo.append(action)
 
     def undo(self) -> None:
-        """Take all away, the newest first.
-
-        >>> Patches().undo()
-        """
+        """Take all away, the newest first."""
         while self._undo:
             self._undo.pop()()

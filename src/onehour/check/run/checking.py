@@ -13,8 +13,7 @@ from typing import Any
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding
-from onehour.check.judge import as_table, judge, not_judged, not_silenced, shortened, worst_first
-from onehour.check.pitfalls import refuse_unknown
+from onehour.check.judge import as_table, judge, not_judged, not_silenced, refuse_unknown, shortened, worst_first
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, ProcessStarted, Tape
@@ -37,9 +36,6 @@ class Checked:
         findings: worst first.
         notes: what could not be judged, and why.
         stories: of the last run, by rank.
-
-    >>> Checked([]).findings
-    []
     """
 
     findings: list[Finding]
@@ -71,11 +67,6 @@ def check_script(
 
     Raises:
         CheckError: if it could not be run, or never stepped an optimizer.
-
-    >>> check_script("nowhere.py")
-    Traceback (most recent call last):
-        ...
-    onehour.check.run.forkserver.CheckError: there is no script nowhere.py
     """
     path = Path(cwd or ".", script).resolve()
     if not path.is_file():
@@ -164,11 +155,7 @@ class _ScriptRuns:
 
 
 def wants_processes(script: Path) -> bool:
-    """Whether a script, or a module beside it, is made for several processes.
-
-    >>> wants_processes(Path("nowhere.py"))
-    False
-    """
+    """Whether a script, or a module beside it, is made for several processes."""
     files = [script, *sorted(script.parent.glob("*.py"))[:50]]
     own = {script.stem, *re.findall(r"^\s*(?:from|import)\s+(\w+)", _text(script), re.MULTILINE)}
     return any(SEVERAL.search(_text(path)) for path in files if path.stem in own)
@@ -233,11 +220,6 @@ def assert_clean(
     Raises:
         AssertionError: with the table of findings.
         onehour.check.CheckError: if the script could not be run, or never stepped an optimizer.
-
-    >>> assert_clean("nowhere.py")
-    Traceback (most recent call last):
-        ...
-    onehour.check.run.forkserver.CheckError: there is no script nowhere.py
     """
     base = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay)
     findings = check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).findings

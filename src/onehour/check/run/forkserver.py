@@ -33,11 +33,7 @@ ENDING_SECONDS = 3.0
 
 
 class CheckError(Exception):
-    """The script could not be observed; the text says why, in one line.
-
-    >>> str(CheckError("it never steps"))
-    'it never steps'
-    """
+    """The script could not be observed; the text says why, in one line."""
 
 
 class ForkServer:
@@ -45,9 +41,6 @@ class ForkServer:
 
     Args:
         preload: other modules to import once for all scripts, where they are installed.
-
-    >>> ForkServer(preload=["lightning"]).preload
-    ['lightning']
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
@@ -169,7 +162,7 @@ def _child(request: dict[str, Any], rank: int, output: int) -> None:
         os.environ.update(request["environ"])
         if "WORLD_SIZE" in request["environ"]:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        from onehour.check.observe.randomness import fresh_seeds
+        from onehour.check.observe.digests import fresh_seeds
         from onehour.check.run.script import run_script
 
         fresh_seeds()

@@ -43,9 +43,6 @@ class Overlay:
         Args:
             path: below the folder, or /proc/self/fd/N and what is below that.
             folder: its descriptor; None for the current one.
-
-        >>> Overlay("/tmp/run/x", home=[]).named("a.txt")
-        'a.txt'
         """
         if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
             return path
@@ -61,11 +58,7 @@ class Overlay:
         return os.path.join(above.removeprefix(self.root) or os.sep, text)
 
     def upper(self, path: Any) -> str | None:
-        """Where a path is written instead; None for what is not a path, or may be written where it is.
-
-        >>> Overlay("/tmp/run/x", home=["/data/me"]).upper(3) is None
-        True
-        """
+        """Where a path is written instead; None for what is not a path, or may be written where it is."""
         if not isinstance(path, str | os.PathLike):
             return None
         text = os.fspath(path)
@@ -80,11 +73,7 @@ class Overlay:
         return self.root + real
 
     def read(self, path: Any) -> Any:
-        """The path to read: what the script wrote, if it did; one that does not exist if it was removed.
-
-        >>> Overlay("/tmp/run/x", home=[]).read("/etc/hosts")
-        '/etc/hosts'
-        """
+        """The path to read: what the script wrote, if it did; one that does not exist if it was removed."""
         upper = self.upper(path)
         if upper is None:
             return path
@@ -98,9 +87,6 @@ class Overlay:
         Args:
             path: that the script names.
             keep: whether what stands there is added to or changed, and so must be copied first.
-
-        >>> Overlay("/tmp/run/x", home=[]).write("/dev/null", keep=False)
-        '/dev/null'
         """
         upper = self.upper(path)
         if upper is None:
@@ -132,11 +118,7 @@ class Overlay:
             Path(self._mark(upper)).touch()
 
     def names(self, path: Any) -> list[str] | None:
-        """What a folder holds for the script; None where nothing of it was written or removed.
-
-        >>> Overlay("/tmp/run/x", home=[]).names("/etc") is None
-        True
-        """
+        """What a folder holds for the script; None where nothing of it was written or removed."""
         upper = self.upper(path)
         if upper is None or not _isdir(upper):
             return None
@@ -146,11 +128,7 @@ class Overlay:
         return sorted(below | {name for name in added if not name.startswith(_GONE)})
 
     def below(self, path: Any) -> bool:
-        """Whether the script sees something of its own there that was before it.
-
-        >>> Overlay("/tmp/run/x", home=[]).below("/etc")
-        True
-        """
+        """Whether the script sees something of its own there that was before it."""
         upper = self.upper(path)
         return _exists(path) and (upper is None or not self._gone(upper))
 
