@@ -156,7 +156,7 @@ def test_a_pass_leaps_where_the_updates_that_are_left_do_not_suffice():
 
 
 def test_optimizers_that_take_turns_make_one_update():
-    recorder = TapeRecorder(deep_updates=64, epochs=2, cut=False)
+    recorder = TapeRecorder(deep_updates=64, cut=False)
     observers = Observers(recorder)
     observers.install()
     first, second = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1) for _ in range(2))
@@ -169,7 +169,7 @@ def test_optimizers_that_take_turns_make_one_update():
 
 
 def test_two_loaders_at_once_are_both_seen_to_their_ends():
-    recorder = TapeRecorder(deep_updates=64, epochs=2, cut=False)
+    recorder = TapeRecorder(deep_updates=64, cut=False)
     observers = Observers(recorder)
     observers.install()
     model = nn.Linear(1, 1)

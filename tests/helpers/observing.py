@@ -17,7 +17,7 @@ class Watched:
     """All observers for the time of a block."""
 
     def __init__(self, folder: Path | None = None, **options: Any) -> None:
-        self.recorder = TapeRecorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
+        self.recorder = TapeRecorder(**({"deep_updates": 64, "cut": False} | options))
         self.observers = Observers(self.recorder, folder)
 
     def __enter__(self) -> Tape:

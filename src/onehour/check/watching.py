@@ -74,7 +74,7 @@ class Watch:
         refuse_unknown([*only, *skip])
         self.base, self.only, self.skip = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay), only, skip
         self.report = Report()
-        self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, epochs=WATCHED_EPOCHS, cut=False)
+        self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
         self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onehour.check.observe.internals import exponent
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import called_directly, user_line
@@ -78,7 +79,7 @@ def penalties(root: Tensor) -> list[Penalty]:
         if name in _SQUARES or name in _NORMS:
             square = name != "MulBackward0" or (len(leaves) == 2 and leaves[0] is leaves[1])
             if name == "PowBackward0":
-                square = float(getattr(node, "_saved_exponent", 0)) == 2
+                square = exponent(node) == 2
             parameter = leaves[0] if leaves else None
             if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
                 found[id(parameter)] = Penalty(node, parameter)
@@ -115,7 +116,7 @@ class Backwards:
         recorder: takes the events "backward".
         optimizers: know the parameters that are looked at.
 
-    >>> recorder = TapeRecorder(deep_updates=4, epochs=2, cut=False)
+    >>> recorder = TapeRecorder(deep_updates=4, cut=False)
     >>> backwards, patches = Backwards(recorder, Optimizers(recorder)), Patches()
     >>> backwards.install(patches)
     >>> w = torch.zeros(2, 3, requires_grad=True)

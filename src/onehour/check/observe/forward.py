@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from onehour.check.observe.backward import Backwards
 from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.internals import BATCHNORM
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Hook, Numbering, Patches, TapeRecorder, quiet
 from onehour.check.tape import BatchNormSizes, ModelSeen
@@ -53,7 +53,7 @@ class Forwards:
         patches.on_undo(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
         patches.on_undo(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
         for module in self.only.modules():
-            if isinstance(module, _BatchNorm) and module is not self.only:
+            if isinstance(module, BATCHNORM) and module is not self.only:
                 self.handles.append(module.register_forward_pre_hook(Hook(self._batchnorm)))
         patches.on_undo(self._unhook)
 
@@ -68,7 +68,7 @@ class Forwards:
             return
         if self.depth == 0:
             self._outermost(module, inputs)
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCHNORM):
             self._batchnorm(module, inputs)
         self.depth += 1
 
@@ -124,7 +124,7 @@ class Forwards:
 
 
 def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelSeen:
-    normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, BATCHNORM)]
     decayed = [
         (f"{name}.{kind}" if name else kind, decays[id(p)])
         for name, module in normalising

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from onehour.check.observe.digests import leading, projections
 from onehour.check.observe.forward import Forwards
+from onehour.check.observe.internals import BATCHNORM, REFUSES_CPU
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import user_line
 from onehour.check.tape import (
@@ -46,7 +46,7 @@ class Groups:
         """Stand before the functions that make groups, wrap models and save them."""
         patches.around(dist, "init_process_group", self._join)
         patches.around(DistributedDataParallel, "__init__", self._wrap)
-        patches.around(DistributedDataParallel, "_passing_sync_batchnorm_handle", self._allow)
+        patches.around(DistributedDataParallel, REFUSES_CPU, self._allow)
         patches.around(nn.SyncBatchNorm, "__init__", self._sync)
         patches.around(nn.SyncBatchNorm, "forward", self._forward)
         patches.around(torch, "save", self._save)
@@ -74,7 +74,7 @@ class Groups:
     @quiet
     def _wrapped(self, wrapped: Any) -> None:
         broadcast = bool(getattr(wrapped, "broadcast_buffers", False)) and any(
-            isinstance(module, _BatchNorm) and module.track_running_stats for module in wrapped.modules()
+            isinstance(module, BATCHNORM) and module.track_running_stats for module in wrapped.modules()
         )
         self.recorder.tape.add(ModelWrapped(user_line(3), broadcast))
 
@@ -138,6 +138,6 @@ class Groups:
     def _statistics(self) -> Tensor | None:
         """The running means of all BatchNorms, one behind the other."""
         models = self.forwards.models if self.forwards.only is None else [self.forwards.only]
-        modules = [module for model in models for module in model.modules() if isinstance(module, _BatchNorm)]
+        modules = [module for model in models for module in model.modules() if isinstance(module, BATCHNORM)]
         means = [m.running_mean.flatten() for m in dict.fromkeys(modules) if m.running_mean is not None]
         return torch.cat([mean.to(means[0].device, torch.float64) for mean in means]) if means else None

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from onehour.check.observe.digests import projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.forward import first_tensor
+from onehour.check.observe.internals import hand_over, renew, without_processes
 from onehour.check.observe.passes import (
     MOST_UPDATES,
     UNCUT_SECONDS,
@@ -32,7 +33,6 @@ from onehour.check.observe.passes import (
     cut_to,
     enumerated,
     length_of,
-    without_processes,
 )
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import (
@@ -90,10 +90,7 @@ class Loaders:
     def _hand_over(self) -> None:
         """Processes that persist go on with the loaders that they were made for."""
         for loader, clone in self.clones.items():
-            iterator = vars(clone).get("_iterator")
-            if iterator is not None and vars(loader).get("_iterator") is None:
-                iterator._index_sampler = loader._index_sampler  # pyright: ignore[reportAttributeAccessIssue]
-                vars(loader)["_iterator"] = iterator
+            hand_over(clone, loader)
 
     def _init(self, original: Any, loader: DataLoader, *arguments: Any, **options: Any) -> None:
         original(loader, *arguments, **options)
@@ -145,9 +142,7 @@ class Loaders:
         """One copy for all passes, so that processes that persist do."""
         fresh = enumerated(loader)
         if loader in self.clones:
-            kept = vars(self.clones[loader])
-            same = {name: kept[name] for name in ("sampler", "batch_sampler", "_iterator") if name in kept}
-            kept.update(vars(fresh) | same)
+            renew(self.clones[loader], fresh)
         else:
             self.clones[loader] = fresh
         if self.recorder.cut:

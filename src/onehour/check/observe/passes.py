@@ -121,19 +121,6 @@ def enumerated(loader: DataLoader) -> DataLoader:
     return copied
 
 
-def without_processes(loader: DataLoader) -> None:
-    """Take a copied loader's own processes away: its batches stay the same, and none of them waits.
-
-    >>> import torch
-    >>> loader = enumerated(DataLoader(torch.arange(4), batch_size=2, num_workers=1))  # type: ignore[arg-type]
-    >>> without_processes(loader)
-    >>> loader.num_workers
-    0
-    """
-    vars(loader).update(num_workers=0, timeout=0, prefetch_factor=None, persistent_workers=False, _iterator=None)
-    vars(loader)["_DataLoader__multiprocessing_context"] = None
-
-
 def length_of(thing: Any) -> int | None:
     """Its length, if it has one."""
     try:

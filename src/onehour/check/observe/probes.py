@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from onehour.check.observe.digests import leading
+from onehour.check.observe.internals import step_unseen
 from onehour.rules.momentum import momentum_form, velocity_inside
 from onehour.rules.probe import is_adaptive
 
@@ -60,7 +61,7 @@ def _decay(optimizer: Optimizer) -> list[list[float]]:
                 optimizer, [[torch.ones(1)]], {"lr": rate * factor}, only=group, rate_factor=factor
             )
             parameter.grad = torch.zeros_like(parameter)
-            _step(copied)
+            step_unseen(copied)
             shrunk.append(1 - float(parameter.detach()[0]))
         pairs.append(shrunk)
     return pairs
@@ -93,7 +94,7 @@ def replay(
         parameter.grad = gradient.clone()
         if state:
             copied.state[parameter] = {key: copy.deepcopy(value) for key, value in state.items()}
-    _step(copied)
+    step_unseen(copied)
     return [p.detach() - w for p, w in zip(parameters, weights, strict=True)]
 
 
@@ -144,11 +145,3 @@ def _scaled(key: str, value: Any, factor: float) -> Any:
     if torch.is_tensor(value):
         return value.detach().cpu().clone() * factor
     return value * factor if isinstance(value, float) else value
-
-
-@torch.no_grad()
-def _step(copied: Optimizer) -> None:
-    """The class's own step without torch's wrapper, so that nobody's hooks see the copy."""
-    step = type(copied).step
-    step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
-    step(copied)  # type: ignore[call-arg]

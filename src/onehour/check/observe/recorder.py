@@ -15,13 +15,12 @@ class TapeRecorder:
 
     Args:
         deep_updates: updates of each optimizer whose gradients, weights and state are looked at.
-        epochs: passes over the training data to record.
         cut: whether long passes may be cut short; a script is run for its evidence alone, a watched loop for itself.
     """
 
-    def __init__(self, *, deep_updates: int, epochs: int, cut: bool) -> None:
+    def __init__(self, *, deep_updates: int, cut: bool) -> None:
         self.tape = Tape()
-        self.deep_updates, self.epochs, self.cut = deep_updates, epochs, cut
+        self.deep_updates, self.cut = deep_updates, cut
         self.finished = False
         self.near_an_end = False
         self.updates = 0
@@ -36,7 +35,7 @@ class TapeRecorder:
     def trouble(self, observer: str, error: BaseException) -> None:
         """An observer failed: its evidence is missing, the user's code goes on.
 
-        >>> recorder = TapeRecorder(deep_updates=4, epochs=2, cut=False)
+        >>> recorder = TapeRecorder(deep_updates=4, cut=False)
         >>> recorder.trouble("step", ValueError("no"))
         >>> [trouble.error for trouble in recorder.tape.of(Trouble)]
         ['ValueError: no']
@@ -72,7 +71,7 @@ def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
     """For methods of observers, which have a `recorder`: what fails in them never reaches the user's code.
 
     >>> class Broken:
-    ...     recorder = TapeRecorder(deep_updates=4, epochs=2, cut=False)
+    ...     recorder = TapeRecorder(deep_updates=4, cut=False)
     ...     @quiet
     ...     def look(self): return 1 / 0
     >>> Broken().look() is None

@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from onehour.check.observe.internals import as_if_stepped, parts_of
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import maker_line, user_line
@@ -69,7 +70,7 @@ class Schedulers:
 
     @quiet
     def _made(self, scheduler: Any, place: str | None) -> None:
-        parts = _parts(scheduler)
+        parts = parts_of(scheduler)
         self.parts |= {self.numbers.of(part) for part in parts}
         optimizer = _optimizer_of(scheduler)
         number = None if optimizer is None else self.optimizers.numbers.of(optimizer)
@@ -172,10 +173,10 @@ def _copied(scheduler: Any, optimizer: Optimizer) -> Any:
         for group in optimizer.param_groups
     ]
     stand_in.defaults = dict(optimizer.defaults)
-    vars(stand_in)["_opt_called"] = True
+    as_if_stepped(stand_in)
     functions = getattr(scheduler, "lr_lambdas", [])  # methods of a large object, perhaps
     memo = {id(function): function for function in functions} | {id(optimizer): stand_in}
-    for part in [scheduler, *_parts(scheduler)]:
+    for part in [scheduler, *parts_of(scheduler)]:
         memo[id(getattr(part, "optimizer", None))] = stand_in  # what wraps it, too
     memo.pop(id(None), None)
     return copy.deepcopy(scheduler, memo)
@@ -183,16 +184,11 @@ def _copied(scheduler: Any, optimizer: Optimizer) -> Any:
 
 def _optimizer_of(scheduler: Any) -> Optimizer | None:
     optimizer = getattr(scheduler, "optimizer", None)
-    if optimizer is None and _parts(scheduler):
-        optimizer = _optimizer_of(_parts(scheduler)[0])
+    if optimizer is None and parts_of(scheduler):
+        optimizer = _optimizer_of(parts_of(scheduler)[0])
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner  # Accelerate's wraps it
     return optimizer if isinstance(optimizer, Optimizer) else None
-
-
-def _parts(scheduler: Any) -> list[Any]:
-    parts = getattr(scheduler, "_schedulers", None)
-    return [part for part in parts if hasattr(part, "step")] if isinstance(parts, list) else []
 
 
 def _subclasses(kind: type) -> set[type]:

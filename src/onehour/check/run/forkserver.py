@@ -110,11 +110,10 @@ def serve() -> None:
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
     _adopt_orphans()
-    # Before the first fork; every optimizer of torch imports its compiler, which takes as long as torch itself.
-    import torch._dynamo  # noqa: F401
-
     import onehour.check.run.script  # noqa: F401
+    from onehour.check.observe.internals import import_compiler
 
+    import_compiler()  # before the first fork
     for module in ("safetensors.torch", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)

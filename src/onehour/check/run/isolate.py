@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,181 +22,151 @@ from onehour.check.run.overlay import Overlay
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def isolate(overlay: Overlay, patches: Patches) -> None:
-    """Stand before the functions that touch files."""
-
-    def around(owner: Any, name: str, function: Any, *folders: str) -> None:
-        if hasattr(owner, name):
-            patches.around(owner, name, _by_name(overlay, function, folders or ("dir_fd",)))
-
-    for owner in (builtins, io):
-        around(owner, "open", _opening(overlay))
-    around(os, "open", _os_open(overlay))
-    for name in ("stat", "lstat", "access", "chdir", "readlink", "statvfs", "listxattr", "getxattr"):
-        around(os, name, _reading(overlay))
-    for name in ("utime", "chmod", "truncate", "setxattr"):
-        around(os, name, _changing(overlay))
-    around(os, "symlink", _linking(overlay), "", "dir_fd")
-    around(os, "link", _linking(overlay), "src_dir_fd", "dst_dir_fd")
-    for name in ("remove", "unlink", "rmdir"):
-        around(os, name, _removing(overlay))
-    for name in ("rename", "replace"):
-        around(os, name, _renaming(overlay), "src_dir_fd", "dst_dir_fd")
-    around(os, "mkdir", _making(overlay))
-    around(os, "listdir", _listing(overlay))
-    around(os, "scandir", _scanning(overlay))
-    around(shutil, "rmtree", _clearing(overlay))
-    patches.around(torch, "save", _saving(overlay, 1))
-    patches.around(torch, "load", _reading(overlay))
-    patches.around(torch.jit, "save", _saving(overlay, 1))
-    patches.around(torch.jit, "load", _reading(overlay))
-    safetensors = sys.modules.get("safetensors.torch")
-    if safetensors is not None:
-        patches.around(safetensors, "save_file", _saving(overlay, 1))
-        patches.around(safetensors, "load_file", _reading(overlay))
-
-
-def _by_name(overlay: Overlay, function: Any, folders: tuple[str, ...]) -> Any:
-    """As a function of whole paths: what is given by an open folder is named by where that folder lies.
+class Isolation:
+    """Stands before the functions that touch files.
 
     Args:
-        folders: the options that hold the folders of the first arguments.
+        overlay: says where a path is read and written instead.
     """
 
-    def named(original: Any, *arguments: Any, **options: Any) -> Any:
-        paths = [overlay.named(path, options.pop(name, None)) for path, name in zip(arguments, folders, strict=False)]
-        return function(original, *paths, *arguments[len(paths) :], **options)
+    def __init__(self, overlay: Overlay) -> None:
+        self.overlay = overlay
 
-    return named
+    def install(self, patches: Patches) -> None:
+        """Put all in place."""
+        actions: list[tuple[Any, str, Callable[..., Any]]] = [
+            *((os, name, self._read) for name in ("stat", "lstat", "access", "chdir", "readlink", "statvfs")),
+            *((os, name, self._read) for name in ("listxattr", "getxattr")),
+            *((os, name, self._change) for name in ("utime", "chmod", "truncate", "setxattr")),
+            *((os, name, self._remove) for name in ("remove", "unlink", "rmdir")),
+            *((os, name, self._rename) for name in ("rename", "replace")),
+            *((os, name, self._link) for name in ("link", "symlink")),
+            *((owner, "open", self._open) for owner in (builtins, io)),
+            (os, "open", self._os_open),
+            (os, "mkdir", self._mkdir),
+            (os, "listdir", self._listdir),
+            (os, "scandir", self._scandir),
+            (shutil, "rmtree", self._rmtree),
+        ]
+        folders = {"symlink": ("", "dir_fd")} | dict.fromkeys(
+            ("link", "rename", "replace"), ("src_dir_fd", "dst_dir_fd")
+        )
+        for owner, name, action in actions:
+            if hasattr(owner, name):
+                patches.around(owner, name, self._by_name(action, folders.get(name, ("dir_fd",))))
+        savers = [(torch, "save", "load"), (torch.jit, "save", "load")]
+        if "safetensors.torch" in sys.modules:
+            savers.append((sys.modules["safetensors.torch"], "save_file", "load_file"))
+        for owner, save, load in savers:
+            patches.around(owner, save, self._save)
+            patches.around(owner, load, self._read)
 
+    def _by_name(self, action: Callable[..., Any], folders: tuple[str, ...]) -> Callable[..., Any]:
+        """An action on whole paths: what is given by an open folder is named by where that folder lies.
 
-def _opening(overlay: Overlay) -> Any:
-    def opening(original: Any, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if overlay.upper(file) is None:
+        Args:
+            action: called with the original function and its arguments.
+            folders: the options that hold the folders of the first arguments.
+        """
+
+        def named(original: Any, *arguments: Any, **options: Any) -> Any:
+            pairs = zip(arguments, folders, strict=False)
+            paths = [self.overlay.named(path, options.pop(name, None)) for path, name in pairs]
+            return action(original, *paths, *arguments[len(paths) :], **options)
+
+        return named
+
+    def _open(self, original: Any, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if self.overlay.upper(file) is None:
             return original(file, mode, *arguments, **options)
         if not set(mode) & set("wax+"):
-            return original(overlay.read(file), mode, *arguments, **options)
-        if "x" in mode and os.path.exists(file):
-            raise FileExistsError(17, "File exists", os.fspath(file))
-        return original(overlay.write(file, keep="w" not in mode), mode, *arguments, **options)
+            return original(self.overlay.read(file), mode, *arguments, **options)
+        if "x" in mode:
+            _refuse(file, os.path.exists(file))
+        return original(self.overlay.write(file, keep="w" not in mode), mode, *arguments, **options)
 
-    return opening
-
-
-def _os_open(overlay: Overlay) -> Any:
-    def opening(original: Any, path: Any, flags: int, *arguments: Any, **options: Any) -> Any:
-        if options.get("dir_fd") is not None or overlay.upper(path) is None:
+    def _os_open(self, original: Any, path: Any, flags: int, *arguments: Any, **options: Any) -> Any:
+        if self.overlay.upper(path) is None:
             return original(path, flags, *arguments, **options)
         if not flags & _WRITING:
-            return original(overlay.read(path), flags, *arguments, **options)
-        if flags & os.O_EXCL and os.path.exists(path):
-            raise FileExistsError(17, "File exists", os.fspath(path))
-        return original(overlay.write(path, keep=not flags & os.O_TRUNC), flags, *arguments, **options)
+            return original(self.overlay.read(path), flags, *arguments, **options)
+        if flags & os.O_EXCL:
+            _refuse(path, os.path.exists(path))
+        return original(self.overlay.write(path, keep=not flags & os.O_TRUNC), flags, *arguments, **options)
 
-    return opening
+    def _read(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        return original(self.overlay.read(path), *arguments, **options)
 
-
-def _reading(overlay: Overlay) -> Any:
-    def reading(original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("dir_fd") is not None:
-            return original(path, *arguments, **options)
-        return original(overlay.read(path), *arguments, **options)
-
-    return reading
-
-
-def _changing(overlay: Overlay) -> Any:
-    """Of a file its copy; a folder stays as it is."""
-
-    def changing(original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("dir_fd") is not None or overlay.upper(path) is None:
+    def _change(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        """Of a file its copy; a folder stays as it is."""
+        if self.overlay.upper(path) is None:
             return original(path, *arguments, **options)
         if os.path.isdir(path):
             return None
-        return original(overlay.write(path, keep=True), *arguments, **options)
+        return original(self.overlay.write(path, keep=True), *arguments, **options)
 
-    return changing
+    def _link(self, original: Any, source: Any, target: Any, *arguments: Any, **options: Any) -> Any:
+        _refuse(target, os.path.lexists(target))
+        source = self.overlay.read(source) if original.__name__ == "link" else source
+        return original(source, self.overlay.write(target, keep=False), *arguments, **options)
 
-
-def _linking(overlay: Overlay) -> Any:
-    def linking(original: Any, source: Any, target: Any, *arguments: Any, **options: Any) -> Any:
-        if any(name.endswith("dir_fd") and value is not None for name, value in options.items()):
-            return original(source, target, *arguments, **options)
-        if os.path.lexists(target):
-            raise FileExistsError(17, "File exists", os.fspath(target))
-        source = overlay.read(source) if original.__name__ == "link" else source
-        return original(source, overlay.write(target, keep=False), *arguments, **options)
-
-    return linking
-
-
-def _saving(overlay: Overlay, position: int) -> Any:
-    names = ("f", "filename")
-
-    def saving(original: Any, *arguments: Any, **options: Any) -> Any:
+    def _save(self, original: Any, *arguments: Any, **options: Any) -> Any:
+        """The path is the second argument, or has one of two names."""
         given = list(arguments)
-        if len(given) > position:
-            given[position] = overlay.write(given[position], keep=False)
-        options |= {name: overlay.write(options[name], keep=False) for name in names if name in options}
-        return original(*given, **options)
+        given[1:2] = [self.overlay.write(path, keep=False) for path in given[1:2]]
+        named = {name: self.overlay.write(options[name], keep=False) for name in ("f", "filename") if name in options}
+        return original(*given, **(options | named))
 
-    return saving
-
-
-def _removing(overlay: Overlay) -> Any:
-    def removing(original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("dir_fd") is not None or overlay.upper(path) is None:
+    def _remove(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        if self.overlay.upper(path) is None:
             return original(path, *arguments, **options)
         if original.__name__ == "rmdir" and os.listdir(path):
             raise OSError(39, "Directory not empty", os.fspath(path))
-        return overlay.remove(path)
+        return self.overlay.remove(path)
 
-    return removing
-
-
-def _renaming(overlay: Overlay) -> Any:
-    def renaming(original: Any, source: Any, target: Any, **options: Any) -> Any:
-        if overlay.upper(source) is None and overlay.upper(target) is None:
+    def _rename(self, original: Any, source: Any, target: Any, **options: Any) -> Any:
+        if self.overlay.upper(source) is None and self.overlay.upper(target) is None:
             return original(source, target, **options)
-        reading = overlay.read(source)
+        reading = self.overlay.read(source)
         if not os.path.exists(reading):
             raise FileNotFoundError(2, "No such file or directory", os.fspath(source))
-        if not overlay.below(source):
-            return original(reading, overlay.write(target, keep=False), **options)
+        if not self.overlay.below(source):
+            return original(reading, self.overlay.write(target, keep=False), **options)
         if os.path.isdir(reading):
             shutil.copytree(source, target, dirs_exist_ok=True)
             return shutil.rmtree(source)
-        shutil.copyfile(reading, overlay.write(target, keep=False))
+        shutil.copyfile(reading, self.overlay.write(target, keep=False))
         return os.remove(source)
 
-    return renaming
-
-
-def _making(overlay: Overlay) -> Any:
-    def making(original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("dir_fd") is not None or overlay.upper(path) is None:
+    def _mkdir(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        if self.overlay.upper(path) is None:
             return original(path, *arguments, **options)
+        _refuse(path, os.path.exists(path))
+        return original(self.overlay.write(path, keep=False), *arguments, **options)
+
+    def _listdir(self, original: Any, path: Any = ".") -> list[str]:
+        names = self.overlay.names(path)
+        return original(self.overlay.read(path)) if names is None else names
+
+    def _scandir(self, original: Any, path: Any = ".") -> Any:
+        names = self.overlay.names(path)
+        if names is None:
+            return original(self.overlay.read(path))
+        return _Entries(original, self.overlay, os.fspath(path), names)
+
+    def _rmtree(self, original: Any, path: Any, ignore_errors: bool = False, *arguments: Any, **options: Any) -> None:
+        if self.overlay.upper(path) is None:
+            return original(path, ignore_errors, *arguments, **options)
         if os.path.exists(path):
-            raise FileExistsError(17, "File exists", os.fspath(path))
-        return original(overlay.write(path, keep=False), *arguments, **options)
-
-    return making
-
-
-def _listing(overlay: Overlay) -> Any:
-    def listing(original: Any, path: Any = ".") -> list[str]:
-        names = overlay.names(path)
-        return original(overlay.read(path)) if names is None else names
-
-    return listing
+            return self.overlay.remove(path)
+        if not ignore_errors:
+            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+        return None
 
 
-def _scanning(overlay: Overlay) -> Any:
-    def scanning(original: Any, path: Any = ".") -> Any:
-        names = overlay.names(path)
-        return original(overlay.read(path)) if names is None else _Entries(original, overlay, os.fspath(path), names)
-
-    return scanning
+def _refuse(path: Any, exists: bool) -> None:
+    if exists:
+        raise FileExistsError(17, "File exists", os.fspath(path))
 
 
 class _Entries:
@@ -237,16 +208,3 @@ class _Entry:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._entry, name)
-
-
-def _clearing(overlay: Overlay) -> Any:
-    def clearing(original: Any, path: Any, ignore_errors: bool = False, *arguments: Any, **options: Any) -> None:
-        if overlay.upper(path) is None:
-            return original(path, ignore_errors, *arguments, **options)
-        if os.path.exists(path):
-            return overlay.remove(path)
-        if not ignore_errors:
-            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
-        return None
-
-    return clearing

@@ -19,7 +19,7 @@ from onehour.check.observe import Observers
 from onehour.check.observe.passes import MOST_UPDATES, following_enumerate
 from onehour.check.observe.recorder import Patches, TapeRecorder
 from onehour.check.observe.source import SCRIPT_FOLDERS, is_users, user_line
-from onehour.check.run.isolate import isolate
+from onehour.check.run.isolate import Isolation
 from onehour.check.run.overlay import Overlay
 from onehour.check.tape import ProcessStarted
 
@@ -37,7 +37,7 @@ class _ScriptRun:
 
     def __init__(self, folder: Path, rank: int, processes: int, limit: float) -> None:
         self.folder, self.rank, self.processes, self.limit = folder, rank, processes, limit
-        self.recorder = TapeRecorder(deep_updates=64, epochs=SEEN_EPOCHS, cut=True)
+        self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.recorder.rank = rank
         self.observers = Observers(self.recorder, folder)
         self.patches = Patches()
@@ -54,7 +54,7 @@ class _ScriptRun:
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
-        isolate(Overlay(self.folder / "written", home=[os.getcwd(), str(script.parent)]), self.patches)
+        Isolation(Overlay(self.folder / "written", home=[os.getcwd(), str(script.parent)])).install(self.patches)
         self.observers.loaders.on_pass = self.pass_begins
         watch = self.observers.optimizers.on_step
         self.observers.optimizers.on_step = lambda optimizer: (watch(optimizer), self.stepped())
