@@ -207,7 +207,6 @@ class LoaderSeen(TapeEvent):
     sampler: str = ""
     replicas: int | None = None
     replacement: bool = False
-    iterable: bool = False
     processes: int = 0
     probe: list[float] | None = None
 
@@ -309,10 +308,9 @@ class SchedulerMade(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStep(TapeEvent):
-    """A scheduler stepped; `rate` is the first group's after it."""
+    """A scheduler stepped."""
 
     scheduler: int = 0
-    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +333,6 @@ class ModelSeen(TapeEvent):
         parameters: trainable ones.
     """
 
-    name: str = ""
     affine: int = 0
     synced: int = 0
     decayed: list[str] = field(default_factory=list[str])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from array import array
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 import torch.distributed as dist
@@ -46,11 +45,33 @@ class Report:
 
 
 class Watch:
-    """As `watch`, for what cannot be put into a `with` block.
+    """Watch a training loop; the report is filled when the block ends.
+
+    The first 4 updates are looked at in full; steps and batches are counted for two epochs; after that nothing is
+    left in the loop's way. The loop learns what it would have learned without. On several processes all must enter.
+    Where no block can be put around the loop, call `start` and `stop`.
 
     Args:
-        model, optimizer: as in `watch`.
-        scheduler, base_lr, base_minibatch, base_per_worker, base_weight_decay, only, skip: as in `watch`.
+        model: that is trained, wrapped or not.
+        optimizer: that trains it.
+        scheduler: if it was made before the block; one that is made inside is found.
+        base_lr, base_minibatch: the recipe that the rate was scaled from; without them it is not judged.
+        base_per_worker: n of that recipe, the samples that BatchNorm normalises over.
+        base_weight_decay: of that recipe, as it was given to its optimizer.
+        only, skip: ids of pitfalls to look for, or to leave out.
+
+    Raises:
+        ValueError: for another model or optimizer than torch's, or an unknown id.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with watch(model, optimizer) as report:
+    ...     for _ in range(3):
+    ...         nn.functional.mse_loss(model(torch.randn(4, 2)), torch.randn(4, 1)).backward()
+    ...         optimizer.step()
+    >>> [finding.pitfall for finding in report.findings]
+    ['step-without-zero-grad']
     """
 
     def __init__(
@@ -77,6 +98,17 @@ class Watch:
         self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
         self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
+
+    def __enter__(self) -> Report:
+        self.start()
+        return self.report
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self.observers.remove()
+            self.recorder.finished = True
 
     def start(self) -> None:
         """Begin to watch."""
@@ -124,65 +156,8 @@ class Watch:
         return stories
 
 
-@contextmanager
-def watch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    scheduler: Any = None,
-    base_lr: float | None = None,
-    base_minibatch: int | None = None,
-    base_per_worker: int | None = None,
-    base_weight_decay: float | None = None,
-    only: Collection[str] = (),
-    skip: Collection[str] = (),
-) -> Iterator[Report]:
-    """Watch a training loop; the report is filled when the block ends.
-
-    The first 4 updates are looked at in full; steps and batches are counted for two epochs; after that nothing is
-    left in the loop's way. The loop learns what it would have learned without. On several processes all must enter.
-
-    Args:
-        model: that is trained, wrapped or not.
-        optimizer: that trains it.
-        scheduler: if it was made before the block; one that is made inside is found.
-        base_lr, base_minibatch: the recipe that the rate was scaled from; without them it is not judged.
-        base_per_worker: n of that recipe, the samples that BatchNorm normalises over.
-        base_weight_decay: of that recipe, as it was given to its optimizer.
-        only, skip: ids of pitfalls to look for, or to leave out.
-
-    Raises:
-        ValueError: for another model or optimizer than torch's, or an unknown id.
-
-    >>> import torch
-    >>> model = nn.Linear(2, 1)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> with watch(model, optimizer) as report:
-    ...     for _ in range(3):
-    ...         nn.functional.mse_loss(model(torch.randn(4, 2)), torch.randn(4, 1)).backward()
-    ...         optimizer.step()
-    >>> [finding.pitfall for finding in report.findings]
-    ['step-without-zero-grad']
-    """
-    watching = Watch(
-        model,
-        optimizer,
-        scheduler=scheduler,
-        base_lr=base_lr,
-        base_minibatch=base_minibatch,
-        base_per_worker=base_per_worker,
-        base_weight_decay=base_weight_decay,
-        only=only,
-        skip=skip,
-    )
-    watching.start()
-    try:
-        yield watching.report
-    except BaseException:
-        watching.observers.remove()
-        watching.recorder.finished = True
-        raise
-    watching.stop()
+watch = Watch
+"""As it is used: `with watch(model, optimizer) as report: …`."""
 
 
 def lightning_callback(**options: Any) -> Any:

@@ -54,7 +54,7 @@ def test_the_innermost_line_of_the_user_s(user: dict[str, Any]):
 def test_what_is_made_is_made_by_another(user: dict[str, Any]):
     """Not in its own constructor, which only calls that of its base class."""
     assert user["make"](lambda made: user_line()).place != f"{user['path']}:8"
-    assert user["make"](lambda made: maker_line(made, 2)).place == f"{user['path']}:8"
+    assert user["make"](maker_line).place == f"{user['path']}:8"
 
 
 def test_whether_a_library_stands_between(user: dict[str, Any], tmp_path: Path):

@@ -54,11 +54,11 @@ def tape(
         tape.add(BackwardPass("train.py:9", terms=[], samples=8))
         tape.add(OptimizerStep("train.py:10", optimizer=0, rates=groups or [now]))
         for _ in range(max(calls, 0)):
-            tape.add(SchedulerStep("train.py:11", scheduler=0, rate=now))
+            tape.add(SchedulerStep("train.py:11", scheduler=0))
         if batch == BATCHES - 1:
             tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=BATCHES))
             if calls < 0:
-                tape.add(SchedulerStep("train.py:11", scheduler=0, rate=now))
+                tape.add(SchedulerStep("train.py:11", scheduler=0))
     return tape
 
 

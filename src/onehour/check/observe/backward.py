@@ -139,7 +139,7 @@ class Backwards:
         for name in LOSSES:
             patches.around(F, name, self._loss_named(name))
         patches.around(torch.autograd, "backward", self._backward)
-        patches.around(torch.amp.GradScaler, "scale", self._scaled)
+        patches.after(torch.amp.GradScaler, "scale", self._scaled)
 
     def _loss_named(self, name: str) -> Any:
         def loss(original: Any, *arguments: Any, **options: Any) -> Any:
@@ -166,7 +166,7 @@ class Backwards:
             if reduction not in ("mean", "sum"):
                 return
             count = _count(name, arguments, options)
-        term = LossTerm(name, user_line(3), reduction, count)
+        term = LossTerm(name, user_line(), reduction, count)
         value.register_hook(lambda gradient: self._reached(term, gradient))
 
     @quiet
@@ -185,13 +185,8 @@ class Backwards:
         if all(math.isfinite(weight) for weight in (total, low, high)):
             self.terms.append(replace(term, count=count, total=total, low=low, high=high))
 
-    def _scaled(self, original: Any, scaler: Any, outputs: Any) -> Any:
-        scaled = original(scaler, outputs)
-        self._scale_is(scaler)
-        return scaled
-
     @quiet
-    def _scale_is(self, scaler: Any) -> None:
+    def _scaled(self, scaler: Any, outputs: Any) -> None:
         self.scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
 
     def _backward(self, original: Any, tensors: Any, *arguments: Any, **options: Any) -> Any:
@@ -221,13 +216,13 @@ class Backwards:
         strengths = [penalty.strength(self.scale) for penalty in penalized]
         self.recorder.tape.add(
             BackwardPass(
-                user_line(3),
+                user_line(),
                 terms=self.terms,
                 samples=self.samples,
                 scale=self.scale,
                 before=before,
                 local=self.optimizers.after_backward(),
-                direct=called_directly(3),
+                direct=called_directly(),
                 penalized=len(strengths),
                 penalty=max(strengths, default=0.0),
             )

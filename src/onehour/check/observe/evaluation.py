@@ -199,7 +199,7 @@ class Evaluations:
     def _perhaps_over(self) -> None:
         if self._last and self.right and not self.labels and self.read_variables:
             self._last = False
-            self.tracer.start(user_frames(2)[:FRAMES])
+            self.tracer.start(user_frames()[:FRAMES])
 
     def write(self, loader: int, epoch: int, batches: int | None, samples: int | None) -> None:
         """The pass was an evaluation, and is over."""

@@ -132,7 +132,6 @@ def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelS
         if id(p) in decays and decays[id(p)][1] > 0
     ]
     return ModelSeen(
-        name=type(model).__name__,
         affine=sum(1 for _, module in normalising for _ in module.parameters(recurse=False)),
         synced=sum(isinstance(m, nn.SyncBatchNorm) for _, m in normalising),
         decayed=[name for name, _ in decayed],

@@ -45,9 +45,9 @@ class Groups:
     def install(self, patches: Patches) -> None:
         """Stand before the functions that make groups, wrap models and save them."""
         patches.around(dist, "init_process_group", self._join)
-        patches.around(DistributedDataParallel, "__init__", self._wrap)
+        patches.after(DistributedDataParallel, "__init__", self._wrapped)
         patches.around(DistributedDataParallel, REFUSES_CPU, self._allow)
-        patches.around(nn.SyncBatchNorm, "__init__", self._sync)
+        patches.after(nn.SyncBatchNorm, "__init__", self._synced)
         patches.around(nn.SyncBatchNorm, "forward", self._forward)
         patches.around(torch, "save", self._save)
 
@@ -65,31 +65,23 @@ class Groups:
     @quiet
     def _joined(self, backend: Any) -> None:
         self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
-        self.recorder.tape.add(GroupJoined(user_line(3), dist.get_rank(), dist.get_world_size()))
-
-    def _wrap(self, original: Any, *arguments: Any, **options: Any) -> None:
-        original(*arguments, **options)
-        self._wrapped(arguments[0])
+        self.recorder.tape.add(GroupJoined(user_line(), dist.get_rank(), dist.get_world_size()))
 
     @quiet
-    def _wrapped(self, wrapped: Any) -> None:
+    def _wrapped(self, wrapped: Any, *arguments: Any, **options: Any) -> None:
         broadcast = bool(getattr(wrapped, "broadcast_buffers", False)) and any(
             isinstance(module, BATCHNORM) and module.track_running_stats for module in wrapped.modules()
         )
-        self.recorder.tape.add(ModelWrapped(user_line(3), broadcast))
+        self.recorder.tape.add(ModelWrapped(user_line(), broadcast))
 
     def _allow(self, original: Any, wrapped: Any, module: nn.Module) -> None:
         """SyncBatchNorm on a CPU, which torch refuses, and `_forward` stands in for."""
         if not self.recorder.cut or all(p.device.type != "cpu" for p in module.parameters()):
             original(wrapped, module)
 
-    def _sync(self, original: Any, *arguments: Any, **options: Any) -> None:
-        original(*arguments, **options)
-        self._synced()
-
     @quiet
-    def _synced(self) -> None:
-        self.recorder.tape.add(SyncBatchNormMade(user_line(3)))
+    def _synced(self, *arguments: Any, **options: Any) -> None:
+        self.recorder.tape.add(SyncBatchNormMade(user_line()))
 
     def _forward(self, original: Any, module: Any, values: Any) -> Any:
         if values.device.type != "cpu" or not self.recorder.cut:
@@ -119,7 +111,7 @@ class Groups:
         if self.recorder.world > 1:
             weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:WEIGHTS]
             values = [value for p in weights for value in leading(p)[:EACH].tolist()]
-            self.recorder.tape.add(InitialWeights(user_line(3), values))
+            self.recorder.tape.add(InitialWeights(user_line(), values))
 
     @quiet
     def look(self, when: str) -> None:
@@ -133,7 +125,7 @@ class Groups:
             if means is not None:
                 self.trained = when != "evaluation"
                 numbers, values = projections([means]), leading(means).tolist()
-                self.recorder.tape.add(UsedStatistics(user_line(3), when, self.recorder.updates, numbers, values))
+                self.recorder.tape.add(UsedStatistics(user_line(), when, self.recorder.updates, numbers, values))
 
     def _statistics(self) -> Tensor | None:
         """The running means of all BatchNorms, one behind the other."""

@@ -83,7 +83,7 @@ class Loaders:
 
     def install(self, patches: Patches) -> None:
         """Stand before the constructor, the iterator and the sampler of every DataLoader."""
-        patches.around(DataLoader, "__init__", self._init)
+        patches.after(DataLoader, "__init__", self._was_made)
         patches.around(DataLoader, "__iter__", self._iter)
         patches.on_undo(self._hand_over)
 
@@ -92,17 +92,13 @@ class Loaders:
         for loader, clone in self.clones.items():
             hand_over(clone, loader)
 
-    def _init(self, original: Any, loader: DataLoader, *arguments: Any, **options: Any) -> None:
-        original(loader, *arguments, **options)
-        self._was_made(loader)
-
     @quiet
-    def _was_made(self, loader: DataLoader) -> None:
-        self.made[loader] = place = maker_line(loader, 3)
+    def _was_made(self, loader: DataLoader, *arguments: Any, **options: Any) -> None:
+        self.made[loader] = place = maker_line(loader)
         if self.recorder.cut:
             # Libraries make loaders of the user's: the first of a data set's is the user's own.
             first = self.first.setdefault(id(loader.dataset), (loader.dataset, place))
-            self.made[loader] = place if called_directly(3) else first[1]
+            self.made[loader] = place if called_directly() else first[1]
         if self.on_made is not None:
             self.on_made()
 
@@ -130,7 +126,7 @@ class Loaders:
         self.passes[number] = self.passes.get(number, -1) + 1
         opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
         opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
-        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames(2))
+        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames())
         if isinstance(opened.sampler, EnumeratedSampler):
             opened.sampler.drawn = lambda order: self._began(opened, order)
             opened.sampler.choose = lambda order, at: self._choose(opened, at)
@@ -150,8 +146,7 @@ class Loaders:
         return self.clones[loader]
 
     def _describe(self, loader: DataLoader, number: int) -> None:
-        iterable = isinstance(loader.dataset, IterableDataset)
-        samples = None if iterable else length_of(loader.dataset)
+        samples = None if isinstance(loader.dataset, IterableDataset) else length_of(loader.dataset)
         sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
         self.recorder.tape.add(
             LoaderSeen(
@@ -164,7 +159,6 @@ class Loaders:
                 sampler=type(sampler).__name__ if sampler is not None else type(loader.batch_sampler).__name__,
                 replicas=getattr(sampler, "num_replicas", None),
                 replacement=bool(getattr(sampler, "replacement", False)),
-                iterable=iterable,
                 processes=loader.num_workers,
                 probe=self._probe(loader.dataset, samples) if self.recorder.world > 1 and samples else None,
             )
@@ -185,7 +179,7 @@ class Loaders:
         """The sampler was enumerated, or cannot be."""
         known = self._order(opened, order) if order is not None else None
         self.open.append(opened)
-        place = user_line(2)
+        place = user_line()
         self.recorder.tape.add(EpochBegan(place, opened.loader, opened.number, opened.batches, opened.planned, known))
 
     def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:

@@ -80,7 +80,7 @@ class Optimizers:
         """Hook every step and every constructor."""
         patches.on_undo(register_optimizer_step_pre_hook(self._before).remove)
         patches.on_undo(register_optimizer_step_post_hook(self._after).remove)
-        patches.around(Optimizer, "__init__", self._init)
+        patches.after(Optimizer, "__init__", self._was_made)
         clip = torch.nn.utils.clip_grad
         for name in ("clip_grad_norm_", "clip_grad_value_"):
             original = getattr(clip, name)
@@ -99,13 +99,9 @@ class Optimizers:
         for watched in self.watched.values():
             watched.unhook()
 
-    def _init(self, original: Any, optimizer: Optimizer, *arguments: Any, **options: Any) -> None:
-        original(optimizer, *arguments, **options)
-        self._was_made(optimizer)
-
     @quiet
-    def _was_made(self, optimizer: Optimizer) -> None:
-        self.made[optimizer] = maker_line(optimizer, 3)
+    def _was_made(self, optimizer: Optimizer, *arguments: Any, **options: Any) -> None:
+        self.made[optimizer] = maker_line(optimizer)
         if self.on_made is not None:
             self.on_made()
         if self.only is None:
@@ -202,7 +198,7 @@ class Optimizers:
         closure = any(callable(value) for value in (*arguments[1:], *options.values()))
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         momenta = [float(m) for group in optimizer.param_groups if isinstance(m := group.get("momentum"), float | int)]
-        step = OptimizerStep(user_line(3) if self.recorder.attentive else None, watched.number, rates, momenta, closure)
+        step = OptimizerStep(user_line() if self.recorder.attentive else None, watched.number, rates, momenta, closure)
         if self.deep(watched):
             step = self._looked(step, optimizer, watched)
         watched.steps += 1

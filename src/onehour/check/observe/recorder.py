@@ -56,9 +56,6 @@ class Numbering:
         self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._next = 0
 
-    def __contains__(self, thing: Any) -> bool:
-        return thing in self._known
-
     def of(self, thing: Any) -> int:
         """The number of an object."""
         if thing not in self._known:
@@ -145,6 +142,16 @@ class Patches:
             return observer(original, *arguments, **options)
 
         self.put(owner, name, wrapper)
+
+    def after(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        """Call `observer(*arguments)` after `owner.name(*arguments)`."""
+
+        def both(original: Any, *arguments: Any, **options: Any) -> Any:
+            result = original(*arguments, **options)
+            observer(*arguments, **options)
+            return result
+
+        self.around(owner, name, both)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Replace `owner.name` by a value."""

@@ -66,7 +66,7 @@ class Schedulers:
         finally:
             self.depth -= 1
         if self.depth == 0:
-            self._made(scheduler, maker_line(scheduler, 2))
+            self._made(scheduler, maker_line(scheduler))
 
     @quiet
     def _made(self, scheduler: Any, place: str | None) -> None:
@@ -94,9 +94,7 @@ class Schedulers:
     def _stepped(self, scheduler: Any) -> None:
         number = self.numbers.of(scheduler)
         self.steps[number] = self.steps.get(number, 0) + 1
-        optimizer = _optimizer_of(scheduler)
-        rate = float(optimizer.param_groups[0]["lr"]) if optimizer is not None else None
-        self.recorder.tape.add(SchedulerStep(user_line(3), number, rate))
+        self.recorder.tape.add(SchedulerStep(user_line(), number))
 
     def run_to_the_end(self, steps: dict[int, int]) -> None:
         """Write down the whole curve of each scheduler that was copied.

@@ -62,14 +62,10 @@ def is_users(filename: str) -> bool:
     return not real.startswith(_LIBRARIES) and not any(part in real for part in _PACKAGES)
 
 
-def user_frames(depth: int = 1) -> list[FrameType]:
-    """The user's frames on the stack, the innermost first.
-
-    Args:
-        depth: callers to leave out.
-    """
+def user_frames() -> list[FrameType]:
+    """The user's frames on the stack, the innermost first."""
     frames = []
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_users(frame.f_code.co_filename):
             frames.append(frame)
@@ -77,25 +73,25 @@ def user_frames(depth: int = 1) -> list[FrameType]:
     return frames
 
 
-def user_line(depth: int = 1) -> str | None:
+def user_line() -> str | None:
     """file:line of the innermost frame that is the user's; None where there is none."""
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
     return None if frame is None else _place(frame)
 
 
-def maker_line(made: object, depth: int = 1) -> str | None:
+def maker_line(made: object) -> str | None:
     """file:line of the innermost frame of the user's that makes an object, and is no method of the object itself."""
-    for frame in user_frames(depth + 1):
+    for frame in user_frames():
         if frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not made:
             return _place(frame)
     return None
 
 
-def called_directly(depth: int = 1) -> bool:
+def called_directly() -> bool:
     """Whether it is the user's own code that called one of torch's functions: nobody's stands between."""
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_NEAR):
         frame = frame.f_back
     return frame is not None and is_users(frame.f_code.co_filename)

@@ -27,27 +27,33 @@ _WARMUP = (
 @pitfall("lr-not-scaled", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_not_scaled(case: Case) -> Finding | None:
     """The base's own rate with another minibatch."""
-    scaled, target = case.scaled_from, case.schedule().target
-    if scaled is None or not target or case.adaptive:
-        return None
-    lr, base, minibatch = scaled
-    expected = lr * minibatch / base
-    if near(expected, lr) or not near(target, lr):
-        return None
-    return _misscaled(lr_not_scaled, case, target, expected)
+    return _misscaled(lr_not_scaled, case, of_base=True)
 
 
 @pitfall("lr-scaled-wrong", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_scaled_wrong(case: Case) -> Finding | None:
     """Another rate than the rule's, and not the base's."""
+    return _misscaled(lr_scaled_wrong, case, of_base=False)
+
+
+def _misscaled(pitfall: Pitfall, case: Case, *, of_base: bool) -> Finding | None:
+    """Another target than the rule's; the base's own rate, or any other."""
     scaled, target = case.scaled_from, case.schedule().target
     if scaled is None or target is None or case.adaptive:
         return None
     lr, base, minibatch = scaled
     expected = lr * minibatch / base
-    if near(target, expected) or (near(target, lr) and not near(expected, lr)):
+    at_base = bool(target) and near(target, lr) and not near(expected, lr)
+    if at_base != of_base or (not of_base and near(target, expected)):
         return None
-    return _misscaled(lr_scaled_wrong, case, target, expected)
+    return pitfall.found(
+        measured=f"target rate {target:g} at minibatch {minibatch}",
+        expected=f"{expected:g} = {lr:g} · {minibatch} / {base}",
+        where=case.optimizer_line(),
+        lr=lr,
+        base=base,
+        kn=minibatch,
+    )
 
 
 @pitfall(
@@ -184,18 +190,6 @@ def near(a: float, b: float, tolerance: float = NEAR) -> bool:
     (True, False)
     """
     return abs(a - b) <= tolerance * max(abs(a), abs(b))
-
-
-def _misscaled(pitfall: Pitfall, case: Case, target: float, expected: float) -> Finding:
-    lr, base, minibatch = case.scaled_from or (0.0, 0, 0)
-    return pitfall.found(
-        measured=f"target rate {target:g} at minibatch {minibatch}",
-        expected=f"{expected:g} = {lr:g} · {minibatch} / {base}",
-        where=case.optimizer_line(),
-        lr=lr,
-        base=base,
-        kn=minibatch,
-    )
 
 
 def _warmup(case: Case, start: float, target: float) -> dict[str, Any]:

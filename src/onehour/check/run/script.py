@@ -83,7 +83,7 @@ class _ScriptRun:
             self.leave("stopped")
 
     def _started(self, original: Any, process: Any) -> None:
-        self.recorder.tape.add(ProcessStarted(user_line(2)))
+        self.recorder.tape.add(ProcessStarted(user_line()))
         original(process)
 
     def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
