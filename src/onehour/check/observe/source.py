@@ -45,6 +45,15 @@ _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _NEXT = re.compile(r"\bnext\b|__next__")
 
 _absolute = lru_cache(maxsize=4096)(os.path.abspath)  # as it was before a script changed the folder
+_real = lru_cache(maxsize=None)(os.path.realpath)
+
+
+def resolve_loaded_modules() -> None:
+    """Look where all modules lie that are loaded: in a script that is kept apart from its files it takes long."""
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str):
+            _real(path)
 
 
 @lru_cache(maxsize=4096)
@@ -56,7 +65,7 @@ def is_users(filename: str) -> bool:
     """
     if filename.startswith("<"):
         return False
-    real = os.path.realpath(filename)
+    real = _real(filename)
     if os.path.dirname(real) in SCRIPT_FOLDERS:
         return True
     return not real.startswith(_LIBRARIES) and not any(part in real for part in _PACKAGES)

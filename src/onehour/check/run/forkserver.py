@@ -112,11 +112,13 @@ def serve() -> None:
     _adopt_orphans()
     import onehour.check.run.script  # noqa: F401
     from onehour.check.observe.internals import import_compiler
+    from onehour.check.observe.source import resolve_loaded_modules
 
     import_compiler()  # before the first fork
     for module in ("safetensors.torch", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    resolve_loaded_modules()
 
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
