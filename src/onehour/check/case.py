@@ -87,7 +87,7 @@ class RateSchedule:
                 return rate
         return None
 
-    def reaches(self, rate: float, *, after: float = 0) -> int | None:
+    def reaches(self, rate: float) -> int | None:
         """The first scheduler step from which on the rate is at most so much, not before the curve's peak.
 
         >>> RateSchedule(seen=[], curve=[[5, 0.1], [5, 0.8], [5, 0.01]]).reaches(0.02)
@@ -97,7 +97,7 @@ class RateSchedule:
         seen = False
         for count, now in self.curve:
             seen = seen or now >= peak * (1 - 1e-9)
-            if seen and now <= rate * (1 + 1e-9) and passed + count > after:
+            if seen and now <= rate * (1 + 1e-9):
                 return int(passed)
             passed += count
         return None

@@ -54,17 +54,9 @@ class Observers:
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
         self.optimizers.on_first = self.groups.first_step
         self.optimizers.on_step = self.groups.stepped
-        parts = (
-            self.optimizers,
-            self.backwards,
-            self.forwards,
-            self.loaders,
-            self.schedulers,
-            self.groups,
-            self.evaluations,
-        )
-        for part in parts:
-            part.install(self.patches)
+        first = (self.optimizers, self.backwards, self.forwards, self.loaders)
+        for observer in (*first, self.schedulers, self.groups, self.evaluations):
+            observer.install(self.patches)
 
     def remove(self) -> None:
         """Take all away."""

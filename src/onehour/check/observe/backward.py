@@ -113,7 +113,7 @@ class Backwards:
     loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
 
     Args:
-        recorder: takes the events "backward".
+        recorder: takes the backward passes.
         optimizers: know the parameters that are looked at.
 
     >>> recorder = TapeRecorder(deep_updates=4, cut=False)

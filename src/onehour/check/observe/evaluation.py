@@ -130,7 +130,7 @@ class Evaluations:
     """Watches passes over data that train nothing.
 
     Args:
-        recorder: takes the events "evaluation" and "value".
+        recorder: takes the evaluations, and the numbers that the loop makes of them.
         read_variables: whether to trace the user's functions for a few lines after each; debuggers do the same, so a
             loop that is only watched is left alone.
     """

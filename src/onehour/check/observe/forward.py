@@ -14,7 +14,7 @@ from onehour.check.observe.backward import Backwards
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import BATCHNORM
 from onehour.check.observe.optimizer import Optimizers
-from onehour.check.observe.recorder import Hook, Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, quiet
 from onehour.check.tape import BatchNormSizes, ModelSeen
 
 
@@ -22,7 +22,7 @@ class Forwards:
     """Watches the outermost modules that are called.
 
     Args:
-        recorder: takes the events "model", "batchnorm" and "evaluated".
+        recorder: takes the models and n of their BatchNorms.
         optimizers: know which parameters they train.
         backwards: are told how many samples a pass had.
         only: the model to watch, if it is known.
@@ -35,7 +35,6 @@ class Forwards:
         # What is wrapped is evaluated without its wrapper, too.
         self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
-        self.numbers = Numbering()
         self.models: list[nn.Module] = []
         self.evaluations: Evaluations | None = None
         self.on_evaluation: Any = None

@@ -33,7 +33,7 @@ class Groups:
     """Watches process groups, DistributedDataParallel, SyncBatchNorm, and the statistics that are evaluated or saved.
 
     Args:
-        recorder: takes the events "group", "ddp", "synced", "weights", "own" and "statistics".
+        recorder: takes the groups, what is wrapped, initial weights and running statistics.
         forwards: know the models.
     """
 

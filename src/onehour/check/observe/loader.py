@@ -56,7 +56,7 @@ class Loaders:
     """Watches every DataLoader.
 
     Args:
-        recorder: takes the events "loader", "epoch", "batch" and "end".
+        recorder: takes the loaders, their epochs and batches.
         folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
         evaluations: are told of each batch of an evaluation, and of its end.
     """

@@ -55,7 +55,7 @@ class Optimizers:
     """Watches the steps of every optimizer, or of one.
 
     Args:
-        recorder: takes the events "optimizer" and "step".
+        recorder: takes the optimizers and their steps.
         only: the one optimizer to watch, if it is known.
     """
 

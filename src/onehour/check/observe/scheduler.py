@@ -25,7 +25,7 @@ class Schedulers:
     """Watches every scheduler that follows torch's `LRScheduler`.
 
     Args:
-        recorder: takes the events "scheduler" and "schedule".
+        recorder: takes the schedulers, their steps and curves.
         optimizers: number the optimizers.
         only: the scheduler to watch where it was made before.
     """

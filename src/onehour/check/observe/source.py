@@ -17,7 +17,7 @@ import statistics
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import FrameType
 from typing import Any
 
@@ -45,7 +45,11 @@ _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _NEXT = re.compile(r"\bnext\b|__next__")
 
 _absolute = lru_cache(maxsize=4096)(os.path.abspath)  # as it was before a script changed the folder
-_real = lru_cache(maxsize=None)(os.path.realpath)
+
+
+@cache
+def _real(filename: str) -> str:
+    return os.path.realpath(filename)
 
 
 def resolve_loaded_modules() -> None:
