@@ -62,7 +62,8 @@ def test_the_losses_of_passes_over_one_batch_stay_together():
     tape.add(BatchGiven(loader=0, epoch=0, index=0, size=64))
     for _ in range(2):
         tape.add(BackwardPass(terms=[term(64)], samples=20))
-    (micro,) = Story(tape).left
+    tape.add(OptimizerStep())
+    ((micro,),) = (update.microbatches for update in Story(tape).updates)
     assert len(micro.terms) == 2
 
 

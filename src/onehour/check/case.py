@@ -25,7 +25,6 @@ class RateSchedule:
         a_update: scheduler steps for each optimizer step, where it is stepped within epochs.
         an_epoch: scheduler steps in a whole epoch.
         steps: of the scheduler over the planned run.
-        planned: whether the number of epochs is known.
         curve: [count, rate] pairs of its whole life.
     """
 
@@ -34,7 +33,6 @@ class RateSchedule:
     a_update: int = 0
     an_epoch: int | None = None
     steps: int | None = None
-    planned: bool = False
     curve: list[list[float]] = field(default_factory=list[list[float]])
 
     @property
@@ -111,10 +109,8 @@ def schedule_of(story: Story) -> RateSchedule:
         return schedule
     schedule.scheduler = numbers[0]
     schedule.a_update, schedule.an_epoch = _pace(story, numbers[0])
-    epochs = story.planned
-    schedule.planned = epochs is not None
     if schedule.an_epoch is not None:
-        schedule.steps = schedule.an_epoch * (epochs or UNKNOWN_EPOCHS)
+        schedule.steps = schedule.an_epoch * (story.planned or UNKNOWN_EPOCHS)
     schedule.curve = story.curves.get(numbers[0], [])
     if schedule.curve and not _agrees(schedule, _calls_before(story, numbers[0])):
         schedule.curve = []

@@ -155,8 +155,6 @@ class Story:
         self.curves = {event.scheduler: event.rates for event in tape.of(SchedulerCurve)}
         self.models = list(tape.of(ModelSeen))
         self.updates: list[Update] = []
-        self.left: list[MicroBatch] = []
-        """Backward passes that no step followed."""
         self._passes: list[tuple[list[MicroBatch], MicroBatch]] = []
         """Over the batch that is read: each with the window that it lies in."""
         self._place: tuple[int | None, int | None, int | None] = None, None, None
@@ -180,7 +178,6 @@ class Story:
                 self.updates.append(Update(event, waiting))
                 waiting = []
         self._settle()
-        self.left = waiting
 
     def _gather(self, waiting: list[MicroBatch], queue: deque[BatchGiven] | None, backward: BackwardPass) -> None:
         samples, terms = backward.samples, backward.terms

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -223,6 +225,12 @@ def test_who_gives_up_leaves_nothing_behind(tmp_path: Path):
         assert len(born) == 2
         born.append(forkserver._process.pid)
     assert not [pid for pid in born if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_command_itself_waits_for_no_torch():
+    """Its process imports none; the one that runs scripts does, once."""
+    code = "import sys, onehour.check.run.checking; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_script_made_for_several_processes_is_recognised(loops: Path, tmp_path: Path):

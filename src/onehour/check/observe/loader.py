@@ -285,7 +285,7 @@ class Loaders:
         return target
 
     def over(self, opened: Pass) -> bool:
-        """Whether a pass that cannot leap, of an IterableDataset, ends here."""
+        """Whether a pass without a sampler, of an IterableDataset, ends here."""
         if (
             not self.recorder.cut
             or isinstance(opened.sampler, EnumeratedSampler)

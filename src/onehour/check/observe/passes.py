@@ -42,7 +42,7 @@ class _FollowingEnumerate:
 
 
 def following_enumerate(iterable: Any, start: int = 0) -> Any:
-    """In place of `enumerate`: the real one for what can leap nowhere.
+    """In place of `enumerate`: the real one for what is never cut.
 
     >>> list(following_enumerate("ab", 1)), type(following_enumerate([1])).__name__
     ([(1, 'a'), (2, 'b')], 'enumerate')
@@ -181,7 +181,7 @@ class Pass:
         return self.iterator is not None and self.iterator() is None
 
     def look(self) -> None:
-        """Whether an `enumerate` has followed its leap: known before another pass may leap."""
+        """Whether an `enumerate` has followed its cut: known before another pass may be cut."""
         if self.left_out and self.followed is None:
             self.followed = LeftOut.followed >= self.left_out
 

@@ -27,7 +27,7 @@ def scheduler_steps_k_times(case: Case) -> Finding | None:
     """A schedule planned in updates and stepped k times at each: it ends after 1/k of the run."""
     schedule, story = case.schedule(), case.story
     k, end, epochs, updates = schedule.a_update, horizon(schedule), story.planned, story.updates_an_epoch
-    if k < 2 or end is None or not epochs or not updates or not schedule.planned:
+    if k < 2 or end is None or not epochs or not updates:
         return None
     if abs(end - epochs * updates) > 0.1 * epochs * updates:
         return None
@@ -103,7 +103,7 @@ def lr_collapses(case: Case) -> Finding | None:
     """A rate that is nothing long before the end, or rises again after it had fallen."""
     schedule, story = case.schedule(), case.story
     epochs, steps = story.planned, schedule.steps
-    if not schedule.curve or not schedule.planned or not epochs or not steps:
+    if not schedule.curve or not epochs or not steps:
         return None
     if scheduler_steps_k_times(case) or scheduler_too_slow(case):
         return None
