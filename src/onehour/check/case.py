@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from onehour.check.story import Story
-from onehour.check.tape import OptimizerStep, SchedulerStep
+from onehour.check.tape import OptimizerStep, SchedulerMade, SchedulerStep
 
 UNKNOWN_EPOCHS = 100
 """Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
@@ -276,6 +276,12 @@ class Case:
         sizes += [0] * (len(groups) - len(sizes))
         learning = [(size, one.target, one) for size, one in zip(sizes, groups, strict=False) if one.target]
         return max(learning, key=lambda entry: entry[:2], default=(0, 0.0, schedule))[2]
+
+    @property
+    def scheduler(self) -> SchedulerMade | None:
+        """The scheduler that sets the rate; None where the loop does so itself."""
+        number = self.schedule().scheduler
+        return self.story.schedulers.get(number) if number is not None else None
 
     def _expected(self, lr: float) -> list[float]:
         """Rates that one may have that was scaled from the base's, or was not; what is right comes first."""

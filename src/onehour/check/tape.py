@@ -351,6 +351,11 @@ class BatchNormSizes(TapeEvent):
 
 E = TypeVar("E", bound=TapeEvent)
 
+EVENTS: dict[str, type[TapeEvent]] = {
+    name: kind for name, kind in list(globals().items()) if isinstance(kind, type) and issubclass(kind, TapeEvent)
+}
+"""Every kind by its name."""
+
 
 class Tape:
     """Events in order.
@@ -387,10 +392,9 @@ class Tape:
     def load(cls, path: Path) -> Tape:
         """Read what `save` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {kind.__name__: kind for kind in TapeEvent.__subclasses__()}
         tape = cls()
         tape.full = content["full"]
-        tape.events = [kinds[name](**_read(facts)) for name, facts in content["events"]]
+        tape.events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
         return tape
 
 

@@ -16,6 +16,7 @@ from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import maker_line, user_line
 from onehour.check.tape import SchedulerCurve, SchedulerMade, SchedulerStep
+from onehour.rules.probe import unwrapped
 
 STEPS = 1_000_000
 """Of a copy that is run to the end."""
@@ -34,7 +35,6 @@ class Schedulers:
         self.recorder, self.optimizers, self.only = recorder, optimizers, only
         self.numbers = Numbering()
         self.copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self.steps: dict[int, int] = {}
         self.patches = Patches()
         self.depth = 0
         self.parts: set[int] = set()
@@ -92,9 +92,7 @@ class Schedulers:
 
     @quiet
     def _stepped(self, scheduler: Any) -> None:
-        number = self.numbers.of(scheduler)
-        self.steps[number] = self.steps.get(number, 0) + 1
-        self.recorder.tape.add(SchedulerStep(user_line(), number))
+        self.recorder.tape.add(SchedulerStep(user_line(), self.numbers.of(scheduler)))
 
     def run_to_the_end(self, steps: dict[int, int]) -> None:
         """Write down the whole curve of each scheduler that was copied.
@@ -184,9 +182,8 @@ def _optimizer_of(scheduler: Any) -> Optimizer | None:
     optimizer = getattr(scheduler, "optimizer", None)
     if optimizer is None and parts_of(scheduler):
         optimizer = _optimizer_of(parts_of(scheduler)[0])
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner  # Accelerate's wraps it
-    return optimizer if isinstance(optimizer, Optimizer) else None
+    inner: Any = unwrapped(optimizer)  # Accelerate's wraps it
+    return inner if isinstance(inner, Optimizer) else None
 
 
 def _subclasses(kind: type) -> set[type]:

@@ -205,7 +205,6 @@ def _warmup(case: Case, start: float, target: float) -> dict[str, Any]:
 
 
 def _scheduler_line(case: Case) -> str | None:
-    number = case.schedule().scheduler
-    made = case.story.schedulers.get(number) if number is not None else None
+    made = case.scheduler
     first = case.story.schedulers.get(made.parts[0]) if made and made.parts else made  # of a chain, its beginning
     return (first.where if first else None) or case.optimizer_line()

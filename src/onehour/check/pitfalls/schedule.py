@@ -107,8 +107,7 @@ def lr_collapses(case: Case) -> Finding | None:
         return None
     if scheduler_steps_k_times(case) or scheduler_too_slow(case):
         return None
-    made = story.schedulers.get(schedule.scheduler) if schedule.scheduler is not None else None
-    if made is not None and made.name in WARM_RESTARTS:
+    if case.scheduler is not None and case.scheduler.name in WARM_RESTARTS:
         return None
     peak = schedule.target or 0.0
     early = ((schedule.reaches(share * peak), before) for share, before in ((1e-7, 0.9), (1e-4, 0.5), (1e-2, 0.05)))
@@ -215,9 +214,7 @@ def _name(node: ast.expr) -> str | None:
 
 
 def _line(case: Case) -> str | None:
-    number = case.schedule().scheduler
-    made = case.story.schedulers.get(number) if number is not None else None
-    return (made.where if made else None) or case.optimizer_line()
+    return (case.scheduler.where if case.scheduler else None) or case.optimizer_line()
 
 
 def _step_line(case: Case) -> str | None:
