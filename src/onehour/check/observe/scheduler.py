@@ -182,7 +182,7 @@ def _optimizer_of(scheduler: Any) -> Optimizer | None:
     optimizer = getattr(scheduler, "optimizer", None)
     if optimizer is None and parts_of(scheduler):
         optimizer = _optimizer_of(parts_of(scheduler)[0])
-    inner: Any = unwrapped(optimizer)  # Accelerate's wraps it
+    inner = unwrapped(optimizer) if optimizer is not None else None  # Accelerate's wraps it
     return inner if isinstance(inner, Optimizer) else None
 
 
