@@ -26,7 +26,10 @@ from typing import Any
 
 import onehour
 from onehour.check.case import Base
-from onehour.check.runner import CheckError, Nursery, check_script
+from onehour.check.finding import Finding
+from onehour.check.run.checking import check_script
+from onehour.check.run.forkserver import CheckError, ForkServer
+from onehour.check.tape import Trouble
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "tests" / "check" / "loops"
@@ -36,26 +39,32 @@ RIGHT = {"accelerate_loop": "accelerate", "hf_trainer": "hf", "lightning_module"
 LIMIT = 120.0
 
 
+MARKS = {"broken": "  # broken", "fixed": "  # right"}
+"""At the ends of lines that one script of a pair has alone."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """A script and what the check should say of it.
 
     Args:
-        path: of the script.
+        name: its path among the loops.
+        text: of the script.
         pitfall: its own, or its twin's; None for one of the right loops.
         kind: "broken", "fixed" or "right".
         framework: a key of `PACKAGES`; None where torch is enough.
     """
 
-    path: Path
+    name: str
+    text: str
     pitfall: str | None
     kind: str
     framework: str | None
 
     @property
-    def name(self) -> str:
-        """Its path among the loops."""
-        return self.path.relative_to(LOOPS).as_posix()
+    def stem(self) -> str:
+        """Its file's name."""
+        return Path(self.name).stem
 
     @property
     def expected(self) -> list[str]:
@@ -67,10 +76,34 @@ class Loop:
         """Whether it can be run here."""
         return self.framework is None or release(PACKAGES[self.framework]) is not None
 
+    @property
+    def options(self) -> argparse.Namespace:
+        """What its first line gives to the check: `# check: --base-lr 0.1 --base-minibatch 256`."""
+        line = self.text.splitlines()[0]
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--base-lr", type=float)
+        parser.add_argument("--base-minibatch", type=int)
+        parser.add_argument("--base-per-worker", type=int)
+        parser.add_argument("--base-weight-decay", type=float)
+        parser.add_argument("--skip", type=lambda text: text.split(","), default=[])
+        return parser.parse_args(shlex.split(line.removeprefix("# check:")) if line.startswith("# check:") else [])
+
+    @property
+    def base(self) -> Base:
+        """The recipe that it was scaled from."""
+        given = self.options
+        return Base(given.base_lr, given.base_minibatch, given.base_per_worker, given.base_weight_decay)
+
+    def write(self, folder: Path) -> Path:
+        """Write the script into a folder."""
+        path = folder / f"{self.stem}.py"
+        path.write_text(self.text, encoding="utf-8")
+        return path
+
     def digest(self) -> str:
         """Of all that its result depends on."""
         package = PACKAGES.get(self.framework or "")
-        parts = [code(), self.path.read_bytes(), str(package and release(package)).encode()]
+        parts = [code(), self.text.encode(), str(package and release(package)).encode()]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -94,76 +127,106 @@ def code() -> bytes:
     return digest.digest()
 
 
+def pair(lines: list[str]) -> dict[str, str]:
+    """The text of each script of a pair.
+
+    >>> pair(["step()", "step()  # broken", "zero()  # right"])
+    {'broken': 'step()\nstep()\n', 'fixed': 'step()\nzero()\n'}
+    """
+    kinds = {}
+    for kind, other in (("broken", "fixed"), ("fixed", "broken")):
+        own = [line.removesuffix(MARKS[kind]) for line in lines if not line.endswith(MARKS[other])]
+        kinds[kind] = "\n".join(own) + "\n"
+    return kinds
+
+
+def edited(base: list[str], edits: list[str]) -> list[str]:
+    """The lines of a pair that is a base with edits: a diff whose hunks have no numbers.
+
+    A line of an edit begins with a space (it is there), - (it goes) or + (it comes), and with < or > where it comes to
+    the broken script alone, or to the right one. A hunk stands where its lines are found first, behind the hunk before.
+
+    >>> edited(["a", "b"], ["@@", " a", "<step()", "@@", "-b", "+c"])
+    ['a', 'step()  # broken', 'c']
+    """
+    marks = {"<": MARKS["broken"], ">": MARKS["fixed"], "+": ""}
+    lines: list[str] = []
+    at = 0
+    for hunk in "\n".join(edits).removeprefix("@@\n").split("\n@@\n"):
+        parts = [(line[:1], line[1:]) for line in hunk.split("\n")]
+        there = [text for mark, text in parts if mark in " -"]
+        start = next(i for i in range(at, len(base) + 1) if base[i : i + len(there)] == there)
+        lines += base[at:start]
+        lines += [text + marks.get(mark, "") for mark, text in parts if mark != "-"]
+        at = start + len(there)
+    return lines + base[at:]
+
+
 def loops() -> list[Loop]:
     """All of them: plain pairs, pairs of frameworks, right loops."""
     found = []
-    for path in sorted(LOOPS.glob("*_*.py")):
-        stem, _, kind = path.stem.rpartition("_")
-        found.append(Loop(path, stem.partition("__")[0], kind, None))
-    for path in sorted((LOOPS / "frameworks").glob("*.py")):
-        pitfall, where, kind = path.stem.split("_")
-        found.append(Loop(path, pitfall, kind, where.partition("-")[0]))
+    for path in sorted(LOOPS.glob("*.py")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for kind, text in pair(lines).items():
+            found.append(Loop(f"{path.stem}_{kind}.py", text, path.stem.partition("__")[0], kind, None))
+    for path in sorted((LOOPS / "frameworks").glob("*.edits")):
+        base = path.with_suffix(".py").read_text(encoding="utf-8").splitlines()
+        for variant in path.read_text(encoding="utf-8").removeprefix("=== ").split("\n\n=== "):
+            name, *edits = variant.rstrip("\n").split("\n")
+            for kind, text in pair(edited(base, edits)).items():
+                found.append(Loop(f"frameworks/{name}_{kind}.py", text, name.partition("_")[0], kind, path.stem))
     for path in sorted((LOOPS / "right").glob("*.py")):
-        found.append(Loop(path, None, "right", RIGHT.get(path.stem)))
+        text = path.read_text(encoding="utf-8")
+        found.append(Loop(f"right/{path.name}", text, None, "right", RIGHT.get(path.stem)))
     return found
 
 
-def options(path: Path) -> argparse.Namespace:
-    """What a script's first line gives to the check: `# check: --base-lr 0.1 --base-minibatch 256`."""
-    line = path.read_text(encoding="utf-8").splitlines()[0]
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--base-lr", type=float)
-    parser.add_argument("--base-minibatch", type=int)
-    parser.add_argument("--base-per-worker", type=int)
-    parser.add_argument("--base-weight-decay", type=float)
-    parser.add_argument("--skip", type=lambda text: text.split(","), default=[])
-    return parser.parse_args(shlex.split(line.removeprefix("# check:")) if line.startswith("# check:") else [])
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: the findings, for each the line of the script that it names, and what else went wrong."""
+
+    findings: list[Finding]
+    lines: list[int | None]
+    problems: list[str]
 
 
-def base_of(path: Path) -> Base:
-    """The recipe that a script was scaled from."""
-    given = options(path)
-    return Base(given.base_lr, given.base_minibatch, given.base_per_worker, given.base_weight_decay)
+def outcome(loop: Loop, forkserver: ForkServer) -> Outcome:
+    """Check a loop in an empty folder."""
+    with tempfile.TemporaryDirectory(prefix="onehour-matrix-") as folder:
+        path, cwd = loop.write(Path(folder).resolve()), Path(folder, "cwd")
+        cwd.mkdir()
+        skip = loop.options.skip
+        try:
+            checked = check_script(path, base=loop.base, skip=skip, limit=LIMIT, forkserver=forkserver, cwd=cwd)
+        except CheckError as error:
+            return Outcome([], [], [str(error)])
+        left = [f"left {path.name}" for path in cwd.iterdir()]
+        trouble = [event for story in checked.stories for event in story.tape.of(Trouble)]
+        problems = left + sorted({f"{event.observer}: {event.error}" for event in trouble})
+        return Outcome(checked.findings, [_line(finding.where, loop, path) for finding in checked.findings], problems)
 
 
-def judged(loop: Loop, nursery: Nursery) -> dict[str, Any]:
-    """Run a loop, in an empty folder, and compare what is found with what should be."""
-    began = time.monotonic()
-    row: dict[str, Any] = {"loop": loop.name, "id": loop.pitfall, "framework": loop.framework, "kind": loop.kind}
-    found: list[Any] = []
-    problems: list[str] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="onehour-matrix-") as folder:
-            checked = check_script(
-                loop.path,
-                base=base_of(loop.path),
-                skip=options(loop.path).skip,
-                limit=LIMIT,
-                nursery=nursery,
-                cwd=folder,
-            )
-            problems += [f"left {path.name}" for path in Path(folder).iterdir()]
-        found = checked.findings
-        trouble = [event.facts for story in checked.stories for event in story.tape.of("trouble")]
-        problems += sorted({f"{facts['observer']}: {facts['error']}" for facts in trouble})
-    except CheckError as error:
-        problems.append(str(error))
-    names = [finding.pitfall for finding in found]
-    row |= {"expected": loop.expected, "found": names}
-    row["measured"] = [finding.measured for finding in found]
-    row["write"] = [finding.write for finding in found]
-    row["lines"] = [_line(finding.where, loop.path) for finding in found]
-    row["where_ok"] = all(row["lines"]) if found else None
-    row["problems"] = problems
-    row["ok"] = names == loop.expected and row["where_ok"] is not False and not problems
-    return row | {"seconds": round(time.monotonic() - began, 1)}
-
-
-def _line(where: str | None, path: Path) -> int | None:
+def _line(where: str | None, loop: Loop, path: Path) -> int | None:
     """The line of a finding, if it is one of the script's own."""
     file, _, line = (where or "").rpartition(":")
-    lines = len(path.read_text(encoding="utf-8").splitlines())
+    lines = len(loop.text.splitlines())
     return int(line) if Path(file) == path and line.isdigit() and 0 < int(line) <= lines else None
+
+
+def judged(loop: Loop, forkserver: ForkServer) -> dict[str, Any]:
+    """Check a loop, and compare what is found with what should be."""
+    began = time.monotonic()
+    row: dict[str, Any] = {"loop": loop.name, "id": loop.pitfall, "framework": loop.framework, "kind": loop.kind}
+    came = outcome(loop, forkserver)
+    names = [finding.pitfall for finding in came.findings]
+    row |= {"expected": loop.expected, "found": names}
+    row["measured"] = [finding.measured for finding in came.findings]
+    row["write"] = [finding.write for finding in came.findings]
+    row["lines"] = came.lines
+    row["where_ok"] = all(came.lines) if names else None
+    row["problems"] = came.problems
+    row["ok"] = names == loop.expected and row["where_ok"] is not False and not came.problems
+    return row | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def known() -> dict[tuple[str, str], dict[str, Any]]:
@@ -180,12 +243,12 @@ def known() -> dict[tuple[str, str], dict[str, Any]]:
     return rows
 
 
-def resumed(loop: Loop, nursery: Nursery) -> dict[str, Any]:
+def resumed(loop: Loop, forkserver: ForkServer) -> dict[str, Any]:
     """A loop's row: as it is known for the same content, or run now and written down."""
     digest = loop.digest()
     row = known().get((loop.name, digest))
     if row is None:
-        row = judged(loop, nursery) | {"digest": digest}
+        row = judged(loop, forkserver) | {"digest": digest}
         LINES.parent.mkdir(parents=True, exist_ok=True)
         with LINES.open("a", encoding="utf-8") as lines:  # one write a line: tests run side by side
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -193,10 +256,10 @@ def resumed(loop: Loop, nursery: Nursery) -> dict[str, Any]:
 
 
 @contextmanager
-def starting() -> Iterator[Nursery]:
+def starting() -> Iterator[ForkServer]:
     """A process that has torch and the installed frameworks imported."""
-    with Nursery(preload=[package for package in PACKAGES.values() if release(package)]) as nursery:
-        yield nursery
+    with ForkServer(preload=[package for package in PACKAGES.values() if release(package)]) as forkserver:
+        yield forkserver
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -219,12 +282,12 @@ def main() -> None:
     from results import write
 
     rows, not_run = [], []
-    with starting() as nursery:
+    with starting() as forkserver:
         for loop in loops():
             if not loop.installed:
                 not_run.append({"loop": loop.name, "needs": PACKAGES[loop.framework or ""]})
                 continue
-            row = resumed(loop, nursery)
+            row = resumed(loop, forkserver)
             rows.append({key: value for key, value in row.items() if key != "digest"})
             said = "" if row["ok"] else f"  {row['found']} {row['problems']}"
             print(f"{'ok ' if row['ok'] else 'BAD'} {row['seconds']:6.1f} s  {loop.name}{said}", flush=True)

@@ -40,7 +40,7 @@ METHODS = {
 """Names of methods and functions, of whatever object: archives' that write files, torch.distributed's that unpickle."""
 
 ALLOWED = {
-    ("check/script.py", "runpy.run_path"): "`onehour check SCRIPT` runs the user's own script: that is what it is for",
+    ("check/run/script.py", "runpy.run_path"): "`onehour check SCRIPT` is there to run the user's own script",
     ("check/watching.py", "torch.distributed.all_gather_object"): "between the processes of the user's job; no file",
     ("data/processes.py", "pickle"): "from a process that it has forked for it; no file",
     ("training/console.py", "__import__"): "of a package that is named here, to say whether it is installed",

@@ -1,28 +1,32 @@
 """The loops are scripts to be run, not modules with tests; one process has torch imported for all of them."""
 
-import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from onehour.check.runner import Nursery
+from onehour.check.run.forkserver import ForkServer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import check_matrix as matrix
+
 collect_ignore_glob = ["loops/*"]
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def forkserver() -> Iterator[ForkServer]:
     """Starts scripts at once."""
-    with Nursery() as nursery:
-        yield nursery
+    with matrix.starting() as forkserver:
+        yield forkserver
 
 
 @pytest.fixture(scope="session")
-def matrix() -> Iterator[ModuleType]:
-    """benchmarks/check_matrix.py, which reads the options in a loop's first line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("check_matrix")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scripts of all plain pairs: ID_broken.py, ID_fixed.py."""
+    folder = tmp_path_factory.mktemp("loops")
+    for loop in matrix.loops():
+        if loop.kind != "right" and loop.framework is None:
+            loop.write(folder)
+    return folder

@@ -6,24 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check import runner
-from onehour.check.runner import Nursery
+from onehour.check.run import checking
+from onehour.check.run.forkserver import ForkServer
 from onehour.cli import main
 
-LOOPS = Path(__file__).parent / "loops"
 KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy", "write"]
 
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> None:
+def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
     """Without waiting for torch each time."""
-    monkeypatch.setattr(runner, "check_script", partial(runner.check_script, nursery=nursery))
+    monkeypatch.setattr(checking, "check_script", partial(checking.check_script, forkserver=forkserver))
 
 
-def test_a_finding_is_a_table_and_leaves_with_1(capsys: pytest.CaptureFixture[str]):
-    assert main(["check", str(LOOPS / "double-step_broken.py")]) == 1
+def test_a_finding_is_a_table_and_leaves_with_1(loops: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(loops / "double-step_broken.py")]) == 1
     said = capsys.readouterr().out
     assert "error  double-step  " in said
     for word in ("measured", "expected", "why", "§2.1", "remedy"):
@@ -32,8 +31,8 @@ def test_a_finding_is_a_table_and_leaves_with_1(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("started")
-def test_nothing_found_leaves_with_0(capsys: pytest.CaptureFixture[str]):
-    assert main(["check", str(LOOPS / "double-step_fixed.py")]) == 0
+def test_nothing_found_leaves_with_0(loops: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(loops / "double-step_fixed.py")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("double-step_fixed.py: nothing found")
 
 
@@ -49,8 +48,8 @@ def test_what_cannot_be_run_leaves_with_2_and_says_why(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("started")
-def test_json_is_a_list_of_findings_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    script = LOOPS / "lr-not-scaled_broken.py"
+def test_json_is_a_list_of_findings_alone(loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    script = loops / "lr-not-scaled_broken.py"
     base = ["--base-lr", "0.1", "--base-minibatch", "16"]
     assert main(["check", str(script), *base, "--json"]) == 1
     (finding,) = json.loads(capsys.readouterr().out)
@@ -64,8 +63,10 @@ def test_json_is_a_list_of_findings_alone(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("started")
-def test_the_script_s_own_arguments_come_behind_two_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    text = (LOOPS / "double-step_fixed.py").read_text(encoding="utf-8")
+def test_the_script_s_own_arguments_come_behind_two_dashes(
+    loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    text = (loops / "double-step_fixed.py").read_text(encoding="utf-8")
     script = tmp_path / "train.py"
     script.write_text("import sys\nassert sys.argv[1:] == ['--lr', '3', '--json'], sys.argv\n" + text, encoding="utf-8")
     assert main(["check", str(script), "--", "--lr", "3", "--json"]) == 0
@@ -80,8 +81,10 @@ def test_the_script_s_own_arguments_come_behind_two_dashes(tmp_path: Path, capsy
         (["--base-minibatch", "many"], "many"),
     ],
 )
-def test_wrong_options_are_refused_in_a_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["check", str(LOOPS / "double-step_fixed.py"), *arguments]) == 2
+def test_wrong_options_are_refused_in_a_line(
+    loops: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["check", str(loops / "double-step_fixed.py"), *arguments]) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -1,28 +1,26 @@
 """How a tape is read: which samples each backward pass took of its batch."""
 
-from typing import Any
-
 import pytest
 
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import BackwardPass, BatchGiven, LossTerm, OptimizerStep, Tape
 
 
-def term(count: int | None) -> dict[str, Any]:
-    return {"name": "cross_entropy", "where": "t.py:3", "count": count, "reduction": "mean", "total": 1.0}
+def term(count: int | None) -> LossTerm:
+    return LossTerm("cross_entropy", "t.py:3", "mean", count, 1.0)
 
 
 def taken(*passes: tuple[int | None, int | None], size: int | None = 64, steps: bool = False) -> list[list[int | None]]:
     """The samples of each window's passes, for three batches with these passes each: the model's, and the loss's."""
     tape = Tape()
     for index in range(3):
-        tape.add("batch", None, loader=0, epoch=0, index=index, size=size)
+        tape.add(BatchGiven(loader=0, epoch=0, index=index, size=size))
         for number, (samples, count) in enumerate(passes):
-            tape.add("backward", None, terms=[term(count)] if count else [], samples=samples)
+            tape.add(BackwardPass(terms=[term(count)] if count else [], samples=samples))
             if steps or number == len(passes) - 1:
-                tape.add("step", None, optimizer=0, rates=[0.1])
+                tape.add(OptimizerStep(optimizer=0, rates=[0.1]))
     updates = Story(tape).updates
-    return [[micro.samples for micro in update.micros] for update in updates[: len(updates) // 3]]
+    return [[micro.samples for micro in update.microbatches] for update in updates[: len(updates) // 3]]
 
 
 @pytest.mark.parametrize(
@@ -61,19 +59,22 @@ def test_without_a_batch_s_size_the_model_s_input_says_it():
 
 def test_the_losses_of_passes_over_one_batch_stay_together():
     tape = Tape()
-    tape.add("batch", None, loader=0, epoch=0, index=0, size=64)
+    tape.add(BatchGiven(loader=0, epoch=0, index=0, size=64))
     for _ in range(2):
-        tape.add("backward", None, terms=[term(64)], samples=20)
-    (micro,) = Story(tape).left
+        tape.add(BackwardPass(terms=[term(64)], samples=20))
+    tape.add(OptimizerStep())
+    ((micro,),) = (update.microbatches for update in Story(tape).updates)
     assert len(micro.terms) == 2
 
 
 def test_a_pass_after_two_optimizers_steps_is_over_the_same_batch():
     tape = Tape()
-    tape.add("batch", None, loader=3, epoch=1, index=2, size=64)
+    tape.add(BatchGiven(loader=3, epoch=1, index=2, size=64))
     for _ in range(2):
-        tape.add("backward", None, terms=[], samples=64)
+        tape.add(BackwardPass(terms=[], samples=64))
         for optimizer in range(2):
-            tape.add("step", None, optimizer=optimizer, rates=[0.1])
+            tape.add(OptimizerStep(optimizer=optimizer, rates=[0.1]))
     first, _, second, _ = Story(tape).updates
-    assert [(m.loader, m.epoch, m.index, m.samples) for m in (*first.micros, *second.micros)] == [(3, 1, 2, 64)] * 2
+    assert [(m.loader, m.epoch, m.index, m.samples) for m in (*first.microbatches, *second.microbatches)] == [
+        (3, 1, 2, 64)
+    ] * 2

@@ -141,7 +141,7 @@ def whole_recipe() -> str:
 def nothing_starts(draw: random.Random) -> Iterator[None]:
     """Where training, a script or processes would start, the command ends in one of the ways in which these end."""
     import onehour.runs as runs
-    from onehour.check.runner import CheckError
+    from onehour.check.run.forkserver import CheckError
     from onehour.dist.launch import LaunchError
     from onehour.training import build
 
@@ -162,7 +162,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
     patches: list[tuple[str, Any]] = [
         ("onehour.cli.train._train_here", lambda *_: draw.choice((4, 75))),
         ("onehour.dist.launch.launch", fail(LaunchError("a process failed", 1))),
-        ("onehour.check.runner.check_script", fail(CheckError("not checked here"))),
+        ("onehour.check.run.checking.check_script", fail(CheckError("not checked here"))),
         ("onehour.runs.check_start", check),
         ("onehour.training.record.move_aside", lambda folder: None),
         ("onehour.sweeps.sweep.expected_seconds", lambda *_, **__: 60.0),

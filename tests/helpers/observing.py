@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from onehour.check.observers import Observers
-from onehour.check.recorder import Recorder
-from onehour.check.tape import Tape
+from onehour.check.observe import Observers
+from onehour.check.observe.recorder import TapeRecorder
+from onehour.check.tape import E, Tape, Trouble
 
 
 class Watched:
     """All observers for the time of a block."""
 
     def __init__(self, folder: Path | None = None, **options: Any) -> None:
-        self.recorder = Recorder(**({"deep_updates": 64, "epochs": 2, "cut": False} | options))
+        self.recorder = TapeRecorder(**({"deep_updates": 64, "cut": False} | options))
         self.observers = Observers(self.recorder, folder)
 
     def __enter__(self) -> Tape:
@@ -29,9 +29,10 @@ class Watched:
         self.observers.remove()
 
 
-def facts(tape: Tape, kind: str) -> list[dict[str, Any]]:
-    assert not list(tape.of("trouble"))
-    return [event.facts for event in tape.of(kind)]
+def events(tape: Tape, kind: type[E]) -> list[E]:
+    """Those of a kind, where no observer failed."""
+    assert not list(tape.of(Trouble))
+    return list(tape.of(kind))
 
 
 def scalar() -> nn.Linear:

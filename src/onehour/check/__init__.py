@@ -6,24 +6,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onehour.check.callbacks import hf_callback as hf_callback
-    from onehour.check.callbacks import lightning_callback as lightning_callback
     from onehour.check.case import Base as Base
     from onehour.check.finding import Finding as Finding
-    from onehour.check.runner import CheckError as CheckError
-    from onehour.check.runner import check_script as check_script
-    from onehour.check.testing import assert_clean as assert_clean
+    from onehour.check.run.checking import assert_clean as assert_clean
+    from onehour.check.run.checking import check_script as check_script
+    from onehour.check.run.forkserver import CheckError as CheckError
     from onehour.check.watching import Report as Report
     from onehour.check.watching import Watch as Watch
+    from onehour.check.watching import hf_callback as hf_callback
+    from onehour.check.watching import lightning_callback as lightning_callback
     from onehour.check.watching import watch as watch
 
 _HOMES = {
-    "callbacks": ["hf_callback", "lightning_callback"],
     "case": ["Base"],
     "finding": ["Finding"],
-    "runner": ["CheckError", "check_script"],
-    "testing": ["assert_clean"],
-    "watching": ["Report", "Watch", "watch"],
+    "run.checking": ["assert_clean", "check_script"],
+    "run.forkserver": ["CheckError"],
+    "watching": ["Report", "Watch", "hf_callback", "lightning_callback", "watch"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,18 +1,14 @@
-"""What the check says: one finding a pitfall, as a row of a table or as JSON."""
+"""What a pitfall is, and what is found of it in a loop."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onehour.check.catalogue import PITFALLS
-
-__all__ = ["Finding", "as_json", "as_table", "found"]
+from onehour.check.case import Case
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,6 @@ class Finding:
         section: of the paper.
         remedy: what to change.
         write: at most three lines to write instead, with what was measured in them.
-
-    >>> found("double-step", measured="2 steps", expected="1 step", where="train.py:7").severity
-    'error'
     """
 
     pitfall: str
@@ -43,82 +36,67 @@ class Finding:
     write: tuple[str, ...] = ()
 
 
-def found(
-    pitfall: str,
-    *,
-    measured: str,
-    expected: str,
-    where: str | None,
-    remedy: str | None = None,
-    write: tuple[str, ...] | None = None,
-    **values: Any,
-) -> Finding:
-    """A finding with what the catalogue says of its pitfall.
+@dataclass(frozen=True)
+class Pitfall:
+    """A pitfall: how it is seen, and what is said of it.
 
     Args:
-        pitfall: an id of the catalogue.
-        measured, expected, where: as in `Finding`.
-        remedy, write: in place of the catalogue's, where more is known.
-        values: what stands for the names in the lines to write.
-
-    >>> found("accumulation-not-divided", measured="2 sums", expected="a mean", where=None, a=2).write
-    ('(loss / 2).backward()',)
+        id: its name on the command line, and of its page docs/checks/ID.md.
+        severity: "error", "warning" or "note".
+        section: of the paper.
+        why: the rule that is broken, in a line.
+        remedy: what to change.
+        write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
+            has measured.
+        judge: finds it in a case; None without evidence.
     """
-    about = PITFALLS[pitfall]
-    lines = tuple(line.format_map(values) for line in (about.write if write is None else write))
-    return Finding(pitfall, about.severity, measured, expected, where, about.section, remedy or about.remedy, lines)
+
+    id: str
+    severity: str
+    section: str
+    why: str
+    remedy: str
+    write: tuple[str, ...]
+    judge: Callable[[Case], Finding | None]
+
+    def __call__(self, case: Case) -> Finding | None:
+        return self.judge(case)
+
+    def found(
+        self,
+        *,
+        measured: str,
+        expected: str,
+        where: str | None,
+        remedy: str | None = None,
+        write: tuple[str, ...] | None = None,
+        **values: Any,
+    ) -> Finding:
+        """A finding of it.
+
+        Args:
+            measured, expected, where: as in `Finding`.
+            remedy, write: in place of its own, where more is known.
+            values: what stands for the names in the lines to write.
+        """
+        lines = tuple(line.format_map(values) for line in (self.write if write is None else write))
+        return Finding(self.id, self.severity, measured, expected, where, self.section, remedy or self.remedy, lines)
+
+
+def pitfall(
+    id: str, severity: str, section: str, *, why: str, remedy: str, write: tuple[str, ...]
+) -> Callable[[Callable[[Case], Finding | None]], Pitfall]:
+    """Declare a pitfall above the function that finds it.
+
+    >>> @pitfall("slow", "note", "§1", why="an hour is enough", remedy="hurry", write=("lr = {k} * lr",))
+    ... def slow(case):
+    ...     return slow.found(measured="29 hours", expected="1 hour", where="train.py:7", k=32)
+    >>> slow(Case([])).write
+    ('lr = 32 * lr',)
+    """
+    return lambda judge: Pitfall(id, severity, section, why, remedy, write, judge)
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """A list of objects, findings only.
-
-    >>> as_json([])
-    '[]'
-    """
+    """A list of objects, findings only."""
     return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
-
-
-def as_table(findings: Sequence[Finding], width: int = 100) -> str:
-    """For a terminal: one block a finding, worst first as given.
-
-    Args:
-        findings: in the order to print.
-        width: columns of the terminal.
-
-    >>> print(as_table([found("double-step", measured="2 steps", expected="1 step", where="train.py:7")], width=72))
-    error  double-step  train.py:7
-      measured  2 steps
-      expected  1 step
-      why       §2.1, eq 2: one update takes one gradient once
-      remedy    with a GradScaler call scaler.step(optimizer) alone; remove
-                the second optimizer.step()
-      write     scaler.step(optimizer)  # the only step
-                scaler.update()
-    """
-    return "\n\n".join(_block(finding, width) for finding in findings)
-
-
-def _block(finding: Finding, width: int) -> str:
-    lines = [f"{finding.severity}  {finding.pitfall}  {shortened(finding.where)}"]
-    rows = {
-        "measured": finding.measured,
-        "expected": finding.expected,
-        "why": f"{finding.section}: {PITFALLS[finding.pitfall].why}",
-        "remedy": finding.remedy,
-    }
-    for name, text in rows.items():
-        lines += textwrap.wrap(text, width, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
-    lines += [f"  {'' if i else 'write':<10}{line}" for i, line in enumerate(finding.write)]
-    return "\n".join(lines)
-
-
-def shortened(where: str | None) -> str:
-    """A place relative to the current folder if it lies in it.
-
-    >>> shortened(None)
-    '(place unknown)'
-    """
-    if where is None:
-        return "(place unknown)"
-    relative = os.path.relpath(where)
-    return where if relative.startswith(os.pardir) else relative

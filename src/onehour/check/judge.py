@@ -1,70 +1,31 @@
-"""All pitfalls over one case, worst first; what one explains, another does not repeat."""
+"""All pitfalls over one case, worst first, but for those that a comment silences; and how findings are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import difflib
+import linecache
+import os
+import re
+import textwrap
+from collections.abc import Collection, Sequence
 
 from onehour.check.case import Case
-from onehour.check.catalogue import PITFALLS
-from onehour.check.finding import Finding
-from onehour.check.pitfalls import (
-    batchnorm,
-    decay,
-    evaluation,
-    gradient,
-    momentum,
-    order,
-    processes,
-    rate,
-    schedule,
-    shards,
-    stepping,
-)
+from onehour.check.finding import Finding, Pitfall
+from onehour.check.pitfalls import batchnorm, evaluation, gradient, optimizer, processes, rate, samples, schedule
 
-__all__ = ["JUDGES", "judge", "not_judged"]
+FAMILIES = (rate, schedule, gradient, optimizer, samples, evaluation, processes, batchnorm)
 
-JUDGES: dict[str, Callable[[Case], Finding | None]] = {
-    "lr-not-scaled": rate.lr_not_scaled,
-    "lr-scaled-wrong": rate.lr_scaled_wrong,
-    "adam-linear-scaling": rate.adam_linear_scaling,
-    "no-warmup": rate.no_warmup,
-    "warmup-per-epoch": rate.warmup_per_epoch,
-    "warmup-start": rate.warmup_start,
-    "scheduler-steps-k-times": schedule.scheduler_steps_k_times,
-    "scheduler-too-slow": schedule.scheduler_too_slow,
-    "scheduler-never-steps": schedule.scheduler_never_steps,
-    "lr-collapses": schedule.lr_collapses,
-    "momentum-inside-uncorrected": momentum.momentum_inside_uncorrected,
-    "momentum-outside-corrected": momentum.momentum_outside_corrected,
-    "accumulation-not-divided": gradient.accumulation_not_divided,
-    "accumulation-tail": gradient.accumulation_tail,
-    "gradient-mean-of-unequal": gradient.gradient_mean_of_unequal,
-    "double-step": stepping.double_step,
-    "step-without-zero-grad": stepping.step_without_zero_grad,
-    "unused-gradients": stepping.unused_gradients,
-    "decay-on-batchnorm": decay.decay_on_batchnorm,
-    "decay-in-loss": decay.decay_in_loss,
-    "decay-scaled-with-loss": decay.decay_scaled_with_loss,
-    "decay-decoupled-scales-with-lr": decay.decay_decoupled_scales_with_lr,
-    "same-order-every-epoch": order.same_order_every_epoch,
-    "drop-last-large": order.drop_last_large,
-    "overlapping-shards": shards.overlapping_shards,
-    "shuffle-within-shard": shards.shuffle_within_shard,
-    "padded-training-data": shards.padded_training_data,
-    "padded-evaluation": shards.padded_evaluation,
-    "dropped-evaluation": shards.dropped_evaluation,
-    "mean-of-rates-evaluation": evaluation.mean_of_rates_evaluation,
-    "gradient-sum-not-mean": processes.gradient_sum_not_mean,
-    "loss-scaled-by-world-size": processes.loss_scaled_by_world_size,
-    "different-initial-weights": processes.different_initial_weights,
-    "same-augmentation-on-every-worker": processes.same_augmentation_on_every_worker,
-    "batchnorm-synced": batchnorm.batchnorm_synced,
-    "batchnorm-stats-of-rank-0": batchnorm.batchnorm_stats_of_rank_0,
-    "batchnorm-stats-diverge": batchnorm.batchnorm_stats_diverge,
-    "batchnorm-n-changed": batchnorm.batchnorm_n_changed,
+PITFALLS: dict[str, Pitfall] = {
+    one.id: one
+    for family in FAMILIES
+    for one in vars(family).values()
+    if isinstance(one, Pitfall) and one.judge.__module__ == family.__name__
 }
+"""Every pitfall by its id, in the order in which they are judged."""
 
 SEVERITIES = ("error", "warning", "note")
+
+_COMMENT = re.compile(r"#\s*onehour:\s*ignore(?:\[([\w\s,-]*)\])?")
 
 
 def judge(case: Case, *, only: Collection[str] = (), skip: Collection[str] = ()) -> list[Finding]:
@@ -77,57 +38,120 @@ def judge(case: Case, *, only: Collection[str] = (), skip: Collection[str] = ())
 
     Raises:
         ValueError: for an id that is none.
-
-    >>> from onehour.check.story import Story
-    >>> from onehour.check.tape import Tape
-    >>> judge(Case([Story(Tape())]))
-    []
     """
     refuse_unknown([*only, *skip])
     found = [
         finding
-        for pitfall, look in JUDGES.items()
-        if (not only or pitfall in only) and pitfall not in skip
+        for name, look in PITFALLS.items()
+        if (not only or name in only) and name not in skip
         if (finding := look(case)) is not None
     ]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return worst_first(found)
+
+
+def refuse_unknown(pitfalls: Collection[str]) -> None:
+    """Refuse an id that is none, and name the nearest."""
+    for name in pitfalls:
+        if name not in PITFALLS:
+            near = difflib.get_close_matches(name, PITFALLS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"no pitfall is called {name!r}; expected {near!r} or another of docs/checks")
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def not_judged(case: Case) -> list[str]:
-    """What could not be judged of a case, and why: one sentence each.
-
-    >>> from onehour.check.story import Story
-    >>> from onehour.check.tape import Tape
-    >>> not_judged(Case([Story(Tape())]))
-    []
-    """
-    rates, said = case.schedule(), []
+    """What could not be judged of a case, and why: one sentence each."""
+    rates, said = case.schedule(), list[str]()
     if case.base.lr is not None and rates.rising:
         said.append(
             f"the rate was not judged against the base: it still rises after {len(rates.seen)} updates, and nothing"
             " says where to"
         )
     if case.stories and case.story.training is not None and (epochs := len(case.story.trained())) < 2:
-        seen = (
-            "1 whole epoch of the training data was seen" if epochs else "no whole epoch of the training data was seen"
-        )
+        seen = f"{'1' if epochs else 'no'} whole epoch of the training data was seen"
         said.append(f"{seen}: what shows only between two was not judged")
     idle = schedule.idle_scheduler(case) if case.stories else None
     if idle is not None and schedule.steps_later(case, idle):
-        said.append(f"{idle.facts['name']} was not stepped in 2 epochs; the loop steps it later, which was not judged")
+        said.append(f"{idle.name} was not stepped in 2 epochs; the loop steps it later, which was not judged")
     if any(story.tape.full for story in case.stories):
         said.append("more happened than is kept: what came after the first events was not judged")
     return said
 
 
-def refuse_unknown(pitfalls: Collection[str]) -> None:
-    """Refuse an id that is none, and name the nearest.
+def not_silenced(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings whose line, or the line above it, has no comment that names them; one without ids silences all."""
+    return [finding for finding in findings if not _silenced(finding)]
 
-    >>> refuse_unknown(["double-step"])
+
+def _silenced(finding: Finding) -> bool:
+    file, _, line = (finding.where or "").rpartition(":")
+    if not line.isdigit():
+        return False
+    linecache.checkcache(file)
+    texts = [linecache.getline(file, int(line))]
+    above = linecache.getline(file, int(line) - 1).strip()
+    if above.startswith("#"):
+        texts.append(above)
+    return any(silences(text, finding.pitfall) for text in texts)
+
+
+def silences(text: str, pitfall: str) -> bool:
+    """Whether a line's comment silences a pitfall.
+
+    >>> silences("optimizer.step()  # onehour: ignore[double-step]", "double-step")
+    True
+    >>> silences("optimizer.step()  # onehour: ignore[double-step]", "no-warmup")
+    False
     """
-    import difflib
+    match = _COMMENT.search(text)
+    return match is not None and (match[1] is None or pitfall in {part.strip() for part in match[1].split(",")})
 
-    for pitfall in pitfalls:
-        if pitfall not in PITFALLS:
-            near = difflib.get_close_matches(pitfall, PITFALLS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"no pitfall is called {pitfall!r}; expected {near!r} or another of docs/checks")
+
+def as_table(findings: Sequence[Finding], width: int = 100) -> str:
+    """For a terminal: one block a finding, worst first as given.
+
+    Args:
+        findings: in the order to print.
+        width: columns of the terminal.
+
+    >>> finding = PITFALLS["double-step"].found(measured="2 steps", expected="1 step", where="train.py:7")
+    >>> print(as_table([finding], width=72))
+    error  double-step  train.py:7
+      measured  2 steps
+      expected  1 step
+      why       §2.1, eq 2: one update takes one gradient once
+      remedy    with a GradScaler call scaler.step(optimizer) alone; remove
+                the second optimizer.step()
+      write     scaler.step(optimizer)  # the only step
+                scaler.update()
+    """
+    return "\n\n".join(_block(finding, width) for finding in findings)
+
+
+def _block(finding: Finding, width: int) -> str:
+    lines = [f"{finding.severity}  {finding.pitfall}  {shortened(finding.where)}"]
+    rows = {
+        "measured": finding.measured,
+        "expected": finding.expected,
+        "why": f"{finding.section}: {PITFALLS[finding.pitfall].why}",
+        "remedy": finding.remedy,
+    }
+    for name, text in rows.items():
+        lines += textwrap.wrap(text, width, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+    lines += [f"  {'' if i else 'write':<10}{line}" for i, line in enumerate(finding.write)]
+    return "\n".join(lines)
+
+
+def shortened(where: str | None) -> str:
+    """A place relative to the current folder if it lies in it.
+
+    >>> shortened(None)
+    '(place unknown)'
+    """
+    if where is None:
+        return "(place unknown)"
+    relative = os.path.relpath(where)
+    return where if relative.startswith(os.pardir) else relative

@@ -2,100 +2,126 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from onehour.check.tape import Event, Tape
+from onehour.check.tape import (
+    BackwardPass,
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    LoaderSeen,
+    LossTerm,
+    ModelSeen,
+    OptimizerSeen,
+    OptimizerStep,
+    SchedulerCurve,
+    SchedulerMade,
+    Tape,
+)
 
-__all__ = ["Micro", "Story", "Update"]
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """c and the relative rest of the best a ≈ c·b; (0, 1) where b is zero.
+
+    >>> ratio([2.0, 4.0], [1.0, 2.0])
+    (2.0, 0.0)
+    """
+    square = math.fsum(y * y for y in b)
+    size = math.sqrt(math.fsum(x * x for x in a))
+    if square == 0 or len(a) != len(b):
+        return 0.0, 1.0
+    c = math.fsum(x * y for x, y in zip(a, b, strict=True)) / square
+    rest = math.sqrt(math.fsum((x - c * y) ** 2 for x, y in zip(a, b, strict=True)))
+    return c, rest / size if size else 0.0
 
 
 @dataclass
-class Micro:
+class MicroBatch:
     """One backward pass, or several over one batch.
 
     Args:
         loader, epoch, index: where its batch came from; None for data without a loader.
         samples: in it.
         terms: the losses that it came through, with the weight of their samples.
-        event: of the first backward pass.
-
-    >>> Micro(None, None, None, 8).weight
+        backward: its first backward pass.
     """
 
     loader: int | None
     epoch: int | None
     index: int | None
     samples: int | None
-    terms: list[dict[str, Any]] = field(default_factory=list)
-    event: Event = field(default_factory=lambda: Event("backward", None))
+    terms: list[LossTerm] = field(default_factory=list[LossTerm])
+    backward: BackwardPass = field(default_factory=BackwardPass)
 
     @property
-    def term(self) -> dict[str, Any] | None:
-        """The first loss: what is said of it is said of all.
-
-        >>> Micro(None, None, None, 8).term
-        """
+    def term(self) -> LossTerm | None:
+        """The first loss: what is said of it is said of all."""
         return self.terms[0] if self.terms else None
 
     @property
     def weight(self) -> float | None:
         """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered.
 
-        >>> Micro(None, None, None, 8, [{"total": 0.25}]).weight
+        >>> MicroBatch(None, None, None, 8, [LossTerm(total=0.25)]).weight
         0.25
         """
-        return self.term["total"] if self.term else None
+        return self.term.total if self.term else None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether its loss is a mean over its samples."""
+        return self.term is not None and self.term.reduction == "mean"
 
 
 @dataclass
 class Update:
-    """One optimizer step and what it gathered.
+    """One optimizer step and what it gathered since the optimizer's step before."""
 
-    Args:
-        optimizer: its number.
-        event: the step.
-        micros: since the optimizer's step before.
+    step: OptimizerStep
+    microbatches: list[MicroBatch]
 
-    >>> Update(0, Event("step", None, {"rates": [0.1]}), []).rate
-    0.1
-    """
-
-    optimizer: int
-    event: Event
-    micros: list[Micro]
+    @property
+    def optimizer(self) -> int:
+        """Its number."""
+        return self.step.optimizer
 
     @property
     def rate(self) -> float:
         """The largest of its groups' rates.
 
-        >>> Update(0, Event("step", None, {"rates": [0.1, 0.2]}), []).rate
+        >>> Update(OptimizerStep(rates=[0.1, 0.2]), []).rate
         0.2
         """
-        return max(self.event.facts["rates"], default=0.0)
+        return max(self.step.rates, default=0.0)
 
     @property
     def samples(self) -> int | None:
         """How many this process gave it.
 
-        >>> Update(0, Event("step", None), [Micro(0, 0, 0, 8), Micro(0, 0, 1, 8)]).samples
+        >>> Update(OptimizerStep(), [MicroBatch(0, 0, 0, 8), MicroBatch(0, 0, 1, 8)]).samples
         16
         """
-        sizes = [micro.samples for micro in self.micros]
+        sizes = [micro.samples for micro in self.microbatches]
         return None if not sizes or None in sizes else sum(size for size in sizes if size)
 
     @property
     def epoch(self) -> int | None:
-        """Of its last batch.
+        """Of its last batch."""
+        return self.microbatches[-1].epoch if self.microbatches else None
 
-        >>> Update(0, Event("step", None), [Micro(0, 3, 0, 8)]).epoch
-        3
-        """
-        return self.micros[-1].epoch if self.micros else None
+    @property
+    def local(self) -> list[float] | None:
+        """The gradient that its backward passes gave on this process; None where one was not looked at."""
+        known = [micro.backward.local.get(str(self.optimizer)) for micro in self.microbatches]
+        numbers = [each for each in known if each is not None]
+        if not known or len(numbers) < len(known):
+            return None
+        return [math.fsum(column) for column in zip(*[each for each in numbers if each], strict=True)]
 
 
 class Story:
@@ -108,9 +134,9 @@ class Story:
         orders: in place of the folder: the samples by loader and epoch.
 
     >>> tape = Tape()
-    >>> tape.add("batch", None, loader=0, epoch=0, index=0, size=8)
-    >>> tape.add("backward", None, terms=[], samples=8)
-    >>> tape.add("step", None, optimizer=0, rates=[0.1])
+    >>> tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
+    >>> tape.add(BackwardPass(samples=8))
+    >>> tape.add(OptimizerStep(rates=[0.1]))
     >>> [update.samples for update in Story(tape).updates]
     [8]
     """
@@ -123,58 +149,54 @@ class Story:
         orders: dict[tuple[int, int], Sequence[int]] | None = None,
     ) -> None:
         self.tape, self.folder, self.rank, self.orders = tape, folder, rank, orders or {}
-        self.optimizers = {e.facts["optimizer"]: e for e in tape.of("optimizer")}
-        self.loaders = {e.facts["loader"]: e for e in tape.of("loader")}
-        self.schedulers = {e.facts["scheduler"]: e for e in tape.of("scheduler")}
-        self.curves = {e.facts["scheduler"]: e.facts for e in tape.of("curve")}
-        self.models = list(tape.of("model"))
+        self.optimizers = {event.optimizer: event for event in tape.of(OptimizerSeen)}
+        self.loaders = {event.loader: event for event in tape.of(LoaderSeen)}
+        self.schedulers = {event.scheduler: event for event in tape.of(SchedulerMade)}
+        self.curves = {event.scheduler: event.rates for event in tape.of(SchedulerCurve)}
+        self.models = list(tape.of(ModelSeen))
         self.updates: list[Update] = []
-        self.left: list[Micro] = []
-        """Backward passes that no step followed."""
-        self._passes: list[tuple[list[Micro], Micro]] = []
+        self._passes: list[tuple[list[MicroBatch], MicroBatch]] = []
         """Over the batch that is read: each with the window that it lies in."""
         self._place: tuple[int | None, int | None, int | None] = None, None, None
         self._whole: int | None = None
         self._read()
 
     def _read(self) -> None:
-        waiting: list[Micro] = []
-        given: dict[int, deque[Event]] = {}
+        waiting: list[MicroBatch] = []
+        given: dict[int, deque[BatchGiven]] = {}
         loader: int | None = None
         for event in self.tape.events:
-            if event.kind == "epoch":
-                given.pop(event.facts["loader"], None)
-            elif event.kind == "batch":
+            if isinstance(event, EpochBegan):
+                given.pop(event.loader, None)
+            elif isinstance(event, BatchGiven):
                 # Some loops take the next batches before they come to the one that they have.
-                given.setdefault(event.facts["loader"], deque()).append(event)
-                loader = event.facts["loader"]
-            elif event.kind == "backward":
-                queue = given.get(loader) if loader is not None else None
-                self._gather(waiting, queue, event)
-            elif event.kind == "step":
-                self.updates.append(Update(event.facts["optimizer"], event, waiting))
+                given.setdefault(event.loader, deque()).append(event)
+                loader = event.loader
+            elif isinstance(event, BackwardPass):
+                self._gather(waiting, given.get(loader) if loader is not None else None, event)
+            elif isinstance(event, OptimizerStep):
+                self.updates.append(Update(event, waiting))
                 waiting = []
         self._settle()
-        self.left = waiting
 
-    def _gather(self, waiting: list[Micro], queue: deque[Event] | None, event: Event) -> None:
-        samples, terms = event.facts.get("samples"), event.facts.get("terms", [])
+    def _gather(self, waiting: list[MicroBatch], queue: deque[BatchGiven] | None, backward: BackwardPass) -> None:
+        samples, terms = backward.samples, backward.terms
         if queue:
             self._settle()
-            batch = queue.popleft().facts
-            self._place, self._whole = (batch["loader"], batch["epoch"], batch["index"]), batch["size"]
+            batch = queue.popleft()
+            self._place, self._whole = (batch.loader, batch.epoch, batch.index), batch.size
             size = self._whole
             # A loop that splits its batches shows in the samples of each pass; one that makes them longer does not.
             own = samples if samples is not None and (size is None or samples < size) else size
-            waiting.append(Micro(*self._place, own, list(terms), event))
+            waiting.append(MicroBatch(*self._place, own, list(terms), backward))
         elif queue is None:
-            waiting.append(Micro(None, None, None, samples, list(terms), event))
+            waiting.append(MicroBatch(None, None, None, samples, list(terms), backward))
             return
         elif waiting and not (samples is not None and self._whole is not None and samples < self._whole):
             waiting[-1].terms += terms  # a second loss over the same batch
             return
         else:
-            waiting.append(Micro(*self._place, samples, list(terms), event))
+            waiting.append(MicroBatch(*self._place, samples, list(terms), backward))
         self._passes.append((waiting, waiting[-1]))
 
     def _settle(self) -> None:
@@ -184,7 +206,7 @@ class Story:
         short = [id(micro) for micro in sized if whole is not None and (micro.samples or 0) < whole]
         if not short or whole is None or (len(short) == len(sized) and _parts(sized, whole)):
             return
-        previous: tuple[list[Micro], Micro] | None = None
+        previous: tuple[list[MicroBatch], MicroBatch] | None = None
         for window, micro in passes:
             if id(micro) in short and previous is not None and previous[0] is window:
                 previous[1].terms += micro.terms
@@ -195,39 +217,33 @@ class Story:
 
     @property
     def main(self) -> int | None:
-        """The optimizer that steps most often.
-
-        >>> Story(Tape()).main is None
-        True
-        """
+        """The optimizer that steps most often."""
         counts = Counter(update.optimizer for update in self.updates)
         return counts.most_common(1)[0][0] if counts else None
 
     @property
-    def alone(self) -> bool:
-        """Whether one optimizer does all steps, so that what lies between two of them belongs to the second.
+    def main_optimizer(self) -> OptimizerSeen | None:
+        """What is known of it."""
+        return self.optimizers.get(self.main) if self.main is not None else None
 
-        >>> Story(Tape()).alone
-        False
-        """
+    @property
+    def steps(self) -> list[Update]:
+        """The updates of the main optimizer."""
+        return [update for update in self.updates if update.optimizer == self.main]
+
+    @property
+    def one_optimizer(self) -> bool:
+        """Whether one optimizer does all steps, so that what lies between two of them belongs to the second."""
         return len({update.optimizer for update in self.updates}) == 1
 
     @property
     def training(self) -> int | None:
-        """The loader that the updates' batches come from.
-
-        >>> Story(Tape()).training is None
-        True
-        """
-        counts = Counter(m.loader for update in self.updates for m in update.micros if m.loader is not None)
+        """The loader that the updates' batches come from."""
+        counts = Counter(m.loader for update in self.updates for m in update.microbatches if m.loader is not None)
         return counts.most_common(1)[0][0] if counts else None
 
     def order(self, loader: int, epoch: int) -> Sequence[int] | None:
-        """The samples of a pass over a loader, in their order; None where they are not known.
-
-        >>> Story(Tape()).order(0, 0) is None
-        True
-        """
+        """The samples of a pass over a loader, in their order; None where they are not known."""
         if (loader, epoch) in self.orders:
             return self.orders[loader, epoch]
         path = self.folder / f"order-{self.rank}-{loader}-{epoch}" if self.folder is not None else None
@@ -237,84 +253,56 @@ class Story:
         order.frombytes(path.read_bytes())
         return order
 
-    def epochs(self, loader: int) -> list[Event]:
-        """The beginnings of the passes over a loader.
+    def epochs(self, loader: int) -> list[EpochBegan]:
+        """The beginnings of the passes over a loader."""
+        return [event for event in self.tape.of(EpochBegan) if event.loader == loader]
 
-        >>> Story(Tape()).epochs(0)
-        []
-        """
-        return [event for event in self.tape.of("epoch") if event.facts["loader"] == loader]
+    def ends(self, loader: int) -> list[EpochEnded]:
+        """The ends of the passes over a loader."""
+        return [event for event in self.tape.of(EpochEnded) if event.loader == loader]
 
-    def ends(self, loader: int) -> list[Event]:
-        """The ends of the passes over a loader.
-
-        >>> Story(Tape()).ends(0)
-        []
-        """
-        return [event for event in self.tape.of("end") if event.facts["loader"] == loader]
-
-    def trained(self) -> list[Event]:
-        """The ends of the passes over the training loader that trained something.
-
-        >>> Story(Tape()).trained()
-        []
-        """
-        return [e for e in self.tape.of("end") if e.facts["loader"] == self.training and e.facts.get("trained", True)]
+    def trained(self) -> list[EpochEnded]:
+        """The ends of the passes over the training loader that trained something."""
+        return [event for event in self.tape.of(EpochEnded) if event.loader == self.training and event.trained]
 
     @property
     def planned(self) -> int | None:
-        """How many epochs the run would take, where its loop says so.
-
-        >>> Story(Tape()).planned is None
-        True
-        """
+        """How many epochs the run would take, where its loop says so."""
         if self.training is None:
             return None
-        plans = {event.facts.get("planned") for event in self.epochs(self.training)}
+        plans = {event.planned for event in self.epochs(self.training)}
         (plan,) = plans if len(plans) == 1 else (None,)
         return plan if plan is not None and plan >= len(self.epochs(self.training)) else None
 
     @property
     def window(self) -> int:
-        """Batches that an update gathers, most often.
-
-        >>> Story(Tape()).window
-        1
-        """
-        counts = Counter(len(update.micros) for update in self.updates if update.micros)
+        """Batches that an update gathers, most often."""
+        counts = Counter(len(update.microbatches) for update in self.updates if update.microbatches)
         return counts.most_common(1)[0][0] if counts else 1
 
     @property
     def updates_an_epoch(self) -> int | None:
-        """Of the training loader, in an epoch that is not cut.
-
-        >>> Story(Tape()).updates_an_epoch is None
-        True
-        """
+        """Of the training loader, in an epoch that is not cut."""
         if self.training is None:
             return None
-        batches = next((e.facts["batches"] for e in self.epochs(self.training)), None)
+        batches = next((event.batches for event in self.epochs(self.training)), None)
         return None if batches is None else max(batches // self.window, 1)
 
     def median_samples(self) -> int | None:
-        """Samples of an update on this process, most often.
-
-        >>> Story(Tape()).median_samples() is None
-        True
-        """
+        """Samples of an update on this process, most often."""
         sizes = Counter(update.samples for update in self.updates if update.samples is not None)
         return sizes.most_common(1)[0][0] if sizes else None
 
 
-def _parts(micros: list[Micro], whole: int) -> bool:
+def _parts(microbatches: list[MicroBatch], whole: int) -> bool:
     """Whether passes over a batch that seem to take less than the whole do: they add up to it, or their losses agree.
 
     The first dimension of a model's input may be time.
     """
-    counts = [[term["count"] for term in micro.terms if term.get("count")] for micro in micros]
+    counts = [[term.count for term in micro.terms if term.count] for micro in microbatches]
     if any(whole in own for own in counts):
         return False
-    samples = [micro.samples or 0 for micro in micros]
+    samples = [micro.samples or 0 for micro in microbatches]
     return sum(samples) % whole == 0 or all(
         any(count % size == 0 and count % whole for count in own) for size, own in zip(samples, counts, strict=True)
     )

@@ -1,71 +1,389 @@
-"""What was observed, in the order in which it happened: plain values that travel as JSON from process to process."""
+"""What was observed, in the order in which it happened: a frozen dataclass for each kind of event.
+
+Events hold plain values, which travel as JSON from process to process. Every event has `where`, file:line of the user's
+code. Gradients, weights and statistics are projections (`observe/digests.py`): a few numbers that add as the tensors
+do. A field that is None was not looked at.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Event", "Tape"]
-
-LIMIT = 200_000
+MOST_EVENTS = 200_000
 """Events that a tape holds: some 20 thousand iterations; later ones are dropped, and `full` says so."""
 
+Projection = list[float]
+ByOptimizer = dict[str, Projection]
+"""A projection for each optimizer; the keys are their numbers as JSON has them."""
 
-@dataclass(slots=True)
-class Event:
-    """One thing that happened.
+
+@dataclass(frozen=True, slots=True)
+class TapeEvent:
+    """One thing that happened, and where in the user's code."""
+
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble(TapeEvent):
+    """An observer failed."""
+
+    observer: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStarted(TapeEvent):
+    """The script started a process of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupJoined(TapeEvent):
+    """The process joined a group of `world` processes."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWrapped(TapeEvent):
+    """DistributedDataParallel took a model; whether it overwrites BatchNorm's running statistics by process 0's."""
+
+    broadcast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SyncBatchNormMade(TapeEvent):
+    """A SyncBatchNorm layer was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitialWeights(TapeEvent):
+    """The first elements of some weights before the first update."""
+
+    values: list[float] = field(default_factory=list[float])
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStatistics(TapeEvent):
+    """The running means that this process has after so many updates, before anyone exchanged them."""
+
+    updates: int = 0
+    numbers: Projection = field(default_factory=list[float])
+
+
+@dataclass(frozen=True, slots=True)
+class UsedStatistics(TapeEvent):
+    """The running means that are evaluated ("evaluation") or saved ("save") after so many updates."""
+
+    when: str = "evaluation"
+    updates: int = 0
+    numbers: Projection = field(default_factory=list[float])
+    values: list[float] = field(default_factory=list[float])
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """A group of an optimizer, `parameters` in number."""
+
+    lr: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSeen(TapeEvent):
+    """An optimizer stepped for the first time; `where` it was made. For the last four see `observe/probes.py`."""
+
+    optimizer: int = 0
+    name: str = ""
+    groups: list[ParameterGroup] = field(default_factory=list[ParameterGroup])
+    form: str | None = None
+    velocity: list[str] = field(default_factory=list[str])
+    adaptive: bool | None = None
+    decay: list[list[float]] = field(default_factory=list[list[float]])
+
+    @property
+    def weight_decay(self) -> float:
+        """The largest of its groups'."""
+        return max((group.weight_decay for group in self.groups), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStep(TapeEvent):
+    """An optimizer stepped.
 
     Args:
-        kind: what: "step", "backward", "batch" …; see the observers.
-        where: file:line of the user's code.
-        facts: numbers, texts and lists of them.
-
-    >>> Event("step", "train.py:7", {"rates": [0.1]}).kind
-    'step'
+        rates, momenta: of its groups.
+        closure: whether it called one.
+        with_gradient, parameters: how many of its parameters have a gradient, and how many there are.
+        final, left: the gradient that the step took, before clipping, and the one that lies there after it.
+        moved: the weights' change.
+        kept: how each state tensor was scaled since the step before; 1 where nobody touched it.
+        off: the update's relative distance from eq 9 and from eq 10, where the rate changed.
     """
 
-    kind: str
-    where: str | None
-    facts: dict[str, Any] = field(default_factory=dict)
+    optimizer: int = 0
+    rates: list[float] = field(default_factory=list[float])
+    momenta: list[float] = field(default_factory=list[float])
+    closure: bool = False
+    with_gradient: int | None = None
+    parameters: int | None = None
+    final: Projection | None = None
+    left: Projection | None = None
+    moved: Projection | None = None
+    kept: dict[str, float] = field(default_factory=dict[str, float])
+    off: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """A loss that a backward pass came through, and the weight of its samples in what the pass began with.
+
+    Args:
+        name: of the function of torch.nn.functional.
+        reduction: "mean", "sum" or "none".
+        count: samples that a mean divides by; None where it is not known.
+        total, low, high: the sum of all samples' weights, the smallest and the largest.
+    """
+
+    name: str = ""
+    where: str | None = None
+    reduction: str = "mean"
+    count: float | None = None
+    total: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardPass(TapeEvent):
+    """A backward pass ended.
+
+    Args:
+        terms: the losses that it came through.
+        samples: of the model's input; None where it was not seen.
+        scale: of a GradScaler.
+        before: the gradients that lay there as it began.
+        local: what it added on this process, before any reduction.
+        direct: whether it was the user's own code that called it.
+        penalized: parameters whose squares or norms are in the loss.
+        penalty: the largest λ of theirs: λ·w is added to the gradient.
+    """
+
+    terms: list[LossTerm] = field(default_factory=list[LossTerm])
+    samples: int | None = None
+    scale: float = 1.0
+    before: ByOptimizer = field(default_factory=dict[str, Projection])
+    local: ByOptimizer = field(default_factory=dict[str, Projection])
+    direct: bool = True
+    penalized: int = 0
+    penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderSeen(TapeEvent):
+    """A loader was iterated for the first time; `where` it was made.
+
+    Args:
+        samples, batches: None where they are not known.
+        sampler: its class.
+        replicas: processes that the sampler divides among.
+        replacement: whether it may draw a sample twice.
+        processes: that load data.
+        probe: what lies at a few indices, to tell whether processes have one data set.
+    """
+
+    loader: int = 0
+    samples: int | None = None
+    batches: int | None = None
+    batch_size: int | None = None
+    drop_last: bool = False
+    sampler: str = ""
+    replicas: int | None = None
+    replacement: bool = False
+    processes: int = 0
+    probe: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOrder:
+    """The samples of an epoch: how many, how many different ones, digests of their order and of their set.
+
+    `sequential` is whether the first are in ascending order, `largest` the largest batch.
+    """
+
+    count: int = 0
+    unique: int = 0
+    digest: str = ""
+    members: int = 0
+    sequential: bool = False
+    largest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochBegan(TapeEvent):
+    """A pass over a loader began; `planned` is how many its loop would take, `order` None without a sampler."""
+
+    loader: int = 0
+    epoch: int = 0
+    batches: int | None = None
+    planned: int | None = None
+    order: SampleOrder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchGiven(TapeEvent):
+    """A batch went to the loop.
+
+    Args:
+        index: within its pass.
+        size: samples.
+        random: digests of the random generators' states before it was made.
+        drew: the generators that making it drew from.
+        content: a projection of it.
+    """
+
+    loader: int = 0
+    epoch: int = 0
+    index: int = 0
+    size: int | None = None
+    random: dict[str, str] | None = None
+    drew: list[str] = field(default_factory=list[str])
+    content: Projection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnded(TapeEvent):
+    """A pass over a loader ended, with `taken` batches; `followed` is False where no enumerate noticed its cut."""
+
+    loader: int = 0
+    epoch: int = 0
+    cut: bool = False
+    followed: bool = True
+    trained: bool = True
+    taken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationEnded(TapeEvent):
+    """A pass that trained nothing ended; `counts` has [right, samples] of each batch that was seen."""
+
+    loader: int = 0
+    epoch: int = 0
+    batches: int | None = None
+    samples: int | None = None
+    counts: list[list[int]] = field(default_factory=list[list[int]])
+
+
+@dataclass(frozen=True, slots=True)
+class ValueSeen(TapeEvent):
+    """A number that the user's code made after an evaluation."""
+
+    loader: int = 0
+    epoch: int = 0
+    name: str = ""
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsGathered(TapeEvent):
+    """Accelerate left out what its samplers had repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerMade(TapeEvent):
+    """A scheduler of an optimizer was made; `parts` are the schedulers that it steps itself."""
+
+    scheduler: int = 0
+    name: str = ""
+    optimizer: int | None = None
+    parts: list[int] = field(default_factory=list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStep(TapeEvent):
+    """A scheduler stepped."""
+
+    scheduler: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerCurve(TapeEvent):
+    """The rates of a copy that was run to the end: [how many steps, rate] pairs."""
+
+    scheduler: int = 0
+    rates: list[list[float]] = field(default_factory=list[list[float]])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSeen(TapeEvent):
+    """A model that was trained.
+
+    Args:
+        affine: γ and β of its BatchNorms in number.
+        synced: SyncBatchNorm layers.
+        decayed: names of γ and β that are decayed, at most with `decay`, by the optimizer of this number.
+        unused: names of trainable parameters with a gradient that no optimizer holds.
+        parameters: trainable ones.
+    """
+
+    affine: int = 0
+    synced: int = 0
+    decayed: list[str] = field(default_factory=list[str])
+    decay: float = 0.0
+    optimizer: int | None = None
+    unused: list[str] = field(default_factory=list[str])
+    parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormSizes(TapeEvent):
+    """n of every BatchNorm in training, by the layers' class."""
+
+    sizes: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+
+
+E = TypeVar("E", bound=TapeEvent)
+
+EVENTS: dict[str, type[TapeEvent]] = {
+    name: kind for name, kind in list(globals().items()) if isinstance(kind, type) and issubclass(kind, TapeEvent)
+}
+"""Every kind by its name."""
 
 
 class Tape:
     """Events in order.
 
     >>> tape = Tape()
-    >>> tape.add("step", "train.py:7", rates=[0.1])
-    >>> [event.facts for event in tape.of("step")]
-    [{'rates': [0.1]}]
+    >>> tape.add(OptimizerStep("train.py:7", rates=[0.1]))
+    >>> [step.rates for step in tape.of(OptimizerStep)]
+    [[0.1]]
     """
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[TapeEvent] = []
         self.full = False
 
-    def add(self, kind: str, where: str | None = None, /, **facts: Any) -> None:
-        """Append an event.
-
-        >>> Tape().add("end", loader=0)
-        """
-        if len(self.events) < LIMIT:
-            self.events.append(Event(kind, where, facts))
+    def add(self, event: TapeEvent) -> None:
+        """Append an event."""
+        if len(self.events) < MOST_EVENTS:
+            self.events.append(event)
         else:
             self.full = True
 
-    def of(self, *kinds: str) -> Iterator[Event]:
-        """The events of some kinds.
-
-        >>> list(Tape().of("step"))
-        []
-        """
-        return (event for event in self.events if event.kind in kinds)
+    def of(self, kind: type[E]) -> Iterator[E]:
+        """The events of a kind."""
+        return (event for event in self.events if isinstance(event, kind))
 
     def save(self, path: Path) -> None:
         """Write all as JSON."""
-        content = {"full": self.full, "events": [[e.kind, e.where, e.facts] for e in self.events]}
+        content = {"full": self.full, "events": [[type(event).__name__, asdict(event)] for event in self.events]}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(path)  # so that who sees the file sees all of it
@@ -76,5 +394,14 @@ class Tape:
         content = json.loads(path.read_text(encoding="utf-8"))
         tape = cls()
         tape.full = content["full"]
-        tape.events = [Event(*event) for event in content["events"]]
+        tape.events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
         return tape
+
+
+def _read(facts: dict[str, Any]) -> dict[str, Any]:
+    """An event's fields, with the dataclasses in them that JSON has as objects."""
+    many = {"terms": LossTerm, "groups": ParameterGroup}
+    facts |= {name: [kind(**each) for each in facts[name]] for name, kind in many.items() if name in facts}
+    if facts.get("order"):
+        facts["order"] = SampleOrder(**facts["order"])
+    return facts

@@ -1,10 +1,10 @@
-"""Watching a loop from inside: a context around it, or two calls; afterwards the report says what was found."""
+"""Watching a loop that a trainer owns: callbacks for Lightning and the Hugging Face Trainer."""
 
 from __future__ import annotations
 
+import importlib
 from array import array
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import Any
 
 import torch.distributed as dist
@@ -12,28 +12,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding, as_table
-from onehour.check.judge import judge, not_judged, refuse_unknown
-from onehour.check.observers import Observers
-from onehour.check.recorder import Recorder
-from onehour.check.silence import not_silenced
+from onehour.check.finding import Finding
+from onehour.check.judge import as_table, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.observe import Observers
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.story import Story
-from onehour.check.tape import Tape
+from onehour.check.tape import GroupJoined, Tape
 
-__all__ = ["Report", "Watch", "watch"]
-
-DEEP, EPOCHS, UPDATES = 4, 2, 1000
+DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
 
 
 class Report:
-    """What a watched loop came to; empty while it runs.
-
-    >>> report = Report()
-    >>> report.findings
-    []
-    >>> report.assert_clean()
-    """
+    """What a watched loop came to; empty while it runs."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -48,26 +39,39 @@ class Report:
 
         Raises:
             AssertionError: with the table of findings.
-
-        >>> Report().assert_clean()
         """
         if self.findings:
             raise AssertionError(f"{len(self.findings)} finding(s) in the training loop\n\n{self}")
 
 
 class Watch:
-    """As `watch`, for what cannot be put into a `with` block.
+    """Watch a training loop; the report is filled when the block ends.
+
+    The first 4 updates are looked at in full; steps and batches are counted for two epochs; after that nothing is
+    left in the loop's way. The loop learns what it would have learned without. On several processes all must enter.
+    Where no block can be put around the loop, call `start` and `stop`.
 
     Args:
-        model, optimizer: as in `watch`.
-        scheduler, base_lr, base_minibatch, base_per_worker, base_weight_decay, only, skip: as in `watch`.
+        model: that is trained, wrapped or not.
+        optimizer: that trains it.
+        scheduler: if it was made before the block; one that is made inside is found.
+        base_lr, base_minibatch: the recipe that the rate was scaled from; without them it is not judged.
+        base_per_worker: n of that recipe, the samples that BatchNorm normalises over.
+        base_weight_decay: of that recipe, as it was given to its optimizer.
+        only, skip: ids of pitfalls to look for, or to leave out.
+
+    Raises:
+        ValueError: for another model or optimizer than torch's, or an unknown id.
 
     >>> import torch
     >>> model = nn.Linear(2, 1)
-    >>> watching = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    >>> watching.start()
-    >>> watching.stop().findings
-    []
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with watch(model, optimizer) as report:
+    ...     for _ in range(3):
+    ...         nn.functional.mse_loss(model(torch.randn(4, 2)), torch.randn(4, 1)).backward()
+    ...         optimizer.step()
+    >>> [finding.pitfall for finding in report.findings]
+    ['step-without-zero-grad']
     """
 
     def __init__(
@@ -91,26 +95,37 @@ class Watch:
         refuse_unknown([*only, *skip])
         self.base, self.only, self.skip = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay), only, skip
         self.report = Report()
-        self.recorder = Recorder(deep_updates=DEEP, epochs=EPOCHS, cut=False)
+        self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
         self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
+
+    def __enter__(self) -> Report:
+        self.start()
+        return self.report
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self.observers.remove()
+            self.recorder.finished = True
 
     def start(self) -> None:
         """Begin to watch."""
         if dist.is_available() and dist.is_initialized():
             self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
-            self.recorder.tape.add("group", None, rank=self.recorder.rank, world=self.recorder.world)
+            self.recorder.tape.add(GroupJoined(None, self.recorder.rank, self.recorder.world))
         self.observers.install()
         self.observers.loaders.on_pass = self._pass_begins
         stepped = self.observers.optimizers.on_step
         self.observers.optimizers.on_step = lambda optimizer: (stepped(optimizer), self._stepped())
 
     def _pass_begins(self, loader: int) -> None:
-        if self.observers.loaders.trained.get(loader, 0) >= EPOCHS:
+        if self.observers.loaders.trained.get(loader, 0) >= WATCHED_EPOCHS:
             self._enough()
 
     def _stepped(self) -> None:
-        if self.recorder.updates >= UPDATES:
+        if self.recorder.updates >= WATCHED_UPDATES:
             self._enough()
 
     def _enough(self) -> None:
@@ -141,62 +156,79 @@ class Watch:
         return stories
 
 
-@contextmanager
-def watch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    scheduler: Any = None,
-    base_lr: float | None = None,
-    base_minibatch: int | None = None,
-    base_per_worker: int | None = None,
-    base_weight_decay: float | None = None,
-    only: Collection[str] = (),
-    skip: Collection[str] = (),
-) -> Iterator[Report]:
-    """Watch a training loop; the report is filled when the block ends.
+watch = Watch
+"""As it is used: `with watch(model, optimizer) as report: …`."""
 
-    The first 4 updates are looked at in full; steps and batches are counted for two epochs; after that nothing is
-    left in the loop's way. The loop learns what it would have learned without. On several processes all must enter.
+
+def lightning_callback(**options: Any) -> Any:
+    """A callback for Lightning's Trainer; its `report` is filled when the fit ends, and printed by process 0.
 
     Args:
-        model: that is trained, wrapped or not.
-        optimizer: that trains it.
-        scheduler: if it was made before the block; one that is made inside is found.
-        base_lr, base_minibatch: the recipe that the rate was scaled from; without them it is not judged.
-        base_per_worker: n of that recipe, the samples that BatchNorm normalises over.
-        base_weight_decay: of that recipe, as it was given to its optimizer.
-        only, skip: ids of pitfalls to look for, or to leave out.
+        options: those of `watch` behind the optimizer.
 
     Raises:
-        ValueError: for another model or optimizer than torch's, or an unknown id.
-
-    >>> import torch
-    >>> model = nn.Linear(2, 1)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> with watch(model, optimizer) as report:
-    ...     for _ in range(3):
-    ...         nn.functional.mse_loss(model(torch.randn(4, 2)), torch.randn(4, 1)).backward()
-    ...         optimizer.step()
-    >>> [finding.pitfall for finding in report.findings]
-    ['step-without-zero-grad']
+        ValueError: if neither lightning nor pytorch_lightning is installed.
     """
-    watching = Watch(
-        model,
-        optimizer,
-        scheduler=scheduler,
-        base_lr=base_lr,
-        base_minibatch=base_minibatch,
-        base_per_worker=base_per_worker,
-        base_weight_decay=base_weight_decay,
-        only=only,
-        skip=skip,
-    )
-    watching.start()
-    try:
-        yield watching.report
-    except BaseException:
-        watching.observers.remove()
-        watching.recorder.finished = True
-        raise
-    watching.stop()
+    lightning = _installed("lightning.pytorch", "pytorch_lightning")
+
+    class OnehourWatch(lightning.Callback):
+        """Watches `fit`."""
+
+        report = Report()
+        _watching: Watch | None = None
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+            scheduler = schedulers[0] if len(schedulers) == 1 else None
+            self._watching = Watch(pl_module, trainer.optimizers[0], scheduler=scheduler, **options)
+            self._watching.start()
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            if self._watching is not None:
+                self.report = self._watching.stop()
+                _say(self.report, first=trainer.is_global_zero)
+
+    return OnehourWatch()
+
+
+def hf_callback(**options: Any) -> Any:
+    """A callback for the Hugging Face Trainer; its `report` is filled when training ends, and printed by process 0.
+
+    Args:
+        options: those of `watch` behind the optimizer.
+
+    Raises:
+        ValueError: if transformers is not installed.
+    """
+    transformers = _installed("transformers")
+
+    class OnehourWatch(transformers.TrainerCallback):
+        """Watches `train`."""
+
+        report = Report()
+        _watching: Watch | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            self._watching = Watch(given["model"], given["optimizer"], scheduler=given.get("lr_scheduler"), **options)
+            self._watching.start()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if self._watching is not None:
+                self.report = self._watching.stop()
+                _say(self.report, first=state.is_world_process_zero)
+
+    return OnehourWatch()
+
+
+def _say(report: Report, *, first: bool) -> None:
+    if first and report.findings:
+        print(as_table(report.findings))
+
+
+def _installed(*names: str) -> Any:
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise ValueError(f"this callback needs {' or '.join(names)}: pip install {names[0].partition('.')[0]}")

@@ -40,8 +40,10 @@ def add_check(commands: Any) -> None:
 def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Check a script and print its findings: 0 without any, 1 with some, 2 if it could not be checked."""
     from onehour.check.case import Base
-    from onehour.check.finding import as_json, as_table
-    from onehour.check.runner import CheckError, check_script
+    from onehour.check.finding import as_json
+    from onehour.check.judge import as_table
+    from onehour.check.run.checking import check_script
+    from onehour.check.run.forkserver import CheckError
 
     try:
         checked = check_script(

@@ -1,1 +1,1 @@
-"""One function a pitfall: what was recorded of a run -> a finding, or None. Without evidence there is no finding."""
+"""The paper's pitfalls, a family a file: what was recorded of a run -> a finding, or None without evidence."""

@@ -5,60 +5,35 @@ from __future__ import annotations
 import math
 
 from onehour.check.case import Case
-from onehour.check.finding import Finding, found
+from onehour.check.finding import Finding, pitfall
 from onehour.check.story import Story
-from onehour.check.tape import Event
-
-__all__ = ["batchnorm_n_changed", "batchnorm_stats_diverge", "batchnorm_stats_of_rank_0", "batchnorm_synced"]
+from onehour.check.tape import BatchNormSizes, ModelWrapped, OwnStatistics, SyncBatchNormMade, UsedStatistics
 
 EQUAL = 1e-6
 
-
-def sizes(story: Story) -> list[int]:
-    """n of every BatchNorm in training, as far as it was seen.
-
-    >>> from onehour.check.tape import Tape
-    >>> sizes(Story(Tape()))
-    []
-    """
-    return sorted({n for event in story.tape.of("batchnorm") for seen in event.facts["sizes"].values() for n in seen})
+_AVERAGED = (
+    "for name, buffer in model.named_buffers():  # before evaluating and saving",
+    '    if name.endswith(("running_mean", "running_var")):',
+    "        torch.distributed.all_reduce(buffer); buffer /= {p}",
+)
 
 
-def batchnorm_n_changed(case: Case) -> Finding | None:
-    """Another n than the base recipe's, or one that depends on the number of processes."""
-    now = sizes(case.story)
-    if not now:
-        return None
-    n = max(now)
-    if case.base.per_worker is not None and n != case.base.per_worker:
-        return found(
-            "batchnorm-n-changed",
-            measured=f"BatchNorm normalises over n = {n} samples",
-            expected=f"n = {case.base.per_worker}, the base recipe's",
-            where=_line(case),
-            n=case.base.per_worker,
-        )
-    before = sizes(case.alone) if case.alone is not None else []
-    if before and case.processes > 1 and max(before) != n:
-        return found(
-            "batchnorm-n-changed",
-            measured=f"n = {max(before)} on 1 process, {n} on {case.processes}",
-            expected="one n, whatever the number of processes",
-            where=_line(case),
-            n=max(before),
-        )
-    return None
-
-
+@pitfall(
+    "batchnorm-synced",
+    "warning",
+    "§2.3",
+    why="statistics are of n samples of one worker; over all workers they are another loss",
+    remedy="leave BatchNorm local: remove convert_sync_batchnorm",
+    write=("model = onehour.convert_batchnorm(model, per_worker={n})  # instead of convert_sync_batchnorm",),
+)
 def batchnorm_synced(case: Case) -> Finding | None:
     """SyncBatchNorm in a run of several processes."""
     for model in case.story.models:
-        if model.facts["synced"] and case.processes > 1:
+        if model.synced and case.processes > 1:
             n = max(sizes(case.story), default=0)
-            place = next((event.where for event in case.story.tape.of("synced") if event.where), None)
-            return found(
-                "batchnorm-synced",
-                measured=f"{model.facts['synced']} SyncBatchNorm layers normalise over all {case.processes} processes'"
+            place = next((made.where for made in case.story.tape.of(SyncBatchNormMade) if made.where), None)
+            return batchnorm_synced.found(
+                measured=f"{model.synced} SyncBatchNorm layers normalise over all {case.processes} processes'"
                 f" {case.processes * n} samples",
                 expected=f"each process over its own {n}",
                 where=place or case.step_line(),
@@ -67,94 +42,121 @@ def batchnorm_synced(case: Case) -> Finding | None:
     return None
 
 
+@pitfall(
+    "batchnorm-stats-of-rank-0",
+    "warning",
+    "§2.3",
+    why="running statistics estimate the training data; one worker's see 1/k of it",
+    remedy="average the running statistics over the processes before evaluating and saving (broadcast_buffers=False)",
+    write=_AVERAGED,
+)
 def batchnorm_stats_of_rank_0(case: Case) -> Finding | None:
-    """One process's running statistics, evaluated or saved for all.
-
-    >>> batchnorm_stats_of_rank_0(Case([]))
-    """
-    used = _used(case)
-    if used is None:
+    """One process's running statistics, evaluated or saved for all."""
+    known = _used(case)
+    if known is None:
         return None
-    event, statistics, own = used
-    broadcast = any(e.facts["broadcast"] for e in case.story.tape.of("ddp"))
-    alone = sum(e is not None for e in statistics) == 1
-    if not (broadcast or alone) or _equal(own) or (alone and _averaged(event.facts["numbers"], own)):
+    used, own = known
+    wrapped = list(case.story.tape.of(ModelWrapped))
+    broadcast, alone = any(model.broadcast for model in wrapped), len(used) == 1
+    if not (broadcast or alone) or _equal(own) or (alone and _averaged(used[0].numbers, own)):
         return None
     what = "DistributedDataParallel overwrites the others' at every forward pass" if broadcast else "no others are used"
-    return found(
-        "batchnorm-stats-of-rank-0",
-        measured=f"process 0's running statistics at the {event.facts['when']}: 1 of {case.processes} processes counts"
+    wrapper_line = next((model.where for model in wrapped if model.where), None) or case.step_line()
+    return batchnorm_stats_of_rank_0.found(
+        measured=f"process 0's running statistics at the {used[0].when}: 1 of {case.processes} processes counts"
         f" ({what})",
         expected=f"the mean over {case.processes} processes",
-        where=_ddp_line(case) if broadcast else event.where,
+        where=wrapper_line if broadcast else used[0].where,
         p=case.processes,
     )
 
 
+@pitfall(
+    "batchnorm-stats-diverge",
+    "error",
+    "§2.3",
+    why="the model that is evaluated must be the model that is saved",
+    remedy="average the running statistics over the processes before evaluating and saving",
+    write=_AVERAGED,
+)
 def batchnorm_stats_diverge(case: Case) -> Finding | None:
-    """Processes that evaluate, each with statistics of its own.
-
-    >>> batchnorm_stats_diverge(Case([]))
-    """
-    used = _used(case)
-    if used is None or any(e.facts["broadcast"] for e in case.story.tape.of("ddp")):
+    """Processes that evaluate, each with statistics of its own."""
+    known = _used(case)
+    if known is None or any(model.broadcast for model in case.story.tape.of(ModelWrapped)):
         return None
-    event, statistics, _ = used
-    first = statistics[0]
-    assert first is not None
-    apart = [_apart(e.facts["values"], first.facts["values"]) for e in statistics[1:] if e is not None]
-    if not apart or max(apart) <= EQUAL:
+    first, *others = known[0]
+    apart = max((_apart(other.values, first.values) for other in others), default=0.0)
+    if apart <= EQUAL:
         return None
-    return found(
-        "batchnorm-stats-diverge",
-        measured=f"at the {event.facts['when']} the processes' running means differ by {100 * max(apart):.3g} %",
+    return batchnorm_stats_diverge.found(
+        measured=f"at the {first.when} the processes' running means differ by {100 * apart:.3g} %",
         expected="one set of statistics, the mean over processes",
-        where=event.where,
+        where=first.where,
         p=case.processes,
     )
 
 
-Numbers = list[float]
+@pitfall(
+    "batchnorm-n-changed",
+    "warning",
+    "§2.3",
+    why="n, the samples that BatchNorm normalises over, is part of the loss and stays when k changes",
+    remedy="keep n: onehour.convert_batchnorm(model, per_worker=n), or another batch size for each process",
+    write=(
+        "model = onehour.convert_batchnorm(model, per_worker={n})",
+        "loader = DataLoader(data, batch_size={n})  # without onehour, on each process",
+    ),
+)
+def batchnorm_n_changed(case: Case) -> Finding | None:
+    """Another n than the base recipe's, or one that depends on the number of processes."""
+    story, base = case.story, case.base.per_worker
+    now, before = sizes(story), sizes(case.single) if case.single is not None else []
+    if not now:
+        return None
+    n = max(now)
+    if base is not None and n != base:
+        measured, expected, right = f"BatchNorm normalises over n = {n} samples", f"n = {base}, the base recipe's", base
+    elif before and case.processes > 1 and max(before) != n:
+        right = max(before)
+        measured = f"n = {right} on 1 process, {n} on {case.processes}"
+        expected = "one n, whatever the number of processes"
+    else:
+        return None
+    where = story.loaders[story.training].where if story.training is not None else case.step_line()
+    return batchnorm_n_changed.found(measured=measured, expected=expected, where=where, n=right)
 
 
-def _used(case: Case) -> tuple[Event, list[Event | None], list[Numbers]] | None:
-    """What was evaluated first, or else saved: the statistics on each process, and those of its last update before."""
+def sizes(story: Story) -> list[int]:
+    """n of every BatchNorm in training, as far as it was seen."""
+    return sorted({n for event in story.tape.of(BatchNormSizes) for seen in event.sizes.values() for n in seen})
+
+
+def _used(case: Case) -> tuple[list[UsedStatistics], list[list[float]]] | None:
+    """The statistics that process 0 and others evaluate first, or else save, and each process's own at that update."""
     if case.processes < 2:
         return None
     for when in ("evaluation", "save"):
-        events = [next((e for e in s.tape.of("statistics") if e.facts["when"] == when), None) for s in case.stories]
+        events = [next((e for e in s.tape.of(UsedStatistics) if e.when == when), None) for s in case.stories]
         if events[0] is None:
             continue
-        own = [_own(story, events[0].facts["updates"]) for story in case.stories]
-        return None if None in own else (events[0], events, [numbers for numbers in own if numbers is not None])
+        updates = events[0].updates
+        own = [next((e.numbers for e in s.tape.of(OwnStatistics) if e.updates == updates), None) for s in case.stories]
+        known = [numbers for numbers in own if numbers is not None]
+        return ([event for event in events if event is not None], known) if len(known) == len(own) else None
     return None
 
 
-def _own(story: Story, updates: int) -> Numbers | None:
-    """A process's own statistics after so many updates."""
-    return next((e.facts["numbers"] for e in story.tape.of("own") if e.facts["updates"] == updates), None)
-
-
-def _equal(own: list[Numbers]) -> bool:
+def _equal(own: list[list[float]]) -> bool:
     """Whether the processes' own never differ: frozen, synchronised, or averaged at every update."""
     return max(_apart(numbers, own[0]) for numbers in own) <= EQUAL
 
 
-def _averaged(used: Numbers, own: list[Numbers]) -> bool:
+def _averaged(used: list[float], own: list[list[float]]) -> bool:
     """Whether what is used lies at the mean of the processes' own."""
     mean = [math.fsum(numbers) / len(own) for numbers in zip(*own, strict=True)]
     return _apart(used, mean) <= 1e-3 * max(_apart(numbers, mean) for numbers in own)
 
 
-def _apart(a: Numbers, b: Numbers) -> float:
+def _apart(a: list[float], b: list[float]) -> float:
     size = math.hypot(*b)
     return math.dist(a, b) / size if size and len(a) == len(b) else 0.0
-
-
-def _ddp_line(case: Case) -> str | None:
-    return next((event.where for event in case.story.tape.of("ddp") if event.where), None) or case.step_line()
-
-
-def _line(case: Case) -> str | None:
-    story = case.story
-    return story.loaders[story.training].where if story.training is not None else case.step_line()

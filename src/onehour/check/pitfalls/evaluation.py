@@ -1,70 +1,146 @@
-"""The number that an evaluation comes to (§5.1): a count divided once, not a mean of rates."""
+"""Evaluations (§5.1): every validation sample once, and a count divided once, not a mean of rates."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from onehour.check.case import Case
-from onehour.check.finding import Finding, found
-from onehour.check.tape import Event
+from onehour.check.finding import Finding, pitfall
+from onehour.check.pitfalls.samples import Shares
+from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
 
-__all__ = ["mean_of_rates_evaluation"]
+COUNT = "the error is a count over the validation samples, each once"
 
 
+@pitfall(
+    "padded-evaluation",
+    "warning",
+    "§5.1",
+    why=COUNT,
+    remedy="evaluate the samples range(rank, N, world_size), and sum the counts over processes",
+    write=(
+        "share = Subset(validation, range(rank, {samples}, {p}))",
+        "torch.distributed.all_reduce(correct)",
+        "error = 1 - correct / {samples}",
+    ),
+)
+def padded_evaluation(case: Case) -> Finding | None:
+    """Validation samples counted twice, to make the processes' shares equal."""
+    for shares in _evaluated(case):
+        whole = all(len(order) == shares.samples for order in shares.taken)
+        repeated = shares.total - shares.different
+        gathered = any(case.story.tape.of(MetricsGathered))  # which leaves the repetitions out
+        if not whole and repeated and not gathered:
+            return padded_evaluation.found(
+                measured=f"{shares.total} samples are evaluated, {repeated} of them twice ({shares.loader.sampler})",
+                expected=f"{shares.samples} samples, each once",
+                where=shares.loader.where,
+                **shares.divided,
+            )
+    return None
+
+
+@pitfall(
+    "dropped-evaluation",
+    "warning",
+    "§5.1",
+    why=COUNT,
+    remedy="leave drop_last out of the validation loader",
+    write=("loader = DataLoader(validation, batch_size={batch})  # without drop_last",),
+)
+def dropped_evaluation(case: Case) -> Finding | None:
+    """Validation samples that are left out."""
+    for shares in _evaluated(case):
+        missing = (shares.samples or 0) - shares.different
+        batch = shares.loader.batch_size or 1
+        if shares.loader.drop_last and 0 < missing < batch * case.processes + case.processes:
+            return dropped_evaluation.found(
+                measured=f"{shares.different} of {shares.samples} validation samples are evaluated (drop_last)",
+                expected="all, each once",
+                where=shares.loader.where,
+                batch=batch,
+            )
+    return None
+
+
+def _evaluated(case: Case) -> list[Shares]:
+    """Of the loaders that never train anything, and are evaluated on every process that is here."""
+    if not case.stories:
+        return []
+    story = case.story
+    evaluated = {event.loader for event in story.tape.of(EvaluationEnded)}
+    trained = {micro.loader for update in story.updates for micro in update.microbatches}
+    shares = [Shares(case, loader) for loader in sorted(evaluated - trained) if loader in story.loaders]
+    return [share for share in shares if share.known and share.one and share.samples]
+
+
+@pitfall(
+    "mean-of-rates-evaluation",
+    "warning",
+    "§5.1",
+    why=COUNT,
+    remedy="sum the correct predictions and divide once by the number of samples",
+    write=(
+        "correct += (output.argmax(1) == target).sum().item()",
+        "accuracy = correct / {samples}  # once, after all batches",
+    ),
+)
 def mean_of_rates_evaluation(case: Case) -> Finding | None:
     """A variable of the loop that is the mean of the batches' rates, where the last batch is smaller."""
-    story = case.story
-    for number, event in enumerate(story.tape.of("evaluation")):
-        counts = [(correct, n) for correct, n in event.facts["counts"] if n]
-        parts, what = counts, "batches'"
+    everyone = [list(story.tape.of(EvaluationEnded)) for story in case.stories]
+    for number, evaluation in enumerate(everyone[0] if everyone else []):
+        counts = [pair for pair in evaluation.counts if pair[1]]
         if case.processes > 1:
-            others = [list(other.tape.of("evaluation")) for other in case.stories]
-            if any(len(events) <= number for events in others):
+            if any(len(evaluations) <= number for evaluations in everyone):
                 return None
-            shares = [[sum(column) for column in zip(*e[number].facts["counts"], strict=True)] for e in others]
-            parts, what = [(share[0], share[1]) for share in shares if share], "processes'"
-        finding = _judged(case, event, parts, what) or _judged(case, event, counts, "batches'")
+            seen = [evaluations[number].counts for evaluations in everyone]
+            shares = [[sum(column) for column in zip(*each, strict=True)] for each in seen]
+            finding = _mean_of(case, evaluation, [share for share in shares if share], "processes'")
+            if finding is not None:
+                return finding
+        finding = _mean_of(case, evaluation, counts, "batches'")
         if finding is not None:
             return finding
     return None
 
 
-def _judged(case: Case, event: Event, counts: list[tuple[int, int]], what: str) -> Finding | None:
-    if len({n for _, n in counts}) < 2:
+def _mean_of(case: Case, evaluation: EvaluationEnded, counts: list[list[int]], what: str) -> Finding | None:
+    """A value that is the mean of parts' rates, and of no right number."""
+    sizes = [n for _, n in counts]
+    if len({*sizes}) < 2:
         return None
-    pairs = _pairs(counts, event.facts)
-    for value in case.story.tape.of("value"):
-        same = value.facts["loader"] == event.facts["loader"] and value.facts["epoch"] == event.facts["epoch"]
-        number = value.facts["value"]
-        if not same or any(_near(number, right) for right, *_ in pairs):
+    pairs = _pairs(counts, evaluation)
+    for seen in case.story.tape.of(ValueSeen):
+        same = (seen.loader, seen.epoch) == (evaluation.loader, evaluation.epoch)
+        if not same or any(_near(seen.value, right) for right, *_ in pairs):
             continue
         for right, wrong, count, samples in pairs:
-            if _near(number, wrong):
-                name = value.facts["name"].rpartition(":")[2].removesuffix(" 0")
-                small, large = min(n for _, n in counts), max(n for _, n in counts)
-                return found(
-                    "mean-of-rates-evaluation",
+            if _near(seen.value, wrong):
+                name = seen.name.rpartition(":")[2].removesuffix(" 0")
+                return mean_of_rates_evaluation.found(
                     measured=("" if name.startswith("line ") else f"{name}: ")
-                    + f"{number:.6g} is the mean of the {what} rates; one of {small} samples weighs as much as one of"
-                    f" {large}",
+                    + f"{seen.value:.6g} is the mean of the {what} rates; one of {min(sizes)} samples weighs as much as"
+                    f" one of {max(sizes)}",
                     expected=f"{right:.6g}, of {count} in {samples} on what was evaluated here",
-                    where=value.where,
+                    where=seen.where,
                     samples=samples,
                 )
     return None
 
 
-def _pairs(counts: list[tuple[int, int]], facts: dict[str, Any]) -> list[tuple[float, float, int, int]]:
+def _pairs(counts: list[list[int]], evaluation: EvaluationEnded) -> list[tuple[float, float, int, int]]:
     """What the loop comes to if it is right, and if it is not, as a share or in percent; how many of how many.
 
     Of right answers or of wrong ones; of the samples and batches that were seen, or that there are where a pass is cut.
     """
     seen = sum(n for _, n in counts)
-    pairs = []
+    pairs: list[tuple[float, float, int, int]] = []
     for hits in ([c for c, _ in counts], [n - c for c, n in counts]):
         rates = math.fsum(hit / n for hit, (_, n) in zip(hits, counts, strict=True))
-        for samples, parts in ((seen, len(counts)), (facts["samples"] or seen, facts["batches"] or len(counts))):
+        for samples, parts in (
+            (seen, len(counts)),
+            (evaluation.samples or seen, evaluation.batches or len(counts)),
+        ):
             for unit in (1, 100):
                 pairs.append((unit * sum(hits) / samples, unit * rates / parts, sum(hits), samples))
     return pairs

@@ -1,176 +1,317 @@
-"""With what weight each sample enters an update (§3, Remark 3): it should be 1/kn, for all alike."""
+"""The gradient of an update: one for each (§2.1, eq 2), and in it the weight 1/kn for each sample (§3, Remark 3)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from onehour.check.case import Case
-from onehour.check.finding import Finding, found
-from onehour.check.proportion import ratio
-from onehour.check.story import Micro, Update
-
-__all__ = ["accumulation_not_divided", "accumulation_tail", "gradient_mean_of_unequal"]
+from onehour.check.finding import Finding, pitfall
+from onehour.check.story import MicroBatch, Update, ratio
+from onehour.check.tape import BackwardPass, OptimizerStep
 
 EXACT = 1e-3
+
+WEIGHT = "a gradient is the mean over all kn samples, each with the weight 1/kn"
+
+
+@pitfall(
+    "accumulation-not-divided",
+    "error",
+    "§3, Remark 3",
+    why=WEIGHT,
+    remedy="divide the loss by the number of batches that an update gathers",
+    write=("(loss / {a}).backward()",),
+)
+def accumulation_not_divided(case: Case) -> Finding | None:
+    """Batches gathered as if each were the whole minibatch: a times too large."""
+    for update in windows(case):
+        gathered, each = update.microbatches, weights(update)
+        a = len(gathered)
+        means = all(micro.is_mean for micro in gathered)
+        if a < 2 or a != case.story.window or each is None or not means or not _alike(gathered):
+            continue
+        if all(abs(weight - 1) < EXACT for weight in each):
+            return accumulation_not_divided.found(
+                measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
+                expected=f"each with the weight 1/{a}",
+                where=_backward_line(gathered),
+                a=a,
+            )
+    return None
+
+
+@pitfall(
+    "accumulation-tail",
+    "warning",
+    "§3, Remark 3",
+    why=WEIGHT,
+    remedy="take the last, shorter window too, and divide it by its own count of samples",
+    write=(
+        "gathered = min({a}, len(loader) - (i - i % {a}))",
+        "(loss / gathered).backward()",
+        "if (i + 1) % {a} == 0 or i + 1 == len(loader): optimizer.step(); optimizer.zero_grad()",
+    ),
+)
+def accumulation_tail(case: Case) -> Finding | None:
+    """A last window that is thrown away, goes into the next epoch's first one, or is divided by the usual count."""
+    story = case.story
+    a = story.window
+    if a < 2 or not story.one_optimizer or story.training is None:
+        return None
+    unsure = {end.epoch for end in story.ends(story.training) if end.cut and not end.followed}
+    complete = (update for update in windows(case) if len(update.microbatches) == a and _alike(update.microbatches))
+    full = next((sum(each) for update in complete if (each := weights(update))), None)
+
+    def found(measured: str, gathered: list[MicroBatch]) -> Finding:
+        expected = "every sample in one update, all updates with the weight 1"
+        return accumulation_tail.found(measured=measured, expected=expected, where=_backward_line(gathered), a=a)
+
+    # Without the division a window's weight is that of its batches; the division is what is missing.
+    for update in () if accumulation_not_divided(case) else windows(case):
+        epochs = {micro.epoch for micro in update.microbatches}
+        if len(update.microbatches) == a or epochs & unsure:
+            continue
+        each = weights(update)
+        if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
+            continue
+        what = f"an update of {len(update.microbatches)} batches"
+        return found(f"{what} has the weight {sum(each) / full:.3g} in all", update.microbatches)
+    for update in windows(case):
+        lost = _lost(update)
+        if lost and not {micro.epoch for micro in lost} & unsure:
+            return found(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost)
+    return None
+
+
+@pitfall(
+    "gradient-mean-of-unequal",
+    "warning",
+    "§3, Remark 3",
+    why=WEIGHT,
+    remedy="sum the losses and divide by the count of the whole minibatch, not each part by its own",
+    write=(
+        'total = F.cross_entropy(output, target, reduction="sum")',
+        "loss = onehour.global_mean(total, {kn})",
+        "loss = total / {kn}  # without onehour",
+    ),
+)
+def gradient_mean_of_unequal(case: Case) -> Finding | None:
+    """Means over unequal counts, averaged as if the counts were equal."""
+    worst, finding = 1.01, None
+    for gathered in _gathered(case):
+        terms = [micro.term for micro in gathered]
+        counted = [(term.low, term.count) for term in terms if term and term.count and term.reduction != "none"]
+        if len(counted) < max(len(terms), 2) or min(low for low, _ in counted) <= 0:
+            continue
+        (light, many), (heavy, few) = min(counted), max(counted)
+        if heavy / light > worst:
+            worst = heavy / light
+            finding = gradient_mean_of_unequal.found(
+                measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
+                expected="equal weights 1/kn",
+                where=loss_line(gathered[-1]),
+                kn="count",  # it differs from update to update
+            )
+    return finding
+
+
+@pitfall(
+    "double-step",
+    "error",
+    "§2.1, eq 2",
+    why="one update takes one gradient once",
+    remedy="with a GradScaler call scaler.step(optimizer) alone; remove the second optimizer.step()",
+    write=("scaler.step(optimizer)  # the only step", "scaler.update()"),
+)
+def double_step(case: Case) -> Finding | None:
+    """Two steps of one optimizer on one gradient."""
+    seen: dict[int, OptimizerStep] = {}
+    twice, where = 0, None
+    for event in case.story.tape.events:
+        if isinstance(event, BackwardPass):
+            seen.clear()
+        elif isinstance(event, OptimizerStep):
+            moved = any(event.moved) if event.moved is not None else twice > 0  # later ones are counted by the pattern
+            before = seen.get(event.optimizer)
+            if before is not None and not event.closure and moved and not _replaced(before, event):
+                twice, where = twice + 1, event.where or where
+            seen[event.optimizer] = event
+    if twice < 2:
+        return None
+    updates = len(case.story.steps)
+    return double_step.found(
+        measured=f"{updates} steps on {updates - twice} gradients",
+        expected="one step for each gradient",
+        where=where,
+    )
+
+
+def _replaced(before: OptimizerStep, step: OptimizerStep) -> bool:
+    """Whether another gradient lies there at a step: torch.autograd.grad and torch.func put it there themselves."""
+    final = step.final
+    return bool(final) and any(final) and before.left is not None and final != before.left
+
+
+@pitfall(
+    "step-without-zero-grad",
+    "error",
+    "§2.1, eq 2",
+    why="an update takes the gradient of its own minibatch alone",
+    remedy="call optimizer.zero_grad() before each minibatch's first backward()",
+    write=("optimizer.zero_grad()  # before the first backward() of each minibatch",),
+)
+def step_without_zero_grad(case: Case) -> Finding | None:
+    """The gradient of the update before, in that of the next one."""
+    left: dict[str, list[float]] = {}
+    lying: dict[str, list[list[float]]] = {}
+    kept: Counter[str] = Counter()
+    steps: Counter[str] = Counter()
+    where: dict[str, str | None] = {}
+    for event in case.story.tape.events:
+        if isinstance(event, BackwardPass):
+            for name, gradients in event.before.items():
+                if any(event.local.get(name, gradients)):  # other optimizers' passes say nothing of it
+                    lying.setdefault(name, []).append(gradients)
+        elif isinstance(event, OptimizerStep):
+            name = str(event.optimizer)
+            kept[name] += _kept(left.pop(name, []), lying.pop(name, []))
+            if event.left is not None:
+                left[name] = event.left
+                steps[name] += 1
+                where[name] = event.where or where.get(name)
+    for name, count in kept.most_common():
+        if count >= max(steps[name] - 1, 2):
+            return step_without_zero_grad.found(
+                measured=f"after {count} of {steps[name]} steps the old gradient was still there when the next was"
+                " added",
+                expected="cleared gradients before each minibatch",
+                where=where[name],
+            )
+    return None
+
+
+def _kept(left: list[float], lying: list[list[float]]) -> bool:
+    """Whether a step's gradient was there as its next window began, and was not cleared within it."""
+    return any(left) and bool(lying) and all(map(any, lying)) and ratio(lying[0], left) == (1.0, 0.0)
+
+
+@pitfall(
+    "unused-gradients",
+    "warning",
+    "§2.1, eq 2",
+    why="a gradient that no update takes trains nothing",
+    remedy="give the optimizer every parameter that should learn, and requires_grad_(False) to the others",
+    write=(
+        "groups = onehour.parameter_groups(model, weight_decay={decay:g})  # of the whole model",
+        "groups = [p for p in model.parameters() if p.requires_grad]  # without onehour",
+    ),
+)
+def unused_gradients(case: Case) -> Finding | None:
+    """Gradients for parameters that no optimizer has, cleared before the step, or an optimizer that gets none."""
+    story = case.story
+    decay = story.main_optimizer.weight_decay if story.main_optimizer else 0.0
+    for model in story.models:
+        if model.unused and story.updates:
+            names = ", ".join(model.unused[:3]) + (" …" if len(model.unused) > 3 else "")
+            return unused_gradients.found(
+                measured=f"{len(model.unused)} of {model.parameters} trainable parameters get gradients and are in"
+                f" no optimizer: {names}",
+                expected="all of them",
+                where=case.optimizer_line(),
+                decay=decay,
+            )
+    main = [update for update in story.steps if update.step.final is not None]
+    if len(main) < 2:
+        return None
+    name = str(story.main)
+    cleared = [
+        update
+        for update in main
+        if not any(update.step.final or [])
+        and any(any(micro.backward.local.get(name, [])) for micro in update.microbatches)
+    ]
+    if len(cleared) == len(main):
+        return unused_gradients.found(
+            measured="the gradients are zero when the optimizer steps: cleared after backward()",
+            expected="zero_grad() before backward(), or after step()",
+            where=case.step_line(),
+            remedy="call optimizer.zero_grad() before the backward pass, not between it and the step",
+            write=("optimizer.zero_grad()", "loss.backward()", "optimizer.step()"),
+        )
+    if all(update.step.with_gradient == 0 for update in main) and any(update.microbatches for update in main):
+        return unused_gradients.found(
+            measured=f"none of the optimizer's {main[0].step.parameters} parameters has a gradient",
+            expected="all of them",
+            where=case.optimizer_line(),
+            remedy="make the optimizer from the parameters of the model that is trained, after it was made or copied",
+            decay=decay,
+        )
+    return None
 
 
 def factor(update: Update) -> float:
     """By what the gradient was multiplied between the backward passes and the step, clipping left out: 1, or 1/a.
 
     A GradScaler's scale is taken out.
-
-    >>> from onehour.check.tape import Event
-    >>> factor(Update(0, Event("step", None, {}), []))
-    1.0
     """
-    final = update.event.facts.get("final")
-    name = str(update.optimizer)
-    local = [micro.event.facts.get("local", {}).get(name) for micro in update.micros]
-    if not final or not local or any(numbers is None for numbers in local):
+    local, scales = update.local, {micro.backward.scale for micro in update.microbatches}
+    if not update.step.final or local is None or len(scales) > 1:
         return 1.0
-    scales = {micro.event.facts.get("scale", 1.0) for micro in update.micros}
-    if len(scales) > 1:
-        return 1.0
-    total = [sum(numbers) for numbers in zip(*[n for n in local if n], strict=True)]
-    c, rest = ratio(final, total)
+    c, rest = ratio(update.step.final, local)
     return c * scales.pop() if rest < EXACT and c else 1.0
 
 
 def windows(case: Case) -> Iterator[Update]:
     """The updates whose samples' weights are known, of a loop with one optimizer."""
-    story = case.story
-    if story.alone:
-        for update in story.updates:
-            if update.micros:
-                yield update
-
-
-def _alike(micros: list[Micro]) -> bool:
-    """Whether batches are parts of one minibatch: of one loader, through one loss. A batch of each task is not."""
-    losses = {(micro.term["name"], micro.term.get("where")) for micro in micros if micro.term}
-    return len({micro.loader for micro in micros}) <= 1 and len(losses) <= 1
+    if case.story.one_optimizer:
+        yield from (update for update in case.story.updates if update.microbatches)
 
 
 def weights(update: Update) -> list[float] | None:
     """Σ of the samples' weights of each batch that an update gathered; None where one is not known.
 
-    >>> from onehour.check.tape import Event
-    >>> weights(Update(0, Event("step", None), [Micro(0, 0, 0, 8, [{"total": 0.5}])]))
+    >>> from onehour.check.tape import LossTerm
+    >>> weights(Update(OptimizerStep(), [MicroBatch(0, 0, 0, 8, [LossTerm(total=0.5)])]))
     [0.5]
     """
-    known = [micro.weight for micro in update.micros]
+    known = [micro.weight for micro in update.microbatches]
     c = factor(update)
     return None if None in known else [c * weight for weight in known if weight is not None]
 
 
-def accumulation_not_divided(case: Case) -> Finding | None:
-    """Batches gathered as if each were the whole minibatch: a times too large."""
-    for update in windows(case):
-        a, each = len(update.micros), weights(update)
-        if a < 2 or a != case.story.window or each is None or not _means(update) or not _alike(update.micros):
-            continue
-        if all(abs(weight - 1) < EXACT for weight in each):
-            return found(
-                "accumulation-not-divided",
-                measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
-                expected=f"each with the weight 1/{a}",
-                where=_backward_line(update.micros),
-                a=a,
-            )
-    return None
+def _alike(gathered: list[MicroBatch]) -> bool:
+    """Whether batches are parts of one minibatch: of one loader, through one loss. A batch of each task is not."""
+    losses = {(micro.term.name, micro.term.where) for micro in gathered if micro.term}
+    return len({micro.loader for micro in gathered}) <= 1 and len(losses) <= 1
 
 
-def gradient_mean_of_unequal(case: Case) -> Finding | None:
-    """Means over unequal counts, averaged as if the counts were equal."""
-    worst, finding = 1.01, None
-    for micros in _gathered(case):
-        terms = [micro.term for micro in micros]
-        counted = [(t["low"], t["count"]) for t in terms if t and t["count"] and t["reduction"] != "none"]
-        if len(counted) < max(len(terms), 2) or min(low for low, _ in counted) <= 0:
-            continue
-        (light, many), (heavy, few) = min(counted), max(counted)
-        if heavy / light > worst:
-            worst = heavy / light
-            finding = found(
-                "gradient-mean-of-unequal",
-                measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
-                expected="equal weights 1/kn",
-                where=loss_line(micros[-1]),
-                kn="count",  # it differs from update to update
-            )
-    return finding
-
-
-def _gathered(case: Case) -> Iterator[list[Micro]]:
+def _gathered(case: Case) -> Iterator[list[MicroBatch]]:
     """What each update gathers, over all processes."""
     if case.processes == 1:
-        yield from (update.micros for update in windows(case) if _alike(update.micros))
-    elif all(story.alone for story in case.stories):
+        yield from (update.microbatches for update in windows(case) if _alike(update.microbatches))
+    elif all(story.one_optimizer for story in case.stories):
         for updates in zip(*[story.updates for story in case.stories], strict=False):
-            if all(_alike(update.micros) for update in updates):
-                yield [micro for update in updates for micro in update.micros]
+            if all(_alike(update.microbatches) for update in updates):
+                yield [micro for update in updates for micro in update.microbatches]
 
 
-def accumulation_tail(case: Case) -> Finding | None:
-    """A last window that is thrown away, goes into the next epoch's first one, or is divided by the usual count."""
-    story = case.story
-    a = story.window
-    if a < 2 or not story.alone or story.training is None:
-        return None
-    unsure = {e.facts["epoch"] for e in story.ends(story.training) if e.facts["cut"] and not e.facts["followed"]}
-    complete = (update for update in windows(case) if len(update.micros) == a and _alike(update.micros))
-    full = next((sum(each) for update in complete if (each := weights(update))), None)
-    # Without the division a window's weight is that of its batches; the division is what is missing.
-    for update in () if accumulation_not_divided(case) else windows(case):
-        epochs = {micro.epoch for micro in update.micros}
-        if len(update.micros) == a or epochs & unsure:
-            continue
-        each = weights(update)
-        if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
-            continue
-        what = f"an update of {len(update.micros)} batches"
-        return _tail(f"{what} has the weight {sum(each) / full:.3g} in all", update.micros, a)
-    for update in windows(case):
-        lost = _lost(update)
-        if lost and not {micro.epoch for micro in lost} & unsure:
-            return _tail(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost, a)
-    return None
-
-
-def _lost(update: Update) -> list[Micro]:
+def _lost(update: Update) -> list[MicroBatch]:
     """Batches before an update whose gradients were cleared before the next batch's backward pass."""
-    name = str(update.optimizer)
-    for index in range(len(update.micros) - 1, 0, -1):
-        micro, before = update.micros[index], update.micros[index - 1]
-        lying = micro.event.facts.get("before", {}).get(name)
+    gathered = update.microbatches
+    for index in range(len(gathered) - 1, 0, -1):
+        micro, before = gathered[index], gathered[index - 1]
+        lying = micro.backward.before.get(str(update.optimizer))
         if lying is not None and not any(lying) and before.epoch != micro.epoch:
-            return update.micros[:index]
+            return gathered[:index]
     return []
 
 
-def _tail(measured: str, micros: list[Micro], a: int) -> Finding:
-    return found(
-        "accumulation-tail",
-        measured=measured,
-        expected="every sample in one update, all updates with the weight 1",
-        where=_backward_line(micros),
-        a=a,
-    )
+def _backward_line(gathered: list[MicroBatch]) -> str | None:
+    micro = gathered[-1]
+    return micro.backward.where if micro.backward.direct else loss_line(micro)
 
 
-def _means(update: Update) -> bool:
-    return all(micro.term and micro.term["reduction"] == "mean" for micro in update.micros)
-
-
-def _backward_line(micros: list[Micro]) -> str | None:
-    micro = micros[-1]
-    return micro.event.where if micro.event.facts.get("direct", True) else loss_line(micro)
-
-
-def loss_line(micro: Micro) -> str | None:
-    """Where a batch's loss is computed, or else where its backward pass is called.
-
-    >>> loss_line(Micro(None, None, None, 8, [{"total": 1.0, "where": "train.py:7"}]))
-    'train.py:7'
-    """
-    return (micro.term or {}).get("where") or micro.event.where
+def loss_line(micro: MicroBatch) -> str | None:
+    """Where a batch's loss is computed, or else where its backward pass is called."""
+    return (micro.term.where if micro.term else None) or micro.backward.where

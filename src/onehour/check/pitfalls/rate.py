@@ -5,83 +5,82 @@ from __future__ import annotations
 from typing import Any
 
 from onehour.check.case import Case
-from onehour.check.finding import Finding, found
+from onehour.check.finding import Finding, Pitfall, pitfall
 from onehour.check.pitfalls.schedule import scheduler_too_slow
-
-__all__ = [
-    "adam_linear_scaling",
-    "lr_not_scaled",
-    "lr_scaled_wrong",
-    "no_warmup",
-    "warmup_per_epoch",
-    "warmup_start",
-]
 
 NEAR = 0.05
 """Rates that differ by less are meant to be equal."""
 
-
-def near(a: float, b: float, tolerance: float = NEAR) -> bool:
-    """Whether two rates are meant to be equal.
-
-    >>> near(0.1, 0.102), near(0.1, 0.2)
-    (True, False)
-    """
-    return abs(a - b) <= tolerance * max(abs(a), abs(b))
-
-
-def adaptive(case: Case) -> bool | None:
-    """Whether the main optimizer divides by the gradient's own size; None where its copy could not be stepped.
-
-    >>> from onehour.check.story import Story
-    >>> from onehour.check.tape import Tape
-    >>> adaptive(Case([Story(Tape())])) is None
-    True
-    """
-    story = case.story
-    event = story.optimizers.get(story.main) if story.main is not None else None
-    return event.facts["adaptive"] if event is not None else None
+_LINEAR = "the rate belongs to its minibatch: k times the minibatch, k times the rate"
+_SET = "set it to base_lr · kn / base_minibatch (onehour.linear_scaling)"
+_SCALED = (
+    "lr = onehour.linear_scaling({lr:g}, {base}, {kn})",
+    "lr = {lr:g} * {kn} / {base}  # without onehour",
+)
+_WARMUP = (
+    "schedule = onehour.gradual_warmup(schedule, start_lr={start:g}, epochs=5)",
+    "scheduler = onehour.ScheduleLR(optimizer, schedule, samples={samples}, minibatch={kn})",
+    "warmup = LinearLR(optimizer, {start:g} / {target:g}, total_iters={steps})  # without onehour, at every update",
+)
 
 
+@pitfall("lr-not-scaled", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_not_scaled(case: Case) -> Finding | None:
     """The base's own rate with another minibatch."""
-    scaled, target = case.scaled_from, case.schedule().target
-    if scaled is None or not target or adaptive(case):
-        return None
-    lr, base, minibatch = scaled
-    expected = lr * minibatch / base
-    if near(expected, lr) or not near(target, lr):
-        return None
-    return _rate("lr-not-scaled", case, target, expected)
+    return _misscaled(lr_not_scaled, case, of_base=True)
 
 
+@pitfall("lr-scaled-wrong", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_scaled_wrong(case: Case) -> Finding | None:
     """Another rate than the rule's, and not the base's."""
+    return _misscaled(lr_scaled_wrong, case, of_base=False)
+
+
+def _misscaled(pitfall: Pitfall, case: Case, *, of_base: bool) -> Finding | None:
+    """Another target than the rule's; the base's own rate, or any other."""
     scaled, target = case.scaled_from, case.schedule().target
-    if scaled is None or target is None or adaptive(case):
+    if scaled is None or target is None or case.adaptive:
         return None
     lr, base, minibatch = scaled
     expected = lr * minibatch / base
-    if near(target, expected) or (near(target, lr) and not near(expected, lr)):
+    at_base = bool(target) and near(target, lr) and not near(expected, lr)
+    if at_base != of_base or (not of_base and near(target, expected)):
         return None
-    return _rate("lr-scaled-wrong", case, target, expected)
+    return pitfall.found(
+        measured=f"target rate {target:g} at minibatch {minibatch}",
+        expected=f"{expected:g} = {lr:g} · {minibatch} / {base}",
+        where=case.optimizer_line(),
+        lr=lr,
+        base=base,
+        kn=minibatch,
+    )
 
 
+@pitfall(
+    "adam-linear-scaling",
+    "warning",
+    "§2.1",
+    why="the linear rule's argument needs steps that grow with the gradient; this optimizer divides by its size",
+    remedy="tune the rate for this minibatch, or start from base_lr · √(kn / base_minibatch) (onehour.sqrt_scaling)",
+    write=(
+        "lr = onehour.sqrt_scaling({lr:g}, {base}, {kn})  # where to start tuning",
+        "lr = {lr:g} * ({kn} / {base}) ** 0.5  # without onehour",
+    ),
+)
 def adam_linear_scaling(case: Case) -> Finding | None:
     """The linear rule for an optimizer whose steps do not grow with the gradient.
 
     Seen from a declared base, or from a rate that doubles with the processes.
     """
     target = case.schedule().target
-    if not adaptive(case) or not target:
+    if not case.adaptive or not target:
         return None
     if case.scaled_from is not None:
         lr, base, minibatch = case.scaled_from
         k = minibatch / base
         if near(k, 1) or not near(target, lr * k):
             return None
-        return found(
-            "adam-linear-scaling",
+        return adam_linear_scaling.found(
             measured=f"rate {target:g} = {lr:g} · {minibatch} / {base}",
             expected=f"about {lr * k**0.5:g} = {lr:g} · √({minibatch} / {base}), tuned",
             where=case.optimizer_line(),
@@ -89,16 +88,15 @@ def adam_linear_scaling(case: Case) -> Finding | None:
             base=base,
             kn=minibatch,
         )
-    if case.alone is None or case.processes < 2:
+    if case.single is None or case.processes < 2:
         return None
-    one = Case([case.alone], case.base)
+    one = Case([case.single], case.base)
     before, samples = one.schedule().target, one.minibatch
     if not before or not samples or not case.minibatch or near(target, before):
         return None
     if not (near(target / before, case.processes) and near(case.minibatch / samples, case.processes)):
         return None
-    return found(
-        "adam-linear-scaling",
+    return adam_linear_scaling.found(
         measured=f"rate {before:g} on 1 process, {target:g} on {case.processes}",
         expected="a rate that grows at most with the square root of the minibatch",
         where=case.optimizer_line(),
@@ -108,6 +106,14 @@ def adam_linear_scaling(case: Case) -> Finding | None:
     )
 
 
+@pitfall(
+    "no-warmup",
+    "warning",
+    "§2.2",
+    why="a rate far above the base's fails early in training, when weights change fast",
+    remedy="grow the rate from the base's at every iteration of the first 5 epochs (onehour.gradual_warmup)",
+    write=_WARMUP,
+)
 def no_warmup(case: Case) -> Finding | None:
     """At the target from the first iteration on, though it is at least twice the base's rate."""
     schedule, lr = case.schedule(), case.base.lr
@@ -115,8 +121,7 @@ def no_warmup(case: Case) -> Finding | None:
         return None
     if schedule.first < 0.9 * schedule.target:
         return None
-    return found(
-        "no-warmup",
+    return no_warmup.found(
         measured=f"the first iteration has rate {schedule.first:g}",
         expected=f"{lr:g} at first, {schedule.target:g} after 5 epochs",
         where=case.optimizer_line(),
@@ -124,24 +129,14 @@ def no_warmup(case: Case) -> Finding | None:
     )
 
 
-def warmup_start(case: Case) -> Finding | None:
-    """A warmup that starts elsewhere than at the base's rate."""
-    schedule, lr = case.schedule(), case.base.lr
-    if lr is None or schedule.first is None or not schedule.highest or schedule.highest < 2 * lr * (1 - 1e-9):
-        return None
-    if schedule.first >= 0.9 * schedule.highest or near(schedule.first, lr, 0.1):
-        return None
-    if 0.5 * lr <= schedule.first < lr:
-        return None
-    return found(
-        "warmup-start",
-        measured=f"the warmup starts at rate {schedule.first:g}",
-        expected=f"at the base's, {lr:g}",
-        where=_scheduler_line(case),
-        **_warmup(case, lr, schedule.highest),
-    )
-
-
+@pitfall(
+    "warmup-per-epoch",
+    "warning",
+    "§2.2",
+    why="the warmup adds a constant amount at every iteration, so that the rate never jumps",
+    remedy="step the warmup after every optimizer.step(), with its length in iterations",
+    write=_WARMUP,
+)
 def warmup_per_epoch(case: Case) -> Finding | None:
     """A rate that stays for a whole epoch and then jumps up."""
     by_epoch: dict[int, list[float]] = {}
@@ -154,8 +149,7 @@ def warmup_per_epoch(case: Case) -> Finding | None:
     if second[0] <= first[0] * 1.05 or scheduler_too_slow(case):
         return None
     updates = case.story.updates_an_epoch
-    return found(
-        "warmup-per-epoch",
+    return warmup_per_epoch.found(
         measured=f"rate {first[0]:g} all through epoch 0, {second[0]:g} all through epoch 1"
         + (f" ({updates} iterations each)" if updates else ""),
         expected="a little more at every iteration",
@@ -164,17 +158,38 @@ def warmup_per_epoch(case: Case) -> Finding | None:
     )
 
 
-def _rate(pitfall: str, case: Case, target: float, expected: float) -> Finding:
-    lr, base, minibatch = case.scaled_from or (0.0, 0, 0)
-    return found(
-        pitfall,
-        measured=f"target rate {target:g} at minibatch {minibatch}",
-        expected=f"{expected:g} = {lr:g} · {minibatch} / {base}",
-        where=case.optimizer_line(),
-        lr=lr,
-        base=base,
-        kn=minibatch,
+@pitfall(
+    "warmup-start",
+    "note",
+    "§2.2",
+    why="the warmup starts at the base's own rate, which is right for the base's minibatch",
+    remedy="start the warmup at the base rate",
+    write=_WARMUP,
+)
+def warmup_start(case: Case) -> Finding | None:
+    """A warmup that starts elsewhere than at the base's rate."""
+    schedule, lr = case.schedule(), case.base.lr
+    if lr is None or schedule.first is None or not schedule.highest or schedule.highest < 2 * lr * (1 - 1e-9):
+        return None
+    if schedule.first >= 0.9 * schedule.highest or near(schedule.first, lr, 0.1):
+        return None
+    if 0.5 * lr <= schedule.first < lr:
+        return None
+    return warmup_start.found(
+        measured=f"the warmup starts at rate {schedule.first:g}",
+        expected=f"at the base's, {lr:g}",
+        where=_scheduler_line(case),
+        **_warmup(case, lr, schedule.highest),
     )
+
+
+def near(a: float, b: float, tolerance: float = NEAR) -> bool:
+    """Whether two rates are meant to be equal.
+
+    >>> near(0.1, 0.102), near(0.1, 0.2)
+    (True, False)
+    """
+    return abs(a - b) <= tolerance * max(abs(a), abs(b))
 
 
 def _warmup(case: Case, start: float, target: float) -> dict[str, Any]:
@@ -190,8 +205,6 @@ def _warmup(case: Case, start: float, target: float) -> dict[str, Any]:
 
 
 def _scheduler_line(case: Case) -> str | None:
-    number = case.schedule().scheduler
-    event = case.story.schedulers.get(number) if number is not None else None
-    parts = event.facts["parts"] if event is not None else []
-    first = case.story.schedulers.get(parts[0]) if parts else event  # of a chain, what the run begins with
+    made = case.scheduler
+    first = case.story.schedulers.get(made.parts[0]) if made and made.parts else made  # of a chain, its beginning
     return (first.where if first else None) or case.optimizer_line()

@@ -1,0 +1,71 @@
+"""All observers of one run, put in place together and taken away together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from onehour.check.case import planned_steps
+from onehour.check.observe.backward import Backwards
+from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.forward import Forwards
+from onehour.check.observe.group import Groups
+from onehour.check.observe.loader import Loaders
+from onehour.check.observe.optimizer import Optimizers
+from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.scheduler import Schedulers
+from onehour.check.story import Story
+
+
+class Observers:
+    """Everything that watches a run.
+
+    Args:
+        recorder: takes what they see.
+        folder: for the orders of epochs; None keeps their digests alone.
+        model, optimizer, scheduler: those to watch; None watches all.
+    """
+
+    def __init__(
+        self,
+        recorder: TapeRecorder,
+        folder: Path | None = None,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        scheduler: Any = None,
+    ) -> None:
+        self.recorder = recorder
+        self.patches = Patches()
+        self.optimizers = Optimizers(recorder, optimizer)
+        self.backwards = Backwards(recorder, self.optimizers)
+        self.forwards = Forwards(recorder, self.optimizers, self.backwards, model)
+        self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
+        self.loaders = Loaders(recorder, folder, self.evaluations)
+        self.groups = Groups(recorder, self.forwards)
+        self.schedulers = Schedulers(recorder, self.optimizers, scheduler)
+
+    def install(self) -> None:
+        """Put all in place."""
+        self.forwards.evaluations = self.evaluations
+        self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
+        self.optimizers.on_first = self.groups.first_step
+        self.optimizers.on_step = self.groups.stepped
+        first = (self.optimizers, self.backwards, self.forwards, self.loaders)
+        for observer in (*first, self.schedulers, self.groups, self.evaluations):
+            observer.install(self.patches)
+
+    def remove(self) -> None:
+        """Take all away."""
+        self.patches.undo()
+
+    def conclude(self) -> None:
+        """Write down what can only be said at the end: the models, and where the schedules lead."""
+        self.evaluations.tracer.stop()
+        self.loaders.settle()
+        self.forwards.describe()
+        self.schedulers.run_to_the_end(planned_steps(Story(self.recorder.tape)))
+        self.recorder.finished = True

@@ -1,0 +1,250 @@
+"""Losses and backward passes: with what weight each sample enters the gradient (§3, Remark 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onehour.check.observe.internals import exponent
+from onehour.check.observe.optimizer import Optimizers
+from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
+from onehour.check.observe.source import called_directly, user_line
+from onehour.check.tape import BackwardPass, LossTerm
+
+NODES = 20_000
+"""Of a graph; what is larger is not searched further."""
+
+_SQUARES = ("PowBackward0", "MulBackward0", "SquareBackward0")
+_NORMS = ("LinalgVectorNormBackward0", "NormBackward0", "NormBackward1", "NormBackward2", "NormBackward3")
+_THROUGH = (
+    *("AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0", "NegBackward0", "SumBackward0", "SumBackward1"),
+    *("MeanBackward0", "MeanBackward1", "SqrtBackward0", "PowBackward0", "StackBackward0", "CatBackward0"),
+    *("ToCopyBackward0", "ReshapeAliasBackward0", "ViewBackward0", "UnsafeViewBackward0", "SqueezeBackward0"),
+    *("UnsqueezeBackward0", "SelectBackward0", "ExpandBackward0", "AliasBackward0", "CloneBackward0"),
+    *(*_NORMS, "SquareBackward0", "DotBackward0"),
+)
+"""What may lie between a penalty and the loss: no layer, and no loss over samples."""
+
+
+class Penalty:
+    """One parameter's square or norm in a loss, and how strong it is once the backward pass went through."""
+
+    def __init__(self, node: Any, parameter: Tensor) -> None:
+        self.norm = node.name() in _NORMS
+        self.parameter, self.received = parameter, 0.0
+        self.handle = node.register_prehook(self._seen)
+
+    def _seen(self, gradients: tuple[Any, ...]) -> None:
+        if gradients[0] is not None:
+            self.received = float(gradients[0].detach().double().mean())
+
+    def strength(self, scale: float = 1.0) -> float:
+        """λ: the gradient that it adds is λ·w, after a GradScaler's scale is taken out.
+
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> loss = 0.05 * w.pow(2).sum()
+        >>> (found,) = penalties(loss)
+        >>> loss.backward()
+        >>> round(found.strength(), 6)
+        0.1
+        """
+        self.handle.remove()
+        if self.norm:
+            return self.received / max(float(self.parameter.detach().double().norm()), 1e-30) / scale
+        return 2 * self.received / scale
+
+
+def penalties(root: Tensor) -> list[Penalty]:
+    """The parameters whose squares or norms are added to a loss beside what the model computes.
+
+    >>> w = torch.ones(2, requires_grad=True)
+    >>> len(penalties((w * 3).sum())), len(penalties((w * 3).sum() + w.norm()))
+    (0, 1)
+    """
+    found: dict[int, Penalty] = {}
+    seen: set[Any] = set()
+    waiting = [root.grad_fn] if root.grad_fn is not None else []
+    while waiting and len(seen) < NODES:
+        node = waiting.pop()
+        if node in seen or node.name() not in _THROUGH:
+            continue
+        seen.add(node)
+        name, behind = node.name(), [n for n, _ in node.next_functions if n is not None]
+        leaves = [_leaf(n) for n in behind]
+        if name in _SQUARES or name in _NORMS:
+            square = name != "MulBackward0" or (len(leaves) == 2 and leaves[0] is leaves[1])
+            if name == "PowBackward0":
+                square = exponent(node) == 2
+            parameter = leaves[0] if leaves else None
+            if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
+                found[id(parameter)] = Penalty(node, parameter)
+        waiting += behind
+    return list(found.values())
+
+
+def _leaf(node: Any) -> Tensor | None:
+    """The parameter behind a node, seen through changes of its form and type alone."""
+    for _ in range(4):
+        if node is None:
+            return None
+        if node.name() == "torch::autograd::AccumulateGrad":
+            return node.variable if torch.is_tensor(node.variable) else None
+        if node.name() not in ("ViewBackward0", "ReshapeAliasBackward0", "ToCopyBackward0", "UnsafeViewBackward0"):
+            return None
+        node = node.next_functions[0][0]
+    return None
+
+
+LOSSES = (
+    *("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"),
+    *("smooth_l1_loss", "huber_loss", "kl_div", "multi_margin_loss", "multilabel_soft_margin_loss"),
+)
+
+
+class Backwards:
+    """Watches the losses of torch.nn.functional and every backward pass.
+
+    A hook on each loss's output learns with what factor the backward pass came to it, whatever the loop did to the
+    loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
+
+    Args:
+        recorder: takes the backward passes.
+        optimizers: know the parameters that are looked at.
+
+    >>> recorder = TapeRecorder(deep_updates=4, cut=False)
+    >>> backwards, patches = Backwards(recorder, Optimizers(recorder)), Patches()
+    >>> backwards.install(patches)
+    >>> w = torch.zeros(2, 3, requires_grad=True)
+    >>> (F.cross_entropy(w, torch.tensor([0, 1])) / 4).backward()
+    >>> patches.undo()
+    >>> [(t.count, t.total, t.low) for event in recorder.tape.of(BackwardPass) for t in event.terms]
+    [(2, 0.25, 0.125)]
+    """
+
+    def __init__(self, recorder: TapeRecorder, optimizers: Optimizers) -> None:
+        self.recorder, self.optimizers = recorder, optimizers
+        self.inside = 0
+        self.terms: list[LossTerm] = []
+        self.scale = 1.0
+        self.samples: int | None = None
+        """Of the training pass before: the outermost module's first input."""
+
+    def install(self, patches: Patches) -> None:
+        """Stand before the losses, the backward pass and the GradScaler's scale."""
+        for name in LOSSES:
+            patches.around(F, name, self._loss_named(name))
+        patches.around(torch.autograd, "backward", self._backward)
+        patches.after(torch.amp.GradScaler, "scale", self._scaled)
+
+    def _loss_named(self, name: str) -> Any:
+        def loss(original: Any, *arguments: Any, **options: Any) -> Any:
+            if self.inside or not self.recorder.attentive or self.recorder.finished or torch.compiler.is_compiling():
+                return original(*arguments, **options)
+            self.inside += 1
+            try:
+                value = original(*arguments, **options)
+            finally:
+                self.inside -= 1
+            self._called(name, value, arguments, options)
+            return value
+
+        return loss
+
+    @quiet
+    def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
+        if not (torch.is_tensor(value) and value.requires_grad):
+            return
+        reduction, count = "none", None
+        if value.ndim == 0:
+            reduction = options.get("reduction", "mean")
+            reduction = {True: "mean", False: reduction}[options.get("size_average") is True]
+            if reduction not in ("mean", "sum"):
+                return
+            count = _count(name, arguments, options)
+        term = LossTerm(name, user_line(), reduction, count)
+        value.register_hook(lambda gradient: self._reached(term, gradient))
+
+    @quiet
+    def _reached(self, term: LossTerm, gradient: Tensor) -> None:
+        """The factor of a loss in what the backward pass began with, divided among its samples."""
+        gradient = gradient.detach().double() / self.scale
+        if term.reduction == "none":
+            used = gradient[gradient != 0]
+            if not used.numel():
+                return
+            count, total, low, high = used.numel(), float(used.sum()), float(used.min()), float(used.max())
+        else:
+            factor, count = float(gradient), term.count
+            low = high = factor / count if term.reduction == "mean" and count else factor
+            total = low * (count or 1)
+        if all(math.isfinite(weight) for weight in (total, low, high)):
+            self.terms.append(replace(term, count=count, total=total, low=low, high=high))
+
+    @quiet
+    def _scaled(self, scaler: Any, outputs: Any) -> None:
+        self.scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
+
+    def _backward(self, original: Any, tensors: Any, *arguments: Any, **options: Any) -> Any:
+        if self.recorder.finished:
+            return original(tensors, *arguments, **options)
+        before, penalized = self._begins(tensors) or ({}, [])
+        result = original(tensors, *arguments, **options)
+        self._ended(before, penalized)
+        return result
+
+    @quiet
+    def _begins(self, tensors: Any) -> tuple[dict[str, list[float]], list[Penalty]]:
+        """The gradients that lie there, and the parameters whose squares or norms are in the loss."""
+        self.terms = []
+        if not self.recorder.attentive:
+            return {}, []
+        root = tensors if torch.is_tensor(tensors) else tensors[0]
+        deep = self.recorder.backwards < self.recorder.deep_updates
+        return self.optimizers.before_backward(), penalties(root) if deep else []
+
+    @quiet
+    def _ended(self, before: dict[str, list[float]], penalized: list[Penalty]) -> None:
+        self.recorder.backwards += 1
+        if not self.recorder.attentive:
+            self.recorder.tape.add(BackwardPass(samples=self.samples))
+            return
+        strengths = [penalty.strength(self.scale) for penalty in penalized]
+        self.recorder.tape.add(
+            BackwardPass(
+                user_line(),
+                terms=self.terms,
+                samples=self.samples,
+                scale=self.scale,
+                before=before,
+                local=self.optimizers.after_backward(),
+                direct=called_directly(),
+                penalized=len(strengths),
+                penalty=max(strengths, default=0.0),
+            )
+        )
+        self.terms, self.scale, self.samples = [], 1.0, None
+
+
+def _count(name: str, arguments: Any, options: Any) -> float | None:
+    """What a mean loss divides by: its labels, without the ignored ones, weighted if classes are."""
+    values = [*arguments, *options.values()]
+    target = arguments[1] if len(arguments) > 1 else options.get("target")
+    if not torch.is_tensor(target):
+        return None
+    if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
+        kept = target != options.get("ignore_index", -100)
+        weight = arguments[2] if len(arguments) > 2 else options.get("weight")
+        if weight is not None:
+            return float(weight[target[kept]].sum())
+        return int(kept.sum())
+    first = values[0]
+    if name == "cross_entropy":
+        return first.numel() // first.shape[1] if first.ndim > 1 else 1
+    if name == "kl_div" and options.get("reduction") == "batchmean":
+        return first.shape[0]
+    return target.numel()

@@ -1,0 +1,115 @@
+"""Digests of what happens: projections of tensors, which add as the tensors do, and the states of random generators."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+PARAMETERS, PROJECTIONS, ELEMENTS = 4, 2, 1 << 16
+"""How many parameters of an optimizer are looked at, numbers for each, and how much of a large one."""
+
+
+def chosen_parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """A few trainable parameters, the first, the last and some between: enough to see how gradients are combined.
+
+    >>> [p.numel() for p in chosen_parameters(torch.ones(n, requires_grad=True) for n in range(1, 9))]
+    [1, 3, 6, 8]
+    """
+    trainable = [p for p in parameters if p.requires_grad and p.is_leaf and p.is_floating_point() and p.numel()]
+    last = len(trainable) - 1
+    picks = sorted({round(i * last / (PARAMETERS - 1)) for i in range(PARAMETERS)}) if trainable else []
+    return [trainable[i] for i in picks]
+
+
+def projections(tensors: Sequence[Tensor | None]) -> list[float]:
+    """Projections of each tensor onto fixed directions, in float64; None counts as zeros.
+
+    >>> a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
+    >>> all(abs(x + y - z) < 1e-9 for x, y, z in zip(projections([a]), projections([b]), projections([a + b])))
+    True
+    """
+    return [number for tensor in tensors for number in _project(tensor)]
+
+
+def _project(tensor: Tensor | None) -> list[float]:
+    if tensor is None:
+        return [0.0] * PROJECTIONS
+    directions = _directions(min(tensor.numel(), ELEMENTS))
+    numbers = (directions @ leading(tensor)).tolist()
+    return [number if math.isfinite(number) else 0.0 for number in numbers]
+
+
+@torch.no_grad()
+def leading(tensor: Tensor) -> Tensor:
+    """The first elements of a tensor, flat, in float64 on the CPU: always the same ones.
+
+    >>> leading(torch.ones(2, 2)).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    return dense.reshape(-1)[:ELEMENTS].to("cpu", torch.float64, copy=True)
+
+
+@lru_cache(maxsize=64)
+def _directions(elements: int) -> Tensor:
+    generator = torch.Generator().manual_seed(elements)  # one of its own: the user's numbers stay as they are
+    return torch.randn(PROJECTIONS, elements, generator=generator, dtype=torch.float64)
+
+
+def random_states() -> dict[str, str]:
+    """A digest of each generator's state; numpy's where it is loaded.
+
+    >>> before = random_states(); _ = torch.rand(1)
+    >>> [name for name, digest in random_states().items() if digest != before[name]]
+    ['torch']
+    """
+    states = {"torch": torch.get_rng_state().numpy().tobytes(), "random": repr(random.getstate()).encode()}
+    if "numpy" in sys.modules:
+        state = sys.modules["numpy"].random.get_state()
+        states["numpy"] = state[1].tobytes() + repr(state[2:]).encode()
+    return {name: blake2b(state, digest_size=8).hexdigest() for name, state in states.items()}
+
+
+def fresh_seeds() -> None:
+    """Seeds as a new process has them: none that another has.
+
+    >>> fresh_seeds(); a = random.random(); fresh_seeds(); a == random.random()
+    False
+    """
+    random.seed()
+    torch.default_generator.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Generators that start from a seed inside, and go on outside as if nothing had been.
+
+    >>> before = random_states()
+    >>> with seeded(1): a = torch.rand(1)
+    >>> with seeded(1): b = torch.rand(1)
+    >>> bool(a == b), random_states() == before
+    (True, True)
+    """
+    numpy = sys.modules.get("numpy")
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if numpy:
+        numpy.random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        if numpy:
+            numpy.random.set_state(states[2])

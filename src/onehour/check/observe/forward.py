@@ -1,0 +1,181 @@
+"""Models: the samples of each pass, what BatchNorm sees, and which parameters decay or learn (§2.3, §5.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from onehour.check.observe.backward import Backwards
+from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.internals import BATCHNORM
+from onehour.check.observe.optimizer import Optimizers
+from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, quiet
+from onehour.check.tape import BatchNormSizes, ModelSeen
+
+
+class Forwards:
+    """Watches the outermost modules that are called.
+
+    Args:
+        recorder: takes the models and n of their BatchNorms.
+        optimizers: know which parameters they train.
+        backwards: are told how many samples a pass had.
+        only: the model to watch, if it is known.
+    """
+
+    def __init__(
+        self, recorder: TapeRecorder, optimizers: Optimizers, backwards: Backwards, only: nn.Module | None = None
+    ) -> None:
+        self.recorder, self.optimizers, self.backwards = recorder, optimizers, backwards
+        # What is wrapped is evaluated without its wrapper, too.
+        self.only = only.module if isinstance(only, DistributedDataParallel) else only
+        self.depth = 0
+        self.models: list[nn.Module] = []
+        self.evaluations: Evaluations | None = None
+        self.on_evaluation: Any = None
+        """Called when a model is used without training it."""
+        self.sizes: dict[str, set[int]] = {}
+        self.handles: list[Any] = []
+        """Of hooks on each BatchNorm; they are there for the first updates."""
+
+    def install(self, patches: Patches) -> None:
+        """Hook the modules, or the one model and its BatchNorms."""
+        if self.only is None:
+            patches.on_undo(register_module_forward_pre_hook(self._enter).remove)
+            patches.on_undo(register_module_forward_hook(self._leave, always_call=True).remove)
+            return
+        patches.on_undo(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
+        patches.on_undo(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
+        for module in self.only.modules():
+            if isinstance(module, BATCHNORM) and module is not self.only:
+                self.handles.append(module.register_forward_pre_hook(Hook(self._batchnorm)))
+        patches.on_undo(self._unhook)
+
+    def _unhook(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    @quiet
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self.depth == 0:
+            self._outermost(module, inputs)
+        if isinstance(module, BATCHNORM):
+            self._batchnorm(module, inputs)
+        self.depth += 1
+
+    @quiet
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self.depth = max(self.depth - 1, 0)
+        if self.depth == 0 and self.evaluations is not None and not _trains(module):
+            self.evaluations.said(output)
+
+    def _outermost(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled() and self._learns(module):
+            tensor = first_tensor(inputs)
+            if tensor is not None and tensor.ndim:
+                self.backwards.samples = tensor.shape[0]
+        if self.on_evaluation is not None and not _trains(module) and self._is_known(module):
+            self.on_evaluation()
+
+    def _is_known(self, module: nn.Module) -> bool:
+        """Whether it is a model that was trained, or holds or is a part of one."""
+        parts = {id(part) for model in self.models for part in model.modules()}
+        return any(id(part) in parts for part in module.modules())
+
+    def _learns(self, module: nn.Module) -> bool:
+        if any(module is model for model in self.models):
+            return True
+        learns = any(p.requires_grad for p in module.parameters())
+        if learns:
+            self.models.append(module)
+        return learns
+
+    @quiet
+    def _batchnorm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """n: over how many samples a training pass normalises."""
+        if torch.compiler.is_compiling():
+            return
+        if self.recorder.updates >= self.recorder.deep_updates:
+            self._unhook()
+        elif module.training and torch.is_grad_enabled():
+            n = getattr(module, "per_worker", None) or inputs[0].shape[0]
+            self.sizes.setdefault(type(module).__name__, set()).add(int(n))
+
+    @quiet
+    def describe(self) -> None:
+        """Write down the models that were trained: what their optimizers decay and leave out; called at the end."""
+        decays = _decays([*self.optimizers.watched, *self.optimizers.others])
+        for model in self.models if self.only is None else [self.only]:
+            self.recorder.tape.add(_described(model, decays))
+        if self.sizes:
+            sizes = {name: sorted(seen) for name, seen in self.sizes.items()}
+            self.recorder.tape.add(BatchNormSizes(sizes=sizes))
+
+
+def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelSeen:
+    normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, BATCHNORM)]
+    decayed = [
+        (f"{name}.{kind}" if name else kind, decays[id(p)])
+        for name, module in normalising
+        for kind, p in module.named_parameters(recurse=False)
+        if id(p) in decays and decays[id(p)][1] > 0
+    ]
+    return ModelSeen(
+        affine=sum(1 for _, module in normalising for _ in module.parameters(recurse=False)),
+        synced=sum(isinstance(m, nn.SyncBatchNorm) for _, m in normalising),
+        decayed=[name for name, _ in decayed],
+        decay=max((decay for _, (_, decay) in decayed), default=0.0),
+        optimizer=decayed[0][1][0] if decayed else None,
+        unused=[
+            name
+            for name, p in model.named_parameters()
+            if p.requires_grad and id(p) not in decays and p.grad is not None and bool(p.grad.any())
+        ],
+        parameters=len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
+    )
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a pass is one of training: wrappers do not always follow what they wrap in its mode."""
+    return torch.is_grad_enabled() and any(part.training for part in module.modules())
+
+
+def _decays(optimizers: list[Optimizer]) -> dict[int, tuple[int, float]]:
+    """For each trainable parameter that an optimizer holds: a number for the optimizer, and its weight decay."""
+    return {
+        id(p): (number, float(group.get("weight_decay") or 0.0))
+        for number, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p.requires_grad
+    }
+
+
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor of a batch, wherever it lies in lists, tuples and dicts.
+
+    >>> first_tensor({"image": [torch.zeros(3, 1)]}).shape
+    torch.Size([3, 1])
+    """
+    if torch.is_tensor(values):
+        return values
+    if isinstance(values, dict):
+        values = list(values.values())
+    elif hasattr(values, "__dict__") and not isinstance(values, list | tuple):
+        values = list(vars(values).values())
+    if isinstance(values, list | tuple):
+        for value in values:
+            found = first_tensor(value)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,332 @@
+"""Loaders and samplers: which samples an epoch takes, in full and without loading them, and passes that are cut short.
+
+A pass over a loader of many batches is cut where evidence is all that is wanted: its first windows and its last ones
+are taken, what lies between is left out. `len()` stays true, and an `enumerate` around it goes on with the true index.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from array import array
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from onehour.check.observe.digests import projections, random_states, seeded
+from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.forward import first_tensor
+from onehour.check.observe.internals import hand_over, renew, without_processes
+from onehour.check.observe.passes import (
+    MOST_UPDATES,
+    UNCUT_SECONDS,
+    WHOLE,
+    EnumeratedSampler,
+    LeftOut,
+    Pass,
+    cut_to,
+    enumerated,
+    length_of,
+)
+from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.source import (
+    by_hand,
+    called_directly,
+    maker_line,
+    planned_epochs,
+    trainer_epochs,
+    user_frames,
+    user_line,
+)
+from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
+
+END_BATCHES = 16
+"""At the ends of epochs whose losses are recorded in a loop that is only watched."""
+RANDOM_BATCHES = 4
+"""Before which the generators' states are compared between processes."""
+
+
+class Loaders:
+    """Watches every DataLoader.
+
+    Args:
+        recorder: takes the loaders, their epochs and batches.
+        folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
+        evaluations: are told of each batch of an evaluation, and of its end.
+    """
+
+    def __init__(
+        self, recorder: TapeRecorder, folder: Path | None = None, evaluations: Evaluations | None = None
+    ) -> None:
+        self.recorder, self.folder, self.evaluations = recorder, folder, evaluations
+        self.numbers = Numbering()
+        self.made: WeakKeyDictionary[DataLoader, str | None] = WeakKeyDictionary()
+        self.first: dict[int, tuple[Any, str | None]] = {}
+        """Each data set, by its id, and where its first loader was made."""
+        self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
+        self.orders: dict[tuple[int, int], array[int]] = {}
+        """Where there is no folder: of the first epochs of several processes."""
+        self.passes: dict[int, int] = {}
+        self.trained: dict[int, int] = {}
+        """Passes over each loader that trained something."""
+        self.open: list[Pass] = []
+        """Passes that are under way; an evaluation may come in the middle of an epoch."""
+        self.on_pass: Any = None
+        """Called before a pass begins, with the loader's number; may end the run."""
+        self.on_made: Any = None
+
+    def install(self, patches: Patches) -> None:
+        """Stand before the constructor, the iterator and the sampler of every DataLoader."""
+        patches.after(DataLoader, "__init__", self._was_made)
+        patches.around(DataLoader, "__iter__", self._iter)
+        patches.on_undo(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Processes that persist go on with the loaders that they were made for."""
+        for loader, clone in self.clones.items():
+            hand_over(clone, loader)
+
+    @quiet
+    def _was_made(self, loader: DataLoader, *arguments: Any, **options: Any) -> None:
+        self.made[loader] = place = maker_line(loader)
+        if self.recorder.cut:
+            # Libraries make loaders of the user's: the first of a data set's is the user's own.
+            first = self.first.setdefault(id(loader.dataset), (loader.dataset, place))
+            self.made[loader] = place if called_directly() else first[1]
+        if self.on_made is not None:
+            self.on_made()
+
+    def _iter(self, original: Any, loader: DataLoader) -> Any:
+        if self.recorder.finished or loader in self.clones.values():
+            return original(loader)
+        opened = self._open(loader)
+        if opened is None or self.recorder.finished:
+            return original(loader)
+        iterator = _Iterator(self, opened, original(opened.clone))
+        opened.iterator = weakref.ref(iterator)
+        return iterator
+
+    @quiet
+    def _open(self, loader: DataLoader) -> Pass:
+        number = self.numbers.of(loader)
+        if number not in self.passes:
+            self._describe(loader, number)
+        self.settle()
+        self.open = [other for other in self.open if not other.dropped]
+        if self.on_pass is not None:
+            self.on_pass(number)
+        if self.evaluations is not None:
+            self.evaluations.begins()
+        self.passes[number] = self.passes.get(number, -1) + 1
+        opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
+        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames())
+        if isinstance(opened.sampler, EnumeratedSampler):
+            opened.sampler.drawn = lambda order: self._began(opened, order)
+            opened.sampler.choose = lambda order, at: self._choose(opened, at)
+        else:
+            self._began(opened, None)
+        return opened
+
+    def _clone(self, loader: DataLoader) -> DataLoader:
+        """One copy for all passes, so that processes that persist do."""
+        fresh = enumerated(loader)
+        if loader in self.clones:
+            renew(self.clones[loader], fresh)
+        else:
+            self.clones[loader] = fresh
+        if self.recorder.cut:
+            without_processes(self.clones[loader])
+        return self.clones[loader]
+
+    def _describe(self, loader: DataLoader, number: int) -> None:
+        samples = None if isinstance(loader.dataset, IterableDataset) else length_of(loader.dataset)
+        sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", None)
+        self.recorder.tape.add(
+            LoaderSeen(
+                self.made.get(loader),
+                number,
+                samples=samples,
+                batches=length_of(loader),
+                batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", None),
+                drop_last=bool(loader.drop_last or getattr(loader.batch_sampler, "drop_last", False)),
+                sampler=type(sampler).__name__ if sampler is not None else type(loader.batch_sampler).__name__,
+                replicas=getattr(sampler, "num_replicas", None),
+                replacement=bool(getattr(sampler, "replacement", False)),
+                processes=loader.num_workers,
+                probe=self._probe(loader.dataset, samples) if self.recorder.world > 1 and samples else None,
+            )
+        )
+
+    @quiet
+    def _probe(self, dataset: Any, samples: int) -> list[float]:
+        """What lies at a few indices, drawn with equal seeds: whether the processes' data sets are one."""
+        numbers: list[float] = []
+        with seeded(17):
+            for index in sorted({0, samples // 3, samples // 2, samples - 1}):
+                tensor = first_tensor(dataset[index])
+                numbers += projections([tensor.double()]) if tensor is not None else []
+        return numbers
+
+    @quiet
+    def _began(self, opened: Pass, order: list[Any] | None) -> None:
+        """The sampler was enumerated, or cannot be."""
+        known = self._order(opened, order) if order is not None else None
+        self.open.append(opened)
+        place = user_line()
+        self.recorder.tape.add(EpochBegan(place, opened.loader, opened.number, opened.batches, opened.planned, known))
+
+    def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:
+        flat = array("q", [int(i) for batch in order for i in (batch if isinstance(batch, list | tuple) else [batch])])
+        unique = set(flat)
+        if self.folder is not None:
+            name = f"order-{self.recorder.rank}-{opened.loader}-{opened.number}"
+            with open(self.folder / name, "wb") as file:
+                flat.tofile(file)
+        elif self.recorder.world > 1 and opened.number < 2:
+            self.orders[opened.loader, opened.number] = flat
+        return SampleOrder(
+            count=len(flat),
+            unique=len(unique),
+            digest=blake2b(flat.tobytes(), digest_size=16).hexdigest(),
+            members=hash(frozenset(unique)),  # of integers: the same in every process
+            sequential=list(flat[:64]) == sorted(flat[:64]),
+            largest=max((len(batch) if isinstance(batch, list | tuple) else 1 for batch in order), default=0),
+        )
+
+    @quiet
+    def random_before(self, opened: Pass) -> dict[str, str] | None:
+        """The generators' states before one of the first batches is made, where there are several processes."""
+        few = self.recorder.world > 1 and opened.number == 0 and opened.taken < RANDOM_BATCHES
+        return random_states() if few else None
+
+    @quiet
+    def gave(self, opened: Pass, batch: Any, before: dict[str, str] | None = None) -> None:
+        """A batch goes to the loop."""
+        self._gone_on(opened)
+        near = opened.batches is not None and opened.next_index >= opened.batches - END_BATCHES
+        self.recorder.near_an_end = near or (opened.number > 0 and opened.next_index < END_BATCHES)
+        tensor = first_tensor(batch)
+        size = tensor.shape[0] if tensor is not None and tensor.ndim else None
+        index, opened.next_index = opened.next_index, opened.next_index + 1
+        opened.taken += 1
+        given = BatchGiven(None, opened.loader, opened.number, index, size)
+        if before is not None:
+            after = random_states()
+            drew = [name for name, state in before.items() if after[name] != state]
+            indexed = isinstance(opened.sampler, EnumeratedSampler)
+            content = projections([tensor.double()]) if tensor is not None and not indexed else None
+            given = replace(given, random=before, drew=drew, content=content)
+        self.recorder.tape.add(given)
+        if self.evaluations is not None and not self._trains(opened):
+            self.evaluations.batch(batch)
+            if opened.next_index == opened.batches:
+                self.evaluations.last(opened.loader, opened.number)
+
+    @quiet
+    def ended(self, opened: Pass) -> None:
+        """A pass has no more batches; the loop may still hold the last one."""
+        self._gone_on(opened)
+        opened.ended = True
+        if self.evaluations is not None and not self._trains(opened):
+            self.evaluations.last(opened.loader, opened.number)
+
+    @quiet
+    def settle(self) -> None:
+        """Another pass begins, or nothing more: those whose batches were all taken are over."""
+        for opened in [opened for opened in self.open if opened.done]:
+            self._finish(opened)
+        for opened in self.open:
+            opened.look()
+
+    def _gone_on(self, opened: Pass) -> None:
+        """The loop asks for a batch of one pass: those that gave their last are over, whatever is trained from here."""
+        for other in [other for other in self.open if other.told and other is not opened]:
+            self._finish(other)
+
+    def _finish(self, opened: Pass) -> None:
+        self.open.remove(opened)
+        opened.look()
+        trained = self._trains(opened)
+        if trained:
+            self.trained[opened.loader] = self.trained.get(opened.loader, 0) + 1
+        followed = opened.followed is not False
+        self.recorder.tape.add(
+            EpochEnded(None, opened.loader, opened.number, opened.cut, followed, trained, opened.taken)
+        )
+        if self.evaluations is not None and not trained:
+            self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
+
+    def _trains(self, opened: Pass) -> bool:
+        return self.recorder.backwards > opened.backwards_before
+
+    def _choose(self, opened: Pass, at: int) -> int:
+        """The index of the batch that follows: the next, or where a cut pass goes on."""
+        if self.recorder.finished or opened.cut or opened.by_hand or not self.recorder.cut:
+            return at
+        target = cut_to(
+            total=opened.batches,
+            at=at,
+            taken=opened.taken,
+            updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
+            seconds=time.monotonic() - opened.started,
+            left=MOST_UPDATES - self.recorder.updates,
+        )
+        if target is None:
+            return at
+        LeftOut.total += target - at
+        opened.cut, opened.left_out, opened.next_index = True, LeftOut.total, target
+        return target
+
+    def over(self, opened: Pass) -> bool:
+        """Whether a pass without a sampler, of an IterableDataset, ends here."""
+        if (
+            not self.recorder.cut
+            or isinstance(opened.sampler, EnumeratedSampler)
+            or opened.by_hand
+            or self.recorder.finished
+        ):
+            return False
+        long = opened.taken >= WHOLE and time.monotonic() - opened.started > UNCUT_SECONDS
+        opened.cut = opened.cut or long
+        return long
+
+
+class _Iterator:
+    """What a DataLoader's iterator becomes: the same batches, or some of them."""
+
+    def __init__(self, loaders: Loaders, opened: Pass, iterator: Any) -> None:
+        self._loaders, self._opened, self._iterator = loaders, opened, iterator
+        self._done = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        opened = self._opened
+        if self._loaders.recorder.cut and not opened.by_hand:
+            opened.by_hand = by_hand(sys._getframe(1))
+        try:
+            if self._done or self._loaders.over(opened):
+                raise StopIteration
+            before = self._loaders.random_before(opened)
+            batch = next(self._iterator)
+        except StopIteration:
+            if not self._done:
+                self._done = True
+                self._loaders.ended(opened)
+            raise
+        self._loaders.gave(opened, batch, before)
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._iterator)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)

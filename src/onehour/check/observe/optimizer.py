@@ -1,0 +1,281 @@
+"""Optimizers and their steps: rates, what the gradients were, and whether anyone touched the velocity between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import unserializable_hook
+
+from onehour.check.observe.digests import chosen_parameters, leading, projections
+from onehour.check.observe.probes import character, replay, state_of
+from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.source import maker_line, user_line
+from onehour.check.story import ratio
+from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What was there as a step began, of the chosen parameters."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor | None]
+    final: list[float]
+    kept: dict[str, float]
+
+
+class _Watched:
+    """What is kept of one optimizer from step to step; its parameters are a few chosen ones."""
+
+    def __init__(self, optimizer: Optimizer, number: int) -> None:
+        self.number = number
+        self.parameters = chosen_parameters(p for group in optimizer.param_groups for p in group["params"])
+        self.steps = 0
+        self.local: list[float] = []
+        self.clipped: list[float] | None = None
+        self.left: list[dict[str, Any]] = []
+        self.rates: list[float] = []
+        self.before: _Before | None = None
+        self.handles: list[Any] = []
+        self.described = False
+
+    def unhook(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+class Optimizers:
+    """Watches the steps of every optimizer, or of one.
+
+    Args:
+        recorder: takes the optimizers and their steps.
+        only: the one optimizer to watch, if it is known.
+    """
+
+    def __init__(self, recorder: TapeRecorder, only: Optimizer | None = None) -> None:
+        self.recorder, self.only = recorder, only
+        self.numbers = Numbering()
+        self.made: WeakKeyDictionary[Optimizer, str | None] = WeakKeyDictionary()
+        self.watched: dict[Optimizer, _Watched] = {}
+        """They stay until the run was judged: a loop may drop its optimizer before its model."""
+        self.others: WeakSet[Optimizer] = WeakSet()
+        """Those that step, and are not the one to watch."""
+        self.stepping: list[Optimizer] = []
+        """Whose steps are under way: a step may call that of its base class, or another optimizer's."""
+        self.round: set[int] = set()
+        """Which have stepped since an update was counted last: several that take turns make one update."""
+        self.probing = False
+        self.on_made: Any = None
+        self.on_first: Any = None
+        self.on_step: Any = None
+
+    def install(self, patches: Patches) -> None:
+        """Hook every step and every constructor."""
+        patches.on_undo(register_optimizer_step_pre_hook(self._before).remove)
+        patches.on_undo(register_optimizer_step_post_hook(self._after).remove)
+        patches.after(Optimizer, "__init__", self._was_made)
+        clip = torch.nn.utils.clip_grad
+        for name in ("clip_grad_norm_", "clip_grad_value_"):
+            original = getattr(clip, name)
+
+            def clipping(*arguments: Any, _original: Any = original, **options: Any) -> Any:
+                self._clipping()
+                return _original(*arguments, **options)
+
+            patches.put(clip, name, clipping)
+            patches.put(torch.nn.utils, name, clipping)
+        patches.on_undo(self._unhook)
+        if self.only is not None:
+            self._watch(self.only)
+
+    def _unhook(self) -> None:
+        for watched in self.watched.values():
+            watched.unhook()
+
+    @quiet
+    def _was_made(self, optimizer: Optimizer, *arguments: Any, **options: Any) -> None:
+        self.made[optimizer] = maker_line(optimizer)
+        if self.on_made is not None:
+            self.on_made()
+        if self.only is None:
+            self._watch(optimizer)
+
+    def _watch(self, optimizer: Optimizer) -> _Watched:
+        watched = self.watched.get(optimizer)
+        if watched is None:
+            watched = self.watched[optimizer] = _Watched(optimizer, self.numbers.of(optimizer))
+            watched.local = projections([None] * len(watched.parameters))
+            for index, parameter in enumerate(watched.parameters):
+                watched.handles.append(parameter.register_hook(self._gradient_of(watched, index)))
+        return watched
+
+    def _gradient_of(self, watched: _Watched, index: int) -> Any:
+        @unserializable_hook
+        def arrived(gradient: Tensor) -> None:
+            self._arrived(watched, index, gradient)
+
+        return arrived
+
+    @quiet
+    def _arrived(self, watched: _Watched, index: int, gradient: Tensor) -> None:
+        """A backward pass reached a parameter: its own share, before anything is added, reduced or clipped."""
+        numbers = projections([gradient])
+        for offset, number in enumerate(numbers):
+            watched.local[index * len(numbers) + offset] += number
+
+    def deep(self, watched: _Watched) -> bool:
+        """Whether the next step of an optimizer is still looked at in full."""
+        return watched.steps < self.recorder.deep_updates
+
+    @quiet
+    def _clipping(self) -> None:
+        for watched in self.watched.values():
+            if self.deep(watched) and watched.clipped is None:
+                watched.clipped = projections([p.grad for p in watched.parameters])
+
+    def before_backward(self) -> dict[str, list[float]]:
+        """The gradients that lie there as a backward pass begins: nothing, or what was not cleared."""
+        return {
+            str(watched.number): projections([p.grad for p in watched.parameters])
+            for watched in self.watched.values()
+            if self.deep(watched)
+        }
+
+    def after_backward(self) -> dict[str, list[float]]:
+        """What a backward pass has given the chosen parameters on this process, before any reduction."""
+        given = {}
+        for watched in self.watched.values():
+            if self.deep(watched):
+                given[str(watched.number)] = watched.local
+                watched.local = [0.0] * len(watched.local)
+        return given
+
+    @quiet
+    def _before(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        if self.probing:
+            return
+        if self.only is not None and optimizer is not self.only:
+            self.others.add(optimizer)
+            return
+        self.stepping.append(optimizer)
+        watched = self._watch(optimizer)
+        if not watched.steps and self.on_first is not None:
+            self.on_first(optimizer)
+        if not self.deep(watched) or sum(other is optimizer for other in self.stepping) > 1:
+            return
+        watched.before = _Before(
+            weights=[leading(p) for p in watched.parameters],
+            gradients=[None if p.grad is None else leading(p.grad) for p in watched.parameters],
+            final=projections([p.grad for p in watched.parameters]),
+            kept=_kept(watched.left, [state_of(optimizer, p) for p in watched.parameters]),
+        )
+
+    @quiet
+    def _after(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        if self.probing or (self.only is not None and optimizer is not self.only):
+            return
+        if self.stepping and self.stepping.pop() is optimizer and any(other is optimizer for other in self.stepping):
+            return
+        self.probing = True
+        try:
+            self._stepped(optimizer, arguments, options)
+        finally:
+            self.probing = False
+        if self.on_step is not None:
+            self.on_step(optimizer)
+
+    def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        watched = self._watch(optimizer)
+        if not watched.described:
+            self._describe(optimizer, watched)
+        closure = any(callable(value) for value in (*arguments[1:], *options.values()))
+        rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        momenta = [float(m) for group in optimizer.param_groups if isinstance(m := group.get("momentum"), float | int)]
+        step = OptimizerStep(user_line() if self.recorder.attentive else None, watched.number, rates, momenta, closure)
+        if self.deep(watched):
+            step = self._looked(step, optimizer, watched)
+        watched.steps += 1
+        watched.rates = rates
+        if not self.round or watched.number in self.round:
+            self.recorder.updates += 1
+            self.round.clear()
+        self.round.add(watched.number)
+        if not self.deep(watched):
+            watched.unhook()
+            watched.before, watched.left = None, []
+        self.recorder.tape.add(step)
+
+    def _looked(self, step: OptimizerStep, optimizer: Optimizer, watched: _Watched) -> OptimizerStep:
+        """The step with what its gradients, weights and states say of it."""
+        before, parameters = watched.before, watched.parameters
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        with_gradient = sum(p.grad is not None for p in every)
+        left = projections([p.grad for p in parameters])
+        step = replace(step, with_gradient=with_gradient, parameters=len(every), left=left)
+        if before is not None:
+            moved = projections([leading(p) - w for p, w in zip(parameters, before.weights, strict=True)])
+            step = replace(step, final=left if step.closure else before.final, kept=before.kept, moved=moved)
+            if before.kept and step.rates != watched.rates and not step.closure:
+                step = replace(step, off=self._off(optimizer, watched, before, step.rates))
+        if watched.clipped is not None:
+            step, watched.clipped = replace(step, final=watched.clipped), None
+        watched.left = [state_of(optimizer, p) for p in parameters]
+        return step
+
+    def _off(self, optimizer: Optimizer, watched: _Watched, before: _Before, rates: list[float]) -> list[float]:
+        """How far the update lies from eq 9 and from eq 10, recomputed in float64 from the state as the last step left
+        it: as it is, and scaled by η′/η."""
+        owner = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        picked = [i for i, gradient in enumerate(before.gradients) if gradient is not None]
+        parameters, weights = [watched.parameters[i] for i in picked], [before.weights[i] for i in picked]
+        gradients = [gradient for gradient in before.gradients if gradient is not None]
+        moved = torch.cat([leading(p) - w for p, w in zip(parameters, weights, strict=True)])
+        keys = character(optimizer)["velocity"] or _velocities(watched.left)
+        factor = rates[0] / watched.rates[0] if watched.rates and watched.rates[0] else 1.0
+        distances = []
+        for scale in (1.0, factor):
+            states = [
+                {key: value * scale if key in keys else value for key, value in watched.left[i].items()} for i in picked
+            ]
+            right = torch.cat(replay(optimizer, weights, gradients, states, [owner[id(p)] for p in parameters]))
+            size = float(right.norm())
+            distances.append(float((moved - right).norm()) / size if size else 0.0)
+        return distances
+
+    def _describe(self, optimizer: Optimizer, watched: _Watched) -> None:
+        watched.described = True
+        groups = [
+            ParameterGroup(
+                lr=float(group.get("lr", 0.0)),
+                weight_decay=float(group.get("weight_decay") or 0.0),
+                momentum=float(group["momentum"]) if isinstance(group.get("momentum"), float | int) else 0.0,
+                parameters=len(group["params"]),
+            )
+            for group in optimizer.param_groups
+        ]
+        name, place = type(optimizer).__name__, self.made.get(optimizer)
+        self.recorder.tape.add(OptimizerSeen(place, watched.number, name, groups, **character(optimizer)))
+
+
+def _velocities(states: list[dict[str, Any]]) -> set[str]:
+    """State tensors of a weight's shape that may be a velocity: all but second moments."""
+    names = {key for state in states for key, value in state.items() if torch.is_tensor(value) and value.ndim}
+    return {name for name in names if "sq" not in name}
+
+
+def _kept(left: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, float]:
+    """How each state tensor was scaled since the last step left it; 1 where nobody touched it."""
+    scaled = {}
+    for key in _velocities(left):
+        pairs = [(a[key], b[key]) for a, b in zip(now, left, strict=True) if key in a and key in b]
+        c, rest = ratio(projections([a for a, _ in pairs]), projections([b for _, b in pairs])) if pairs else (0.0, 1.0)
+        if rest < 1e-3:
+            scaled[key] = c
+    return scaled

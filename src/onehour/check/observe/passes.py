@@ -1,0 +1,222 @@
+"""One pass over a loader, and where it is cut if it is long."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+_COUNTED = builtins.enumerate
+
+
+class LeftOut:
+    """How many batches were left out so far, and whether an `enumerate` has noticed."""
+
+    total = 0
+    followed = 0
+
+
+class _FollowingEnumerate:
+    """As `enumerate`, plus what the loader below left out."""
+
+    def __init__(self, iterable: Any, start: int = 0) -> None:
+        self._iterator, self._index = iter(iterable), start
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return self
+
+    def __next__(self) -> tuple[int, Any]:
+        before = LeftOut.total
+        value = next(self._iterator)
+        if LeftOut.total != before:
+            self._index += LeftOut.total - before
+            LeftOut.followed = LeftOut.total
+        index = self._index
+        self._index += 1
+        return index, value
+
+
+def following_enumerate(iterable: Any, start: int = 0) -> Any:
+    """In place of `enumerate`: the real one for what is never cut.
+
+    >>> list(following_enumerate("ab", 1)), type(following_enumerate([1])).__name__
+    ([(1, 'a'), (2, 'b')], 'enumerate')
+    """
+    if hasattr(iterable, "__getitem__"):
+        return _COUNTED(iterable, start)
+    return _FollowingEnumerate(iterable, start)
+
+
+INDICES = 20_000_000
+"""Of a sampler without a length; one that has more may be endless."""
+
+
+class EnumeratedSampler:
+    """The batches of indices that a sampler gives, drawn all at once as the first is asked for.
+
+    Nothing else draws random numbers in between, so that the order is the one that the loop would have had.
+
+    Args:
+        sampler: gives batches of indices, or indices.
+
+    >>> sampler = EnumeratedSampler([[0, 1], [2, 3], [4]])
+    >>> sampler.choose = lambda order, at: 2 if at == 1 else at
+    >>> list(sampler), len(sampler)
+    ([[0, 1], [4]], 3)
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        self.drawn: Callable[[list[Any] | None], Any] = lambda order: None
+        """Told the whole order, or None if it has no end."""
+        self.choose: Callable[[list[Any], int], int] = lambda order, at: at
+        """Which batch comes after so many."""
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self.sampler)
+        order, endless = _drawn(iterator, length_of(self.sampler))
+        self.drawn(None if endless else order)
+        at = 0
+        while at < len(order):
+            at = at if endless else self.choose(order, at)
+            yield order[at]
+            at += 1
+        yield from iterator
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def _drawn(iterator: Iterator[Any], length: int | None) -> tuple[list[Any], bool]:
+    """All batches, as far as the sampler's length goes, and whether there may be no end to them."""
+    order, indices = [], 0
+    for batch in iterator:
+        order.append(batch)
+        indices += len(batch) if isinstance(batch, list | tuple) else 1
+        if length is not None and len(order) >= length:
+            return order, False
+        if indices > INDICES:
+            return order, True
+    return order, False
+
+
+def enumerated(loader: DataLoader) -> DataLoader:
+    """The same loader with a `EnumeratedSampler` sampler of its own; one of an IterableDataset has none, and stays.
+
+    >>> import torch
+    >>> loader = DataLoader(torch.arange(4), batch_size=2)  # type: ignore[arg-type]
+    >>> [batch.tolist() for batch in enumerated(loader)]
+    [[0, 1], [2, 3]]
+    """
+    copied = object.__new__(type(loader))
+    vars(copied).update(vars(loader))
+    if not isinstance(loader.dataset, IterableDataset):
+        name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        vars(copied)[name] = EnumeratedSampler(vars(loader)[name])
+    return copied
+
+
+def length_of(thing: Any) -> int | None:
+    """Its length, if it has one."""
+    try:
+        return len(thing)
+    except (TypeError, NotImplementedError):  # users' samplers and data sets say it in either way
+        return None
+
+
+WHOLE = 48
+"""Batches of a pass that is never cut."""
+UNCUT_SECONDS = 3.0
+"""A longer pass is not cut either if it ends within this time."""
+HEAD_UPDATES, HEAD_BATCHES, EVALUATION_BATCHES = 4, 32, 4
+MOST_UPDATES, SPARE = 300, 32
+"""Updates after which a run is stopped, and how many of them a pass leaves for the ends of the next one."""
+
+
+class Pass:
+    """One pass over a loader.
+
+    Args:
+        loader, number: which loader's, and which of its passes.
+        batches: of the loader, if it knows.
+        clone: the copy that is iterated.
+    """
+
+    def __init__(self, loader: int, number: int, batches: int | None, clone: DataLoader) -> None:
+        self.loader, self.number, self.batches, self.clone = loader, number, batches, clone
+        self.samples = None if isinstance(clone.dataset, IterableDataset) else length_of(clone.dataset)
+        self.sampler: Any = clone.sampler if clone.batch_sampler is None else clone.batch_sampler
+        self.taken = 0
+        self.next_index = 0
+        self.updates_before = 0
+        self.backwards_before = 0
+        self.started = time.monotonic()
+        self.cut = False
+        self.left_out = 0
+        self.followed: bool | None = None
+        self.by_hand = False
+        self.planned: int | None = None
+        self.iterator: weakref.ref[Any] | None = None
+        self.ended = False
+
+    @property
+    def done(self) -> bool:
+        """Whether all its batches were taken."""
+        return self.ended or self.next_index == self.batches
+
+    @property
+    def told(self) -> bool:
+        """Whether the loop knows that there is no more: it was told so, or has counted."""
+        # Of two loaders asked in turns, the only batch of one may wait for the other's.
+        return self.ended or (self.done and self.by_hand and self.batches != 1)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the loop has dropped its iterator."""
+        return self.iterator is not None and self.iterator() is None
+
+    def look(self) -> None:
+        """Whether an `enumerate` has followed its cut: known before another pass may be cut."""
+        if self.left_out and self.followed is None:
+            self.followed = LeftOut.followed >= self.left_out
+
+
+def cut_to(
+    *, total: int | None, at: int, taken: int, updates: int | None, seconds: float, left: float = math.inf
+) -> int | None:
+    """The index of the batch to go on with, where a pass is long enough to be cut here; None goes on as it is.
+
+    A training pass is cut between two updates and goes on a whole number of windows later, so that the last windows
+    are those that the loop would have come to.
+
+    Args:
+        total: batches of the pass.
+        at: the index that would come next.
+        taken: batches so far.
+        updates: so far; None for a pass that trains nothing.
+        seconds: so far.
+        left: updates until the run is stopped.
+
+    >>> cut_to(total=1002, at=16, taken=16, updates=4, seconds=9.0)
+    996
+    >>> cut_to(total=40, at=16, taken=16, updates=4, seconds=9.0)
+    """
+    if total is None or total <= WHOLE:
+        return None
+    fits = updates is None or not taken or (total - at) * updates / taken <= left - SPARE
+    if fits and taken >= 2 and seconds / taken * total < UNCUT_SECONDS:
+        return None
+    if updates is None:
+        return total - 2 if taken >= EVALUATION_BATCHES and total - 2 > at else None
+    window = max(round(taken / updates), 1) if updates else 0
+    enough = updates >= HEAD_UPDATES or (updates >= 2 and taken >= HEAD_BATCHES)
+    if not enough or taken % window:
+        return None
+    rest = total - at
+    kept = rest % window + window if rest % window else 2 * window
+    return total - kept if rest > kept else None

@@ -1,0 +1,177 @@
+"""Putting observers in place of torch's own functions, and taking them away again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from onehour.check.tape import Tape, Trouble
+
+
+class TapeRecorder:
+    """The state of one observed run.
+
+    Args:
+        deep_updates: updates of each optimizer whose gradients, weights and state are looked at.
+        cut: whether long passes may be cut short; a script is run for its evidence alone, a watched loop for itself.
+    """
+
+    def __init__(self, *, deep_updates: int, cut: bool) -> None:
+        self.tape = Tape()
+        self.deep_updates, self.cut = deep_updates, cut
+        self.finished = False
+        self.near_an_end = False
+        self.updates = 0
+        self.backwards = 0
+        self.rank, self.world = 0, 1
+
+    @property
+    def attentive(self) -> bool:
+        """Whether losses and places are recorded: in a script always, in a watched loop at the ends of epochs too."""
+        return self.cut or self.near_an_end or self.updates < self.deep_updates
+
+    def trouble(self, observer: str, error: BaseException) -> None:
+        """An observer failed: its evidence is missing, the user's code goes on.
+
+        >>> recorder = TapeRecorder(deep_updates=4, cut=False)
+        >>> recorder.trouble("step", ValueError("no"))
+        >>> [trouble.error for trouble in recorder.tape.of(Trouble)]
+        ['ValueError: no']
+        """
+        self.tape.add(Trouble(observer=observer, error=f"{type(error).__name__}: {error}"[:300]))
+
+
+class Numbering:
+    """Numbering objects in the order in which they are met; holds none of them alive.
+
+    >>> class Thing: ...
+    >>> numbers, thing = Numbering(), Thing()
+    >>> numbers.of(thing), numbers.of(Thing()), numbers.of(thing)
+    (0, 1, 0)
+    """
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._next = 0
+
+    def of(self, thing: Any) -> int:
+        """The number of an object."""
+        if thing not in self._known:
+            self._known[thing] = self._next
+            self._next += 1
+        return self._known[thing]
+
+
+def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For methods of observers, which have a `recorder`: what fails in them never reaches the user's code.
+
+    >>> class Broken:
+    ...     recorder = TapeRecorder(deep_updates=4, cut=False)
+    ...     @quiet
+    ...     def look(self): return 1 / 0
+    >>> Broken().look() is None
+    True
+    """
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *arguments: Any, **options: Any) -> Any:
+        if self.recorder.finished:
+            return None
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.recorder.trouble(f"{type(self).__name__}.{method.__name__}", error)
+            return None
+
+    return wrapper
+
+
+class Hook:
+    """A hook on someone's module that copies and files of the module do not take with them.
+
+    >>> import copy
+    >>> hook = Hook(lambda module, inputs: print("seen"))
+    >>> hook(None, ())
+    seen
+    >>> copy.deepcopy(hook)(None, ())
+    """
+
+    def __init__(self, action: Callable[..., Any]) -> None:
+        self._action = action
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._action(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _nothing(*arguments: Any) -> None:
+    """What a copied hook does."""
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+class Patches:
+    """Attributes that were replaced, and what stood there.
+
+    >>> class Thing:
+    ...     def name(self): return "thing"
+    >>> patches = Patches()
+    >>> patches.around(Thing, "name", lambda original, self: original(self).upper())
+    >>> Thing().name()
+    'THING'
+    >>> patches.undo()
+    >>> Thing().name()
+    'thing'
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Any]] = []
+
+    def around(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        """Call `observer(original, *arguments)` in place of `owner.name(*arguments)`."""
+        original = vars(owner).get(name, getattr(owner, name))
+
+        @functools.wraps(original)
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            return observer(original, *arguments, **options)
+
+        self.put(owner, name, wrapper)
+
+    def after(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        """Call `observer(*arguments)` after `owner.name(*arguments)`."""
+
+        def both(original: Any, *arguments: Any, **options: Any) -> Any:
+            result = original(*arguments, **options)
+            observer(*arguments, **options)
+            return result
+
+        self.around(owner, name, both)
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Replace `owner.name` by a value."""
+        known = name in vars(owner)
+        original = vars(owner).get(name)
+        setattr(owner, name, value)
+
+        def undo() -> None:
+            if known:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+        self._undo.append(undo)
+
+    def on_undo(self, action: Callable[[], Any]) -> None:
+        """Something else to take away: a hook's handle's `remove`."""
+        self._undo.append(action)
+
+    def undo(self) -> None:
+        """Take all away, the newest first."""
+        while self._undo:
+            self._undo.pop()()

@@ -1,0 +1,272 @@
+"""A process that has torch imported and forks others: each script starts at once, and none outlives it.
+
+It reads one JSON object a line and answers with one: {"script", "arguments", "folder", "cwd", "environ", "processes",
+"limit"} → {"codes", "tails", "timed_out"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onehour.leaving import before_leaving
+
+PEER_SECONDS = 3.0
+"""Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
+TAIL = 16_384
+"""Bytes of what a script printed that are kept."""
+
+
+ENDING_SECONDS = 3.0
+"""Seconds that scripts may take to end where a signal ends the command."""
+
+
+class CheckError(Exception):
+    """The script could not be observed; the text says why, in one line."""
+
+
+class ForkServer:
+    """A process that has torch imported, and starts scripts; use it as a context.
+
+    Args:
+        preload: other modules to import once for all scripts, where they are installed.
+    """
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self.preload = list(preload)
+
+    def __enter__(self) -> ForkServer:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "onehour.check.run.forkserver", *self.preload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self._ready = False
+        self._leaving = before_leaving(self._end_at_once)
+        self._leaving.__enter__()
+        self._answer()
+        self._ready = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._leaving.__exit__(None, None, None)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def _end_at_once(self) -> None:
+        """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
+        assert self._process.stdin is not None
+        os.close(self._process.stdin.fileno())
+        until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
+        while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
+            time.sleep(0.01)
+        os.kill(self._process.pid, signal.SIGKILL)
+
+    def run(self, **request: Any) -> dict[str, Any]:
+        """One run of a script; the module's docstring says what it takes and answers."""
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            assert self._process.stderr is not None
+            said = self._process.stderr.read().strip().splitlines()
+            raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
+        return json.loads(line)
+
+
+def serve() -> None:
+    """Answer requests until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nothing, descriptor)
+    _adopt_orphans()
+    import onehour.check.run.script  # noqa: F401
+    from onehour.check.observe.internals import import_compiler
+    from onehour.check.observe.source import resolve_loaded_modules
+
+    import_compiler()  # before the first fork
+    for module in ("safetensors.torch", *sys.argv[1:]):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    resolve_loaded_modules()
+
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in requests:
+        print(json.dumps(_run(json.loads(line), requests.fileno())), file=answers, flush=True)
+
+
+class _Child:
+    def __init__(self, request: dict[str, Any], rank: int) -> None:
+        reading, writing = os.pipe()
+        self.pipe, self.tail, self.code = reading, b"", None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reading)
+            _child(request, rank, writing)
+        os.close(writing)
+
+    def read(self) -> bool:
+        """Keep the end of what it prints; False when it closed its output."""
+        data = os.read(self.pipe, 65_536)
+        self.tail = (self.tail + data)[-TAIL:]
+        return bool(data)
+
+    def ended(self) -> bool:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is not None
+
+
+def _child(request: dict[str, Any], rank: int, output: int) -> None:
+    """What a child does; it never returns."""
+    try:
+        os.setsid()
+        _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without the process that ends it
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        os.close(output)
+        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        os.chdir(request["cwd"])
+        os.environ.update(request["environ"])
+        if "WORLD_SIZE" in request["environ"]:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        from onehour.check.observe.digests import fresh_seeds
+        from onehour.check.run.script import run_script
+
+        fresh_seeds()
+        run_script(
+            Path(request["script"]),
+            request["arguments"],
+            Path(request["folder"]),
+            rank=rank,
+            processes=request["processes"],
+            limit=request["limit"],
+        )
+    except BaseException as error:
+        print(f"onehour: {type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(70)
+
+
+def _run(request: dict[str, Any], asker: int) -> dict[str, Any]:
+    children = [_Child(request, rank) for rank in range(request["processes"])]
+    deadline = time.monotonic() + request["limit"]
+    timed_out = False
+    alone_since: float | None = None
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            selector.register(child.pipe, selectors.EVENT_READ, child)
+        selector.register(asker, selectors.EVENT_READ, None)
+        while sum(child.ended() for child in children) < len(children):
+            if alone_since is None and any(child.ended() for child in children):
+                alone_since = time.monotonic()
+            if time.monotonic() > deadline or (alone_since and time.monotonic() > alone_since + PEER_SECONDS):
+                timed_out = time.monotonic() > deadline
+                break
+            for key, _ in selector.select(timeout=0.02):
+                if key.data is None:  # who asked is gone, and nobody waits for an answer
+                    deadline = 0.0
+                elif not key.data.read():
+                    selector.unregister(key.fileobj)
+                    time.sleep(0.005)
+        _end_all(children)
+        for key in list(selector.get_map().values()):
+            if key.data is not None:
+                _drain(key.data)
+    for child in children:
+        os.close(child.pipe)
+    return {
+        "codes": [child.code for child in children],
+        "tails": [child.tail.decode("utf-8", errors="replace") for child in children],
+        "timed_out": timed_out,
+    }
+
+
+def _drain(child: _Child) -> None:
+    """What still lies in the pipe of a child that is gone."""
+    os.set_blocking(child.pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while child.read():
+            pass
+
+
+def _end_all(children: list[_Child]) -> None:
+    """End every process that a script has left: those of its session, and those that came to us as orphans."""
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    for _ in range(200):
+        below = _children_of(os.getpid())
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for child in children:
+            child.ended()
+        known = {child.pid for child in children if child.code is None}
+        for pid in below - {child.pid for child in children}:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if not known and not _children_of(os.getpid()):
+            return
+        time.sleep(0.01)
+
+
+def _children_of(parent: int) -> set[int]:
+    """The processes below one, at any depth (Linux; elsewhere none are found, and sessions alone are ended)."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            text = (entry / "stat").read_text()
+            parents[int(entry.name)] = int(text[text.rindex(")") + 2 :].split()[1])
+    below: set[int] = set()
+    edge = {parent}
+    while edge:
+        edge = {pid for pid, above in parents.items() if above in edge} - below
+        below |= edge
+    return below
+
+
+def _adopt_orphans() -> None:
+    """Processes whose parent dies come to us (Linux)."""
+    _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,182 @@
+"""A second place for what a script writes: its own files stay as they are, and it reads back what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_OPEN = "/proc/self/fd/"
+_GONE = ".onehour-gone."
+"""In front of the name of a file that the script has removed."""
+_CACHES = ("torchinductor_",)
+"""What torch keeps in the temporary folder from run to run; the compilers that read it know no overlay."""
+
+
+class Overlay:
+    """Maps paths that are written to paths below a folder; reading finds the newer of both.
+
+    Args:
+        root: takes what is written; the folder that it lies in is never redirected.
+        home: folders whose contents are kept, wherever they lie. Elsewhere names that are new in the system's
+            temporary folder are free; what stood there before is kept with all below it.
+
+    >>> overlay = Overlay("/tmp/run/x", home=["/data/me"])
+    >>> overlay.upper("/data/me/log.txt"), overlay.upper("/dev/null") is None
+    ('/tmp/run/x/data/me/log.txt', True)
+    """
+
+    def __init__(self, root: str | Path, home: list[str]) -> None:
+        self.root = os.path.abspath(root)
+        self.home = [os.path.join(os.path.abspath(folder), "") for folder in home]
+        above = os.path.dirname(self.root)  # the run's own folder
+        self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above)]
+        self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
+        self.before = frozenset(name for name in _listdir(self.temporary) if not name.startswith(_CACHES))
+
+    def named(self, path: Any, folder: int | None = None) -> Any:
+        """The path by the name that the script knows, where it is given by an open folder.
+
+        Args:
+            path: below the folder, or /proc/self/fd/N and what is below that.
+            folder: its descriptor; None for the current one.
+        """
+        if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+            return path
+        if folder is None:
+            number, _, text = text.removeprefix(_OPEN).partition(os.sep)
+            if not os.fspath(path).startswith(_OPEN) or not text or not number.isdigit():
+                return path
+            folder = int(number)
+        try:
+            above = _readlink(f"{_OPEN}{folder}")
+        except OSError:
+            return path
+        return os.path.join(above.removeprefix(self.root) or os.sep, text)
+
+    def upper(self, path: Any) -> str | None:
+        """Where a path is written instead; None for what is not a path, or may be written where it is."""
+        if not isinstance(path, str | os.PathLike):
+            return None
+        text = os.fspath(path)
+        if not isinstance(text, str):
+            return None
+        real = os.path.abspath(text)
+        if real.startswith(tuple(self.free)):
+            return None
+        below = real.removeprefix(self.temporary)
+        if below != real and not os.path.join(real, "").startswith(tuple(self.home)):
+            return self.root + real if below.split(os.sep)[0] in self.before else None
+        return self.root + real
+
+    def read(self, path: Any) -> Any:
+        """The path to read: what the script wrote, if it did; one that does not exist if it was removed."""
+        upper = self.upper(path)
+        if upper is None:
+            return path
+        if _exists(upper) or self._gone(upper):
+            return upper
+        return path
+
+    def write(self, path: Any, *, keep: bool) -> Any:
+        """The path to write, its folder made if the script may think that there is one.
+
+        Args:
+            path: that the script names.
+            keep: whether what stands there is added to or changed, and so must be copied first.
+        """
+        upper = self.upper(path)
+        if upper is None:
+            return path
+        above = os.path.dirname(os.path.abspath(path))
+        if not (_exists(os.path.dirname(upper)) or (_isdir(above) and not self._gone(os.path.dirname(upper)))):
+            return upper if _isdir(above) else path  # which then fails as it would have
+        _makedirs(os.path.dirname(upper))
+        if keep and not _exists(upper) and not self._gone(upper) and _isfile(path):
+            _copy(os.path.abspath(path), upper)
+        return upper
+
+    def remove(self, path: Any) -> None:
+        """Take a file or an empty folder away, as far as the script can see.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        upper = self.upper(path)
+        assert upper is not None
+        if not _exists(self.read(path)):
+            raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
+        if _isdir(upper):
+            _rmtree(upper)
+        elif _exists(upper):
+            _unlink(upper)
+        if _exists(path):
+            _makedirs(os.path.dirname(upper))
+            Path(self._mark(upper)).touch()
+
+    def names(self, path: Any) -> list[str] | None:
+        """What a folder holds for the script; None where nothing of it was written or removed."""
+        upper = self.upper(path)
+        if upper is None or not _isdir(upper):
+            return None
+        added = _listdir(upper)
+        gone = {name.removeprefix(_GONE) for name in added if name.startswith(_GONE)}
+        below = set(_listdir(path)) - gone if _isdir(path) and not self._gone(upper) else set()
+        return sorted(below | {name for name in added if not name.startswith(_GONE)})
+
+    def below(self, path: Any) -> bool:
+        """Whether the script sees something of its own there that was before it."""
+        upper = self.upper(path)
+        return _exists(path) and (upper is None or not self._gone(upper))
+
+    def _mark(self, upper: str) -> str:
+        return os.path.join(os.path.dirname(upper), _GONE + os.path.basename(upper))
+
+    def _gone(self, upper: str) -> bool:
+        while len(upper) > len(self.root):
+            if _exists(self._mark(upper)):
+                return True
+            upper = os.path.dirname(upper)
+        return False
+
+
+# As they were before anyone stood before them.
+_stat, _unlink, _listdir, _rmtree, _mkdir, _readlink = (
+    *(os.stat, os.unlink, os.listdir, shutil.rmtree, os.mkdir),
+    os.readlink,
+)
+
+
+def _exists(path: Any) -> bool:
+    try:
+        _stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _isdir(path: Any) -> bool:
+    try:
+        return (_stat(path).st_mode & 0o170000) == 0o040000
+    except (OSError, ValueError):
+        return False
+
+
+def _isfile(path: Any) -> bool:
+    return _exists(path) and not _isdir(path)
+
+
+def _makedirs(path: str) -> None:
+    if not _isdir(path):
+        _makedirs(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):  # another process was first
+            _mkdir(path)
+
+
+def _copy(source: str, target: str) -> None:
+    with open(source, "rb") as reading, open(target, "wb") as writing:
+        while block := reading.read(1 << 20):
+            writing.write(block)

@@ -1,0 +1,23 @@
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+data = TensorDataset(torch.randn(256, 1, 8, 8), torch.randint(0, 10, (256,)))
+loader = DataLoader(data, batch_size=32, shuffle=True)
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+criterion = nn.CrossEntropyLoss()
+
+
+def train(loader, model, criterion, optimizer):
+    model.train()
+    for images, labels in loader:
+        loss = criterion(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()  # right
+
+
+for _ in range(10):
+    train(loader, model, criterion, optimizer)

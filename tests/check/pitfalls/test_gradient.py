@@ -1,0 +1,366 @@
+"""Weights of samples, steps and cleared gradients judged from recorded numbers alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from onehour.check.case import Base, Case
+from onehour.check.judge import judge
+from onehour.check.pitfalls.gradient import factor, weights
+from onehour.check.story import Story
+from onehour.check.tape import (
+    BackwardPass,
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    LoaderSeen,
+    LossTerm,
+    OptimizerSeen,
+    OptimizerStep,
+    ParameterGroup,
+    Tape,
+)
+
+
+def term(total: float, count: float = 8, **changes: Any) -> LossTerm:
+    low = high = total / count
+    return replace(LossTerm("cross_entropy", "t.py:3", "mean", count, total, low, high), **changes)
+
+
+class Loop:
+    """Writes a tape as a loop would; gradients are one number."""
+
+    def __init__(self) -> None:
+        self.tape, self.index, self.gathered, self.left = Tape(), 0, 0.0, [0.0]
+        groups = [ParameterGroup(lr=0.1, parameters=1)]
+        kind = {"form": "outside", "velocity": [], "adaptive": False, "decay": []}
+        self.tape.add(OptimizerSeen("t.py:1", optimizer=0, name="SGD", groups=groups, **kind))
+        self.tape.add(LoaderSeen("t.py:2", loader=0, samples=64, batches=8, batch_size=8, drop_last=False))
+        self.epoch(0)
+
+    def epoch(self, number: int) -> None:
+        if number:
+            self.tape.add(EpochEnded(loader=0, epoch=number - 1, cut=False, followed=True, trained=True, taken=8))
+        self.number, self.index = number, 0
+        self.tape.add(EpochBegan("t.py:2", loader=0, epoch=number, batches=8, planned=None))
+
+    def backward(
+        self, *terms: LossTerm, size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
+    ) -> None:
+        if cleared:
+            self.gathered = 0.0
+        own = sum(t.total for t in terms) * scale * (1 + self.index)
+        self.tape.add(BatchGiven(loader=loader, epoch=self.number, index=self.index, size=size))
+        self.tape.add(
+            BackwardPass("t.py:4", terms=list(terms), samples=size, scale=scale,
+            before={"0": [self.gathered]}, local={"0": [own]},
+        ))  # fmt: skip
+        self.gathered += own
+        self.index += 1
+
+    def step(self, *, clear: bool = True, times: float = 1.0) -> None:
+        self.tape.add(
+            OptimizerStep("t.py:5", optimizer=0, rates=[0.1], closure=False, with_gradient=1, parameters=1,
+            final=[self.gathered * times], left=[self.gathered * times], moved=[1.0],
+        ))  # fmt: skip
+        self.gathered = 0.0 if clear else self.gathered * times
+
+    def ids(self) -> list[str]:
+        return [finding.pitfall for finding in judge(Case([Story(self.tape)]))]
+
+
+def test_a_plain_loop_is_right():
+    loop = Loop()
+    for _ in range(4):
+        loop.backward(term(1.0))
+        loop.step()
+    assert loop.ids() == []
+
+
+@pytest.mark.parametrize(
+    ("each", "times", "expected"),
+    [(0.25, 1.0, []), (1.0, 1.0, ["accumulation-not-divided"]), (1.0, 0.25, [])],
+)
+def test_four_batches_an_update(each: float, times: float, expected: list[str]):
+    """Divided in the loss, not at all, or in the gradients before the step."""
+    loop = Loop()
+    for _ in range(2):
+        for _ in range(4):
+            loop.backward(term(each))
+        loop.step(times=times)
+    assert loop.ids() == expected
+
+
+def test_a_grad_scaler_s_scale_is_taken_out():
+    loop = Loop()
+    for _ in range(2):
+        for _ in range(2):
+            loop.backward(term(0.5), scale=1024.0)
+        loop.step(times=1 / 1024)
+    assert loop.ids() == []
+    update = Story(loop.tape).updates[0]
+    assert factor(update) == pytest.approx(1.0)
+    assert weights(update) == pytest.approx([0.5, 0.5])
+
+
+def test_two_losses_of_one_batch_are_no_accumulation():
+    loop = Loop()
+    for _ in range(3):
+        loop.tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
+        for _ in range(2):
+            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=8, scale=1.0))
+        loop.step()
+    story = Story(loop.tape)
+    assert [len(update.microbatches) for update in story.updates] == [1, 1, 1]
+    assert loop.ids() == []
+
+
+def test_a_batch_that_is_taken_in_parts_is():
+    loop = Loop()
+    for _ in range(3):
+        loop.tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
+        for _ in range(2):
+            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0, count=4)], samples=4, scale=1.0))
+        loop.step()
+    story = Story(loop.tape)
+    assert [len(update.microbatches) for update in story.updates] == [2, 2, 2]
+    assert [update.samples for update in story.updates] == [8, 8, 8]
+    assert loop.ids() == ["accumulation-not-divided"]
+
+
+def test_batches_that_are_taken_ahead_belong_to_their_own_passes():
+    loop = Loop()
+    for index in range(4):
+        loop.tape.add(BatchGiven(loader=0, epoch=0, index=index, size=8 - index))
+    for _ in range(4):
+        loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=None))
+        loop.step()
+    assert [update.microbatches[0].index for update in Story(loop.tape).updates] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.25, ["accumulation-tail"]), (0.5, [])])
+def test_a_short_last_window(last: float, expected: list[str]):
+    loop = Loop()
+    for epoch in range(2):
+        if epoch:
+            loop.epoch(epoch)
+        for _ in range(4):
+            loop.backward(term(0.25))
+        loop.step()
+        for _ in range(2):
+            loop.backward(term(last))
+        loop.step()
+    assert loop.ids() == expected
+
+
+def test_a_last_window_that_is_thrown_away():
+    loop = Loop()
+    for epoch in range(2):
+        if epoch:
+            loop.epoch(epoch)
+        for index in range(4):
+            loop.backward(term(0.25), cleared=index == 0)
+        loop.step()
+        for _ in range(2):
+            loop.backward(term(0.25))
+    assert loop.ids() == ["accumulation-tail"]
+
+
+def test_windows_that_straddle_epochs_are_right():
+    loop = Loop()
+    for batch in range(12):
+        if batch == 6:
+            loop.epoch(1)
+        loop.backward(term(0.25))
+        if (batch + 1) % 4 == 0:
+            loop.step()
+    assert loop.ids() == []
+
+
+def test_a_cut_that_nobody_followed_says_nothing_of_the_tail():
+    loop = Loop()
+    for _ in range(2):
+        for _ in range(4):
+            loop.backward(term(0.25))
+        loop.step()
+    for _ in range(2):
+        loop.backward(term(0.25))
+    loop.tape.add(EpochEnded(loader=0, epoch=0, cut=True, followed=False, trained=True, taken=10))
+    loop.number, loop.index = 1, 0
+    loop.tape.add(EpochBegan("t.py:2", loader=0, epoch=1, batches=8, planned=None))
+    for index in range(4):
+        loop.backward(term(0.25), cleared=index == 0)
+    loop.step()
+    assert loop.ids() == []
+
+
+def test_means_over_unequal_counts():
+    loop = Loop()
+    for _ in range(2):
+        loop.backward(term(0.5))
+        loop.backward(term(0.5, count=2), size=2)
+        loop.step()
+    assert loop.ids() == ["gradient-mean-of-unequal"]
+    loop = Loop()
+    for _ in range(2):
+        loop.backward(term(0.8))
+        loop.backward(term(0.2, count=2), size=2)
+        loop.step()
+    assert loop.ids() == []
+
+
+@pytest.mark.parametrize("count", [8, 4])
+@pytest.mark.parametrize(("loader", "changes"), [(1, {}), (0, {"where": "t.py:7"}), (0, {"name": "mse_loss"})])
+def test_a_batch_of_each_task_is_no_accumulation(loader: int, changes: dict[str, Any], count: int):
+    """Two losses, each a mean over its own batch, with a backward pass each; one task may have fewer batches."""
+    loop = Loop()
+    for update in range(4):
+        loop.backward(term(1.0))
+        if update < 3:
+            loop.backward(term(1.0, count=count, **changes), size=count, loader=loader)
+        loop.step()
+    assert loop.ids() == []
+
+
+def test_what_is_not_divided_explains_its_tail():
+    loop = Loop()
+    for batches in (4, 4, 2):
+        for _ in range(batches):
+            loop.backward(term(1.0))
+        loop.step()
+    assert loop.ids() == ["accumulation-not-divided"]
+
+
+def test_one_step_for_each_gradient():
+    loop = Loop()
+    for _ in range(4):
+        loop.backward(term(1.0))
+        loop.step(clear=False)
+        loop.step()
+    assert loop.ids() == ["double-step"]
+
+
+def test_gradients_that_are_never_cleared():
+    loop = Loop()
+    for _ in range(4):
+        loop.backward(term(1.0))
+        loop.step(clear=False)
+    assert loop.ids() == ["step-without-zero-grad"]
+
+
+def test_gradients_that_the_loop_puts_there_itself():
+    """By torch.autograd.grad or torch.func: no backward pass, and a gradient of its own for each step."""
+    loop = Loop()
+    for update in range(4):
+        loop.gathered = 1.0 + update
+        loop.step(clear=False)
+    assert loop.ids() == []
+    loop = Loop()
+    for update in range(4):
+        loop.gathered = 1.0 + update
+        loop.step(clear=False)
+        loop.step()
+    assert loop.ids() == ["double-step"]
+
+
+def test_gradients_that_are_cleared_before_the_step():
+    loop = Loop()
+    for _ in range(4):
+        loop.backward(term(1.0), cleared=True)
+        loop.step(times=0.0)
+    assert loop.ids() == ["unused-gradients"]
+
+
+def several(*loops: Loop, share: float) -> Case:
+    """Processes whose steps take the sum of all gradients, times `share`."""
+    for updates in zip(*[Story(loop.tape).updates for loop in loops], strict=True):
+        total = sum(micro.backward.local["0"][0] for update in updates for micro in update.microbatches)
+        for loop, update in zip(loops, updates, strict=True):
+            events = loop.tape.events
+            events[events.index(update.step)] = replace(update.step, final=[share * total])
+    return Case([Story(loop.tape) for loop in loops])
+
+
+@pytest.mark.parametrize(
+    ("loss", "share", "expected"),
+    [
+        (1.0, 0.5, []),  # averaged means
+        (1.0, 1.0, ["gradient-sum-not-mean"]),
+        (2.0, 0.5, ["loss-scaled-by-world-size"]),
+        (0.5, 1.0, []),  # the loss divided by p, and summed
+    ],
+)
+def test_gradients_of_two_processes(loss: float, share: float, expected: list[str]):
+    loops = Loop(), Loop()
+    for loop in loops:
+        for _ in range(3):
+            loop.backward(term(loss))
+            loop.step()
+    assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
+
+
+def test_unequal_counts_on_two_processes():
+    loops = Loop(), Loop()
+    for loop, count in zip(loops, (8, 4), strict=True):
+        for _ in range(3):
+            loop.backward(term(1.0, count=count), size=count)
+            loop.step()
+    assert [finding.pitfall for finding in judge(several(*loops, share=0.5))] == ["gradient-mean-of-unequal"]
+
+
+def test_steps_that_are_no_longer_looked_at_are_counted_too():
+    loop = Loop()
+    for update in range(8):
+        loop.backward(term(1.0))
+        loop.step(clear=False)
+        loop.step()
+        if update >= 3:
+            steps = list(loop.tape.of(OptimizerStep))[-2:]
+            loop.tape.events[-2:] = [replace(step, moved=None) for step in steps]
+    (finding,) = judge(Case([Story(loop.tape)]))
+    assert finding.measured == "16 steps on 8 gradients"
+
+
+@pytest.mark.parametrize(("base", "expected"), [(None, True), (1e-4, True), (5e-5, False)])
+def test_a_decay_that_was_multiplied_already(base: float | None, expected: bool):
+    loop = Loop()
+    groups = [ParameterGroup(lr=0.1, weight_decay=1e-4, parameters=1)]
+    loop.tape.events[0] = OptimizerSeen("t.py:1", groups=groups, adaptive=False, decay=[[1e-4, 1e-4]])
+    for _ in range(4):
+        loop.backward(term(1.0))
+        loop.step()
+    found = judge(Case([Story(loop.tape)], Base(0.05, 4, weight_decay=base)), only=["decay-decoupled-scales-with-lr"])
+    assert bool(found) == expected
+    assert all(finding.expected.startswith("0.0002 a step") for finding in found)
+
+
+@pytest.mark.parametrize(("cleared", "expected"), [(True, []), (False, ["step-without-zero-grad"])])
+def test_two_optimizers_that_clear_their_own_gradients(cleared: bool, expected: list[str]):
+    """A GAN: the generator's pass gives the discriminator gradients too, which its own next window clears first."""
+    tape, lying = Tape(), {"0": 0.0, "1": 0.0}
+
+    def backward(given: dict[str, float]) -> None:
+        before = {name: [number] for name, number in lying.items()}
+        local = {name: [given.get(name, 0.0)] for name in lying}
+        tape.add(BackwardPass("t.py:4", terms=[], samples=8, before=before, local=local))
+        for name, number in given.items():
+            lying[name] += number
+
+    def step(name: str) -> None:
+        final = [lying[name]]
+        tape.add(
+            OptimizerStep(f"t.py:{name}", optimizer=int(name), rates=[0.1], closure=False, final=final, left=final)
+        )
+
+    for update in range(1, 5):
+        lying["0"] = 0.0 if cleared else lying["0"]
+        backward({"0": 1.0 * update})
+        backward({"0": 2.0 * update})
+        step("0")
+        lying["1"] = 0.0
+        backward({"0": 3.0 * update, "1": 4.0 * update})
+        step("1")
+    found = judge(Case([Story(tape)]), only=["step-without-zero-grad"])
+    assert [finding.pitfall for finding in found] == expected
+    assert [finding.where for finding in found] == ["t.py:0"] * len(expected)
