@@ -33,11 +33,6 @@ def results_json(findings: Findings, pictures: tuple[str, ...] = (), written_by:
     Args:
         pictures: names of the figures beside it.
         written_by: the version that wrote it.
-
-    >>> import json
-    >>> from onehour.study.results import Study
-    >>> json.loads(results_json(Findings(Study(None, ()))))["entries"]
-    []
     """
     study = findings.study
     content = {
@@ -56,12 +51,7 @@ def results_json(findings: Findings, pictures: tuple[str, ...] = (), written_by:
 
 
 def results_csv(findings: Findings) -> str:
-    """A line a run.
-
-    >>> from onehour.study.results import Study
-    >>> results_csv(Findings(Study(None, ())))[:27]
-    'arm,minibatch,per_worker,wo'
-    """
+    """A line a run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -25,10 +25,6 @@ def read_paths(paths: Sequence[Path]) -> Study:
     Raises:
         ValueError: for what is none of these, for mixed tasks and lengths, for damaged files, and where no run has
             ended.
-
-    >>> read_paths([Path("nowhere.csv")])
-    Traceback (most recent call last):
-    ValueError: nowhere.csv cannot be read: No such file or directory
     """
     if not paths:
         raise ValueError("nothing to report; give a sweep's folder, runs' folders, or CSVs of epoch,error")

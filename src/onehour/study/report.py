@@ -41,34 +41,19 @@ MARK = f'<meta name="generator" content="{FORMAT}">'
 
 @dataclass(frozen=True)
 class Report:
-    """A written report.
-
-    >>> from onehour.study.results import Study
-    >>> Report(Path("runs/digits-sweep"), Findings(Study(None, ()))).page.name
-    'report.html'
-    """
+    """A written report."""
 
     folder: Path
     findings: Findings
 
     @property
     def page(self) -> Path:
-        """The page to open.
-
-        >>> from onehour.study.results import Study
-        >>> Report(Path("sweep"), Findings(Study(None, ()))).page.as_posix()
-        'sweep/report.html'
-        """
+        """The page to open."""
         return self.folder / PAGE
 
     @property
     def results(self) -> Path:
-        """Everything as data.
-
-        >>> from onehour.study.results import Study
-        >>> Report(Path("sweep"), Findings(Study(None, ()))).results.as_posix()
-        'sweep/results.json'
-        """
+        """Everything as data."""
         return self.folder / JSON
 
 
@@ -93,10 +78,6 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
 
     Raises:
         ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
-
-    >>> write_report([Path("nowhere.csv")])
-    Traceback (most recent call last):
-    ValueError: nowhere.csv cannot be read: No such file or directory
     """
     findings = findings_of(read_paths(paths), margin)
     folder = folder_for(paths) if out is None else out
@@ -123,11 +104,6 @@ def render(findings: Findings) -> tuple[str, list[Picture]]:
 
     Raises:
         ValueError: if matplotlib or Jinja2 is missing.
-
-    >>> from onehour.study.results import Study
-    >>> page, pictures = render(Findings(Study(None, ())))
-    >>> page[:15], len(pictures)
-    ('<!DOCTYPE html>', 0)
     """
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
@@ -219,10 +195,6 @@ def context_of(findings: Findings, pictures: dict[str, list[Picture]], written_b
     Args:
         pictures: by section: "sizes", "arms", "per_worker", "curves", "seconds".
         written_by: the version that writes it.
-
-    >>> from onehour.study.results import Study
-    >>> context_of(Findings(Study(None, ())), {}, "0")["title"]
-    'Error over epochs'
     """
     study = findings.study
     recipe = study.recipe

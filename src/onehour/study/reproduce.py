@@ -25,11 +25,7 @@ HIDDEN = ("command", "from_iteration")
 
 
 def commands(study: Study) -> list[str]:
-    """What to type to have the same runs again; nothing for models and data that were given from Python.
-
-    >>> commands(Study(None, ()))
-    []
-    """
+    """What to type to have the same runs again; nothing for models and data that were given from Python."""
     recipe = study.recipe
     if recipe is None or "<" in (recipe.model[:1], recipe.data[:1]):
         return []
@@ -44,11 +40,7 @@ def commands(study: Study) -> list[str]:
 
 
 def more_seeds(study: Study, seeds: int) -> str:
-    """What to type so that a sweep has so many seeds in all; "" where it is no sweep.
-
-    >>> more_seeds(Study(None, ()), 10)
-    ''
-    """
+    """What to type so that a sweep has so many seeds in all; "" where it is no sweep."""
     if study.spec is None or not commands(study):
         return ""
     first = min(study.spec.seeds)
@@ -59,11 +51,7 @@ def more_seeds(study: Study, seeds: int) -> str:
 
 
 def environment_of(study: Study) -> list[tuple[str, str]]:
-    """What the runs ran on: each key with the values that occur.
-
-    >>> environment_of(Study(None, ()))
-    []
-    """
+    """What the runs ran on: each key with the values that occur."""
     values: dict[str, list[str]] = {}
     for result in _results(study):
         for key, value in result.environment.items():
@@ -73,11 +61,7 @@ def environment_of(study: Study) -> list[tuple[str, str]]:
 
 
 def unfinished(study: Study) -> list[str]:
-    """Cells of a sweep, and runs, that have not ended.
-
-    >>> unfinished(Study(None, ()))
-    []
-    """
+    """Cells of a sweep, and runs, that have not ended."""
     if study.spec is None:
         return [PurePath(result.source).name for result in _results(study) if result.error is None]
     ended = {_key(result) for result in _results(study) if result.error is not None}
@@ -86,11 +70,7 @@ def unfinished(study: Study) -> list[str]:
 
 
 def left_over(study: Study) -> int:
-    """How many runs lie in a sweep's folder that its sweep.toml does not ask for.
-
-    >>> left_over(Study(None, ()))
-    0
-    """
+    """How many runs lie in a sweep's folder that its sweep.toml does not ask for."""
     if study.spec is None:
         return 0
     asked = {(cell.arm, cell.recipe.minibatch, cell.recipe.seed) for cell in study.spec.cells()}

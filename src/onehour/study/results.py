@@ -129,9 +129,6 @@ class Study:
         recipe: the base that arms are named against; None for others' curves.
         entries: sorted by arm (the recipe's own first, then as they came) and minibatch.
         spec: of a sweep: what was asked for.
-
-    >>> Study(None, ()).flat
-    ()
     """
 
     recipe: Recipe | None
@@ -158,11 +155,7 @@ class Study:
 
     @cached_property
     def reference(self) -> Entry | None:
-        """What the others are compared with: the base minibatch's entry, else the smallest's.
-
-        >>> Study(None, ()).reference is None
-        True
-        """
+        """What the others are compared with: the base minibatch's entry, else the smallest's."""
         sized = [entry for entry in self.flat if entry.n and entry.minibatch is not None]
         base = [entry for entry in sized if self.recipe and entry.minibatch == self.recipe.base_minibatch]
         return (base or sized or [None])[0]

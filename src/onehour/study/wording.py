@@ -33,12 +33,7 @@ class Sentence:
 
 
 def multiple(findings: Findings, row: Row) -> str:
-    """A minibatch, and how many times the base it is.
-
-    >>> from onehour.study.results import Entry, Study
-    >>> multiple(Findings(Study(None, ())), Row(Entry((), 512, ()), "512"))
-    '512'
-    """
+    """A minibatch, and how many times the base it is."""
     recipe, reference = findings.study.recipe, findings.study.reference
     size = row.entry.minibatch or 0
     base = recipe.base_minibatch if recipe else reference.minibatch if reference else None
@@ -46,12 +41,7 @@ def multiple(findings: Findings, row: Row) -> str:
 
 
 def headline(findings: Findings) -> list[Sentence]:
-    """The verdict in a sentence or two.
-
-    >>> from onehour.study.results import Study
-    >>> headline(Findings(Study(None, ())))[0].text
-    'There is no minibatch to judge: these are curves without a place on the axis.'
-    """
+    """The verdict in a sentence or two."""
     reference, failure = findings.reference, findings.first_failure()
     if reference is None:
         return [Sentence("There is no minibatch to judge: these are curves without a place on the axis.")]

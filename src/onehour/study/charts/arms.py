@@ -24,11 +24,6 @@ def arm_pictures(findings: Findings, *, elsewhere: Sequence[str] = ()) -> list[P
 
     Args:
         elsewhere: groups that have a figure of their own.
-
-    >>> from onehour.study.results import Study
-    >>> from onehour.study.tables import findings_of
-    >>> arm_pictures(findings_of(Study(None, ())))
-    []
     """
     pictures = []
     for size in sorted({size for size, _ in findings.groups}):

@@ -48,13 +48,7 @@ class _Cell:
 
 
 def curve_pictures(findings: Findings) -> list[Picture]:
-    """Of minibatches over the reference, of arms over the recipe at their minibatch, and of curves without a place.
-
-    >>> from onehour.study.results import Study
-    >>> from onehour.study.tables import findings_of
-    >>> curve_pictures(findings_of(Study(None, ())))
-    []
-    """
+    """Of minibatches over the reference, of arms over the recipe at their minibatch, and of curves without a place."""
     reference = findings.reference
     groups: list[tuple[str, str, list[_Cell]]] = []
     if reference is not None:

@@ -24,13 +24,7 @@ LEFT, TOP, RIGHT, FOOT = 34, 24, 42, 40
 
 
 def seconds_picture(findings: Findings) -> Picture | None:
-    """The figure; None where fewer than two minibatches have a time.
-
-    >>> from onehour.study.results import Study
-    >>> from onehour.study.tables import findings_of
-    >>> seconds_picture(findings_of(Study(None, ()))) is None
-    True
-    """
+    """The figure; None where fewer than two minibatches have a time."""
     rows = [row for row in findings.sizes if row.seconds and row.entry.n]
     reference = findings.reference
     if reference is None or not reference.seconds or len(rows) < 2:

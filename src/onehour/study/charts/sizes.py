@@ -24,13 +24,7 @@ READ = (
 
 
 def minibatch_picture(findings: Findings) -> Picture | None:
-    """The figure; None without a minibatch that has a run which ended.
-
-    >>> from onehour.study.results import Study
-    >>> from onehour.study.tables import findings_of
-    >>> minibatch_picture(findings_of(Study(None, ()))) is None
-    True
-    """
+    """The figure; None without a minibatch that has a run which ended."""
     if findings.reference is None:
         return None
     panels = [_ours(findings), _papers(findings.margin)]
@@ -105,13 +99,7 @@ FEWEST = 3
 
 
 def per_worker_pictures(findings: Findings) -> list[Picture]:
-    """A figure for each minibatch at which `FEWEST` other values of n were run.
-
-    >>> from onehour.study.results import Study
-    >>> from onehour.study.tables import findings_of
-    >>> per_worker_pictures(findings_of(Study(None, ())))
-    []
-    """
+    """A figure for each minibatch at which `FEWEST` other values of n were run."""
     pictures = []
     for size in sorted({size for size, _ in findings.groups}):
         found: list[tuple[int, Entry, str]] = []
