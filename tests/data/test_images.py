@@ -1,6 +1,5 @@
 """Folders of images: labels by class name, every fault one message, and samples that depend on their key alone."""
 
-import hashlib
 import io
 import os
 import pickle
@@ -16,11 +15,10 @@ from torch.utils.data import Dataset
 
 from onehour.data.images import MEAN, STD, Images, image_folder
 from onehour.data.listing import Names
-from onehour.data.loader import chunk_batches, pass_batches, prepared
+from onehour.data.loader import pass_batches, prepared
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
 from onehour.rules.keys import seed_for
-from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
 
 CPU = torch.device("cpu")
@@ -73,16 +71,6 @@ def small(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def digest(batches) -> list[str]:
-    """SHA-256 of each batch."""
-    return [hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest() for x, y in batches]
-
-
-def batches(train, passes: list[range], *, start: int = 0, stop: int = 6, loaders: int = 0, seed: int = 3):
-    stream = SampleStream(samples=len(train), minibatch=Minibatch(per_worker=4, workers=2), seed=seed)
-    return pass_batches(train, stream, passes, start=start, stop=stop, loaders=loaders, device=CPU)
-
-
 def test_classes_and_files_come_in_the_order_of_their_names(zoo):
     train, validation = image_folder(zoo)
     assert train.classes == validation.classes == sorted(CLASSES)
@@ -120,20 +108,6 @@ def test_the_loader_keys_a_sample_by_seed_epoch_and_index_and_leaves_generators_
     expected = train.keyed(7, seed_for(3, "sample", 2, 7))
     assert torch.equal(image, expected[0])
     assert label == expected[1]
-
-
-def test_samples_are_the_same_for_any_number_of_loaders_and_any_start(zoo):
-    train, validation = image_folder(zoo)
-    whole = digest(batches(train, [range(2)]))
-    assert digest(batches(train, [range(2)], loaders=2)) == whole
-    assert digest(batches(train, [range(2)], start=4, loaders=2)) == whole[4:]
-    assert digest(batches(train, [range(2)], start=4)) == whole[4:]
-    assert digest(batches(train, [range(2)], seed=4)) != whole
-    apart = [digest(batches(train, [range(j, j + 1)], loaders=j)) for j in range(2)]
-    alone = digest(batches(train, [range(1), range(1, 2)]))
-    assert [each for pair in zip(*apart, strict=True) for each in pair] == alone
-    chunks = [digest(chunk_batches(validation, range(1), seed=0, loaders=n, device=CPU)) for n in (0, 2)]
-    assert chunks[0] == chunks[1]
 
 
 def test_batches_are_normalised_floats_of_the_images_bytes(zoo):
@@ -228,43 +202,6 @@ def test_unknown_and_missing_validation_classes_are_each_named(small):
     message = "val has 'a <b>', which .*/train has not and lacks 'cat', 'e f', 'g'; expected the same class folders"
     with pytest.raises(ValueError, match=message):
         image_folder(small)
-
-
-def test_what_is_no_image_by_its_name_is_refused_at_the_start(small):
-    (small / "train" / "dog" / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"dog/notes\.txt is no image file by its name; move it"):
-        image_folder(small)
-    (small / "train" / "dog" / "notes.txt").unlink()
-    (small / "train" / "dog" / "2.jpg").symlink_to("nothing")
-    with pytest.raises(ValueError, match=r"dog/2\.jpg is a link that cannot be followed \(No such file or directory\)"):
-        image_folder(small)
-
-
-@pytest.mark.parametrize("loaders", [0, 1])
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.write_bytes(b"hello"), "train/dog/1.jpg is no image that can be read"),
-        (lambda path: path.write_bytes(b""), "train/dog/1.jpg is an empty file; replace or remove it"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-99]), "train/dog/1.jpg cannot be decoded"),
-        (lambda path: path.unlink(), "train/dog/1.jpg cannot be read: No such file or directory; restore or remove it"),
-    ],
-)
-def test_an_unreadable_file_is_one_message_from_any_loader(small, damage, message, loaders):
-    train, _ = image_folder(small)
-    damage(small / "train" / "dog" / "1.jpg")
-    stream = SampleStream(samples=2, minibatch=2, seed=0)
-    with pytest.raises(ValueError, match=message) as raised:
-        list(pass_batches(train, stream, [range(1)], start=0, stop=1, loaders=loaders, device=CPU))
-    assert "\n" not in str(raised.value)
-    assert "Traceback" not in str(raised.value)
-
-
-def test_an_unreadable_first_file_is_its_own_message(small):
-    (small / "train" / "cat" / "1.jpg").write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"^\S*train/cat/1\.jpg is no image that can be read") as raised:
-        load_data(str(small))
-    assert "\n" not in str(raised.value)
 
 
 def test_another_source_needs_its_labels_names_and_bytes():

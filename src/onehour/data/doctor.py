@@ -19,7 +19,7 @@ from PIL import Image
 from onehour.data.dataset import FaultError
 from onehour.data.decode import FORMATS, JPEG_START, PIXELS, decode, plain
 from onehour.data.index import changes, folder_side, index_of, read_index
-from onehour.data.listing import SIDES, Folder, Report, Table, list_sides, read_file
+from onehour.data.listing import SIDES, Files, OnFault, Table, list_sides, read_file
 from onehour.data.pack import PARTS
 from onehour.data.processes import Done, spans, spread
 from onehour.data.shards import Shards, key_of, label_member, pack_side
@@ -121,7 +121,7 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lam
     if index is None and ((path / PARTS).is_dir() or list(path.glob("*.tar"))):
         return [FaultError(str(path), "holds shards and no index: it was never finished", "pack the data again")]
     root, kind = path if path.is_dir() else path.parent, "folder"
-    looks: list[_FolderLook] | list[_PackLook] = []
+    readers: list[_FolderReader] | list[_PackReader] = []
     try:
         if index is not None:
             _, about = read_index(index)
@@ -131,25 +131,25 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lam
         index = None
     try:
         if kind == "pack" and index is not None:
-            looks = _look_at_pack(index, pixels, faults.append)
+            readers = _pack_readers(index, pixels, faults.append)
         elif not list(root.glob("*.tar")):
-            looks = _look_at_folder(root, index, pixels, faults.append)
+            readers = _folder_readers(root, index, pixels, faults.append)
     except FaultError as fault:
         faults.append(fault)
     digests = []
-    for look in looks:
-        found = spread(look, spans(len(look.rows), 64), jobs=jobs, done=done)
+    for reader in readers:
+        found = spread(reader, spans(len(reader.rows), 64), jobs=jobs, done=done)
         faults += [fault for part, _ in found for fault in part]
         digests.append(b"".join(digest for _, digest in found))
-    faults += _twins(looks, digests)
+    faults += _twins(readers, digests)
     return sorted(faults, key=lambda fault: fault.path)
 
 
 @dataclass(frozen=True)
-class _FolderLook:
+class _FolderReader:
     """Reads the files of a side; sent to the processes that do it."""
 
-    source: Folder
+    source: Files
     rows: np.ndarray
     """Of each file its row in the index, or -1."""
     indexed: Table | None
@@ -171,7 +171,7 @@ class _FolderLook:
 
 
 @dataclass(frozen=True)
-class _PackLook:
+class _PackReader:
     """Reads the samples of a side whose shards are whole."""
 
     source: Shards
@@ -220,16 +220,16 @@ def _found(span: range, look: Callable[[int], tuple[list[FaultError], bytes]], d
     return faults, bytes(digests)
 
 
-def _look_at_folder(root: Path, index: Path | None, pixels: int, report: Report) -> list[_FolderLook]:
+def _folder_readers(root: Path, index: Path | None, pixels: int, report: OnFault) -> list[_FolderReader]:
     tables = list_sides(root, report)
-    looks = []
+    readers = []
     arrays, about = read_index(index, verify=False) if index is not None else ({}, {})
     if index is not None:
         changes(index, report)
     for side, table in tables.items():
         known = folder_side(index, side, arrays, about, check=True).table if index is not None else None
-        looks.append(_FolderLook(Folder(root / side, table), _rows(table, known), known, pixels))
-    return looks
+        readers.append(_FolderReader(Files(root / side, table), _rows(table, known), known, pixels))
+    return readers
 
 
 def _rows(table: Table, known: Table | None) -> np.ndarray:
@@ -248,9 +248,9 @@ def _rows(table: Table, known: Table | None) -> np.ndarray:
     return rows
 
 
-def _look_at_pack(index: Path, pixels: int, report: Report) -> list[_PackLook]:
+def _pack_readers(index: Path, pixels: int, report: OnFault) -> list[_PackReader]:
     arrays, about = read_index(index, verify=False)
-    looks, names = [], set()
+    readers, names = [], set()
     for side in SIDES:
         source = pack_side(index, side, arrays, about, check=True)
         whole = np.ones(len(source.labels), bool)
@@ -261,17 +261,17 @@ def _look_at_pack(index: Path, pixels: int, report: Report) -> list[_PackLook]:
             if fault is not None:
                 whole[shard.first : end] = False
                 report(fault)
-        looks.append(_PackLook(source, np.flatnonzero(whole), pixels))
+        readers.append(_PackReader(source, np.flatnonzero(whole), pixels))
     for path in index.parent.glob("*.tar"):
         if path.name not in names:
             report(FaultError(str(path), "is no shard of this pack", "move it away", note=True))
-    return looks
+    return readers
 
 
-def _twins(looks: Sequence[_FolderLook | _PackLook], digests: list[bytes]) -> Iterator[FaultError]:
+def _twins(readers: Sequence[_FolderReader | _PackReader], digests: list[bytes]) -> Iterator[FaultError]:
     """Notes of files with the same bytes."""
     joined = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
-    firsts = np.cumsum([0, *(len(look.rows) for look in looks)])
+    firsts = np.cumsum([0, *(len(reader.rows) for reader in readers)])
     order = np.lexsort((joined[:, 1], joined[:, 0]))
     same = (joined[order[1:]] == joined[order[:-1]]).all(1) & (joined[order[1:]] != 0).any(1)
     first = 0
@@ -280,7 +280,8 @@ def _twins(looks: Sequence[_FolderLook | _PackLook], digests: list[bytes]) -> It
             first = place
         sides = [int(np.searchsorted(firsts, order[at], "right")) - 1 for at in (first, place + 1)]
         here, there = (
-            looks[side].place(int(order[at] - firsts[side])) for side, at in zip(sides, (first, place + 1), strict=True)
+            readers[side].place(int(order[at] - firsts[side]))
+            for side, at in zip(sides, (first, place + 1), strict=True)
         )
         where = (
             "to train and to validate" if sides[0] != sides[1] else "in another class" if here[1] != there[1] else "too"

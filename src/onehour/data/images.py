@@ -12,7 +12,7 @@ from onehour.data.augment import SIZE, drawn_key, normalise, training_crop, vali
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.index import changes, folder_side, index_of, read_index
-from onehour.data.listing import SIDES, Folder, Source, list_sides, refuse
+from onehour.data.listing import SIDES, Files, Source, list_sides, refuse
 from onehour.data.shards import Shards, pack_side
 from onehour.rules.checks import positive_int
 
@@ -120,7 +120,7 @@ def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple
     return train, validation
 
 
-def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Folder | Shards]:
+def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
     """The sources of a folder, an index or a pack, by "train" and "val".
 
     Args:
@@ -135,17 +135,17 @@ def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Folder | Shards]
     faults: list[FaultError] = []
     tables = list_sides(root, faults.append, sizes=sizes)
     refuse(faults, root)
-    return {side: Folder(root / side, table) for side, table in tables.items()}
+    return {side: Files(root / side, table) for side, table in tables.items()}
 
 
-def _indexed(index: Path) -> dict[str, Folder | Shards]:
+def _indexed(index: Path) -> dict[str, Files | Shards]:
     arrays, about = read_index(index)
     if about["kind"] == "pack":
         packs = {side: pack_side(index, side, arrays, about, check=True) for side in SIDES}
         for source in packs.values():
             source.check()
         return dict(packs)
-    sides: dict[str, Folder | Shards] = {side: folder_side(index, side, arrays, about, check=True) for side in SIDES}
+    sides: dict[str, Files | Shards] = {side: folder_side(index, side, arrays, about, check=True) for side in SIDES}
     changed: list[FaultError] = []
     changes(index, changed.append)
     if changed:

@@ -14,10 +14,11 @@ import mmap
 import os
 import time
 import zlib
+from collections.abc import Callable
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save
@@ -25,9 +26,9 @@ from safetensors.numpy import save
 from onehour.data.dataset import FaultError
 from onehour.data.listing import (
     SIDES,
-    Folder,
+    Files,
     Names,
-    Report,
+    OnFault,
     Source,
     Table,
     list_class,
@@ -47,12 +48,13 @@ __all__ = [
     "index_of",
     "open_arrays",
     "read_index",
-    "reopen_folder",
+    "reopened",
     "table_of",
     "write_arrays",
     "write_index",
 ]
 
+T = TypeVar("T")
 KEY = "onehour"
 AGAIN = "make it again"
 LONGEST = 2**28
@@ -179,7 +181,7 @@ def write_index(
     refuse(faults, root)
     arrays: dict[str, np.ndarray] = {}
     for side, table in tables.items():
-        checks = _checks(Folder(root / side, table), root, jobs, done) if digests else None
+        checks = _checks(Files(root / side, table), root, jobs, done) if digests else None
         arrays |= columns(side, table, checks)
     classes, folders = tables["train"].classes, {side: table.classes for side, table in tables.items()}
     about = {
@@ -220,7 +222,7 @@ def read_index(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray
 
 def folder_side(
     path: Path, side: str, arrays: dict[str, np.ndarray], about: dict[str, Any], *, check: bool = False
-) -> Folder:
+) -> Files:
     """One side of the folder that an index lists; the folder itself is not looked at.
 
     Args:
@@ -233,16 +235,16 @@ def folder_side(
     """
     folders = about.get("folders", {}).get(side, about["classes"])
     table = table_of(path, side, arrays, folders, check=check)
-    return Folder(_root(path, about) / side, table, partial(reopen_folder, path, side))
+    return Files(_root(path, about) / side, table, partial(reopened, folder_side, path, side))
 
 
-def reopen_folder(path: Path, side: str) -> Folder:
-    """One side of an index that another process has verified."""
-    return folder_side(path, side, *read_index(path, verify=False))
+def reopened(side_of: Callable[..., T], path: Path, side: str) -> T:
+    """One side, by `folder_side` or `pack_side`, of an index that another process has verified."""
+    return side_of(path, side, *read_index(path, verify=False))
 
 
-def changes(path: Path, report: Report) -> None:
-    """Report every file that came or went since an index of a folder was made.
+def changes(path: Path, report: OnFault) -> None:
+    """OnFault every file that came or went since an index of a folder was made.
 
     A class whose folder has the time and size that it had is not listed. A file that was overwritten in its place is
     noticed when it is read.
@@ -325,7 +327,7 @@ def _check_span(source: Source, span: range, done: Done) -> tuple[np.ndarray, li
     return checks, faults
 
 
-def _side_changes(root: Path, table: Table, stamps: list[Any], report: Report) -> None:
+def _side_changes(root: Path, table: Table, stamps: list[Any], report: OnFault) -> None:
     there = set(list_classes(root, _ignored))
     for name in sorted(there - set(table.classes)):
         report(FaultError(str(root / name), "is a class that the index does not have", "index the data again"))

@@ -23,7 +23,7 @@ from onehour.messages import shown
 
 __all__ = [
     "SIDES",
-    "Folder",
+    "Files",
     "Names",
     "Source",
     "Table",
@@ -139,7 +139,7 @@ class Source(Protocol):
         ...
 
 
-class Folder:
+class Files:
     """The files ROOT/CLASS/NAME of a table.
 
     Args:
@@ -151,12 +151,12 @@ class Folder:
     resized: int | None = None
     """Files are as they are; a pack's may be smaller."""
 
-    def __init__(self, root: Path, table: Table, reopen: Callable[[], Folder] | None = None) -> None:
+    def __init__(self, root: Path, table: Table, reopen: Callable[[], Files] | None = None) -> None:
         self.root, self.table, self.reopen = str(root), table, reopen
         self.classes, self.labels = table.classes, table.labels
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (self.reopen, ()) if self.reopen else (Folder, (Path(self.root), self.table))
+        return (self.reopen, ()) if self.reopen else (Files, (Path(self.root), self.table))
 
     def name(self, index: int) -> str:
         """The path of image `index`."""
@@ -199,11 +199,11 @@ def read_file(path: str) -> bytes:
 
 SIDES = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
-Report = Callable[[FaultError], None]
+OnFault = Callable[[FaultError], None]
 
 
 def list_sides(
-    root: Path, report: Report, *, sizes: bool = False, tick: Callable[[], None] = lambda: None
+    root: Path, report: OnFault, *, sizes: bool = False, tick: Callable[[], None] = lambda: None
 ) -> dict[str, Table]:
     """The images of ROOT/train/CLASS/* and ROOT/val/CLASS/*.
 
@@ -233,7 +233,7 @@ def list_sides(
 
 def list_side(
     root: Path,
-    report: Report,
+    report: OnFault,
     *,
     like: Sequence[str] = (),
     sizes: bool = False,
@@ -265,7 +265,7 @@ def list_side(
     return Table(classes, labels, packed, np.array(found, np.int64) if sizes else None, None)
 
 
-def list_classes(root: Path, report: Report) -> list[str]:
+def list_classes(root: Path, report: OnFault) -> list[str]:
     """The names of ROOT's folders; reports what else lies there, since it is never read."""
     found = _entries(root, report)
     if found is None:
@@ -288,7 +288,7 @@ def list_classes(root: Path, report: Report) -> list[str]:
     return classes
 
 
-def list_class(folder: Path, report: Report, *, sizes: bool = False) -> list[tuple[str, int]]:
+def list_class(folder: Path, report: OnFault, *, sizes: bool = False) -> list[tuple[str, int]]:
     """(name, size) of the images in a class's folder, in the order of names; sizes are 0 where nobody asks."""
     found = _entries(folder, report)
     if found is None:
@@ -320,7 +320,7 @@ def refuse(faults: Sequence[FaultError], root: Path) -> None:
         raise ValueError(f"{wrong[0]}{shown(more)}")
 
 
-def _compare(root: Path, train: list[str], validation: list[str], report: Report) -> None:
+def _compare(root: Path, train: list[str], validation: list[str], report: OnFault) -> None:
     there, here = ({_form(name): name for name in names} for names in (train, validation))
     unknown = sorted(name for form, name in here.items() if form not in there)
     missing = sorted(name for form, name in there.items() if form not in here)
@@ -330,7 +330,7 @@ def _compare(root: Path, train: list[str], validation: list[str], report: Report
         report(FaultError(f"{root}/val", " and ".join(found), "expected the same class folders in both"))
 
 
-def _entries(folder: Path, report: Report) -> list[os.DirEntry[str]] | None:
+def _entries(folder: Path, report: OnFault) -> list[os.DirEntry[str]] | None:
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

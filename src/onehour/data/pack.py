@@ -23,7 +23,7 @@ from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
 from onehour.data.decode import PIXELS, decode, orientation_of
 from onehour.data.index import FORMAT, INDEX, columns, open_arrays, read_index, write_arrays
-from onehour.data.listing import Folder
+from onehour.data.listing import Files
 from onehour.data.processes import Done, spread
 from onehour.data.shards import BLOCK, END, Shards, header, key_of, label_member, padding
 from onehour.files import opened, remove, replace_whole, sync_folder, written
@@ -92,7 +92,7 @@ class Part:
 
 
 def pack(
-    sides: Mapping[str, Folder | Shards],
+    sides: Mapping[str, Files | Shards],
     out: Path,
     *,
     resize: int | None = None,
@@ -117,7 +117,7 @@ def pack(
         ValueError: if `out` holds something else, an image cannot be read or resized, or the disk is full.
     """
     for source in sides.values():
-        if isinstance(source, Folder) and out.resolve().is_relative_to(Path(source.root).resolve()):
+        if isinstance(source, Files) and out.resolve().is_relative_to(Path(source.root).resolve()):
             raise ValueError(f"{out} lies inside the data to pack; choose a folder outside of {source.root}")
     packing = _Packing(dict(sides), out, resize)
     parts = [part for side, source in sides.items() for part in parts_of(side, source.table.sizes, shard_bytes)]
@@ -163,7 +163,7 @@ def parts_of(side: str, sizes: np.ndarray | None, shard_bytes: int) -> list[Part
 class _Packing:
     """What every shard of a pack has in common; sent to the processes that write."""
 
-    sides: dict[str, Folder | Shards]
+    sides: dict[str, Files | Shards]
     out: Path
     resize: int | None
     held: OpenFolder | None = None
@@ -227,7 +227,7 @@ class _Packing:
     def _record(self, part: Part) -> Path:
         return self.out / PARTS / part.name
 
-    def _content(self, source: Folder | Shards, index: int) -> tuple[bytes, str]:
+    def _content(self, source: Files | Shards, index: int) -> tuple[bytes, str]:
         """An image file's bytes as they are packed, and the suffix that fits them."""
         data = source.read(index)
         smaller = shrunk(data, source.name(index), self.resize) if self.resize else None

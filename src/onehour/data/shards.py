@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from onehour.data.dataset import FaultError
-from onehour.data.index import read_index, table_of
+from onehour.data.index import reopened, table_of
 from onehour.data.listing import Table
 
-__all__ = ["BLOCK", "Shard", "Shards", "header", "key_of", "label_member", "pack_side", "padding", "reopen_pack"]
+__all__ = ["BLOCK", "Shard", "Shards", "header", "key_of", "label_member", "pack_side", "padding"]
 
 BLOCK = 512
 OPEN = 64
@@ -178,16 +178,11 @@ def pack_side(
     except (TypeError, ValueError) as error:
         raise FaultError(str(path), "is no whole index", "make it again") from error
     offsets = arrays.get(f"{side}.offsets", np.zeros(0, np.int64))
-    reopen = partial(reopen_pack, path, side)
+    reopen = partial(reopened, pack_side, path, side)
     source = Shards(path.parent, table, offsets, shards, resized=about.get("resized"), reopen=reopen)
     if check:
         _refuse_wrong(path, source)
     return source
-
-
-def reopen_pack(path: Path, side: str) -> Shards:
-    """One side of a pack that another process has verified."""
-    return pack_side(path, side, *read_index(path, verify=False))
 
 
 def _refuse_wrong(path: Path, source: Shards) -> None:
