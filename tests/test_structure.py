@@ -58,7 +58,7 @@ MAY = {
     "check": ("check", "rules", "leaving"),
     "scale": ("scale", "training.record", "rules", *SHARED),
     "cli": (
-        *("cli", "planner", "recipes", "execution", "api"),
+        *("cli", "planner", "recipes", "execution", "api", "runs"),
         *("translate", "check", "sweeps", "study", "training", "data", "dist", "rules", *SHARED),
     ),
 }

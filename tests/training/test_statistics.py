@@ -35,26 +35,29 @@ def test_the_buffers_stay_the_models_own_under_the_same_names():
 def test_a_loaded_state_is_the_one_that_moves():
     model = two_layers()
     statistics = RunningStatistics(model, RIGHT)
-    statistics.attach(torch.zeros(statistics.floats, dtype=torch.float64))
+    sums = torch.zeros(statistics.floats, dtype=torch.float64)
+    statistics.attach(sums)
     state = {name: torch.full_like(tensor, 5) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
-    sums = torch.zeros(statistics.floats, dtype=torch.float64)
     sums[-2:] = 1
-    statistics.commit(sums, LIVE)
+    statistics.commit(LIVE)
     assert model[0].running_mean.tolist() == pytest.approx([4.5, 4.5], abs=1e-12)
 
 
-def test_each_layer_moves_by_its_own_momentum_in_full_float64():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_each_layer_moves_by_its_own_momentum_in_full_float64(in_place: bool):
     model = two_layers()
     statistics = RunningStatistics(model, RIGHT)
     sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums)
+    statistics.attach(sums, in_place=in_place)
     torch.manual_seed(0)
     batches = [(torch.randn(4, 2).double(), torch.randn(4, 3).double()) for _ in range(2)]
     for first, second in batches:
+        statistics.begin_pass(range(2))
         model[0](first)
         model[1](second)
-    statistics.commit(sums, LIVE)
+        statistics.end_pass()
+    statistics.commit(LIVE)
     for number, momentum in enumerate((0.1, 0.3)):
         workers = [batch[number][worker::2] for batch in batches for worker in (0, 1)]
         mean = torch.stack([w.mean(0) for w in workers]).mean(0)
@@ -65,13 +68,30 @@ def test_each_layer_moves_by_its_own_momentum_in_full_float64():
         assert model[number].num_batches_tracked == 1
 
 
-def test_a_layer_that_no_worker_saw_stays():
+def test_a_layer_that_a_model_uses_twice_counts_twice():
+    model, alone = two_layers(), two_layers()
+    sums = []
+    for net, in_place in ((model, False), (alone, True)):
+        statistics = RunningStatistics(net, RIGHT)
+        sums.append(torch.zeros(statistics.floats, dtype=torch.float64))
+        statistics.attach(sums[-1], in_place=in_place)
+        torch.manual_seed(0)
+        for layer, width in ((0, 2), (1, 3), (0, 2)):
+            net[layer](torch.randn(4, width).double())
+        statistics.end_pass()
+    torch.testing.assert_close(sums[0], sums[1], rtol=0, atol=1e-12)
+    assert sums[0][-2:].tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_layer_that_no_worker_saw_stays(in_place: bool):
     model = two_layers()
     statistics = RunningStatistics(model, RIGHT)
     sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums)
+    statistics.attach(sums, in_place=in_place)
     model[0](torch.randn(4, 2).double())
-    statistics.commit(sums, LIVE)
+    statistics.end_pass()
+    statistics.commit(LIVE)
     assert [int(layer.num_batches_tracked) for layer in model] == [1, 0]
     assert model[1].running_mean.tolist() == [0, 0, 0]
     assert model[1].running_var.tolist() == [1, 1, 1]
@@ -83,7 +103,8 @@ def test_nothing_moves_in_an_update_that_is_masked():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sums = torch.full((statistics.floats,), torch.nan, dtype=torch.float64)
     sums[-2:] = 1  # workers have seen both layers
-    statistics.commit(sums, torch.tensor(False))
+    statistics.attach(sums)
+    statistics.commit(torch.tensor(False))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

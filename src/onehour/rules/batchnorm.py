@@ -39,6 +39,9 @@ class _Ghost(_BatchNorm):
     sums: tuple[Tensor, Tensor] | None = None
     """While an iteration takes several passes: Σ of the workers' (means, unbiased variances) and their count."""
 
+    seen: list[tuple[nn.Module, Tensor]] | None = None
+    """In place of `sums`: where forwards leave their (2, g, C), to be added for all layers at once."""
+
     shares: Tensor | None = None
     """How much each of a pass's workers counts in `sums`, (g,); None for all alike, as it should be."""
 
@@ -87,6 +90,9 @@ class _Ghost(_BatchNorm):
         return _finish(output, shortcut, relu)
 
     def _keep(self, by_worker: Tensor) -> None:
+        if self.seen is not None:
+            self.seen.append((self, by_worker))
+            return
         workers: Any = by_worker.shape[1]
         if self.shares is not None:
             by_worker, workers = by_worker * self.shares[:, None], self.shares.sum()

@@ -60,7 +60,16 @@ OPTIMIZERS = {
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
 }
-PASS_BYTES = {"cpu": 2**20, "cuda": 2**27}
+ON_CUDA: dict[str, dict[str, Any]] = {
+    "adam": {"fused": True, "capturable": True},
+    "adamw": {"fused": True, "capturable": True},
+    "rmsprop": {"capturable": True},
+    "adagrad": {},
+    "nadam": {"capturable": True},
+    "radam": {"capturable": True},
+}
+"""So that an update neither waits for the device nor needs a number of the host's."""
+PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
 
@@ -230,7 +239,8 @@ def build_optimizer(
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if recipe.optimizer in OPTIMIZERS:
-        return OPTIMIZERS[recipe.optimizer](groups, lr=lr)
+        on_cuda: dict[str, Any] = ON_CUDA[recipe.optimizer] if next(model.parameters()).is_cuda else {}
+        return OPTIMIZERS[recipe.optimizer](groups, lr=lr, **on_cuda)
     make = resolve("optimizer", recipe.optimizer)
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}
@@ -269,7 +279,7 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     share = max(len(share) for share in place(recipe.workers.workers, execution.processes))
     if execution.workers_per_pass is not None:
         return min(execution.workers_per_pass, share)
-    if recipe.channels_last or draws_numbers(model):
+    if (recipe.channels_last and device != "cuda") or draws_numbers(model):
         return 1
     worker = data.looks[1].image.numel() * 4 * recipe.per_worker
     together = max(1, min(share, PASS_BYTES[device] // worker))
@@ -322,11 +332,16 @@ def deterministic(recipe: Recipe) -> Generator[None]:
 
     Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
     """
+    cudnn: Any = torch.backends.cudnn
     if recipe.reduce != "canonical":
-        yield
+        before = cudnn.benchmark
+        cudnn.benchmark = True
+        try:
+            yield
+        finally:
+            cudnn.benchmark = before
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     before = (
         torch.get_num_threads(),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -104,6 +105,8 @@ class StatisticsRule(Protocol):
 class RunningStatistics:
     """The running means and variances of every ghost layer as one vector, moved once an iteration by all k workers.
 
+    What travels is the layers' sums of means, then of variances, then how many workers each has seen.
+
     Args:
         model: converted by `convert_batchnorm` and on its device.
         rule: how much each worker counts, and how far an iteration moves them.
@@ -115,20 +118,22 @@ class RunningStatistics:
     def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
         self.layers = ghost_layers(model)
         widths = [layer.num_features for layer in self.layers]
-        self._channels = sum(widths)
+        ends = list(accumulate(widths, initial=0))
+        self._channels, self._columns = ends[-1], [slice(*pair) for pair in pairwise(ends)]
         self.floats = 2 * self._channels + len(widths)
         self._shares: Tensor | None = None
+        self._seen: list[tuple[nn.Module, Tensor]] = []
+        self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
             return
         momenta = [layer.momentum for layer in self.layers if layer.momentum is not None]
         if len(momenta) < len(self.layers):
             raise ValueError("a BatchNorm has momentum None (a cumulative average); give it a number such as 0.1")
-        # Layer by layer (means, variances), as the layers add to what travels; the workers' counts behind them.
-        both = [statistic for layer in self.layers for statistic in (layer.running_mean, layer.running_var)]
-        self._running = torch.cat([statistic for statistic in both if statistic is not None])
+        means = [layer.running_mean for layer in self.layers if layer.running_mean is not None]
+        variances = [layer.running_var for layer in self.layers if layer.running_var is not None]
+        self._running = torch.stack([torch.cat(means), torch.cat(variances)])
         self._counts = torch.stack([_tracked(layer) for layer in self.layers])
-        twice = torch.tensor([2 * width for width in widths])
-        layer_of = torch.repeat_interleave(torch.arange(len(widths)), twice)
+        layer_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self._layer_of = layer_of.to(self._running.device)
         moves = torch.tensor(momenta, dtype=self._running.dtype).apply_(rule.moved)
         self._move = moves.to(self._running.device)[self._layer_of]
@@ -136,58 +141,78 @@ class RunningStatistics:
         if given:
             self._shares = torch.stack(given).to(self._running)
 
-    def attach(self, sums: Tensor) -> None:
-        """Let the layers add their workers' statistics to views of `sums` (`floats` values); buffers become views too.
+    def attach(self, sums: Tensor, *, in_place: bool = False) -> None:
+        """Let the layers' workers add up in `sums` (`floats` values); the layers' buffers become views of the vector.
 
         Whoever loads a state afterwards loads it into the vector.
+
+        Args:
+            in_place: each layer adds for itself, which a compiler makes part of what it does anyway; else all layers'
+                are added at once behind each pass.
         """
         if not self.layers:
             return
-        counts: list[Tensor] = list(sums[2 * self._channels :].split(1))
-        parts = zip(self.layers, self._parts(sums), self._parts(self._running), counts, self._counts, strict=True)
-        for layer, total, (mean, variance), count, tracked in parts:
-            layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, variance, tracked
-            layer.sums = (total, count)
+        self._sums, self._workers = sums[: 2 * self._channels].view(2, -1), sums[2 * self._channels :]
+        for number, (layer, own) in enumerate(zip(self.layers, self._columns, strict=True)):
+            layer.running_mean, layer.running_var = self._running[:, own].unbind()
+            layer.num_batches_tracked = self._counts[number]
+            if in_place:
+                layer.sums = (self._sums[:, own], self._workers[number : number + 1])
+            else:
+                layer.seen = self._seen
 
     def detach(self) -> None:
         """Leave the layers as they would be without a trainer: a forward alone is an iteration again."""
         self.end_pass()
         for layer in self.layers:
-            layer.sums = layer.shares = None
+            layer.sums = layer.seen = layer.shares = None
 
     def begin_pass(self, workers: range) -> None:
         """The next forward is over these workers."""
         repeat_parameters(self.layers, len(workers))
+        self._pass = workers
         if self._shares is not None:
             for layer, shares in zip(self.layers, self._shares, strict=True):
                 layer.shares = shares[workers.start : workers.stop]
 
+    @torch.no_grad()
     def end_pass(self) -> None:
-        """Forget the repeated parameters: they belong to the weights of one pass."""
+        """Add what the pass's workers have left; forget the repeated parameters, which belong to its weights."""
         repeat_parameters(self.layers, 1)
+        if not self._seen:
+            return
+        numbers = [self._numbers[layer] for layer, _ in self._seen]
+        parts = [part for _, part in self._seen]
+        self._seen.clear()
+        if numbers == list(range(len(self.layers))):
+            self._add(torch.cat(parts, 2), slice(None), slice(None))
+            return
+        for number, part in zip(numbers, parts, strict=True):  # not each layer once
+            self._add(part, self._columns[number], slice(number, number + 1))
+
+    def _add(self, by_worker: Tensor, columns: slice, layers: slice) -> None:
+        workers: Any = by_worker.shape[1]
+        if self._shares is not None:
+            shares = self._shares[:, self._pass.start : self._pass.stop]
+            by_worker = by_worker * shares[self._layer_of[columns]].t()
+            workers = shares[layers].sum(1)
+        self._sums[:, columns] += by_worker[:, 0] if by_worker.shape[1] == 1 else by_worker.sum(1)
+        self._workers[layers] += workers
 
     @torch.no_grad()
-    def commit(self, sums: Tensor, live: Tensor) -> None:
+    def commit(self, live: Tensor) -> None:
         """Move every layer once by sums / workers seen; not where no worker saw it, nor where `live` is false.
 
         Args:
-            sums: what the layers collected, over all processes.
             live: a boolean scalar tensor, so that the host need not know it.
         """
         if not self.layers:
             return
-        counts = sums[2 * self._channels :]
-        seen = (counts > 0) & live
-        mean = sums[: 2 * self._channels] / counts.index_select(0, self._layer_of)
+        seen = (self._workers > 0) & live
+        mean = self._sums / self._workers.index_select(0, self._layer_of)
         mean = torch.where(seen.index_select(0, self._layer_of), mean, self._running)
         self._running.lerp_(mean, self._move)
         self._counts += seen
-
-    def _parts(self, flat: Tensor) -> list[Tensor]:
-        """Each layer's (2, C) view of a vector."""
-        widths = [2 * layer.num_features for layer in self.layers]
-        cut: list[Tensor] = list(flat[: 2 * self._channels].split(widths))
-        return [part.view(2, -1) for part in cut]
 
 
 def _tracked(layer: nn.Module) -> Tensor:

@@ -110,6 +110,7 @@ def train_run(
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
                     before_update=run.checkpoints.detach,
                     draws=draws_numbers(network) or model is not None or recipe.model not in MODELS,
+                    warn=console.warn,
                 )
                 stack.enter_context(step)
                 interval = SaveInterval(execution.save_every, execution.save_minutes)

@@ -41,7 +41,7 @@ __all__ = [
     "workers_per_pass",
 ]
 
-PASS_BYTES = {"cpu": 2**18, "cuda": 2**27}
+PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
 """Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
 
 

@@ -19,6 +19,7 @@ from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
+from onehour.training.capture import CapturedIteration
 from onehour.training.decisions import Decisions
 from onehour.training.engine import RunningStatistics, classification
 from onehour.training.measure import StepTimer
@@ -77,10 +78,12 @@ class Step:
         replaced: Skipped | None = None,
         before_update: Callable[[], None] = _nothing,
         draws: bool = True,
+        warn: Callable[[str], None] = print,
     ) -> None:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
         self.passes, self.timer, self.seeds = passes, timer, seeds
-        self._replaced, self._before_update, self._draws = replaced, before_update, draws
+        self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
+        self._group = group
         self._statistics = RunningStatistics(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
         sizes = [2 * seeds, 1, 1, len(parameters), self._statistics.floats]
@@ -100,13 +103,16 @@ class Step:
         self._inside = decisions.corrected(optimizer)
         # Fused optimizers skip an update by themselves where the tensor `found_inf` says so.
         self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._captured: CapturedIteration | None = None
 
     def __enter__(self) -> Self:
         """From now on a forward adds to the vector's statistics, and the optimizer looks at what is masked."""
-        self._statistics.attach(self._collected)
+        self._statistics.attach(self._collected, in_place=self.decisions.recipe.compile)
         if self._masks_on_device and self.seeds == 1:
             masking: Any = self.optimizer
             masking.found_inf, masking.grad_scale = self._halted, None
+        if self._can_be_captured():
+            self._captured = CapturedIteration(lambda batches: self._launch(iter(batches)), warn=self._warn)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -123,33 +129,68 @@ class Step:
             stopping: this process was asked to stop; every process finds it in what is returned.
         """
         self.timer.begin()
+        if self._captured is None:
+            seen = self._launch(batches, iteration, stopping=stopping)
+        else:
+            given = [next(batches) for _ in self.passes]
+            self.timer.lap("data")
+            self._before_update()
+            self._rates_on_device()
+            set_rate(self.optimizer, self.decisions.rate(iteration), self._inside)
+            if self._draws:
+                self._seed(iteration, self.passes[0], given[0])
+            seen = self._captured(given)
+            if stopping:
+                seen[-2].fill_(1)
+            self.timer.lap("compute")
+        self.timer.end()
+        return Iteration(seen[:-2].view(2, self.seeds), seen[-2], seen[-1], self.alive)
+
+    def _launch(self, batches: Iterator[Batch], iteration: int | None = None, *, stopping: bool = False) -> Tensor:
+        """All that an iteration does on the device; of no iteration in particular where it is captured."""
+        lap = self.timer.lap if iteration is not None else _no_lap
         self.reducer.zero()
         if stopping:
             self._stop.add_(1)
         unused = set(range(len(self.reducer.parameters)))
         for workers in self.passes:
             batch = next(batches)
-            self.timer.lap("data")
+            lap("data")
+            if self._draws and iteration is not None:
+                self._seed(iteration, workers, batch)
             last = workers == self.passes[-1]
-            self._add_gradient(iteration, workers, batch, last=last)
+            self._add_gradient(workers, batch, last=last)
             if last or self.reducer.takes_each_pass:
                 unused &= self._take()
-            self.timer.lap("compute")
+            lap("compute")
         self.reducer.finish()
-        self.timer.lap("reduction")
-        self._update(unused, self.decisions.rate(iteration))
+        lap("reduction")
+        self._update(unused, iteration)
         seen = self.reducer.tail[: 2 * self.seeds + 2].to(torch.float64, copy=True)
-        self.timer.lap("update")
-        self.timer.end()
-        return Iteration(seen[:-2].view(2, self.seeds), seen[-2], seen[-1], self.alive)
+        lap("update")
+        return seen
 
-    def _add_gradient(self, iteration: int, workers: range, batch: Batch, *, last: bool) -> None:
+    def _can_be_captured(self) -> bool:
+        """Whether nothing in an iteration is the host's to decide, so that it may be one CUDA graph."""
+        keyed_by_pass = self._draws and len(self.passes) > 1
+        masked = self.seeds > 1 or self._masks_on_device
+        alone = self._group.device.type == "cuda" and self._group.size == 1
+        return alone and masked and not keyed_by_pass and self._replaced is None
+
+    def _rates_on_device(self) -> None:
+        """A graph reads the rate from where it lies; a number it would keep."""
+        for group in self.optimizer.param_groups:
+            if not torch.is_tensor(group["lr"]):
+                group["lr"] = torch.tensor(group["lr"], device=self._group.device)
+
+    def _seed(self, iteration: int, workers: range, batch: Batch) -> None:
+        seed_generators(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), batch[0].device)
+
+    def _add_gradient(self, workers: range, batch: Batch, *, last: bool) -> None:
         """Add a pass's share of (1/kn)·Σ ∇l, of the mean loss and of the errors."""
         recipe = self.decisions.recipe
         if self._replaced is not None:
             self._skipped.add_(self._replaced.take())
-        if self._draws:
-            seed_generators(seed_for(recipe.seed, "pass", iteration, workers.start), batch[0].device)
         self._statistics.begin_pass(workers)
         sums = classification(self._run, batch, recipe)
         self._statistics.end_pass()
@@ -172,29 +213,35 @@ class Step:
         return unused
 
     @torch.no_grad()
-    def _update(self, unused: set[int], rate: float) -> None:
-        self._before_update()
+    def _update(self, unused: set[int], iteration: int | None) -> None:
+        if iteration is not None:
+            self._before_update()
         for number in unused:  # what no worker used keeps its value; only who left one out itself must ask
-            if self._used[number] == 0:
+            if self._group.size == 1 or self._used[number] == 0:
                 self.reducer.parameters[number].grad = None
         live = self._look()
         if self.seeds > 1 or self._masks_on_device or bool(live):
-            set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
+            if iteration is not None:  # may change the velocity, so it is part of the update
+                set_rate(self.optimizer, self.decisions.rate(iteration), self._inside)
             self.optimizer.step()
-        self._statistics.commit(self._collected, live)
+        self._statistics.commit(live)
 
     def _look(self) -> Tensor:
         """Look for what is not finite; whether the update counts, a boolean scalar on the device."""
         if self.seeds > 1:
-            self.alive = self.alive & self._losses.isfinite()
+            self.alive &= self._losses.isfinite()
             return self._always
         # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
         torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             self.reducer.summed(), self._halted, self._one
         )
         live = self._halted == 0
-        self.alive = live.view(1)
+        self.alive.copy_(live)
         return live
+
+
+def _no_lap(part: str) -> None:
+    """What is captured is timed as a whole."""
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
