@@ -8,8 +8,8 @@ import pytest
 
 from onehour.api import train
 from onehour.config import Recipe
-from onehour.training.loop import Stopping
 from onehour.training.record import Run, StoppedError
+from onehour.training.watchdog import Stopping
 
 
 def stop_in_evaluation(recipe: Recipe, out: Path, evaluation: int) -> None:

@@ -10,9 +10,9 @@ import torch
 from onehour import Recipe, train
 from onehour.training.console import Console
 from onehour.training.engine import forward
-from onehour.training.loop import HostFlags
 from onehour.training.measure import Metrics, StepTimer
 from onehour.training.record import PARTS
+from onehour.training.step import HostFlags
 
 RECIPE = Recipe(name="mine", minibatch=512, samples=5120, epochs=90)
 RECORD = Metrics(

@@ -20,10 +20,10 @@ from onehour.data.faults import FaultError
 from onehour.dist.group import Group
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
-from onehour.training.loop import HostFlags
 from onehour.training.record import NonFiniteError, Run
 from onehour.training.refusals import InputError
-from onehour.training.run import train_seeds
+from onehour.training.seeds import train_seeds
+from onehour.training.step import HostFlags
 from onehour.training.verify import trace
 
 TRAINING = r"^training sample 5 \(images/5.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"

@@ -23,9 +23,9 @@ from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
+from onehour.training.loop import train_run
 from onehour.training.record import Run, StoppedError
-from onehour.training.run import train_run, train_seeds
-from onehour.training.seeds import refuse_joining
+from onehour.training.seeds import refuse_joining, train_seeds
 from onehour.training.weights import evaluate_weights
 
 SEEDS = range(3)

@@ -21,9 +21,9 @@ from onehour.rules.keys import seed_for
 from onehour.training.build import build_model, complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.decisions import decisions_of
+from onehour.training.engine import Part
 from onehour.training.record import NonFiniteError, Run, StoppedError
-from onehour.training.run import train_seeds
-from onehour.training.seeds import Part, Seeds, SeedsFeed
+from onehour.training.seeds import Seeds, SeedsFeed, train_seeds
 from onehour.training.state import model_state, optimizer_state
 
 BAD = 1
@@ -99,7 +99,7 @@ def test_metrics_stop_where_the_numbers_do_and_the_last_finite_checkpoint_stays(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All seeds meet bad images from iteration 9 on; epochs are 6 iterations."""
-    monkeypatch.setattr("onehour.training.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("onehour.training.seeds.SAVE_SECONDS", 0.0)
     images, labels = tiny.data()[0].tensors
     recipe, data = complete(tiny.recipe(epochs=4), (TensorDataset(images, labels), tiny.data()[1]))
     calls: list[int] = []

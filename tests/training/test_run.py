@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from onehour.api import train
-from onehour.training.loop import HostFlags
 from onehour.training.record import NonFiniteError, Run
+from onehour.training.step import HostFlags
 
 
 def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(tiny: ModuleType, tmp_path: Path):
