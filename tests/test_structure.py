@@ -20,7 +20,7 @@ SHARED = ("config", "entry", "files", "leaving", "lock", "machine", "messages", 
 
 
 def name_of(path: Path) -> str:
-    """onehour.training.run of src/onehour/training/run.py."""
+    """onehour.training.loop of src/onehour/training/loop.py."""
     parts = path.relative_to(SOURCE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -19,8 +19,8 @@ from onehour.study.results import Study, read_study
 from onehour.study.spec import spec_of
 from onehour.sweeps.sweep import pick_jobs, train_sweep
 from onehour.training.build import complete
-from onehour.training.loop import never
 from onehour.training.record import Run
+from onehour.training.watchdog import never
 
 __all__ = ["sweep", "train"]
 

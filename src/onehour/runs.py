@@ -28,7 +28,7 @@ from onehour.machine import own_share
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
 from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
 from onehour.training.console import load_logger
-from onehour.training.loop import never
+from onehour.training.loop import train_run
 from onehour.training.record import (
     DELIBERATE,
     JOB,
@@ -40,8 +40,7 @@ from onehour.training.record import (
     move_aside,
 )
 from onehour.training.refusals import less_memory, out_of_memory
-from onehour.training.run import train_run
-from onehour.training.watchdog import GRACE, Watchdog
+from onehour.training.watchdog import GRACE, Watchdog, never
 
 __all__ = ["check_start", "refuse_together", "run"]
 

@@ -31,8 +31,8 @@ from onehour.execution import Execution
 from onehour.models.load import load_model
 from onehour.training.build import build_model, complete
 from onehour.training.engine import evaluate
+from onehour.training.loop import train_run
 from onehour.training.record import NonFiniteError, StoppedError
-from onehour.training.run import train_run
 from onehour.training.state import digest_of, model_state
 
 STEPS = 20

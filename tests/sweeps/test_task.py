@@ -80,7 +80,7 @@ def test_seeds_that_do_not_fit_into_memory_together_are_trained_one_by_one(
     def full(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("onehour.training.run.train_seeds", full)
+    monkeypatch.setattr("onehour.training.seeds.train_seeds", full)
     task = task_of(tiny, tmp_path, range(2))
     assert run_task(task, HERE, never) == "all at once they do not fit into memory"
     assert all(Run(folder).finished for folder in task.folders)

@@ -19,7 +19,7 @@ from onehour.api import train
 from onehour.data.dataset import KeyedDataset
 from onehour.dist.group import Group
 from onehour.training.build import complete
-from onehour.training.run import train_seeds
+from onehour.training.seeds import train_seeds
 from onehour.training.verify import trace
 from onehour.training.weights import evaluate_weights, export_weights
 

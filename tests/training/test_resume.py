@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from onehour.api import train
+from onehour.data.dataset import KeyedDataset
 from onehour.dist.group import Group
 from onehour.training.build import build_of
 from onehour.training.checkpoint import Checkpoints
@@ -84,6 +87,25 @@ def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
     assert_same(train(recipe, out=tmp_path / "run"), whole)
 
 
+class Skipped(KeyedDataset):
+    """Of which some images might be bad."""
+
+    skips = True
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
+
+    def __init__(self, tensors: TensorDataset) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tensors[index]
+
+
 def test_every_process_hears_that_a_stop_is_saved_before_any_leaves(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -106,8 +128,9 @@ def test_every_process_hears_that_a_stop_is_saved_before_any_leaves(
     for kind, name, replaced in ((Checkpoints, "wait", waited), (Group, "broadcast", told)):
         monkeypatch.setattr(kind, name, replaced)
     monkeypatch.setattr(Skipping, "refuse_too_many", refused)
+    data = Skipped(tiny.data()[0]), tiny.listed()[1]
     with pytest.raises(ValueError, match="saved; the same command goes on from there"):
-        train(tiny.recipe(), out=tmp_path / "run", stop_asked=after(3))
+        train(tiny.recipe(bad_images="skip"), data=data, loaders=0, out=tmp_path / "run", stop_asked=after(3))
 
 
 def test_a_run_may_be_stopped_again_and_again(tiny: ModuleType, whole: Run, tmp_path: Path):
@@ -310,7 +333,7 @@ def test_another_build_is_named_when_a_canonical_run_goes_on(
     recipe = tiny.recipe(reduce="canonical")
     with pytest.raises(StoppedError):
         train(recipe, out=tmp_path / "run", stop_asked=after(3))
-    monkeypatch.setattr("onehour.training.run.build_of", lambda device: {**build_of(device), "torch": "9.9"})
+    monkeypatch.setattr("onehour.training.build.build_of", lambda device: {**build_of(device), "torch": "9.9"})
     capsys.readouterr()
     train(recipe, out=tmp_path / "run")
     said = capsys.readouterr().out

@@ -65,8 +65,7 @@ def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], boo
     """Train the seeds as one network; why that could not be, or None."""
     from onehour.training.build import complete, pick_device
     from onehour.training.refusals import out_of_memory
-    from onehour.training.run import train_seeds
-    from onehour.training.seeds import refuse_joining
+    from onehour.training.seeds import refuse_joining, train_seeds
 
     recipe, data = complete(task.recipes[0])
     group = _group(pick_device(execution.device))

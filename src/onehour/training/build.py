@@ -7,7 +7,8 @@ import inspect
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.dataset import KeyedDataset
-from onehour.data.loader import prepared
+from onehour.data.loader import PATIENCE, Feed, prepared
 from onehour.data.look import Classes, in_memory, refuse_labels
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
@@ -33,11 +34,13 @@ from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import initialize
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
+from onehour.rules.shuffle import SampleStream
 from onehour.training.engine import forward
 from onehour.training.refusals import refuse_model
 
 __all__ = [
     "OPTIMIZERS",
+    "Feeds",
     "build_model",
     "build_of",
     "build_optimizer",
@@ -46,6 +49,7 @@ __all__ = [
     "deterministic",
     "draws_numbers",
     "effects",
+    "open_feeds",
     "pick_device",
     "pick_loaders",
     "pick_share",
@@ -254,6 +258,46 @@ def build_optimizer(
     if recipe.scales_linearly and is_adaptive(unwrapped(optimizer)):
         recipe.refuse_linear()
     return optimizer
+
+
+class Feeds(NamedTuple):
+    """A run's two sides."""
+
+    training: Feed
+    validation: Feed
+
+    def close(self) -> None:
+        """End the processes that load."""
+        self.training.close()
+        self.validation.close()
+
+
+def open_feeds(
+    recipe: Recipe,
+    data: Data,
+    execution: Execution,
+    model: nn.Module,
+    stream: SampleStream,
+    *,
+    device: torch.device,
+    loaders: int,
+    warn: Callable[[str], None] | None = None,
+) -> Feeds:
+    """Both sides of a run's data, as this process loads them.
+
+    Args:
+        stream: which samples each iteration takes.
+        model: whose outputs the labels must be, where the recipe does not say.
+        warn: is told of processes that were replaced.
+    """
+    classes = classes_of(recipe, data, model, device)
+    # A stuck loader is replaced long before the watchdog would end the run for it.
+    patience = execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE
+    feed = partial(Feed, loaders=loaders, device=device, classes=classes, patience=patience, warn=warn)
+    return Feeds(
+        feed(data.train, seed=recipe.seed, stream=stream, look=data.looks[0]),
+        feed(data.validation, seed=seed_for(recipe.seed, "validation"), look=data.looks[1]),
+    )
 
 
 def pick_share(recipe: Recipe, group: Group) -> range:

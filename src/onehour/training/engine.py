@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Batch, Feed
@@ -24,6 +25,8 @@ from onehour.training.refusals import out_of_memory, refuse_batch
 __all__ = [
     "Evaluation",
     "EvaluationStoppedError",
+    "Network",
+    "Part",
     "RunningStatistics",
     "Sums",
     "classification",
@@ -92,6 +95,39 @@ def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bo
         largest, chosen = logits.max(1)
         wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()
     return Sums(loss, wrong.sum(0))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run's own network and its optimizer."""
+
+    model: nn.Module
+    optimizer: Optimizer
+
+
+class Network:
+    """What a loop trains, and what each of its runs has of it: one run has all.
+
+    Args:
+        part: the run's.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.model, self.optimizer, self.parts = part.model, part.optimizer, [part]
+
+    def give_back(self) -> None:
+        """Let each run's part hold what was trained; it does."""
+
+    def alive(self, known: Tensor) -> Tensor:
+        """Which seeds have finite numbers alone, bool (S,).
+
+        Args:
+            known: what the last iteration has found.
+        """
+        return known
+
+    def clear(self, seed: int) -> None:
+        """Take a seed that has left the finite numbers out of the network; alone, it ends the run."""
 
 
 class StatisticsRule(Protocol):

@@ -1,50 +1,132 @@
-"""The loop that takes runs to their ends: resume → step → evaluate → save."""
-
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""A run, from its recipe to its weights: resume → step → evaluate → save."""
+
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, NoReturn
+from contextlib import ExitStack
+from functools import partial
+from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from onehour.config import Recipe
 from onehour.data.loader import Feed
+from onehour.data.sources import Data
 from onehour.dist.group import Group
-from onehour.dist.launch import is_torchruns
+from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
+from onehour.execution import Execution
+from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
-from onehour.training.build import build_of
+from onehour.training import build
+from onehour.training.agreement import agree, environment, facts_of_model
 from onehour.training.checkpoint import SaveInterval
-from onehour.training.decisions import Decisions
-from onehour.training.engine import EvaluationStoppedError, evaluate
-from onehour.training.measure import Clock, measured, profiled, timed
+from onehour.training.console import Console, Loggers, load_logger
+from onehour.training.decisions import Decisions, decisions_of
+from onehour.training.engine import EvaluationStoppedError, Network, Part, evaluate
+from onehour.training.measure import Clock, StepTimer, measured, profiled, timed
 from onehour.training.record import NonFiniteError, StoppedError
-from onehour.training.recorder import Progress, RunFolder
-from onehour.training.refusals import InputError, Skipping, refuse_batch, refuse_iterations
-from onehour.training.seeds import Seeds
-from onehour.training.step import Iteration, Step
-from onehour.training.watchdog import Watchdog
+from onehour.training.recorder import Progress, RunFolder, look_for_folder
+from onehour.training.refusals import InputError, Skipping, in_words, refuse_batch, refuse_iterations, refuse_optimizer
+from onehour.training.step import HostFlags, Iteration, Step
+from onehour.training.watchdog import Stopping, Watchdog, never
 
-__all__ = ["Feeds", "HostFlags", "Loop", "Stopping", "iterate", "never"]
-
-
-def never() -> bool:
-    """Nobody asks for a stop."""
-    return False
+__all__ = ["Loop", "iterate", "train_run"]
 
 
-class Feeds(NamedTuple):
-    """A run's two sides."""
+def train_run(
+    recipe: Recipe,
+    data: Data,
+    execution: Execution,
+    group: Group,
+    *,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    stop_asked: Callable[[], bool] = never,
+    signals: StopSignals | None = None,
+) -> None:
+    """Train to the end and write the run's folder; every process calls it with its group.
 
-    training: Feed
-    validation: Feed
+    Args:
+        recipe: completed by `complete`.
+        model: an object or a function in place of the recipe's name.
+        stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop.
+        signals: ask for the same, and are looked for during evaluations too.
 
-    def close(self) -> None:
-        """End the processes that load."""
-        self.training.close()
-        self.validation.close()
+    Raises:
+        ValueError: for bad input.
+        NonFiniteError: when the run has left the finite numbers.
+        StoppedError: when it was asked to stop.
+    """
+    if recipe.reduce == "canonical" and execution.threads not in (None, recipe.canonical_threads):
+        raise ValueError(
+            f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
+            f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
+        )
+    folder = execution.folder(recipe)
+    watch = Watchdog(None, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
+    with build.deterministic(recipe), watch as watchdog, ExitStack() as stack:
+        try:
+            with in_words(folder):
+                console = Console(recipe, quiet=group.rank > 0)
+                loggers = Loggers(load_logger(execution.log) if group.rank == 0 else None)
+                run = RunFolder(folder, recipe, group, console=console, loggers=loggers)
+                stack.callback(run.close)  # also where what comes next fails: another try needs the folder
+                watchdog.folder = run.inside
+                decisions = decisions_of(recipe)
+                net = build.build_model(recipe, data, group.device, model)
+                rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
+                if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
+                    refuse_optimizer(decisions.optimizer, group.device)
+                network = Network(Part(net, decisions.optimizer(net)))
+                loaders = build.pick_loaders(execution, data)
+                feeds = build.open_feeds(
+                    recipe,
+                    data,
+                    execution,
+                    net,
+                    decisions.stream(),
+                    device=group.device,
+                    loaders=loaders,
+                    warn=console.warn if group.rank == 0 else None,
+                )
+                stack.callback(feeds.close)
+                per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
+                step = Step(
+                    decisions,
+                    network.model,
+                    network.optimizer,
+                    passes=passes(build.pick_share(recipe, group), per_pass),
+                    group=group,
+                    timer=StepTimer(group.device),
+                    replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
+                    before_update=run.checkpoints.detach,
+                    draws=build.draws_numbers(net) or model is not None or recipe.model not in MODELS,
+                    warn=console.warn,
+                )
+                stack.enter_context(step)
+                interval = SaveInterval(execution.save_every, execution.save_minutes)
+                stopping = Stopping(group, stop_asked, signals)
+                loop = Loop(decisions, network, step, feeds, [run], stopping, watchdog, interval)
+        except ValueError as error:
+            agree(group, failed=error)
+            raise
+        with in_words(folder, per_pass):
+            if group.size > 1:
+                agree(group, facts_of_model(network.model, network.optimizer))
+            look_for_folder(folder, group, inside=run.inside)
+            progress = run.load(network.model, network.optimizer, build.build_of(group.device))
+            places = {
+                "processes": group.size,
+                "workers_per_pass": per_pass,
+                "loaders": loaders,
+                "device": group.device.type,
+            }
+            run.begin(progress, partial(environment, places))
+            start = progress.iteration if progress is not None else 0
+            console.start(start, decisions.iterations, processes=group.size, folder=folder, rules=rules)
+            loop.run([progress], profile=execution.profile)
 
 
 def iterate(
@@ -61,8 +143,8 @@ class Loop:
 
     Args:
         decisions: of the recipe.
-        seeds: the network and its optimizer.
-        step: that takes them through an iteration.
+        network: what is trained.
+        step: that takes it through an iteration.
         feeds: the data.
         runs: the folders, one a seed.
         stopping: whether to stop.
@@ -73,17 +155,17 @@ class Loop:
     def __init__(
         self,
         decisions: Decisions,
-        seeds: Seeds,
+        network: Network,
         step: Step,
-        feeds: Feeds,
+        feeds: build.Feeds,
         runs: Sequence[RunFolder],
         stopping: Stopping,
         watchdog: Watchdog,
         interval: SaveInterval,
     ) -> None:
-        self.decisions, self.seeds, self.step, self.feeds = decisions, seeds, step, feeds
+        self.decisions, self.network, self.step, self.feeds = decisions, network, step, feeds
         self.runs, self.stopping, self.watchdog, self.interval = runs, stopping, watchdog, interval
-        self.clock, self.began = Clock(), 0
+        self.clock, self.flags = Clock(), HostFlags(stopping.group.device)
         self.totals = torch.zeros(2, len(runs), dtype=torch.float64, device=stopping.group.device)
         """Σ of the iterations' mean losses and of their errors for each seed, since the last evaluation."""
         self.skipping = None
@@ -108,7 +190,7 @@ class Loop:
                 self.watchdog.beat(done)
                 stop = self._count(done, iteration)
                 ends_epoch = self.decisions.ends_epoch(done)
-                stopped, halted = self.stopping.read(stop, iteration.alive, now=ends_epoch)
+                stopped, halted = self.flags.read(stop, iteration.alive, now=ends_epoch)
                 if halted:
                     self._halt(done)
                 if ends_epoch:  # which the last iteration always does
@@ -127,13 +209,12 @@ class Loop:
             return 0
         start = progress[0].iteration
         if start:  # a velocity that has the rate inside was made at this one
-            set_rate(self.seeds.optimizer, self.decisions.rate(start - 1), inside=set())
+            set_rate(self.network.optimizer, self.decisions.rate(start - 1), inside=set())
         known = [stood.totals for stood in progress if stood is not None]
         self.totals.copy_(torch.tensor(known, dtype=torch.float64).T)
         if self.skipping is not None:
             self.skipping.skipped.fill_(progress[0].skipped or 0)
         self.clock.begin(start)
-        self.began = start
         if not progress[0].evaluated:
             self._evaluate(start)
             self._save(start)
@@ -158,7 +239,7 @@ class Loop:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
             try:
                 results = evaluate(
-                    self.seeds.model,
+                    self.network.model,
                     self.feeds.validation,
                     recipe,
                     group=group,
@@ -183,7 +264,7 @@ class Loop:
             if run.ended:
                 continue
             if not alive[seed]:
-                self.seeds.clear(seed)
+                self.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
             metrics = measured(self.decisions, done, totals[seed], results[seed], skipped=skipped)
@@ -201,8 +282,7 @@ class Loop:
 
     def _alive(self) -> list[bool]:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
-        if len(self.runs) > 1:
-            self.step.alive &= self.seeds.finite()
+        self.step.alive = self.network.alive(self.step.alive)
         alive: list[bool] = self.step.alive.tolist()
         return alive
 
@@ -225,17 +305,16 @@ class Loop:
             skipped = None
             if self.skipping is not None:
                 skipped = self.skipping.count() if together else int(self.skipping.skipped.item())
-            if len(self.runs) > 1:
-                for run in self.runs:
-                    run.checkpoints.wait()  # what is being written lies in the networks that are filled now
-                self.seeds.give_back()
-            build, position = build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
+            here, position = build.build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
             totals: list[list[float]] = self.totals.T.tolist()
-            for seed, run in enumerate(self.runs):
-                if alive[seed] and not run.ended:
-                    with self.watchdog.slow():
-                        progress = Progress(done, position, totals[seed], build, evaluated, skipped)
-                        run.save(*self.seeds.parts[seed], progress)
+            with self.watchdog.slow():
+                for run in self.runs:
+                    run.checkpoints.wait()  # what is being written lies in the parts, which are filled now
+                self.network.give_back()
+                for seed, (run, part) in enumerate(zip(self.runs, self.network.parts, strict=True)):
+                    if alive[seed] and not run.ended:
+                        progress = Progress(done, position, totals[seed], here, evaluated, skipped)
+                        run.save(part.model, part.optimizer, progress)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
         if not any(self._alive()):
@@ -273,8 +352,8 @@ class Loop:
     def _halt(self, done: int) -> NoReturn:
         """Refuse a sample that is not finite; else the run has left the finite numbers by itself, and ends."""
         self._are_saved()
-        first = done - 1 - self.stopping.late
-        self._refuse_samples(range(max(self.began, first), done))
+        first = done - 1 - self.flags.late
+        self._refuse_samples(range(max(0, first), done))
         self._finish("non-finite")
         recipe, rate = self.decisions.recipe, self.decisions.rate(done - 1)
         message = (
@@ -307,73 +386,7 @@ class Loop:
         if not saved and outcome == "finished" and run.lost is None:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {run.folder}")
         skipped = {} if self.skipping is None else {"skipped": int(self.skipping.skipped.item())}
-        run.end(*self.seeds.parts[seed], outcome, **skipped)
+        part = self.network.parts[seed]
+        run.end(part.model, part.optimizer, outcome, **skipped)
         with self.watchdog.slow():
             run.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")
-
-
-class Stopping:
-    """Whether all processes are to stop: asked for at every iteration, and by a signal during evaluations too.
-
-    Args:
-        group: all processes.
-        asked: whether this one was asked to.
-        signals: that ask for it.
-    """
-
-    def __init__(self, group: Group, asked: Callable[[], bool] = never, signals: StopSignals | None = None) -> None:
-        self.group, self._asked, self._signals = group, asked, signals
-        self._flags = HostFlags(group.device)
-        self.late = self._flags.late
-        self.read = self._flags.read
-
-    def is_asked(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._asked() or self.is_signalled()
-
-    def is_signalled(self) -> bool:
-        """Whether a signal asked this process to."""
-        return self._signals is not None and self._signals()
-
-    def lasts(self) -> bool:
-        """Whether a restart must not undo this stop. All processes call it together.
-
-        torchrun sends SIGTERM when a host comes or goes, and then starts all processes anew, to go on.
-        """
-        if self._signals is None:
-            return True
-        asked = self._signals.asked
-        mine = asked is not None and not (asked == signal.SIGTERM and is_torchruns())
-        return self.group.sum(torch.tensor(float(mine), device=self.group.device)).item() > 0
-
-
-class HostFlags:
-    """Two booleans an iteration: a stop was asked for, no seed is alive any more.
-
-    On the CPU they are read at once. On CUDA they are copied behind the iteration and read one iteration later, so that
-    the device always has work; every process reads the same iteration's, so all act alike.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
-        self._cuda = device.type == "cuda"
-        self.late = int(self._cuda)
-        """How many iterations ago what is told may have been."""
-
-    def read(self, stop: Tensor, alive: Tensor, *, now: bool = False) -> tuple[bool, bool]:
-        """(stop asked, halted) of this iteration; on CUDA of the one before, unless `now`."""
-        if not self._cuda:
-            return stop.item() > 0, not alive.any().item()
-        earlier, self._pending = self._pending, self._copy(stop, alive)
-        chosen = self._pending if now else earlier
-        if chosen is None:
-            return False, False
-        chosen[1].synchronize()
-        return bool(chosen[0][0]), bool(chosen[0][1])
-
-    def _copy(self, stop: Tensor, alive: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        on_host = torch.empty(2, dtype=torch.bool, pin_memory=True)
-        on_host.copy_(torch.stack((stop > 0, ~alive.any())), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return on_host, event

@@ -8,7 +8,11 @@ between them in the model's forward works channel by channel and need not know. 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +27,23 @@ from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.data.look import in_memory
 from onehour.data.sources import Data
 from onehour.dist.group import Group
+from onehour.dist.placement import passes
 from onehour.rules.shuffle import SampleStream
-from onehour.training.build import OPTIMIZERS, build_model, draws_numbers
-from onehour.training.decisions import Decisions
+from onehour.training.agreement import environment
+from onehour.training.build import OPTIMIZERS, Feeds, build_model, build_of, deterministic, draws_numbers
+from onehour.training.checkpoint import SaveInterval
+from onehour.training.console import Console, Loggers
+from onehour.training.decisions import Decisions, decisions_of
+from onehour.training.engine import Network, Part
+from onehour.training.loop import Loop
+from onehour.training.measure import StepTimer
+from onehour.training.record import NonFiniteError
+from onehour.training.recorder import Progress, RunFolder
+from onehour.training.step import Step
+from onehour.training.watchdog import Stopping, Watchdog, never
 
 __all__ = [
     "JoinedLinear",
-    "Part",
     "Seeds",
     "SeedsFeed",
     "join_models",
@@ -38,6 +52,7 @@ __all__ = [
     "refuse_joining",
     "split_models",
     "split_optimizer",
+    "train_seeds",
     "workers_per_pass",
 ]
 
@@ -45,52 +60,132 @@ PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
 """Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
 
 
-class Part(NamedTuple):
-    """A run's own network and optimizer."""
-
-    model: nn.Module
-    optimizer: Optimizer
+SAVE_SECONDS = 10.0
+"""Between checkpoints of several seeds at least, which are taken apart for each; counted at evaluations."""
 
 
-class Seeds:
-    """The network that trains S runs, and what each of them has of it. One run has all of it.
+def train_seeds(
+    recipes: Sequence[Recipe],
+    data: Data,
+    folders: Sequence[Path],
+    group: Group,
+    *,
+    stop_asked: Callable[[], bool] = never,
+) -> None:
+    """Train runs of one recipe and several seeds as one network; each writes its own folder, as if it ran alone.
+
+    Those that stand at the same iteration go on together. A run that leaves the finite numbers has come to its end.
 
     Args:
-        decisions: of one of the runs, which are alike but for their seeds.
+        recipes: completed, alike but for the seed; `refuse_joining` has nothing against them.
+        folders: of each; new or unfinished.
+
+    Raises:
+        ValueError: for a folder of something else, or a sample because of which a loss is not finite.
+        FolderLostError: if one was moved or removed; all are saved where they can be.
+        StoppedError: when asked to stop; all are saved.
+    """
+    assert len({recipe.replace(seed=0) for recipe in recipes}) == 1
+    with deterministic(recipes[0]), ExitStack() as stack:
+        found: list[_Member] = []
+        for recipe, folder in zip(recipes, folders, strict=True):
+            console = Console(recipe, quiet=True, warns=f"{folder.name}: ")
+            run = RunFolder(folder, recipe, group, console=console, loggers=Loggers(None))
+            stack.callback(run.close)
+            network = build_model(recipe, data, group.device)
+            part = Part(network, decisions_of(recipe).optimizer(network))
+            progress = run.load(part.model, part.optimizer, build_of(group.device))
+            found.append(_Member(run, part, progress))
+        watchdog = stack.enter_context(Watchdog(None, rank=0, size=1, timeout=None))
+        stopping = Stopping(group, stop_asked)
+        for _, alike in groupby(sorted(found, key=_Member.stands, reverse=True), key=_Member.stands):
+            _train_together(list(alike), data, group, stopping, watchdog)
+
+
+class _Member(NamedTuple):
+    """One of the runs that train as one network, and where it stands."""
+
+    run: RunFolder
+    part: Part
+    progress: Progress | None
+
+    def stands(self) -> tuple[int, bool]:
+        """At which iteration, and whether it was evaluated there."""
+        return (0, True) if self.progress is None else (self.progress.iteration, self.progress.evaluated)
+
+
+def _train_together(members: list[_Member], data: Data, group: Group, stopping: Stopping, watchdog: Watchdog) -> None:
+    """Train runs that stand at the same iteration, to their ends."""
+    runs, progress = [member.run for member in members], [member.progress for member in members]
+    decisions, count = [decisions_of(run.recipe) for run in runs], len(runs)
+    recipe = decisions[0].recipe
+    parts = [member.part for member in members]
+    seeds = Seeds(decisions[0], parts)
+    per_pass = workers_per_pass(recipe, data, seeds=count, device=group.device.type)
+    places = {
+        "processes": 1,
+        "workers_per_pass": per_pass,
+        "loaders": 0,
+        "device": group.device.type,
+        "seeds_together": count,
+    }
+    streams = [decision.stream() for decision in decisions]
+    with ExitStack() as stack:
+        feeds = Feeds(
+            SeedsFeed(data.train, seeds=count, device=group.device, streams=streams),
+            SeedsFeed(data.validation, seeds=count, device=group.device),
+        )
+        stack.callback(feeds.close)
+        step = Step(
+            decisions[0],
+            seeds.model,
+            seeds.optimizer,
+            passes=passes(range(recipe.workers.workers), per_pass),
+            group=group,
+            timer=StepTimer(group.device),
+            seeds=count,
+            draws=False,  # else they were refused
+        )
+        stack.enter_context(step)
+        for run, _, stood in members:
+            run.begin(stood, partial(environment, places), together=count)
+        interval = SaveInterval(None, SAVE_SECONDS / 60)
+        with suppress(NonFiniteError):
+            Loop(decisions[0], seeds, step, feeds, runs, stopping, watchdog, interval).run(progress)
+
+
+class Seeds(Network):
+    """The networks of S runs, which differ by their seed alone, as one.
+
+    Args:
+        decisions: of one of the runs.
         parts: of each run; what they hold is taken over.
     """
 
     def __init__(self, decisions: Decisions, parts: Sequence[Part]) -> None:
         self.parts = list(parts)
-        if len(parts) == 1:
-            self.model, self.optimizer = parts[0]
-            return
         self.model = join_models([part.model for part in parts])
         self.optimizer = decisions.optimizer(self.model)
         join_optimizer(self.optimizer, self.model, parts)
 
-    def __len__(self) -> int:
-        return len(self.parts)
-
     def give_back(self) -> None:
         """Copy each run's share into its own network and optimizer."""
-        if len(self) > 1:
-            split_models(self.model, [part.model for part in self.parts])
-            split_optimizer(self.optimizer, self.model, self.parts)
+        split_models(self.model, [part.model for part in self.parts])
+        split_optimizer(self.optimizer, self.model, self.parts)
 
     @torch.no_grad()
-    def finite(self) -> Tensor:
-        """Whether each run's weights and statistics are finite, bool (S,)."""
+    def alive(self, known: Tensor) -> Tensor:
+        """As `Network.alive`: weights and statistics are looked at too, which tell what no loss has told."""
         divided = [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if tensor.ndim]
-        return torch.stack([tensor.reshape(len(self), -1).isfinite().all(1) for tensor in divided]).all(0)
+        return torch.stack([known, *(t.reshape(len(self.parts), -1).isfinite().all(1) for t in divided)]).all(0)
 
     @torch.no_grad()
     def clear(self, seed: int) -> None:
-        """Set everything of a run that has left the finite numbers to zero, so that the others cannot meet it."""
+        """Set everything of a seed to zero, so that the others cannot meet what is not finite."""
         states = (value for state in self.optimizer.state.values() for value in state.values())
         for tensor in (*self.model.parameters(), *self.model.buffers(), *states):
             if torch.is_tensor(tensor) and tensor.ndim:
-                tensor.chunk(len(self))[seed].zero_()
+                tensor.chunk(len(self.parts))[seed].zero_()
 
 
 class SeedsFeed(Feed):
@@ -225,7 +320,7 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) -
     """Fill the state of the joined network's optimizer with that of each model's."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
-        states = [optimizer.state.get(own[name], {}) for (_, optimizer), own in zip(parts, parameters, strict=True)]
+        states = [part.optimizer.state.get(own[name], {}) for part, own in zip(parts, parameters, strict=True)]
         for key, first in states[0].items():
             if torch.is_tensor(first) and first.shape == parameters[0][name].shape:
                 joined.state[parameter][key] = torch.cat([state[key] for state in states])
@@ -239,8 +334,8 @@ def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) 
     for name, parameter in model.named_parameters():
         for key, value in joined.state.get(parameter, {}).items():
             shares = _split(value, parameters[0][name], len(parts)) if torch.is_tensor(value) else [value] * len(parts)
-            for (_, optimizer), own, share in zip(parts, parameters, shares, strict=True):
-                optimizer.state[own[name]][key] = share.clone() if torch.is_tensor(share) else share
+            for part, own, share in zip(parts, parameters, shares, strict=True):
+                part.optimizer.state[own[name]][key] = share.clone() if torch.is_tensor(share) else share
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from onehour.training.decisions import Decisions
 from onehour.training.engine import RunningStatistics, classification
 from onehour.training.measure import StepTimer
 
-__all__ = ["Iteration", "Step"]
+__all__ = ["HostFlags", "Iteration", "Step"]
 
 
 @dataclass(frozen=True)
@@ -252,3 +252,35 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+class HostFlags:
+    """Two booleans an iteration: a stop was asked for, no seed is alive any more.
+
+    On the CPU they are read at once. On CUDA they are copied behind the iteration and read one iteration later, so that
+    the device always has work; every process reads the same iteration's, so all act alike.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+        self._cuda = device.type == "cuda"
+        self.late = int(self._cuda)
+        """How many iterations ago what is told may have been."""
+
+    def read(self, stop: Tensor, alive: Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        """(stop asked, halted) of this iteration; on CUDA of the one before, unless `now`."""
+        if not self._cuda:
+            return stop.item() > 0, not alive.any().item()
+        earlier, self._pending = self._pending, self._copy(stop, alive)
+        chosen = self._pending if now else earlier
+        if chosen is None:
+            return False, False
+        chosen[1].synchronize()
+        return bool(chosen[0][0]), bool(chosen[0][1])
+
+    def _copy(self, stop: Tensor, alive: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        on_host = torch.empty(2, dtype=torch.bool, pin_memory=True)
+        on_host.copy_(torch.stack((stop > 0, ~alive.any())), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return on_host, event

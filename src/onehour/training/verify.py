@@ -23,6 +23,7 @@ from onehour.training.build import (
     build_model,
     complete,
     deterministic,
+    open_feeds,
     pick_loaders,
     pick_share,
     pick_workers_per_pass,
@@ -31,7 +32,6 @@ from onehour.training.decisions import decisions_of
 from onehour.training.loop import iterate
 from onehour.training.measure import StepTimer
 from onehour.training.refusals import refuse_iterations
-from onehour.training.run import open_feeds
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 
@@ -68,7 +68,15 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     optimizer = decisions.optimizer(model)
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
-    feeds = open_feeds(recipe, data, execution, model, group.device, loaders=pick_loaders(execution, data))
+    feeds = open_feeds(
+        recipe,
+        data,
+        execution,
+        model,
+        decisions.stream(),
+        device=group.device,
+        loaders=pick_loaders(execution, data),
+    )
     timer = StepTimer(group.device)
     history, state = list[History](), dict[str, Tensor]()
     with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group, timer=timer) as step:

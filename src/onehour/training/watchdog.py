@@ -1,4 +1,7 @@
-"""Notices a process that makes no progress, says which and where, and ends this one, so that a launcher can restart."""
+"""What ends a run before its end: a stop that was asked for, or a process that makes no progress.
+
+The watchdog says which and where, and ends its process, so that a launcher can restart.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,18 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["EXIT_STUCK", "Watchdog"]
+import torch
+
+from onehour.dist.group import Group
+from onehour.dist.launch import is_torchruns
+from onehour.dist.signals import StopSignals
+
+__all__ = ["EXIT_STUCK", "GRACE", "Stopping", "Watchdog", "never"]
 
 EXIT_STUCK = 76
 GRACE = 10.0
@@ -32,6 +41,11 @@ FRESH = 5.0
 """Seconds since a process was last seen, within which it is alive."""
 DUMP = getattr(signal, "SIGRTMIN", signal.SIGURG)  # macOS has no signals to spare
 """Asks a process of ours, or one that loads data for it, for its stacks."""
+
+
+def never() -> bool:
+    """Nobody asks for a stop."""
+    return False
 
 
 class Watchdog:
@@ -162,6 +176,38 @@ class Watchdog:
         except OSError:
             return []
         return [_Beat(*fields) for fields in BEAT.iter_unpack(content[: len(content) // BEAT.size * BEAT.size])]
+
+
+class Stopping:
+    """Whether all processes are to stop: asked for at every iteration, and by a signal during evaluations too.
+
+    Args:
+        group: all processes.
+        asked: whether this one was asked to.
+        signals: that ask for it.
+    """
+
+    def __init__(self, group: Group, asked: Callable[[], bool] = never, signals: StopSignals | None = None) -> None:
+        self.group, self._asked, self._signals = group, asked, signals
+
+    def is_asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._asked() or self.is_signalled()
+
+    def is_signalled(self) -> bool:
+        """Whether a signal asked this process to."""
+        return self._signals is not None and self._signals()
+
+    def lasts(self) -> bool:
+        """Whether a restart must not undo this stop. All processes call it together.
+
+        torchrun sends SIGTERM when a host comes or goes, and then starts all processes anew, to go on.
+        """
+        if self._signals is None:
+            return True
+        asked = self._signals.asked
+        mine = asked is not None and not (asked == signal.SIGTERM and is_torchruns())
+        return self.group.sum(torch.tensor(float(mine), device=self.group.device)).item() > 0
 
 
 def _say(text: str) -> None:

@@ -1,15 +1,24 @@
-"""Running statistics move once an iteration, by all k workers (§2.3), as one vector."""
+"""Running statistics move once an iteration (§2.3); an evaluation counts every sample once, whatever the processes."""
 
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from onehour import Recipe
+from onehour.api import train
+from onehour.data.loader import CHUNK, Feed
+from onehour.dist.group import Group
 from onehour.rules.batchnorm import GhostBatchNorm1d, convert_batchnorm
 from onehour.training.decisions import Decisions
-from onehour.training.engine import RunningStatistics
+from onehour.training.engine import Evaluation, RunningStatistics, evaluate
 
 LIVE = torch.tensor(True)
 RIGHT = Decisions(Recipe(samples=1024))
@@ -122,3 +131,93 @@ def test_layers_are_left_alone_once_collecting_ends():
 def test_a_cumulative_average_is_refused():
     with pytest.raises(ValueError, match="momentum None"):
         RunningStatistics(GhostBatchNorm1d(2, per_worker=2, momentum=None), RIGHT)
+
+
+@dataclass(frozen=True)
+class Simulated(Group):
+    """One process of several, which keeps what it would have summed."""
+
+    gave: list[Tensor] = field(default_factory=list)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if tensor.ndim:  # else whether anyone asked for a stop
+            self.gave.append(tensor[:, 0].clone())
+        return tensor
+
+
+def evaluated(model: nn.Module, data: TensorDataset, group: Group) -> Evaluation:
+    (found,) = evaluate(model, Feed(data, seed=0, loaders=0, device=group.device), Recipe(), group=group)
+    return found
+
+
+def logits(samples: int) -> TensorDataset:
+    """Data that is its own logits, of which about two thirds are wrong."""
+    draw = torch.Generator().manual_seed(samples)
+    return TensorDataset(torch.randn(samples, 3, generator=draw), torch.randint(3, (samples,), generator=draw))
+
+
+@pytest.mark.parametrize(
+    ("samples", "processes"),
+    [(50_000, 7), (50_000, 1), (50_000, 256), (1, 7), (255, 2), (256, 2), (257, 2), (10_000, 8), (1000, 3)],
+)
+def test_every_sample_is_counted_once_by_one_process(samples: int, processes: int):
+    data = logits(samples)
+    images, labels = data.tensors
+    alone = Simulated()
+    result = evaluated(nn.Identity(), data, alone)
+    assert result.samples == samples
+    assert result.errors == int((images.argmax(1) != labels).sum())
+    loss = nn.functional.cross_entropy(images.double(), labels).item()
+    assert result.loss == pytest.approx(loss, rel=1e-12)
+    shares = []
+    for rank in range(processes):
+        group = Simulated(rank=rank, size=processes)
+        evaluated(nn.Identity(), data, group)
+        shares += group.gave
+    # A chunk's loss has one giver, so that adding zeros to it keeps its bits; counts are whole numbers.
+    vectors = torch.stack(shares)
+    assert torch.equal(vectors.sum(0), alone.gave[0])
+    assert (vectors[:, :-1] != 0).sum(0).tolist() == [1] * -(-samples // CHUNK)
+    dealt = (vectors[:, :-1] != 0).sum(1)
+    assert dealt.max() - dealt.min() <= 1
+
+
+def test_evaluation_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.9))
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, second = (evaluated(model, logits(300), Group()) for _ in range(2))
+    assert first == second
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+OTHER_PROCESS = """
+import json, sys
+import torch
+from pathlib import Path
+from safetensors.torch import load_file
+from onehour.data.digits import digits
+from onehour.models.small import resnet8
+
+folder = Path(sys.argv[1])
+last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
+model = resnet8()
+model.load_state_dict(load_file(folder / f"checkpoints/iteration-{last['iteration']:09d}/model.safetensors"))
+images, labels = digits()[1].tensors
+with torch.no_grad():
+    logits = torch.cat([model.eval()(part) for part in images.split(256)])
+wrong = (logits.argmax(1) != labels).sum().item()
+print(json.dumps([last["top1_error"], 100 * wrong / len(labels)]))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_the_logged_error_is_that_of_the_saved_file_in_a_new_process(tmp_path: Path):
+    """Loaded into the plain model, and evaluated by a loop of its own."""
+    train("digits", minibatch=1024, per_worker=32, epochs=2, warmup="none", base_lr=0.02, out=tmp_path / "run")
+    command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "run")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    logged, found = json.loads(said.stdout)
+    assert logged == found
+    assert logged < 88  # it has learned something

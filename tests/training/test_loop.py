@@ -1,4 +1,4 @@
-"""What a whole run does besides learning: it stops at what is not finite, says what it lacks, traces itself."""
+"""What a whole run does besides learning: it stops where it must, says what it lacks, traces itself."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 from onehour.api import train
-from onehour.training.loop import HostFlags
-from onehour.training.record import NonFiniteError, Run
+from onehour.config import Recipe
+from onehour.training.record import NonFiniteError, Run, StoppedError
+from onehour.training.step import HostFlags
+from onehour.training.watchdog import Stopping
 
 
 def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(tiny: ModuleType, tmp_path: Path):
@@ -91,7 +93,7 @@ def test_an_error_of_a_model_is_one_message_with_its_line_and_keeps_its_trace(ti
                 raise RuntimeError("a bug of my own")
             return self.net(images)
 
-    with pytest.raises(ValueError, match=r"RuntimeError: a bug of my own \(.*test_run\.py:\d+\)") as failed:
+    with pytest.raises(ValueError, match=r"RuntimeError: a bug of my own \(.*test_loop\.py:\d+\)") as failed:
         train(tiny.recipe(), out=tmp_path / "run", model=Broken())
     assert isinstance(failed.value.__cause__, RuntimeError)
     assert failed.value.__cause__.__traceback__ is not None
@@ -155,3 +157,40 @@ def test_a_compiled_model_learns_the_same(tiny: ModuleType, tmp_path: Path):
     plain, compiled = (train(tiny.recipe(compile=flag), out=tmp_path / str(flag)) for flag in (False, True))
     assert compiled.metrics[-1]["train_loss"] == pytest.approx(plain.metrics[-1]["train_loss"], rel=1e-4)
     assert compiled.metrics[-1]["val_loss"] == pytest.approx(plain.metrics[-1]["val_loss"], rel=1e-4)
+
+
+def stop_in_evaluation(recipe: Recipe, out: Path, evaluation: int) -> None:
+    """A signal comes in the evaluation that has this number, from 1 on."""
+    looks = iter(range(1, 100))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stopping, "is_asked", lambda self: False)
+        patched.setattr(Stopping, "is_signalled", lambda self: next(looks) == evaluation)
+        with pytest.raises(StoppedError, match=f"stopped after iteration {6 * evaluation} and saved"):
+            train(recipe, out=out)
+
+
+@pytest.mark.parametrize("evaluation", [1, 2])
+def test_a_run_stopped_in_an_evaluation_leaves_the_bits_of_an_undisturbed_one(
+    tiny: ModuleType, tmp_path: Path, evaluation: int, capsys: pytest.CaptureFixture[str]
+):
+    whole = train(tiny.recipe(), out=tmp_path / "whole")
+    iteration = 6 * evaluation
+    stop_in_evaluation(tiny.recipe(), tmp_path / "run", evaluation)
+    assert [record["iteration"] for record in Run(tmp_path / "run").metrics] == [6][: evaluation - 1]
+    saved = tmp_path / "run" / "checkpoints" / f"iteration-{iteration:09d}" / "progress.json"
+    assert json.loads(saved.read_text())["evaluated"] is False
+    capsys.readouterr()
+    run = train(tiny.recipe(), out=tmp_path / "run")
+    assert capsys.readouterr().out.count("images/s") == 2 - evaluation  # none followed the one that was made up for
+    assert (run.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+    assert run.summary["state_sha256"] == whole.summary["state_sha256"]
+
+
+def test_an_evaluation_that_was_made_up_for_is_not_recorded_twice(tiny: ModuleType, tmp_path: Path):
+    """Killed after it, before the next checkpoint."""
+    whole = train(tiny.recipe(), out=tmp_path / "whole")
+    stop_in_evaluation(tiny.recipe(), tmp_path / "run", 1)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(whole.metrics[0]) + "\n")
+    train(tiny.recipe(), out=tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from onehour.models.small import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import initialize
+from onehour.training.engine import Part
 from onehour.training.seeds import (
     JoinedLinear,
-    Part,
     join_models,
     join_optimizer,
     refuse_difference,
