@@ -66,7 +66,11 @@ LOOPS: dict[str, dict[str, Any]] = {
     "ours NCHW": {"channels_last": False},
 }
 ROWS = {
-    "resnet50": ("resnet50", list(LOOPS)),
+    "resnet50": (
+        "resnet50",
+        ["plain compiled graph", "plain eager", "ours", "ours without BatchNorm's groups", "ours canonical"],
+    ),
+    "resnet50-more": ("resnet50", ["plain graph", "plain compiled", "ours compiled", "ours NCHW"]),
     "small": ("small-64", ["plain eager", "plain graph", "ours"]),
     "large": ("small-512", ["plain eager", "plain graph", "ours"]),
 }
@@ -204,35 +208,33 @@ def one(setting: str, loop: str, small: bool) -> None:
     print(json.dumps(found), flush=True)
 
 
-def loops(row: str, emit: Callable[..., None], small: bool) -> None:
-    """Start a row's loops, a few beside each other; nobody gets ready while another is timed."""
+def loops(row: str, emit: Callable[..., None], small: bool, before_timing: Callable[[], None]) -> None:
+    """Start a row's loops beside each other; nobody gets ready while another is timed."""
     setting, names = ROWS[row]
-    together = 2 if small else 5
-    for first in range(0, len(names), together):
-        with tempfile.TemporaryDirectory() as folder:
-            started = []
-            for name in names[first : first + together]:
-                command = [sys.executable, __file__, "--one", setting, name, *(["--rehearse"] if small else [])]
-                with Path(folder, name).open("w") as errors:
-                    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-                    started.append((name, subprocess.Popen(command, text=True, **pipes)))
-            for _, child in started:
-                child.stdout.readline()
-            for name, child in started:
-                said, _ = child.communicate("go\n")
-                if child.returncode:
-                    emit(row, loop=name, error=Path(folder, name).read_text()[-600:])
-                else:
-                    emit(row, loop=name, **json.loads(said.splitlines()[-1]))
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for name in names:
+            command = [sys.executable, __file__, "--one", setting, name, *(["--rehearse"] if small else [])]
+            with Path(folder, name).open("w") as errors:
+                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+                started.append((name, subprocess.Popen(command, text=True, **pipes)))
+        for _, child in started:
+            child.stdout.readline()
+        before_timing()
+        for name, child in started:
+            said, _ = child.communicate("go\n")
+            if child.returncode:
+                emit(row, loop=name, error=Path(folder, name).read_text()[-600:])
+            else:
+                emit(row, loop=name, **json.loads(said.splitlines()[-1]))
 
 
-def ceilings(emit: Callable[..., None]) -> None:
+def ceilings(emit: Callable[..., None], small: bool) -> None:
     """Bytes and multiplications a second: what nothing can exceed."""
-    size = 2**30 if DEVICE.type == "cuda" else 2**24
+    size, side = (2**24, 256) if small else (2**30, 8192)
     source = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    a = torch.randn(8192 if DEVICE.type == "cuda" else 256, 8192 if DEVICE.type == "cuda" else 256, device=DEVICE)
-    a = a.bfloat16()
+    a = torch.randn(side, side, device=DEVICE).bfloat16()
     copied = rate(lambda: target.copy_(source), 2 * size, repeat=10)
     emit("ceilings", bytes_per_second=copied, flops=rate(lambda: a @ a, 2 * len(a) ** 3, repeat=10))
 
@@ -275,23 +277,35 @@ def _native(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, gamma, beta, True, 0.1, 1e-5), inplace=True)
 
 
-def tests(emit: Callable[..., None], small: bool) -> None:
-    """Those that need a GPU; in a rehearsal they are collected."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
-    command += ["--collect-only"] if small else ["--durations=5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    failures = re.findall(r"^(?:FAILED|ERROR|E  ) .*", done.stdout, re.MULTILINE)
-    emit("tests", summary=done.stdout.strip().splitlines()[-1], exit_code=done.returncode, failures=failures[:30])
+class Tests:
+    """Those that need a GPU, while loops get ready; in a rehearsal they are collected."""
+
+    def __init__(self, small: bool) -> None:
+        more = ["--collect-only"] if small else ["--durations=5", "-n", "4"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
+        self._began, self._output = time.perf_counter(), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._child = subprocess.Popen([*command, *more], stdout=self._output, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def end(self, emit: Callable[..., None]) -> None:
+        """Wait for them."""
+        code = self._child.wait()
+        self._output.seek(0)
+        said = self._output.read()
+        failures = re.findall(r"^(?:FAILED|ERROR|E  ) .*", said, re.MULTILINE)
+        seconds = time.perf_counter() - self._began
+        emit("tests", summary=said.strip().splitlines()[-1], exit_code=code, seconds=seconds, failures=failures[:30])
 
 
 def sweep(emit: Callable[..., None], small: bool) -> None:
     """Seconds for `onehour sweep digits`, all of it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "onehour", "sweep", "digits", "--out", f"{folder}/sweep"]
-        command += ["--minibatch", "1k", "--seeds", "1", "--epochs", "1", "--warmup", "none"] if small else []
+        command += (
+            ["--minibatch", "1k", "--seeds", "1", "--epochs", "1", "--warmup", "none", "--arm", "none"] if small else []
+        )
         began = time.perf_counter()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=75)
             ended = {"exit_code": done.returncode, "said": done.stdout[-300:] + done.stderr[-300:]}
         except subprocess.TimeoutExpired:
             ended = {"exit_code": None}
@@ -341,7 +355,7 @@ def collect(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="ceilings,resnet50,small,large,kernels,tests,sweep")
+    parser.add_argument("--rows", default="tests,resnet50,ceilings,small,kernels,sweep,large,resnet50-more")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--collect", type=Path)
@@ -367,14 +381,19 @@ def measure(names: list[str], path: Path, small: bool) -> None:
             file.write(json.dumps(rows[-1]) + "\n")
 
     emit("machine", **machine())
-    extras = {"kernels": kernels, "tests": tests, "sweep": sweep}
+    running = [Tests(small)] if "tests" in names else []
+
+    def before_timing() -> None:
+        while running:
+            running.pop().end(emit)
+
     for name in names:
-        if name == "ceilings":
-            ceilings(emit)
-        elif name in ROWS:
-            loops(name, emit, small)
-        else:
-            extras[name](emit, small)
+        if name in ROWS:
+            loops(name, emit, small, before_timing)
+        elif name != "tests":
+            before_timing()
+            {"ceilings": ceilings, "kernels": kernels, "sweep": sweep}[name](emit, small)
+    before_timing()
     print(json.dumps(summary(rows), indent=2))
 
 
