@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 FRAMEWORKS := .venv-frameworks
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-browser test-frameworks cluster-test faults fuzz check-matrix figure lint setup clean
+.PHONY: train test test-all test-gpu test-browser test-frameworks cluster-test faults fuzz check-matrix figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
 	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
@@ -13,8 +13,11 @@ train: $(READY)  ## train the embedded digits at 8 times their base minibatch on
 test: lint  ## what CI runs
 	$(TEST) -m "not slow and not gpu and not browser and not frameworks"
 
-test-all: lint  ## every test, those that take long too; GPU tests where there is one
-	$(TEST) -m "not browser and not frameworks"
+test-all: lint  ## every test, those that take long too
+	$(TEST) -m "not browser and not frameworks and not gpu"
+
+test-gpu: $(READY)  ## those that need a GPU, which the others do not see
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
 test-browser: $(READY)  ## a report in headless Chromium, which is installed where it is missing
 	@{ command -v chromium && command -v chromedriver; } > /dev/null \
