@@ -44,6 +44,7 @@ class CapturedIteration:
         targets = [tensor for batch in self._batches for tensor in batch]
         sources = [tensor for batch in batches for tensor in batch]
         for target, source in zip(targets, sources, strict=True):
+            assert (target.shape, target.dtype) == (source.shape, source.dtype)
             target.copy_(source, non_blocking=True)
         self._graph.replay()
         assert self._found is not None
