@@ -73,7 +73,7 @@ LATER: dict[str, tuple[Callable[[Path, ModuleType], object], str]] = {
         lambda path, images: path.write_bytes(images.saved(images.picture(99), "PNG")),
         "came after the data was indexed",
     ),
-    "train/dog/notes.txt": (lambda path, images: path.write_text("x"), "is not named as an image file is"),
+    "train/dog/notes.txt": (lambda path, images: path.write_text("x"), "is not named like an image file"),
     "train/dog/folder": (lambda path, images: path.mkdir(), "is a folder, where images are expected"),
     "train/dog/nowhere.jpg": (
         lambda path, images: path.symlink_to("gone"),

@@ -287,7 +287,7 @@ def test_what_is_not_there_is_one_message(tmp_path: Path, place: str):
 
 def test_a_sound_folder_is_asked_for(tree: Path):
     (tree / "train" / "cat" / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"notes\.txt is not named as an image file is"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not named like an image file"):
         write_index(tree)
     assert not (tree / INDEX).exists()
 

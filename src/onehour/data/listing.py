@@ -299,7 +299,7 @@ def list_class(folder: Path, report: OnFault, *, sizes: bool = False) -> list[tu
         if kind != "a file":
             report(FaultError(entry.path, f"is {kind}, where images are expected", "restore it, or move it away"))
         elif not _image_by_name(entry.name):
-            report(FaultError(entry.path, "is not named as an image file is", "move it out of the class's folder"))
+            report(FaultError(entry.path, "is not named like an image file", "move it out of the class's folder"))
         else:
             files.append((entry.name, entry.stat().st_size if sizes else 0))
     if not files:
