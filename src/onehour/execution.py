@@ -32,11 +32,11 @@ class Execution:
     2
     """
 
-    processes: int = _said(1, "p, to host the k workers; auto: one a GPU, or 2 (1)", metavar="auto|P")
+    processes: int = _said(1, "p, which host the k workers; auto: one per GPU, or 2 (1)", metavar="auto|P")
     workers_per_pass: int | None = _said(None, "workers that share a forward pass (auto)", metavar="auto|G")
     loaders: int | None = _said(None, "processes that load data, for each process (auto)", metavar="auto|L")
     device: str = _said("auto", "where to compute (auto)", choices=("auto", "cpu", "cuda"))
-    threads: int | None = _said(None, "for each process's computation (cores / P)", metavar="T")
+    threads: int | None = _said(None, "threads that each process computes with (cores / P)", metavar="T")
     out: Path | None = _said(None, "the run's folder (runs/RECIPE-kn-sSEED)", metavar="DIR", group=FOLDER)
     fresh: bool = _said(
         False, "start over; keep the old folder under a numbered name", action="store_true", group=FOLDER
@@ -47,11 +47,13 @@ class Execution:
     save_minutes: float | None = None
     """In place of `save_every`, whose flag takes both."""
     hang_timeout: float | None = _said(
-        120.0, "seconds for an iteration; ten times as many for the start (120)", metavar="S"
+        120.0, "seconds an iteration may take; the start, ten times as many (120)", metavar="S"
     )
-    log: str | None = _said(None, "tensorboard, wandb or package.module:Class", metavar="LOGGER", group=FOLDER)
+    log: str | None = _said(
+        None, "also log to tensorboard, wandb or package.module:Class", metavar="LOGGER", group=FOLDER
+    )
     profile: int = _said(0, "iterations to trace into trace-RANK.json", metavar="I", group=FOLDER)
-    port: int = _said(0, "for the processes to meet at (a free one)", metavar="PORT")
+    port: int = _said(0, "where the processes meet (a free one)", metavar="PORT")
     allow_different: tuple[str, ...] = _said(
         (), "train though hosts have other versions of packages", nargs=1, choices=("versions",)
     )
@@ -92,8 +94,8 @@ def default_folder(recipe: Recipe, what: str) -> Path:
 
     >>> default_folder(Recipe(name="../mine"), "sweep")
     Traceback (most recent call last):
-    ValueError: the recipe's name '../mine' is no name of a folder; give --out
+    ValueError: the recipe's name '../mine' cannot name a folder; give --out
     """
     if "/" in recipe.name or "\0" in recipe.name:
-        raise ValueError(f"the recipe's name {recipe.name!r} is no name of a folder; give --out")
+        raise ValueError(f"the recipe's name {recipe.name!r} cannot name a folder; give --out")
     return Path("runs") / f"{recipe.name}-{what}"

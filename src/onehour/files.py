@@ -98,7 +98,7 @@ def open_inside(folder: Folder, name: str, flags: int) -> int:
         file = _open(held, last, flags, _shown(folder, name))
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise ValueError(f"{_shown(folder, name)} is no plain file; remove it")
+        raise ValueError(f"{_shown(folder, name)} is not a regular file; remove it")
     return file
 
 
@@ -222,7 +222,7 @@ def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | Non
         behind: how many of its bytes stay; None for all.
 
     Raises:
-        ValueError: if a link leads there, or it is no plain file.
+        ValueError: if a link leads there, or it is not a regular file.
         OSError: if the disk refuses; the file then ends where it would have been appended to.
 
     >>> import tempfile
@@ -357,7 +357,7 @@ def _open(held: int, name: str, flags: int, shown: Path) -> int:
                 problem = "is a link, and what is written into a folder stays in it"
                 raise ValueError(f"{shown} {problem}; remove it") from error
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise ValueError(f"{shown} is no plain file; remove it") from error
+                raise ValueError(f"{shown} is not a regular file; remove it") from error
         raise
 
 
@@ -369,7 +369,7 @@ def _parts(folder: Folder, name: str) -> list[str]:
     """
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError(f"{name!r} is no name of a file in {_shown(folder, '')}")
+        raise ValueError(f"{name!r} cannot name a file in {_shown(folder, '')}")
     return parts
 
 

@@ -50,17 +50,20 @@ def relinked(path: Path, target: str) -> None:
 IMAGES: dict[str, tuple[Callable[[Path, ModuleType], object], str | None]] = {
     "truncated": (lambda p, i: p.write_bytes(p.read_bytes()[:-200]), "cannot be decoded: "),
     "empty": (lambda p, i: p.write_bytes(b""), "is an empty file"),
-    "not an image": (lambda p, i: p.write_bytes(b"<html>404"), "is no image that can be read"),
+    "not an image": (lambda p, i: p.write_bytes(b"<html>404"), "is not a readable image"),
     "a bomb": (lambda p, i: p.write_bytes(i.bomb()), "has 13300×13300 pixels, more than the cap of 64,000,000"),
     "a larger bomb": (lambda p, i: p.write_bytes(i.bomb(65_000, 65_000)), "cannot be decoded: Image size"),
     "1×1": (lambda p, i: p.write_bytes(i.saved(i.picture(1, (1, 1)), "PNG")), None),
     "1×10,000": (lambda p, i: p.write_bytes(i.saved(i.picture(1, (1, 10_000)), "JPEG")), None),
     "10,000×1": (lambda p, i: p.write_bytes(i.saved(i.picture(1, (10_000, 1)), "JPEG")), None),
     "wrong extension": (lambda p, i: p.write_bytes(i.saved(i.picture(1), "WEBP")), None),
-    "a program in PostScript": (lambda p, i: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\nquit"), "is no image that can"),
+    "a program in PostScript": (
+        lambda p, i: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\nquit"),
+        "is not a readable image",
+    ),
     "a link in a circle": (lambda p, i: relinked(p, p.name), "is a link that cannot be followed (Too many levels"),
     "a link to nothing": (lambda p, i: relinked(p, "gone.jpg"), "is a link that cannot be followed (No such file"),
-    "a pipe": (lambda p, i: [p.unlink(), os.mkfifo(p)], "is no plain file"),
+    "a pipe": (lambda p, i: [p.unlink(), os.mkfifo(p)], "is not a regular file"),
     "a folder": (lambda p, i: [p.unlink(), p.mkdir()], "is a folder, where images are expected"),
 }
 

@@ -123,7 +123,7 @@ def test_loaders_tell_what_they_skipped(tree: Path, loaders: int):
 def test_without_skip_the_first_one_is_an_error(tree: Path):
     train, _ = image_folder(tree)
     damage(train, 3)
-    with pytest.raises(FaultError, match=r"cat/0003\.JPEG is no image that can be read"):
+    with pytest.raises(FaultError, match=r"cat/0003\.JPEG is not a readable image"):
         batches(train)
 
 
@@ -131,7 +131,7 @@ def test_validation_never_skips(tree: Path):
     validation = image_folder(tree, ImageOptions(skip=True))[1]
     assert not validation.skips
     damage(validation, 1)
-    with pytest.raises(FaultError, match=r"val/cat/0001\.JPEG is no image"):
+    with pytest.raises(FaultError, match=r"val/cat/0001\.JPEG is not a readable image"):
         list(Feed(validation, seed=0, loaders=0, device=CPU).chunks(range(1)))
 
 
@@ -157,14 +157,14 @@ def test_a_disk_that_is_gone_ends_at_once(tree: Path, loaders: int):
 def test_a_bad_first_image_does_not_stop_a_run_that_skips(tree: Path):
     damage(train_of(tree), 0)
     assert load_data(str(tree), skip=True).channels == 3
-    with pytest.raises(FaultError, match=r"cat/0000\.JPEG is no image"):
+    with pytest.raises(FaultError, match=r"cat/0000\.JPEG is not a readable image"):
         load_data(str(tree))
 
 
 def test_a_stream_is_needed_to_skip(tree: Path):
     train = train_of(tree)
     damage(train, 0)
-    with pytest.raises(FaultError, match=r"cat/0000\.JPEG is no image"):
+    with pytest.raises(FaultError, match=r"cat/0000\.JPEG is not a readable image"):
         Keyed(train, seed=1).batch([(0, 0, 0)])
 
 
@@ -204,7 +204,7 @@ def test_each_is_named_once_whoever_found_it(tree: Path, tmp_path: Path):
     lines = [json.loads(line) for line in (folder / BAD_IMAGES).read_text("utf-8").splitlines()]
     assert [line["index"] for line in lines] == [2, 4, 9]
     assert lines[0]["image"] == train.source.name(2)
-    assert lines[0]["problem"] == "is no image that can be read"
+    assert lines[0]["problem"] == "is not a readable image"
     assert lines[1] == {
         "index": 4,
         "image": train.name(4),

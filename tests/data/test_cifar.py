@@ -136,9 +136,9 @@ def test_only_names_matter_and_nothing_is_written(tmp_path, monkeypatch):
     [
         ({"test_batch": None}, "it has no test_batch"),
         ({"data_batch_2": None, "data_batch_4": None}, "it has no data_batch_2, data_batch_4"),
-        ({"test_batch": b"hello"}, "test_batch is no pickled batch"),
-        ({"test_batch": b""}, "test_batch is no pickled batch"),
-        ({"test_batch": python2(*sample(5))[:-9000]}, "test_batch is no pickled batch"),
+        ({"test_batch": b"hello"}, "test_batch is not a pickled batch"),
+        ({"test_batch": b""}, "test_batch is not a pickled batch"),
+        ({"test_batch": python2(*sample(5))[:-9000]}, "test_batch is not a pickled batch"),
         ({"test_batch": python2(sample(5)[0], sample(5)[1][:-1])}, "1 blocks of .36864. bytes and 11 labels"),
         ({"test_batch": python2(sample(5)[0], [10] * 12)}, "labels from 10 to 10, not 0 to 9"),
         ({"test_batch": pickle.dumps({"labels": [1, 2]})}, "0 blocks"),

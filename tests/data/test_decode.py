@@ -134,9 +134,9 @@ def test_metadata_that_cannot_be_read_does_no_harm():
     ("data", "message"),
     [
         (b"", "x.jpg is an empty file"),
-        (b"hello", "x.jpg is no image that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x.jpg is no image that can be read"),
-        (b"\xff\xd8", "x.jpg is no image that can be read"),
+        (b"hello", "x.jpg is not a readable image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x.jpg is not a readable image"),
+        (b"\xff\xd8", "x.jpg is not a readable image"),
         (jpeg()[:300], "x.jpg cannot be decoded"),
         (jpeg()[:-40], "x.jpg cannot be decoded: .*truncated.*; replace or remove it"),
         (saved(Image.fromarray(pixels(9, 9)), "PNG")[:-60], "x.jpg cannot be decoded"),

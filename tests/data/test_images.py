@@ -171,7 +171,7 @@ def test_a_missing_folder_is_named_with_what_is_expected(small, missing):
     root = small / "nowhere" if not missing else small
     if missing:
         (small / missing).rename(small / "other")
-    said = f"{root / missing} is no folder" if missing else f"there is no folder {root}"
+    said = f"{root / missing} is not a folder" if missing else f"there is no folder {root}"
     expected = f"{said}; expected {root}/train/CLASS/* and {root}/val/CLASS/*"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         image_folder(root)

@@ -92,7 +92,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(file: Path):
     assert found > 200
     assert said == {
         f"{file} is damaged: its SHA-256 is not the one that it was written with; make it again",
-        f"{file} is no index of onehour, or a damaged one; make it again",
+        f"{file} is not an index of onehour, or is damaged; make it again",
     }
 
 
@@ -103,23 +103,23 @@ def test_any_cut_is_found(tmp_path_factory: pytest.TempPathFactory, cut: int):
     write_arrays(path, ARRAYS, ABOUT)
     data = path.read_bytes()
     path.write_bytes(data[: min(cut, len(data) - 1)])
-    with pytest.raises(ValueError, match="is no index of onehour, or a damaged one; make it again"):
+    with pytest.raises(ValueError, match="is not an index of onehour, or is damaged; make it again"):
         open_arrays(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0" + b"{" * 16])
 def test_other_files_are_no_index(tmp_path: Path, content: bytes):
     (tmp_path / "a.index").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.index is no index of onehour"):
+    with pytest.raises(ValueError, match=r"a\.index is not an index of onehour"):
         open_arrays(tmp_path / "a.index")
 
 
 def test_other_safetensors_are_no_index(tmp_path: Path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "a.index")
-    with pytest.raises(ValueError, match=r"a\.index is no index of onehour"):
+    with pytest.raises(ValueError, match=r"a\.index is not an index of onehour"):
         open_arrays(tmp_path / "a.index")
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "a.index", metadata={"onehour": "[1]"})
-    with pytest.raises(ValueError, match=r"a\.index is no index of onehour"):
+    with pytest.raises(ValueError, match=r"a\.index is not an index of onehour"):
         open_arrays(tmp_path / "a.index")
 
 
@@ -287,7 +287,7 @@ def test_what_is_not_there_is_one_message(tmp_path: Path, place: str):
 
 def test_a_sound_folder_is_asked_for(tree: Path):
     (tree / "train" / "cat" / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"notes\.txt is no image file by its name"):
+    with pytest.raises(ValueError, match=r"notes\.txt is not named like an image file"):
         write_index(tree)
     assert not (tree / INDEX).exists()
 
@@ -295,7 +295,7 @@ def test_a_sound_folder_is_asked_for(tree: Path):
 def test_a_file_that_cannot_be_read_stops_digests(tree: Path):
     (tree / "train" / "cat" / "9.jpg").symlink_to(tree / "data")
     os.mkfifo(tree / "data")
-    with pytest.raises(ValueError, match=r"cat/9\.jpg is no plain file"):
+    with pytest.raises(ValueError, match=r"cat/9\.jpg is not a regular file"):
         write_index(tree, digests=True)
 
 

@@ -53,10 +53,10 @@ def test_every_kind_of_wrong_entry_is_named(tree: Path):
         "train/cat/circle.jpg is a link that cannot be followed (Too many levels of symbolic links), where images are"
         " expected; restore it, or move it away",
         "train/cat/inner is a folder, where images are expected; restore it, or move it away",
-        "train/cat/notes.txt is no image file by its name; move it out of the class's folder",
+        "train/cat/notes.txt is not named like an image file; move it out of the class's folder",
         "train/cat/nowhere.jpg is a link that cannot be followed (No such file or directory), where images are"
         " expected; restore it, or move it away",
-        "train/cat/pipe.jpg is no plain file, where images are expected; restore it, or move it away",
+        "train/cat/pipe.jpg is not a regular file, where images are expected; restore it, or move it away",
     ]
 
 
@@ -84,7 +84,7 @@ def test_a_missing_side_and_other_faults_are_said_together(tree: Path):
     (tree / "train" / "cow").mkdir()
     assert faults(tree) == [
         "train/cow holds no images; add some, or remove the folder here and in its counterpart",
-        f"val is no folder; expected {tree}/train/CLASS/* and {tree}/val/CLASS/*".replace(f"{tree}/", ""),
+        f"val is not a folder; expected {tree}/train/CLASS/* and {tree}/val/CLASS/*".replace(f"{tree}/", ""),
     ]
 
 
@@ -113,9 +113,9 @@ def test_a_folder_that_may_not_be_listed_is_one_fault(tree: Path):
 
 def test_a_pipe_in_a_files_place_does_not_hang(tmp_path: Path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(FaultError, match=r"a\.jpg is no plain file"):
+    with pytest.raises(FaultError, match=r"a\.jpg is not a regular file"):
         read_file(str(tmp_path / "a.jpg"))
-    with pytest.raises(FaultError, match=r"is no plain file"):
+    with pytest.raises(FaultError, match=r"is not a regular file"):
         read_file(str(tmp_path))
 
 

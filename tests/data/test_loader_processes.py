@@ -132,7 +132,7 @@ def hang(index: int) -> None:
 
 @pytest.mark.parametrize(
     ("happens", "how"),
-    [(die, r"was killed \(SIGKILL\)"), (leave, "left with code 9"), (hang, r"was stuck for [\d.]+ s")],
+    [(die, r"was killed \(SIGKILL\)"), (leave, "exited with code 9"), (hang, r"was stuck for [\d.]+ s")],
 )
 def test_one_that_ends_at_the_same_sample_again_and_again_is_one_message_with_its_name(
     happens: Callable[[int], None], how: str

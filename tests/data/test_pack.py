@@ -272,7 +272,7 @@ def test_an_image_that_cannot_be_read_is_one_message(tree: Path, jobs: int):
     ):
         pack(sides, tree.parent / "out", jobs=jobs)
     (tree / "train" / "dog" / "0001.JPEG").write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"dog/0001\.JPEG is no image that can be read"):
+    with pytest.raises(ValueError, match=r"dog/0001\.JPEG is not a readable image"):
         pack(open_sides(tree, sizes=True), tree.parent / "out", resize=10, jobs=jobs)
 
 

@@ -155,8 +155,8 @@ def raises(error: BaseException) -> Callable[[], None]:
         (raises(SystemExit(3)), "^a look failed: SystemExit: 3"),
         (raises(KeyboardInterrupt()), "^a look failed: KeyboardInterrupt"),
         (lambda: threading.Lock(), "^a look failed: TypeError: cannot pickle"),
-        (lambda: os._exit(5), "^a look failed: its process left with code 5$"),
-        (lambda: os._exit(0), "^a look failed: its process left with code 0$"),
+        (lambda: os._exit(5), "^a look failed: its process exited with code 5$"),
+        (lambda: os._exit(0), "^a look failed: its process exited with code 0$"),
         (
             lambda: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
             r"^a look failed: its process was killed \(SIGSEGV\)$",
@@ -213,7 +213,7 @@ def test_what_it_starts_and_leaves_behind_keeps_nobody(answers: bool):
     if answers:
         assert in_child(work, "a look", patience=10) == "done"
     else:
-        with pytest.raises(ValueError, match="left with code 4"):
+        with pytest.raises(ValueError, match="exited with code 4"):
             in_child(work, "a look", patience=10)
 
 

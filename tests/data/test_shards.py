@@ -215,7 +215,7 @@ def test_a_stray_tar_is_a_note_and_an_unfinished_pack_a_fault(out: Path):
     (out / INDEX).unlink()
     (fault,) = examine(out)
     assert str(fault) == f"{out} holds shards and no index: it was never finished; pack the data again"
-    with pytest.raises(ValueError, match="is no folder; expected"):
+    with pytest.raises(ValueError, match="is not a folder; expected"):
         image_folder(out)
 
 
@@ -223,4 +223,4 @@ def test_a_damaged_index_of_a_pack_is_one_fault(out: Path):
     data = (out / INDEX).read_bytes()
     (out / INDEX).write_bytes(data[:-5])
     (fault,) = examine(out)
-    assert "is no index of onehour, or a damaged one; make it again" in str(fault)
+    assert "is not an index of onehour, or is damaged; make it again" in str(fault)

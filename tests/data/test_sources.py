@@ -114,7 +114,7 @@ class Stream(IterableDataset[Any]):
         (
             [(torch.zeros(3, 8, 8), torch.tensor(0.5))],
             GOOD,
-            r"training data's first label: the label 0\.5 is no whole number",
+            r"training data's first label: the label 0\.5 is not a whole number",
         ),
         (side(torch.zeros(4, 3, 9, 9)), GOOD, r"shape \(3, 9, 9\), validation images \(3, 8, 8\); expected one"),
     ],

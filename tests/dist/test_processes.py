@@ -30,15 +30,15 @@ def run(*codes: str, stop: StopSignals | None = None) -> Processes:
         (["pass", "pass"], None),
         (["sys.exit(1)", f"{TELL}; sys.exit(2)"], Failure("minibatch", 2)),
         (["sys.exit(1)", "os.kill(os.getpid(), 9)"], Failure("process 1 was ended by SIGKILL", 1)),
-        (["pass", "sys.exit(3)"], Failure("process 1 left with exit code 3", 3)),
-        (["sys.exit(76)", "sys.exit(76)"], Failure("process 0 left with exit code 76", 76)),
+        (["pass", "sys.exit(3)"], Failure("process 1 exited with code 3", 3)),
+        (["sys.exit(76)", "sys.exit(76)"], Failure("process 0 exited with code 76", 76)),
         (
             ["sys.exit(1)", "sys.exit(75)"],
             Failure("stopped before the first iteration; the same command goes on", 75, on_purpose=True),
         ),
         (
             ["sys.exit(1)", "sys.exit(143)"],
-            Failure("process 1 left at once on a second SIGTERM; the same command goes on", 143, on_purpose=True),
+            Failure("process 1 exited at once on a second SIGTERM; the same command goes on", 143, on_purpose=True),
         ),
         (["sys.exit(1)", "os.kill(os.getpid(), 2)"], Failure("process 1 was ended by SIGINT", 130, on_purpose=True)),
     ],
@@ -54,7 +54,7 @@ def test_the_others_have_a_while_to_end_and_are_ended_then(tmp_path: Path, monke
     slow = f"import time; time.sleep(1); open({str(written)!r}, 'w').close()"
     stuck = f"import time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(99)"
     started = time.monotonic()
-    assert run("sys.exit(5)", slow, stuck).wait() == Failure("process 0 left with exit code 5", 5)
+    assert run("sys.exit(5)", slow, stuck).wait() == Failure("process 0 exited with code 5", 5)
     assert written.exists()
     assert time.monotonic() - started < 20
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
@@ -62,7 +62,7 @@ def test_the_others_have_a_while_to_end_and_are_ended_then(tmp_path: Path, monke
 
 def test_a_stopped_process_is_ended_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("onehour.dist.processes.GRACE", 0.1)
-    assert run("os.kill(os.getpid(), 19)", "sys.exit(4)").wait() == Failure("process 1 left with exit code 4", 4)
+    assert run("os.kill(os.getpid(), 19)", "sys.exit(4)").wait() == Failure("process 1 exited with code 4", 4)
 
 
 LISTENS = """

@@ -1,4 +1,4 @@
-"""Thousands of seeded command lines and recipe files: never a traceback, only exit codes that the README names.
+"""Thousands of seeded command lines and recipe files: never a traceback, only exit codes that docs/reference.md names.
 
     python tests/faults/cli.py [--cases 10000]
 

@@ -77,7 +77,7 @@ def test_bad_files_are_named_with_their_line_and_what_was_expected(tmp_path: Pat
 def test_a_file_that_is_no_text_is_no_csv(tmp_path: Path):
     path = tmp_path / "weights.csv"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe")
-    with pytest.raises(ValueError, match=r"weights\.csv is no CSV: it is not text"):
+    with pytest.raises(ValueError, match=r"weights\.csv is not a CSV file: it is not text"):
         read_csv(path)
 
 

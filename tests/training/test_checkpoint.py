@@ -103,7 +103,7 @@ def test_an_optimizer_with_a_state_beside_its_parameters_is_refused_when_it_is_s
     model = tiny.net()
     optimizer = Counting(model.parameters())
     optimizer.state["step"] = 1  # type: ignore[index]
-    with pytest.raises(ValueError, match="optimizer Counting keeps a state that is no parameter's"):
+    with pytest.raises(ValueError, match="optimizer Counting keeps state that belongs to no parameter"):
         checkpoints(tmp_path).save(model, optimizer, PROGRESS)
 
 

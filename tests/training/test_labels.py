@@ -53,7 +53,7 @@ OUTSIDE = [
     (-1, "the label is -1"),
     (2**40, "label is 1099511627776"),
 ]
-NO_NUMBER = [(2.7, "the label 2.7 is no whole number"), (math.nan, "label nan"), ("2", "label"), (None, "label")]
+NO_NUMBER = [(2.7, "the label 2.7 is not a whole number"), (math.nan, "label nan"), ("2", "label"), (None, "label")]
 KINDS = [(np.int64(-100), "label is -100"), (torch.tensor(3), "label is 3"), (np.float32(2.7), "label 2.7")]
 
 

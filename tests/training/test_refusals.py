@@ -177,7 +177,7 @@ def made(kind: Any) -> Any:
         (AnArray, "changes its attribute 'rates' in a step"),
         (ItsOwnDraws, "changes its attribute 'draws' in a step"),
         (Elsewhere, "does not go on from its saved state"),
-        (OfNoParameter, "keeps a state that is no parameter's"),
+        (OfNoParameter, "keeps state that belongs to no parameter"),
         (WantsAClosure, r"WantsAClosure cannot make a step: TypeError: .*closure"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_pickle_that_does_something_is_not_loaded(tmp_path: Path):
     [
         ("cut.safetensors", b"\x08", "cannot be read as weights"),
         ("text.pt", b"hello", "text.pt"),
-        ("notes.txt", b"hello", "is no weights file"),
+        ("notes.txt", b"hello", "is not a weights file"),
         ("old.pt", bytes(257) + b"ustar" + bytes(250), "in the oldest of torch's formats"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_uses_the_one_befor
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x\.pt is no plain file"):
+    with pytest.raises(ValueError, match=r"x\.pt is not a regular file"):
         read_weights(tmp_path / "x.pt")
 
 
@@ -167,9 +167,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
         ({1: torch.ones(1)}, "holds no state dict of tensors"),
         ({"a": 1}, "holds no state dict of tensors: a is a int"),
         ([torch.ones(1)], "holds no state dict of tensors"),
-        ({"\x1b[2J": torch.ones(1).expand(2**40)}, r"\\x1b\[2J is no plain tensor"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "a is no plain tensor"),
-        ({"a": torch.ones(1, device="meta")}, "a is no plain tensor"),
+        ({"\x1b[2J": torch.ones(1).expand(2**40)}, r"\\x1b\[2J is not a plain tensor"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is not a plain tensor"),
+        ({"a": torch.ones(1, device="meta")}, "a is not a plain tensor"),
     ],
 )
 def test_what_is_no_plain_state_dict_is_refused(state: object, said: str, tmp_path: Path):

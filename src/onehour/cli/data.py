@@ -36,7 +36,7 @@ def add_data(commands: Any) -> None:
         allow_abbrev=False,
     )
     index.add_argument("folder", type=Path, metavar="DIR", help="holds train/CLASS/* and val/CLASS/*")
-    index.add_argument("--out", type=Path, metavar="FILE", help="elsewhere, ending in .index (DIR/onehour.index)")
+    index.add_argument("--out", type=Path, metavar="FILE", help="where to write, ending in .index (DIR/onehour.index)")
     index.add_argument("--digests", action="store_true", help="keep a CRC-32 of each file, compared at every read")
     _add_jobs(index)
     index.set_defaults(command=index_command)
@@ -63,7 +63,7 @@ def add_data(commands: Any) -> None:
         allow_abbrev=False,
     )
     doctor.add_argument("folder", type=Path, metavar="DIR|OUT", help="a folder of images, its index or a pack")
-    doctor.add_argument("--pixel-cap", type=int, metavar="PIXELS", help="as of the recipe (64 million)")
+    doctor.add_argument("--pixel-cap", type=int, metavar="PIXELS", help="refuse images of more pixels (64 million)")
     doctor.add_argument("--json", action="store_true", help="print a list as JSON")
     _add_jobs(doctor)
     doctor.set_defaults(command=doctor_command)

@@ -121,7 +121,7 @@ def add_recipe_argument(parser: argparse.ArgumentParser, **options: Any) -> None
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Whether code that only a file names may be imported."""
-    parser.add_argument("--trust", action="store_true", help="import the code that a recipe's file names, untyped")
+    parser.add_argument("--trust", action="store_true", help="import code that only a recipe's file names")
 
 
 def add_margin(parser: argparse.ArgumentParser) -> None:

@@ -57,7 +57,7 @@ def add_sweep(commands: Any) -> None:
     sweep.add_argument("--out", type=Path, metavar="DIR", help="the sweep's folder (runs/RECIPE-sweep)")
     sweep.add_argument("--dry-run", action="store_true", help="print the cells and the time they will take")
     sweep.add_argument("--jobs", type=auto, metavar="auto|J", help="runs at once (cores or GPUs)")
-    sweep.add_argument("--processes", type=int, metavar="P", help="of each run (1)")
+    sweep.add_argument("--processes", type=int, metavar="P", help="processes per run (1)")
     sweep.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     sweep.add_argument(
         "--seeds-together", type=auto, metavar="auto|S", help="seeds trained as one network; 1 for none (auto)"

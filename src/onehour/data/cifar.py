@@ -134,7 +134,7 @@ def _parse(pickled: bytes, where: str) -> tuple[Tensor, list[int]]:
             elif opcode.name in ("SETITEM", "SETITEMS"):
                 in_labels = False
     except ValueError as error:
-        raise ValueError(f"{where} is no pickled batch of CIFAR-10: {error}; {EXPECTED}") from error
+        raise ValueError(f"{where} is not a pickled batch of CIFAR-10: {error}; {EXPECTED}") from error
     if len(blocks) != 1 or len(blocks[0]) != PIXELS * len(labels):
         found = f"{len(blocks)} blocks of {[len(block) for block in blocks]} bytes and {len(labels)} labels"
         raise ValueError(f"{where} has {found}, not one block of 3,072 bytes a label; {EXPECTED}")

@@ -83,7 +83,7 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
     except FaultError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise FaultError(name, "is no image that can be read", f"expected {', '.join(FORMATS)}: remove it") from error
+        raise FaultError(name, "is not a readable image", f"expected {', '.join(FORMATS)}: remove it") from error
     # Damaged files raise nearly anything in Pillow's readers, and the bomb error is no OSError.
     except Exception as error:
         text = str(error).strip() or type(error).__name__

@@ -37,7 +37,7 @@ SUFFIXES_OF = {
     "JPEG2000": (".jp2",),
 }
 SMALL, LONG = 8, 16
-"""Pixels of the shorter side, and length in shorter sides, beyond which a crop shows next to nothing."""
+"""Pixels of the shorter side, and length in shorter sides, beyond which a crop would show almost nothing."""
 
 
 def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError]:
@@ -53,7 +53,7 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
         return
     if min(height, width) < SMALL or max(height, width) > LONG * min(height, width):
         yield FaultError(
-            name, f"has {width}×{height} pixels", "look at it: a crop of it shows next to nothing", note=True
+            name, f"has {width}×{height} pixels", "look at it: a crop would show almost none of it", note=True
         )
     kind, frames = _kind_and_frames(data)
     suffixes = SUFFIXES_OF.get(kind)
@@ -117,7 +117,7 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lam
     index = index_of(path)
     if index is None and not path.is_dir():
         expected = f"expected {path}/train/CLASS/* and {path}/val/CLASS/*, or a pack"
-        return [FaultError(str(path), "is no folder, index or pack", expected)]
+        return [FaultError(str(path), "is not a folder, an index or a pack", expected)]
     if index is None and ((path / PARTS).is_dir() or list(path.glob("*.tar"))):
         return [FaultError(str(path), "holds shards and no index: it was never finished", "pack the data again")]
     root, kind = path if path.is_dir() else path.parent, "folder"
@@ -264,7 +264,7 @@ def _pack_readers(index: Path, pixels: int, report: OnFault) -> list[_PackReader
         readers.append(_PackReader(source, np.flatnonzero(whole), pixels))
     for path in index.parent.glob("*.tar"):
         if path.name not in names:
-            report(FaultError(str(path), "is no shard of this pack", "move it away", note=True))
+            report(FaultError(str(path), "is not a shard of this pack", "move it away", note=True))
     return readers
 
 

@@ -32,7 +32,7 @@ class ImageOptions:
         skip: in training, take the stream's next sample of the same worker in place of an image that cannot be read.
 
     Raises:
-        ValueError: if `pixels` is no whole number above zero, or more than Pillow ever decodes.
+        ValueError: if `pixels` is not a whole number above zero, or more than Pillow ever decodes.
     """
 
     exif: bool = False

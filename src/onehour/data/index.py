@@ -98,7 +98,7 @@ def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarra
     except OSError as error:
         raise FaultError(str(path), f"cannot be read: {error.strerror or error}", AGAIN) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FaultError(str(path), "is no index of onehour, or a damaged one", AGAIN) from error
+        raise FaultError(str(path), "is not an index of onehour, or is damaged", AGAIN) from error
     if verify:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for name, array in sorted(arrays.items()):
@@ -119,7 +119,7 @@ def _header(file: BufferedReader) -> dict[str, Any]:
         raise ValueError("it begins with no header")
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise TypeError("its header is no object")
+        raise TypeError("its header is not an object")
     return header
 
 
@@ -216,7 +216,7 @@ def read_index(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray
     folders = about.get("folders", dict.fromkeys(SIDES, classes))
     sound = isinstance(folders, dict) and all(_are_names(names, classes) for names in (classes, *folders.values()))
     if not sound or not isinstance(by_side, dict) or not all(isinstance(by_side.get(side), list) for side in SIDES):
-        raise FaultError(str(path), "is no whole index", "make it again")
+        raise FaultError(str(path), "is not a complete index", "make it again")
     return arrays, about
 
 
@@ -278,7 +278,7 @@ def table_of(path: Path, side: str, arrays: dict[str, np.ndarray], classes: list
     found = [arrays.get(f"{side}.{name}") for name in ("labels", "names", "ends", "sizes", "checks")]
     labels, buffer, ends, sizes, checks = found
     if labels is None or buffer is None or ends is None or sizes is None or len(ends) != len(labels) + 1:
-        raise FaultError(str(path), "is no whole index", "make it again")
+        raise FaultError(str(path), "is not a complete index", "make it again")
     table = Table(classes, labels, Names(buffer, ends), sizes, checks)
     if check:
         steps = np.diff(labels)

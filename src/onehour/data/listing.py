@@ -175,7 +175,7 @@ def read_file(path: str) -> bytes:
     """All bytes of a plain file.
 
     Raises:
-        FaultError: naming it, if it cannot be read, is no plain file, or is larger than any image.
+        FaultError: naming it, if it cannot be read, is not a regular file, or is larger than any image.
     """
     try:
         # Without O_NONBLOCK, opening a pipe that took the file's place would wait for ever.
@@ -183,7 +183,7 @@ def read_file(path: str) -> bytes:
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                raise FaultError(path, "is no plain file", "restore it, or move it away")
+                raise FaultError(path, "is not a regular file", "restore it, or move it away")
             if status.st_size > LARGEST:
                 raise FaultError(path, f"has {status.st_size:,} bytes, too many for an image", "replace or remove it")
             data = os.read(file, status.st_size)
@@ -225,7 +225,7 @@ def list_sides(
             sides[side] = list_side(root / side, report, like=like, sizes=sizes, tick=tick)
         else:
             expected = f"expected {root}/train/CLASS/* and {root}/val/CLASS/*"
-            report(FaultError(str(root / side), "is no folder", expected))
+            report(FaultError(str(root / side), "is not a folder", expected))
     if len(sides) == len(SIDES):
         _compare(root, sides["train"].classes, sides["val"].classes, report)
     return sides
@@ -299,7 +299,7 @@ def list_class(folder: Path, report: OnFault, *, sizes: bool = False) -> list[tu
         if kind != "a file":
             report(FaultError(entry.path, f"is {kind}, where images are expected", "restore it, or move it away"))
         elif not _image_by_name(entry.name):
-            report(FaultError(entry.path, "is no image file by its name", "move it out of the class's folder"))
+            report(FaultError(entry.path, "is not named like an image file", "move it out of the class's folder"))
         else:
             files.append((entry.name, entry.stat().st_size if sizes else 0))
     if not files:

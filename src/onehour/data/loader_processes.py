@@ -201,7 +201,7 @@ class LoaderProcesses:
         """How processes have ended, by their number."""
         codes = {number: process.exitcode for number, process in enumerate(self._processes)}
         return {
-            number: f"was killed ({signal.Signals(-code).name})" if code < 0 else f"left with code {code}"
+            number: f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"
             for number, code in codes.items()
             if code is not None
         }

@@ -41,7 +41,7 @@ def as_label(value: Any) -> int:
     (3, 3, 3, 3)
     >>> as_label(2.7)
     Traceback (most recent call last):
-    ValueError: the label 2.7 is no whole number
+    ValueError: the label 2.7 is not a whole number
     """
     if type(value) is int:
         return value
@@ -60,7 +60,7 @@ def as_label(value: Any) -> int:
     if isinstance(found, numbers.Number):
         if isinstance(found, numbers.Real) and math.isfinite(found) and found == math.floor(found):
             return int(cast(float, found))
-        raise ValueError(f"the label {found} is no whole number")
+        raise ValueError(f"the label {found} is not a whole number")
     raise ValueError(f"the label is {_kind(found)} ({reprlib.repr(found)}); expected one whole number")
 
 
@@ -68,7 +68,7 @@ def as_labels(labels: torch.Tensor) -> torch.Tensor:
     """The same for a tensor of N labels: itself where it is one of whole numbers (N,), else int64 (N,).
 
     Raises:
-        ValueError: for another shape, or the first that is no whole number.
+        ValueError: for another shape, or the first that is not a whole number.
 
     >>> as_labels(torch.tensor([[2.0], [0.0]]))
     tensor([2, 0])
@@ -269,7 +269,7 @@ def _image(side: str, which: str, dataset: Any, index: int) -> Tensor:
         read = f"item, {index} of {index + 1}, cannot be read" if which == "last" else "item cannot be read"
         raise ValueError(f"the {side} data's {which} {read}: {blame(error)}") from error
     if not (isinstance(item, tuple | list) and len(item) == 2):
-        raise ValueError(f"the {side} data's {which} item is no (image, label) pair: it is {_content(item)}")
+        raise ValueError(f"the {side} data's {which} item is not an (image, label) pair: it is {_content(item)}")
     image, label = item
     image = _checked(side, dataset, image)
     try:

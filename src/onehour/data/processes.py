@@ -259,4 +259,4 @@ def _how(status: int | None) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         return f"was killed ({signal.Signals(-code).name})" + ("; is there enough memory?" if code == -9 else "")
-    return f"left with code {code}"
+    return f"exited with code {code}"

@@ -176,7 +176,7 @@ def pack_side(
     try:
         shards = [Shard(str(name), int(first), int(size)) for name, first, size in about["shards"][side]]
     except (TypeError, ValueError) as error:
-        raise FaultError(str(path), "is no whole index", "make it again") from error
+        raise FaultError(str(path), "is not a complete index", "make it again") from error
     offsets = arrays.get(f"{side}.offsets", np.zeros(0, np.int64))
     reopen = partial(reopened, pack_side, path, side)
     source = Shards(path.parent, table, offsets, shards, resized=about.get("resized"), reopen=reopen)

@@ -207,7 +207,7 @@ def _use(chosen: str, hosts: list[Host], place: Launched) -> None:
     if chosen != "lo" and not place.local_rank:
         name = hosts[place.rank].name
         print(
-            f"onehour: the name {name} is no address at which other hosts reach this one: its processes use the"
+            f"onehour: other hosts cannot reach this one by its name {name}: its processes use the"
             f" device {chosen} ({GLOO_DEVICE} names another)",
             file=sys.stderr,
             flush=True,

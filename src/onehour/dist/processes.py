@@ -179,8 +179,8 @@ def _said(code: int) -> str:
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     if asks_to_stop(code):
-        return f"left at once on a second {signal.Signals(code - 128).name}; the same command goes on"
-    return f"left with exit code {code}"
+        return f"exited at once on a second {signal.Signals(code - 128).name}; the same command goes on"
+    return f"exited with code {code}"
 
 
 def _left_with(code: int) -> int:

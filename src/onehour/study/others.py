@@ -124,7 +124,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV: it is not text; expected lines of epoch,error") from error
+        raise ValueError(f"{path} is not a CSV file: it is not text; expected lines of epoch,error") from error
 
 
 def _point(values: dict[str, str], where: str, after: float | None) -> Point:

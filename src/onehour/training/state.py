@@ -45,8 +45,8 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
     state, parameters = {}, dict(model.named_parameters())
     if optimizer.state.keys() - set(parameters.values()):
         raise ValueError(
-            f"optimizer {type(optimizer).__name__} keeps a state that is no parameter's, and a checkpoint holds the"
-            " parameters' and the groups' alone; choose another optimizer"
+            f"optimizer {type(optimizer).__name__} keeps state that belongs to no parameter, and a checkpoint holds"
+            " only that of parameters and groups; choose another optimizer"
         )
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():

@@ -51,9 +51,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path}: the newest checkpoint holds no weights: {_line(error)}") from error
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path} is no weights file; expected a run's folder or a file ending in {', '.join(FORMATS)}")
+        raise ValueError(
+            f"{path} is not a weights file; expected a run's folder or a file ending in {', '.join(FORMATS)}"
+        )
     if not path.is_file():  # a pipe, say, which would be waited for
-        raise ValueError(f"{path} is no plain file")
+        raise ValueError(f"{path} is not a regular file")
     if path.suffix != ".safetensors" and _is_tar(path):
         raise ValueError(f"{path} is in the oldest of torch's formats, a tar; load it there, and save it again")
     try:
@@ -71,7 +73,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not torch.is_tensor(tensor):
             raise ValueError(f"{path} holds no state dict of tensors: {shown(name)} is a {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_quantized or _grows(tensor):
-            raise ValueError(f"{path}: {shown(name)} is no plain tensor; expected one that lies in the file as it is")
+            raise ValueError(f"{path}: {shown(name)} is not a plain tensor; expected one that is stored as it is")
     return {name.removeprefix("module."): tensor.detach() for name, tensor in state.items()}
 
 

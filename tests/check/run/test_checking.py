@@ -62,8 +62,8 @@ def running_with(mark: str) -> list[int]:
 
 REFUSED = {
     "never steps": ("print('hello')", "ended without a step of a torch optimizer"),
-    "leaves": ("import sys\nsys.exit(3)", "train.py:2: the script left with exit code 3"),
-    "leaves with a text": ("raise SystemExit('no data')", "train.py:1: the script left with no data"),
+    "leaves": ("import sys\nsys.exit(3)", "train.py:2: the script exited with code 3"),
+    "leaves with a text": ("raise SystemExit('no data')", "train.py:1: the script exited: no data"),
     "leaves well": ("import sys\nsys.exit()", "ended without a step"),
     "leaves at once": ("import os\nos._exit(7)", "left the process with code 7 before anything could be judged"),
     "needs a file": ("open('data.csv')", "train.py:1: FileNotFoundError: [Errno 2] No such file"),
@@ -73,7 +73,7 @@ REFUSED = {
     "dies": ("import os\nos.kill(os.getpid(), 11)", "was ended by signal 11"),
     "asks for arguments": (
         "import argparse\np = argparse.ArgumentParser()\np.add_argument('data')\np.parse_args()",
-        "train.py:4: the script left with exit code 2",
+        "train.py:4: the script exited with code 2",
     ),
     "says why it dies": ("import os\nprint('the disk is full')\nos._exit(1)", "it last said: the disk is full"),
 }
@@ -290,5 +290,5 @@ def test_a_script_with_a_finding_fails_with_its_table(loops: Path):
 @pytest.mark.usefixtures("started")
 def test_a_script_that_cannot_be_run_is_no_clean_one(tmp_path: Path):
     (tmp_path / "train.py").write_text("raise SystemExit(3)")
-    with pytest.raises(check.CheckError, match=r"train\.py:1: the script left with exit code 3"):
+    with pytest.raises(check.CheckError, match=r"train\.py:1: the script exited with code 3"):
         check.assert_clean(tmp_path / "train.py")

@@ -152,8 +152,8 @@ def run_script(
         code = error.code
         if code in (None, 0):
             run.leave("ended")
-        said = code if isinstance(code, str) else f"exit code {code}"
-        run.leave("left", error=f"the script left with {said}", where=_place(error))
+        said = f": {code}" if isinstance(code, str) else f" with code {code}"
+        run.leave("left", error=f"the script exited{said}", where=_place(error))
     except KeyboardInterrupt:
         run.leave("failed", error="interrupted")
     except BaseException as error:
