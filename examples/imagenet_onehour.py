@@ -79,7 +79,7 @@ def main() -> None:
 
     net, train, val = load(args)
     # §5.1: He fan-out, γ = 0 at the end of each block; §2.3: BatchNorm over n = 32, however many a process takes.
-    net = onehour.initialize(onehour.convert_batchnorm(net, per_worker=32)).to(device)
+    net = onehour.init_weights_(onehour.convert_batchnorm(net, per_worker=32)).to(device)
     model = DistributedDataParallel(net) if world > 1 else net
     # §2.3: n stays 32, so a process of 256 images hosts 8 of the k workers; another size is refused.
     hosted = onehour.Minibatch.of(args.batch_size, per_worker=32).workers

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onehour.rules.batchnorm import accumulate as accumulate
     from onehour.rules.batchnorm import convert_batchnorm as convert_batchnorm
     from onehour.rules.decay import parameter_groups as parameter_groups
+    from onehour.rules.initialize import init_weights_ as init_weights_
     from onehour.rules.initialize import initialize as initialize
     from onehour.rules.initialize import last_batchnorms as last_batchnorms
     from onehour.rules.keys import seed_for as seed_for
@@ -57,7 +58,7 @@ _HOMES = {
         "convert_batchnorm",
     ],
     "rules.decay": ["parameter_groups"],
-    "rules.initialize": ["initialize", "last_batchnorms"],
+    "rules.initialize": ["init_weights_", "initialize", "last_batchnorms"],
     "rules.keys": ["seed_for"],
     "rules.minibatch": ["Minibatch", "fixed_scaling", "linear_scaling", "sqrt_scaling"],
     "rules.momentum": ["correct_momentum", "momentum_form"],
