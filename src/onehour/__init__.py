@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onehour.rules.schedule import constant_warmup as constant_warmup
     from onehour.rules.schedule import cosine_decay as cosine_decay
     from onehour.rules.schedule import gradual_warmup as gradual_warmup
+    from onehour.rules.schedule import scaled_step_schedule as scaled_step_schedule
     from onehour.rules.schedule import step_decay as step_decay
     from onehour.rules.scheduler import ScheduleLR as ScheduleLR
     from onehour.rules.shuffle import SampleStream as SampleStream
@@ -63,7 +64,7 @@ _HOMES = {
     "rules.minibatch": ["Minibatch", "fixed_scaling", "linear_scaling", "sqrt_scaling"],
     "rules.momentum": ["correct_momentum", "momentum_form"],
     "rules.sampler": ["StreamBatchSampler", "StreamSampler"],
-    "rules.schedule": ["constant_warmup", "cosine_decay", "gradual_warmup", "step_decay"],
+    "rules.schedule": ["constant_warmup", "cosine_decay", "gradual_warmup", "scaled_step_schedule", "step_decay"],
     "rules.scheduler": ["ScheduleLR"],
     "rules.shuffle": ["SampleStream"],
 }
