@@ -73,7 +73,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _PARTS = ("check",)
 """Packages that come with the first use of their name."""
 
-__all__ = sorted([*_HOME_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+_DEPRECATED = {"StreamSampler", "initialize"}
+"""Here for one version more, but neither listed nor imported by a star."""
+
+__all__ = sorted({*_HOME_OF, "__version__"} - _DEPRECATED)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
