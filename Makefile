@@ -1,4 +1,7 @@
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c \
+  'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done),$(error \
+  needs Python 3.11 or later with its venv: neither python3.11, python3.12, python3.13 nor python3 is one; install it \
+  (on Debian and Ubuntu python3-venv too) or give its path: make PYTHON=…))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

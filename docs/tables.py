@@ -19,7 +19,7 @@ from typing import Any
 from onehour.config import Recipe
 from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.rules.initialize import initialize
+from onehour.rules.initialize import init_weights_
 from onehour.study.outcome import reference_of
 from onehour.training.build import effects
 
@@ -77,7 +77,7 @@ def outcome(results: dict[str, Any]) -> str:
             f" rate {r.base_lr:g} → {r.target_lr:g}, {r.epochs} epochs,"
             f" {r.workers.iterations(r.samples, r.epochs)} iterations, seed {r.seed}",
             f"writes {folder}",
-            effects(r, convert_batchnorm(initialize(load_model(r.model, channels=1, classes=10)), r.per_worker)),
+            effects(r, convert_batchnorm(init_weights_(load_model(r.model, channels=1, classes=10)), r.per_worker)),
             "…",
             f"final error  {run['final_error']:.2f} % (median of the last 5 epochs)",
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"

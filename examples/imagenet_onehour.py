@@ -79,7 +79,7 @@ def main() -> None:
 
     net, train, val = load(args)
     # §5.1: He fan-out, γ = 0 at the end of each block; §2.3: BatchNorm over n = 32, however many a process takes.
-    net = onehour.initialize(onehour.convert_batchnorm(net, per_worker=32)).to(device)
+    net = onehour.init_weights_(onehour.convert_batchnorm(net, per_worker=32)).to(device)
     model = DistributedDataParallel(net) if world > 1 else net
     # §2.3: n stays 32, so a process of 256 images hosts 8 of the k workers; another size is refused.
     hosted = onehour.Minibatch.of(args.batch_size, per_worker=32).workers
@@ -87,12 +87,14 @@ def main() -> None:
     # §3, Remark 4: one permutation an epoch, divided among the workers; full minibatches, nothing padded or dropped.
     sampler = onehour.StreamBatchSampler(len(train), minibatch, seed=0, epochs=args.epochs)
     loader = DataLoader(train, batch_sampler=sampler, num_workers=args.loaders, pin_memory=cuda)
-    # §2.1: k times the minibatch, k times the rate; --lr is that of 256 images.
-    lr = onehour.linear_scaling(args.lr, 256, minibatch)
-    # §2.2: from the base rate to the target in 5 epochs, a little at every iteration; §5.1: drops at 30, 60, 80.
-    schedule = onehour.gradual_warmup(onehour.step_decay(lr, [30, 60, 80]), start_lr=min(args.lr, lr), epochs=5)
+    # §2.1: k times the minibatch, k times the rate; --lr is that of 256 images. §2.2: from there to the target in 5
+    # epochs, a little at every iteration. §5.1: drops at 30, 60, 80.
+    schedule = onehour.scaled_step_schedule(
+        base_lr=args.lr, base_minibatch=256, minibatch=minibatch, milestones=[30, 60, 80], warmup_epochs=5
+    )
     # §3, Remark 1 and §5.1: coupled decay, none on γ and β; Nesterov momentum.
-    optimizer = torch.optim.SGD(onehour.parameter_groups(net, weight_decay=1e-4), lr=lr, momentum=0.9, nesterov=True)
+    groups = onehour.parameter_groups(net, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     # §2.2; Remark 2: it also corrects the momentum of optimizers that need it, which torch's SGD does not.
     scheduler = onehour.ScheduleLR(optimizer, schedule, samples=len(train), minibatch=minibatch)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onehour.rules.batchnorm import accumulate as accumulate
     from onehour.rules.batchnorm import convert_batchnorm as convert_batchnorm
     from onehour.rules.decay import parameter_groups as parameter_groups
+    from onehour.rules.initialize import init_weights_ as init_weights_
     from onehour.rules.initialize import initialize as initialize
     from onehour.rules.initialize import last_batchnorms as last_batchnorms
     from onehour.rules.keys import seed_for as seed_for
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from onehour.rules.schedule import constant_warmup as constant_warmup
     from onehour.rules.schedule import cosine_decay as cosine_decay
     from onehour.rules.schedule import gradual_warmup as gradual_warmup
+    from onehour.rules.schedule import scaled_step_schedule as scaled_step_schedule
     from onehour.rules.schedule import step_decay as step_decay
     from onehour.rules.scheduler import ScheduleLR as ScheduleLR
     from onehour.rules.shuffle import SampleStream as SampleStream
@@ -57,12 +59,12 @@ _HOMES = {
         "convert_batchnorm",
     ],
     "rules.decay": ["parameter_groups"],
-    "rules.initialize": ["initialize", "last_batchnorms"],
+    "rules.initialize": ["init_weights_", "initialize", "last_batchnorms"],
     "rules.keys": ["seed_for"],
     "rules.minibatch": ["Minibatch", "fixed_scaling", "linear_scaling", "sqrt_scaling"],
     "rules.momentum": ["correct_momentum", "momentum_form"],
     "rules.sampler": ["StreamBatchSampler", "StreamSampler"],
-    "rules.schedule": ["constant_warmup", "cosine_decay", "gradual_warmup", "step_decay"],
+    "rules.schedule": ["constant_warmup", "cosine_decay", "gradual_warmup", "scaled_step_schedule", "step_decay"],
     "rules.scheduler": ["ScheduleLR"],
     "rules.shuffle": ["SampleStream"],
 }
@@ -71,7 +73,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _PARTS = ("check",)
 """Packages that come with the first use of their name."""
 
-__all__ = sorted([*_HOME_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+_DEPRECATED = {"StreamSampler", "initialize"}
+"""Here for one version more, but neither listed nor imported by a star."""
+
+__all__ = sorted({*_HOME_OF, "__version__"} - _DEPRECATED)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import TensorDataset
 
-from onehour import initialize
+from onehour import init_weights_
 from onehour.models.resnet import ResNet, resnet18
 
 
@@ -15,4 +15,4 @@ def data() -> tuple[TensorDataset, TensorDataset]:
 
 
 def net() -> ResNet:
-    return initialize(resnet18(classes=10))
+    return init_weights_(resnet18(classes=10))

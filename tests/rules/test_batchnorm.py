@@ -235,6 +235,12 @@ def test_state_dicts_have_torchs_keys_and_load_both_ways():
     exact(back.state_dict(), ghost.state_dict())
 
 
+@pytest.mark.parametrize(("kind", "torchs", "size"), KINDS)
+def test_the_number_of_channels_has_torchs_name_and_place(kind, torchs, size):
+    assert next(iter(signature(kind).parameters)) == next(iter(signature(torchs).parameters)) == "num_features"
+    assert kind(num_features=C, per_worker=N).num_features == kind(C, per_worker=N).num_features == C
+
+
 @pytest.mark.parametrize("options", [{}, {"affine": False}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_without_running_statistics_workers_are_still_normalised_alone(dtype, options):

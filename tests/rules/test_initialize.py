@@ -8,7 +8,7 @@ from torch import nn
 
 from onehour.models.resnet import BasicBlock, Bottleneck, ResNet
 from onehour.models.small import resnet8
-from onehour.rules.initialize import initialize, last_batchnorms
+from onehour.rules.initialize import init_weights_, initialize, last_batchnorms
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -34,7 +34,7 @@ def near(weight: torch.Tensor, std: float) -> bool:
     ids=str,
 )
 def test_convolutions_are_he_normal_by_what_goes_out(conv, fan_out, fan_in):
-    initialize(conv.double(), generator=generator())
+    init_weights_(conv.double(), generator=generator())
     weight = conv.weight.detach()
     assert near(weight, math.sqrt(2 / fan_out))
     assert not near(weight, math.sqrt(2 / fan_in))
@@ -45,7 +45,7 @@ def test_convolutions_are_he_normal_by_what_goes_out(conv, fan_out, fan_in):
 
 def test_linear_layers_have_deviation_a_hundredth_and_no_bias():
     layer = nn.Linear(512, 100).double()
-    initialize(layer, generator=generator())
+    init_weights_(layer, generator=generator())
     assert near(layer.weight.detach(), 0.01)
     assert torch.equal(layer.bias, torch.zeros(100, dtype=torch.float64))
 
@@ -54,7 +54,7 @@ def test_biases_of_convolutions_are_zero():
     layer = nn.Conv2d(3, 8, 3)
     assert layer.bias is not None
     assert layer.bias.any()
-    initialize(layer)
+    init_weights_(layer)
     assert not layer.bias.any()
 
 
@@ -74,7 +74,7 @@ LAST = {
 def network(request) -> tuple[nn.Module, set[str]]:
     model = NETWORKS[request.param]()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # so that what initialize leaves alone shows
+        if isinstance(module, nn.BatchNorm2d):  # so that what init_weights_ leaves alone shows
             nn.init.constant_(module.weight, 7.0)
             nn.init.constant_(module.bias, 7.0)
     return model, LAST[request.param]
@@ -86,7 +86,7 @@ def gammas(model: nn.Module) -> dict[str, set[float]]:
 
 def test_gamma_is_zero_in_the_last_batchnorm_of_each_block_and_one_elsewhere(network):
     model, last = network
-    initialize(model)
+    init_weights_(model)
     assert {name for name, values in gammas(model).items() if values == {0.0}} == last
     assert all(values == {1.0} for name, values in gammas(model).items() if name not in last)
     assert not any(m.bias.any() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -95,7 +95,7 @@ def test_gamma_is_zero_in_the_last_batchnorm_of_each_block_and_one_elsewhere(net
 def test_without_zero_gamma_every_gamma_is_one(network):
     model, last = network
     assert last <= set(gammas(model))
-    initialize(model, zero_gamma=False)
+    init_weights_(model, zero_gamma=False)
     assert all(values == {1.0} for values in gammas(model).values())
 
 
@@ -111,14 +111,14 @@ def test_last_batchnorms_are_found_by_name(network):
 def test_a_block_starts_as_the_identity(block, training):
     """Of what a ReLU lets through, exactly: its branch is multiplied by zero."""
     x = torch.rand(4, 8, 5, 5, generator=generator())
-    assert torch.equal(initialize(block().train(training), generator=generator())(x), x)
-    usual = initialize(block().train(training), zero_gamma=False, generator=generator())
+    assert torch.equal(init_weights_(block().train(training), generator=generator())(x), x)
+    usual = init_weights_(block().train(training), zero_gamma=False, generator=generator())
     assert not torch.allclose(usual(x), x, atol=0.1)
 
 
 def test_a_block_with_a_shortcut_of_its_own_starts_as_that_shortcut():
     block = BasicBlock(4, 8, stride=2).eval()
-    initialize(block, generator=generator())
+    init_weights_(block, generator=generator())
     x = torch.rand(4, 4, 6, 6, generator=generator())
     assert block.downsample is not None
     assert torch.equal(block(x), block.downsample(x).relu())
@@ -140,7 +140,7 @@ def test_a_shortcuts_own_batchnorm_is_never_the_last_of_its_block():
 
 def test_a_batchnorm_without_gamma_is_passed_over():
     assert list(last_batchnorms(OwnBlock(nn.BatchNorm2d(4, affine=False)))) == ["branch.1"]
-    model = initialize(OwnBlock(nn.BatchNorm2d(4, affine=False)))
+    model = init_weights_(OwnBlock(nn.BatchNorm2d(4, affine=False)))
     assert set(model.get_parameter("branch.1.weight").tolist()) == {0.0}
 
 
@@ -150,7 +150,7 @@ def test_a_batchnorm_without_beta_is_initialised_too():
     except TypeError:
         pytest.skip("this torch has no BatchNorm without bias")
     nn.init.constant_(layer.weight, 7.0)
-    initialize(layer)
+    init_weights_(layer)
     assert set(layer.weight.tolist()) == {1.0}
 
 
@@ -162,11 +162,11 @@ def test_a_generator_decides_all_weights_and_torchs_own_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    one, same = (initialize(resnet8(), generator=generator()).state_dict() for _ in range(2))
+    one, same = (init_weights_(resnet8(), generator=generator()).state_dict() for _ in range(2))
     torch.manual_seed(0)
     model = resnet8()
     torch.manual_seed(0)
-    initialize(model, generator=generator(1))
+    init_weights_(model, generator=generator(1))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["conv1.weight"], model.conv1.weight)
@@ -177,12 +177,21 @@ def test_without_a_generator_torchs_own_seed_decides():
     for _ in range(2):
         model = resnet8()
         torch.manual_seed(3)
-        states.append(initialize(model).state_dict())
+        states.append(init_weights_(model).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_the_model_itself_is_returned_with_its_parameters_kept():
     model = resnet8()
     before = [id(parameter) for parameter in model.parameters()]
-    assert initialize(model) is model
+    assert init_weights_(model) is model
     assert [id(parameter) for parameter in model.parameters()] == before
+
+
+@pytest.mark.parametrize("zero_gamma", [True, False])
+def test_the_old_name_warns_with_the_new_one_and_does_the_same(zero_gamma):
+    with pytest.warns(DeprecationWarning, match="write init_weights_") as caught:
+        old = initialize(resnet8(), zero_gamma=zero_gamma, generator=generator())
+    assert [warning.filename for warning in caught] == [__file__]
+    new = init_weights_(resnet8(), zero_gamma=zero_gamma, generator=generator())
+    assert all(torch.equal(old.state_dict()[name], value) for name, value in new.state_dict().items())

@@ -2,17 +2,23 @@
 
 import itertools
 import math
+import pickle
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onehour.config import Recipe
+from onehour.rules.minibatch import Minibatch, sqrt_scaling
 from onehour.rules.schedule import (
+    Schedule,
     constant_warmup,
     cosine_decay,
     gradual_warmup,
     parse_milestones,
+    scaled_step_schedule,
     step_decay,
 )
 
@@ -108,6 +114,92 @@ def test_no_milestones_leave_the_rate_alone():
     assert step_decay(0.1, [])(1e9) == 0.1
 
 
+MADE = [
+    (step_decay(3.2, ["64/3", 30]), "StepDecay(lr=3.2, milestones=(21.333333333333332, 30.0), factor=0.1)"),
+    (cosine_decay(3.2, 90), "CosineDecay(lr=3.2, epochs=90)"),
+    (
+        gradual_warmup(cosine_decay(3.2, 90), start_lr=0.1, epochs=5),
+        "GradualWarmup(schedule=CosineDecay(lr=3.2, epochs=90), start_lr=0.1, epochs=5)",
+    ),
+    (
+        constant_warmup(step_decay(3.2, []), start_lr=0.1, epochs=5),
+        "ConstantWarmup(schedule=StepDecay(lr=3.2, milestones=(), factor=0.1), start_lr=0.1, epochs=5)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "shown"), MADE, ids=[type(schedule).__name__ for schedule, _ in MADE])
+def test_a_schedule_is_a_value_that_prints_pickles_and_compares(schedule, shown):
+    again = pickle.loads(pickle.dumps(schedule))
+    assert repr(again) == repr(schedule) == shown
+    assert again == schedule
+    assert hash(again) == hash(schedule)
+    assert [again(epoch / 7) for epoch in range(630)] == [schedule(epoch / 7) for epoch in range(630)]
+
+
+def test_schedules_of_other_numbers_or_kinds_differ():
+    warmups = [make(step_decay(3.2, [30]), lr, 5) for make in (gradual_warmup, constant_warmup) for lr in (0, 0.1)]
+    made = [*(schedule for schedule, _ in MADE), step_decay(3.2, [30]), step_decay(3.2, [30], 0.2), *warmups]
+    assert len(set(made)) == len(made)
+
+
+PAPERS = {"base_lr": 0.1, "base_minibatch": 256, "minibatch": 8192, "milestones": [30, 60, 80], "warmup_epochs": 5}
+
+
+def scaled(**changes: Any) -> Schedule:
+    """The paper's whole schedule at 8k, but for what is changed."""
+    return scaled_step_schedule(**PAPERS | changes)
+
+
+@pytest.mark.parametrize("kn", [257, 512, 8192])
+def test_the_whole_schedule_is_its_equations(kn):
+    schedule = scaled(minibatch=kn)
+    target = 0.1 * kn / 256
+    for t in range(0, 90 * SAMPLES // kn, 97):
+        epoch = t * kn / SAMPLES
+        passed = sum(t * kn >= milestone * SAMPLES for milestone in (30, 60, 80))
+        expected = 0.1 + (target - 0.1) * t * kn / (5 * SAMPLES) if epoch < 5 else target * 0.1**passed
+        assert schedule(epoch) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_the_whole_schedule_of_8k_has_the_papers_rates():
+    schedule = scaled(minibatch=Minibatch(per_worker=32, workers=256))
+    assert [at(schedule, iteration) for iteration, _ in GOLDEN] == pytest.approx(
+        [rate for _, rate in GOLDEN], rel=0, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("kn", [64, 256, 257, 8192])
+@pytest.mark.parametrize("epochs", [0, 5])
+def test_the_whole_schedule_is_the_recipes(kn, epochs):
+    recipe = Recipe(minibatch=kn, per_worker=1, warmup_epochs=epochs)
+    assert recipe.schedule == scaled_step_schedule(
+        base_lr=recipe.base_lr,
+        base_minibatch=recipe.base_minibatch,
+        minibatch=kn,
+        milestones=recipe.milestones,
+        warmup_epochs=epochs,
+        factor=recipe.decay_factor,
+    )
+
+
+@pytest.mark.parametrize("kn", [64, 256])
+def test_the_whole_schedule_warms_up_only_where_the_minibatch_grew(kn):
+    schedule = scaled(minibatch=kn)
+    assert [schedule(epoch) for epoch in (0, 2.5, 5)] == [0.1 * kn / 256] * 3
+
+
+def test_wrong_wholes_differ():
+    """Scaled by the square root, the base rate left alone, the warmup put before the milestones, or none."""
+    right = scaled()
+    root = gradual_warmup(step_decay(sqrt_scaling(0.1, 256, 8192), [30, 60, 80]), start_lr=0.1, epochs=5)
+    unscaled = scaled(base_minibatch=8192)
+    delayed = scaled(milestones=[35, 65, 85])
+    cold = scaled(warmup_epochs=0)
+    for wrong in (root, unscaled, delayed, cold):
+        assert max(abs(right(epoch / 4) - wrong(epoch / 4)) for epoch in range(360)) > 2
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     samples=st.integers(1, 2**31),
@@ -183,6 +275,10 @@ SCHEDULE = step_decay(1.0, [])
         ("epochs", lambda value: cosine_decay(0.1, value)),
         ("epochs", lambda value: gradual_warmup(SCHEDULE, 0.1, value)),
         ("epochs", lambda value: constant_warmup(SCHEDULE, 0.1, value)),
+        ("base_lr", lambda value: scaled(base_lr=value)),
+        ("base_minibatch", lambda value: scaled(base_minibatch=value)),
+        ("minibatch", lambda value: scaled(minibatch=value)),
+        ("factor", lambda value: scaled(factor=value)),
     ],
 )
 def test_a_number_that_must_be_above_zero_is_refused_by_name(make, name, value):
@@ -196,3 +292,9 @@ def test_a_warmup_may_start_at_zero_but_at_no_bad_rate(warmup, value):
     assert warmup(SCHEDULE, 0, 5)(0) == 0
     with pytest.raises(ValueError, match="start_lr must be"):
         warmup(SCHEDULE, value, 5)
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_whole_schedule_takes_no_bad_length_of_its_warmup(value):
+    with pytest.raises(ValueError, match=r"^warmup_epochs must be"):
+        scaled(warmup_epochs=value)

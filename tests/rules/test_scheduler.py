@@ -1,5 +1,6 @@
 """§2.2: the schedule inside torch's LRScheduler protocol, set at every iteration."""
 
+import copy
 import io
 import json
 from typing import Any
@@ -27,7 +28,7 @@ class FormB(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in (p for p in group["params"] if p.grad is not None):
                 velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter))
                 velocity.mul_(group["momentum"]).add_(parameter.grad * group["lr"])
                 parameter.sub_(velocity)
@@ -160,10 +161,102 @@ def test_a_rate_kept_in_a_tensor_stays_in_that_tensor(make):
     torch.testing.assert_close(weights, oracle(), rtol=0, atol=1e-12)
 
 
-def test_groups_with_rates_of_their_own_are_refused():
-    groups: Any = [{"params": [weight()], "lr": 0.1}, {"params": [weight()], "lr": 0.01}]
-    with pytest.raises(ValueError, match=r"sets one rate, but the parameter groups have \[0.01, 0.1\]"):
-        schedule_lr(torch.optim.SGD(groups))
+def groups_of(*rates: Any) -> Any:
+    return [{"params": [weight()], "lr": rate} for rate in rates]
+
+
+@pytest.mark.parametrize("kept", [float, lambda rate: torch.tensor(rate, dtype=torch.float64)], ids=["float", "tensor"])
+def test_groups_with_rates_of_their_own_keep_their_ratios(kept):
+    """As LambdaLR's do where its lambda is schedule / η_0."""
+    optimizer, torchs = (torch.optim.SGD(groups_of(*map(kept, (0.5, 0.125, 2.0, 0.0)))) for _ in range(2))
+    scheduler = schedule_lr(optimizer)
+    oracle = torch.optim.lr_scheduler.LambdaLR(torchs, lambda t: SCHEDULE(t * KN / SAMPLES) / 0.5)
+    for iteration in range(ITERATIONS):
+        rate = SCHEDULE(iteration * KN / SAMPLES)
+        assert scheduler.get_last_lr() == oracle.get_last_lr() == [rate, rate / 4, rate * 4, 0]  # by powers of two
+        for each in (optimizer, scheduler, torchs, oracle):
+            each.step()
+
+
+@pytest.mark.parametrize("make", [sgd, form_b])
+def test_each_group_follows_torchs_sgd_at_its_own_rate(make):
+    """Each group's velocity is corrected by its own rates, and one at rate 0 is left alone."""
+    apart = []
+    for rate in (0.5, 0.125):
+        w = weight()
+        optimizer = sgd([w])
+        for iteration in range(ITERATIONS):
+            optimizer.param_groups[0]["lr"] = SCHEDULE(iteration * KN / SAMPLES) * rate / 0.5
+            step(w, optimizer)
+        apart.append(w.detach())
+    groups = groups_of(0.5, 0.125, 0.0)
+    first, second, still = (group["params"][0] for group in groups)
+    optimizer = make(groups)
+    scheduler = schedule_lr(optimizer)
+    for _ in range(ITERATIONS):
+        for w in (second, still):
+            w.grad = w.detach() * torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
+        train(first, optimizer, scheduler, 1)
+    torch.testing.assert_close([first.detach(), second.detach()], apart, rtol=0, atol=1e-12)
+    assert torch.equal(still, weight())
+
+
+def test_a_group_that_is_added_later_keeps_the_ratio_of_the_rate_that_it_comes_with():
+    optimizer = sgd([weight()], lr=0.5)
+    scheduler = schedule_lr(optimizer)
+    train(weight(), optimizer, scheduler, 40)
+    optimizer.add_param_group({"params": [weight()]})
+    optimizer.add_param_group({"params": [weight()], "lr": 0.125})
+    train(weight(), optimizer, scheduler, 1)
+    rate = SCHEDULE(41 * KN / SAMPLES)
+    assert [group["lr"] for group in optimizer.param_groups] == [rate, rate, rate / 4]
+
+
+def test_groups_without_a_ratio_are_refused():
+    with pytest.raises(ValueError, match=r"starts at rate 0 and another at 0\.01"):
+        schedule_lr(torch.optim.SGD(groups_of(0.0, 0.01)))
+    alike = torch.optim.SGD(groups_of(0.0, 0.0))
+    assert schedule_lr(alike).get_last_lr() == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("make", [sgd, form_b])
+@pytest.mark.parametrize("rates", [[1.0], [0.5, 0.125]], ids=str)
+@pytest.mark.parametrize("stop", [1, 20, 21, 37, 38])
+@pytest.mark.parametrize("stepped", [True, False])  # whether the scheduler was, when the optimizer was saved
+def test_last_epoch_resumes_with_the_optimizers_state_alone(make, rates, stop, stepped):
+    groups = groups_of(*rates)
+    optimizer = make(groups)
+    scheduler = schedule_lr(optimizer)
+    w = groups[-1]["params"][0]
+    train(w, optimizer, scheduler, stop - 1)
+    step(w, optimizer)
+    if stepped:
+        scheduler.step()
+    saved, half = copy.deepcopy(optimizer.state_dict()), w.detach().clone()
+    if not stepped:
+        scheduler.step()
+    expected = train(w, optimizer, scheduler, ITERATIONS - stop)[-1]
+
+    groups = groups_of(*rates)
+    again = groups[-1]["params"][0]
+    again.data.copy_(half)
+    optimizer = make(groups)
+    optimizer.load_state_dict(saved)
+    resumed = ScheduleLR(optimizer, SCHEDULE, samples=SAMPLES, minibatch=KN, last_epoch=stop - 1)
+    assert resumed.last_epoch == stop
+    assert torch.equal(train(again, optimizer, resumed, ITERATIONS - stop)[-1], expected)
+    assert resumed.get_last_lr() == scheduler.get_last_lr()
+
+
+def test_last_epoch_without_the_optimizers_state_is_refused_as_torch_does():
+    with pytest.raises(KeyError, match="initial_lr"):
+        ScheduleLR(sgd([weight()]), SCHEDULE, samples=SAMPLES, minibatch=KN, last_epoch=3)
+
+
+@pytest.mark.parametrize("value", [-2, 0.5, "3", None, True])
+def test_a_last_epoch_that_is_no_iteration_is_refused(value):
+    with pytest.raises(ValueError, match=r"^last_epoch must be"):
+        ScheduleLR(sgd([weight()]), SCHEDULE, samples=SAMPLES, minibatch=KN, last_epoch=value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onehour.models.small import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
-from onehour.rules.initialize import initialize
+from onehour.rules.initialize import init_weights_
 from onehour.training.engine import Part
 from onehour.training.seeds import (
     JoinedLinear,
@@ -276,7 +276,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_a_model_that_would_not_be_itself_is_refused_with_the_reason(name: str):
     make, reason = WRONG[name]
     torch.manual_seed(0)
-    models = [convert_batchnorm(initialize(make()), N) for _ in range(2)]
+    models = [convert_batchnorm(init_weights_(make()), N) for _ in range(2)]
     with pytest.raises(ValueError, match=reason) as refused:
         refuse_difference(models, images(2, 1))
     assert len(str(refused.value).splitlines()) == 1

@@ -13,7 +13,7 @@ from onehour.data.loader import pass_batches
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.models.resnet import resnet18
-from onehour.rules.initialize import initialize
+from onehour.rules.initialize import init_weights_
 from onehour.rules.shuffle import SampleStream
 from onehour.training.build import build_model
 
@@ -74,7 +74,7 @@ def test_three_updates_of_a_resnet18_equal_the_papers_equations():
     images = torch.randn(N, 3, 32, 32, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 10, (N,), generator=generator)
     torch.manual_seed(0)
-    model = initialize(resnet18(classes=10)).double()
+    model = init_weights_(resnet18(classes=10)).double()
     stream = SampleStream(samples=N, minibatch=RECIPE.workers, seed=0)
     order = [[torch.from_numpy(stream.indices(t, j)) for j in range(WORKERS)] for t in range(STEPS)]
     expected = transcribed(copy.deepcopy(model), images, labels, order)

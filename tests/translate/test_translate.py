@@ -97,8 +97,8 @@ def test_limits_are_those_of_the_job():
     assert "convert_batchnorm" not in said(processes=4)
     assert "len(validation)" in said(processes=2)
     assert "len(validation)" not in said(processes=1)
-    assert "initialize(model) before" in said()
-    assert "initialize(model, zero_gamma=False) before" in said(zero_gamma=False)
+    assert "init_weights_(model) before" in said()
+    assert "init_weights_(model, zero_gamma=False) before" in said(zero_gamma=False)
 
 
 @pytest.mark.parametrize("warmup", ["gradual", "constant", "none"])

@@ -48,8 +48,8 @@ class _Ghost(_BatchNorm):
     repeated: tuple[Tensor, Tensor] | None = None
     """γ and β repeated for the workers of a pass, where `repeat_parameters` has done it for all layers at once."""
 
-    def __init__(self, features: int, *, per_worker: int, **options: Any) -> None:
-        super().__init__(features, **options)
+    def __init__(self, num_features: int, *, per_worker: int, **options: Any) -> None:
+        super().__init__(num_features, **options)
         self.per_worker = positive_int("per_worker", per_worker)
 
     def forward(self, input: Tensor, shortcut: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -195,7 +195,7 @@ class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
     unbiased variances. For an iteration of several passes, see `accumulate`. Evaluation is `BatchNorm2d`'s.
 
     Args:
-        features: C.
+        num_features: C.
         per_worker: n.
         eps, momentum, affine, track_running_stats: as in torch, whose momentum 0.1 keeps 0.9 of the old value.
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["initialize", "last_batchnorms"]
+__all__ = ["init_weights_", "initialize", "last_batchnorms"]
 
 Model = TypeVar("Model", bound=nn.Module)
 SHORTCUTS = ("downsample", "shortcut")
 
 
-def initialize(model: Model, *, zero_gamma: bool = True, generator: torch.Generator | None = None) -> Model:
-    """Initialise as the paper does, in place.
+def init_weights_(model: Model, *, zero_gamma: bool = True, generator: torch.Generator | None = None) -> Model:
+    """Give a model the paper's initial weights, in place, as torch's functions whose names end in `_` do.
 
     Convolutions: N(0, 2/fan_out). Linear layers: N(0, 0.01²), bias 0. BatchNorm: γ = 1, β = 0, but γ = 0 in the
     last BatchNorm of each residual block, so that a block starts as the identity (T2b: 24.11 → 23.74 % at 8k).
@@ -28,7 +29,7 @@ def initialize(model: Model, *, zero_gamma: bool = True, generator: torch.Genera
     Returns:
         The same model.
 
-    >>> model = initialize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    >>> model = init_weights_(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     >>> model[1].weight.unique().tolist()
     [1.0]
     """
@@ -45,6 +46,21 @@ def initialize(model: Model, *, zero_gamma: bool = True, generator: torch.Genera
         for batchnorm in last_batchnorms(model).values():
             nn.init.zeros_(batchnorm.weight)
     return model
+
+
+def initialize(model: Model, *, zero_gamma: bool = True, generator: torch.Generator | None = None) -> Model:
+    """Use `init_weights_`: this is its old name, which is here for one version more.
+
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     initialize(nn.Linear(2, 3)).bias.tolist()
+    [0.0, 0.0, 0.0]
+    """
+    warnings.warn(
+        "initialize is called init_weights_ now, and the old name will go; write init_weights_(model, …)",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return init_weights_(model, zero_gamma=zero_gamma, generator=generator)
 
 
 def last_batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:

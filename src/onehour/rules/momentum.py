@@ -157,7 +157,7 @@ def set_rate(optimizer: Optimizer, lr: float, inside: set[str]) -> None:
     >>> optimizer.param_groups[0]["lr"]
     0.2
     """
-    scale_velocity(optimizer, lr, inside)
+    scale_velocity(optimizer, [lr] * len(optimizer.param_groups), inside)
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):
             group["lr"].fill_(lr)
@@ -165,22 +165,26 @@ def set_rate(optimizer: Optimizer, lr: float, inside: set[str]) -> None:
             group["lr"] = lr
 
 
-def scale_velocity(optimizer: Optimizer, lr: float, keys: set[str]) -> None:
-    """Multiply the state tensors named `keys` by `lr` / the group's rate, in place.
+def scale_velocity(optimizer: Optimizer, rates: list[float], keys: set[str]) -> None:
+    """Multiply the state tensors named `keys` by each group's next rate / its rate now, in place.
 
-    >>> scale_velocity(torch.optim.SGD([torch.zeros(1)], lr=0.1), 0.2, set())
+    Args:
+        rates: the next rate of each parameter group; where it is the rate now there is nothing to do, at rate 0 too.
+
+    >>> scale_velocity(torch.optim.SGD([torch.zeros(1)], lr=0.1), [0.2], set())
     """
     if not keys:
         return
     found = [
-        (group["lr"], optimizer.state[parameter][key])
-        for group in optimizer.param_groups
+        (group["lr"], rate, optimizer.state[parameter][key])
+        for group, rate in zip(optimizer.param_groups, rates, strict=True)
+        if group["lr"] != rate
         for parameter in group["params"]
         for key in keys & set(optimizer.state.get(parameter, {}))
     ]
-    if any(rate == 0 for rate, _ in found):
+    if any(before == 0 for before, _, _ in found):
         raise ValueError(
             "the velocity was made at rate 0, so it cannot be scaled to another rate; start the schedule above zero"
         )
-    for rate, velocity in found:
-        velocity.mul_(lr / rate)
+    for before, rate, velocity in found:
+        velocity.mul_(rate / before)

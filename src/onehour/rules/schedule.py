@@ -1,16 +1,19 @@
 """The rate as a pure function of the fractional epoch, set at every iteration (paper §2.2, §5.1).
 
-A schedule is any callable from epoch to rate. At iteration t the epoch is s/N with s = t·kn. Comparing it with a
-milestone is exact in floats: s/N and a fraction such as 64/3 are both rounded once, and rounding keeps order.
+A schedule is any callable from epoch to rate; those made here are values that compare, print and pickle. At iteration t
+the epoch is s/N with s = t·kn. Comparing it with a milestone is exact in floats: s/N and a fraction such as 64/3 are
+both rounded once, and rounding keeps order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 
 from onehour.rules.checks import not_negative, number, positive
+from onehour.rules.minibatch import Minibatch, linear_scaling
 
 __all__ = [
     "Schedule",
@@ -18,10 +21,50 @@ __all__ = [
     "cosine_decay",
     "gradual_warmup",
     "parse_milestones",
+    "scaled_step_schedule",
     "step_decay",
 ]
 
 Schedule = Callable[[float], float]
+
+
+def scaled_step_schedule(
+    *,
+    base_lr: float,
+    base_minibatch: int,
+    minibatch: int | Minibatch,
+    milestones: Iterable[float | str | Fraction],
+    warmup_epochs: float,
+    factor: float = 0.1,
+) -> Schedule:
+    """The paper's whole schedule, each number once: linear scaling, gradual warmup, step decay (§2.1, §2.2, §5.1).
+
+    With η̂ = η · kn / base and e the fractional epoch: η + (η̂ − η) · e / `warmup_epochs` before `warmup_epochs`, and
+    η̂ · factor^(milestones passed) from there on. As in the paper there is no warmup where the minibatch is no larger
+    than the base's.
+
+    Args:
+        base_lr: η, the rate that is right for `base_minibatch`, and where the warmup starts.
+        base_minibatch: images an update of the base recipe.
+        minibatch: kn, images an update now, over all workers.
+        milestones: epochs at which the rate drops, as for `step_decay`; the paper's are 30, 60 and 80 of 90.
+        warmup_epochs: how long the warmup is; the paper takes 5. 0 is none.
+        factor: what each drop multiplies by.
+
+    Raises:
+        ValueError: for a number that is out of its range, by its name.
+
+    >>> recipe = dict(base_lr=0.1, base_minibatch=256, milestones=[30, 60, 80], warmup_epochs=5)
+    >>> large, base = (scaled_step_schedule(minibatch=kn, **recipe) for kn in (8192, 256))
+    >>> [round(large(epoch), 6) for epoch in (0, 2.5, 5, 30, 60, 80)]
+    [0.1, 1.65, 3.2, 0.32, 0.032, 0.0032]
+    >>> [round(base(epoch), 6) for epoch in (0, 2.5, 5, 30, 60, 80)]
+    [0.1, 0.1, 0.1, 0.01, 0.001, 0.0001]
+    """
+    usual = step_decay(linear_scaling(base_lr, base_minibatch, minibatch), milestones, factor)
+    if not_negative("warmup_epochs", warmup_epochs) == 0:
+        return usual
+    return gradual_warmup(usual, base_lr, warmup_epochs)
 
 
 def step_decay(lr: float, milestones: Iterable[float | str | Fraction], factor: float = 0.1) -> Schedule:
@@ -36,9 +79,8 @@ def step_decay(lr: float, milestones: Iterable[float | str | Fraction], factor: 
     >>> [round(schedule(epoch), 6) for epoch in (0, 29.99, 30, 60, 80)]
     [3.2, 3.2, 0.32, 0.032, 0.0032]
     """
-    lr, factor = positive("lr", lr), positive("factor", factor)
-    epochs = [float(milestone) for milestone in parse_milestones(milestones)]
-    return lambda epoch: lr * factor ** sum(epoch >= milestone for milestone in epochs)
+    epochs = tuple(float(milestone) for milestone in parse_milestones(milestones))
+    return StepDecay(positive("lr", lr), epochs, positive("factor", factor))
 
 
 def cosine_decay(lr: float, epochs: float) -> Schedule:
@@ -48,8 +90,7 @@ def cosine_decay(lr: float, epochs: float) -> Schedule:
     >>> schedule(0), round(schedule(5), 12), schedule(10)
     (1.0, 0.5, 0.0)
     """
-    lr, epochs = positive("lr", lr), positive("epochs", epochs)
-    return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
+    return CosineDecay(positive("lr", lr), positive("epochs", epochs))
 
 
 def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedule:
@@ -71,10 +112,9 @@ def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedu
     (0.1, 1.65, 3.2)
     """
     start_lr, epochs = not_negative("start_lr", start_lr), positive("epochs", epochs)
-    target = schedule(epochs)
     if schedule(0.0) <= start_lr:
         return schedule
-    return lambda epoch: start_lr + (target - start_lr) * (epoch / epochs) if epoch < epochs else schedule(epoch)
+    return GradualWarmup(schedule, start_lr, epochs)
 
 
 def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedule:
@@ -89,7 +129,56 @@ def constant_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Sched
     start_lr, epochs = not_negative("start_lr", start_lr), positive("epochs", epochs)
     if schedule(0.0) <= start_lr:
         return schedule
-    return lambda epoch: start_lr if epoch < epochs else schedule(epoch)
+    return ConstantWarmup(schedule, start_lr, epochs)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """See `step_decay`."""
+
+    lr: float
+    milestones: tuple[float, ...]
+    factor: float
+
+    def __call__(self, epoch: float) -> float:
+        return self.lr * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """See `cosine_decay`."""
+
+    lr: float
+    epochs: float
+
+    def __call__(self, epoch: float) -> float:
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1.0)))
+
+
+@dataclass(frozen=True)
+class GradualWarmup:
+    """See `gradual_warmup`."""
+
+    schedule: Schedule
+    start_lr: float
+    epochs: float
+
+    def __call__(self, epoch: float) -> float:
+        if epoch >= self.epochs:
+            return self.schedule(epoch)
+        return self.start_lr + (self.schedule(self.epochs) - self.start_lr) * (epoch / self.epochs)
+
+
+@dataclass(frozen=True)
+class ConstantWarmup:
+    """See `constant_warmup`."""
+
+    schedule: Schedule
+    start_lr: float
+    epochs: float
+
+    def __call__(self, epoch: float) -> float:
+        return self.start_lr if epoch < self.epochs else self.schedule(epoch)
 
 
 def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fraction]:

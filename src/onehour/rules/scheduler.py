@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from onehour.rules.checks import positive_int
+from onehour.rules.checks import positive_int, whole_number
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.momentum import scale_velocity, velocity_inside
 from onehour.rules.schedule import Schedule
@@ -17,18 +17,26 @@ __all__ = ["ScheduleLR"]
 
 
 class ScheduleLR(LRScheduler):
-    """Sets schedule(t·kn / N) before iteration t; call `step()` after every `optimizer.step()`.
+    """Sets the rate before iteration t from schedule(t·kn / N); call `step()` after every `optimizer.step()`.
+
+    Group g gets schedule(t·kn / N) · η_g / η_0, where η_g is the rate that it starts with (torch's `initial_lr`). So
+    the first group follows the schedule, and the others keep their ratios to it. Groups that start alike all get the
+    schedule's rate, whatever theirs was. A group that is added later starts with the rate that it has then.
 
     Applies the momentum correction where the optimizer keeps its rate inside the velocity (Remark 2).
 
     Args:
-        optimizer: its parameter groups all get the schedule's rate.
-        schedule: rate as a function of the fractional epoch.
+        optimizer: any torch optimizer.
+        schedule: the first group's rate as a function of the fractional epoch.
         samples: N, the size of the data set.
         minibatch: kn, images an update over all workers.
+        last_epoch: to resume with an optimizer whose state is loaded: the last iteration that was trained, from 0, as
+            for torch's schedulers (which call it an epoch). −1 is the start.
 
     Raises:
-        ValueError: if parameter groups start with different rates: one schedule cannot serve both.
+        ValueError: if the first group starts at rate 0 and another does not, so that they have no ratio; for sizes or a
+            `last_epoch` that are no counts.
+        KeyError: torch's, for a `last_epoch` with an optimizer that has never had a scheduler.
 
     >>> import torch
     >>> from onehour import gradual_warmup, step_decay
@@ -39,27 +47,41 @@ class ScheduleLR(LRScheduler):
     ...     optimizer.step(); scheduler.step()
     >>> round(scheduler.get_last_lr()[0], 12)
     0.3
+
+    A head that learns at ten times the rate of the body, at every iteration:
+
+    >>> groups = [{"params": [torch.zeros(1)], "lr": 0.1}, {"params": [torch.zeros(1)], "lr": 1.0}]
+    >>> scheduler = ScheduleLR(torch.optim.SGD(groups), step_decay(0.4, [30]), samples=100, minibatch=100)
+    >>> scheduler.get_last_lr()
+    [0.4, 4.0]
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, *, samples: int, minibatch: Minibatch | int) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        *,
+        samples: int,
+        minibatch: Minibatch | int,
+        last_epoch: int = -1,
+    ) -> None:
         self.schedule = schedule
         self.samples = positive_int("samples", samples)
         self.minibatch = minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)
-        rates = {float(group["lr"]) for group in optimizer.param_groups}
-        if len(rates) > 1:
-            raise ValueError(
-                f"ScheduleLR sets one rate, but the parameter groups have {sorted(rates)};"
-                " give each group the same lr, or use one scheduler and optimizer for each rate"
-            )
+        if whole_number("last_epoch", last_epoch) < -1:
+            raise ValueError(f"last_epoch must be an iteration, or -1 for the start, got {last_epoch}")
+        self._ratios = [_ratio(group, optimizer.param_groups[0]) for group in optimizer.param_groups]
         self._velocity = velocity_inside(optimizer)
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of iteration `last_epoch` (torch's name for the count of steps), for each group."""
+        groups = self.optimizer.param_groups
+        self._ratios += [_ratio(group, groups[0]) for group in groups[len(self._ratios) :]]
         rate = self.schedule(self.last_epoch * self.minibatch / self.samples)
-        if self._velocity:
-            scale_velocity(self.optimizer, rate, self._velocity)
-        return [rate for _ in self.optimizer.param_groups]
+        rates = [rate * ratio for ratio in self._ratios]
+        scale_velocity(self.optimizer, rates, self._velocity)
+        return [*rates]
 
     def state_dict(self) -> dict[str, Any]:
         """Only the count of iterations: the schedule itself is code.
@@ -70,3 +92,16 @@ class ScheduleLR(LRScheduler):
         {'last_epoch': 0, '_last_lr': [0.1]}
         """
         return {"last_epoch": self.last_epoch, "_last_lr": self._last_lr}
+
+
+def _ratio(group: dict[str, Any], first: dict[str, Any]) -> float:
+    """η_g / η_0 of the rates that two groups start with."""
+    own, base = (float(each.get("initial_lr", each["lr"])) for each in (group, first))
+    if own == base:
+        return 1.0
+    if base == 0:
+        raise ValueError(
+            f"the first parameter group starts at rate 0 and another at {own:g}, so that they have no ratio to keep;"
+            " put a group whose lr is above zero first"
+        )
+    return own / base

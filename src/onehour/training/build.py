@@ -31,7 +31,7 @@ from onehour.messages import blame
 from onehour.models.load import MODELS, brings_weights, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
-from onehour.rules.initialize import initialize
+from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
@@ -156,7 +156,7 @@ def build_model(
         else:
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
-                initialize(built, zero_gamma=recipe.zero_gamma)
+                init_weights_(built, zero_gamma=recipe.zero_gamma)
     built = convert_batchnorm(built, recipe.per_worker)
     if recipe.precision == "float64":
         built = built.double()
@@ -208,7 +208,7 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay.
 
     >>> from onehour.models.small import resnet8
-    >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(initialize(resnet8()), 32))
+    >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(init_weights_(resnet8()), 32))
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
     ghosts = ghost_layers(model)

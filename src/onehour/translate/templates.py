@@ -248,7 +248,7 @@ once by len(validation), as `onehour train` does.
 """
 ALWAYS = """
 The model keeps the initial weights that it comes with$but.
-→ onehour.initialize(model$zero) before prepare(model): He fan-out, the classifier N(0, 0.01²) (§5.1).
+→ onehour.init_weights_(model$zero) before prepare(model): He fan-out, the classifier N(0, 0.01²) (§5.1).
 
 Crops, flips and dropout change with the number of processes, and where a run is resumed.
 → Key each image's generator by onehour.seed_for(seed, 'augment', epoch, index), as `onehour train` does.

@@ -41,7 +41,7 @@ No bias is decayed, the classifier's included; the recipe leaves out normalisati
 → onehour.parameter_groups(model, weight_decay=$weight_decay) in place of the model in create_optimizer_v2.
 
 The classifier does not start from N(0, 0.01²) (§5.1).
-→ onehour.initialize(model$zero) after create_model.
+→ onehour.init_weights_(model$zero) after create_model.
 
 Validation repeats images until the processes have equal shares, and averages the processes' means.
 → `onehour evaluate` on the checkpoint counts every image once.

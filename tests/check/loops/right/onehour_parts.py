@@ -23,7 +23,7 @@ loader = DataLoader(TensorDataset(images[:200], labels[:200]), batch_sampler=sam
 
 torch.manual_seed(0)  # the same weights on every process: there is no DDP here to make them equal
 net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
-net = onehour.convert_batchnorm(onehour.initialize(net), per_worker=PER_WORKER)
+net = onehour.convert_batchnorm(onehour.init_weights_(net), per_worker=PER_WORKER)
 lr = onehour.linear_scaling(0.1, 16, minibatch)
 schedule = onehour.gradual_warmup(onehour.step_decay(lr, [2, 3]), start_lr=0.1, epochs=1)
 optimizer = torch.optim.SGD(onehour.parameter_groups(net, weight_decay=1e-4), lr=lr, momentum=0.9, nesterov=True)
