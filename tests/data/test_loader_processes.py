@@ -302,6 +302,29 @@ def test_neither_this_process_nor_its_generators_notice():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+OWN = "list(DataLoader(list(range(8)), num_workers=1))\n"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_dataloader_of_ones_own_hears_of_its_own_processes_alone(first: bool):
+    """Its handler raises where one that it knows of is killed: ours are, and those that it should know of still are."""
+    code = (
+        "import os, signal, sys, time, torch; from torch.utils.data import DataLoader\n"
+        "from onehour.data.loader import Feed\n"
+        + (OWN if first else "")
+        + "feed = Feed([(torch.zeros(3, 2, 2), 1)] * 2000, seed=0, loaders=2, device=torch.device('cpu'))\n"
+        "chunks = feed.chunks(range(7)); next(chunks)\n"
+        "os.kill(feed.pids[0], signal.SIGKILL); time.sleep(0.3)\n"
+        "print(sum(len(labels) for _, labels in chunks))\n"
+        "feed.close(); time.sleep(0.3)\n" + OWN + "own = iter(DataLoader(list(range(8)), num_workers=1)); next(own)\n"
+        "os.kill(own._workers[0].pid, signal.SIGKILL)\n"
+        "try: time.sleep(5)\n"
+        "except RuntimeError as error: print('DataLoader worker' in str(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == [str(6 * 256), "True"], done.stderr
+
+
 def test_a_program_that_forgets_to_close_ends_too():
     code = (
         "import torch; from onehour.data.loader import Feed\n"

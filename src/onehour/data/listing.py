@@ -346,7 +346,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
         if entry.is_file():
             return "a file"
         entry.stat()  # is kept by the entry; a link that leads nowhere has none
-        return "no plain file"
+        return "not a regular file"
     except OSError as error:  # also a circle of links, or one into a folder that may not be read
         return f"a link that cannot be followed ({error.strerror})"
 

@@ -15,7 +15,6 @@ import mmap
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections import deque
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from onehour.data.dataset import FaultError
 from onehour.data.processes import end_with_parent
@@ -99,7 +99,7 @@ class LoaderProcesses:
         self._owner = os.getpid()
         self._processes: list[BaseProcess] = []
         self._loader: DataLoader[Any] | None = None
-        self._running: Iterator[Any] | None = None
+        self._running: Any = None
         _open.add(self)
 
     @property
@@ -172,6 +172,8 @@ class LoaderProcesses:
                 if self._loader is None:
                     self._loader = self._new_loader()
                 self._running = iter(self._loader)
+                signal_handling._remove_worker_pids(id(self._running))  # pyright: ignore[reportPrivateImportUsage]
+                self._running._worker_pids_set = False
         except OSError as error:
             self.close()
             raise ValueError(
@@ -405,16 +407,18 @@ class _Flag:
 
 @contextmanager
 def _children_unwatched() -> Iterator[None]:
-    """DataLoader's handler of SIGCHLD would raise wherever this process is when one of the others ends."""
-    if threading.current_thread() is not threading.main_thread():  # where there is none
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
+    """DataLoader's handler of SIGCHLD raises wherever this process is when one that it knows of ends.
+
+    Who has DataLoaders besides may have it, or get it later: it must not know of ours.
+    """
+    before, was_set = signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set
     try:
         yield
     finally:
-        if before is not None:  # set by what is not Python
-            signal.signal(signal.SIGCHLD, before)
+        if signal_handling._SIGCHLD_handler_set and not was_set:
+            signal_handling._SIGCHLD_handler_set = False
+            if before is not None:  # set by what is not Python
+                signal.signal(signal.SIGCHLD, before)
 
 
 @atexit.register
