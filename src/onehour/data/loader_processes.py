@@ -172,8 +172,9 @@ class LoaderProcesses:
                 if self._loader is None:
                     self._loader = self._new_loader()
                 self._running = iter(self._loader)
-                signal_handling._remove_worker_pids(id(self._running))  # pyright: ignore[reportPrivateImportUsage]
-                self._running._worker_pids_set = False
+                if self._running._worker_pids_set:  # not where those that are there begin anew
+                    signal_handling._remove_worker_pids(id(self._running))  # pyright: ignore[reportPrivateImportUsage]
+                    self._running._worker_pids_set = False
         except OSError as error:
             self.close()
             raise ValueError(
