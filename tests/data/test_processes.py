@@ -241,7 +241,7 @@ def test_a_caller_that_ignores_its_children_gets_the_answer_too():
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         assert in_child(lambda: 1, "a look") == 1
-        with pytest.raises(ValueError, match=r"^a look failed: its process left"):
+        with pytest.raises(ValueError, match=r"^a look failed: its process exited"):
             in_child(lambda: os._exit(3), "a look")
     finally:
         signal.signal(signal.SIGCHLD, before)

@@ -102,8 +102,8 @@ class Stream(IterableDataset[Any]):
         (Stream(), GOOD, "the training data is a Stream; expected a map-style data set"),
         (GOOD, 7, "the validation data is a int; expected a map-style data set"),
         (GOOD, [], "the validation data is empty"),
-        ([1, 2], GOOD, r"the training data's first item is no \(image, label\) pair"),
-        ([(torch.zeros(3, 8, 8), 0, 1)], GOOD, r"no \(image, label\) pair"),
+        ([1, 2], GOOD, r"the training data's first item is not an \(image, label\) pair"),
+        ([(torch.zeros(3, 8, 8), 0, 1)], GOOD, r"an \(image, label\) pair"),
         ([("cat.jpg", 0)], GOOD, "the training data's images are str; expected float tensors"),
         (side(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)), GOOD, r"images are torch\.uint8; expected float tensors"),
         (
