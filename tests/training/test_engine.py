@@ -92,6 +92,21 @@ def test_a_layer_that_a_model_uses_twice_counts_twice():
     assert sums[0][-2:].tolist() == [4, 2]
 
 
+def test_what_a_forward_that_failed_has_left_does_not_count():
+    model = two_layers()
+    statistics = RunningStatistics(model, RIGHT)
+    sums = torch.zeros(statistics.floats, dtype=torch.float64)
+    statistics.attach(sums)
+    statistics.begin_pass(range(2))
+    model[0](torch.full((4, 2), 1e9).double() * torch.arange(4).view(4, 1))  # and the second layer was never reached
+    statistics.begin_pass(range(2))
+    model[0](torch.randn(4, 2).double())
+    model[1](torch.randn(4, 3).double())
+    statistics.end_pass()
+    assert sums[-2:].tolist() == [2, 2]
+    assert sums.abs().max() < 100
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_layer_that_no_worker_saw_stays(in_place: bool):
     model = two_layers()

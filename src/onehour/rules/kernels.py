@@ -33,6 +33,23 @@ WARPS = 4
 
 
 @triton.jit
+def _places(r, c, j, pixels, channels, workers):
+    """Where the rows r of worker j lie, and their channels c: its i-th sample is row i·g + j of the batch."""
+    return ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64)[:, None] * channels + c[None, :]
+
+
+@triton.jit
+def _affine(inverse, gamma, beta, c, ok, affine: tl.constexpr):
+    """By what x - μ is multiplied, and what is added to it."""
+    scale = inverse
+    shift = tl.zeros_like(inverse)
+    if affine:
+        scale *= tl.load(gamma + c, mask=ok, other=0.0).to(tl.float32)
+        shift = tl.load(beta + c, mask=ok, other=0.0).to(tl.float32)
+    return scale, shift
+
+
+@triton.jit
 def _moments(x, partial, m, pixels, channels, workers, split: tl.constexpr, high: tl.constexpr, wide: tl.constexpr):
     """Mean and Σ(x - mean)² of a part of a worker's rows, by Welford's update in every place of the tile."""
     c = tl.program_id(0) * wide + tl.arange(0, wide)
@@ -46,9 +63,9 @@ def _moments(x, partial, m, pixels, channels, workers, split: tl.constexpr, high
     for start in range(first, last, high):
         r = start + tl.arange(0, high)
         inside = r < last
-        at = ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64) * channels
+        at = _places(r, c, j, pixels, channels, workers)
         mask = inside[:, None] & (c < channels)[None, :]
-        v = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         seen += tl.where(inside, 1.0, 0.0)
         share = tl.where(inside, 1.0 / tl.maximum(seen, 1.0), 0.0)
         delta = v - mean
@@ -93,17 +110,13 @@ def _normalise(
     if part == 0:
         tl.store(statistics + j * channels + c, mean, mask=ok)
         tl.store(statistics + (workers + j) * channels + c, square / (m - 1), mask=ok)
-    scale = tl.rsqrt(square / m + eps)
-    shift = tl.zeros((wide,), tl.float32)
-    if affine:
-        scale *= tl.load(gamma + c, mask=ok, other=0.0).to(tl.float32)
-        shift = tl.load(beta + c, mask=ok, other=0.0).to(tl.float32)
+    scale, shift = _affine(tl.rsqrt(square / m + eps), gamma, beta, c, ok, affine)
     rows = tl.cdiv(m, split)
     first = part * rows
     last = tl.minimum(first + rows, m)
     for behind in range(0, last - first, high):
         r = first + (tl.cdiv(last - first, high) - 1) * high - behind + tl.arange(0, high)
-        at = ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64)[:, None] * channels + c[None, :]
+        at = _places(r, c, j, pixels, channels, workers)
         mask = (r < last)[:, None] & ok[None, :]
         v = tl.load(x + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         v = (v - mean[None, :]) * scale[None, :] + shift[None, :]
@@ -126,11 +139,7 @@ def _gradient_sums(
     ok = c < channels
     mean = tl.load(statistics + j * channels + c, mask=ok, other=0.0)
     inverse = tl.rsqrt(tl.load(statistics + (workers + j) * channels + c, mask=ok, other=1.0) * (m - 1) / m + eps)
-    scale = inverse
-    shift = tl.zeros((wide,), tl.float32)
-    if affine:
-        scale *= tl.load(gamma + c, mask=ok, other=0.0).to(tl.float32)
-        shift = tl.load(beta + c, mask=ok, other=0.0).to(tl.float32)
+    scale, shift = _affine(inverse, gamma, beta, c, ok, affine)
     rows = tl.cdiv(m, split)
     first = part * rows
     last = tl.minimum(first + rows, m)
@@ -138,7 +147,7 @@ def _gradient_sums(
     along = tl.zeros((high, wide), tl.float32)
     for start in range(first, last, high):
         r = start + tl.arange(0, high)
-        at = ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64)[:, None] * channels + c[None, :]
+        at = _places(r, c, j, pixels, channels, workers)
         mask = (r < last)[:, None] & ok[None, :]
         v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         d = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
@@ -181,18 +190,14 @@ def _gradient(
     along = tl.sum(tl.load(place + channels, mask=ok[None, :], other=0.0), 0) / m
     mean = tl.load(statistics + j * channels + c, mask=ok, other=0.0)
     inverse = tl.rsqrt(tl.load(statistics + (workers + j) * channels + c, mask=ok, other=1.0) * (m - 1) / m + eps)
-    scale = inverse
-    shift = tl.zeros((wide,), tl.float32)
-    if affine:
-        scale *= tl.load(gamma + c, mask=ok, other=0.0).to(tl.float32)
-        shift = tl.load(beta + c, mask=ok, other=0.0).to(tl.float32)
+    scale, shift = _affine(inverse, gamma, beta, c, ok, affine)
     slope = along * inverse
     rows = tl.cdiv(m, split)
     first = part * rows
     last = tl.minimum(first + rows, m)
     for behind in range(0, last - first, high):
         r = first + (tl.cdiv(last - first, high) - 1) * high - behind + tl.arange(0, high)
-        at = ((r // pixels * workers + j) * pixels + r % pixels).to(tl.int64)[:, None] * channels + c[None, :]
+        at = _places(r, c, j, pixels, channels, workers)
         mask = (r < last)[:, None] & ok[None, :]
         v = tl.load(x + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         g = tl.load(d + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)

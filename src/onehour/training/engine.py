@@ -207,6 +207,7 @@ class RunningStatistics:
         """The next forward is over these workers."""
         repeat_parameters(self.layers, len(workers))
         self._pass = workers
+        self._seen.clear()  # a forward that failed, as in a capture that was given up, has left some
         if self._shares is not None:
             for layer, shares in zip(self.layers, self._shares, strict=True):
                 layer.shares = shares[workers.start : workers.stop]
