@@ -20,7 +20,7 @@ test-all: lint  ## every test, those that take long too
 	$(TEST) -m "not browser and not frameworks and not gpu"
 
 test-gpu: $(READY)  ## those that need a GPU, which the others do not see
-	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
+	$(BIN)/python -m pytest -m gpu tests
 
 test-browser: $(READY)  ## a report in headless Chromium, which is installed where it is missing
 	@{ command -v chromium && command -v chromedriver; } > /dev/null \

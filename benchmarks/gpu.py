@@ -35,6 +35,7 @@ from onehour.models.load import MODELS
 from onehour.models.small import SmallResNet
 
 ROOT = Path(__file__).resolve().parents[1]
+GPU_TESTS = ("tests/test_gpu.py", "tests/data/test_loader.py")
 BYTES_AN_IMAGE = 359e6
 """That ResNet-50 must move for an image of 224 pixels in bfloat16, BatchNorm, ReLU and addition in one pass."""
 
@@ -282,9 +283,11 @@ class Tests:
 
     def __init__(self, small: bool) -> None:
         more = ["--collect-only"] if small else ["--durations=5", "-n", "4"]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
         self._began, self._output = time.perf_counter(), tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._child = subprocess.Popen([*command, *more], stdout=self._output, stderr=subprocess.STDOUT, cwd=ROOT)
+        self._child = subprocess.Popen(
+            [*command, *more, *GPU_TESTS], stdout=self._output, stderr=subprocess.STDOUT, cwd=ROOT
+        )
 
     def end(self, emit: Callable[..., None]) -> None:
         """Wait for them."""
