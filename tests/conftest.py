@@ -25,6 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+    elif not importlib.import_module("torch").cuda.is_available():
+        raise pytest.UsageError("these tests need a GPU, and torch sees none here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those for a GPU are only run by `-m gpu`."""
+    if config.option.markexpr != "gpu":
+        items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
 
 
 HELPERS = Path(__file__).parent / "helpers"

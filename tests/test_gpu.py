@@ -19,7 +19,6 @@ from onehour.training.verify import trace
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="is about CUDA itself, and torch sees no GPU here"),
     pytest.mark.filterwarnings("default"),  # CUDA builds of torch warn of what this project does not choose
 ]
 

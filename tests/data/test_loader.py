@@ -147,7 +147,6 @@ def test_no_batches_is_no_batch(augmented: Any):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="is about CUDA itself, and torch sees no GPU here")
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("loaders", [0, 2])
 def test_batches_on_cuda_are_those_on_the_cpu(loaders: int):

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from simulated_gpu import SimulatedGpu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
@@ -25,7 +26,6 @@ from onehour.training.checkpoint import latest_contents
 from onehour.training.record import NonFiniteError, Run
 from onehour.training.refusals import InputError, refuse_model, refuse_optimizer
 from onehour.training.seeds import train_seeds
-from onehour.training.step import HostFlags
 from onehour.training.verify import trace
 
 CPU = torch.device("cpu")
@@ -368,26 +368,10 @@ def test_a_sample_of_finite_numbers_is_not_blamed(tiny: ModuleType, tmp_path: Pa
     strictly(tmp_path / "run")
 
 
-class Late(HostFlags):
-    """Tells of an iteration one later, as on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.late, self.earlier = 1, (False, False)
-
-    def read(self, stop: Tensor, alive: Tensor, *, now: bool = False) -> tuple[bool, bool]:
-        found = super().read(stop, alive)
-        told, self.earlier = found if now else self.earlier, found
-        return told
-
-
 @pytest.mark.parametrize("seed", range(8, 14))
-def test_where_the_flags_are_late_the_iteration_before_is_looked_at_too(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-):
-    monkeypatch.setattr("onehour.training.loop.HostFlags", Late)
-    with pytest.raises(InputError, match=TRAINING):
-        train(tiny.recipe(data="tinytask:broken", seed=seed), out=tmp_path / "run", loaders=0)
+def test_a_gpu_whose_flags_come_late_names_the_sample_too(tiny: ModuleType, tmp_path: Path, seed: int):
+    with SimulatedGpu(), pytest.raises(InputError, match=TRAINING):
+        train(tiny.recipe(data="tinytask:broken", seed=seed), out=tmp_path / "run", loaders=0, device="cuda")
 
 
 def test_a_run_goes_on_once_the_sample_is_mended(tiny: ModuleType, tmp_path: Path):

@@ -205,7 +205,7 @@ def _gathered(
     images, labels = (tensor.to(device) for tensor in tensors)
     for iteration in iterations:
         for workers in passes:
-            chosen = torch.from_numpy(stream.indices(iteration, workers)).to(device, non_blocking=True)
+            chosen = moved(torch.from_numpy(stream.indices(iteration, workers)), device)
             yield images.index_select(0, chosen), labels.index_select(0, chosen).long()
 
 

@@ -72,7 +72,10 @@ ON_CUDA: dict[str, dict[str, Any]] = {
     "nadam": {"capturable": True},
     "radam": {"capturable": True},
 }
-"""So that an update neither waits for the device nor needs a number of the host's."""
+"""So that an update neither waits for the device nor needs a number of the host's; not in float64.
+
+On the device the rate, and what nadam and radam count with, are float32.
+"""
 PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
@@ -122,7 +125,7 @@ def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 
 def pick_device(device: str) -> str:
-    """ "cuda" where asked for or available, else "cpu".
+    """ "cuda" where asked for or available, else "cpu"; it comes before anything that computes.
 
     Raises:
         ValueError: if a GPU is asked for and there is none.
@@ -133,7 +136,9 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":  # cuBLAS reads it once, and a canonical run may come later in this process
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
 
@@ -243,8 +248,8 @@ def build_optimizer(
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if recipe.optimizer in OPTIMIZERS:
-        on_cuda: dict[str, Any] = ON_CUDA[recipe.optimizer] if next(model.parameters()).is_cuda else {}
-        return OPTIMIZERS[recipe.optimizer](groups, lr=lr, **on_cuda)
+        on_cuda = next(model.parameters()).is_cuda and recipe.precision != "float64"
+        return OPTIMIZERS[recipe.optimizer](groups, lr=lr, **(ON_CUDA[recipe.optimizer] if on_cuda else {}))
     make = resolve("optimizer", recipe.optimizer)
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}
@@ -385,7 +390,6 @@ def deterministic(recipe: Recipe) -> Generator[None]:
         finally:
             cudnn.benchmark = before
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     matmul: Any = torch.backends.cuda.matmul
     before = (
         torch.get_num_threads(),

@@ -46,8 +46,12 @@ class CapturedIteration:
         for target, source in zip(targets, sources, strict=True):
             assert (target.shape, target.dtype) == (source.shape, source.dtype)
             target.copy_(source, non_blocking=True)
-        self._graph.replay()
+        return self._replay()
+
+    def _replay(self) -> Tensor:
+        assert self._graph is not None
         assert self._found is not None
+        self._graph.replay()
         return self._found
 
     def _launch_beside(self, batches: Sequence[Batch]) -> Tensor:

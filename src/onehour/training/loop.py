@@ -352,8 +352,8 @@ class Loop:
     def _halt(self, done: int) -> NoReturn:
         """Refuse a sample that is not finite; else the run has left the finite numbers by itself, and ends."""
         self._are_saved()
-        first = done - 1 - self.flags.late
-        self._refuse_samples(range(max(0, first), done))
+        done -= self.flags.late
+        self._refuse_samples(range(done - 1, done))
         self._finish("non-finite")
         recipe, rate = self.decisions.recipe, self.decisions.rate(done - 1)
         message = (

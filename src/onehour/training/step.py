@@ -171,11 +171,15 @@ class Step:
         return seen
 
     def _can_be_captured(self) -> bool:
-        """Whether nothing in an iteration is the host's to decide, so that it may be one CUDA graph."""
+        """Whether nothing in an iteration is the host's to decide, so that it may be one CUDA graph.
+
+        Not in float64: fused optimizers read a rate that lies on the device as a float32.
+        """
         keyed_by_pass = self._draws and len(self.passes) > 1
         masked = self.seeds > 1 or self._masks_on_device
         alone = self._group.device.type == "cuda" and self._group.size == 1
-        return alone and masked and not keyed_by_pass and self._replaced is None
+        exact = self.decisions.recipe.precision != "float64"
+        return alone and masked and exact and not keyed_by_pass and self._replaced is None
 
     def _rates_on_device(self) -> None:
         """A graph reads the rate from where it lies; a number it would keep."""
@@ -264,19 +268,23 @@ class HostFlags:
     def __init__(self, device: torch.device) -> None:
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
         self._cuda = device.type == "cuda"
-        self.late = int(self._cuda)
-        """How many iterations ago what is told may have been."""
+        self.late = 0
+        """How many iterations before the one that it was read at a run had halted."""
 
     def read(self, stop: Tensor, alive: Tensor, *, now: bool = False) -> tuple[bool, bool]:
-        """(stop asked, halted) of this iteration; on CUDA of the one before, unless `now`."""
+        """(stop asked, halted) of this iteration; on CUDA of the one before, and of this one where `now`."""
         if not self._cuda:
             return stop.item() > 0, not alive.any().item()
         earlier, self._pending = self._pending, self._copy(stop, alive)
-        chosen = self._pending if now else earlier
-        if chosen is None:
-            return False, False
-        chosen[1].synchronize()
-        return bool(chosen[0][0]), bool(chosen[0][1])
+        stopped = halted = False
+        for late, copied in ((1, earlier), (0, self._pending if now else None)):
+            if copied is not None:
+                flags, event = copied
+                event.synchronize()
+                stopped |= bool(flags[0])
+                if flags[1] and not halted:
+                    halted, self.late = True, late
+        return stopped, halted
 
     def _copy(self, stop: Tensor, alive: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         on_host = torch.empty(2, dtype=torch.bool, pin_memory=True)
