@@ -1,5 +1,6 @@
 """Named recipes are the paper's numbers, and a variant is a change of one."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,41 @@ def test_a_recipe_is_read_from_a_toml_file_and_changed(tmp_path, kind):
 
 def test_a_named_recipe_is_a_recipe():
     assert all(isinstance(make(), Recipe) for make in RECIPES.values())
+
+
+@pytest.mark.parametrize("epochs", [2, 45, 90, 180])
+def test_another_number_of_epochs_keeps_the_papers_shares(epochs):
+    """Warmup 5/90, drops at 1/3, 2/3 and 8/9 of the run."""
+    changed = resnet50(minibatch=8192, epochs=epochs)
+    assert [Fraction(m) for m in changed.milestones] == [epochs * Fraction(s) for s in ("1/3", "2/3", "8/9")]
+    assert changed.warmup_epochs == pytest.approx(epochs * 5 / 90, rel=1e-15)
+    assert changed.remarks == []
+    whole = resnet50(minibatch=8192)
+    for share in (0, 0.01, 0.05, 0.1, 0.4, 0.7, 0.95):
+        assert changed.schedule(share * epochs) == pytest.approx(whole.schedule(share * 90), rel=1e-12)
+
+
+def test_what_is_given_beside_the_epochs_stays():
+    changed = digits(epochs=2, minibatch=256, warmup_epochs=1, milestones=("1",))
+    assert (changed.warmup_epochs, changed.milestones) == (1, ("1",))
+    assert digits(epochs=2, warmup_epochs=1).milestones == ("2/3", "4/3", "16/9")
+    assert digits(epochs=12, milestones=("4",)).warmup_epochs == 2.5
+
+
+def test_what_has_no_effect_does_not_move():
+    assert digits(epochs=2, warmup="none").warmup_epochs == 5
+    assert digits(epochs=2, decay="cosine").milestones == digits().milestones
+
+
+def test_a_file_that_says_its_epochs_alone_has_the_shares_of_the_paper(tmp_path):
+    file = tmp_path / "short.toml"
+    file.write_text('model = "resnet50"\nepochs = 45\n', encoding="utf-8")
+    assert recipe(file).milestones == ("15", "30", "40")
+    file.write_text(recipe(file, epochs=9).to_toml(), encoding="utf-8")
+    assert recipe(file).milestones == ("3", "6", "8")
+    assert recipe(file).warmup_epochs == 0.5
+
+
+def test_whole_epochs_of_warmup_are_written_as_such():
+    assert "warmup_epochs = 5\n" in digits(warmup_epochs=5.0).to_toml()
+    assert "warmup_epochs = 2.5\n" in digits(epochs=12).to_toml()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
@@ -116,7 +117,7 @@ class Recipe:
     milestones: tuple[str, ...] = _said(("30", "60", "80"), 'epochs at which the rate drops; fractions as "64/3"')
     decay_factor: float = _said(0.1, "what each drop multiplies the rate by")
     warmup: Literal["gradual", "constant", "none"] = _said("gradual", "how the rate begins above base (§2.2)")
-    warmup_epochs: int = _said(5, "epochs of warmup, counted inside the run's")
+    warmup_epochs: float = _said(5, "epochs of warmup, counted inside the run's")
     zero_gamma: bool = _said(True, "γ = 0 in the last BatchNorm of each residual block (§5.1)")
     reduce: Literal["fast", "canonical"] = _said("fast", "canonical gives the same bits on any number of processes")
     canonical_threads: int = _said(1, "threads a process of a canonical run computes with: they are part of its bits")
@@ -136,8 +137,8 @@ class Recipe:
                 self._set(name, positive_int(name, getattr(self, name)))
         for name in ("base_lr", "decay_factor"):
             self._set(name, positive(name, getattr(self, name)))
-        for name in ("weight_decay", "warmup_epochs"):
-            self._set(name, not_negative(name, getattr(self, name)))
+        self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
+        self._set("warmup_epochs", _whole(not_negative("warmup_epochs", self.warmup_epochs)))
         self._set("momentum", fraction("momentum", self.momentum, upper=1))
         self._set("seed", whole_number("seed", self.seed))
         self._check_choices()
@@ -285,10 +286,23 @@ class Recipe:
     def replace(self, **changes: Any) -> Self:
         """A recipe with some values changed; an unknown name is refused with the nearest.
 
-        >>> Recipe().replace(seed=1).seed
-        1
+        With other epochs, warmup and milestones keep their shares of the run, unless they are changed too.
+
+        >>> short = Recipe(minibatch=512).replace(epochs=18)
+        >>> short.warmup_epochs, short.milestones
+        (1, ('6', '12', '16'))
         """
-        return dataclasses.replace(self, **_known(changes))
+        return dataclasses.replace(self, **(self._shares(_known(changes)) | changes))
+
+    def _shares(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Warmup and milestones at the same shares of a run of other epochs; those that have no effect stay."""
+        share = Fraction(positive_int("epochs", changes.get("epochs", self.epochs)), self.epochs)
+        moved: dict[str, Any] = {}
+        if share != 1 and changes.get("decay", self.decay) == "step":
+            moved["milestones"] = tuple(str(m * share) for m in schedules.parse_milestones(self.milestones))
+        if share != 1 and changes.get("warmup", self.warmup) != "none":
+            moved["warmup_epochs"] = float(Fraction(self.warmup_epochs) * share)
+        return moved
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, without those that are not given.
@@ -319,7 +333,7 @@ class Recipe:
                     raise ValueError(f"{name}: {error}") from error
         if isinstance(values.get("milestones"), list):
             values["milestones"] = tuple(values["milestones"])
-        return cls(**values)
+        return cls().replace(**values)
 
     def to_toml(self) -> str:
         """The recipe as a TOML file's text.
@@ -348,6 +362,11 @@ class Recipe:
             return cls.from_dict(Read.every(values, path))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _whole(value: float) -> float:
+    """An int where it is one, so that a file says 5 however it was given."""
+    return int(value) if value == int(value) else value
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ NEARLY = 0.9
 
 
 def schedule_remarks(
-    schedule: Schedule, *, milestones: Iterable[Fraction], epochs: int, warmup: int, target: float, last: float | None
+    schedule: Schedule, *, milestones: Iterable[Fraction], epochs: int, warmup: float, target: float, last: float | None
 ) -> list[str]:
     """A line for each thing about a schedule that should be known before it is trained with.
 
@@ -43,15 +43,15 @@ def schedule_remarks(
             f"{_named(late)} behind the last iteration, which begins at {last:g}: the rate never drops there"
         )
     if early:
-        why = f"{_named(early)} not behind the warmup of {warmup} epochs, which thus ends at {end:g}"
+        why = f"{_named(early)} not behind the warmup of {warmup:g} epochs, which thus ends at {end:g}"
         remarks.append(f"{why}: the rate never stands at {target:g}")
     elif warmup and end < NEARLY * target:
         remarks.append(
-            f"the decay has begun in the warmup of {warmup} epochs, which thus ends at {end:g}: the rate never"
+            f"the decay has begun in the warmup of {warmup:g} epochs, which thus ends at {end:g}: the rate never"
             f" stands at {target:g}"
         )
     elif warmup >= epochs:
-        remarks.append(f"the warmup of {warmup} epochs is the whole run: the rate stands at {target:g} nowhere")
+        remarks.append(f"the warmup of {warmup:g} epochs is the whole run: the rate stands at {target:g} nowhere")
     if warmup and end < schedule(0.0):
         remarks.append(f"the rate falls in the warmup, from {schedule(0.0):g} to {end:g}")
     return remarks
