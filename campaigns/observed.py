@@ -68,7 +68,7 @@ AFTER = [
     "evaluate runs/digits",
     "export runs/digits --to weights.safetensors",
     "sweep digits --minibatch 512,1k --base-minibatch 512 --epochs 1 --warmup none --seeds 2 --arm none --jobs 1"
-    " --device cpu --out swept",
+    " --milestones 1 --device cpu --out swept",
     "report swept",
     "report runs/digits",
 ]
