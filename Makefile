@@ -6,18 +6,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := .venv-frameworks
+VISION := .venv-vision
+TESTS_NEED := filelock hypothesis pytest pytest-timeout pytest-xdist scipy
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-gpu test-browser test-frameworks cluster-test faults fuzz check-matrix figure lint setup clean
+.PHONY: train test test-all test-gpu test-browser test-frameworks test-vision cluster-test faults fuzz check-matrix figure lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
 	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
 
 test: lint  ## what CI runs
-	$(TEST) -m "not slow and not gpu and not browser and not frameworks"
+	$(TEST) -m "not slow and not gpu and not browser and not frameworks and not vision"
 
 test-all: lint  ## every test, those that take long too
-	$(TEST) -m "not browser and not frameworks and not gpu"
+	$(TEST) -m "not browser and not frameworks and not vision and not gpu"
 
 test-gpu: $(READY)  ## those that need a GPU, which the others do not see
 	$(BIN)/python -m pytest -m gpu tests
@@ -29,19 +32,22 @@ test-browser: $(READY)  ## a report in headless Chromium, which is installed whe
 	$(BIN)/python -m pytest -m browser tests/browser
 
 cluster-test: $(READY)  ## runs on a real Slurm of several nodes on this machine, each disturbed (as root, on Debian; ten minutes)
-	$(BIN)/python tests/cluster/cases.py
+	$(BIN)/python -m campaigns.cluster.cases
 
-test-frameworks: $(FRAMEWORKS)/.ready  ## the sampler under Lightning, Accelerate and Transformers, in an environment of their own
-	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal tests/frameworks
+test-frameworks: $(FRAMEWORKS)/.ready  ## with Lightning, Accelerate and Transformers, in an environment of their own; a skip fails
+	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks tests
+
+test-vision: $(VISION)/.ready  ## with torchvision and timm, and a newer torch, in an environment of their own; a skip fails
+	$(VISION)/bin/python -m pytest -n 2 --dist worksteal -m vision tests
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
 	for campaign in kills signals interrupts restarts together soak hosts writer disk corruptions hostile cli; do \
-	  $(BIN)/python tests/faults/$$campaign.py || exit 1; done
-	$(BIN)/python tests/faults/summary.py
+	  $(BIN)/python -m campaigns.$$campaign || exit 1; done
+	$(BIN)/python -m campaigns.ledger
 	$(BIN)/python docs/tables.py
 
 fuzz: $(READY)  ## 20,000 damaged images of every format (half an hour; resumable)
-	$(BIN)/python tests/fuzz_images.py
+	$(BIN)/python -m campaigns.fuzz_images
 	$(BIN)/python docs/tables.py
 
 check-matrix: $(READY)  ## every loop that `onehour check` is tested on (resumable; frameworks where they are installed)
@@ -60,18 +66,33 @@ lint: $(READY)
 setup: $(READY)
 
 # torch first and by its exact version: a looser request downloads gigabytes on a machine without a GPU.
+define torch
+	@index=; what="pip's own index; where that has no build for the CPU, CUDA's libraries come along: about 3 GB"; \
+	if ! nvidia-smi -L > /dev/null 2>&1 && $(1)/bin/python -c \
+	  'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=10)' 2> /dev/null; then \
+	  index="--extra-index-url $(CPU_INDEX)"; what="$(CPU_INDEX): the build for the CPU, about 200 MB"; fi; \
+	echo "installs $(2) from $$what"; \
+	$(1)/bin/python -m pip install --quiet $$index $(2)
+endef
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(call torch,$(VENV),--constraint constraints.txt torch==2.13.0)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,tensorboard,dev]'
 	touch $(READY)
 
 $(FRAMEWORKS)/.ready: pyproject.toml constraints.txt constraints-frameworks.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(call torch,$(FRAMEWORKS),--constraint constraints.txt torch==2.13.0)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-frameworks.txt \
-	  --editable . lightning accelerate transformers filelock pytest pytest-timeout pytest-xdist
+	  --editable . lightning accelerate transformers $(TESTS_NEED)
 	touch $(FRAMEWORKS)/.ready
 
+$(VISION)/.ready: pyproject.toml constraints-vision.txt
+	$(PYTHON) -m venv $(VISION)
+	$(call torch,$(VISION),--constraint constraints-vision.txt torch torchvision)
+	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --editable . timm $(TESTS_NEED)
+	touch $(VISION)/.ready
+
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(FRAMEWORKS) $(VISION) .pytest_cache .ruff_cache .hypothesis dist build

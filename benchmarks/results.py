@@ -25,9 +25,7 @@ ROOT = RESULTS.parent.parent
 DECIDES = (
     "src",
     "benchmarks",
-    "tests/faults",
-    "tests/cluster",
-    "tests/fuzz_images.py",
+    "campaigns",
     "pyproject.toml",
     "constraints.txt",
 )

@@ -1,7 +1,7 @@
 """What users can observe of this state and of an older one, in one run on one machine: what differs is printed.
 
-    python campaigns/observed.py 252f48a            # runs, files, names, exit codes and texts
-    python campaigns/observed.py 252f48a --only runs,names
+    python -m campaigns.observed 252f48a            # runs, files, names, exit codes and texts
+    python -m campaigns.observed 252f48a --only runs,names
 
 The older state is checked out into a temporary worktree; both use this environment's packages. Bits depend on the
 machine, so nothing is compared with numbers from elsewhere. Exit code 1 if anything but a text differs.

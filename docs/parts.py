@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-CAMPAIGNS = {"cluster": "tests/cluster/cases.py", "faults": "tests/faults/summary.py", "fuzz": "tests/fuzz_images.py"}
+CAMPAIGNS = {
+    "cluster": "campaigns/cluster/cases.py",
+    "faults": "campaigns/ledger.py",
+    "fuzz": "campaigns/fuzz_images.py",
+}
 
 
 def mean(row: dict[str, Any]) -> str:
@@ -37,7 +41,7 @@ def claims(head: tuple[str, ...], rows: list[dict[str, Any]], measured: Callable
 
 
 def script(stem: str) -> str:
-    """What makes results/STEM.json: a script of that name, else of its first word, or a campaign among the tests."""
+    """What makes results/STEM.json: a script of that name, else of its first word, or a campaign."""
     if stem in CAMPAIGNS:
         return CAMPAIGNS[stem]
     whole = f"benchmarks/{stem}.py"

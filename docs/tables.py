@@ -185,10 +185,10 @@ def fuzz(results: dict[str, Any]) -> str:
     """What became of the damaged files."""
     found, p = results["outcomes"], results["provenance"]
     return (
-        f"{results['mutants']:,} damaged files: {found['decoded']:,} decoded, {found['refused']:,} refused with one"
+        f"{results['images']:,} damaged files: {found['decoded']:,} decoded, {found['refused']:,} refused with one"
         f" message, {len(results['findings'])} tracebacks, hangs or crashes; the slowest took"
         f" {results['slowest'][0]:.1f} s of CPU time, the most memory was {results['peak_mib']} MiB.\n\n"
-        f"`benchmarks/results/fuzz.json`, by `tests/fuzz_images.py`: {p['date']}, commit {p['commit'][:7]}."
+        f"`benchmarks/results/fuzz.json`, by `campaigns/fuzz_images.py`: {p['date']}, commit {p['commit'][:7]}."
     )
 
 

@@ -14,7 +14,7 @@ import onehour
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-NAMED = re.compile(r"`((?:src|tests|benchmarks|docs|examples)/[\w./-]+?)(?:::([\w.]+))?`")
+NAMED = re.compile(r"`((?:src|tests|benchmarks|campaigns|docs|examples)/[\w./-]+?)(?:::([\w.]+))?`")
 
 
 def ids(path: Path) -> str:

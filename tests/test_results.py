@@ -86,7 +86,7 @@ def clone(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1\n")
     (tmp_path / "benchmarks" / "results").mkdir()
-    for name in ("tests/faults/x", "tests/fuzz_images.py", "pyproject.toml", "constraints.txt"):
+    for name in ("campaigns/x", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     author = ("-c", "user.name=a", "-c", "user.email=a@b")

@@ -1,10 +1,7 @@
 """A short version of the campaigns that kill writers, fill disks, damage checkpoints and plant hostile files."""
 
-import importlib
 import os
 import random
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,34 +12,30 @@ import pytest
 import torch
 
 import onehour
+from campaigns import corruptions, disk, hostile, ledger, writer
 from onehour.cli import main
 from onehour.training.record import Run
 from onehour.training.store import CHECKPOINTS
 
-FAULTS = Path(__file__).parent / "faults"
 
-
-@pytest.fixture(scope="module")
-def faults() -> Iterator[Any]:
-    """A campaign by its name; they import each other from their own folder."""
-    sys.path.insert(0, str(FAULTS))
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the campaigns have."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield importlib.import_module
+    yield
     torch.set_num_threads(threads)
-    sys.path.remove(str(FAULTS))
 
 
-def test_a_killed_writer_leaves_a_whole_checkpoint(faults: Any, tmp_path: Path):
-    writer = faults("writer")
+def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path):
     found = [writer.attempt(tmp_path / "run", case) for case in range(12)]
     assert [attempt["said"] for attempt in found] == [""] * 12
     assert max(attempt["told"] for attempt in found) > 3  # it did save
 
 
-def test_what_a_save_promises_is_on_disk_before_its_name(faults: Any):
+def test_what_a_save_promises_is_on_disk_before_its_name():
     """Every file, then the folder, then the rename, then the folder above."""
-    operations = faults("disk").operations("first")
+    operations = disk.operations("first")
     aside, named = [place for place, name in enumerate(operations) if name == "rename"]
     assert named == aside + 1  # there was none whose place it takes
     before, after = operations[:aside], operations[named + 1 :]
@@ -53,9 +46,8 @@ def test_what_a_save_promises_is_on_disk_before_its_name(faults: Any):
     assert after[:3] == ("open", "fsync", "close")
 
 
-def test_every_operation_of_a_save_may_fail(faults: Any):
+def test_every_operation_of_a_save_may_fail():
     """Each with one of the errors in turn; the campaign has all of them."""
-    disk = faults("disk")
     drawn = random.Random(0)
     operations = [(name, at) for name in disk.SITUATIONS for at in range(len(disk.operations(name)))]
     assert len(operations) > 200
@@ -64,9 +56,8 @@ def test_every_operation_of_a_save_may_fail(faults: Any):
         assert disk.faulty(name, error, lasting, at)[0] == "", (name, at, error, lasting)
 
 
-def test_every_operation_of_a_report_may_fail(faults: Any):
+def test_every_operation_of_a_report_may_fail():
     """Page, figures and tables are then all as they were, or all new."""
-    disk = faults("disk")
     said, operations = disk.reported(None, lasting=False, at=None)
     assert said == ""
     assert len(operations) > 80
@@ -76,12 +67,11 @@ def test_every_operation_of_a_report_may_fail(faults: Any):
 
 
 def test_a_report_on_a_full_disk_keeps_the_old_one(
-    faults: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("onehour.study.charts.picture.FORMATS", ("svg",))
     curve = tmp_path / "a.csv"
     curve.write_text("epoch,error\n1,50\n2,40\n")
-    disk = faults("disk")
     with disk.small_disk(2**20) as place:
         if place is None:
             pytest.skip("no tmpfs may be mounted here")
@@ -100,17 +90,15 @@ def test_a_report_on_a_full_disk_keeps_the_old_one(
         assert disk.written_files(place / "report") != old
 
 
-def test_a_disk_is_full(faults: Any):
+def test_a_disk_is_full():
     """A tmpfs where one may be mounted, else a limit of the size of files."""
-    disk = faults("disk")
     for case in range(6):
         assert disk.filled(case)[0] == ""
 
 
 def test_a_run_on_a_full_disk_ends_with_a_warning_and_goes_on_once_there_is_room(
-    faults: Any, alone: Path, capsys: pytest.CaptureFixture[str]
+    alone: Path, capsys: pytest.CaptureFixture[str]
 ):
-    disk = faults("disk")
     command = ["train", "digits", "--minibatch", "1024", "--epochs", "2", "--warmup", "none", "--device", "cpu"]
     command += ["--save-every", "4", "--out"]
     assert main([*command, str(alone / "run")]) == 0
@@ -142,11 +130,11 @@ def take_all(place: Path) -> None:
 
 
 @pytest.mark.parametrize("frees", [True, False])
-def test_a_disk_without_a_byte_stops_no_run(faults: Any, alone: Path, capsys: pytest.CaptureFixture[str], frees: bool):
+def test_a_disk_without_a_byte_stops_no_run(alone: Path, capsys: pytest.CaptureFixture[str], frees: bool):
     """Not even the record can be written: it is, before the first checkpoint that can."""
     recipe: dict[str, Any] = {"minibatch": 1024, "epochs": 3, "warmup": "none", "device": "cpu", "save_every": 4}
     whole = onehour.train("digits", **recipe, out=alone / "run")
-    with faults("disk").small_disk(2**20) as place:
+    with disk.small_disk(2**20) as place:
         if place is None:
             pytest.skip("no tmpfs may be mounted here")
         asked: list[int] = []
@@ -171,16 +159,14 @@ def test_a_disk_without_a_byte_stops_no_run(faults: Any, alone: Path, capsys: py
         assert full.summary["state_sha256"] == whole.summary["state_sha256"]
 
 
-def test_no_corruption_loads_a_wrong_state(faults: Any, tmp_path: Path):
-    corruptions = faults("corruptions")
+def test_no_corruption_loads_a_wrong_state(tmp_path: Path):
     source = corruptions.pristine(tmp_path / "pristine")
     found = corruptions.block(range(120), source, tmp_path / "damaged")
     assert found["said"] == ""
     assert min(Counter(found["kinds"])[kind] for kind in ("fell back, and said so", "refused", "newest loaded")) > 10
 
 
-def test_hostile_files_do_nothing_and_are_one_message_each(faults: Any, tmp_path: Path):
-    hostile = faults("hostile")
+def test_hostile_files_do_nothing_and_are_one_message_each(tmp_path: Path):
     assert len(hostile.CASES) >= 40
     base = hostile.base_run(tmp_path / "base")
     drawn = sorted(hostile.CASES)[::4]
@@ -188,9 +174,8 @@ def test_hostile_files_do_nothing_and_are_one_message_each(faults: Any, tmp_path
     assert {name: said for name, said in wrong.items() if said} == {}
 
 
-def test_what_a_command_does_is_seen(faults: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_command_does_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A command that runs a file, writes elsewhere and says nothing would be found out."""
-    hostile = faults("hostile")
 
     def careless(arguments: list[str]) -> int:
         (Path("..") / "outside" / "precious").write_text("gone")
@@ -202,24 +187,39 @@ def test_what_a_command_does_is_seen(faults: Any, tmp_path: Path, monkeypatch: p
         assert what in said
 
 
-def test_the_ledgers_become_one_result(faults: Any, tmp_path: Path):
-    summary = faults("summary")
-    ledger = tmp_path / "a.jsonl"
-    summary.add(ledger, "a", 0, ok=False, said="it broke")
-    summary.add(ledger, "a", 0, ok=True, kind="odd")
-    summary.add(ledger, "a", 1, ok=False, said="it broke", kind="odd")
-    summary.add(ledger, "b", "x", ok=True, runs=100, failures=0, kinds={"even": 60})
-    summary.add(ledger, "c", 7, ok=True, seconds=[1.0, 3.0, 2.0], slowest=4.0)
-    with ledger.open("a") as file:
+def test_the_ledgers_become_one_result(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    ledger.add(path, "a", 0, ok=False, said="it broke")
+    ledger.add(path, "a", 0, ok=True, kind="odd")
+    ledger.add(path, "a", 1, ok=False, said="it broke", kind="odd")
+    ledger.add(path, "b", "x", ok=True, runs=100, failures=0, kinds={"even": 60})
+    ledger.add(path, "c", 7, ok=True, seconds=[1.0, 3.0, 2.0], slowest=4.0)
+    with path.open("a") as file:
         file.write('{"campaign": "half')  # a campaign was stopped
     kept = {"elsewhere": {"runs": 2, "failures": 0, "commits": ["a"]}}
-    assert summary.summarise(tmp_path, kept)["campaigns"]["elsewhere"] == kept["elsewhere"]
-    found = summary.summarise(tmp_path)
+    assert ledger.summarise(tmp_path, kept)["campaigns"]["elsewhere"] == kept["elsewhere"]
+    found = ledger.summarise(tmp_path)
     assert (found["runs"], found["failures"]) == (103, 1)
     a, b, c = (found["campaigns"][name] for name in "abc")
     assert (a["runs"], a["failures"], a["failed"], a["seeds"]) == (2, 1, ["1: it broke"], "0-1")
     assert (b["runs"], b["kinds"], b["seeds"]) == (100, {"even": 60}, "1 named cases")
     assert (c["seeds"], c["median_s"], c["p95_s"], c["slowest"]) == ("7", 2.0, 3.0, 4.0)
-    assert list(summary.missing(ledger, "a", range(3))) == [1, 2]
     assert len(a["commits"]) == 1
-    shutil.rmtree(tmp_path)
+
+
+def test_a_campaign_goes_on_with_what_is_missing_or_failed(alone: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[str] = []
+
+    def cases(ok: bool) -> Iterator[tuple[str, str, Any]]:
+        for name in ("a", "b", "c", "other"):
+            yield "tried", name, lambda name=name: ran.append(name) or {"ok": ok or name == "a", "said": "it broke"}
+
+    monkeypatch.setattr("sys.argv", ["tried", "--cases", "2"])
+    assert ledger.run("tried", cases(ok=False)) == 1
+    monkeypatch.setattr("sys.argv", ["tried"])
+    assert ledger.run("tried", cases(ok=True)) == 0
+    assert ran == ["a", "b", "b", "c", "other"]
+    monkeypatch.setattr("sys.argv", ["tried", "--only", "other", "--minutes", "1"])
+    ledger.OUT.joinpath("tried.jsonl").unlink()
+    assert ledger.run("tried", cases(ok=True)) == 0
+    assert ran[5:] == ["other"]

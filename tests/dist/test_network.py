@@ -1,4 +1,4 @@
-"""Which address and device processes reach each other by; for real in network namespaces, in tests/cluster."""
+"""Which address and device processes reach each other by; for real in network namespaces, in campaigns/cluster."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Which processes are tasks of a Slurm step. The variables are those of a real Slurm 22.05; tests/cluster runs one."""
+"""Which processes are tasks of a Slurm step. Variables as of Slurm 22.05, which campaigns/cluster runs."""
 
 import os
 import signal

@@ -54,13 +54,14 @@ def compiled(kernel: Any, architecture: int, options: dict[str, Any]) -> dict[st
     }
 
 
-for channels in map(int, sys.argv[2:]):
-    for kernel, more in {
-        "_moments": (),
-        "_normalise": ("relu", "adds", "affine"),
-        "_gradient_sums": ("relu", "adds", "affine"),
-        "_gradient": ("relu", "affine"),
-    }.items():
-        _, tile = kernels._launch(32 * 56 * 56, channels, 8, backward=kernel.startswith("_gradient"))
-        found = compiled(getattr(kernels, kernel), int(sys.argv[1]), tile | dict.fromkeys(more, True))
-        print(json.dumps(found), flush=True)
+if __name__ == "__main__":
+    for channels in map(int, sys.argv[2:]):
+        for kernel, more in {
+            "_moments": (),
+            "_normalise": ("relu", "adds", "affine"),
+            "_gradient_sums": ("relu", "adds", "affine"),
+            "_gradient": ("relu", "affine"),
+        }.items():
+            _, tile = kernels._launch(32 * 56 * 56, channels, 8, backward=kernel.startswith("_gradient"))
+            found = compiled(getattr(kernels, kernel), int(sys.argv[1]), tile | dict.fromkeys(more, True))
+            print(json.dumps(found), flush=True)

@@ -4,7 +4,6 @@ As a script: `python act.py TOOL TRANSLATION RESULT`, started alone or by torchr
 """
 
 import importlib
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -12,53 +11,39 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
+
+from onehour.config import Recipe
 
 FEATURES, CLASSES = 6, 3
 
 
-def define_operators() -> None:
-    """torchvision's operators, which its wheel has for CUDA only and without which it cannot be imported here."""
-    try:
-        importlib.metadata.version("torchvision")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    if not hasattr(torch.ops.torchvision, "nms"):
-        global _library  # it takes its operators with it
-        _library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+def small(**changes: Any) -> Recipe:
+    """500 iterations, 20 5/6 in each of 24 epochs, so that boundaries fall between them; two workers."""
+    size = {"samples": 1000, "minibatch": 48, "per_worker": 24, "base_minibatch": 12}
+    plain = Recipe(name="small", base_lr=0.01, epochs=24, milestones=("8", "16", "64/3"), **size)
+    return plain.replace(**changes)
 
 
 def execute(text: str) -> dict[str, Any]:
     """What a translation defines."""
-    define_operators()
     namespace: dict[str, Any] = {"__name__": "translation"}
     exec(compile(text, "translation.py", "exec"), namespace)
     return namespace
 
 
-class Points(Dataset):
-    """Float64 points with a label each, a pure function of their index."""
-
-    def __init__(self, samples: int):
-        generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(samples, FEATURES, generator=generator, dtype=torch.float64)
-        self.y = torch.randint(CLASSES, (samples,), generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.x[index], self.y[index]
+def settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer computes with, but not the rate, and where and how fast."""
+    return {k: v for k, v in group.items() if k not in {"lr", "initial_lr", "params", "fused", "foreach"}}
 
 
-class Named(Points):
-    """The same as Transformers wants them."""
-
-    def __getitem__(self, index: int) -> Any:
-        return {"x": self.x[index], "labels": self.y[index]}
+def points(samples: int = 1000) -> TensorDataset:
+    """Float64 points with a label each."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, FEATURES, generator=generator, dtype=torch.float64)
+    return TensorDataset(x, torch.randint(CLASSES, (samples,), generator=generator))
 
 
 class Block(nn.Module):
@@ -88,10 +73,10 @@ class WithLoss(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
         logits = self.net(x)
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        return {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
-def act(tool: str, namespace: dict[str, Any], folder: Path) -> tuple[nn.Module, list[float]]:
+def act(tool: str, namespace: dict[str, Any], folder: Path, **options: Any) -> tuple[nn.Module, list[float]]:
     """Train a net; returns it, and the rate that its optimizer had at each of its updates."""
     rates: list[float] = []
 
@@ -101,31 +86,22 @@ def act(tool: str, namespace: dict[str, Any], folder: Path) -> tuple[nn.Module, 
 
     hook = register_optimizer_step_pre_hook(keep)
     try:
-        return TRAIN[tool](namespace, folder), rates
+        return TRAIN[tool](namespace, folder, **options), rates
     finally:
         hook.remove()
 
 
-def with_torch(namespace: dict[str, Any], folder: Path) -> nn.Module:
+def with_loop(namespace: dict[str, Any], folder: Path) -> nn.Module:
     model = net()
-    if namespace["PROCESSES"] > 1:
+    if namespace["PROCESSES"] > 1 and "Accelerator" not in namespace:
         torch.distributed.init_process_group("gloo")
-    namespace["train"](model, Points(namespace["SAMPLES"]))
+    namespace["train"](model, points(namespace["SAMPLES"]))
     return model
 
 
-def with_accelerate(namespace: dict[str, Any], folder: Path) -> nn.Module:
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    model = net()
-    namespace["train"](model, Points(namespace["SAMPLES"]))
-    return model
-
-
-def with_lightning(namespace: dict[str, Any], folder: Path) -> nn.Module:
-    pytorch = importlib.import_module("lightning.pytorch")
-
-    class Mine(namespace["LargeMinibatch"], pytorch.LightningModule):
-        train_dataset = Points(namespace["SAMPLES"])
+def with_lightning(namespace: dict[str, Any], folder: Path, resume: bool = False, **options: Any) -> nn.Module:
+    class Mine(namespace["LargeMinibatch"], importlib.import_module("lightning").LightningModule):
+        train_dataset = points(namespace["SAMPLES"])
 
         def __init__(self):
             super().__init__()
@@ -133,24 +109,27 @@ def with_lightning(namespace: dict[str, Any], folder: Path) -> nn.Module:
             namespace["prepare"](self)
 
         def training_step(self, batch: Any, index: int) -> Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            return cross_entropy(self.net(batch[0]), batch[1])
 
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    own = {"accelerator": "cpu", "precision": "64-true", "enable_checkpointing": False, "default_root_dir": folder}
-    module = Mine()
-    namespace["make_trainer"](**quiet, **own).fit(module)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    own = {"accelerator": "cpu", "precision": "64-true", "enable_checkpointing": False}
+    module, trainer = Mine(), namespace["make_trainer"](**quiet, **own, **options)
+    trainer.fit(module, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=False)
+    trainer.save_checkpoint(folder / "last.ckpt")
     return module.net
 
 
 def with_hf(namespace: dict[str, Any], folder: Path) -> nn.Module:
-    model = WithLoss()
-    dataset = Named(namespace["SAMPLES"])
+    def collate(samples: list[Any]) -> dict[str, Tensor]:
+        return {"x": torch.stack([x for x, _ in samples]), "labels": torch.stack([y for _, y in samples])}
+
+    model, own = WithLoss(), {"trainer_options": {"data_collator": collate}, "use_cpu": True}
     quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
-    namespace["make_trainer"](model, dataset, str(folder), use_cpu=True, **quiet).train()
+    namespace["make_trainer"](model, points(namespace["SAMPLES"]), str(folder), **own, **quiet).train()
     return model.net
 
 
-TRAIN = {"torch": with_torch, "accelerate": with_accelerate, "lightning": with_lightning, "hf": with_hf}
+TRAIN = {"torch": with_loop, "accelerate": with_loop, "lightning": with_lightning, "hf": with_hf}
 
 
 if __name__ == "__main__":

@@ -1,64 +1,85 @@
-"""A Python file for each tool on torch's loop, which imports onehour's rules; behind it, what the tool leaves open."""
+"""One template a tool, which imports onehour's rules; what the Python files share, and what they all leave open."""
 
 from __future__ import annotations
 
-from string import Template
+__all__ = ["ABOUT", "OPEN", "SHARED", "TEMPLATES"]
 
-from onehour.translate.job import Job, comment, numbered, rules_in, schedule_code
-
-__all__ = ["TEMPLATES", "python"]
-
+ABOUT = """\
+# $name at minibatch $minibatch: $processes × $passes × $per_worker (processes, passes, images), $iterations updates.
+# Made by `onehour plan --as`; its rate is onehour's at every update. Model, images and augmentation stay yours."""
 SHARED = '''\
-PROCESSES, PASSES, BATCH = $processes, $passes, $batch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from onehour import Minibatch, SampleStream, ScheduleLR, $schedules, init_weights_, parameter_groups
+
+PROCESSES, PASSES, BATCH = $processes, $passes, $per_worker
 MINIBATCH = Minibatch(per_worker=BATCH, workers=PROCESSES * PASSES)  # $minibatch images an update
-SAMPLES, SEED = $samples, $seed
-ITERATIONS = MINIBATCH.iterations(SAMPLES, $epochs)  # $iterations, for $epochs epochs
+SAMPLES, SEED, BF16 = $samples, $seed, $bf16
+UPDATES = MINIBATCH.iterations(SAMPLES, $epochs)  # of $epochs epochs
 SCHEDULE = $schedule
-BF16 = $bf16
 
 
 def prepare(model: nn.Module) -> None:
     """Once, in place, for a model that is to be trained from the start; load a checkpoint after it."""
-$prepare
-
+    init_weights_(model$zero)  # §5.1; leave it out for a model with weights of its own
+$speed
 
 def make_optimizer(model: nn.Module):
     """The optimizer, and the scheduler to step once after each update (not once a pass, nor once an epoch)."""
     groups = parameter_groups(model, weight_decay=$weight_decay)  # normalisation does not decay (§5.1)
-    optimizer = torch.optim.$optimizer
+    optimizer = torch.optim.$optim
     return optimizer, ScheduleLR(optimizer, SCHEDULE, samples=SAMPLES, minibatch=MINIBATCH)
 
 
 class Stream(Sampler):
-    """A process's batches of the whole run, one a pass; a run resumes from any update. Nothing is padded or dropped.
-
-    The samples of each update are those of `onehour train` (§3, Remark 4).
-    """
+    """A process's batches of the whole run, one a pass: the samples of `onehour train` (§3, Remark 4)."""
 
     def __init__(self, rank: int, start: int = 0):
-        self.workers, self.start = range(rank * PASSES, (rank + 1) * PASSES), start
+        self.workers, self.updates = range(rank * PASSES, (rank + 1) * PASSES), range(start, UPDATES)
         self.stream = SampleStream(samples=SAMPLES, minibatch=MINIBATCH, seed=SEED)
 
     def __iter__(self):
-        for update in range(self.start, ITERATIONS):
-            for worker in self.workers:
-                yield self.stream.indices(update, worker).tolist()
+        return (self.stream.indices(update, worker).tolist() for update in self.updates for worker in self.workers)
 
     def __len__(self):  # of the whole run wherever it starts: resumed trainers count so
-        return ITERATIONS * PASSES
+        return UPDATES * PASSES
 
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """The mean over processes of BatchNorm's running statistics; on all processes, before evaluating or saving."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats and PROCESSES > 1:
-            for statistics in (module.running_mean, module.running_var):
-                dist.all_reduce(statistics)
-                statistics /= PROCESSES
+    """BatchNorm's running statistics, averaged over processes (DDP keeps process 0's), to evaluate or to save."""
+    for name, statistics in model.named_buffers():
+        if PROCESSES > 1 and name.endswith(("running_mean", "running_var")):
+            dist.all_reduce(statistics)
+            statistics /= PROCESSES
 '''
 
-TORCH = '''
+OPEN = """
+# What is left open, and the remedy:
+# 1. With several passes BatchNorm's running statistics move in each, and passes of $per_worker images are small
+#    → onehour.convert_batchnorm(model, per_worker=$per_worker), BATCH = $together and PASSES = 1: every $per_worker are
+#      still normalised by themselves, so the loss is the same, and the statistics move once (§2.3).
+# 2. A DistributedSampler repeats validation images, and a mean of the processes' means weighs them wrongly
+#    → Evaluate range(rank, N, PROCESSES) on each process, and divide the sum of all errors by N, their number.
+# 3. Crops, flips and dropout change with the number of processes, and where a run is resumed
+#    → Key each image's generator by onehour.seed_for(seed, 'augment', epoch, index), as `onehour train` does.
+# 4. A gradient that is not finite, on any process, spoils all weights
+#    → `onehour train` leaves that update out everywhere, and stops."""
+
+TEMPLATES = {
+    "torch": '''\
+$about
+# Start: $torchrun YOUR_SCRIPT.py
+from contextlib import nullcontext
+
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+$shared
+
 def train(model: nn.Module, dataset, device="cpu", **loader_options) -> None:
     """Train a model that is on `device`; with several processes, after torch.distributed.init_process_group."""
     processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
@@ -66,7 +87,6 @@ def train(model: nn.Module, dataset, device="cpu", **loader_options) -> None:
         raise ValueError(f"made for {PROCESSES} processes, started in {processes}")
     prepare(model)
     optimizer, scheduler = make_optimizer(model)
-    # Its own broadcast_buffers would throw away every BatchNorm's statistics but process 0's.
     parallel = DistributedDataParallel(model, broadcast_buffers=False) if PROCESSES > 1 else model
     loader = DataLoader(dataset, batch_sampler=Stream(rank), **loader_options)
     for number, (images, labels) in enumerate(loader, start=1):
@@ -80,38 +100,43 @@ def train(model: nn.Module, dataset, device="cpu", **loader_options) -> None:
             optimizer.zero_grad()
             scheduler.step()
     average_statistics(model)
-'''
+$open''',
+    "timm": """\
+#!/bin/sh
+$about
+# DATA and MODEL are for you to fill in. Put this behind create_scheduler_v2 in train.py, whose own schedules drop an
+# update early, start cosines at the peak and have no constant warmup:
+#     from onehour import $schedules
+#     schedule = $schedule
+#     lr_scheduler._get_lr = lambda t: [schedule(t * $minibatch / $samples)] * len(optimizer.param_groups)
+$torchrun train.py \\
+    --batch-size $per_worker --grad-accum-steps $passes --epochs $epochs --cooldown-epochs 0 --seed $seed \\
+    --sched cosine --sched-on-updates --warmup-epochs 0 --smoothing 0 --color-jitter 0 --dist-bn reduce --no-ddp-bb \\
+    $timm_flags
 
-ACCELERATE = '''
-def train(model: nn.Module, dataset, **loader_options) -> None:
-    """Train a model with Accelerate."""
-    accelerator = Accelerator(
-        gradient_accumulation_steps=PASSES,
-        mixed_precision="bf16" if BF16 else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # else only process 0's are kept
-    )
-    if accelerator.num_processes != PROCESSES:
-        raise ValueError(f"made for {PROCESSES} processes, started in {accelerator.num_processes}")
-    prepare(model)
-    optimizer, scheduler = make_optimizer(model)
-    parallel, optimizer = accelerator.prepare(model, optimizer)
-    # Not the scheduler: a prepared one is stepped PROCESSES times an update (accelerate#2926). Nor the loader: its
-    # batches are dealt, and a prepared one repeats samples until all processes have equally many.
-    accelerator.register_for_checkpointing(scheduler)
-    loader = DataLoader(dataset, batch_sampler=Stream(accelerator.process_index), **loader_options)
-    for images, labels in loader:
-        with accelerator.accumulate(parallel):
-            with accelerator.autocast():
-                loss = F.cross_entropy(parallel(images.to(accelerator.device)), labels.to(accelerator.device))
-            accelerator.backward(loss)  # divides by PASSES, and DDP by PROCESSES: the mean over all of kn (§3)
-            optimizer.step()
-            optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                scheduler.step()
-    average_statistics(model)
-'''
+# What is left open, and the remedy:
+# 1. With several passes BatchNorm's running statistics move in each, and passes of $per_worker images are small
+#    → After create_model, onehour.convert_batchnorm(model, per_worker=$per_worker), with --batch-size $together
+#      --grad-accum-steps 1: every $per_worker are still normalised by themselves, so the loss is the same.
+# 2. An epoch repeats images until the processes have equal shares, and leaves out those that fill no batch
+#    → DataLoader(dataset, batch_sampler=onehour.StreamBatchSampler($samples, onehour.Minibatch($per_worker, $workers),
+#      seed=$seed, epochs=$epochs)), which takes the process from torch.distributed, and is the recipe's own samples.
+# 3. No bias is decayed, the classifier's included; the recipe leaves out normalisation's parameters only
+#    → onehour.parameter_groups(model, weight_decay=$weight_decay) in place of the model in create_optimizer_v2.
+# 4. The classifier does not start from N(0, 0.01²) (§5.1)
+#    → onehour.init_weights_(model$zero) after create_model.
+# 5. Validation repeats images until the processes have equal shares, and averages the processes' means
+#    → `onehour evaluate` on the checkpoint counts every image once.
+# 6. It resumes at epochs only, with other crops
+#    → `onehour train timm:NAME` resumes at any update, with the same ones.""",
+    "lightning": '''\
+$about
+# Start: python YOUR_SCRIPT.py, or with srun
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
-LIGHTNING = '''
+$shared
+
 class LargeMinibatch:
     """Stands before LightningModule: `class Mine(LargeMinibatch, LightningModule)`, with a train_dataset.
 
@@ -119,8 +144,7 @@ class LargeMinibatch:
     run is one epoch, so callbacks count steps (every_n_train_steps), not epochs.
     """
 
-    train_dataset = None
-    loader_options = {}
+    train_dataset, loader_options = None, {}
 
     def configure_optimizers(self):
         optimizer, scheduler = make_optimizer(self)
@@ -133,43 +157,73 @@ class LargeMinibatch:
     def on_validation_start(self):
         average_statistics(self)
 
-    def on_train_end(self):
-        average_statistics(self)
+    on_train_end = on_validation_start
 
 
 def make_trainer(**options) -> Trainer:
     """The Trainer; it divides the loss by PASSES, and DDP by PROCESSES: the mean over all of kn (§3, Remark 3)."""
     own = {
-        "max_steps": ITERATIONS,
+        "max_steps": UPDATES,
         "accumulate_grad_batches": PASSES,
         "num_nodes": $nodes,
         "devices": PROCESSES // $nodes,
-        # Its own broadcast_buffers would throw away every BatchNorm's statistics but process 0's.
         "strategy": DDPStrategy(broadcast_buffers=False) if PROCESSES > 1 else "auto",
         "use_distributed_sampler": False,  # it would pad, and drop what `Stream` does
-        "val_check_interval": round(SAMPLES / MINIBATCH.size) * PASSES,  # once an epoch, to the nearest update
+        "val_check_interval": $once * PASSES,  # once an epoch, to the nearest update
         "precision": "bf16-mixed" if BF16 else "32-true",
     }
     return Trainer(**(own | options))
-'''
+$open
+# 5. With use_distributed_sampler=False every process validates on all images: exact, but p times the work
+#    → Divide them as in 2, and sum counts.''',
+    "accelerate": """\
+$about
+# Start: accelerate launch --num_processes $processes$machines YOUR_SCRIPT.py
+import torch.nn.functional as F
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
-HF = '''
+$shared
+
+def train(model: nn.Module, dataset, **loader_options) -> None:
+    accelerator = Accelerator(
+        gradient_accumulation_steps=PASSES,
+        mixed_precision="bf16" if BF16 else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.num_processes != PROCESSES:
+        raise ValueError(f"made for {PROCESSES} processes, started in {accelerator.num_processes}")
+    prepare(model)
+    optimizer, scheduler = make_optimizer(model)
+    parallel, optimizer = accelerator.prepare(model, optimizer)
+    # Not the scheduler: a prepared one is stepped PROCESSES times an update (accelerate#2926). Nor the loader: its
+    # batches are dealt, and a prepared one repeats samples until all processes have equally many.
+    accelerator.register_for_checkpointing(scheduler)
+    for images, labels in DataLoader(dataset, batch_sampler=Stream(accelerator.process_index), **loader_options):
+        with accelerator.accumulate(parallel):
+            with accelerator.autocast():
+                loss = F.cross_entropy(parallel(images.to(accelerator.device)), labels.to(accelerator.device))
+            accelerator.backward(loss)  # divides by PASSES, and DDP by PROCESSES: the mean over all of kn (§3)
+            optimizer.step()
+            optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                scheduler.step()
+    average_statistics(model)
+$open
+# 5. accelerator.save_state keeps no position in the data
+#    → Save the count of updates t with it, and resume with Stream(rank, start=t).""",
+    "hf": '''\
+$about
+# Start: $torchrun YOUR_SCRIPT.py
+from transformers import Trainer, TrainingArguments
+
+$shared
+
 class LargeMinibatchTrainer(Trainer):
     """A Trainer whose batches are `Stream`'s and whose loss is the mean over the minibatch."""
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        # Else a model whose forward takes **kwargs is trusted to divide by the count of all items; if it returns the
-        # mean of its batch in spite of that, gradients are PROCESSES · PASSES times too large.
-        self.model_accepts_loss_kwargs = False
-
     def get_train_dataloader(self):
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=Stream(self.args.process_index),
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
+        options = {"collate_fn": self.data_collator, "num_workers": self.args.dataloader_num_workers}
+        return DataLoader(self.train_dataset, batch_sampler=Stream(self.args.process_index), **options)
 
     def evaluate(self, *args, **options):
         average_statistics(self.model)
@@ -179,132 +233,26 @@ class LargeMinibatchTrainer(Trainer):
 def make_trainer(model: nn.Module, dataset, output_dir: str, trainer_options=None, **options) -> Trainer:
     """A Trainer for a model that returns the mean loss of its batch."""
     own = {
-        "max_steps": ITERATIONS,
+        "max_steps": UPDATES,
         "per_device_train_batch_size": BATCH,
         "gradient_accumulation_steps": PASSES,
         "max_grad_norm": 0.0,  # its default clips gradients at 1.0
-        "bf16": BF16,
-        # Its default would throw away every BatchNorm's statistics but process 0's.
-        "ddp_broadcast_buffers": False,
         "logging_nan_inf_filter": False,  # its default hides losses that are not finite
+        "ddp_broadcast_buffers": False,
+        "bf16": BF16,
         "seed": SEED,
     }
     arguments = TrainingArguments(output_dir, **(own | options))
     if arguments.world_size * max(arguments.n_gpu, 1) != PROCESSES:
         raise ValueError(f"made for {PROCESSES} processes of one device each; start it so, with torchrun")
     prepare(model)
-    return LargeMinibatchTrainer(
-        model, arguments, train_dataset=dataset, optimizers=make_optimizer(model), **(trainer_options or {})
-    )
-'''
-
-IMPORTS = """\
-import torch
-import torch.distributed as dist
-from onehour import $rules
-from onehour.rules.initialize import last_batchnorms
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Sampler
-"""
-F = "import torch.nn.functional as F\n"
-TEMPLATES = {
-    "torch": (f"{F}from contextlib import nullcontext\nfrom torch.nn.parallel import DistributedDataParallel", TORCH),
-    "lightning": (
-        "from lightning.pytorch import Trainer\nfrom lightning.pytorch.strategies import DDPStrategy",
-        LIGHTNING,
-    ),
-    "accelerate": (f"{F}from accelerate import Accelerator, DistributedDataParallelKwargs", ACCELERATE),
-    "hf": ("from transformers import Trainer, TrainingArguments", HF),
+    more = {"optimizers": make_optimizer(model)} | (trainer_options or {})
+    trainer = LargeMinibatchTrainer(model, arguments, train_dataset=dataset, **more)
+    # Else a model whose forward takes **kwargs is trusted to divide by the count of all items; if it returns the mean
+    # of its batch in spite of that, gradients are PROCESSES · PASSES times too large.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+$open
+# 5. Its epochs, in logs and with eval_strategy="epoch", are the whole run
+#    → eval_strategy="steps", eval_steps=$once, and the same save_steps.''',
 }
-"""A tool's imports, and its own functions."""
-
-NAMES = {"lightning": "Lightning", "accelerate": "Accelerate", "hf": "Transformers"}
-LIMITS = {
-    "torch": "",
-    "lightning": """
-With use_distributed_sampler=False every process validates on all images: exact, but p times the work.
-→ Divide them as in the remedy for a DistributedSampler below, and sum counts.
-""",
-    "accelerate": """
-accelerator.save_state keeps no position in the data.
-→ Save the count of updates t with it, and resume with Stream(rank, start=t).
-""",
-    "hf": """
-Its epochs, in logs and with eval_strategy="epoch", are then the whole run.
-→ eval_strategy="steps", eval_steps=$once, and the same save_steps.
-""",
-}
-SEVERAL_PASSES = """
-BatchNorm's running statistics move $passes times an update, and passes of $batch images are small.
-→ onehour.convert_batchnorm(model, per_worker=$batch), then BATCH = $together and PASSES = 1: every $batch are still
-normalised by themselves, so the loss is the same, and the statistics move once (§2.3).
-"""
-SEVERAL_PROCESSES = """
-A DistributedSampler repeats validation images until they divide evenly, and a mean of the processes' means weighs them
-wrongly.
-→ Evaluate range(rank, len(validation), PROCESSES) on each process, sum the counts of errors over processes and divide
-once by len(validation), as `onehour train` does.
-"""
-ALWAYS = """
-The model keeps the initial weights that it comes with$but.
-→ onehour.init_weights_(model$zero) before prepare(model): He fan-out, the classifier N(0, 0.01²) (§5.1).
-
-Crops, flips and dropout change with the number of processes, and where a run is resumed.
-→ Key each image's generator by onehour.seed_for(seed, 'augment', epoch, index), as `onehour train` does.
-
-A gradient that is not finite, on any process, spoils all weights.
-→ `onehour train` leaves that update out everywhere, and stops.
-"""
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
-OPTIMIZERS |= {"nadam": "NAdam", "radam": "RAdam"}
-ZERO_GAMMA = """\
-    for batchnorm in last_batchnorms(model).values():  # γ = 0: each residual block starts as the identity (§5.1)
-        nn.init.zeros_(batchnorm.weight)
-"""
-
-
-def python(job: Job, tool: str) -> str:
-    """The whole file for a tool: what it is, imports, constants, functions, and what the tool leaves open."""
-    recipe, schedule, name = job.recipe, schedule_code(job), NAMES.get(tool, tool)
-    machines = f" --num_machines {job.machines[0]}" if job.machines[0] > 1 else ""
-    starts = {
-        "lightning": "python YOUR_SCRIPT.py, or with srun",
-        "accelerate": f"accelerate launch --num_processes {job.processes}{machines} YOUR_SCRIPT.py",
-    }
-    rules = {"Minibatch", "SampleStream", "ScheduleLR", "parameter_groups", *rules_in(schedule)}
-    optimizer = f"{OPTIMIZERS[recipe.optimizer]}(groups, lr=SCHEDULE(0.0)"
-    if recipe.optimizer == "sgd":
-        optimizer += f", momentum={recipe.momentum!r}" + ", nesterov=True" * recipe.nesterov
-    prepare = [
-        *ZERO_GAMMA.splitlines() * recipe.zero_gamma,
-        *["    model.to(memory_format=torch.channels_last)"] * recipe.channels_last,
-        *["    model.compile()"] * recipe.compile,
-    ]
-    about = (
-        f"{recipe.name} at minibatch {recipe.minibatch} for {name}: {job}. Made by `onehour plan --as`; its rate is"
-        " onehour's at every update, and so are its samples. Model, images and their augmentation stay yours."
-    )
-    imports, functions = TEMPLATES[tool]
-    lines = sorted(f"{IMPORTS}{imports}".splitlines(), key=lambda line: (line.split()[0] != "import", line))
-    head = "\n".join([comment(about), f"# Start: {starts.get(tool, f'{job.torchrun} YOUR_SCRIPT.py')}", *lines])
-    limits = LIMITS[tool] + SEVERAL_PASSES * (job.passes > 1) + SEVERAL_PROCESSES * (job.processes > 1) + ALWAYS
-    values = recipe.as_dict() | {
-        "rules": ", ".join(sorted(rules)),
-        "processes": job.processes,
-        "passes": job.passes,
-        "batch": recipe.per_worker,
-        "together": recipe.per_worker * job.passes,
-        "samples": job.samples,
-        "iterations": job.iterations,
-        "once": max(1, round(job.samples / recipe.minibatch)),
-        "schedule": schedule,
-        "bf16": recipe.precision == "bf16",
-        "prepare": "\n".join(prepare),
-        "optimizer": f"{optimizer})",
-        "nodes": job.machines[0],
-        "zero": "" if recipe.zero_gamma else ", zero_gamma=False",
-        "but": ", but for γ" if recipe.zero_gamma else "",
-    }
-    code, open_ = (Template(text).substitute(values) for text in (f"{head}\n\n{SHARED}\n{functions}", limits))
-    return f"{code}\n\n{numbered(name, open_)}"

@@ -11,15 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from summary import OUT
+from campaigns.ledger import OUT
 
-__all__ = ["LOADED", "Started", "cut", "family", "ready", "state", "trainers", "undisturbed"]
+__all__ = ["LOADED", "TRAIN", "Started", "emptied", "family", "ready", "state", "trainers", "undisturbed"]
 
 TRAIN = [
     *("train", "digits", "--minibatch", "128", "--warmup-epochs", "1"),
@@ -27,7 +27,7 @@ TRAIN = [
 ]
 LOADED = ("--data", "tinytask:listed_digits", "--classes", "10", "--loaders", "1")
 """Flags for half of the digits, from a loader process for each training process."""
-HELPERS = Path(__file__).parents[1] / "helpers"
+HELPERS = Path(__file__).parents[1] / "tests" / "helpers"
 PATIENCE = 300.0
 
 
@@ -45,7 +45,7 @@ class Started:
 
     def __post_init__(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `end`
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed at the end
         command = [sys.executable, "-m", "onehour", *TRAIN, *self.flags, "--out", str(self.folder)]
         every = os.environ | {"PYTHONPATH": str(HELPERS)}
         self.process = subprocess.Popen(command, env=every, stdout=self._log, stderr=self._log, start_new_session=True)
@@ -78,13 +78,14 @@ class Started:
         text = str(self.folder).encode() + b"\0"
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if text in command_line(pid)]
 
-    def end(self) -> None:
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Kill what is left of it."""
         for pid in {self.pid, *self._of_folder()}:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self.process.wait()
         self._log.close()
 
@@ -99,19 +100,20 @@ def ready(is_so: Callable[[], Any], seconds: float = 60.0) -> bool:
     return True
 
 
+def parents() -> dict[int, int]:
+    """Every process of the machine, with its parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return found
+
+
 def family(pid: int) -> list[int]:
     """A process and everything below it."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found, left = [], [pid]
-    while left:
-        found.append(left.pop())
-        left += children.get(found[-1], [])
+    found, parent_of = [pid], parents()
+    for member in found:  # which grows
+        found += [child for child, parent in parent_of.items() if parent == member]
     return found
 
 
@@ -132,15 +134,8 @@ def state(folder: Path) -> dict[str, str]:
 
 def trainers(launcher: int) -> list[int]:
     """The training processes of a launcher, in the order in which they were started; itself if it has none."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        pid = int(path.parent.name)
-        if parent == launcher and command_line(pid) == command_line(launcher):
-            found.append(pid)
+    command = command_line(launcher)
+    found = [pid for pid, parent in parents().items() if parent == launcher and command_line(pid) == command]
     return sorted(found) or [launcher]
 
 
@@ -149,14 +144,20 @@ def undisturbed(name: str, *flags: str) -> tuple[dict[str, str], float]:
     folder = OUT / "undisturbed" / name
     if not (folder / "seconds.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        run = Started(folder, flags)
-        if run.wait() != 0:
-            raise AssertionError(run.said())
-        (folder / "seconds.json").write_text(json.dumps(time.monotonic() - run.since))
-        run.end()
+        with Started(folder, flags) as run:
+            if run.wait() != 0:
+                raise AssertionError(run.said())
+            (folder / "seconds.json").write_text(json.dumps(time.monotonic() - run.since))
     return state(folder), json.loads((folder / "seconds.json").read_text())
 
 
-def cut(folder: Path) -> None:
-    """Forget a run."""
+@contextmanager
+def emptied(campaign: str) -> Iterator[Path]:
+    """A folder for a case, beside the ledgers; nothing is in it, and it goes with the case."""
+    folder = (OUT / f"{campaign}-{os.getpid()}").absolute()
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A real Slurm on one machine, without systemd and without cgroups: a controller, and nodes sl1, sl2, … each in network,
 # host name, mount and process namespaces of its own, so that Slurm and torch see as many hosts.
-#   tests/cluster/slurm.sh up FOLDER NODES | down FOLDER | node-down FOLDER NODE | node-up FOLDER NODE
+#   campaigns/cluster/slurm.sh up FOLDER NODES | down FOLDER | node-down FOLDER NODE | node-up FOLDER NODE
 # Needs root, and Debian's slurm-wlm, munge and iproute2. FOLDER holds its configuration, logs and process ids: set
 # SLURM_CONF=FOLDER/slurm.conf to use it. `up` first clears away what an earlier cluster has left.
 set -u

@@ -1,6 +1,6 @@
 """Runs over two and four hosts, each a network namespace of this machine: as Slurm starts them, and as torchrun does.
 
-    python tests/faults/hosts.py [--only NAME]
+    python -m campaigns.hosts [--only NAME]
 
 Needs root and `ip netns`; says so where it may not. Each host has its own address, name and loopback device. All runs
 are canonical, so their state must be, to the bit, that of one process on one host; also where a host is lost on the
@@ -9,7 +9,6 @@ way, or comes later, which elastic torchrun (`--nnodes 1:4`, examples/nodes.sh) 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import signal
@@ -18,17 +17,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from starting import TRAIN, cut, family, ready, state, undisturbed
-from summary import OUT, add, lines, report
+from campaigns.ledger import run
+from campaigns.starting import TRAIN, emptied, family, ready, state, undisturbed
 
 CAMPAIGN = "hosts"
 FLAGS = ("--reduce", "canonical", "--epochs", "3", "--fresh")
-NODES = Path(__file__).parents[2] / "examples" / "nodes.sh"
+NODES = Path(__file__).parents[1] / "examples" / "nodes.sh"
 LIMIT = 400.0
 
 
@@ -85,10 +84,8 @@ class Host:
         """As a power cut: all its processes are gone."""
         if self.started is not None:
             for pid in family(self.started.pid):
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             self.started.wait()
 
 
@@ -210,10 +207,8 @@ CASES: dict[str, Callable[[list[Host], Path], str]] = {
 def tried(name: str) -> dict[str, Any]:
     """A case, in hosts of its own."""
     expected, _ = undisturbed("hosts", *FLAGS)
-    folder = (OUT / f"{CAMPAIGN}-{os.getpid()}" / "run").absolute()
-    cut(folder.parent)
-    with hosts(4) as group:
-        started = time.monotonic()
+    with emptied(CAMPAIGN) as place, hosts(4) as group:
+        folder, started = place / "run", time.monotonic()
         wrong = CASES[name](group, folder)
         seconds = time.monotonic() - started
         whole = (folder / "summary.json").exists() and state(folder) == expected
@@ -222,24 +217,15 @@ def tried(name: str) -> dict[str, Any]:
         if folder.with_name("run.1").exists():
             wrong = "has started over"
         said = wrong and "\n".join([wrong, *(host.said()[-2500:] for host in group)])
-    cut(folder.parent)
     return {"ok": not wrong, "said": said, "seconds": seconds}
 
 
 def main() -> int:
-    """Run what is missing; 1 if any case failed; nothing where namespaces are not allowed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    options = parser.parse_args()
+    """1 if any case failed; nothing where namespaces are not allowed."""
     if not allowed():
         print("hosts: not tried, this machine does not let us make network namespaces (root, and `ip netns`)")
         return 0
-    ledger = OUT / f"{CAMPAIGN}.jsonl"
-    done = {entry["case"] for entry in lines(ledger) if entry["ok"]}
-    for name in CASES:
-        if options.only in name and name not in done:
-            add(ledger, CAMPAIGN, name, **tried(name))
-    return report(ledger)
+    return run(CAMPAIGN, ((CAMPAIGN, name, partial(tried, name)) for name in CASES))
 
 
 if __name__ == "__main__":

@@ -21,21 +21,6 @@ import torch
 import onehour
 from onehour.training.record import StoppedError
 
-__all__ = [
-    "CASES",
-    "DEEP",
-    "ESCAPE",
-    "EVALUATE",
-    "HUGE",
-    "PICKLE",
-    "RESUME",
-    "Case",
-    "alone",
-    "base_run",
-    "case",
-    "saved",
-]
-
 ESCAPE = "\x1b]0;evil\x07\x1b[2Jevil"
 FLAGS = ["--minibatch", "1024", "--epochs", "2", "--warmup", "none", "--out", "run", "--device", "cpu"]
 RESUME = ["train", "digits", *FLAGS]

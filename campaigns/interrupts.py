@@ -1,6 +1,6 @@
 """Ctrl-C at random moments of every command: to its whole group, as of a terminal, and to its first process alone.
 
-    python tests/faults/interrupts.py [--cases 120] [--minutes M]
+    python -m campaigns.interrupts [--cases N] [--minutes M]
 
 From the moment on that a command listens, which is while Python still imports. One in four gets a second signal at
 once. It must leave with 75, or with what it leaves with when it is done; within thirty seconds (machines are busy);
@@ -9,7 +9,6 @@ with one line of ours and no traceback; and leave neither a process, nor a tempo
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -20,15 +19,15 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-from starting import ready
-from summary import OUT, add, missing, report
+from campaigns.ledger import OUT, run
+from campaigns.starting import ready
 
 CAMPAIGN = "interrupts"
 LIMIT = 30.0
@@ -249,19 +248,5 @@ def seconds_of(name: str, root: Path) -> float:
     return known[name]
 
 
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=120)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    options = parser.parse_args()
-    ledger, until = OUT / f"{CAMPAIGN}.jsonl", time.monotonic() + 60 * options.minutes
-    for case in missing(ledger, CAMPAIGN, range(options.cases)):
-        if time.monotonic() > until:
-            break
-        add(ledger, CAMPAIGN, case, **interrupted(case))
-    return report(ledger)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(CAMPAIGN, ((CAMPAIGN, case, partial(interrupted, case)) for case in range(120))))

@@ -1,6 +1,6 @@
 """Every file operation of a save fails in turn, and a disk is really full: a verified checkpoint stays, one warning.
 
-    python tests/faults/disk.py
+    python -m campaigns.disk [--only NAME]
 
 ENOSPC, EDQUOT and EIO at each operation, once or from there on, in four situations: the first save of a run, one that
 thins, the same iteration again, and one that finds what a killed process left. The same for a report that replaces
@@ -10,7 +10,6 @@ another one. Then saves on a tmpfs with too little room; where none may be mount
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -23,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,11 @@ from unittest import mock
 
 import torch
 
+from campaigns.ledger import run
+from campaigns.writer import RECIPE, digest, expected, fill, fresh, progress_of
 from onehour.dist.group import Group
 from onehour.study import report as report_room
 from onehour.training.checkpoint import Checkpoints
-
-sys.path.insert(0, str(Path(__file__).parent))
-from summary import OUT, add, missing, report
-from writer import RECIPE, digest, expected, fill, fresh, progress_of
 
 CAMPAIGN = "disk: faults"
 REPORTS = "disk: reports"
@@ -307,12 +304,7 @@ def judged(
 
 @contextmanager
 def small_disk(size: int) -> Iterator[Path | None]:
-    """A tmpfs of so many bytes; None where none may be mounted.
-
-    >>> with small_disk(2**20) as place:
-    ...     place is None or place.is_dir()
-    True
-    """
+    """A tmpfs of so many bytes; None where none may be mounted."""
     with tempfile.TemporaryDirectory() as place:
         options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
         try:
@@ -356,32 +348,34 @@ def filled(case: int) -> tuple[str, str]:
         return judged(folder, checkpoints, said, before, saved, os.strerror(errno.ENOSPC), []), "tmpfs"
 
 
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--full", type=int, default=100, help="saves on a disk that is too full")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    ledger = OUT / "disk.jsonl"
-    everything = cases()
-    for case in missing(ledger, CAMPAIGN, range(len(everything))):
-        said, operation = faulty(*everything[case])
-        situation, name, lasting, at = everything[case]
-        about = {"situation": situation, "errno": name, "lasting": lasting, "at": at, "operation": operation}
-        add(ledger, CAMPAIGN, case, ok=not said, said=f"{about}: {said}" if said else "", kind=operation, **about)
-    reports = [
-        (*kind, at) for kind in product(ERRNOS, (False, True)) for at in range(len(reported(None, False, None)[1]))
-    ]
-    for case in missing(ledger, REPORTS, range(len(reports))):
-        name, lasting, at = reports[case]
-        said, seen = reported(name, lasting, at)
-        about = {"errno": name, "lasting": lasting, "at": at, "operation": seen[at]}
-        add(ledger, REPORTS, case, ok=not said, said=f"{about}: {said}" if said else "", kind=seen[at], **about)
-    for case in missing(ledger, FULL, range(options.full)):
-        said, kind = filled(case)
-        add(ledger, FULL, case, ok=not said, said=said, kind=kind)
-    return report(ledger)
+def told(said: str, kind: str, **about: Any) -> dict[str, Any]:
+    """A case, for the ledger."""
+    return {"ok": not said, "said": f"{about}: {said}" if said and about else said, "kind": kind, **about}
+
+
+def save_case(situation: str, name: str, lasting: bool, at: int) -> dict[str, Any]:
+    """A save in which an operation fails."""
+    said, operation = faulty(situation, name, lasting, at)
+    return told(said, operation, situation=situation, errno=name, lasting=lasting, at=at, operation=operation)
+
+
+def report_case(name: str, lasting: bool, at: int) -> dict[str, Any]:
+    """A report in which an operation fails."""
+    said, seen = reported(name, lasting, at)
+    return told(said, seen[at], errno=name, lasting=lasting, at=at, operation=seen[at])
+
+
+def everything() -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    """All saves, all reports, and a hundred full disks."""
+    for case, about in enumerate(cases()):
+        yield CAMPAIGN, case, partial(save_case, *about)
+    places = range(len(reported(None, False, None)[1]))
+    for case, about in enumerate(product(ERRNOS, (False, True), places)):
+        yield REPORTS, case, partial(report_case, *about)
+    for case in range(100):
+        yield FULL, case, lambda case=case: told(*filled(case))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    sys.exit(run("disk", everything()))

@@ -1,6 +1,6 @@
 """A process that saves in a loop is killed at random moments; the next start finds a whole checkpoint, and no rest.
 
-    python tests/faults/writer.py [--cases 500] [--folder DIR]
+    python -m campaigns.writer [--cases N]
 
 After every SIGKILL the newest checkpoint that verifies must load without a warning, be what was saved at its iteration,
 and be at most one save behind; every folder with a checkpoint's name must verify; nothing else may be left. The same
@@ -9,13 +9,13 @@ folder goes on from kill to kill. Resumable: what runs/faults/writer.jsonl has i
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from campaigns.ledger import OUT, run
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.state import digest_of, model_state, optimizer_state
-
-sys.path.insert(0, str(Path(__file__).parent))
-from summary import OUT, add, missing, report
 
 CAMPAIGN = "writer"
 RECIPE = Recipe()
@@ -38,11 +36,7 @@ SLOWEST = 0.3
 
 
 def fresh(width: int = 96) -> tuple[nn.Module, Optimizer]:
-    """A small network with statistics, and its optimizer with velocity.
-
-    >>> sorted(optimizer_state(*reversed(fresh(2))))
-    ['0.bias/momentum_buffer', '0.weight/momentum_buffer', '1.bias/momentum_buffer', '1.weight/momentum_buffer']
-    """
+    """A small network with statistics, and its optimizer with velocity."""
     model = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
@@ -52,10 +46,7 @@ def fresh(width: int = 96) -> tuple[nn.Module, Optimizer]:
 
 @torch.no_grad()
 def fill(model: nn.Module, optimizer: Optimizer, iteration: int) -> None:
-    """The state after an iteration: a function of its number.
-
-    >>> fill(*fresh(2), 3)
-    """
+    """The state after an iteration: a function of its number."""
     draw = torch.Generator().manual_seed(iteration)
     for tensor in [*model.state_dict().values(), *optimizer_state(optimizer, model, copy=False).values()]:
         if tensor.is_floating_point():
@@ -70,11 +61,7 @@ def digest(model: nn.Module, optimizer: Optimizer) -> str:
 
 
 def expected(iteration: int, width: int = 96) -> str:
-    """The digest of the state after an iteration.
-
-    >>> expected(3) == expected(4)
-    False
-    """
+    """The digest of the state after an iteration."""
     state = fresh(width)
     fill(*state, iteration)
     return digest(*state)
@@ -178,20 +165,8 @@ def last(folder: Path) -> int:
     return max((int(name.rpartition("-")[2]) for name in names), default=0)
 
 
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--folder", type=Path, default=OUT / "writer", help="on the disk to try")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    ledger = OUT / f"{CAMPAIGN}.jsonl"
-    shutil.rmtree(options.folder, ignore_errors=True)
-    for case in missing(ledger, CAMPAIGN, range(options.cases)):
-        add(ledger, CAMPAIGN, case, **attempt(options.folder, case))
-    shutil.rmtree(options.folder, ignore_errors=True)
-    return report(ledger)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    where_to = OUT / CAMPAIGN
+    shutil.rmtree(where_to, ignore_errors=True)
+    sys.exit(run(CAMPAIGN, ((CAMPAIGN, case, partial(attempt, where_to, case)) for case in range(500))))

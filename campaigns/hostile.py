@@ -1,6 +1,6 @@
 """Hostile files in every place where a file is read: nothing is executed, nothing written elsewhere, one message.
 
-    python tests/faults/hostile.py [--only NAME]
+    python -m campaigns.hostile [--only NAME]
 
 Each case makes its files in a folder of its own and runs a command in it, in a process that notes every file that it
 opens for writing and every command that it starts. The command must leave with 2 and say one line that a terminal can
@@ -9,7 +9,6 @@ print; what lies outside of the run's folder must be as it was. The cases are in
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import shutil
@@ -18,21 +17,21 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
+import campaigns.hostile_data
+import campaigns.hostile_folders  # noqa: F401 - both add their cases
+from campaigns.hostile_cases import CASES, base_run
+from campaigns.ledger import run as run_campaign
 from onehour.cli import main as onehour
 from onehour.study.charts import picture
-
-sys.path.insert(0, str(Path(__file__).parent))
-import hostile_data  # noqa: F401 - adds its cases
-import hostile_folders  # noqa: F401
-from hostile_cases import CASES, base_run
-from summary import OUT, add, lines, report
 
 CAMPAIGN = "hostile"
 SECONDS = 60
@@ -68,6 +67,7 @@ def run(arguments: list[str], here: Path, allowed: Path) -> Outcome:
         allowed: the one folder that it may write into.
     """
     files = {name: here.parent / f"{here.name}.{name}" for name in ("said", "printed", "events")}
+    get_temp_dir()  # of multiprocessing, which a command would else make
     child = os.fork()
     if child == 0:
         _act(arguments, here, allowed, files)
@@ -197,22 +197,20 @@ def _is_runs(path: str, here: Path) -> bool:
     return Path(path).is_relative_to(here / "run")
 
 
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    ledger = OUT / f"{CAMPAIGN}.jsonl"
-    done = {entry["case"] for entry in lines(ledger) if entry["ok"]}
+def tried(name: str, base: Path, place: Path) -> dict[str, Any]:
+    """A case, for the ledger."""
+    wrong = attempt(name, base, place)
+    return {"ok": not wrong, "said": wrong}
+
+
+def cases() -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """All of them."""
     with tempfile.TemporaryDirectory() as name:
         base = base_run(Path(name) / "base")
         for number, case in enumerate(CASES):
-            if options.only in case and (case not in done or options.only):
-                wrong = attempt(case, base, Path(name) / str(number))
-                add(ledger, CAMPAIGN, case, ok=not wrong, said=wrong)
-    return report(ledger)
+            yield CAMPAIGN, case, partial(tried, case, base, Path(name) / str(number))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    sys.exit(run_campaign(CAMPAIGN, cases()))

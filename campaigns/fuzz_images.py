@@ -1,16 +1,15 @@
 """Read thousands of damaged image files of every format: no traceback, no hang, no memory.
 
-    python tests/fuzz_images.py [--mutants 20000] [--minutes 30] [--fresh]
+    python -m campaigns.fuzz_images [--images 20000] [--minutes 30] [--fresh]
 
-Mutants are made from their numbers, so a finding can be had again: `attempt(NUMBER)` in tests/helpers/mutants.py. The
-result is benchmarks/results/fuzz.json; the same command goes on with one that is not complete, else begins again, and
-leaves with 1 for findings.
+Each is made from its number, so a finding can be had again: `damaged_images.attempt(NUMBER)`. The result is
+benchmarks/results/fuzz.json; the same command goes on with one that is not complete, else begins again, and leaves with
+1 for findings.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import os
@@ -19,15 +18,15 @@ import sys
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE / "helpers"), str(HERE.parent / "benchmarks")]
-RESULT = HERE.parent / "benchmarks" / "results" / "fuzz.json"
+from benchmarks import results
+from campaigns import damaged_images
+
+RESULT = results.RESULTS / "fuzz.json"
 CHUNK = 250
 SECONDS = 5.0
-"""Of CPU time, since others may use the machine too: a mutant that takes more hangs."""
+"""Of CPU time, since others may use the machine too: an image that takes more hangs."""
 PATIENCE = 60.0
 """And by the clock: one that does nothing at all."""
 GIBIBYTE = 2**20
@@ -35,17 +34,16 @@ GIBIBYTE = 2**20
 
 
 def work(numbers: range, tell: Connection) -> None:
-    """Read mutants in a process of their own, and tell of each before and after."""
-    mutants: Any = importlib.import_module("mutants")
+    """Read images in a process of their own, and tell of each before and after."""
     for number in numbers:
         tell.send((number, None, 0.0, 0))
-        said, seconds = mutants.attempt(number)
+        said, seconds = damaged_images.attempt(number)
         tell.send((number, said, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     tell.send(None)
 
 
 def chunk(numbers: range, patience: float = PATIENCE) -> dict[str, Any]:
-    """What reading these mutants gave: outcomes, findings, the slowest, the most memory."""
+    """What reading these images gave: outcomes, findings, the slowest, the most memory."""
     found: dict[str, Any] = {"outcomes": Counter(), "findings": [], "slowest": [0.0, None], "peak_kib": 0}
     here, there = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=work, args=(numbers, there))
@@ -88,37 +86,35 @@ def chunk(numbers: range, patience: float = PATIENCE) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Go on until all mutants are read, or the time is up."""
+    """Go on until all images are read, or the time is up."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mutants", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--fresh", action="store_true", help="begin again")
     options = parser.parse_args()
-    importlib.import_module("mutants")  # once, before processes are forked
-    results: Any = importlib.import_module("results")
-    total: dict[str, Any] = {"mutants": 0, "outcomes": {}, "findings": [], "slowest": [0.0, None], "peak_mib": 0}
+    total: dict[str, Any] = {"images": 0, "outcomes": {}, "findings": [], "slowest": [0.0, None], "peak_mib": 0}
     if RESULT.exists() and not options.fresh:
         before = json.loads(RESULT.read_text())
         same = before["provenance"].get("source") == results.state_of(__file__)["source"]
-        if same and before["mutants"] < options.mutants:
+        if same and before["images"] < options.images:
             total = {key: before[key] for key in total}
     until = time.monotonic() + 60 * options.minutes
-    while total["mutants"] < options.mutants and time.monotonic() < until:
-        numbers = range(total["mutants"], min(total["mutants"] + CHUNK, options.mutants))
+    while total["images"] < options.images and time.monotonic() < until:
+        numbers = range(total["images"], min(total["images"] + CHUNK, options.images))
         found = chunk(numbers)
-        total["mutants"] = numbers.stop
+        total["images"] = numbers.stop
         total["outcomes"] = dict(Counter(total["outcomes"]) + found["outcomes"])
         total["findings"] += found["findings"]
         total["slowest"] = max(total["slowest"], found["slowest"], key=lambda slow: slow[0])
         total["peak_mib"] = max(total["peak_mib"], found["peak_kib"] // 1024)
         results.write(__file__, "fuzz", total)
         print(
-            f"{total['mutants']} of {options.mutants}: {total['outcomes']}, slowest {total['slowest'][0]:.2f} s,"
+            f"{total['images']} of {options.images}: {total['outcomes']}, slowest {total['slowest'][0]:.2f} s,"
             f" peak {total['peak_mib']} MiB, {len(total['findings'])} findings",
             flush=True,
         )
     for number, said in total["findings"]:
-        print(f"mutant {number}: {said}")
+        print(f"image {number}: {said}")
     return int(bool(total["findings"]))
 
 

@@ -1,6 +1,6 @@
 """A quarter of an hour with a kill about every minute: nothing grows, and nothing is left behind.
 
-    python tests/faults/soak.py [--minutes 15] [--every 60]
+    python -m campaigns.soak
 
 Two processes with a loader each under `onehour train --restarts`. Victims are drawn among training processes, loaders
 and the launcher; after the launcher's death the same command is given again. Memory and open files of the launcher and
@@ -11,19 +11,18 @@ are left when a launcher has died are counted after ten seconds.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from starting import LOADED, Started, cut, family, ready, trainers
-from summary import OUT, add, missing, report
+from campaigns.ledger import run
+from campaigns.starting import LOADED, Started, emptied, family, ready, trainers
 
 CAMPAIGN = "soak"
 FLAGS = (*LOADED, "--processes", "2", "--epochs", "100000", "--restarts", "1000")
@@ -62,18 +61,18 @@ def ours_in(folder: Path) -> int:
     return sum(path.name.startswith(("onehour", "torch", "pymp", "sem.", "psm_")) for path in folder.iterdir())
 
 
-def counted(run: Started) -> dict[str, int]:
+def counted(started: Started) -> dict[str, int]:
     """Everything that must not grow."""
-    ranks = trainers(run.pid)
+    ranks = trainers(started.pid)
     return {
-        "launcher's memory": resident(run.pid),
-        "launcher's files": opened(run.pid),
+        "launcher's memory": resident(started.pid),
+        "launcher's files": opened(started.pid),
         "processes' memory": max(map(resident, ranks)),
         "processes' files": max(map(opened, ranks)),
-        "processes": len(family(run.pid)),
-        "run's files": files(run.folder),
+        "processes": len(family(started.pid)),
+        "run's files": files(started.folder),
         "/dev/shm": ours_in(Path("/dev/shm")),
-        "temporary": files(run.folder.parent / TEMPORARY),
+        "temporary": files(started.folder.parent / TEMPORARY),
     }
 
 
@@ -88,74 +87,48 @@ def grown(counts: list[dict[str, int]]) -> list[str]:
     return found
 
 
-def complete(run: Started) -> bool:
+def complete(started: Started) -> bool:
     """Whether the launcher, its processes and their loaders are all there, in a minute at most."""
-    return ready(lambda: len(family(run.pid)) >= 5, 60)
+    return ready(lambda: len(family(started.pid)) >= 5, 60)
 
 
-def soaked(case: int, minutes: float, every: float) -> dict[str, Any]:
-    """A run that is killed again and again."""
-    draw = random.Random(f"{CAMPAIGN} {case}")
-    place = (OUT / f"{CAMPAIGN}-{os.getpid()}").absolute()
-    cut(place)
-    place.mkdir(parents=True)
-    (place / TEMPORARY).mkdir()
-    os.environ["TMPDIR"] = str(place / TEMPORARY)
+def soaked(minutes: float = 15.0, every: float = 60.0) -> dict[str, Any]:
+    """A run that is killed again and again, about once in so many seconds."""
+    draw = random.Random(f"{CAMPAIGN} 0")
     counts, victims, wrong = [], [], []
     until = time.monotonic() + 60 * minutes
-    run = Started(place / "run", FLAGS)
-    try:
+    with emptied(CAMPAIGN) as place, ExitStack() as stack:
+        (place / TEMPORARY).mkdir()
+        os.environ["TMPDIR"] = str(place / TEMPORARY)
+        started = stack.enter_context(Started(place / "run", FLAGS))
         while time.monotonic() < until and not wrong:
-            pause = draw.uniform(0.6, 1.0) * every
-            time.sleep(pause)
-            if not complete(run):
-                wrong.append(f"does not come back: {run.said()[-2000:]}")
+            time.sleep(draw.uniform(0.6, 1.0) * every)
+            if not complete(started):
+                wrong.append(f"does not come back: {started.said()[-2000:]}")
                 break
-            counts.append(counted(run))
-            everyone = family(run.pid)
-            kind = (trainers(run.pid), [pid for pid in everyone if pid not in [run.pid, *trainers(run.pid)]], [run.pid])
-            victim = draw.choice(kind[len(counts) % 3])
-            victims.append("launcher" if victim == run.pid else "trainer" if victim in trainers(run.pid) else "loader")
+            counts.append(counted(started))
+            ranks, launcher = trainers(started.pid), [started.pid]
+            loaders = [pid for pid in family(started.pid) if pid not in (*launcher, *ranks)]
+            kind, pids = (("trainer", ranks), ("loader", loaders), ("launcher", launcher))[len(counts) % 3]
+            victims.append(kind)
             with suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-            if victim == run.pid:
-                if left := run.left(10.0):
+                os.kill(draw.choice(pids), signal.SIGKILL)
+            if kind == "launcher":
+                if left := started.left(10.0):
                     wrong.append(f"{len(left)} processes outlive their launcher by ten seconds")
-                run.end()
-                run = Started(place / "run", FLAGS)
+                stack.close()
+                started = stack.enter_context(Started(place / "run", FLAGS))
             time.sleep(2)  # a stop in the same moment would find a run that cannot save
-        complete(run)
-        run.process.send_signal(signal.SIGTERM)
-        code = run.wait(60)
-        if code != 75 or run.left():
-            wrong.append(f"ends with {code}: {run.said()[-2000:]}")
-        wrong += grown(counts)
-    finally:
-        run.end()
-        cut(place)
-    kinds = {kind: victims.count(kind) for kind in sorted(set(victims))}
+        complete(started)
+        started.process.send_signal(signal.SIGTERM)
+        code = started.wait(60)
+        if code != 75 or started.left():
+            wrong.append(f"ends with {code}: {started.said()[-2000:]}")
+    wrong += grown(counts)
+    about = {"runs": len(victims), "failures": len(wrong), "kinds": dict(sorted(Counter(victims).items()))}
     ends = {"first": counts[0], "last": counts[-1]} if counts else {}
-    return {
-        "ok": not wrong,
-        "runs": len(victims),
-        "failures": len(wrong),
-        "said": "; ".join(wrong),
-        "kinds": kinds,
-        **ends,
-    }
-
-
-def main() -> int:
-    """Run what is missing; 1 if anything grew."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--every", type=float, default=60.0)
-    options = parser.parse_args()
-    ledger = OUT / f"{CAMPAIGN}.jsonl"
-    for case in missing(ledger, CAMPAIGN, range(1)):
-        add(ledger, CAMPAIGN, case, **soaked(case, options.minutes, options.every))
-    return report(ledger)
+    return {"ok": not wrong, "said": "; ".join(wrong), **about, **ends}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(CAMPAIGN, [(CAMPAIGN, 0, soaked)]))

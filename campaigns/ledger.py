@@ -1,6 +1,6 @@
 """The ledger of the fault campaigns: a line for each case in runs/faults/NAME.jsonl, all of them in one result.
 
-    python tests/faults/summary.py
+    python -m campaigns.ledger
 
 A line has "campaign", "case" and "ok"; a case that stands for several has "runs" and "failures" too. Of a case that ran
 again the last line counts. Writes benchmarks/results/faults.json: per campaign its runs, failures, seeds and commits.
@@ -8,29 +8,58 @@ again the last line counts. Writes benchmarks/results/faults.json: per campaign 
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OUT", "add", "lines", "missing", "percentile", "report", "summarise"]
+__all__ = ["OUT", "add", "lines", "percentile", "run", "summarise"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 OUT = Path("runs") / "faults"
 NAMED = 20
 """Cases that failed and are named in the result, at most."""
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The cases of a ledger, the last of each.
+def run(stem: str, cases: Iterable[tuple[str, int | str, Callable[[], dict[str, Any]]]]) -> int:
+    """What a campaign does when it is started: run the cases that its ledger does not have, or that failed there.
 
-    >>> lines(Path("nowhere.jsonl"))
-    []
+    Args:
+        stem: the ledger's name.
+        cases: of each the campaign, its number or name, and what to do, which returns "ok" and what happened.
+
+    Returns:
+        1 if any case failed, else 0.
     """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="campaigns or cases whose name has this in it")
+    parser.add_argument("--cases", type=int, default=sys.maxsize, help="so many at most")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no case later than this")
+    options = parser.parse_args()
+    path, until, left = (OUT / f"{stem}.jsonl").absolute(), time.monotonic() + 60 * options.minutes, options.cases
+    done = {(entry["campaign"], entry["case"]) for entry in lines(path) if entry["ok"]}
+    for campaign, case, act in cases:
+        if not left or time.monotonic() > until:
+            break
+        if (campaign, case) not in done and options.only in f"{campaign} {case}":
+            add(path, campaign, case, **act())
+            left -= 1
+    found = totals(lines(path))
+    for name, about in found.items():
+        kinds = "".join(f", {count} {kind}" for kind, count in about.get("kinds", {}).items())
+        print(f"{name}: {about['runs']} runs, {about['failures']} failures{kinds}")
+        for failed in about["failed"]:
+            print(f"  failed: {failed}")
+    return int(any(about["failures"] for about in found.values()))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The cases of a ledger, the last of each."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
@@ -41,16 +70,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def missing(path: Path, campaign: str, cases: range) -> Iterator[int]:
-    """The cases that a ledger does not have, or that failed.
-
-    >>> list(missing(Path("nowhere.jsonl"), "writer", range(3)))
-    [0, 1, 2]
-    """
-    done = {entry["case"] for entry in lines(path) if entry["campaign"] == campaign and entry["ok"]}
-    yield from (case for case in cases if case not in done)
-
-
 def add(path: Path, campaign: str, case: int | str, *, ok: bool, **about: Any) -> None:
     """Append a case."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,23 +78,8 @@ def add(path: Path, campaign: str, case: int | str, *, ok: bool, **about: Any) -
         file.write(json.dumps(entry) + "\n")
 
 
-def report(path: Path) -> int:
-    """Print what a ledger holds; 1 if any case failed."""
-    found = totals(lines(path))
-    for name, about in found.items():
-        kinds = "".join(f", {count} {kind}" for kind, count in about.get("kinds", {}).items())
-        print(f"{name}: {about['runs']} runs, {about['failures']} failures{kinds}")
-        for case in about["failed"]:
-            print(f"  failed: {case}")
-    return int(any(about["failures"] for about in found.values()))
-
-
 def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per campaign: runs, failures, the kinds of what happened, seeds, commits.
-
-    >>> totals([{"campaign": "a", "case": 0, "ok": True}, {"campaign": "a", "case": 1, "ok": False}])["a"]["failures"]
-    1
-    """
+    """Per campaign: runs, failures, the kinds of what happened, seeds, commits."""
     found: dict[str, Any] = {}
     for entry in entries:
         about = found.setdefault(
@@ -103,20 +107,12 @@ def totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def percentile(values: list[float], part: float) -> float:
-    """The smallest value that so large a part of them does not exceed.
-
-    >>> percentile([1.0, 2.0, 3.0, 4.0], 0.95)
-    4.0
-    """
+    """The smallest value that so large a part of them does not exceed."""
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
 def seeds(cases: list[int | str]) -> str:
-    """Of what the cases were drawn: their own numbers, or how many names there are.
-
-    >>> seeds([0, 1, 2, 4]), seeds(["a", "b"])
-    ('0-2, 4', '2 named cases')
-    """
+    """Of what the cases were drawn: their own numbers as "0-2, 4", or how many names there are."""
     numbers = sorted(case for case in cases if isinstance(case, int))
     if len(numbers) < len(cases):
         return f"{len(cases)} named cases"
@@ -134,9 +130,6 @@ def summarise(out: Path = OUT, before: dict[str, Any] | None = None) -> dict[str
 
     Args:
         before: campaigns of the result that is there; those without a ledger here stay, and name their own commits.
-
-    >>> summarise(Path("nowhere"))
-    {'runs': 0, 'failures': 0, 'campaigns': {}}
     """
     found = totals([entry for path in sorted(out.glob("*.jsonl")) for entry in lines(path)])
     campaigns = dict(sorted({**(before or {}), **found}.items()))
@@ -153,8 +146,8 @@ def commit() -> str:
 
 def main() -> int:
     """Write the result; 1 if any case of any campaign failed."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    results: Any = importlib.import_module("results")
+    from benchmarks import results  # which imports torch
+
     result = results.RESULTS / "faults.json"
     content = summarise(before=json.loads(result.read_text())["campaigns"] if result.exists() else None)
     results.write(__file__, "faults", content)

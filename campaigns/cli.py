@@ -1,6 +1,6 @@
 """Thousands of seeded command lines and recipe files: never a traceback, only exit codes that docs/reference.md names.
 
-    python tests/faults/cli.py [--cases 10000]
+    python -m campaigns.cli [--cases N]
 
 Every subcommand, its flags read from the parser itself, with values that fit, that nearly fit and that are junk, and
 recipe files with lines changed, doubled, dropped and bytes flipped. They run in this process, in a folder of their own;
@@ -21,15 +21,13 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cli_words import JUNK, PATHS, TOML_VALUES, WORDS
-from summary import OUT, add, missing, report
-
+from campaigns.cli_words import JUNK, PATHS, TOML_VALUES, WORDS
+from campaigns.ledger import run
 from onehour import cli
 from onehour.cli.parser import Parser
 
@@ -274,17 +272,12 @@ def furnished() -> Iterator[Path]:
             os.chdir(before)
 
 
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=10_000)
-    options = parser.parse_args()
-    ledger = (OUT / f"{CAMPAIGN}.jsonl").absolute()
+def blocks() -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    """All ten thousand command lines."""
     with furnished() as folder:
-        for case in missing(ledger, CAMPAIGN, range(options.cases // BLOCK)):
-            add(ledger, CAMPAIGN, case, **block(range(case * BLOCK, (case + 1) * BLOCK), folder))
-    return report(ledger)
+        for case in range(10_000 // BLOCK):
+            yield CAMPAIGN, case, partial(block, range(case * BLOCK, (case + 1) * BLOCK), folder)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(CAMPAIGN, blocks()))

@@ -1,6 +1,6 @@
 """Thousands of seeded corruptions of a run's folder: a wrong state is never loaded, and a bad checkpoint is named.
 
-    python tests/faults/corruptions.py [--cases 10000]
+    python -m campaigns.corruptions [--cases N]
 
 A run's folder with four checkpoints is copied and damaged in one to four places: bits flipped, files cut, zeroed in
 part, gone, swapped between checkpoints, whole checkpoints swapped, JSON edited. What is loaded must be, to the bit,
@@ -10,7 +10,6 @@ newer one must be named. Where none is left the start must be refused. A line of
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
@@ -18,18 +17,17 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from campaigns.ledger import run
+from campaigns.writer import RECIPE, digest, expected, fill, fresh, progress_of
 from onehour.dist.group import Group
 from onehour.training.checkpoint import FILES, Checkpoints, latest_contents
-
-sys.path.insert(0, str(Path(__file__).parent))
-from summary import OUT, add, missing, report
-from writer import RECIPE, digest, expected, fill, fresh, progress_of
 
 CAMPAIGN = "corruptions"
 BLOCK = 100
@@ -254,20 +252,15 @@ def block(numbers: range, source: Path, folder: Path) -> dict[str, Any]:
     return {"ok": not failures, **about}
 
 
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=10_000)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    ledger = OUT / f"{CAMPAIGN}.jsonl"
+def blocks() -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    """All ten thousand cases."""
     with tempfile.TemporaryDirectory() as name:
         source = pristine(Path(name) / "pristine")
-        for case in missing(ledger, CAMPAIGN, range(options.cases // BLOCK)):
+        for case in range(10_000 // BLOCK):
             numbers = range(case * BLOCK, (case + 1) * BLOCK)
-            add(ledger, CAMPAIGN, case, **block(numbers, source, Path(name) / "damaged"))
-    return report(ledger)
+            yield CAMPAIGN, case, partial(block, numbers, source, Path(name) / "damaged")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    sys.exit(run(CAMPAIGN, blocks()))

@@ -1,6 +1,6 @@
 """Kill any process of a run at random moments, start the same command again, and compare with an undisturbed run.
 
-    python tests/faults/kills.py [--only NAME] [--minutes M]
+    python -m campaigns.kills [--only NAME] [--minutes M]
 
 The state's digest and the bytes of metrics.jsonl must be those of the undisturbed run: for canonical runs whatever the
 numbers of processes were, for fast ones at a fixed number. Every second run has a loader process for each training
@@ -11,21 +11,17 @@ early has some of each.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from starting import LOADED, Started, cut, family, state, trainers, undisturbed
-from summary import OUT, add, missing, report
+from campaigns.ledger import run
+from campaigns.starting import LOADED, Started, emptied, family, state, trainers, undisturbed
 
 LENGTH = ("--epochs", "2", "--save-every", "4")
 IN_MEMORY = ("--data", "tinytask:half_digits", "--classes", "10")
@@ -65,13 +61,13 @@ SCENARIOS = [
 ]
 
 
-def kill(run: Started, draw: random.Random) -> str:
+def kill(started: Started, draw: random.Random) -> str:
     """Kill one of a run's processes; what it was, "" if it had ended."""
-    victims, ranks = family(run.pid), trainers(run.pid)
+    victims, ranks = family(started.pid), trainers(started.pid)
     victim = draw.choice(victims)
     with suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
-        return "launcher" if victim == run.pid else "trainer" if victim in ranks else "loader or helper"
+        return "launcher" if victim == started.pid else "trainer" if victim in ranks else "loader or helper"
     return ""
 
 
@@ -91,53 +87,29 @@ def disturbed(scenario: Scenario, number: int) -> dict[str, Any]:
     loaded = number % 2 == 1
     expected, _ = reference(scenario, scenario.processes[len(scenario.processes) // 2], loaded=loaded)
     draw = random.Random(f"{scenario.name} {number}")
-    folder = (OUT / f"kills-{os.getpid()}").absolute()
-    cut(folder)
     killed: list[dict[str, Any]] = []
     codes: list[int | None] = []
     left, said = 0, ""
-    while len(codes) < TIRED and codes[-1:] != [0]:
-        processes = draw.choice(scenario.processes)
-        _, seconds = reference(scenario, processes, loaded=loaded)
-        run = Started(folder, scenario.flags(processes, loaded=loaded))
-        try:
-            moment = draw.uniform(0, seconds)
-            if len(killed) < scenario.kills and run.wait(moment) is None and (kind := kill(run, draw)):
-                killed.append({"at": round(moment, 2), "of": round(seconds, 2), "kind": kind, "processes": processes})
-            codes.append(run.wait())
-            said = run.said()
-            left += len(run.left())
-        finally:
-            run.end()
-    found = state(folder) if (folder / "summary.json").exists() else {}
-    cut(folder)
+    with emptied("kills") as place:
+        folder = place / "run"
+        while len(codes) < TIRED and codes[-1:] != [0]:
+            processes = draw.choice(scenario.processes)
+            _, seconds = reference(scenario, processes, loaded=loaded)
+            with Started(folder, scenario.flags(processes, loaded=loaded)) as started:
+                moment = draw.uniform(0, seconds)
+                if len(killed) < scenario.kills and started.wait(moment) is None and (kind := kill(started, draw)):
+                    at = {"at": round(moment, 2), "of": round(seconds, 2), "kind": kind, "processes": processes}
+                    killed.append(at)
+                codes.append(started.wait())
+                said = started.said()
+                left += len(started.left())
+        found = state(folder) if (folder / "summary.json").exists() else {}
     wrong = [] if found == expected else [f"differs: {said[-2000:]}"]
     wrong += [f"{left} processes left"] if left else []
     kinds = {kind: sum(each["kind"] == kind for each in killed) for kind in sorted({each["kind"] for each in killed})}
     return {"ok": not wrong, "kinds": kinds, "killed": killed, "codes": codes, "said": "; ".join(wrong)}
 
 
-def todo(ledger: Path, only: str) -> Iterator[tuple[Scenario, int]]:
-    """What was not run yet, or failed; scenarios in turn."""
-    fitting = [scenario for scenario in SCENARIOS if only in scenario.name]
-    left = {scenario: set(missing(ledger, scenario.campaign, range(scenario.runs))) for scenario in fitting}
-    for number in range(max((scenario.runs for scenario in fitting), default=0)):
-        yield from ((scenario, number) for scenario in fitting if number in left[scenario])
-
-
-def main() -> int:
-    """Run until all is done or the time is over; 1 if any run differed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="", help="scenarios whose name has this in it")
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    options = parser.parse_args()
-    ledger, until = OUT / "kills.jsonl", time.monotonic() + 60 * options.minutes
-    for scenario, number in todo(ledger, options.only):
-        if time.monotonic() > until:
-            break
-        add(ledger, scenario.campaign, number, **disturbed(scenario, number))
-    return report(ledger)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    turns = ((scenario, number) for number in range(50) for scenario in SCENARIOS if number < scenario.runs)
+    sys.exit(run("kills", ((each.campaign, number, partial(disturbed, each, number)) for each, number in turns)))

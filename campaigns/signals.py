@@ -1,6 +1,6 @@
 """Signals at random moments to the launcher or any training process of a run, which is then started again.
 
-    python tests/faults/signals.py [--cases 30] [--minutes M]
+    python -m campaigns.signals [--cases N] [--minutes M]
 
 A run gets up to five signals at seeded moments, three in ten of them while it starts, the others while it trains,
 evaluates and saves.
@@ -11,19 +11,20 @@ by a second one, after which it must be gone within two seconds.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import re
 import signal
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from starting import Started, cut, ready, state, trainers, undisturbed
-from summary import OUT, add, missing, report
+from campaigns.ledger import run
+from campaigns.starting import Started, emptied, ready, state, trainers, undisturbed
 
 CAMPAIGN = "signals"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -43,41 +44,36 @@ def flags_of(case: int, epochs: int) -> tuple[str, tuple[str, ...]]:
 
 def one(draw: random.Random, folder: Path, flags: tuple[str, ...], span: float) -> dict[str, Any]:
     """Start the command, signal it at a random moment, and see how it ends."""
-    run = Started(folder, flags)
-    try:
+    with Started(folder, flags) as started:
         number, twice, early, part = draw.choice(SIGNALS), draw.random() < 0.2, draw.random() < 0.3, draw.random()
         if not early:  # from the first iteration on
-            ready(lambda: BEGUN in run.said() or run.process.poll() is not None)
+            ready(lambda: BEGUN in started.said() or started.process.poll() is not None)
         moment = FIRST + part * 0.5 * span if early else part * 0.2 * span
         about: dict[str, Any] = {"signal": number.name, "begun": not early, "at": round(moment, 2)}
-        code = run.wait(moment)
+        code = started.wait(moment)
         if code is None:
-            at = draw.choice([run.pid, *trainers(run.pid)])
-            about["to"] = "launcher" if at == run.pid else "process"
+            at = draw.choice([started.pid, *trainers(started.pid)])
+            about["to"] = "launcher" if at == started.pid else "process"
             sent = time.monotonic()
-            try:
+            with suppress(ProcessLookupError):  # the process ended while the launcher has not
                 os.kill(at, number)
-                if twice and run.wait(1.3) is None:
+                if twice and started.wait(1.3) is None:
                     about["twice"] = True
                     os.kill(at, number)
-            except ProcessLookupError:  # the process ended while the launcher has not
-                pass
-            code = run.wait(60.0)
+            code = started.wait(60.0)
             about["seconds"] = round(time.monotonic() - sent, 2)
-        said = run.said()
-        about |= {"code": code, "wrong": fault(about, code, said, folder, run)}
+        said = started.said()
+        about |= {"code": code, "wrong": fault(about, code, said, folder, started)}
         return about | ({"said": said[-1500:]} if about["wrong"] else {})
-    finally:
-        run.end()
 
 
-def fault(about: dict[str, Any], code: int | None, said: str, folder: Path, run: Started) -> str:
+def fault(about: dict[str, Any], code: int | None, said: str, folder: Path, started: Started) -> str:
     """What is wrong with this end; "" for nothing."""
     if code is None:
         return "does not end"
     if about.get("seconds", 0.0) > LIMIT + (1.3 if about.get("twice") else 0.0):
         return "takes too long"
-    if run.left():
+    if started.left():
         return "leaves a process behind"
     if "Traceback" in said:
         return "a traceback"
@@ -98,46 +94,20 @@ def disturbed(case: int, epochs: int = 4, each: int = EACH) -> dict[str, Any]:
     name, flags = flags_of(case, epochs)
     expected, seconds = undisturbed(name, *flags)
     draw = random.Random(f"{CAMPAIGN} {case}")
-    folder = (OUT / f"{CAMPAIGN}-{os.getpid()}" / str(case)).absolute()
-    cut(folder)
     ends: list[dict[str, Any]] = []
-    while len(ends) < each and not (ends and ends[-1]["code"] == 0):
-        ends.append(one(draw, folder, flags, seconds))
-    last = Started(folder, flags)
-    code = last.wait()
-    equal = code == 0 and ready(lambda: (folder / "summary.json").exists(), 1) and state(folder) == expected
-    wrong = [end["wrong"] for end in ends if end["wrong"]] + ([] if equal else [f"differs: {last.said()[-500:]}"])
-    last.end()
-    cut(folder.parent)
-    signalled = sum("to" in end for end in ends)
+    with emptied(CAMPAIGN) as place:
+        folder = place / "run"
+        while len(ends) < each and not (ends and ends[-1]["code"] == 0):
+            ends.append(one(draw, folder, flags, seconds))
+        with Started(folder, flags) as last:
+            equal = last.wait() == 0 and ready((folder / "summary.json").exists, 1) and state(folder) == expected
+            wrong = [end["wrong"] for end in ends if end["wrong"]]
+            wrong += [] if equal else [f"differs: {last.said()[-500:]}"]
+    kinds = Counter(f"{end['signal']} to a {end['to']}" for end in ends if "to" in end)
     slowest = max((end.get("seconds", 0.0) for end in ends), default=0.0)
-    about = {"runs": signalled, "failures": len(wrong), "slowest": slowest, "ends": ends}
-    return {"ok": not wrong, "said": "; ".join(wrong), "kinds": kinds(ends), **about}
-
-
-def kinds(ends: list[dict[str, Any]]) -> dict[str, int]:
-    """How many signals of each kind."""
-    found: dict[str, int] = {}
-    for end in ends:
-        if "to" in end:
-            kind = f"{end['signal']} to a {end['to']}"
-            found[kind] = found.get(kind, 0) + 1
-    return found
-
-
-def main() -> int:
-    """Run what is missing; 1 if any case failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=30)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    options = parser.parse_args()
-    ledger, until = OUT / f"{CAMPAIGN}.jsonl", time.monotonic() + 60 * options.minutes
-    for case in missing(ledger, CAMPAIGN, range(options.cases)):
-        if time.monotonic() > until:
-            break
-        add(ledger, CAMPAIGN, case, **disturbed(case))
-    return report(ledger)
+    about = {"runs": kinds.total(), "failures": len(wrong), "slowest": slowest, "ends": ends}
+    return {"ok": not wrong, "said": "; ".join(wrong), "kinds": dict(kinds), **about}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(CAMPAIGN, ((CAMPAIGN, case, partial(disturbed, case)) for case in range(30))))

@@ -1,6 +1,6 @@
 """Runs on a real Slurm of several nodes on one machine, each disturbed in its own way: all end as undisturbed ones do.
 
-    python tests/cluster/cases.py [--only NAME] [--write]
+    python -m campaigns.cluster.cases [--only NAME] [--write]
 
 All runs are canonical, so the SHA-256 of their weights must be that of the same command without Slurm. Batch jobs are
 examples/slurm.sh, as users copy it. Prints a line a case and how many passed; 1 if any failed. Needs root and Debian's
@@ -10,7 +10,6 @@ slurm-wlm, munge and iproute2; where that cannot be had it says why, and leaves 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -25,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-BATCH = ROOT / "examples" / "slurm.sh"
+BATCH = HERE.parents[1] / "examples" / "slurm.sh"
 NODES = 5
 TOGETHER = 4
 LIMIT = 1200.0
@@ -248,7 +246,7 @@ expected: dict[int, str] = {}
 
 
 def cluster(verb: str, *words: str) -> None:
-    """tests/cluster/slurm.sh."""
+    """campaigns/cluster/slurm.sh."""
     call(str(HERE / "slurm.sh"), verb, str(work / "slurm"), *words)
 
 
@@ -355,8 +353,8 @@ def main() -> int:
     passed = sum(each["ok"] for each in found)
     print(f"{passed} passed, {len(found) - passed} failed ({time.monotonic() - began:.0f} s)")
     if options.write:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        results: Any = importlib.import_module("results")
+        from benchmarks import results  # which imports torch
+
         slurm = call("slurmd", "-V").split()[-1]
         results.write(__file__, "cluster", {"slurm": slurm, "passed": passed, "cases": found})
     if passed == len(found):

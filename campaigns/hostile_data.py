@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,14 +12,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from campaigns.hostile_cases import ESCAPE, EVALUATE, HUGE, PICKLE, alone, case, saved
 from onehour.data.images import open_sides
 from onehour.data.index import INDEX, open_arrays, write_arrays, write_index
 from onehour.data.pack import pack
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hostile_cases import ESCAPE, EVALUATE, HUGE, PICKLE, alone, case, saved
-
-__all__ = ["ESCAPED"]
 
 ESCAPED = "\x1b[2Jevil"
 """Short enough for a file's name."""

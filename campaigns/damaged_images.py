@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from images import zoo
-
 from onehour.data.augment import training_crop, validation_crop
 from onehour.data.dataset import FaultError
 from onehour.data.decode import PIXELS, decode
 from onehour.data.doctor import inspect_image
 from onehour.data.pack import shrunk
+from tests.helpers.images import zoo
 
 ZOO = zoo()
 NAMES = sorted(ZOO)
 ODD = (0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF)
 
 
-def mutant(number: int) -> tuple[str, bytes]:
-    """The name and the bytes of mutant `number`: a file of the zoo with one to six damages."""
+def damaged(number: int) -> tuple[str, bytes]:
+    """The name and the bytes of image `number`: a file of the zoo with one to six damages."""
     draw = random.Random(number)
     name = NAMES[number % len(NAMES)]
     data = bytearray(ZOO[name])
@@ -31,12 +30,12 @@ def mutant(number: int) -> tuple[str, bytes]:
 
 
 def attempt(number: int) -> tuple[str, float]:
-    """Read mutant `number` as training, validation, the doctor and packing do, and the CPU seconds that it took.
+    """Read image `number` as training, validation, the doctor and packing do, and the CPU seconds that it took.
 
     Returns:
         "decoded", "refused", or what went wrong.
     """
-    name, data = mutant(number)
+    name, data = damaged(number)
     started = time.process_time()
     said = _read(data, name, number)
     return said, time.process_time() - started

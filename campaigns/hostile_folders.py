@@ -5,21 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from campaigns.hostile_cases import ESCAPE, RESUME, case, checkpoints, forge
+from campaigns.hostile_data import pictures
 from onehour.config import Recipe
 from onehour.data.index import INDEX
 from onehour.recipes import digits
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from hostile_cases import ESCAPE, RESUME, case, checkpoints, forge
-from hostile_data import pictures
-from studies import write_csv, write_sweep
-
-__all__ = ["FORMULAS"]
+from tests.helpers.studies import write_csv, write_sweep
 
 REPORT = ["report", "run"]
 SWEEP = ["sweep", "digits", "--seeds", "1", "--minibatch", "32", "--arm", "none", "--device", "cpu", "--out", "run"]
