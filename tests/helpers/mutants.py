@@ -11,9 +11,8 @@ from images import zoo
 
 from onehour.data.augment import training_crop, validation_crop
 from onehour.data.dataset import FaultError
-from onehour.data.decode import PIXELS, decode
+from onehour.data.decode import PIXELS, decode, shrunk
 from onehour.data.doctor import inspect_image
-from onehour.data.pack import shrunk
 
 ZOO = zoo()
 NAMES = sorted(ZOO)

@@ -26,15 +26,21 @@ import torch
 
 from onehour.messages import blame
 
-__all__ = ["PATIENCE", "Done", "end_with_parent", "in_child", "spans", "spread"]
+__all__ = ["Done", "end_with_parent", "ignore", "in_child", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Done = Callable[[int], None]
 """Is told how many more items are done."""
+FORK = multiprocessing.get_context("fork")
+"""Processes get what they work with as it is, be it as large as it may, and nothing of it travels."""
 PR_SET_PDEATHSIG = 1
 SECONDS = 0.2
 """Between two looks at how far the processes are."""
+
+
+def ignore(items: int) -> None:
+    """A `Done` for who does not ask."""
 
 
 def spans(count: int, size: int) -> list[range]:
@@ -43,7 +49,7 @@ def spans(count: int, size: int) -> list[range]:
 
 
 def spread(
-    work: Callable[[Task, Done], Result], tasks: Sequence[Task], *, jobs: int, done: Done = lambda items: None
+    work: Callable[[Task, Done], Result], tasks: Sequence[Task], *, jobs: int, done: Done = ignore
 ) -> list[Result]:
     """`work(task, done)` of each task, in up to `jobs` processes; the results in the order of the tasks.
 
@@ -61,8 +67,8 @@ def spread(
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
         return [work(task, done) for task in tasks]
-    counter, stopping = multiprocessing.Value("q", 0), multiprocessing.Event()
-    executor = ProcessPoolExecutor(jobs, initializer=_begin, initargs=(work, counter, stopping))
+    counter, stopping = FORK.Value("q", 0), FORK.Event()
+    executor = ProcessPoolExecutor(jobs, FORK, initializer=_begin, initargs=(work, counter, stopping))
     told = 0
     try:
         with _interrupts_wait():
