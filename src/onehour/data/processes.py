@@ -26,7 +26,7 @@ import torch
 
 from onehour.messages import blame
 
-__all__ = ["Done", "end_with_parent", "ignore", "in_child", "spans", "spread"]
+__all__ = ["Done", "end_with_parent", "ignore", "in_child", "signals_wait", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -71,7 +71,7 @@ def spread(
     executor = ProcessPoolExecutor(jobs, FORK, initializer=_begin, initargs=(work, counter, stopping))
     told = 0
     try:
-        with _interrupts_wait():
+        with signals_wait(signal.SIGINT):
             results = [executor.submit(_run, task) for task in tasks]
         waiting: set[Future[Any]] = set(results)
         while waiting:
@@ -91,9 +91,9 @@ def spread(
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C comes when the processes are there and ignore it: one that it ended while it starts would break all."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def signals_wait(*numbers: signal.Signals) -> Iterator[None]:
+    """Signals come when processes that are started here ignore them: one that is ended as it starts would break all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
