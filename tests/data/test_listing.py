@@ -2,8 +2,8 @@
 
 import os
 from pathlib import Path
-from types import ModuleType
 
+import images
 import numpy as np
 import pytest
 
@@ -18,7 +18,7 @@ def faults(root: Path) -> list[str]:
 
 
 @pytest.fixture
-def tree(images: ModuleType, tmp_path: Path) -> Path:
+def tree(tmp_path: Path) -> Path:
     return images.tree(tmp_path, train=3, val=1)
 
 
@@ -26,7 +26,7 @@ def test_a_sound_tree_has_no_faults(tree: Path):
     assert faults(tree) == []
 
 
-def test_files_come_in_the_order_of_names_with_their_sizes(tree: Path, images: ModuleType):
+def test_files_come_in_the_order_of_names_with_their_sizes(tree: Path):
     told: list[int] = []
     faults: list[FaultError] = []
     table = list_sides(tree, faults, sizes=True, done=told.append)["train"]
@@ -70,9 +70,8 @@ def test_an_image_beside_the_classes_is_a_fault_and_other_files_a_note(tree: Pat
     found: list[FaultError] = []
     list_sides(tree, found)
     assert {Path(fault.path).name: fault.note for fault in found} == {"stray.jpg": False, "README": True}
-    with pytest.raises(
-        ValueError, match=r"stray\.jpg is a file beside the class folders, where nothing is read; move it"
-    ):
+    said = r"stray\.jpg is a file beside the class folders, where nothing is read; move it"
+    with pytest.raises(ValueError, match=said):
         refuse(found, tree)
     refuse([fault for fault in found if fault.note], tree)
 
@@ -141,9 +140,8 @@ def test_a_table_knows_its_files_bytes():
         ["cat"], np.zeros(2, np.int32), Names.of(["1", "2"]), np.array([3, 3]), np.array([891568578, 5], np.uint32)
     )
     assert table.verify(0, b"abc", table.where) == b"abc"
-    with pytest.raises(
-        FaultError, match=r"^cat/2 has other bytes than when it was indexed: its CRC-32 differs; restore"
-    ):
+    said = r"^cat/2 has other bytes than when it was indexed: its CRC-32 differs; restore"
+    with pytest.raises(FaultError, match=said):
         table.verify(1, b"abc", table.where)
     with pytest.raises(FaultError, match=r"^cat/1 has 2 bytes, 3 when it was indexed; restore it"):
         table.verify(0, b"ab", table.where)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from onehour.data.augment import SIZE, drawn_key, normalise, training_crop, validation_crop
+from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.index import index_of, read_index
@@ -52,8 +52,6 @@ class Images(KeyedDataset):
         augmented: the training crop and flip, drawn from each sample's key; otherwise the test crop.
         options: see `ImageOptions`.
     """
-
-    shape = (3, SIZE, SIZE)
 
     def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()

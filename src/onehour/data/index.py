@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
 import time
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +64,11 @@ def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         with path.open("rb") as file:
-            header = _header(file)
+            length = int.from_bytes(file.read(8), "little")
+            header = dict(json.loads(file.read(length if length <= LONGEST else 0)))
             own = json.loads(header.pop("__metadata__")[KEY])
             about, digest = own["about"], own["sha256"]
-            content = _shared(file)
+            content = file.read()
         arrays = {name: _array(content, entry) for name, entry in header.items()}
     except OSError as error:
         raise FaultError(str(path), f"cannot be read: {error.strerror or error}", AGAIN) from error
@@ -89,26 +87,7 @@ def _digest(arrays: dict[str, np.ndarray], about: Any) -> str:
     return digest.hexdigest()
 
 
-def _header(file: BufferedReader) -> dict[str, Any]:
-    length = int.from_bytes(file.read(8), "little")
-    if length > LONGEST:
-        raise ValueError("it begins with no header")
-    header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise TypeError("its header is not an object")
-    return header
-
-
-def _shared(file: BufferedReader) -> memoryview:
-    """The rest of a file, in memory that this process and all forked from it have in common."""
-    size = os.fstat(file.fileno()).st_size - file.tell()
-    memory = memoryview(mmap.mmap(-1, max(size, 1)))[: max(size, 0)]
-    if file.readinto(memory) != len(memory):
-        raise ValueError("it ends while it is read")
-    return memory.toreadonly()
-
-
-def _array(content: memoryview, entry: dict[str, Any]) -> np.ndarray:
+def _array(content: bytes, entry: dict[str, Any]) -> np.ndarray:
     first, last = entry["data_offsets"]
     kind = np.dtype(TYPES[entry["dtype"]]).newbyteorder("<")
     return np.frombuffer(content, kind, (last - first) // kind.itemsize, first).reshape(entry["shape"])
