@@ -100,8 +100,6 @@ class Ready(KeyedDataset):
 class Large(KeyedDataset):
     """A data set as if it had ImageNet's number of images."""
 
-    shape = (3, SIZE, SIZE)
-
     def __init__(self, dataset: Raw) -> None:
         self.dataset = dataset
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from onehour.data.augment import training_crop, validation_crop
 from onehour.data.dataset import FaultError
-from onehour.data.decode import PIXELS, decode
+from onehour.data.decode import PIXELS, decode, shrunk
 from onehour.data.doctor import inspect_image
-from onehour.data.pack import shrunk
 from tests.helpers.images import zoo
 
 ZOO = zoo()

@@ -5,18 +5,17 @@ import json
 import resource
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 
+import images
 import pytest
 import torch
 from torch import Tensor
 
-from onehour.data.bad_images import BAD_IMAGES, IN_A_ROW, Skipped, following, name_skipped, too_many
 from onehour.data.dataset import FaultError
 from onehour.data.images import ImageOptions, Images, image_folder
-from onehour.data.loader import Feed
-from onehour.data.samples import Keyed
-from onehour.data.sources import load_data
+from onehour.data.loader import BAD_IMAGES, Feed, Skipped, name_skipped, too_many
+from onehour.data.samples import IN_A_ROW, Keyed, following
+from onehour.data.sources import Look, load_data, look
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
@@ -26,7 +25,7 @@ STREAM = SampleStream(samples=24, minibatch=Minibatch(per_worker=2, workers=3), 
 
 
 @pytest.fixture
-def tree(images: ModuleType, tmp_path: Path) -> Path:
+def tree(tmp_path: Path) -> Path:
     """24 images to train on."""
     return images.tree(tmp_path / "data")
 
@@ -46,8 +45,8 @@ def damage(train: Images, *indices: int) -> None:
         Path(train.source.name(index)).write_bytes(b"damaged")
 
 
-def batches(train: Images, loaders: int = 0) -> tuple[list[tuple[Tensor, Tensor]], Skipped]:
-    with closing(Feed(train, seed=1, loaders=loaders, device=CPU, stream=STREAM)) as given:
+def batches(train: Images, loaders: int = 0, seen: Look | None = None) -> tuple[list[tuple[Tensor, Tensor]], Skipped]:
+    with closing(Feed(train, seed=1, loaders=loaders, device=CPU, stream=STREAM, look=seen)) as given:
         return list(given.passes([range(3)], start=0, stop=4)), given.skipped
 
 
@@ -147,10 +146,11 @@ def test_other_errors_are_not_skipped(tree: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("loaders", [0, 2])
 def test_a_disk_that_is_gone_ends_at_once(tree: Path, loaders: int):
     train = train_of(tree)
+    seen = look("training", train)
     tree.rename(tree.parent / "unmounted")
     expected = rf"JPEG cannot be read: No such file .* \({IN_A_ROW} samples after it cannot be read either: is the disk"
     with pytest.raises(ValueError, match=expected) as raised:
-        batches(train, loaders=loaders)
+        batches(train, loaders, seen)
     assert "\n" not in str(raised.value)
 
 

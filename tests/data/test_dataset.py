@@ -4,7 +4,6 @@ import os
 import pickle
 
 from onehour.data.dataset import FaultError
-from onehour.messages import shown
 
 
 def test_a_fault_is_an_error_with_parts():
@@ -24,7 +23,3 @@ def test_names_of_any_bytes_are_one_printable_line():
     text = str(FaultError(name, "is odd", "look at it"))
     assert text == r"a\n\x1b[31m\udcffé.jpg is odd; look at it"
     text.encode("utf-8")
-
-
-def test_plain_text_is_shown_as_it_is():
-    assert shown("é <b> 日本") == "é <b> 日本"

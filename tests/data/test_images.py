@@ -1,105 +1,78 @@
 """Folders of images: labels by class name, every fault one message, and samples that depend on their key alone."""
 
-import io
 import os
 import pickle
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import images
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils.data import Dataset
 
 from onehour.data.images import MEAN, STD, Images, image_folder
 from onehour.data.listing import Names
-from onehour.data.loader import pass_batches, prepared
+from onehour.data.loader import Feed, prepared
 from onehour.data.samples import Keyed
-from onehour.data.sources import Data, load_data
+from onehour.data.sources import load_data
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
 CPU = torch.device("cpu")
-CLASSES = ["a <b> class", "n01440764", "Zebra", "äöü"]
-ZOO = [  # name, size (W, H), mode, format
-    ("odd.jpg", (37, 23), "RGB", "JPEG"),
-    ("one.JPEG", (1, 1), "RGB", "JPEG"),
-    ("line.jpeg", (500, 1), "RGB", "JPEG"),
-    ("grey.jpg", (40, 60), "L", "JPEG"),
-    ("cmyk.jpg", (30, 30), "CMYK", "JPEG"),
-    ("alpha <1>.png", (33, 20), "RGBA", "PNG"),
-    ("palette.png", (20, 33), "P", "PNG"),
-    ("deep.png", (24, 24), "I;16", "PNG"),
-    ("a png.JPEG", (50, 41), "RGB", "PNG"),
-]
+CLASSES = ("a <b> class", "n01440764", "Zebra", "äöü")
+NAMES = ["rgb.png", "baseline.jpg", "grey.jpg", "cmyk.jpg", "rgba.png", "palette.png", "grey16.png", "Zebra <1>.JPEG"]
 
 
-def encoded(size: tuple[int, int], mode: str, kind: str, seed: int) -> bytes:
-    width, height = size
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    if mode == "I;16":
-        image = Image.fromarray(values[:, :, 0].astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(values).convert(mode)
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory) -> Path:
-    """A folder of four classes: all of the zoo in each to train, two of it to validate."""
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of files of all modes and of odd sizes to train, and two of each to validate."""
     root = tmp_path_factory.mktemp("image folder")
-    for side, kinds in (("train", ZOO), ("val", ZOO[:2])):
-        for label, name in enumerate(CLASSES):
-            folder = root / side / name
-            folder.mkdir(parents=True)
-            for file, size, mode, kind in kinds:
-                (folder / file).write_bytes(encoded(size, mode, kind, seed=label))
+    for side, names in (("train", NAMES), ("val", NAMES[:2])):
+        for number, name in enumerate(CLASSES):
+            (root / side / name).mkdir(parents=True)
+            kinds = images.zoo([(37, 23), (1, 1), (500, 1), (30, 30)][number])
+            for file in names:
+                (root / side / name / file).write_bytes(kinds.get(file, kinds["rgb.png"]))
     return root
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """Two classes, one image each, to break."""
-    for side in ("train", "val"):
-        for name in ("cat", "dog"):
-            (tmp_path / side / name).mkdir(parents=True)
-            (tmp_path / side / name / "1.jpg").write_bytes(encoded((9, 9), "RGB", "JPEG", seed=0))
-    return tmp_path
+    return images.tree(tmp_path / "data", train=1, val=1, classes=("cat", "dog"))
 
 
-def test_classes_and_files_come_in_the_order_of_their_names(zoo):
+def test_classes_and_files_come_in_the_order_of_their_names(zoo: Path):
     train, validation = image_folder(zoo)
     assert train.classes == validation.classes == sorted(CLASSES)
-    assert (len(train), len(validation)) == (4 * len(ZOO), 8)
-    expected = [os.path.join(zoo, "train", c, f) for c in sorted(CLASSES) for f in sorted(name for name, *_ in ZOO)]
+    assert (len(train), len(validation)) == (4 * len(NAMES), 8)
+    expected = [os.path.join(zoo, "train", c, f) for c in sorted(CLASSES) for f in sorted(NAMES)]
     assert [train.source.name(i) for i in range(len(train))] == expected
     labels = [train[i][1] for i in range(len(train))]
-    assert labels == [label for label in range(4) for _ in ZOO]
+    assert labels == [label for label in range(4) for _ in NAMES]
     assert all(type(label) is int for label in labels)
+    data = load_data(str(zoo))
+    assert (len(data.train), data.classes, data.channels) == (4 * len(NAMES), 4, 3)
 
 
-def test_every_kind_of_image_is_a_sample(zoo):
+def test_every_kind_of_image_is_a_sample_that_depends_on_its_key_alone(zoo: Path):
     for dataset in image_folder(zoo):
         for i in range(len(dataset)):
             image, _ = dataset.keyed(i, key=i)
             assert (image.dtype, image.shape) == (torch.uint8, (3, 224, 224))
-
-
-def test_crops_depend_on_the_key_alone(zoo):
     train, validation = image_folder(zoo)
-    first = train.keyed(0, key=1)[0]
+    last = len(train) - 1
+    first = train.keyed(last, key=1)[0]
     random.seed(5)
     torch.manual_seed(5)
-    assert torch.equal(train.keyed(0, key=1)[0], first)
-    assert not torch.equal(train.keyed(0, key=2)[0], first)
+    assert torch.equal(train.keyed(last, key=1)[0], first)
+    assert not torch.equal(train.keyed(last, key=2)[0], first)
     assert torch.equal(validation.keyed(0, key=1)[0], validation.keyed(0, key=2)[0])
 
 
-def test_the_loader_keys_a_sample_by_seed_epoch_and_index_and_leaves_generators_alone(zoo):
+def test_the_loader_keys_a_sample_by_seed_epoch_and_index_and_leaves_generators_alone(zoo: Path):
     train, _ = image_folder(zoo)
     before = random.getstate(), torch.get_rng_state(), repr(np.random.get_state())
     image, label = Keyed(train, seed=3)[(2, 7)]
@@ -110,97 +83,76 @@ def test_the_loader_keys_a_sample_by_seed_epoch_and_index_and_leaves_generators_
     assert label == expected[1]
 
 
-def test_batches_are_normalised_floats_of_the_images_bytes(zoo):
+def test_batches_are_normalised_floats_of_the_images_bytes(zoo: Path):
     train, _ = image_folder(zoo)
     stream = SampleStream(samples=len(train), minibatch=8, seed=3)
-    images, labels = next(pass_batches(train, stream, [range(1)], start=0, stop=1, loaders=0, device=CPU))
+    feed = Feed(train, seed=3, loaders=0, device=CPU, stream=stream)
+    images, labels = next(feed.passes([range(1)], start=0, stop=1))
     assert (images.dtype, images.shape, labels.dtype) == (torch.float32, (8, 3, 224, 224), torch.int64)
     assert images.is_contiguous()
-    epochs, indices = stream.epochs_and_indices(0)
-    raw = torch.stack(
-        [train.keyed(i, seed_for(3, "sample", e, i))[0] for e, i in zip(epochs.tolist(), indices.tolist(), strict=True)]
-    )
+    epochs, indices = (array.tolist() for array in stream.epochs_and_indices(0))
+    keys = [seed_for(3, "sample", epoch, index) for epoch, index in zip(epochs, indices, strict=True)]
+    raw = torch.stack([train.keyed(index, key)[0] for index, key in zip(indices, keys, strict=True)])
     expected = (raw.double() / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
     assert torch.equal(images, prepared(train, raw))
 
 
-def test_a_folder_is_data_that_a_recipe_can_name(zoo):
-    data = load_data(str(zoo))
-    assert (len(data.train), data.classes, data.channels) == (4 * len(ZOO), 4, 3)
-
-
-def test_bytes_without_a_prepare_are_refused_as_before(zoo):
-    class Bytes(Dataset):
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int):
-            return torch.zeros(3, 4, 4, dtype=torch.uint8), 0
-
-    with pytest.raises(ValueError, match=r"training data's images are torch\.uint8; expected float tensors"):
-        Data.of(Bytes(), Bytes())
-
-
-def test_names_survive_whatever_bytes_they_have():
+def test_names_of_any_bytes_cost_little_more_than_these():
     names = ["a", "", "ä <b>", "x" * 300, os.fsdecode(b"\xff\xfe.jpg")]
     packed = Names.of(iter(names))
     assert [packed[i] for i in range(len(packed))] == names
+    many = Names.of(f"n01440764_{i}.JPEG" for i in range(100_000))
+    assert many.buffer.nbytes + many.ends.nbytes < 30 * 100_000
+    assert len(pickle.dumps(many)) < 30 * 100_000
 
 
-def test_a_million_names_cost_little_more_than_their_bytes():
-    names = Names.of(f"n01440764_{i}.JPEG" for i in range(100_000))
-    assert names.buffer.nbytes + names.ends.nbytes < 30 * 100_000
-    assert len(pickle.dumps(names)) < 30 * 100_000
-
-
-def test_hidden_files_and_folders_are_passed_over(small):
+def test_hidden_files_and_folders_are_passed_over_and_links_followed(small: Path):
     (small / "train" / "cat" / ".DS_Store").write_bytes(b"x")
     (small / "train" / ".cache").mkdir()
+    (small / "train" / "cat" / "2.jpg").symlink_to(small / "val" / "cat" / "0000.JPEG")
     train, _ = image_folder(small)
-    assert (train.classes, len(train)) == (["cat", "dog"], 2)
+    assert (train.classes, len(train)) == (["cat", "dog"], 3)
 
 
-def test_links_are_followed(small):
-    (small / "train" / "cat" / "2.jpg").symlink_to(small / "val" / "cat" / "1.jpg")
-    assert len(image_folder(small)[0]) == 3
+def without_classes(root: Path, side: str) -> None:
+    (root / side).rename(root / "away")
+    (root / side).mkdir()
+    (root / side / "1.jpg").write_bytes(b"")
 
 
-@pytest.mark.parametrize("missing", ["", "train", "val"])
-def test_a_missing_folder_is_named_with_what_is_expected(small, missing):
-    root = small / "nowhere" if not missing else small
-    if missing:
-        (small / missing).rename(small / "other")
-    said = f"{root / missing} is not a folder" if missing else f"there is no folder {root}"
-    expected = f"{said}; expected {root}/train/CLASS/* and {root}/val/CLASS/*"
-    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
-        image_folder(root)
-
-
-@pytest.mark.parametrize("side", ["train", "val"])
-def test_a_folder_without_classes_is_named(small, side):
-    (small / side).rename(small / "away")
-    (small / side).mkdir()
-    (small / side / "1.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=re.escape(f"{small / side} has no folders; expected one for each class")):
-        image_folder(small)
-
-
-def test_classes_without_images_are_each_named(small):
-    for name in ("a <b>", "c d"):
-        (small / "train" / name).mkdir()
-    expected = r"train/a <b> holds no images; add some, or remove .* \(2 more; `onehour data doctor .*` lists them\)"
-    with pytest.raises(ValueError, match=expected):
-        image_folder(small)
-
-
-def test_unknown_and_missing_validation_classes_are_each_named(small):
-    (small / "val" / "cat").rename(small / "val" / "a <b>")
+def other_classes(root: Path) -> None:
+    (root / "val" / "cat").rename(root / "val" / "a <b>")
     for name in ("e f", "g"):
-        (small / "train" / name).mkdir()
-        (small / "train" / name / "1.jpg").write_bytes(b"")
-    message = "val has 'a <b>', which .*/train has not and lacks 'cat', 'e f', 'g'; expected the same class folders"
-    with pytest.raises(ValueError, match=message):
+        (root / "train" / name).mkdir()
+        (root / "train" / name / "1.jpg").write_bytes(b"")
+
+
+EXPECTED = "; expected ROOT/train/CLASS/* and ROOT/val/CLASS/*"
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (lambda root: root.rename(f"{root}-away"), f"there is no folder ROOT{EXPECTED}"),
+        (lambda root: (root / "train").rename(root / "other"), f"ROOT/train is not a folder{EXPECTED}"),
+        (lambda root: (root / "val").rename(root / "other"), f"ROOT/val is not a folder{EXPECTED}"),
+        (lambda root: without_classes(root, "train"), "ROOT/train has no folders; expected one for each class"),
+        (lambda root: without_classes(root, "val"), "ROOT/val has no folders; expected one for each class"),
+        (
+            lambda root: [(root / "train" / name).mkdir() for name in ("a <b>", "c d")],
+            "ROOT/train/a <b> holds no images; add some, or remove … (2 more; `onehour data doctor ROOT` lists them)",
+        ),
+        (
+            other_classes,
+            "ROOT/val has 'a <b>', which ROOT/train has not and lacks 'cat', 'e f', 'g'; expected the same class",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_as_expected_is_one_message(small: Path, happens: Callable[[Path], object], said: str):
+    happens(small)
+    begin, _, rest = said.replace("ROOT", str(small)).partition(" … ")
+    with pytest.raises(ValueError, match=f"^{re.escape(begin)}.*{re.escape(rest)}"):
         image_folder(small)
 
 
@@ -212,6 +164,6 @@ def test_another_source_needs_its_labels_names_and_bytes():
             return f"memory {index}"
 
         def read(self, index: int) -> bytes:
-            return encoded((9, 9), "RGB", "PNG", seed=index)
+            return images.saved(images.picture(index, (9, 9)), "PNG")
 
     assert Images(Memory(), augmented=True).keyed(0, key=1)[0].shape == (3, 224, 224)

@@ -2,27 +2,23 @@
 
 import os
 from pathlib import Path
-from types import ModuleType
 
+import images
 import numpy as np
 import pytest
 
 from onehour.data.dataset import FaultError
-from onehour.data.listing import Names, Table, list_side, list_sides, read_file, refuse
-
-
-def _fail(fault: FaultError) -> None:
-    raise AssertionError(fault)
+from onehour.data.listing import Names, Table, list_sides, read_file, refuse
 
 
 def faults(root: Path) -> list[str]:
     found: list[FaultError] = []
-    list_sides(root, found.append)
+    list_sides(root, found)
     return [str(fault).replace(f"{root}/", "") for fault in found]
 
 
 @pytest.fixture
-def tree(images: ModuleType, tmp_path: Path) -> Path:
+def tree(tmp_path: Path) -> Path:
     return images.tree(tmp_path, train=3, val=1)
 
 
@@ -30,16 +26,18 @@ def test_a_sound_tree_has_no_faults(tree: Path):
     assert faults(tree) == []
 
 
-def test_files_come_in_the_order_of_names_with_their_sizes(tree: Path, images: ModuleType):
-    ticks: list[int] = []
-    table = list_side(tree / "train", _fail, sizes=True, tick=lambda: ticks.append(1))
+def test_files_come_in_the_order_of_names_with_their_sizes(tree: Path):
+    told: list[int] = []
+    faults: list[FaultError] = []
+    table = list_sides(tree, faults, sizes=True, done=told.append)["train"]
+    assert faults == []
     expected = [f"{name}/{file:04d}.JPEG" for name in sorted(images.CLASSES) for file in range(3)]
     assert [table.where(index) for index in range(len(table))] == expected
     assert table.sizes is not None
     assert table.sizes.tolist() == [(tree / "train" / where).stat().st_size for where in expected]
     assert table.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert len(ticks) == 3
-    assert list_side(tree / "train", _fail).sizes is None
+    assert told == [1] * 6
+    assert list_sides(tree, faults)["train"].sizes is None
 
 
 def test_every_kind_of_wrong_entry_is_named(tree: Path):
@@ -70,11 +68,10 @@ def test_an_image_beside_the_classes_is_a_fault_and_other_files_a_note(tree: Pat
     (tree / "train" / "README").write_text("x")
     (tree / "val" / ".DS_Store").write_text("x")
     found: list[FaultError] = []
-    list_sides(tree, found.append)
+    list_sides(tree, found)
     assert {Path(fault.path).name: fault.note for fault in found} == {"stray.jpg": False, "README": True}
-    with pytest.raises(
-        ValueError, match=r"stray\.jpg is a file beside the class folders, where nothing is read; move it"
-    ):
+    said = r"stray\.jpg is a file beside the class folders, where nothing is read; move it"
+    with pytest.raises(ValueError, match=said):
         refuse(found, tree)
     refuse([fault for fault in found if fault.note], tree)
 
@@ -143,9 +140,8 @@ def test_a_table_knows_its_files_bytes():
         ["cat"], np.zeros(2, np.int32), Names.of(["1", "2"]), np.array([3, 3]), np.array([891568578, 5], np.uint32)
     )
     assert table.verify(0, b"abc", table.where) == b"abc"
-    with pytest.raises(
-        FaultError, match=r"^cat/2 has other bytes than when it was indexed: its CRC-32 differs; restore"
-    ):
+    said = r"^cat/2 has other bytes than when it was indexed: its CRC-32 differs; restore"
+    with pytest.raises(FaultError, match=said):
         table.verify(1, b"abc", table.where)
     with pytest.raises(FaultError, match=r"^cat/1 has 2 bytes, 3 when it was indexed; restore it"):
         table.verify(0, b"ab", table.where)
@@ -158,7 +154,9 @@ def test_classes_that_differ_in_their_unicode_form_alone_are_the_same(tree: Path
         (tree / side / "fa").mkdir()
         for name in (spelled, "fa"):
             (tree / side / name / "1.jpg").write_bytes(b"x")
-    tables = list_sides(tree, _fail)
+    faults: list[FaultError] = []
+    tables = list_sides(tree, faults)
+    assert faults == []
     classes = tables["train"].classes
     assert classes == sorted(classes)  # as before: no label of a run changes
     assert tables["val"].classes == ["e\u0301" if name == "\u00e9" else name for name in classes]
@@ -173,6 +171,6 @@ def test_two_classes_of_one_name_in_unicode_are_named(tree: Path):
             (tree / side / spelled).mkdir()
             (tree / side / spelled / "1.jpg").write_bytes(b"x")
     faults: list[FaultError] = []
-    list_sides(tree, faults.append)
+    list_sides(tree, faults)
     with pytest.raises(ValueError, match=r"both are one name in Unicode; move .* \(1 more"):
         refuse(faults, tree)

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from onehour import Minibatch, SampleStream
-from onehour.data.dataset import KeyedDataset
-from onehour.data.loader import CHUNK, Feed, chunk_batches, pass_batches
-from onehour.data.look import in_memory
+from onehour.data.dataset import KeyedDataset, in_memory
+from onehour.data.loader import CHUNK, Feed
 
 CPU = torch.device("cpu")
 STREAM = SampleStream(samples=48, minibatch=Minibatch(per_worker=4, workers=2), seed=3)
@@ -21,7 +20,13 @@ PASSES = [range(1), range(1, 2)]
 
 
 def batches(dataset: Any, *, loaders: int = 0, start: int = 0, stop: int = 8, passes: Any = PASSES, stream=STREAM):
-    return list(pass_batches(dataset, stream, passes, start=start, stop=stop, loaders=loaders, device=CPU))
+    with closing(Feed(dataset, seed=stream.seed, loaders=loaders, device=CPU, stream=stream)) as feed:
+        return list(feed.passes(passes, start=start, stop=stop))
+
+
+def chunks(dataset: Any, numbers: range, *, loaders: int = 0) -> list[tuple[Tensor, Tensor]]:
+    with closing(Feed(dataset, seed=0, loaders=loaders, device=CPU)) as feed:
+        return list(feed.chunks(numbers))
 
 
 def assert_equal(some: list[tuple[Tensor, Tensor]], others: list[tuple[Tensor, Tensor]]) -> None:
@@ -120,8 +125,7 @@ def test_an_unreadable_sample_is_one_message_with_its_index(tiny: ModuleType, lo
 def test_chunks_hold_every_sample_once_in_order(tiny: ModuleType, samples: int, kind: str):
     tensors = TensorDataset(torch.arange(float(samples))[:, None], torch.arange(samples))
     dataset = tensors if kind == "tensors" else tiny.Listed(tensors)
-    chunks = range(-(-samples // CHUNK))
-    found = list(chunk_batches(dataset, chunks, seed=0, loaders=0, device=CPU))
+    found = chunks(dataset, range(-(-samples // CHUNK)))
     assert torch.cat([labels for _, labels in found]).tolist() == list(range(samples))
     assert torch.cat([images for images, _ in found]).flatten().tolist() == list(range(samples))
     assert all(len(labels) == CHUNK for _, labels in found[:-1])
@@ -131,19 +135,20 @@ def test_chunks_hold_every_sample_once_in_order(tiny: ModuleType, samples: int, 
 def test_chunks_are_the_same_whoever_takes_them(tiny: ModuleType, loaders: int):
     """A validation transform that is random is keyed too, and does not change from one evaluation to the next."""
     dataset = tiny.Augmented(tiny.tensors(600, 0))
-    whole = list(chunk_batches(dataset, range(3), seed=0, loaders=0, device=CPU))
+    whole = chunks(dataset, range(3))
     for rank in range(2):
-        share = list(chunk_batches(dataset, range(rank, 3, 2), seed=0, loaders=loaders, device=CPU))
-        assert_equal(share, whole[rank::2])
+        assert_equal(chunks(dataset, range(rank, 3, 2), loaders=loaders), whole[rank::2])
 
 
 def test_a_process_without_a_chunk_starts_no_loader(tiny: ModuleType):
-    assert list(chunk_batches(tiny.listed()[0], range(3, 1, 7), seed=0, loaders=2, device=CPU)) == []
+    with closing(Feed(tiny.listed()[0], seed=0, loaders=2, device=CPU)) as feed:
+        assert list(feed.chunks(range(3, 1, 7))) == []
+        assert feed.pids == []
 
 
 def test_no_batches_is_no_batch(augmented: Any):
     assert batches(augmented, start=3, stop=3) == []
-    assert list(chunk_batches(augmented, range(0), seed=0, loaders=0, device=CPU)) == []
+    assert chunks(augmented, range(0)) == []
 
 
 @pytest.mark.gpu

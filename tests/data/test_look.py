@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import onehour
-from onehour.data.dataset import KeyedDataset
-from onehour.data.look import as_label, look
+from onehour.data.dataset import KeyedDataset, as_label
 from onehour.data.samples import Keyed
-from onehour.data.sources import Data
+from onehour.data.sources import Data, look
 
 
 class Colour(enum.IntEnum):
@@ -190,10 +189,7 @@ def killed(index: int) -> None:
         (giving(lambda i: (X[i] > 0, 1)), r"images are torch\.bool; expected float tensors"),
         (giving(lambda i: (X[i] + 0j, 1)), r"images are torch\.complex64; expected float tensors"),
         (giving(lambda i: (X[i].to_sparse(), 1)), r"images are torch\.sparse_coo; expected float tensors"),
-        (
-            giving(lambda i: (X[i].byte(), 1)),
-            r"images are torch\.uint8; .* derived from onehour\.KeyedDataset",
-        ),
+        (giving(lambda i: (X[i].byte(), 1)), r"images are torch\.uint8; .* derived from onehour\.KeyedDataset"),
         (giving(lambda i: (X[i], torch.eye(4)[1])), r"first label: the label is a tensor of shape \(4,\).* its argmax"),
         (giving(lambda i: (X[i], "cat")), "first label: the label is a str"),
         (giving(lambda i: (X[i], None)), "first label: the label is nothing"),

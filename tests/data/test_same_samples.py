@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import images
 import pytest
 import torch
 
 from onehour.data.images import ImageOptions, image_folder, open_sides
 from onehour.data.index import write_index
-from onehour.data.loader import Feed, chunk_batches
+from onehour.data.loader import Feed
 from onehour.data.pack import pack
 from onehour.dist.placement import passes, place
 from onehour.rules.minibatch import Minibatch
@@ -24,7 +25,7 @@ STOP = 5
 
 
 @pytest.fixture(scope="module")
-def places(images: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same images as a folder, by an index, and packed; every eighth cannot be decoded."""
     root = tmp_path_factory.mktemp("same")
 
@@ -101,8 +102,8 @@ def test_the_processes_stay_from_one_use_to_the_next(places: dict[str, Path]):
     given = feed(places["folder"], loaders=2)
 
     def used() -> Iterator[str]:
-        for images, _ in given.passes([range(8)], start=0, stop=2):
-            yield hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        for batch, _ in given.passes([range(8)], start=0, stop=2):
+            yield hashlib.sha256(batch.numpy().tobytes()).hexdigest()
 
     first, running = list(used()), given.pids
     assert len(running) == 2
@@ -117,10 +118,9 @@ def test_the_processes_stay_from_one_use_to_the_next(places: dict[str, Path]):
 @pytest.mark.parametrize("kind", ["folder", "index", "pack"])
 @pytest.mark.parametrize("loaders", [0, 4])
 def test_validation_is_the_same_too(places: dict[str, Path], kind: str, loaders: int):
-    expected = [
-        hashlib.sha256(images.numpy().tobytes()).hexdigest()
-        for images, _ in chunk_batches(image_folder(places["folder"])[1], range(1), seed=0, loaders=0, device=CPU)
-    ]
-    _, validation = image_folder(places[kind])
-    found = chunk_batches(validation, range(1), seed=0, loaders=loaders, device=CPU)
-    assert [hashlib.sha256(images.numpy().tobytes()).hexdigest() for images, _ in found] == expected
+    def validated(path: Path, loaders: int) -> str:
+        with closing(Feed(image_folder(path)[1], seed=0, loaders=loaders, device=CPU)) as given:
+            ((images, _),) = given.chunks(range(1))
+            return hashlib.sha256(images.numpy().tobytes()).hexdigest()
+
+    assert validated(places[kind], loaders) == validated(places["folder"], 0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from onehour.data.samples import collate, mapped, moved
+from onehour.data.loader import moved
+from onehour.data.samples import collate, mapped
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ import os
 import time
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 
+import images
 import numpy as np
 import pytest
 import torch
@@ -70,7 +70,7 @@ class Everywhere:
         return self.image
 
 
-def feed(index: Path, images: ModuleType, per_worker: int = 32, loaders: int = LOADERS) -> Feed:
+def feed(index: Path, per_worker: int = 32, loaders: int = LOADERS) -> Feed:
     train, _ = image_folder(index)
     image = images.saved(images.picture(1, (64, 48)), "JPEG")
     dataset = Images(Everywhere(train.source, image), augmented=True)
@@ -97,7 +97,7 @@ def shared(pid: int, address: int) -> tuple[int, int]:
     return resident, proportional
 
 
-def test_the_machine_holds_the_index_once(index: Path, images: ModuleType):
+def test_the_machine_holds_the_index_once(index: Path):
     with closing(feed(index, images, per_worker=8)) as given:
         batches = given.passes([range(8)], start=0, stop=60)
         for _, _ in zip(range(20), batches, strict=False):
@@ -120,7 +120,7 @@ def test_a_start_costs_less_than_two_seconds(index: Path):
     assert min(seconds) < 2
 
 
-def test_the_first_batch_at_any_iteration_costs_a_fifth_of_a_second_at_most(index: Path, images: ModuleType):
+def test_the_first_batch_at_any_iteration_costs_a_fifth_of_a_second_at_most(index: Path):
     with closing(feed(index, images, loaders=2)) as given:
         next(given.passes([range(1)], start=0, stop=1))  # the processes are up
         seconds = []
@@ -144,7 +144,7 @@ def resident(pids: list[int]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_thousand_batches_grow_nothing(index: Path, images: ModuleType):
+def test_ten_thousand_batches_grow_nothing(index: Path):
     with closing(feed(index, images, per_worker=1, loaders=2)) as given:
         held = []
         for number, _ in enumerate(given.passes([range(4)], start=0, stop=10_000)):

@@ -48,24 +48,22 @@ def png16(seed: int = 0, size: tuple[int, int] = (61, 47)) -> bytes:
     """A PNG of 16 bits a channel, which Pillow reads and does not write."""
     width, height = size
     values = smooth(width, height, seed).astype(">u2") * 257
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return _png(width, height, 16, b"".join(b"\0" + row.tobytes() for row in values))
 
 
 def bomb(width: int = 13_300, height: int = 13_300) -> bytes:
     """A small PNG whose header asks for very many pixels."""
-    rows = zlib.compress(bytes(10_000))
+    return _png(width, height, 8, bytes(10_000))
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def zoo(size: tuple[int, int] = (61, 47)) -> dict[str, bytes]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import onehour
 from onehour.cli import main
-from onehour.data.bad_images import BAD_IMAGES, Skipped
 from onehour.data.images import Images, image_folder, open_sides
+from onehour.data.loader import BAD_IMAGES, Skipped
 from onehour.data.pack import pack
 from onehour.dist.group import Group
 from onehour.training.record import Run
@@ -214,7 +214,7 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     feed.skipped.add([3])
 
     with monkeypatch.context() as patched:
-        patched.setattr("onehour.data.bad_images.append_whole", full)
+        patched.setattr("onehour.data.loader.append_whole", full)
         assert skipping.count() == 1
     assert not (tmp_path / BAD_IMAGES).exists()
     assert skipping.count() == 1

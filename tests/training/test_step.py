@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from wires import on_threads
 
 from onehour import Recipe
-from onehour.data.bad_images import Skipped
-from onehour.data.loader import Batch
+from onehour.data.loader import Batch, Skipped
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm

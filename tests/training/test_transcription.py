@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from onehour.config import Recipe
-from onehour.data.loader import pass_batches
+from onehour.data.loader import Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.models.resnet import resnet18
@@ -84,7 +84,8 @@ def test_three_updates_of_a_resnet18_equal_the_papers_equations():
     group, passes = Group(), [range(2), range(2, 3)]
     ours = build_model(RECIPE, data, group.device, model)
     step = step_of(RECIPE, ours, passes)
-    batches = pass_batches(train, stream, passes, start=0, stop=STEPS, loaders=0, device=group.device)
+    feed = Feed(train, seed=stream.seed, loaders=0, device=group.device, stream=stream)
+    batches = feed.passes(passes, start=0, stop=STEPS)
     ours.train()
     for t in range(STEPS):
         step(t, batches)

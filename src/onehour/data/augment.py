@@ -32,9 +32,9 @@ class Crop(NamedTuple):
     flip: bool
 
 
-def uniform(key: int, count: int) -> list[float]:
-    """`count` numbers in [0, 1), a pure function of the key: the upper 53 of each 64 random bits."""
-    return ((random_bits(key, count) >> np.uint64(11)) * 2.0**-53).tolist()
+def uniform(key: int, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1), float64, a pure function of the key: the upper 53 of each 64 random bits."""
+    return (random_bits(key, count) >> np.uint64(11)) * 2.0**-53
 
 
 def draw_crop(height: int, width: int, key: int) -> Crop:
@@ -53,7 +53,7 @@ def draw_crop(height: int, width: int, key: int) -> Crop:
     >>> draw_crop(1, 500, key=7)._replace(flip=False)
     Crop(top=0, left=249, height=1, width=1, flip=False)
     """
-    flip, *draws = uniform(key, 1 + 4 * TRIES)
+    flip, *draws = uniform(key, 1 + 4 * TRIES).tolist()
     lowest, highest = math.log(ASPECT[0]), math.log(ASPECT[1])
     for i in range(0, 4 * TRIES, 4):
         area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * draws[i])

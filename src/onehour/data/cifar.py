@@ -59,7 +59,7 @@ class Cifar(KeyedDataset):
         image, label = self.images[index], int(self.labels[index])
         if not self.augmented:
             return image, label
-        vertical, horizontal, flip = uniform(key, 3)
+        vertical, horizontal, flip = uniform(key, 3).tolist()
         top, left = int(vertical * (2 * PADDING + 1)), int(horizontal * (2 * PADDING + 1))
         image = F.pad(image, (PADDING,) * 4)[:, top : top + SIDE, left : left + SIDE]
         return image.flip(-1) if flip < 0.5 else image, label

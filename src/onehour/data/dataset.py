@@ -1,18 +1,31 @@
-"""What a data set may offer besides its samples: whoever derives from `KeyedDataset` says so on purpose."""
+"""What a data set offers: samples, labels, and faults; whoever derives from `KeyedDataset` offers more, on purpose.
+
+A label names a class by a whole number from 0 to C − 1, which is checked on the host as samples are read. torch's
+cross-entropy leaves out the label −100 without a word, and a label outside the classes ends a GPU's context.
+"""
 
 from __future__ import annotations
 
+import math
+import numbers
+import operator
 import random
-from typing import Any
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from onehour.messages import shown
 
-__all__ = ["FaultError", "KeyedDataset", "seed_generators"]
+__all__ = [
+    *("Classes", "FaultError", "KeyedDataset", "as_label", "as_labels", "in_memory", "refuse_labels"),
+    "seed_generators",
+]
 
 
 class FaultError(ValueError):
@@ -23,9 +36,6 @@ class FaultError(ValueError):
         problem: continues the path to a sentence, e.g. "is an empty file".
         remedy: what to do.
         note: True where nothing is lost but a person should know.
-
-    >>> print(FaultError("a.jpg", "is an empty file", "replace or remove it"))
-    a.jpg is an empty file; replace or remove it
     """
 
     def __init__(self, path: str, problem: str, remedy: str, *, note: bool = False) -> None:
@@ -56,8 +66,6 @@ class KeyedDataset(Dataset[Any]):
     True
     """
 
-    shape: tuple[int, int, int] | None = None
-    """(C, H, W) of its images, if they are bytes whose channels lie together; the first image says it otherwise."""
     skips: bool = False
     """Whether an image whose `keyed` raises a `FaultError` is replaced by the stream's next one of its worker."""
 
@@ -92,3 +100,113 @@ def seed_generators(key: int) -> None:
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
+
+
+def in_memory(dataset: Any) -> bool:
+    """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers."""
+    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
+
+
+def as_label(value: Any) -> int:
+    """The whole number that a label is, whatever holds it; whether there is such a class is not looked at.
+
+    Args:
+        value: an int, a bool, a numpy number, a float without a fraction, or a tensor or an array of shape () or (1,)
+            that holds one.
+
+    Raises:
+        ValueError: for anything else, with what it is.
+    """
+    if type(value) is int:
+        return value
+    found: Any = value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        if tuple(value.shape) not in ((), (1,)):
+            raise ValueError(
+                f"the label is {_kind(value)} of shape {tuple(value.shape)}; expected one whole number"
+                + (", such as its argmax where it is one-hot" if value.ndim == 1 else "")
+            )
+        found = value.item()
+    try:
+        return operator.index(found)
+    except TypeError:
+        pass
+    if isinstance(found, numbers.Number):
+        if isinstance(found, numbers.Real) and math.isfinite(found) and found == math.floor(found):
+            return int(cast(float, found))
+        raise ValueError(f"the label {found} is not a whole number")
+    raise ValueError(f"the label is {_kind(found)} ({reprlib.repr(found)}); expected one whole number")
+
+
+def as_labels(labels: torch.Tensor) -> torch.Tensor:
+    """The same for a tensor of N labels: itself where it is one of whole numbers (N,), else int64 (N,).
+
+    Raises:
+        ValueError: for another shape, or the first that is not a whole number.
+    """
+    if labels.ndim != 1 and tuple(labels.shape) != (len(labels), 1):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; expected one whole number a sample, such as argmax(1) of one-hot"
+        )
+    flat = labels.detach().reshape(-1)
+    if flat.is_complex():
+        raise ValueError(f"labels are {flat.dtype}; expected whole numbers")
+    if flat.is_floating_point():
+        broken = (~(flat == flat.floor()) | flat.isinf()).nonzero()
+        if len(broken):
+            first = int(broken[0])
+            raise ValueError(f"label {first} is {flat[first].item():g}, no whole number")
+    plain = labels.ndim == 1 and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return labels if plain else flat.long()
+
+
+def _kind(value: Any) -> str:
+    """What a message calls a value: its type, with "a" or "an"; None is itself."""
+    if value is None:
+        return "nothing"
+    name = "tensor" if isinstance(value, torch.Tensor) else "array" if isinstance(value, np.ndarray) else None
+    name = name or type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """C, and where it comes from, for messages."""
+
+    count: int
+    source: str
+
+    def checked(self, label: object) -> int:
+        """The label as the whole number that it is.
+
+        Raises:
+            ValueError: if it is none, or no class has it.
+        """
+        expected = f"expected a whole number from 0 to {self.count - 1}, since C = {self.count} ({self.source})"
+        try:
+            number = as_label(label)
+        except ValueError as error:
+            raise ValueError(f"{error}; {expected}") from error
+        if not 0 <= number < self.count:
+            raise ValueError(f"the label is {number}; {expected}")
+        return number
+
+
+def refuse_labels(labels: Tensor, classes: Classes, name: Callable[[int], str]) -> None:
+    """Check the labels of samples in memory, once.
+
+    Args:
+        labels: N of them.
+        name: what a message calls sample i.
+
+    Raises:
+        ValueError: for the first that no class has, as `Classes.checked`.
+    """
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    if whole and labels.ndim == 1 and int(labels.min()) >= 0 and int(labels.max()) < classes.count:
+        return
+    for index, label in enumerate(labels.cpu()):
+        try:
+            classes.checked(label)
+        except ValueError as error:
+            raise ValueError(f"{name(index)}: {error}") from error

@@ -1,4 +1,4 @@
-"""From an image file's bytes to RGB pixels, under one fixed rule for every format."""
+"""From an image file's bytes to RGB pixels, under one fixed rule for every format, and to those of a smaller file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
 
-__all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "decode", "orientation_of", "oriented", "plain"]
+__all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "QUALITY", "decode", "orientation_of", "oriented", "plain", "shrunk"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """What Pillow may try; named, because its others include some that start programs (EPS)."""
@@ -32,6 +33,10 @@ STRIP = 2**20
 WIDE = {"WEBP": 2, "JPEG2000": 4}
 """Formats whose decoder needs several times the memory of others for a pixel; their cap is that much lower."""
 ORIENTATION = 0x0112
+QUALITY = 95
+"""Of the JPEGs that are written here."""
+LONGEST = 65_500
+"""Pixels of a side that libjpeg writes."""
 
 
 def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) -> np.ndarray:
@@ -126,6 +131,39 @@ def orientation_of(data: bytes) -> int:
             return _orientation(image)
     except Exception:  # as of `decode`
         return 1
+
+
+def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> bytes | None:
+    """An image file whose shorter side is `shorter`, as JPEG of quality 95; None for one that is not larger.
+
+    The aspect is kept, the resize is bilinear and antialiased as the crops' is. An EXIF orientation is kept, other
+    metadata is not.
+
+    Args:
+        data, name, pixels: as of `decode`.
+        shorter: pixels.
+
+    Raises:
+        FaultError: if the image cannot be decoded, or is too long for a JPEG even so.
+    """
+    image = decode(data, name, pixels=pixels)
+    height, width = image.shape[:2]
+    side = min(height, width)
+    if side <= shorter:
+        return None
+    height, width = round(height * shorter / side), round(width * shorter / side)
+    if max(height, width) > LONGEST:
+        problem = f"would have {width}×{height} pixels, too many for a JPEG"
+        raise FaultError(name, problem, "pack as it is, or remove it")
+    smaller = resized(image, height, width)
+    encoded = simplejpeg.encode_jpeg(smaller, quality=QUALITY, colorspace="RGB", colorsubsampling="420")
+    orientation = orientation_of(data)
+    if orientation == 1:
+        return encoded
+    # The smallest EXIF block: TIFF's header, one entry (tag, type SHORT, one value), no further directory.
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01" + bytes([0, orientation, 0, 0])
+    block = b"Exif\0\0MM\0*\0\0\0\x08\x00\x01" + entry + bytes(4)
+    return encoded[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + encoded[2:]
 
 
 def _refuse_bomb(height: int, width: int, pixels: int, name: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from onehour.data.augment import uniform
 from onehour.rules.keys import random_bits, seed_for
 
 __all__ = ["digits", "digits_wide", "originals"]
@@ -65,21 +66,16 @@ def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
 def _composites(images: Tensor, labels: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:
     """`count` distorted images: original i % len, each under its own numbers."""
     source = torch.arange(count) % len(images)
-    uniform = _uniform(key, (count, 4)) * 2 - 1
-    angle = uniform[:, 0] * np.deg2rad(ROTATION)
-    scale = 1 + uniform[:, 1] * SCALE
+    drawn = torch.from_numpy(uniform(key, 4 * count)).view(count, 4) * 2 - 1
+    angle = drawn[:, 0] * np.deg2rad(ROTATION)
+    scale = 1 + drawn[:, 1] * SCALE
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     half = images.shape[-1] / 2
-    shift_x, shift_y = uniform[:, 2] * SHIFT / half, uniform[:, 3] * SHIFT / half
+    shift_x, shift_y = drawn[:, 2] * SHIFT / half, drawn[:, 3] * SHIFT / half
     affine = torch.stack((cos, -sin, shift_x, sin, cos, shift_y), 1).view(-1, 2, 3)
     grid = F.affine_grid(affine, [count, 1, *images.shape[2:]], align_corners=False)
     warped = F.grid_sample(images[source].double(), grid, align_corners=False)
     # Box and Muller's normal numbers, from uniform ones whose bits never change with a library's version.
-    u, v = _uniform(seed_for(key, "noise"), (2, *warped.shape))
+    u, v = torch.from_numpy(uniform(seed_for(key, "noise"), 2 * warped.numel())).view(2, *warped.shape)
     noise = torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * torch.pi * v)
     return (warped + NOISE * noise).float(), labels[source]
-
-
-def _uniform(key: int, shape: tuple[int, ...]) -> Tensor:
-    bits = random_bits(key, int(np.prod(shape))) >> np.uint64(11)
-    return torch.from_numpy(bits.astype(np.float64) * 2.0**-53).reshape(shape)

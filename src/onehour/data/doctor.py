@@ -7,9 +7,10 @@ import io
 import os
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,10 @@ from PIL import Image
 
 from onehour.data.dataset import FaultError
 from onehour.data.decode import FORMATS, JPEG_START, PIXELS, decode, plain
-from onehour.data.index import changes, folder_side, index_of, read_index
-from onehour.data.listing import SIDES, Files, OnFault, Table, list_sides, read_file
-from onehour.data.pack import PARTS
-from onehour.data.processes import Done, spans, spread
-from onehour.data.shards import Shards, key_of, label_member, pack_side
+from onehour.data.index import Index, index_of, read_index
+from onehour.data.listing import SIDES, Files, Table, expected, list_sides, read_file
+from onehour.data.pack import PARTS, Shards, key_of, label_member, shards_of
+from onehour.data.processes import Done, ignore, spans, spread
 
 __all__ = ["examine", "inspect_image"]
 
@@ -97,11 +97,11 @@ def _damage(data: bytes) -> str:
 
 
 DIGEST = 16
-Found = tuple[list[FaultError], bytes]
-"""The faults of a span of images, and the digest of each."""
+Seen = tuple[list[FaultError], bytes]
+"""The faults of an image, and its file's bytes."""
 
 
-def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lambda items: None) -> list[FaultError]:
+def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = ignore) -> list[FaultError]:
     """Look at every file of a folder of images or of a pack.
 
     Args:
@@ -113,178 +113,141 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = lam
     Returns:
         What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.
     """
-    faults: list[FaultError] = []
-    index = index_of(path)
-    if index is None and not path.is_dir():
-        expected = f"expected {path}/train/CLASS/* and {path}/val/CLASS/*, or a pack"
-        return [FaultError(str(path), "is not a folder, an index or a pack", expected)]
-    if index is None and ((path / PARTS).is_dir() or list(path.glob("*.tar"))):
+    place, index, root = index_of(path), None, path if path.is_dir() else path.parent
+    if place is None and not path.is_dir():
+        return [FaultError(str(path), "is not a folder, an index or a pack", f"{expected(path)}, or a pack")]
+    if place is None and ((path / PARTS).is_dir() or list(path.glob("*.tar"))):
         return [FaultError(str(path), "holds shards and no index: it was never finished", "pack the data again")]
-    root, kind = path if path.is_dir() else path.parent, "folder"
-    readers: list[_FolderReader] | list[_PackReader] = []
+    faults: list[FaultError] = []
+    sides: list[_Side] = []
     try:
-        if index is not None:
-            _, about = read_index(index)
-            root, kind = index.parent / str(about.get("root", ".")), about["kind"]
+        if place is not None:
+            index = read_index(place)
+            root = index.root
     except FaultError as fault:
         faults.append(fault)
-        index = None
     try:
-        if kind == "pack" and index is not None:
-            readers = _pack_readers(index, pixels, faults.append)
+        if index is not None and index.about["kind"] == "pack":
+            sides = _of_pack(index, pixels, faults)
         elif not list(root.glob("*.tar")):
-            readers = _folder_readers(root, index, pixels, faults.append)
+            sides = _of_folder(root, index, pixels, faults)
     except FaultError as fault:
         faults.append(fault)
     digests = []
-    for reader in readers:
-        found = spread(reader, spans(len(reader.rows), 64), jobs=jobs, done=done)
-        faults += [fault for part, _ in found for fault in part]
-        digests.append(b"".join(digest for _, digest in found))
-    faults += _twins(readers, digests)
+    for side in sides:
+        for found, part in spread(side, spans(len(side.images), 64), jobs=jobs, done=done):
+            faults += found
+            digests.append(part)
+    faults += _twins(sides, np.frombuffer(b"".join(digests), f"S{DIGEST}"))
     return sorted(faults, key=lambda fault: fault.path)
 
 
 @dataclass(frozen=True)
-class _FolderReader:
-    """Reads the files of a side; sent to the processes that do it."""
+class _Side:
+    """The images of a side that can be looked at, and how one is."""
 
-    source: Files
-    rows: np.ndarray
-    """Of each file its row in the index, or -1."""
-    indexed: Table | None
-    pixels: int
+    source: Files | Shards
+    images: np.ndarray
+    """Their indices."""
+    look: Callable[[int], Seen]
 
-    def __call__(self, span: range, done: Done) -> Found:
-        return _found(span, self._faults, done)
-
-    def place(self, number: int) -> tuple[str, str]:
-        """The file's path and class."""
-        return self.source.name(number), self.source.classes[self.source.labels[number]]
-
-    def _faults(self, index: int) -> tuple[list[FaultError], bytes]:
-        name, row = self.source.name(index), int(self.rows[index])
-        data = read_file(name)
-        if row >= 0 and self.indexed is not None:
-            self.indexed.verify(row, data, lambda _: name)
-        return list(inspect_image(data, name, pixels=self.pixels)), data
-
-
-@dataclass(frozen=True)
-class _PackReader:
-    """Reads the samples of a side whose shards are whole."""
-
-    source: Shards
-    rows: np.ndarray
-    """The samples' indices."""
-    pixels: int
-
-    def __call__(self, span: range, done: Done) -> Found:
-        return _found(span, self._faults, done)
-
-    def place(self, number: int) -> tuple[str, str]:
-        """The shard with the file that it was, and its class."""
-        index = int(self.rows[number])
-        return self.source.name(index), self.source.classes[self.source.labels[index]]
-
-    def _faults(self, number: int) -> tuple[list[FaultError], bytes]:
-        index = int(self.rows[number])
-        name, label = self.source.name(index), int(self.source.labels[index])
-        head, behind = self.source.members(index)
-        remedy = "restore the shard, or pack the data again; never extract it"
-        try:
-            member = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            return [FaultError(name, f"has a damaged header in its shard ({error})", remedy)], b""
-        if not (member.isreg() and member.name.encode("utf-8", "surrogateescape").startswith(key_of(index))):
-            kind = "a link" if member.issym() or member.islnk() else "a member"
-            return [FaultError(name, f"is {kind} called {member.name!r} in its shard", remedy)], b""
-        faults = []
-        if behind != label_member(index, label):
-            faults.append(FaultError(name, f"has not its label, {label}, behind it in the shard", remedy))
-        data = self.source.read(index)
-        return faults + list(inspect_image(data, name, pixels=self.pixels)), data
+    def __call__(self, span: range, done: Done) -> tuple[list[FaultError], bytes]:
+        """The faults of some images, and a digest of each; zeros of one that cannot be read."""
+        faults, digests = [], bytearray()
+        for index in self.images[span.start : span.stop].tolist():
+            data = b""
+            try:
+                found, data = self.look(index)
+                faults += found
+            except FaultError as fault:
+                faults.append(fault)
+            digests += hashlib.blake2b(data, digest_size=DIGEST).digest() if data else bytes(DIGEST)
+            done(1)
+        return faults, bytes(digests)
 
 
-def _found(span: range, look: Callable[[int], tuple[list[FaultError], bytes]], done: Done) -> Found:
-    faults, digests = [], bytearray()
-    for index in span:
-        data = b""
-        try:
-            found, data = look(index)
-            faults += found
-        except FaultError as fault:
-            faults.append(fault)
-        digests += hashlib.blake2b(data, digest_size=DIGEST).digest() if data else bytes(DIGEST)
-        done(1)
-    return faults, bytes(digests)
-
-
-def _folder_readers(root: Path, index: Path | None, pixels: int, report: OnFault) -> list[_FolderReader]:
-    tables = list_sides(root, report)
-    readers = []
-    arrays, about = read_index(index, verify=False) if index is not None else ({}, {})
+def _of_folder(root: Path, index: Index | None, pixels: int, faults: list[FaultError]) -> list[_Side]:
+    tables = list_sides(root, faults)
     if index is not None:
-        changes(index, report)
+        faults += index.changes()
+    sides = []
     for side, table in tables.items():
-        known = folder_side(index, side, arrays, about, check=True).table if index is not None else None
-        readers.append(_FolderReader(Files(root / side, table), _rows(table, known), known, pixels))
-    return readers
+        source, known = Files(root / side, table), index.table(side) if index is not None else None
+        look = partial(_look_at_file, source, known, _rows(table, known), pixels)
+        sides.append(_Side(source, np.arange(len(table)), look))
+    return sides
 
 
 def _rows(table: Table, known: Table | None) -> np.ndarray:
     """Of each image, its row in another table of the same files, or -1."""
     rows = np.full(len(table), -1)
-    if known is None:
-        return rows
-    mine, its = (np.searchsorted(t.labels, np.arange(len(t.classes) + 1)) for t in (table, known))
-    labels = {name: label for label, name in enumerate(known.classes)}
+    labels = {name: label for label, name in enumerate(known.classes)} if known is not None else {}
     for label, name in enumerate(table.classes):
-        other = labels.get(name)
-        if other is not None:
-            found = {known.names[row]: row for row in range(its[other], its[other + 1])}
-            for place in range(mine[label], mine[label + 1]):
-                rows[place] = found.get(table.names[place], -1)
+        if known is not None and name in labels:
+            theirs = known.by_name(labels[name])
+            for file, index in table.by_name(label).items():
+                rows[index] = theirs.get(file, -1)
     return rows
 
 
-def _pack_readers(index: Path, pixels: int, report: OnFault) -> list[_PackReader]:
-    arrays, about = read_index(index, verify=False)
-    readers, names = [], set()
+def _look_at_file(source: Files, known: Table | None, rows: np.ndarray, pixels: int, index: int) -> Seen:
+    name, row = source.name(index), int(rows[index])
+    data = read_file(name)
+    if known is not None and row >= 0:
+        known.verify(row, data, lambda _: name)
+    return list(inspect_image(data, name, pixels=pixels)), data
+
+
+def _of_pack(index: Index, pixels: int, faults: list[FaultError]) -> list[_Side]:
+    sides, names = [], set()
     for side in SIDES:
-        source = pack_side(index, side, arrays, about, check=True)
+        source = shards_of(index, side)
+        names |= {shard.name for shard in source.shards}
         whole = np.ones(len(source.labels), bool)
         ends = [*(shard.first for shard in source.shards[1:]), len(whole)]
-        for number, (shard, end) in enumerate(zip(source.shards, ends, strict=True)):
-            names.add(shard.name)
-            fault = source.shard_fault(number, shard)
-            if fault is not None:
-                whole[shard.first : end] = False
-                report(fault)
-        readers.append(_PackReader(source, np.flatnonzero(whole), pixels))
-    for path in index.parent.glob("*.tar"):
+        for number, fault in source.faults().items():
+            whole[source.shards[number].first : ends[number]] = False
+            faults.append(fault)
+        sides.append(_Side(source, np.flatnonzero(whole), partial(_look_at_sample, source, pixels)))
+    for path in index.path.parent.glob("*.tar"):
         if path.name not in names:
-            report(FaultError(str(path), "is not a shard of this pack", "move it away", note=True))
-    return readers
+            faults.append(FaultError(str(path), "is not a shard of this pack", "move it away", note=True))
+    return sides
 
 
-def _twins(readers: Sequence[_FolderReader | _PackReader], digests: list[bytes]) -> Iterator[FaultError]:
-    """Notes of files with the same bytes."""
-    joined = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
-    firsts = np.cumsum([0, *(len(reader.rows) for reader in readers)])
-    order = np.lexsort((joined[:, 1], joined[:, 0]))
-    same = (joined[order[1:]] == joined[order[:-1]]).all(1) & (joined[order[1:]] != 0).any(1)
-    first = 0
-    for place in np.flatnonzero(same):
-        if place == 0 or not same[place - 1]:
-            first = place
-        sides = [int(np.searchsorted(firsts, order[at], "right")) - 1 for at in (first, place + 1)]
-        here, there = (
-            readers[side].place(int(order[at] - firsts[side]))
-            for side, at in zip(sides, (first, place + 1), strict=True)
-        )
-        where = (
-            "to train and to validate" if sides[0] != sides[1] else "in another class" if here[1] != there[1] else "too"
-        )
-        problem = f"has the same bytes as {here[0]}, {where}"
-        yield FaultError(there[0], problem, "remove what has no place there", note=True)
+def _look_at_sample(source: Shards, pixels: int, index: int) -> Seen:
+    name, label = source.name(index), int(source.labels[index])
+    head, behind = source.members(index)
+    remedy = "restore the shard, or pack the data again; never extract it"
+    try:
+        member = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        return [FaultError(name, f"has a damaged header in its shard ({error})", remedy)], b""
+    if not (member.isreg() and member.name.encode("utf-8", "surrogateescape").startswith(key_of(index))):
+        kind = "a link" if member.issym() or member.islnk() else "a member"
+        return [FaultError(name, f"is {kind} called {member.name!r} in its shard", remedy)], b""
+    faults = []
+    if behind != label_member(index, label):
+        faults.append(FaultError(name, f"has not its label, {label}, behind it in the shard", remedy))
+    data = source.read(index)
+    return faults + list(inspect_image(data, name, pixels=pixels)), data
+
+
+def _twins(sides: list[_Side], digests: np.ndarray) -> Iterator[FaultError]:
+    """Notes of files with the same bytes as one before."""
+    _, firsts, groups = np.unique(digests, return_index=True, return_inverse=True)
+    ends = np.cumsum([len(side.images) for side in sides])
+
+    def place(row: int) -> tuple[int, str, str]:
+        """Its side, its path and its class."""
+        number = int(np.searchsorted(ends, row, "right"))
+        source, images = sides[number].source, sides[number].images
+        index = int(images[row - ends[number]])  # from behind
+        return number, source.name(index), source.classes[source.labels[index]]
+
+    for row in np.flatnonzero((firsts[groups] != np.arange(len(digests))) & (digests != b"")):
+        first, again = place(firsts[groups[row]]), place(row)
+        other = "in another class" if first[2] != again[2] else "too"
+        where = "to train and to validate" if first[0] != again[0] else other
+        problem = f"has the same bytes as {first[1]}, {where}"
+        yield FaultError(again[1], problem, "remove what has no place there", note=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from onehour.data.augment import SIZE, drawn_key, normalise, training_crop, validation_crop
+from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
-from onehour.data.index import changes, folder_side, index_of, read_index
-from onehour.data.listing import SIDES, Files, Source, list_sides, refuse
-from onehour.data.shards import Shards, pack_side
+from onehour.data.index import index_of, read_index
+from onehour.data.listing import SIDES, Files, Source, expected, list_sides, refuse
+from onehour.data.pack import Shards, shards_of
 from onehour.rules.checks import positive_int
 
 __all__ = ["ImageOptions", "Images", "image_folder", "open_sides"]
@@ -52,8 +52,6 @@ class Images(KeyedDataset):
         augmented: the training crop and flip, drawn from each sample's key; otherwise the test crop.
         options: see `ImageOptions`.
     """
-
-    shape = (3, SIZE, SIZE)
 
     def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
@@ -126,29 +124,27 @@ def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
     Args:
         sizes: ask for the sizes of a folder's files too; an index and a pack know them.
     """
-    index = index_of(root)
-    if index is not None:
-        return _indexed(index)
+    place = index_of(root)
+    if place is not None:
+        return _indexed(place)
     if not root.is_dir():
         kind = "index" if root.suffix == ".index" else "folder"
-        raise ValueError(f"there is no {kind} {root}; expected {root}/train/CLASS/* and {root}/val/CLASS/*")
+        raise ValueError(f"there is no {kind} {root}; {expected(root)}")
     faults: list[FaultError] = []
-    tables = list_sides(root, faults.append, sizes=sizes)
+    tables = list_sides(root, faults, sizes=sizes)
     refuse(faults, root)
     return {side: Files(root / side, table) for side, table in tables.items()}
 
 
-def _indexed(index: Path) -> dict[str, Files | Shards]:
-    arrays, about = read_index(index)
-    if about["kind"] == "pack":
-        packs = {side: pack_side(index, side, arrays, about, check=True) for side in SIDES}
-        for source in packs.values():
-            source.check()
+def _indexed(place: Path) -> dict[str, Files | Shards]:
+    index = read_index(place)
+    if index.about["kind"] == "pack":
+        packs = {side: shards_of(index, side) for side in SIDES}
+        for fault in (fault for source in packs.values() for fault in source.faults().values()):
+            raise fault
         return dict(packs)
-    sides: dict[str, Files | Shards] = {side: folder_side(index, side, arrays, about, check=True) for side in SIDES}
-    changed: list[FaultError] = []
-    changes(index, changed.append)
-    if changed:
+    files = {side: index.files(side) for side in SIDES}
+    if changed := index.changes():
         more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
-        raise ValueError(f"{index} is out of date: {changed[0]}{more}")
-    return sides
+        raise ValueError(f"{place} is out of date: {changed[0]}{more}")
+    return dict(files)

@@ -10,51 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
 import time
 import zlib
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from onehour.data.dataset import FaultError
-from onehour.data.listing import (
-    SIDES,
-    Files,
-    Names,
-    OnFault,
-    Source,
-    Table,
-    list_class,
-    list_classes,
-    list_sides,
-    refuse,
-)
-from onehour.data.processes import Done, spans, spread
+from onehour.data.listing import SIDES, Files, Names, Table, expected, list_class, list_classes, list_sides, refuse
+from onehour.data.processes import Done, ignore, spans, spread
 from onehour.files import replace_whole
 
 __all__ = [
     "FORMAT",
     "INDEX",
-    "changes",
+    "Index",
     "columns",
-    "folder_side",
     "index_of",
     "open_arrays",
     "read_index",
-    "reopened",
-    "table_of",
     "write_arrays",
     "write_index",
 ]
 
-T = TypeVar("T")
 KEY = "onehour"
 AGAIN = "make it again"
 LONGEST = 2**28
@@ -70,69 +52,42 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
         about: any JSON.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
-    text = json.dumps(about, sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    for name, array in arrays.items():
-        digest.update(_described(name, array))
-        digest.update(array.data)
-    metadata = {KEY: json.dumps({"about": about, "sha256": digest.hexdigest()})}
+    metadata = {KEY: json.dumps({"about": about, "sha256": _digest(arrays, about)})}
     replace_whole(path.parent, path.name, save(arrays, metadata=metadata))
 
 
-def open_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a file, read-only views of its bytes, and what they are about.
-
-    Args:
-        verify: read all of it and compare the digest; a process that opens what another has verified need not.
 
     Raises:
         FaultError: a ValueError, if the file cannot be read, is of another kind, or is damaged.
     """
     try:
         with path.open("rb") as file:
-            header = _header(file)
+            length = int.from_bytes(file.read(8), "little")
+            header = dict(json.loads(file.read(length if length <= LONGEST else 0)))
             own = json.loads(header.pop("__metadata__")[KEY])
-            about, expected = own["about"], own["sha256"]
-            content = _shared(file)
+            about, digest = own["about"], own["sha256"]
+            content = file.read()
         arrays = {name: _array(content, entry) for name, entry in header.items()}
     except OSError as error:
         raise FaultError(str(path), f"cannot be read: {error.strerror or error}", AGAIN) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaultError(str(path), "is not an index of onehour, or is damaged", AGAIN) from error
-    if verify:
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for name, array in sorted(arrays.items()):
-            digest.update(_described(name, array))
-            digest.update(array.data)
-        if digest.hexdigest() != expected:
-            raise FaultError(str(path), "is damaged: its SHA-256 is not the one that it was written with", AGAIN)
+    if _digest(arrays, about) != digest:
+        raise FaultError(str(path), "is damaged: its SHA-256 is not the one that it was written with", AGAIN)
     return arrays, about
 
 
-def _described(name: str, array: np.ndarray) -> bytes:
-    return f"\n{name} {array.dtype.str} {array.shape}\n".encode()
+def _digest(arrays: dict[str, np.ndarray], about: Any) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
-def _header(file: BufferedReader) -> dict[str, Any]:
-    length = int.from_bytes(file.read(8), "little")
-    if length > LONGEST:
-        raise ValueError("it begins with no header")
-    header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise TypeError("its header is not an object")
-    return header
-
-
-def _shared(file: BufferedReader) -> memoryview:
-    """The rest of a file, in memory that this process and all forked from it have in common."""
-    size = os.fstat(file.fileno()).st_size - file.tell()
-    memory = memoryview(mmap.mmap(-1, max(size, 1)))[: max(size, 0)]
-    if file.readinto(memory) != len(memory):
-        raise ValueError("it ends while it is read")
-    return memory.toreadonly()
-
-
-def _array(content: memoryview, entry: dict[str, Any]) -> np.ndarray:
+def _array(content: bytes, entry: dict[str, Any]) -> np.ndarray:
     first, last = entry["data_offsets"]
     kind = np.dtype(TYPES[entry["dtype"]]).newbyteorder("<")
     return np.frombuffer(content, kind, (last - first) // kind.itemsize, first).reshape(entry["shape"])
@@ -145,6 +100,62 @@ TICK = 20_000_000
 """Nanoseconds for which a file system's clock may stand still."""
 
 
+@dataclass(frozen=True)
+class Index:
+    """An index that was read.
+
+    Args:
+        path: its file.
+        arrays: of both sides, by the names of `columns`.
+        about: kind, classes, and what else such an index says.
+    """
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+    @property
+    def root(self) -> Path:
+        """The folder that it lists, or that holds its shards."""
+        return self.path.parent / str(self.about.get("root", "."))
+
+    def table(self, side: str) -> Table:
+        """One side's images.
+
+        Raises:
+            FaultError: if they are no table, as a wrong or a malicious index may have it: a label out of range, a name
+                that leads out of its folder.
+        """
+        classes = self.about.get("folders", {}).get(side, self.about["classes"])
+        found = [self.arrays.get(f"{side}.{name}") for name in ("labels", "names", "ends", "sizes", "checks")]
+        labels, buffer, ends, sizes, checks = found
+        if labels is None or buffer is None or ends is None or sizes is None or len(ends) != len(labels) + 1:
+            raise FaultError(str(self.path), "is not a complete index", AGAIN)
+        table = Table(classes, labels, Names(buffer, ends), sizes, checks)
+        steps = np.diff(labels)
+        ordered = len(labels) > 0 and labels[0] == 0 and labels[-1] == len(classes) - 1
+        named = Names.of(classes).safe() and table.names.safe()
+        whole = len(sizes) == len(labels) and (sizes >= 0).all() and (checks is None or len(checks) == len(labels))
+        if not (ordered and ((steps == 0) | (steps == 1)).all() and named and whole):
+            raise FaultError(str(self.path), "names files or classes that no listing would have", AGAIN)
+        return table
+
+    def files(self, side: str) -> Files:
+        """One side of the folder that it lists; the folder itself is not looked at."""
+        return Files(self.root / side, self.table(side))
+
+    def changes(self) -> list[FaultError]:
+        """Every file of the folder that came or went since.
+
+        A class whose folder has the time and size that it had is not listed. A file that was overwritten in its place
+        is noticed when it is read.
+        """
+        found: list[FaultError] = []
+        for side in SIDES:
+            _add_changes(found, self.root / side, self.table(side), self.about["stamps"][side])
+        return found
+
+
 def index_of(path: Path) -> Path | None:
     """The index that a path means: itself, or the one inside; None if there is none."""
     if path.suffix == Path(INDEX).suffix and path.is_file():
@@ -153,7 +164,7 @@ def index_of(path: Path) -> Path | None:
 
 
 def write_index(
-    root: Path, path: Path | None = None, *, digests: bool = False, jobs: int = 1, done: Done = lambda items: None
+    root: Path, path: Path | None = None, *, digests: bool = False, jobs: int = 1, done: Done = ignore
 ) -> Path:
     """List ROOT/train/CLASS/* and ROOT/val/CLASS/*, and save the list.
 
@@ -171,13 +182,13 @@ def write_index(
     """
     path = path or root / INDEX
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; expected {root}/train/CLASS/* and {root}/val/CLASS/*")
+        raise ValueError(f"there is no folder {root}; {expected(root)}")
     stamps = {side: _stamps(root / side) for side in SIDES}
     newest = max((stamp[0] for side in stamps.values() for stamp in side.values()), default=0)
     if 0 <= time.time_ns() - newest < TICK:
         time.sleep(TICK / 1e9)  # a change from now on then gives its folder another time
     faults: list[FaultError] = []
-    tables = list_sides(root, faults.append, sizes=True, tick=partial(done, 1))
+    tables = list_sides(root, faults, sizes=True, done=done)
     refuse(faults, root)
     arrays: dict[str, np.ndarray] = {}
     for side, table in tables.items():
@@ -200,59 +211,21 @@ def write_index(
     return path
 
 
-def read_index(path: Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of an index of this version, and what it says of itself.
-
-    Args:
-        verify: read all of it for its digest; who opens what another process has verified need not.
+def read_index(path: Path) -> Index:
+    """An index of this version.
 
     Raises:
-        ValueError: if it cannot be read, or is damaged, another version's or not an index.
+        FaultError: if it cannot be read, or is damaged, another version's or not an index.
     """
-    arrays, about = open_arrays(path, verify=verify)
+    arrays, about = open_arrays(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise FaultError(str(path), "is an index of another version of onehour", "make it again")
+        raise FaultError(str(path), "is an index of another version of onehour", AGAIN)
     classes, by_side = about.get("classes"), about.get("stamps" if about.get("kind") == "folder" else "shards")
     folders = about.get("folders", dict.fromkeys(SIDES, classes))
     sound = isinstance(folders, dict) and all(_are_names(names, classes) for names in (classes, *folders.values()))
     if not sound or not isinstance(by_side, dict) or not all(isinstance(by_side.get(side), list) for side in SIDES):
-        raise FaultError(str(path), "is not a complete index", "make it again")
-    return arrays, about
-
-
-def folder_side(
-    path: Path, side: str, arrays: dict[str, np.ndarray], about: dict[str, Any], *, check: bool = False
-) -> Files:
-    """One side of the folder that an index lists; the folder itself is not looked at.
-
-    Args:
-        path: the index.
-        arrays, about: what is in it.
-        check: look at every entry.
-
-    Raises:
-        ValueError: if the index is not sound.
-    """
-    folders = about.get("folders", {}).get(side, about["classes"])
-    table = table_of(path, side, arrays, folders, check=check)
-    return Files(_root(path, about) / side, table, partial(reopened, folder_side, path, side))
-
-
-def reopened(side_of: Callable[..., T], path: Path, side: str) -> T:
-    """One side, by `folder_side` or `pack_side`, of an index that another process has verified."""
-    return side_of(path, side, *read_index(path, verify=False))
-
-
-def changes(path: Path, report: OnFault) -> None:
-    """OnFault every file that came or went since an index of a folder was made.
-
-    A class whose folder has the time and size that it had is not listed. A file that was overwritten in its place is
-    noticed when it is read.
-    """
-    arrays, about = read_index(path, verify=False)
-    for side in SIDES:
-        table = folder_side(path, side, arrays, about).table
-        _side_changes(_root(path, about) / side, table, about["stamps"][side], report)
+        raise FaultError(str(path), "is not a complete index", AGAIN)
+    return Index(path, arrays, about)
 
 
 def columns(side: str, table: Table, checks: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -264,44 +237,14 @@ def columns(side: str, table: Table, checks: np.ndarray | None) -> dict[str, np.
     return {f"{side}.{name}": array for name, array in named.items()}
 
 
-def table_of(path: Path, side: str, arrays: dict[str, np.ndarray], classes: list[str], *, check: bool = True) -> Table:
-    """The table whose arrays these are.
-
-    Args:
-        path: the index, for messages.
-        check: look at every entry; with False only at what is needed to open it.
-
-    Raises:
-        ValueError: if they are no table, as a wrong or a malicious index may have it: a label out of range, a name that
-            leads out of its folder.
-    """
-    found = [arrays.get(f"{side}.{name}") for name in ("labels", "names", "ends", "sizes", "checks")]
-    labels, buffer, ends, sizes, checks = found
-    if labels is None or buffer is None or ends is None or sizes is None or len(ends) != len(labels) + 1:
-        raise FaultError(str(path), "is not a complete index", "make it again")
-    table = Table(classes, labels, Names(buffer, ends), sizes, checks)
-    if check:
-        steps = np.diff(labels)
-        ordered = len(labels) > 0 and labels[0] == 0 and labels[-1] == len(classes) - 1
-        named = Names.of(classes).safe() and table.names.safe()
-        whole = len(sizes) == len(labels) and (sizes >= 0).all() and (checks is None or len(checks) == len(labels))
-        if not (ordered and ((steps == 0) | (steps == 1)).all() and named and whole):
-            raise FaultError(str(path), "names files or classes that no listing would have", "make it again")
-    return table
-
-
 def _are_names(names: Any, classes: Any) -> bool:
     return isinstance(names, list) and len(names) == len(classes) and all(isinstance(name, str) for name in names)
-
-
-def _root(path: Path, about: dict[str, Any]) -> Path:
-    return path.parent / str(about.get("root", "."))
 
 
 def _stamps(root: Path) -> dict[str, list[int]]:
     """Time and size of each class's folder: adding, removing or renaming a file changes its time."""
     stamps = {}
-    for name in list_classes(root, lambda fault: None) if root.is_dir() else []:
+    for name in list_classes(root, []) if root.is_dir() else []:
         try:
             status = (root / name).stat()
         except OSError:
@@ -310,13 +253,13 @@ def _stamps(root: Path) -> dict[str, list[int]]:
     return stamps
 
 
-def _checks(source: Source, root: Path, jobs: int, done: Done) -> np.ndarray:
+def _checks(source: Files, root: Path, jobs: int, done: Done) -> np.ndarray:
     parts = spread(partial(_check_span, source), spans(len(source.labels), 256), jobs=jobs, done=done)
     refuse([fault for _, faults in parts for fault in faults], root)
     return np.concatenate([checks for checks, _ in parts])
 
 
-def _check_span(source: Source, span: range, done: Done) -> tuple[np.ndarray, list[FaultError]]:
+def _check_span(source: Files, span: range, done: Done) -> tuple[np.ndarray, list[FaultError]]:
     checks, faults = np.zeros(len(span), np.uint32), []
     for row, index in enumerate(span):
         try:
@@ -327,25 +270,21 @@ def _check_span(source: Source, span: range, done: Done) -> tuple[np.ndarray, li
     return checks, faults
 
 
-def _side_changes(root: Path, table: Table, stamps: list[Any], report: OnFault) -> None:
-    there = set(list_classes(root, _ignored))
+def _add_changes(found: list[FaultError], root: Path, table: Table, stamps: list[Any]) -> None:
+    """Changes alone: what is wrong besides is for the doctor to say."""
+
+    def add(inside: str, problem: str, remedy: str) -> None:
+        found.append(FaultError(str(root / inside), problem, remedy))
+
+    there, now = set(list_classes(root, [])), _stamps(root)
     for name in sorted(there - set(table.classes)):
-        report(FaultError(str(root / name), "is a class that the index does not have", "index the data again"))
-    first = np.searchsorted(table.labels, np.arange(len(table.classes) + 1))
-    now = _stamps(root)
+        add(name, "is a class that the index does not have", "index the data again")
     for label, name in enumerate(table.classes):
         if name not in there:
-            report(FaultError(str(root / name), "is in the index, and gone", "restore it, or index the data again"))
+            add(name, "is in the index, and gone", "restore it, or index the data again")
         elif stamps[label : label + 1] != [now.get(name)]:
-            known = {table.names[index] for index in range(first[label], first[label + 1])}
-            found = {file for file, _ in list_class(root / name, _ignored)}
-            for file in sorted(known - found):
-                path = str(root / name / file)
-                report(FaultError(path, "is in the index, and gone", "restore it, or index the data again"))
-            for file in sorted(found - known):
-                path = str(root / name / file)
-                report(FaultError(path, "came after the data was indexed", "index the data again, or remove it"))
-
-
-def _ignored(fault: FaultError) -> None:
-    """What is wrong besides is for the doctor to say."""
+            known, files = set(table.by_name(label)), {file for file, _ in list_class(root / name, [])}
+            for file in sorted(known - files):
+                add(f"{name}/{file}", "is in the index, and gone", "restore it, or index the data again")
+            for file in sorted(files - known):
+                add(f"{name}/{file}", "came after the data was indexed", "index the data again, or remove it")

@@ -1,7 +1,7 @@
 """What lies in a folder of images: ROOT/train/CLASS/* and ROOT/val/CLASS/*, in the order of names.
 
 Names, labels and sizes of one side are arrays, never a million Python objects. Where the files' bytes come from is a
-source: a folder here, a pack's shards in shards.py.
+source: a folder here, a pack's shards in pack.py.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from onehour.data.dataset import FaultError
+from onehour.data.processes import Done, ignore
 from onehour.messages import shown
 
 __all__ = [
@@ -27,9 +28,9 @@ __all__ = [
     "Names",
     "Source",
     "Table",
+    "expected",
     "list_class",
     "list_classes",
-    "list_side",
     "list_sides",
     "read_file",
     "refuse",
@@ -37,12 +38,7 @@ __all__ = [
 
 
 class Names:
-    """Many short texts in two arrays, `buffer` and `ends`: a million cost their bytes.
-
-    >>> names = Names.of(["a.jpg", "b.jpg"])
-    >>> len(names), names[1]
-    (2, 'b.jpg')
-    """
+    """Many short texts in two arrays, `buffer` and `ends`: a million cost their bytes."""
 
     def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
         self.buffer, self.ends = buffer, ends
@@ -63,11 +59,7 @@ class Names:
         return os.fsdecode(self.buffer[self.ends[index] : self.ends[index + 1]].tobytes())
 
     def safe(self) -> bool:
-        """Whether every text is the name of a file in some folder: not empty, no path, neither "." nor "..".
-
-        >>> Names.of(["a.jpg"]).safe(), Names.of(["../a.jpg"]).safe()
-        (True, False)
-        """
+        """Whether every text is the name of a file in some folder: not empty, no path, neither "." nor ".."."""
         if len(self.ends) == 0 or self.ends[0] != 0 or self.ends[-1] != len(self.buffer):
             return False
         lengths = np.diff(self.ends)
@@ -82,7 +74,7 @@ class Table:
 
     Args:
         classes: their names; a label is a place in this list.
-        labels: int32 (N,).
+        labels: int32 (N,), in ascending order.
         names: N names of files, without the class's folder.
         sizes: int64 (N,), bytes of each file; None where they were not asked for.
         checks: uint32 (N,), CRC-32 of each file; None likewise.
@@ -100,6 +92,11 @@ class Table:
     def where(self, index: int) -> str:
         """CLASS/NAME of image `index`."""
         return f"{self.classes[self.labels[index]]}/{self.names[index]}"
+
+    def by_name(self, label: int) -> dict[str, int]:
+        """The indices of a class's images by their names."""
+        first, last = np.searchsorted(self.labels, (label, label + 1))
+        return {self.names[index]: index for index in range(first, last)}
 
     def verify(self, index: int, data: bytes, name: Callable[[int], str]) -> bytes:
         """`data` itself, if it has the size and the CRC-32 that are known of image `index`.
@@ -119,12 +116,8 @@ class Table:
         raise FaultError(name(index), problem, "restore it, or index or pack the data again")
 
 
-LARGEST = 2**30
-"""Bytes of a file that are read at most."""
-
-
 class Source(Protocol):
-    """One side of labelled images; cheap to send to other processes where it comes from an index."""
+    """One side of labelled images."""
 
     classes: list[str]
     labels: np.ndarray
@@ -145,30 +138,26 @@ class Files:
     Args:
         root: the side's folder.
         table: its images.
-        reopen: gives this same folder in another process, in place of sending all its names.
     """
 
     resized: int | None = None
     """Files are as they are; a pack's may be smaller."""
 
-    def __init__(self, root: Path, table: Table, reopen: Callable[[], Files] | None = None) -> None:
-        self.root, self.table, self.reopen = str(root), table, reopen
+    def __init__(self, root: Path, table: Table) -> None:
+        self.root, self.table = str(root), table
         self.classes, self.labels = table.classes, table.labels
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (self.reopen, ()) if self.reopen else (Files, (Path(self.root), self.table))
 
     def name(self, index: int) -> str:
         """The path of image `index`."""
         return os.path.join(self.root, self.table.where(index))
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`.
-
-        Raises:
-            FaultError: naming the file, if it cannot be read or is not as its index knows it.
-        """
+        """The bytes of image `index`; FaultError as of `read_file` and `Table.verify`."""
         return self.table.verify(index, read_file(self.name(index)), self.name)
+
+
+LARGEST = 2**30
+"""Bytes of a file that are read at most."""
 
 
 def read_file(path: str) -> bytes:
@@ -193,118 +182,88 @@ def read_file(path: str) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        raise FaultError(path, problem, "restore or remove it") from error
+        raise FaultError(path, f"cannot be read: {error.strerror}", "restore or remove it") from error
 
 
 SIDES = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
-OnFault = Callable[[FaultError], None]
 
 
-def list_sides(
-    root: Path, report: OnFault, *, sizes: bool = False, tick: Callable[[], None] = lambda: None
-) -> dict[str, Table]:
-    """The images of ROOT/train/CLASS/* and ROOT/val/CLASS/*.
+def expected(root: Path) -> str:
+    """What a folder of images must hold, for messages."""
+    return f"expected {root}/train/CLASS/* and {root}/val/CLASS/*"
 
-    Names that begin with a dot are passed over, links are followed.
+
+def list_sides(root: Path, faults: list[FaultError], *, sizes: bool = False, done: Done = ignore) -> dict[str, Table]:
+    """The images of ROOT/train/CLASS/* and ROOT/val/CLASS/*, by "train" and "val"; without those that are no folders.
+
+    Names that begin with a dot are passed over, links are followed. Validation classes take the order of the training
+    classes, if they are the same but for their Unicode form: é is one letter or two, and systems and archives differ.
 
     Args:
         root: the folder.
-        report: is told of everything that is wrong; what can be used is listed all the same.
+        faults: everything that is wrong is added to them; what can be used is listed all the same.
         sizes: ask for each file's size too.
-        tick: called after each class.
-
-    Returns:
-        By "train" and "val"; without those that are no folders.
+        done: is told of every class.
     """
     sides: dict[str, Table] = {}
     for side in SIDES:
-        if (root / side).is_dir():
-            like = sides["train"].classes if "train" in sides else ()
-            sides[side] = list_side(root / side, report, like=like, sizes=sizes, tick=tick)
-        else:
-            expected = f"expected {root}/train/CLASS/* and {root}/val/CLASS/*"
-            report(FaultError(str(root / side), "is not a folder", expected))
+        if not (root / side).is_dir():
+            faults.append(FaultError(str(root / side), "is not a folder", expected(root)))
+            continue
+        classes = list_classes(root / side, faults)
+        if "train" in sides:
+            order = {_form(name): number for number, name in enumerate(sides["train"].classes)}
+            if {_form(name) for name in classes} == set(order):
+                classes.sort(key=lambda name: order[_form(name)])
+        sides[side] = _list_side(root / side, classes, faults, sizes, done)
     if len(sides) == len(SIDES):
-        _compare(root, sides["train"].classes, sides["val"].classes, report)
+        _compare(root, sides["train"].classes, sides["val"].classes, faults)
     return sides
 
 
-def list_side(
-    root: Path,
-    report: OnFault,
-    *,
-    like: Sequence[str] = (),
-    sizes: bool = False,
-    tick: Callable[[], None] = lambda: None,
-) -> Table:
-    """The images of ROOT/CLASS/*; other arguments as of `list_sides`.
-
-    Args:
-        like: names of classes whose order these take, if they are the same but for their Unicode form: é is one letter
-            or two, and systems and archives differ in which they write.
-    """
-    classes = list_classes(root, report)
-    order = {_form(name): number for number, name in enumerate(like)}
-    if {_form(name) for name in classes} == set(order):
-        classes.sort(key=lambda name: order[_form(name)])
-    counts, found = array("q"), array("q")
-
-    def names() -> Iterator[str]:
-        for name in classes:
-            files = list_class(root / name, report, sizes=sizes)
-            counts.append(len(files))
-            for file, size in files:
-                found.append(size)
-                yield file
-            tick()
-
-    packed = Names.of(names())
-    labels = np.repeat(np.arange(len(counts), dtype=np.int32), np.array(counts, np.int64))
-    return Table(classes, labels, packed, np.array(found, np.int64) if sizes else None, None)
-
-
-def list_classes(root: Path, report: OnFault) -> list[str]:
-    """The names of ROOT's folders; reports what else lies there, since it is never read."""
-    found = _entries(root, report)
+def list_classes(root: Path, faults: list[FaultError]) -> list[str]:
+    """The names of ROOT's folders; what else lies there is a fault, since it is never read."""
+    found = _entries(root, faults)
     if found is None:
         return []
     kinds = {entry.name: _kind(entry) for entry in found}
     classes = sorted(name for name, kind in kinds.items() if kind == "a folder")
     if not classes:
         remedy = f"expected one for each class, holding its images: {root}/CLASS/*"
-        report(FaultError(str(root), "has no folders", remedy))
+        faults.append(FaultError(str(root), "has no folders", remedy))
     forms: dict[str, str] = {}
     for name in classes:
         if (other := forms.setdefault(_form(name), name)) != name:
             problem = f"looks as {other!a} beside it does, and is spelled {name!a}: both are one name in Unicode"
-            report(FaultError(str(root / name), problem, "move the images of one into the other"))
+            faults.append(FaultError(str(root / name), problem, "move the images of one into the other"))
     for name, kind in kinds.items():
         if kind != "a folder":
             problem = f"is {kind} beside the class folders, where nothing is read"
             remedy = "move it into its class's folder, or away"
-            report(FaultError(str(root / name), problem, remedy, note=not _image_by_name(name)))
+            faults.append(FaultError(str(root / name), problem, remedy, note=not _image_by_name(name)))
     return classes
 
 
-def list_class(folder: Path, report: OnFault, *, sizes: bool = False) -> list[tuple[str, int]]:
+def list_class(folder: Path, faults: list[FaultError], *, sizes: bool = False) -> list[tuple[str, int]]:
     """(name, size) of the images in a class's folder, in the order of names; sizes are 0 where nobody asks."""
-    found = _entries(folder, report)
+    found = _entries(folder, faults)
     if found is None:
         return []
     files = []
     for entry in found:
         kind = _kind(entry)
         if kind != "a file":
-            report(FaultError(entry.path, f"is {kind}, where images are expected", "restore it, or move it away"))
+            problem = f"is {kind}, where images are expected"
+            faults.append(FaultError(entry.path, problem, "restore it, or move it away"))
         elif not _image_by_name(entry.name):
-            report(FaultError(entry.path, "is not named like an image file", "move it out of the class's folder"))
+            remedy = "move it out of the class's folder"
+            faults.append(FaultError(entry.path, "is not named like an image file", remedy))
         else:
             files.append((entry.name, entry.stat().st_size if sizes else 0))
     if not files:
         remedy = "add some, or remove the folder here and in its counterpart"
-        report(FaultError(str(folder), "holds no images", remedy))
+        faults.append(FaultError(str(folder), "holds no images", remedy))
     return sorted(files)
 
 
@@ -320,22 +279,40 @@ def refuse(faults: Sequence[FaultError], root: Path) -> None:
         raise ValueError(f"{wrong[0]}{shown(more)}")
 
 
-def _compare(root: Path, train: list[str], validation: list[str], report: OnFault) -> None:
+def _list_side(root: Path, classes: list[str], faults: list[FaultError], sizes: bool, done: Done) -> Table:
+    counts, found = array("q"), array("q")
+
+    def names() -> Iterator[str]:
+        for name in classes:
+            files = list_class(root / name, faults, sizes=sizes)
+            counts.append(len(files))
+            for file, size in files:
+                found.append(size)
+                yield file
+            done(1)
+
+    packed = Names.of(names())
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), np.array(counts, np.int64))
+    return Table(classes, labels, packed, np.array(found, np.int64) if sizes else None, None)
+
+
+def _compare(root: Path, train: list[str], validation: list[str], faults: list[FaultError]) -> None:
     there, here = ({_form(name): name for name in names} for names in (train, validation))
     unknown = sorted(name for form, name in here.items() if form not in there)
     missing = sorted(name for form, name in there.items() if form not in here)
     if train and validation and (unknown or missing):
-        found = [f"has {_quoted(unknown)}, which {root}/train has not"] if unknown else []
-        found += [f"lacks {_quoted(missing)}"] if missing else []
-        report(FaultError(f"{root}/val", " and ".join(found), "expected the same class folders in both"))
+        problems = [f"has {', '.join(map(repr, unknown))}, which {root}/train has not"] if unknown else []
+        problems += [f"lacks {', '.join(map(repr, missing))}"] if missing else []
+        remedy = "expected the same class folders in both"
+        faults.append(FaultError(f"{root}/val", " and ".join(problems), remedy))
 
 
-def _entries(folder: Path, report: OnFault) -> list[os.DirEntry[str]] | None:
+def _entries(folder: Path, faults: list[FaultError]) -> list[os.DirEntry[str]] | None:
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        report(FaultError(str(folder), f"cannot be listed: {error.strerror}", "make it readable"))
+        faults.append(FaultError(str(folder), f"cannot be listed: {error.strerror}", "make it readable"))
         return None
 
 
@@ -358,7 +335,3 @@ def _image_by_name(name: str) -> bool:
 def _form(name: str) -> str:
     """A name in the form that all its spellings in Unicode have in common."""
     return unicodedata.normalize("NFC", name)
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -1,27 +1,34 @@
-"""Feeds a process the batches of its passes, from any iteration on, whatever the number of loader processes."""
+"""Feeds a process the batches of its passes, from any iteration on, and counts and names the images it could not read.
+
+Nothing of a batch depends on the number of loader processes.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onehour.data.bad_images import Skipped
-from onehour.data.dataset import KeyedDataset
+from onehour.data.dataset import Classes, FaultError, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader_processes import PATIENCE, LoaderProcesses
-from onehour.data.look import Classes, Look, in_memory, refuse_labels
 from onehour.data.processes import in_child
-from onehour.data.samples import Key, Keyed, mapped, moved
-from onehour.rules.keys import seed_for
+from onehour.data.samples import Keyed, mapped
+from onehour.data.sources import Look, look
+from onehour.files import append_whole
+from onehour.messages import shown
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["CHUNK", "PATIENCE", "Batch", "Feed", "chunk_batches", "pass_batches", "prepared"]
+__all__ = [
+    *("BAD_IMAGES", "CHUNK", "PATIENCE", "Batch", "Feed", "Skipped", "moved", "name_skipped", "prepared", "too_many"),
+]
 
 Batch = tuple[Tensor, Tensor]
 CHUNK = 256
@@ -42,7 +49,7 @@ class Feed:
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
         classes: that labels must be of: those of tensors in memory are checked now, others as they are read.
-        look: at the data set; where there is none, one that loads looks first.
+        look: at the data set; where there is none, it is looked at when the first batch is asked for.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
 
@@ -79,15 +86,13 @@ class Feed:
             refuse_labels(self.dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
         self._look = look
-        if look is not None:
-            self._keyed.kind = tuple(look.image.shape), look.image.dtype
         self._processes: LoaderProcesses | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def samples(self) -> int:
         """How many the data set has."""
-        return len(self.dataset) if self._look is None else self._look.samples
+        return self._looked().samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
         """(images, labels) of every pass of the iterations [start, stop).
@@ -123,16 +128,27 @@ class Feed:
         """The processes that load, once a batch was asked for."""
         return self._processes.pids if self._processes is not None else []
 
+    def _looked(self) -> Look:
+        self._look = self._look or look(self._keyed.side, self.dataset)
+        return self._look
+
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        """The batches of these keys.
+        """The batches of these keys, from the processes where there are some.
 
         Args:
             largest: samples of a batch at most.
         """
-        if self._keyed.kind is None:
-            first = self._keyed.first
-            self._keyed.kind = in_child(first, "the first look at the data") if self.loaders else first()
-        made = self._started(largest).batches(batches) if self.loaders else map(self._keyed.batch, _lists(batches))
+        image = self._looked().image
+        self._keyed.kind = tuple(image.shape), image.dtype
+        if self.loaders and self._processes is None:
+            batch_bytes = largest * (math.prod(image.shape) * image.itemsize + 8) + SPARE
+            self._processes = LoaderProcesses(
+                self._keyed, loaders=self.loaders, batch_bytes=batch_bytes, patience=self._patience, warn=self._warn
+            )
+        if self._processes is not None:
+            made = self._processes.batches(batches)
+        else:
+            made = (self._keyed.batch(keys.tolist()) for keys in batches)
         for tree, skipped in made:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
                 images, labels = mapped(tree, partial(moved, device=self.device))
@@ -144,45 +160,30 @@ class Feed:
             self.skipped.add(skipped)
             yield prepared(self.dataset, images.contiguous()), labels
 
-    def _started(self, largest: int) -> LoaderProcesses:
-        """The processes, from the first time that a batch is asked for."""
-        if self._processes is None:
-            assert self._keyed.kind is not None
-            shape, dtype = self._keyed.kind
-            batch_bytes = largest * (math.prod(shape) * dtype.itemsize + 8) + SPARE
-            self._processes = LoaderProcesses(
-                self._keyed, loaders=self.loaders, batch_bytes=batch_bytes, patience=self._patience, warn=self._warn
-            )
-        return self._processes
-
-
-def pass_batches(
-    dataset: Any,
-    stream: SampleStream,
-    passes: list[range],
-    *,
-    start: int,
-    stop: int,
-    loaders: int,
-    device: torch.device,
-    classes: Classes | None = None,
-    look: Look | None = None,
-) -> Iterator[Batch]:
-    """The batches of `Feed.passes`, from processes that end with them."""
-    given: dict[str, Any] = {"loaders": loaders, "device": device, "classes": classes, "look": look}
-    with closing(Feed(dataset, seed=stream.seed, stream=stream, **given)) as feed:
-        yield from feed.passes(passes, start=start, stop=stop)
-
-
-def chunk_batches(dataset: Any, chunks: range, *, seed: int, loaders: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of `Feed.chunks`, from processes that end with them."""
-    with closing(Feed(dataset, seed=seed_for(seed, "validation"), loaders=loaders, device=device)) as feed:
-        yield from feed.chunks(chunks)
-
 
 def prepared(dataset: Any, images: Tensor) -> Tensor:
     """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one."""
     return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
+
+
+def moved(leaf: Any, device: torch.device) -> Any:
+    """A tensor of a batch on a device, a copy of its own; to a GPU from pinned memory, beside whatever it computes.
+
+    Its memory is contiguous on a CPU, and ordered as it is on a GPU, which reorders it faster.
+    """
+    if not isinstance(leaf, Tensor):
+        return leaf
+    together = leaf.ndim == 4 and not leaf.is_contiguous() and leaf.permute(0, 2, 3, 1).is_contiguous()
+    if device.type != "cpu":
+        plain = leaf.permute(0, 2, 3, 1) if together else leaf
+        there = plain.pin_memory().to(device, non_blocking=True)
+        return there.permute(0, 3, 1, 2) if together else there
+    copy = torch.empty(leaf.shape, dtype=leaf.dtype)
+    if not together:
+        return copy.copy_(leaf)
+    for to, plane in zip(copy.unbind(1), leaf.unbind(1), strict=True):  # a transpose takes twice as long
+        to.copy_(plane)
+    return copy
 
 
 def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[np.ndarray]:
@@ -193,10 +194,6 @@ def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> 
             epochs, indices = stream.epochs_and_indices(iteration, workers)
             positions = iteration * n * k + rows[:, workers.start : workers.stop].reshape(-1)
             yield np.stack((epochs, indices, positions), 1)
-
-
-def _lists(batches: Iterable[np.ndarray]) -> Iterator[list[Key]]:
-    return (keys.tolist() for keys in batches)
 
 
 def _gathered(
@@ -213,3 +210,85 @@ def _sliced(tensors: tuple[Tensor, ...], spans: list[range], device: torch.devic
     images, labels = tensors
     for span in spans:
         yield images[span.start : span.stop].to(device), labels[span.start : span.stop].to(device).long()
+
+
+BAD_IMAGES = "bad_images.jsonl"
+"""In a run's folder: every image that could not be read, once."""
+SHARE = 0.001
+"""Of an epoch's samples, how many may be others in the place of bad ones."""
+
+
+class Skipped:
+    """Which images this process could not read, and how many times another took their place."""
+
+    def __init__(self) -> None:
+        self.indices: set[int] = set()
+        self._since = 0
+
+    def add(self, indices: list[int]) -> None:
+        """Note the bad images of a batch."""
+        self.indices.update(indices)
+        self._since += len(indices)
+
+    def take(self) -> int:
+        """How many since the last call."""
+        since, self._since = self._since, 0
+        return since
+
+
+def too_many(first: int, position: int, samples: int) -> float:
+    """How many replaced images end a run when they are more: 0.1 % of N for every epoch of which it has drawn samples.
+
+    Args:
+        first, position: it has drawn the stream's positions [first, position) since it began or resumed.
+        samples: N.
+
+    >>> too_many(0, 512, 10_000), too_many(0, 10_001, 10_000), too_many(9_000, 11_000, 10_000)
+    (10.0, 20.0, 20.0)
+    """
+    return SHARE * samples * (-(-position // samples) - first // samples)
+
+
+def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Callable[[Tensor], Tensor]) -> None:
+    """Write the names of what any process has skipped since the last call; all processes call it together.
+
+    What the disk refuses stays in `skipped` of the process that writes, for the next call.
+
+    Args:
+        folder: the run's, in the process that writes it; None in the others.
+        dataset: whose images they are.
+        skipped: this process's.
+        add: sums a tensor over the processes.
+    """
+    flags = torch.zeros(len(dataset), dtype=torch.int32)
+    flags[list(skipped.indices)] = 1
+    skipped.indices.clear()
+    found = add(flags).nonzero().flatten().tolist()
+    if folder is None or not found:
+        return
+    path = folder / BAD_IMAGES
+    try:
+        old = path.read_bytes() if path.is_file() else b""
+        whole = old[: old.rfind(b"\n") + 1]  # a line without its end is what a full disk or a kill has left
+        new = sorted(set(found) - _indices(whole))
+        described = in_child(lambda: [_described(dataset, index) for index in new], "a look at bad images")
+        lines = [json.dumps({"index": i, **found}) + "\n" for i, found in zip(new, described, strict=True)]
+        append_whole(folder, BAD_IMAGES, "".join(lines).encode(), behind=len(whole))
+    except (OSError, ValueError):
+        skipped.indices.update(found)
+
+
+def _indices(lines: bytes) -> set[int]:
+    found = set()
+    for line in lines.splitlines():
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            found.add(json.loads(line)["index"])
+    return found
+
+
+def _described(dataset: Any, index: int) -> dict[str, str]:
+    try:
+        dataset.keyed(index, 0)
+    except FaultError as fault:
+        return {"image": shown(fault.path), "problem": shown(fault.problem), "remedy": shown(fault.remedy)}
+    return {"image": shown(dataset.name(index)), "problem": "could not be read where it was needed", "remedy": ""}

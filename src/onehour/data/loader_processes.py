@@ -8,7 +8,6 @@ last one has not delivered. Batches lie in memory that the processes share and t
 
 from __future__ import annotations
 
-import atexit
 import gc
 import math
 import mmap
@@ -19,13 +18,13 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing.context import ForkContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -34,9 +33,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from onehour.data.dataset import FaultError
-from onehour.data.processes import end_with_parent
+from onehour.data.processes import end_with_parent, signals_wait
 from onehour.data.samples import Empty, Keyed, empty, mapped
-from onehour.messages import blame
+from onehour.messages import blame, say
 
 __all__ = ["IGNORED", "PATIENCE", "STRIKES", "LoaderProcesses"]
 
@@ -47,7 +46,8 @@ STRIKES = 3
 LOOK = 0.2
 """Seconds between two looks at processes that are waited for."""
 AHEAD = 2
-"""Batches that each process makes before they are asked for."""
+"""Batches that each process makes before they are asked for; one where that would be more than `IN_FLIGHT` bytes."""
+IN_FLIGHT = 2**29
 NONE = -1
 """The index of a process that is between two batches."""
 ALIGNED = 64
@@ -57,8 +57,6 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 Task = tuple[int, np.ndarray]
 """The number of a batch in its use, and the keys of its samples, int64 (n, 3)."""
-
-_open: WeakSet[LoaderProcesses] = WeakSet()
 
 
 class LoaderProcesses:
@@ -70,14 +68,6 @@ class LoaderProcesses:
         batch_bytes: of a batch at most; what is larger takes torch's own way, through /dev/shm.
         patience: seconds for a sample; None waits for ever.
         warn: is told of every process that was replaced; None writes to standard error.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> keyed = Keyed(TensorDataset(torch.arange(9.0), torch.arange(9)), seed=0)
-    >>> processes = LoaderProcesses(keyed, loaders=2, batch_bytes=1024)
-    >>> made = processes.batches([np.array([[0, 5, 0], [0, 3, 1]]), np.array([[0, 4, 2]])])
-    >>> [labels.tolist() for (images, labels), skipped in made]
-    [[5, 3], [4]]
-    >>> processes.close()
     """
 
     def __init__(
@@ -90,9 +80,10 @@ class LoaderProcesses:
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self._keyed, self._loaders, self._patience, self._warn = keyed, loaders, patience, warn or _say
-        self._slots = [_Slot(batch_bytes) for _ in range(AHEAD * loaders + 1)]  # one is read while others are filled
-        self._progress = shared(3 * 8 * loaders).view(torch.int64).view(loaders, 3).numpy()
-        self._tasks = _Tasks()
+        self._ahead = AHEAD if AHEAD * loaders * batch_bytes <= IN_FLIGHT else 1
+        self._slots = [_Slot(batch_bytes) for _ in range(self._ahead * loaders + 1)]  # one is read as others are filled
+        self._progress = _shared(3 * 8 * loaders).view(torch.int64).view(loaders, 3).numpy()
+        self._tasks = _Tasks(iter(()))
         self._ends: dict[int, list[str]] = {}
         """Of batches that processes ended at, how."""
         self._use = 0
@@ -100,7 +91,8 @@ class LoaderProcesses:
         self._processes: list[BaseProcess] = []
         self._loader: DataLoader[Any] | None = None
         self._running: Any = None
-        _open.add(self)
+        # When Python leaves, multiprocessing would wait for ever for processes that ignore SIGTERM.
+        Finalize(self, _kill, (self._processes,), exitpriority=0)
 
     @property
     def pids(self) -> list[int]:
@@ -117,7 +109,8 @@ class LoaderProcesses:
         """
         if self._tasks.given:
             self.close()
-        self._tasks.begin(enumerate(batches))
+        self._tasks.given.clear()
+        self._tasks.coming = enumerate(batches)
         self._ends.clear()
         self._running = None
         self._use += 1
@@ -133,13 +126,8 @@ class LoaderProcesses:
     def close(self) -> None:
         """End the processes."""
         if os.getpid() == self._owner:  # and not in what someone forked from it
-            for process in self._processes:
-                process.kill()
-            self._processes, self._loader, self._running = [], None, None  # DataLoader waits for them as it goes
-
-    def __del__(self) -> None:
-        with suppress(AttributeError):
-            self.close()
+            _kill(self._processes)
+            self._loader = self._running = None  # DataLoader waits for them as it goes
 
     def _received(self) -> tuple[int, Any] | None:
         """A batch's slot and what became of it; None behind the last one."""
@@ -147,8 +135,7 @@ class LoaderProcesses:
             began = time.monotonic()
             try:
                 if self._running is None:
-                    self._start()
-                assert self._running is not None
+                    self._running = self._started()
                 received = next(self._running)
                 self._tasks.given.popleft()
                 return received
@@ -165,40 +152,35 @@ class LoaderProcesses:
             if ended:
                 self._replace(ended)
 
-    def _start(self) -> None:
+    def _started(self) -> Any:
         """Have the processes begin with the tasks: those that are there, or new ones."""
         try:
-            with warnings.catch_warnings(action="ignore"), _children_unwatched():
+            with warnings.catch_warnings(action="ignore"), _unwatched(), signals_wait(*IGNORED):
                 if self._loader is None:
-                    self._loader = self._new_loader()
-                self._running = iter(self._loader)
-                if self._running._worker_pids_set:  # not where those that are there begin anew
-                    signal_handling._remove_worker_pids(id(self._running))  # pyright: ignore[reportPrivateImportUsage]
-                    self._running._worker_pids_set = False
+                    self._progress[:] = 0, NONE, 0
+                    self._begun, self._waited = np.zeros((2, self._loaders))
+                    maker = _Maker(self._keyed, self._slots, self._progress, self._owner)
+                    self._loader = DataLoader(
+                        maker,  # type: ignore[arg-type]
+                        batch_size=None,
+                        sampler=self._tasks,
+                        num_workers=self._loaders,
+                        collate_fn=_as_it_is,
+                        timeout=LOOK,
+                        worker_init_fn=maker.begin,
+                        multiprocessing_context=_Context(self._processes),
+                        generator=torch.Generator(),  # else it would draw from everyone's
+                        prefetch_factor=self._ahead,
+                        persistent_workers=True,
+                    )
+                running: Any = iter(self._loader)
+                running._worker_pids_set = False
+                return running
         except OSError as error:
             self.close()
             raise ValueError(
                 f"no process can be started to load data: {error.strerror}; use fewer --loaders"
             ) from error
-
-    def _new_loader(self) -> DataLoader[Any]:
-        self._progress[:] = 0, NONE, 0
-        self._begun, self._waited = np.zeros((2, self._loaders))
-        maker, context = _Maker(self._keyed, self._slots, self._progress, self._owner), _Context()
-        self._processes = context.started
-        return DataLoader(
-            maker,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=self._tasks,
-            num_workers=self._loaders,
-            collate_fn=_as_it_is,
-            timeout=LOOK,
-            worker_init_fn=maker.begin,
-            multiprocessing_context=context,
-            generator=torch.Generator(),  # else it would draw from everyone's
-            prefetch_factor=AHEAD,
-            persistent_workers=True,
-        )
 
     def _ended(self) -> dict[int, str]:
         """How processes have ended, by their number."""
@@ -236,40 +218,30 @@ class LoaderProcesses:
             else:
                 ended[number] += f" at {self._keyed.name(index)}"
             batches[batch] = ended[number]
+        self.close()
         for batch, how in batches.items():
             ends = self._ends.setdefault(batch, [])
             ends.append(how)
             if len(ends) == STRIKES:
-                self.close()
                 raise ValueError(
                     f"{STRIKES} processes that load data ended at the same samples, one after another: it"
                     f" {', '.join(dict.fromkeys(ends))}; look at these files, or use fewer --loaders if memory runs out"
                 )
         for how in ended.values():
             self._warn(f"a process that loads data {how}; another takes its place, and no sample changes")
-        self.close()
-        self._tasks.again()
+        self._tasks.coming = chain(list(self._tasks.given), self._tasks.coming)
+        self._tasks.given.clear()
 
 
+@dataclass
 class _Tasks:
     """What is to be made, as DataLoader's sampler, and what of it was given to processes and has not come back."""
 
-    def __init__(self) -> None:
-        self.given: deque[Task] = deque()
-        self._coming: Iterator[Task] = iter(())
-
-    def begin(self, coming: Iterator[Task]) -> None:
-        """Forget what was to be made for what is."""
-        self.given.clear()
-        self._coming = coming
-
-    def again(self) -> None:
-        """Give out again what has not come back, before all else."""
-        self._coming = chain(list(self.given), self._coming)
-        self.given.clear()
+    coming: Iterator[Task]
+    given: deque[Task] = field(default_factory=deque)
 
     def __iter__(self) -> Iterator[Task]:
-        for task in self._coming:
+        for task in self.coming:
             self.given.append(task)
             yield task
 
@@ -333,7 +305,7 @@ class _Slot:
     """Memory for a batch."""
 
     def __init__(self, size: int) -> None:
-        self._memory = shared(size)
+        self._memory = _shared(size)
         self._used = 0
 
     def emptied(self) -> Empty:
@@ -359,35 +331,33 @@ class _Slot:
         """What `sent` was called with, on the other side."""
         if not isinstance(sent, _Sent):
             return sent
-        memory = self._memory[sent.first :]
-        memory = memory[: len(memory) // sent.dtype.itemsize * sent.dtype.itemsize]
-        return memory.view(sent.dtype).as_strided(sent.shape, sent.strides)
+        first = sent.first // sent.dtype.itemsize
+        return torch.empty(0, dtype=sent.dtype).set_(self._memory.untyped_storage(), first, sent.shape, sent.strides)
 
 
-def shared(size: int) -> Tensor:
+def _shared(size: int) -> Tensor:
     """Zeros, uint8 (size,), in memory that this process and all forked from it from now on have in common.
 
     It belongs to no file, so that no limit of /dev/shm applies. What nobody writes to takes no room.
     """
     try:
-        memory = mmap.mmap(-1, size)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8, count=size)
     except OSError as error:
         raise ValueError(
             f"no room for {size:,} bytes of loaded batches ({error.strerror}); use fewer --loaders"
         ) from error
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size)
 
 
 class _Context(ForkContext):
-    """For DataLoader: remembers the processes, and its flag has no lock that a killed one may hold."""
+    """For DataLoader: adds the processes to a list, and its flag has no lock that a killed one may hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: list[BaseProcess]) -> None:
         super().__init__()
-        self.started: list[BaseProcess] = []
+        self._started = started
 
     def Process(self, *args: Any, **named: Any) -> BaseProcess:  # noqa: N802 # pyright: ignore
-        self.started.append(super().Process(*args, **named))
-        return self.started[-1]
+        self._started.append(super().Process(*args, **named))
+        return self._started[-1]
 
     def Event(self) -> Any:  # noqa: N802
         return _Flag()
@@ -397,7 +367,7 @@ class _Flag:
     """A flag that processes share."""
 
     def __init__(self) -> None:
-        self._flag = shared(1).numpy()
+        self._flag = _shared(1).numpy()
 
     def set(self) -> None:
         self._flag[0] = 1
@@ -407,28 +377,24 @@ class _Flag:
 
 
 @contextmanager
-def _children_unwatched() -> Iterator[None]:
-    """DataLoader's handler of SIGCHLD raises wherever this process is when one that it knows of ends.
-
-    Who has DataLoaders besides may have it, or get it later: it must not know of ours.
-    """
-    before, was_set = signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set
+def _unwatched() -> Iterator[None]:
+    """Keep what is started from DataLoader's handler of SIGCHLD: wherever this process is, it raises when one ends."""
+    names = ("_set_worker_pids", "_set_SIGCHLD_handler")
+    before = [getattr(signal_handling, name) for name in names]
     try:
+        for name in names:
+            setattr(signal_handling, name, lambda *given: None)
         yield
     finally:
-        if signal_handling._SIGCHLD_handler_set and not was_set:
-            signal_handling._SIGCHLD_handler_set = False
-            if before is not None:  # set by what is not Python
-                signal.signal(signal.SIGCHLD, before)
+        for name, function in zip(names, before, strict=True):
+            setattr(signal_handling, name, function)
 
 
-@atexit.register
-def _close_all() -> None:
-    """multiprocessing would wait for ever for processes that ignore SIGTERM."""
-    for processes in list(_open):
-        processes.close()
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    processes.clear()
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # an output that cannot be written ends no run
-        print(f"onehour: {text}", file=sys.stderr, flush=True)
+    say(f"onehour: {text}", sys.stderr)

@@ -18,23 +18,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import Any, NoReturn, TypeVar
+from tempfile import TemporaryFile
+from typing import IO, Any, NoReturn, TypeVar
 
 import torch
 
 from onehour.messages import blame
 
-__all__ = ["PATIENCE", "Done", "end_with_parent", "in_child", "spans", "spread"]
+__all__ = ["Done", "end_with_parent", "ignore", "in_child", "signals_wait", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Done = Callable[[int], None]
 """Is told how many more items are done."""
+FORK = multiprocessing.get_context("fork")
+"""Processes get what they work with as it is, be it as large as it may, and nothing of it travels."""
 PR_SET_PDEATHSIG = 1
 SECONDS = 0.2
 """Between two looks at how far the processes are."""
+
+
+def ignore(items: int) -> None:
+    """A `Done` for who does not ask."""
 
 
 def spans(count: int, size: int) -> list[range]:
@@ -43,7 +48,7 @@ def spans(count: int, size: int) -> list[range]:
 
 
 def spread(
-    work: Callable[[Task, Done], Result], tasks: Sequence[Task], *, jobs: int, done: Done = lambda items: None
+    work: Callable[[Task, Done], Result], tasks: Sequence[Task], *, jobs: int, done: Done = ignore
 ) -> list[Result]:
     """`work(task, done)` of each task, in up to `jobs` processes; the results in the order of the tasks.
 
@@ -54,18 +59,15 @@ def spread(
 
     Raises:
         ValueError: if a process is ended from outside; whatever `work` raises.
-
-    >>> spread(lambda task, done: task * task, [1, 2, 3], jobs=1)
-    [1, 4, 9]
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
         return [work(task, done) for task in tasks]
-    counter, stopping = multiprocessing.Value("q", 0), multiprocessing.Event()
-    executor = ProcessPoolExecutor(jobs, initializer=_begin, initargs=(work, counter, stopping))
+    counter, stopping = FORK.Value("q", 0), FORK.Event()
+    executor = ProcessPoolExecutor(jobs, FORK, initializer=_begin, initargs=(work, counter, stopping))
     told = 0
     try:
-        with _interrupts_wait():
+        with signals_wait(signal.SIGINT):
             results = [executor.submit(_run, task) for task in tasks]
         waiting: set[Future[Any]] = set(results)
         while waiting:
@@ -85,9 +87,9 @@ def spread(
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C comes when the processes are there and ignore it: one that it ended while it starts would break all."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def signals_wait(*numbers: signal.Signals) -> Iterator[None]:
+    """Signals come when processes that are started here ignore them: one that is ended as it starts would break all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -131,8 +133,8 @@ def _run(task: Any) -> Any:
 
 PATIENCE = 300.0
 """Seconds that a look may take: ten times what a sample may, since files are opened for it, perhaps far away."""
-LOOK = 0.1
-"""Seconds between two looks at a process that says nothing."""
+PAUSE = 0.02
+"""Seconds between two looks at a process that is waited for."""
 
 
 def in_child(work: Callable[[], Result], what: str, *, patience: float | None = PATIENCE) -> Result:
@@ -148,56 +150,45 @@ def in_child(work: Callable[[], Result], what: str, *, patience: float | None = 
     Raises:
         ValueError: that `work` raised; or, with `what`, for another error, a process that ended or was killed on its
             way, one that is stuck, and one that could not be started.
-
-    >>> in_child(lambda: os.getpid(), "a look") == os.getpid()
-    False
-    >>> in_child(lambda: 1 / 0, "a look")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: a look failed: ZeroDivisionError: division by zero (...)
     """
     _flush()  # what waits here would be printed there too
     parent = os.getpid()
-    results, its_results = Pipe(duplex=False)
-    with results, its_results:
+    with open(os.memfd_create("answer"), "rb+") if hasattr(os, "memfd_create") else TemporaryFile() as file:
         try:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of forking with threads
                 pid = os.fork()
         except OSError as error:
             raise ValueError(f"no process can be started for {what}: {error.strerror}") from error
         if pid == 0:
-            results.close()
-            _work(work, what, its_results, parent)
-        its_results.close()
-        status, waited = None, 0.0
+            _work(work, what, file, parent)
+        status = None
         try:
-            while not results.poll(LOOK):
-                waited += LOOK  # and no more, where both were stopped
-                if patience is not None and waited > patience:
-                    raise ValueError(
-                        f"{what} has not ended after {patience:g} s: is what it reads there, and does a thread that"
-                        " ran before hold a lock?"
-                    )
-                status = _ended(pid)
-                if status is not None:  # what it has started may hold the other end
-                    break
-            answer = _received(results)
-            if answer is None and status is None:
-                status = _awaited(pid)
+            status = _awaited(pid, patience)
+            if status is None:
+                raise ValueError(
+                    f"{what} has not ended after {patience:g} s: is what it reads there, and does a thread that ran"
+                    " before hold a lock?"
+                )
         finally:
             if status is None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                _awaited(pid)
-    if answer is None:
-        raise ValueError(f"{what} failed: its process {_how(status)}")
-    made, result = pickle.loads(answer)
-    if not made:
-        raise result
-    return result
+                _awaited(pid, 1.0)  # one that waits for a disk ends when that answers
+        file.seek(0)
+        answer = file.read()
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0 and answer:
+        made, result = pickle.loads(answer)
+        if not made:
+            raise result
+        return result
+    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"
+    raise ValueError(f"{what} failed: its process {how}" + ("; is there enough memory?" if code == -9 else ""))
 
 
-def _work(work: Callable[[], Any], what: str, results: Connection, parent: int) -> NoReturn:
+def _work(work: Callable[[], Any], what: str, file: IO[bytes], parent: int) -> NoReturn:
     """In the process: work, answer, and leave at once."""
+    code = 1
     try:
         end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the other one ends this
@@ -208,9 +199,11 @@ def _work(work: Callable[[], Any], what: str, results: Connection, parent: int) 
             except BaseException as error:
                 answer = _refusal(error, what)
             _flush()
-            results.send_bytes(answer)
+            file.write(answer)
+            file.flush()
+            code = 0
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def _flush() -> None:
@@ -229,34 +222,16 @@ def _refusal(error: BaseException, what: str) -> bytes:
     return pickle.dumps((False, ValueError(f"{what} failed: {blame(error)}")))
 
 
-def _received(results: Connection) -> bytes | None:
-    try:
-        return results.recv_bytes() if results.poll() else None
-    except (EOFError, OSError):
-        return None
-
-
-def _ended(pid: int) -> int | None:
-    """The status of a process that has ended; 0 where nobody knows it; None while it lives."""
-    try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:  # someone else waits for all
-        return 0
-    return status if ended else None
-
-
-def _awaited(pid: int) -> int | None:
-    """The same, after a second at most: one that waits for a disk ends when that answers."""
-    until = time.monotonic() + 1
-    while (status := _ended(pid)) is None and time.monotonic() < until:
-        time.sleep(0.001)
-    return status
-
-
-def _how(status: int | None) -> str:
-    if status is None:
-        return "says nothing"
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        return f"was killed ({signal.Signals(-code).name})" + ("; is there enough memory?" if code == -9 else "")
-    return f"exited with code {code}"
+def _awaited(pid: int, patience: float | None) -> int | None:
+    """The status of a process once it has ended; 0 where nobody knows it; None if it lives after so many seconds."""
+    waited, pause = 0.0, PAUSE / 16
+    while patience is None or waited <= patience:
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:  # someone else waits for all
+            return 0
+        if ended:
+            return status
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, PAUSE)  # and no more, where both were stopped
+    return None

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onehour.data.bad_images import IN_A_ROW, following
-from onehour.data.dataset import FaultError, KeyedDataset, seed_generators
-from onehour.data.look import Classes, as_label
+from onehour.data.dataset import Classes, FaultError, KeyedDataset, as_label, seed_generators
 from onehour.messages import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["Empty", "Key", "Keyed", "collate", "empty", "mapped", "moved"]
+__all__ = ["IN_A_ROW", "Empty", "Key", "Keyed", "collate", "empty", "following", "mapped"]
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes a tensor of a shape and a type, to be filled."""
@@ -64,11 +60,7 @@ def collate(samples: list[Any], empty: Empty = empty) -> Any:
 
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """The same tree with `function` of all that is no tuple, list or dict.
-
-    >>> mapped({"a": (1, [2, 3])}, str)
-    {'a': ('1', ['2', '3'])}
-    """
+    """The same tree with `function` of all that is no tuple, list or dict."""
     if isinstance(tree, dict):
         return {key: mapped(value, function) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
@@ -76,38 +68,13 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     return function(tree)
 
 
-def moved(leaf: Any, device: torch.device) -> Any:
-    """A tensor of a batch on a device, a copy of its own; to a GPU from pinned memory, beside whatever it computes.
-
-    Its memory is contiguous on a CPU, and ordered as it is on a GPU, which reorders it faster.
-    """
-    if not isinstance(leaf, Tensor):
-        return leaf
-    together = _channels_together(leaf)
-    if device.type != "cpu":
-        plain = leaf.permute(0, 2, 3, 1) if together else leaf
-        there = plain.pin_memory().to(device, non_blocking=True)
-        return there.permute(0, 3, 1, 2) if together else there
-    copy = torch.empty(leaf.shape, dtype=leaf.dtype)
-    if not together:
-        return copy.copy_(leaf)
-    for to, plane in zip(copy.unbind(1), leaf.unbind(1), strict=True):  # a transpose takes twice as long
-        to.copy_(plane)
-    return copy
-
-
-def _channels_together(images: Tensor) -> bool:
-    return images.ndim == 4 and not images.is_contiguous() and images.permute(0, 2, 3, 1).is_contiguous()
-
-
 def _stacked(tensors: list[Tensor], empty: Empty) -> Tensor:
-    first = tensors[0]
+    first, count = tensors[0], len(tensors)
     for other in tensors:
         if other.shape != first.shape or other.dtype != first.dtype:
             kinds = " and ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (first, other))
             raise ValueError(f"samples of a batch differ ({kinds}); bring them to one shape and type")
-    count, together = len(tensors), first.ndim == 3 and first.permute(1, 2, 0).is_contiguous()
-    if together:
+    if first.ndim == 3 and first.permute(1, 2, 0).is_contiguous():
         channels, height, width = first.shape
         batch = empty((count, height, width, channels), first.dtype).permute(0, 3, 1, 2)
     else:
@@ -126,6 +93,22 @@ def _like(tree: Any, values: list[Any]) -> Any:
 
 Key = tuple[int, int, int]
 """Epoch, index and position in the stream of a sample."""
+IN_A_ROW = 100
+"""Bad images behind each other after which nothing is looked for any more: the disk is gone, not a file."""
+
+
+def following(stream: SampleStream, position: int) -> Iterator[tuple[int, int]]:
+    """(epoch, index) of the samples that the worker of a stream's position takes after it.
+
+    Position s belongs to worker s mod k, whose next ones are s + k, s + 2k …: what the stream says, whatever was read.
+    """
+    n, k = stream.minibatch.per_worker, stream.minibatch.workers
+    while True:
+        position += k
+        iteration, within = divmod(position, n * k)
+        row, worker = divmod(within, k)
+        epochs, indices = stream.epochs_and_indices(iteration, worker)
+        yield int(epochs[row]), int(indices[row])
 
 
 class Keyed:
@@ -158,15 +141,6 @@ class Keyed:
         epoch, index = key
         return self._sample(index, seed_for(self.seed, "sample", epoch, index))
 
-    def first(self) -> tuple[tuple[int, ...], torch.dtype]:
-        """Shape and type of an image: as `KeyedDataset.shape` says, else as the first one has them."""
-        shape = self.dataset.shape if isinstance(self.dataset, KeyedDataset) else None
-        if shape is not None:
-            return shape, torch.uint8
-        with _undisturbed():
-            image = torch.as_tensor(self[(0, 0)][0])
-        return tuple(image.shape), image.dtype
-
     def batch(
         self, keys: Iterable[Key], *, empty: Empty = empty, begun: Callable[[int], object] = lambda index: None
     ) -> tuple[Any, list[int]]:
@@ -181,11 +155,6 @@ class Keyed:
 
         Raises:
             ValueError: if a sample cannot be read, its label is no class, or its image is not like the others.
-
-        >>> from torch.utils.data import TensorDataset
-        >>> keyed = Keyed(TensorDataset(torch.arange(3.0), torch.arange(3)), seed=0)
-        >>> keyed.batch([(0, 2, 0), (0, 1, 1)])
-        ((tensor([2., 1.]), tensor([2, 1])), [])
         """
         samples: list[tuple[Tensor, int]] = []
         skipped: list[int] = []
@@ -199,14 +168,10 @@ class Keyed:
                 skipped.append(index)
                 index, (image, label) = self._substitute(self.stream, position, fault)
             try:
-                image = self._like_all(image)
-                number = as_label(label) if self.classes is None else None
+                image = self._like_all(torch.as_tensor(image))
+                samples.append((image, as_label(label) if self.classes is None else self.classes.checked(label)))
             except ValueError as error:
                 raise ValueError(f"{self.called(index)}: {error}") from None
-            if self.classes is not None:
-                number = self.classes.checked(label, index, self.called)
-            assert number is not None
-            samples.append((image, number))
         return collate(samples, empty), skipped
 
     def name(self, index: int) -> str:
@@ -218,8 +183,7 @@ class Keyed:
         """`name` behind the side that it is of."""
         return f"{self.side} {self.name(index)}".strip()
 
-    def _like_all(self, image: Any) -> Tensor:
-        image = torch.as_tensor(image)
+    def _like_all(self, image: Tensor) -> Tensor:
         shape, dtype = self.kind or (tuple(image.shape), image.dtype)
         if tuple(image.shape) != shape:
             shapes = f"{shape} and {tuple(image.shape)}"
@@ -253,15 +217,3 @@ class Keyed:
             except FaultError:
                 continue
         raise ValueError(f"{first} ({IN_A_ROW} samples after it cannot be read either: is the disk there?)")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave the global generators as they were."""
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])

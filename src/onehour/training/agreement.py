@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.dataset import FaultError, KeyedDataset
+from onehour.data.dataset import FaultError, KeyedDataset, as_label, in_memory
 from onehour.data.images import Images
-from onehour.data.look import as_label, in_memory
 from onehour.data.processes import in_child
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data

@@ -15,9 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.dataset import KeyedDataset
+from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader import PATIENCE, Feed, prepared
-from onehour.data.look import Classes, in_memory, refuse_labels
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.bad_images import BAD_IMAGES
+from onehour.data.loader import BAD_IMAGES
 from onehour.dist.group import Group
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.bad_images import BAD_IMAGES, name_skipped, too_many
-from onehour.data.loader import Feed
+from onehour.data.loader import BAD_IMAGES, Feed, name_skipped, too_many
 from onehour.dist.group import Group
 from onehour.messages import blame
 from onehour.training.state import load_optimizer, model_state, optimizer_state

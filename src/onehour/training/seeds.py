@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
 
 from onehour.config import Recipe
+from onehour.data.dataset import in_memory
 from onehour.data.loader import CHUNK, Batch, Feed
-from onehour.data.look import in_memory
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.dist.placement import passes

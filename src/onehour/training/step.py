@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onehour.data.bad_images import Skipped
-from onehour.data.loader import Batch
+from onehour.data.loader import Batch, Skipped
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
