@@ -31,7 +31,7 @@ import campaigns.hostile_folders  # noqa: F401 - both add their cases
 from campaigns.hostile_cases import CASES, base_run
 from campaigns.ledger import run as run_campaign
 from onehour.cli import main as onehour
-from onehour.study.charts import picture
+from onehour.study import picture
 
 CAMPAIGN = "hostile"
 SECONDS = 60

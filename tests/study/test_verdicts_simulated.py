@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from onehour.study.statistics import Sample, holm, p_holds, p_worse
-from onehour.study.verdict import judge_arms, judge_minibatches
+from onehour.study.verdict import Sample, holm, judge_arms, judge_minibatches, p_holds, p_worse
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMITTED: dict[str, Any] = json.loads((BENCHMARKS / "results" / "verdicts.json").read_text(encoding="utf-8"))

@@ -14,8 +14,6 @@ from onehour.config import Recipe
 from onehour.dist.launch import ENDS
 from onehour.execution import Execution
 
-__all__ = ["Task", "run_task"]
-
 
 @dataclass(frozen=True)
 class Task:
@@ -24,9 +22,6 @@ class Task:
     Args:
         recipes: completed, alike but for the seed.
         folders: of each run.
-
-    >>> Task((Recipe(seed=3), Recipe(seed=4)), (Path("a"), Path("b"))).images
-    0
     """
 
     recipes: tuple[Recipe, ...]
@@ -51,24 +46,27 @@ def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -
         ValueError: for bad input.
         StoppedError: when asked to stop; all is saved.
     """
-    if execution.processes > 1:
-        reason = "several processes"
-    else:
+    reason: str | None = "several processes"
+    if execution.processes == 1:
         reason = "one seed" if len(task.recipes) == 1 else _run_together(task, execution, stop_asked)
     if reason is not None:
+        train = _run_processes if execution.processes > 1 else _run_alone
         for recipe, folder in zip(task.recipes, task.folders, strict=True):
-            _run_alone(recipe, folder, execution, stop_asked)
+            train(recipe, folder, execution, stop_asked)
     return reason
 
 
 def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
     """Train the seeds as one network; why that could not be, or None."""
+    import torch
+
+    from onehour.dist.group import Group
     from onehour.training.build import complete, pick_device
     from onehour.training.refusals import out_of_memory
     from onehour.training.seeds import refuse_joining, train_seeds
 
     recipe, data = complete(task.recipes[0])
-    group = _group(pick_device(execution.device))
+    group = Group(device=torch.device(pick_device(execution.device)))
     try:
         refuse_joining(recipe, data, group)
     except ValueError as error:
@@ -87,9 +85,6 @@ def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: C
     from onehour.runs import run
     from onehour.training.record import NonFiniteError
 
-    if execution.processes > 1:
-        _run_processes(recipe, folder, execution, stop_asked)
-        return
     with suppress(NonFiniteError):  # its summary says so, and the study counts it as chance
         run(recipe, Execution(out=folder, device=execution.device), stop_asked=stop_asked)
 
@@ -128,11 +123,3 @@ def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, 
             if not stopping:
                 process.terminate()
             raise
-
-
-def _group(device: str):
-    import torch
-
-    from onehour.dist.group import Group
-
-    return Group(device=torch.device(device))
