@@ -73,11 +73,7 @@ class RateSchedule:
         return None if self.rising else self.highest
 
     def at(self, step: float) -> float | None:
-        """The curve's rate after so many scheduler steps.
-
-        >>> RateSchedule(seen=[], curve=[[5, 0.1], [5, 0.8]]).at(5)
-        0.8
-        """
+        """The curve's rate after so many scheduler steps."""
         passed = 0.0
         for count, rate in self.curve:
             passed += count
@@ -86,11 +82,7 @@ class RateSchedule:
         return None
 
     def reaches(self, rate: float) -> int | None:
-        """The first scheduler step from which on the rate is at most so much, not before the curve's peak.
-
-        >>> RateSchedule(seen=[], curve=[[5, 0.1], [5, 0.8], [5, 0.01]]).reaches(0.02)
-        10
-        """
+        """The first scheduler step from which on the rate is at most so much, not before the curve's peak."""
         passed, peak = 0, max((r for _, r in self.curve), default=0.0)
         seen = False
         for count, now in self.curve:
@@ -118,15 +110,7 @@ def schedule_of(story: Story) -> RateSchedule:
 
 
 def by_group(story: Story, schedule: RateSchedule) -> list[RateSchedule]:
-    """The main optimizer's schedule for each of its groups; one alone where they all have the same rate.
-
-    >>> from onehour.check.tape import Tape
-    >>> tape = Tape()
-    >>> tape.add(OptimizerStep(rates=[0.1, 1.0]))
-    >>> story = Story(tape)
-    >>> [one.target for one in by_group(story, schedule_of(story))]
-    [0.1, 1.0]
-    """
+    """The main optimizer's schedule for each of its groups; one alone where they all have the same rate."""
     main = story.steps
     rates = [update.step.rates for update in main]
     if all(len({*each}) < 2 for each in rates):

@@ -65,11 +65,7 @@ class MicroBatch:
 
     @property
     def weight(self) -> float | None:
-        """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered.
-
-        >>> MicroBatch(None, None, None, 8, [LossTerm(total=0.25)]).weight
-        0.25
-        """
+        """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered."""
         return self.term.total if self.term else None
 
     @property
@@ -92,20 +88,12 @@ class Update:
 
     @property
     def rate(self) -> float:
-        """The largest of its groups' rates.
-
-        >>> Update(OptimizerStep(rates=[0.1, 0.2]), []).rate
-        0.2
-        """
+        """The largest of its groups' rates."""
         return max(self.step.rates, default=0.0)
 
     @property
     def samples(self) -> int | None:
-        """How many this process gave it.
-
-        >>> Update(OptimizerStep(), [MicroBatch(0, 0, 0, 8), MicroBatch(0, 0, 1, 8)]).samples
-        16
-        """
+        """How many this process gave it."""
         sizes = [micro.samples for micro in self.microbatches]
         return None if not sizes or None in sizes else sum(size for size in sizes if size)
 
@@ -132,13 +120,6 @@ class Story:
         folder: where the orders of its epochs lie.
         rank: of the process.
         orders: in place of the folder: the samples by loader and epoch.
-
-    >>> tape = Tape()
-    >>> tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
-    >>> tape.add(BackwardPass(samples=8))
-    >>> tape.add(OptimizerStep(rates=[0.1]))
-    >>> [update.samples for update in Story(tape).updates]
-    [8]
     """
 
     def __init__(

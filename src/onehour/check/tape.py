@@ -358,13 +358,7 @@ EVENTS: dict[str, type[TapeEvent]] = {
 
 
 class Tape:
-    """Events in order.
-
-    >>> tape = Tape()
-    >>> tape.add(OptimizerStep("train.py:7", rates=[0.1]))
-    >>> [step.rates for step in tape.of(OptimizerStep)]
-    [[0.1]]
-    """
+    """Events in order."""
 
     def __init__(self) -> None:
         self.events: list[TapeEvent] = []

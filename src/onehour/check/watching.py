@@ -160,6 +160,24 @@ watch = Watch
 """As it is used: `with watch(model, optimizer) as report: …`."""
 
 
+class _CallbackWatch:
+    """What both trainers' callbacks do as training begins and ends."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options, self.report = options, Report()
+        self._watching: Watch | None = None
+
+    def begin(self, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
+        self._watching = Watch(model, optimizer, scheduler=scheduler, **self.options)
+        self._watching.start()
+
+    def end(self, *, first: bool) -> None:
+        if self._watching is not None:
+            self.report = self._watching.stop()
+            if first and self.report.findings:
+                print(self.report)
+
+
 def lightning_callback(**options: Any) -> Any:
     """A callback for Lightning's Trainer; its `report` is filled when the fit ends, and printed by process 0.
 
@@ -169,26 +187,18 @@ def lightning_callback(**options: Any) -> Any:
     Raises:
         ValueError: if neither lightning nor pytorch_lightning is installed.
     """
-    lightning = _installed("lightning.pytorch", "pytorch_lightning")
 
-    class OnehourWatch(lightning.Callback):
+    class OnehourWatch(_CallbackWatch, _installed("lightning.pytorch", "pytorch_lightning").Callback):
         """Watches `fit`."""
-
-        report = Report()
-        _watching: Watch | None = None
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-            scheduler = schedulers[0] if len(schedulers) == 1 else None
-            self._watching = Watch(pl_module, trainer.optimizers[0], scheduler=scheduler, **options)
-            self._watching.start()
+            self.begin(pl_module, trainer.optimizers[0], schedulers[0] if len(schedulers) == 1 else None)
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            if self._watching is not None:
-                self.report = self._watching.stop()
-                _say(self.report, first=trainer.is_global_zero)
+            self.end(first=trainer.is_global_zero)
 
-    return OnehourWatch()
+    return OnehourWatch(options)
 
 
 def hf_callback(**options: Any) -> Any:
@@ -200,29 +210,17 @@ def hf_callback(**options: Any) -> Any:
     Raises:
         ValueError: if transformers is not installed.
     """
-    transformers = _installed("transformers")
 
-    class OnehourWatch(transformers.TrainerCallback):
+    class OnehourWatch(_CallbackWatch, _installed("transformers").TrainerCallback):
         """Watches `train`."""
 
-        report = Report()
-        _watching: Watch | None = None
-
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self._watching = Watch(given["model"], given["optimizer"], scheduler=given.get("lr_scheduler"), **options)
-            self._watching.start()
+            self.begin(given["model"], given["optimizer"], given.get("lr_scheduler"))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if self._watching is not None:
-                self.report = self._watching.stop()
-                _say(self.report, first=state.is_world_process_zero)
+            self.end(first=state.is_world_process_zero)
 
-    return OnehourWatch()
-
-
-def _say(report: Report, *, first: bool) -> None:
-    if first and report.findings:
-        print(as_table(report.findings))
+    return OnehourWatch(options)
 
 
 def _installed(*names: str) -> Any:

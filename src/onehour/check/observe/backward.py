@@ -44,15 +44,7 @@ class Penalty:
             self.received = float(gradients[0].detach().double().mean())
 
     def strength(self, scale: float = 1.0) -> float:
-        """λ: the gradient that it adds is λ·w, after a GradScaler's scale is taken out.
-
-        >>> w = torch.ones(2, requires_grad=True)
-        >>> loss = 0.05 * w.pow(2).sum()
-        >>> (found,) = penalties(loss)
-        >>> loss.backward()
-        >>> round(found.strength(), 6)
-        0.1
-        """
+        """λ: the gradient that it adds is λ·w, after a GradScaler's scale is taken out."""
         self.handle.remove()
         if self.norm:
             return self.received / max(float(self.parameter.detach().double().norm()), 1e-30) / scale
@@ -60,12 +52,7 @@ class Penalty:
 
 
 def penalties(root: Tensor) -> list[Penalty]:
-    """The parameters whose squares or norms are added to a loss beside what the model computes.
-
-    >>> w = torch.ones(2, requires_grad=True)
-    >>> len(penalties((w * 3).sum())), len(penalties((w * 3).sum() + w.norm()))
-    (0, 1)
-    """
+    """The parameters whose squares or norms are added to a loss beside what the model computes."""
     found: dict[int, Penalty] = {}
     seen: set[Any] = set()
     waiting = [root.grad_fn] if root.grad_fn is not None else []
@@ -115,15 +102,6 @@ class Backwards:
     Args:
         recorder: takes the backward passes.
         optimizers: know the parameters that are looked at.
-
-    >>> recorder = TapeRecorder(deep_updates=4, cut=False)
-    >>> backwards, patches = Backwards(recorder, Optimizers(recorder)), Patches()
-    >>> backwards.install(patches)
-    >>> w = torch.zeros(2, 3, requires_grad=True)
-    >>> (F.cross_entropy(w, torch.tensor([0, 1])) / 4).backward()
-    >>> patches.undo()
-    >>> [(t.count, t.total, t.low) for event in recorder.tape.of(BackwardPass) for t in event.terms]
-    [(2, 0.25, 0.125)]
     """
 
     def __init__(self, recorder: TapeRecorder, optimizers: Optimizers) -> None:

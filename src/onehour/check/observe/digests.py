@@ -30,12 +30,7 @@ def chosen_parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def projections(tensors: Sequence[Tensor | None]) -> list[float]:
-    """Projections of each tensor onto fixed directions, in float64; None counts as zeros.
-
-    >>> a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
-    >>> all(abs(x + y - z) < 1e-9 for x, y, z in zip(projections([a]), projections([b]), projections([a + b])))
-    True
-    """
+    """Projections of each tensor onto fixed directions, in float64; None counts as zeros."""
     return [number for tensor in tensors for number in _project(tensor)]
 
 
@@ -49,11 +44,7 @@ def _project(tensor: Tensor | None) -> list[float]:
 
 @torch.no_grad()
 def leading(tensor: Tensor) -> Tensor:
-    """The first elements of a tensor, flat, in float64 on the CPU: always the same ones.
-
-    >>> leading(torch.ones(2, 2)).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    """
+    """The first elements of a tensor, flat, in float64 on the CPU: always the same ones."""
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     return dense.reshape(-1)[:ELEMENTS].to("cpu", torch.float64, copy=True)
 
@@ -65,12 +56,7 @@ def _directions(elements: int) -> Tensor:
 
 
 def random_states() -> dict[str, str]:
-    """A digest of each generator's state; numpy's where it is loaded.
-
-    >>> before = random_states(); _ = torch.rand(1)
-    >>> [name for name, digest in random_states().items() if digest != before[name]]
-    ['torch']
-    """
+    """A digest of each generator's state; numpy's where it is loaded."""
     states = {"torch": torch.get_rng_state().numpy().tobytes(), "random": repr(random.getstate()).encode()}
     if "numpy" in sys.modules:
         state = sys.modules["numpy"].random.get_state()

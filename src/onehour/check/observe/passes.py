@@ -42,11 +42,7 @@ class _FollowingEnumerate:
 
 
 def following_enumerate(iterable: Any, start: int = 0) -> Any:
-    """In place of `enumerate`: the real one for what is never cut.
-
-    >>> list(following_enumerate("ab", 1)), type(following_enumerate([1])).__name__
-    ([(1, 'a'), (2, 'b')], 'enumerate')
-    """
+    """In place of `enumerate`: the real one for what is never cut."""
     if hasattr(iterable, "__getitem__"):
         return _COUNTED(iterable, start)
     return _FollowingEnumerate(iterable, start)
@@ -63,11 +59,6 @@ class EnumeratedSampler:
 
     Args:
         sampler: gives batches of indices, or indices.
-
-    >>> sampler = EnumeratedSampler([[0, 1], [2, 3], [4]])
-    >>> sampler.choose = lambda order, at: 2 if at == 1 else at
-    >>> list(sampler), len(sampler)
-    ([[0, 1], [4]], 3)
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -106,13 +97,7 @@ def _drawn(iterator: Iterator[Any], length: int | None) -> tuple[list[Any], bool
 
 
 def enumerated(loader: DataLoader) -> DataLoader:
-    """The same loader with a `EnumeratedSampler` sampler of its own; one of an IterableDataset has none, and stays.
-
-    >>> import torch
-    >>> loader = DataLoader(torch.arange(4), batch_size=2)  # type: ignore[arg-type]
-    >>> [batch.tolist() for batch in enumerated(loader)]
-    [[0, 1], [2, 3]]
-    """
+    """The same loader with a `EnumeratedSampler` sampler of its own; one of an IterableDataset has none, and stays."""
     copied = object.__new__(type(loader))
     vars(copied).update(vars(loader))
     if not isinstance(loader.dataset, IterableDataset):
@@ -201,10 +186,6 @@ def cut_to(
         updates: so far; None for a pass that trains nothing.
         seconds: so far.
         left: updates until the run is stopped.
-
-    >>> cut_to(total=1002, at=16, taken=16, updates=4, seconds=9.0)
-    996
-    >>> cut_to(total=40, at=16, taken=16, updates=4, seconds=9.0)
     """
     if total is None or total <= WHOLE:
         return None

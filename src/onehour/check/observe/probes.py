@@ -30,10 +30,6 @@ def character(optimizer: Optimizer) -> dict[str, Any]:
         adaptive: whether a larger gradient makes no larger step, as in Adam.
         decay: for each group with weight decay, how much a weight of 1 shrinks in a step at the group's rate, or at
             its initial one if a warmup lies below it, and at twice that rate, the initial rate doubled too.
-
-    >>> kind = character(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.5, weight_decay=0.1))
-    >>> kind["form"], kind["adaptive"], [[round(x, 6) for x in pair] for pair in kind["decay"]]
-    ('outside', False, [[0.05, 0.1]])
     """
     found: dict[str, Any] = {"form": None, "velocity": [], "adaptive": None, "decay": []}
     looks = {"form": momentum_form, "adaptive": is_adaptive, "decay": _decay, "velocity": _velocity}
@@ -84,10 +80,6 @@ def replay(
 
     Returns:
         Each weight's change.
-
-    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
-    >>> replay(optimizer, [torch.zeros(1).double()], [torch.ones(1).double()], [{}], optimizer.param_groups)
-    [tensor([-0.5000], dtype=torch.float64)]
     """
     copied, parameters = _copied(optimizer, [[w] for w in weights], groups=list(owners))
     for parameter, gradient, state in zip(parameters, gradients, states, strict=True):

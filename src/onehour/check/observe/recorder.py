@@ -33,24 +33,12 @@ class TapeRecorder:
         return self.cut or self.near_an_end or self.updates < self.deep_updates
 
     def trouble(self, observer: str, error: BaseException) -> None:
-        """An observer failed: its evidence is missing, the user's code goes on.
-
-        >>> recorder = TapeRecorder(deep_updates=4, cut=False)
-        >>> recorder.trouble("step", ValueError("no"))
-        >>> [trouble.error for trouble in recorder.tape.of(Trouble)]
-        ['ValueError: no']
-        """
+        """An observer failed: its evidence is missing, the user's code goes on."""
         self.tape.add(Trouble(observer=observer, error=f"{type(error).__name__}: {error}"[:300]))
 
 
 class Numbering:
-    """Numbering objects in the order in which they are met; holds none of them alive.
-
-    >>> class Thing: ...
-    >>> numbers, thing = Numbering(), Thing()
-    >>> numbers.of(thing), numbers.of(Thing()), numbers.of(thing)
-    (0, 1, 0)
-    """
+    """Numbering objects in the order in which they are met; holds none of them alive."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -65,15 +53,7 @@ class Numbering:
 
 
 def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For methods of observers, which have a `recorder`: what fails in them never reaches the user's code.
-
-    >>> class Broken:
-    ...     recorder = TapeRecorder(deep_updates=4, cut=False)
-    ...     @quiet
-    ...     def look(self): return 1 / 0
-    >>> Broken().look() is None
-    True
-    """
+    """For methods of observers, which have a `recorder`: what fails in them never reaches the user's code."""
 
     @functools.wraps(method)
     def wrapper(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -89,14 +69,7 @@ def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Hook:
-    """A hook on someone's module that copies and files of the module do not take with them.
-
-    >>> import copy
-    >>> hook = Hook(lambda module, inputs: print("seen"))
-    >>> hook(None, ())
-    seen
-    >>> copy.deepcopy(hook)(None, ())
-    """
+    """A hook on someone's module that copies and files of the module do not take with them."""
 
     def __init__(self, action: Callable[..., Any]) -> None:
         self._action = action
@@ -105,30 +78,15 @@ class Hook:
         return self._action(*arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _no_hook, ()
+        return Hook, (_nothing,)
 
 
 def _nothing(*arguments: Any) -> None:
     """What a copied hook does."""
 
 
-def _no_hook() -> Callable[..., None]:
-    return _nothing
-
-
 class Patches:
-    """Attributes that were replaced, and what stood there.
-
-    >>> class Thing:
-    ...     def name(self): return "thing"
-    >>> patches = Patches()
-    >>> patches.around(Thing, "name", lambda original, self: original(self).upper())
-    >>> Thing().name()
-    'THING'
-    >>> patches.undo()
-    >>> Thing().name()
-    'thing'
-    """
+    """Attributes that were replaced, and what stood there."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], Any]] = []

@@ -119,10 +119,6 @@ def curve(scheduler: Any, steps: int) -> list[float]:
     Args:
         scheduler: is stepped; give a copy.
         steps: how often.
-
-    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    >>> curve(torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5), 4)
-    [1.0, 1.0, 0.5, 0.5, 0.25]
     """
     optimizer = _optimizer_of(scheduler)
     assert optimizer is not None
@@ -141,11 +137,7 @@ def curve(scheduler: Any, steps: int) -> list[float]:
 
 
 def runs_of(rates: list[float]) -> list[list[float]]:
-    """Equal neighbours as one pair of how many and what; long curves thinned in the middle.
-
-    >>> runs_of([0.1, 0.1, 0.2])
-    [[2, 0.1], [1, 0.2]]
-    """
+    """Equal neighbours as one pair of how many and what; long curves thinned in the middle."""
     pairs: list[list[float]] = []
     for rate in rates:
         if pairs and pairs[-1][1] == rate:

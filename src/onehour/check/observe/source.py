@@ -62,11 +62,7 @@ def resolve_loaded_modules() -> None:
 
 @lru_cache(maxsize=4096)
 def is_users(filename: str) -> bool:
-    """Whether a file is the user's: neither of the standard library, nor of an installed package, nor ours.
-
-    >>> is_users(os.__file__), is_users("<string>")
-    (False, False)
-    """
+    """Whether a file is the user's: neither of the standard library, nor of an installed package, nor ours."""
     if filename.startswith("<"):
         return False
     real = _real(filename)

@@ -269,12 +269,7 @@ def windows(case: Case) -> Iterator[Update]:
 
 
 def weights(update: Update) -> list[float] | None:
-    """Σ of the samples' weights of each batch that an update gathered; None where one is not known.
-
-    >>> from onehour.check.tape import LossTerm
-    >>> weights(Update(OptimizerStep(), [MicroBatch(0, 0, 0, 8, [LossTerm(total=0.5)])]))
-    [0.5]
-    """
+    """Σ of the samples' weights of each batch that an update gathered; None where one is not known."""
     known = [micro.weight for micro in update.microbatches]
     c = factor(update)
     return None if None in known else [c * weight for weight in known if weight is not None]
