@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from onehour.dist.group import Group
-from onehour.training.checkpoint import FILES, Checkpoints, latest_contents
+from onehour.training.checkpoint import Checkpoints, latest_contents
+from onehour.training.store import FILES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from summary import OUT, add, missing, report

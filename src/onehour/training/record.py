@@ -20,6 +20,8 @@ from onehour.sidefile import (
     TEXT,
     TEXT_OR_NONE,
     Kind,
+    is_list,
+    is_object,
     read_lines,
     read_object,
 )
@@ -53,20 +55,9 @@ PARTS = ("data", "compute", "reduction", "update")
 """Of an iteration, whose milliseconds steps_ms has."""
 
 
-def _lists(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _is_step(value: Any) -> bool:
-    return _lists(value) and len(value) == len(PARTS) and all(map(NUMBER[1], value))
-
-
-ERRORS: Kind = ("a list of errors in percent", lambda value: _lists(value) and all(map(PERCENT[1], value)))
-STEPS: Kind = (f"lists of {len(PARTS)} numbers", lambda value: _lists(value) and all(map(_is_step, value)))
-SESSIONS: Kind = (
-    "a list of objects",
-    lambda value: _lists(value) and value != [] and all(isinstance(session, dict) for session in value),
-)
+ERRORS: Kind = ("a list of errors in percent", is_list(PERCENT[1]))
+STEPS: Kind = (f"lists of {len(PARTS)} numbers", is_list(is_list(NUMBER[1], len(PARTS))))
+SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value) and value != [])
 SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and value > 0)
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
@@ -273,7 +264,7 @@ def _refuse_rest(folder: Path, recipe: Recipe) -> None:
     others = 0
     for checkpoint in checkpoint_folders(folder):
         with suppress(ValueError):  # damaged, which is for who loads it to say
-            if read_manifest(checkpoint).recipe == digest_of_recipe(recipe):
+            if read_manifest(checkpoint)["recipe"] == digest_of_recipe(recipe):
                 return
             others += 1
     if others:
