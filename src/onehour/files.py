@@ -2,6 +2,8 @@
 
 A folder that a person names may be reached through links, as that person wishes. What lies inside it may have come with
 it, from anywhere: there no link is followed, be it a file or a folder, and a name is never a path.
+
+All raise ValueError for a link, a pipe or a name that is none, and OSError where the disk refuses.
 """
 
 from __future__ import annotations
@@ -50,10 +52,6 @@ def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Generator
     Args:
         inside: names of folders with slashes between them; empty for the folder itself.
         make: make those that are not there; their names are on disk then.
-
-    Raises:
-        ValueError: if a part of `inside` is a link, no folder, or no plain name.
-        OSError: if the disk refuses, or the folder is not there.
     """
     if isinstance(folder, int):
         held = os.dup(folder)
@@ -78,12 +76,7 @@ def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Generator
 
 
 def open_inside(folder: Folder, name: str, flags: int) -> int:
-    """As os.open with O_CLOEXEC, for a regular file inside a folder, which no link leads to and no pipe stands for.
-
-    Raises:
-        ValueError: if it is a link, or no regular file; or a folder before it is.
-        OSError: if the disk refuses.
-    """
+    """As os.open with O_CLOEXEC, for a regular file inside a folder, which no link leads to and no pipe stands for."""
     with _place(folder, name) as (held, last):
         return _open(held, last, flags, _shown(folder, name))
 
@@ -96,10 +89,6 @@ def written(folder: Folder, name: str) -> Generator[BinaryIO]:
 
     Args:
         name: of the file; folders before it are there already.
-
-    Raises:
-        ValueError: if a link leads there.
-        OSError: if the disk refuses; what stood there stays, until the new one has its place.
     """
     with ExitStack() as stack:
         held, last = stack.enter_context(_place(folder, name))
@@ -135,10 +124,6 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
     Args:
         files: contents by name; folders before a name are made.
         gone: names that are to be there no longer.
-
-    Raises:
-        ValueError: if a link leads there.
-        OSError: if the disk refuses; what stood there stays.
     """
     with opened(folder, make=True) as held, _aside(held) as aside:
         new = {name: f"new-{number}" for number, name in enumerate(files)}
@@ -174,9 +159,6 @@ def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, folder: 
 
     Args:
         path: of the file; in `folder`, where that is given.
-
-    Raises:
-        OSError: if the disk refuses, or something has that name.
     """
     file = _new(folder, path)
     try:
@@ -211,12 +193,7 @@ def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | Non
 
 
 def remove(folder: Folder, name: str) -> None:
-    """Remove a file, a link, or a folder with all that is in it, if it is there; what a link leads to stays.
-
-    Raises:
-        ValueError: if a folder before it is a link.
-        OSError: if the disk refuses.
-    """
+    """Remove a file, a link, or a folder with all that is in it, if it is there; what a link leads to stays."""
     with _place(folder, name) as (held, last), suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(last, dir_fd=held, follow_symlinks=False).st_mode):
             shutil.rmtree(last, dir_fd=held)
@@ -335,11 +312,7 @@ def _open(held: int, name: str, flags: int, shown: Path) -> int:
 
 
 def _parts(folder: Folder, name: str) -> list[str]:
-    """The names that a name is made of.
-
-    Raises:
-        ValueError: if one of them is none, such as `..`.
-    """
+    """The names that a name is made of."""
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise ValueError(f"{name!r} cannot name a file in {_shown(folder, '')}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["before_leaving", "leave", "park", "scratch", "signal_with_parent", "undisturbed"]
+__all__ = ["before_leaving", "leave", "park", "prctl", "scratch", "signal_with_parent", "undisturbed"]
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
@@ -67,11 +67,16 @@ def scratch(prefix: str) -> Generator[Path]:
 
 def signal_with_parent(number: int) -> None:
     """Have Linux send this process a signal when the one that started it ends: killed, that one can no longer do it."""
+    prctl(PR_SET_PDEATHSIG, number)
+
+
+def prctl(option: int, value: int) -> None:
+    """Ask Linux for something for this process; other systems are not asked."""
     import ctypes
 
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, number)
+    call = getattr(ctypes.CDLL(None), "prctl", None)
+    if call is not None:
+        call(option, value, 0, 0, 0)
 
 
 def park() -> None:

@@ -53,9 +53,6 @@ class OpenFolder:
         path: of a folder.
         make: it, and those above, if it is not there; their names are on disk then.
         option: of the command, that names it.
-
-    Raises:
-        OSError: if it is not there, or the disk refuses.
     """
 
     def __init__(self, path: Path, *, make: bool = False, option: str = "--out") -> None:
@@ -81,12 +78,9 @@ class OpenFolder:
         return link if link.is_dir() else self.path
 
     def check(self) -> None:
-        """See whether the folder has its name still.
+        """See whether the folder has its name still; if not, a FolderLostError says what became of it.
 
         A disk that does not answer says nothing of that.
-
-        Raises:
-            FolderLostError: if not, saying what became of it.
         """
         try:
             here = os.fstat(self.descriptor)
@@ -187,11 +181,7 @@ class HeldFolder(OpenFolder):
             os.close(self._lock)
 
     def check(self) -> None:
-        """As `OpenFolder.check`; and whether the lock is still the folder's.
-
-        Raises:
-            FolderLostError: if not.
-        """
+        """As `OpenFolder.check`; and whether the lock is still the folder's."""
         super().check()
         try:
             guarded = self not in _held or self._is_there()

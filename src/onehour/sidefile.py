@@ -1,4 +1,7 @@
-"""JSON and TOML files that others may have touched: what they should be, or one message."""
+"""JSON and TOML files that others may have touched: what they should be, or a ValueError with one message.
+
+It names the file, its line where it has many, and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +72,7 @@ TEXT_OR_NONE: Kind = ("text or null", lambda value: value is None or isinstance(
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with or without the mark that some editors put before UTF-8.
-
-    Raises:
-        ValueError: if it cannot be read, or is not UTF-8.
-    """
+    """A file's text, with or without the mark that some editors put before UTF-8."""
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe, say, which would be waited for
         raise ValueError(f"{path} is not a plain file")
     try:
@@ -92,9 +91,6 @@ def object_of(text: str | bytes, kinds: Mapping[str, Kind], needs: Collection[st
     Args:
         kinds: of its values, where they are there; others are not looked at.
         needs: keys that must be there.
-
-    Raises:
-        ValueError: for anything else, saying what was expected.
     """
     try:
         found = json.loads(text, object_pairs_hook=_once)
@@ -113,11 +109,7 @@ def object_of(text: str | bytes, kinds: Mapping[str, Kind], needs: Collection[st
 
 
 def read_object(path: Path, kinds: Mapping[str, Kind], needs: Collection[str] = ()) -> dict[str, Any]:
-    """The object in a JSON file; arguments as of `object_of`.
-
-    Raises:
-        ValueError: naming the file and what was expected.
-    """
+    """The object in a JSON file; arguments as of `object_of`."""
     text = read_text(path)
     try:
         return object_of(text, kinds, needs)
@@ -136,9 +128,6 @@ def read_lines(
 
     Returns:
         None of them where there is no file.
-
-    Raises:
-        ValueError: naming the file and the line.
     """
     if not path.exists():
         return []
@@ -154,11 +143,7 @@ def read_lines(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds.
-
-    Raises:
-        ValueError: naming the file, and where it is no TOML line and column.
-    """
+    """What a TOML file holds."""
     text = read_text(path)
     try:
         return tomllib.loads(text)

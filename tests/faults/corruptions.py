@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +199,9 @@ def resumed(folder: Path, untouched: list[int], there: dict[str, str], other_rec
 
 def evaluated(folder: Path, untouched: list[int], there: dict[str, str], other_recipe: bool) -> tuple[str, str]:
     """As `onehour evaluate` and `export` read it; with another recipe beside them, no checkpoint is this run's."""
-    said: list[str] = []
     try:
-        contents = latest_contents(folder, warn=said.append)
+        with redirect_stderr(io.StringIO()) as errors:
+            contents = latest_contents(folder)
     except ValueError as error:
         whole = untouched and not other_recipe
         return "refused", f"refused, with {untouched} whole: {error}" if whole else ""
@@ -209,7 +211,7 @@ def evaluated(folder: Path, untouched: list[int], there: dict[str, str], other_r
     if other_recipe:
         return "loaded", f"iteration {iteration} was loaded as another recipe's"
     right = dict(zip(FILES, contents, strict=True)) == ORIGINALS[iteration]
-    return judged(iteration, right, said, untouched, there)
+    return judged(iteration, right, errors.getvalue().splitlines(), untouched, there)
 
 
 def judged(

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from torch import nn
 
 from onehour import Recipe
 from onehour.dist.group import Group
-from onehour.training.checkpoint import Checkpoints, SaveInterval, latest_contents
+from onehour.training.checkpoint import Checkpoints, SaveInterval
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.store import FILES, Store, Stored
 
@@ -152,38 +151,6 @@ def test_a_full_disk_is_one_warning_and_the_one_before_stays(
     assert checkpoints(tmp_path).load(model, optimizer) == progress(4)
 
 
-def damaged(tiny: ModuleType, folder: Path) -> None:
-    """Two checkpoints, of which the newer one cannot be trusted."""
-    saved = checkpoints(folder)
-    for iteration in (1, 2):
-        model, optimizer = tiny.trained("sgd", iteration)
-        saved.save(model, optimizer, progress(iteration))
-    saved.close()
-    (folder / "checkpoints" / "iteration-000000002" / "progress.json").write_text("{}")
-    (folder / "recipe.toml").write_text(Recipe().to_toml())
-
-
-def test_a_damaged_one_is_named_and_the_one_before_is_used(tiny: ModuleType, tmp_path: Path):
-    damaged(tiny, tmp_path)
-    said: list[str] = []
-    assert checkpoints(tmp_path, said).load(*tiny.trained("sgd", 0)) == progress(1)
-    (warning,) = said
-    assert "iteration-000000002: progress.json has 2 bytes instead of" in warning
-    assert warning.endswith("iteration-000000001 is used in its place")
-
-
-def test_whoever_reads_a_runs_newest_weights_is_told_too(
-    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    damaged(tiny, tmp_path)
-    contents = latest_contents(tmp_path)
-    assert contents is not None
-    assert json.loads(contents[-1]) == progress(1)
-    said = capsys.readouterr()
-    assert said.err.startswith("onehour: warning: a damaged checkpoint was left out: iteration-000000002: progress")
-    assert said.out == ""
-
-
 FOREIGN = save({"9.weight/momentum_buffer": torch.zeros(1)})
 OURS = save({"group 0/params#": torch.zeros(())})
 
@@ -221,16 +188,6 @@ def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Pa
     tiny.advance(model, optimizer, 1)
     updated.set()
     assert again.wait()
-
-
-def test_a_checkpoint_of_another_recipe_is_not_loaded(tiny: ModuleType, tmp_path: Path):
-    model, optimizer = tiny.trained("sgd", 1)
-    saved = Checkpoints(tmp_path / "a", Recipe(seed=1), Group(), warn=print)
-    saved.save(model, optimizer, PROGRESS)
-    saved.close()
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(ValueError, match="belongs to a run of another recipe"):
-        checkpoints(tmp_path / "b").load(model, optimizer)
 
 
 def test_a_folder_that_cannot_be_listed_is_one_message(

@@ -6,7 +6,6 @@ starts such processes must not have asked before: they would all have one handle
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -24,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from onehour.leaving import signal_with_parent
 from onehour.messages import blame
 
 __all__ = ["PATIENCE", "Done", "end_with_parent", "in_child", "spans", "spread"]
@@ -32,7 +32,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Done = Callable[[int], None]
 """Is told how many more items are done."""
-PR_SET_PDEATHSIG = 1
 SECONDS = 0.2
 """Between two looks at how far the processes are."""
 
@@ -111,9 +110,7 @@ def _begin(work: Any, counter: Any, stopping: Any) -> None:
 
 def end_with_parent() -> None:
     """Have Linux end this process with the one that started it: killed, that one can no longer say so."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_with_parent(signal.SIGKILL)
 
 
 def _run(task: Any) -> Any:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.lock import FolderLostError
-from onehour.messages import shown
+from onehour.messages import say, shown
 from onehour.training.record import Run
 from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
 from onehour.training.store import FILES, Store, digest_of_recipe
@@ -30,18 +30,16 @@ from onehour.training.store import FILES, Store, digest_of_recipe
 __all__ = ["Checkpoints", "SaveInterval", "latest_contents"]
 
 
-def latest_contents(
-    folder: Path, *, warn: Callable[[str], None] = lambda text: print(f"onehour: warning: {text}", file=sys.stderr)
-) -> list[bytes] | None:
+def latest_contents(folder: Path) -> list[bytes] | None:
     """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
 
-    Args:
-        warn: is told of newer ones that do not verify.
+    Newer ones that do not are named on standard error.
 
     Raises:
         ValueError: if checkpoints exist and none verifies, or the folder is no run's.
     """
-    stored = Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).newest(warn)
+    store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe))
+    stored = store.newest(lambda text: say(f"onehour: warning: {text}", sys.stderr))
     return stored.contents if stored else None
 
 

@@ -163,11 +163,7 @@ class Store:
         return None
 
     def verified(self, folder: Path) -> Stored:
-        """A checkpoint, read once, and compared with its manifest as it was read.
-
-        Raises:
-            ValueError: saying what is wrong with it.
-        """
+        """A checkpoint, read once, and compared with its manifest; else a ValueError says what is wrong with it."""
         manifest = read_manifest(folder)
         iteration = manifest["iteration"]
         if _iteration_of(folder.name) != iteration:
@@ -229,11 +225,7 @@ class Store:
 
 
 def checkpoint_folders(folder: Path, shown: Path | None = None) -> list[Path]:
-    """The checkpoints in a run's folder by their names, the newest last; `shown` is where they are, in messages.
-
-    Raises:
-        ValueError: if a link stands in their place.
-    """
+    """The checkpoints in a run's folder by their names, the newest last; `shown` is where they are, in messages."""
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_symlink():
         raise ValueError(
@@ -250,11 +242,7 @@ def digest_of_recipe(recipe: Recipe) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's manifest says, if it is sound; nothing else is read.
-
-    Raises:
-        ValueError: saying what is wrong with it.
-    """
+    """What a checkpoint's manifest says, if it is sound; nothing else is read."""
     content = _read_plain(folder / MANIFEST)
     try:
         found = object_of(content, KINDS, KINDS)
@@ -270,9 +258,6 @@ def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
 
     A header's length (8 bytes, little-endian), a JSON header of types, shapes and offsets, then the tensors: wide types
     first, as the format wants them aligned to their own size.
-
-    Raises:
-        ValueError: for a type that the format does not have.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, offset = {}, 0
@@ -296,11 +281,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _read_plain(path: Path, size: int | None = None) -> bytes:
-    """All of a regular file; without a size that it must have, at most as much as a manifest has.
-
-    Raises:
-        ValueError: if it is not there, is none, is of another size, or cannot be read.
-    """
+    """All of a regular file; without a size that it must have, at most as much as a manifest has."""
     try:
         # Neither through a link to another's file, nor waiting for a pipe that nobody writes.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:

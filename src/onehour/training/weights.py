@@ -82,10 +82,6 @@ def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
 
     Raises:
         ValueError: naming the keys that are missing or too many, or the first shape that differs.
-
-    >>> fit(nn.Linear(2, 1), {"weight": torch.zeros(1, 2)}, Path("mine.pt"))
-    Traceback (most recent call last):
-    ValueError: mine.pt is of another model: it lacks bias
     """
     own = model.state_dict()
     # num_batches_tracked is younger than many files; with a fixed momentum nothing reads it.
@@ -114,14 +110,9 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
     where = torch.device(pick_device(device))
     model = build_model(recipe, loaded, where)
     fit(model, weights, source)
-    given: dict[str, Any] = {
-        "seed": seed_for(recipe.seed, "validation"),
-        "loaders": pick_loaders(Execution(), loaded),
-        "device": where,
-        "classes": classes_of(recipe, loaded, model, where),
-        "look": loaded.looks[1],
-    }
-    with closing(Feed(loaded.validation, **given)) as feed:
+    seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), loaded)
+    classes, look = classes_of(recipe, loaded, model, where), loaded.looks[1]
+    with closing(Feed(loaded.validation, seed=seed, loaders=loaders, device=where, classes=classes, look=look)) as feed:
         return evaluate(model, feed, recipe, group=Group(device=where))[0]
 
 
