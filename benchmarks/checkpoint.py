@@ -200,7 +200,7 @@ def verifying(training: Training, rounds: int, folder: Path) -> dict[str, Any]:
         ours.end()
         times["write"].append(time.perf_counter() - started)
         started = time.perf_counter()
-        stored = store.newest()
+        stored = store.newest(print)
         times["verify"].append(time.perf_counter() - started)
         assert stored is not None
         started = time.perf_counter()
@@ -208,7 +208,7 @@ def verifying(training: Training, rounds: int, folder: Path) -> dict[str, Any]:
         ours.before_update()
         times["copy"].append(time.perf_counter() - started)
         ours.end()
-        size = sum(len(content) for content in stored.contents.values())
+        size = sum(len(content) for content in stored.contents)
     medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
     ratio = statistics.median(v / w for v, w in zip(times["verify"][1:], times["write"][1:], strict=True))
     return {

@@ -11,6 +11,7 @@ newer one must be named. Where none is left the start must be refused. A line of
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ import torch
 from campaigns.ledger import run
 from campaigns.writer import RECIPE, digest, expected, fill, fresh, progress_of
 from onehour.dist.group import Group
-from onehour.training.checkpoint import FILES, Checkpoints, latest_contents
+from onehour.training.checkpoint import Checkpoints, latest_contents
+from onehour.training.store import FILES
 
 CAMPAIGN = "corruptions"
 BLOCK = 100
@@ -194,9 +197,9 @@ def resumed(folder: Path, untouched: list[int], there: dict[str, str], other_rec
 
 def evaluated(folder: Path, untouched: list[int], there: dict[str, str], other_recipe: bool) -> tuple[str, str]:
     """As `onehour evaluate` and `export` read it; with another recipe beside them, no checkpoint is this run's."""
-    said: list[str] = []
     try:
-        contents = latest_contents(folder, warn=said.append)
+        with redirect_stderr(io.StringIO()) as errors:
+            contents = latest_contents(folder)
     except ValueError as error:
         whole = untouched and not other_recipe
         return "refused", f"refused, with {untouched} whole: {error}" if whole else ""
@@ -206,7 +209,7 @@ def evaluated(folder: Path, untouched: list[int], there: dict[str, str], other_r
     if other_recipe:
         return "loaded", f"iteration {iteration} was loaded as another recipe's"
     right = dict(zip(FILES, contents, strict=True)) == ORIGINALS[iteration]
-    return judged(iteration, right, said, untouched, there)
+    return judged(iteration, right, errors.getvalue().splitlines(), untouched, there)
 
 
 def judged(

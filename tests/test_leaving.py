@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 WRITES = """
 import signal, time
@@ -48,25 +51,23 @@ with StopSignals(text="stopped"):
 """
 
 
-def ended(code: str, tmp: object) -> tuple[int, str, str]:
+def ended(code: str, tmp: Path) -> tuple[int, str, str]:
     """How a process that runs this ends: its code and what it says."""
     every = {"TMPDIR": str(tmp), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=every)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_what_is_undisturbed_is_done_to_its_end_and_nothing_after_it(tmp_path):
-    assert ended(WRITES, tmp_path) == (75, "written\n", "onehour: stopped\n")
-
-
-def test_a_temporary_folder_goes(tmp_path):
-    assert ended(SCRATCH, tmp_path) == (75, "True\n", "onehour: stopped\n")
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (WRITES, (75, "written\n", "onehour: stopped\n")),
+        (SCRATCH, (75, "True\n", "onehour: stopped\n")),
+        (NESTED, (0, "2\n", "")),
+        (SWALLOWS, (75, "", "onehour: stopped\n")),
+    ],
+    ids=["what is undisturbed is done", "a temporary folder goes", "two of a second ask once", "in a finalizer"],
+)
+def test_a_signal_ends_a_process_once_what_must_be_is_done(tmp_path: Path, code: str, end: tuple[int, str, str]):
+    assert ended(code, tmp_path) == end
     assert list(tmp_path.iterdir()) == []
-
-
-def test_two_signals_of_one_second_ask_once_whoever_listens(tmp_path):
-    assert ended(NESTED, tmp_path) == (0, "2\n", "")
-
-
-def test_a_signal_where_python_swallows_errors_is_a_line_too(tmp_path):
-    assert ended(SWALLOWS, tmp_path) == (75, "", "onehour: stopped\n")

@@ -4,16 +4,17 @@ import random
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from powercut import Disk, Log, laid_out
 
 from onehour.api import train
 from onehour.dist.group import Group
-from onehour.training.checkpoint import Checkpoints
+from onehour.training.console import Loggers
 from onehour.training.decisions import decisions_of
 from onehour.training.record import Run, finished_run
-from onehour.training.recorder import Recorder
+from onehour.training.recorder import RunFolder
 from onehour.training.store import Store
 
 OUT = "runs/new/run"
@@ -64,20 +65,19 @@ def goes_on(tree: dict[str, bytes | None], root: Path, whole: Run, tiny: ModuleT
         assert ended.summary["state_sha256"] == whole.summary["state_sha256"]
         assert ended.metrics == whole.metrics
         return 10**6
-    recorder, said = Recorder(out, whole.recipe), list[str]()
+    console = mock.Mock()
+    run = RunFolder(out, whole.recipe, Group(), console=console, loggers=Loggers(None))
     try:
         model = tiny.net()
-        optimizer = decisions_of(whole.recipe).optimizer(model)
-        checkpoints = Checkpoints(out, whole.recipe, Group(), warn=said.append, inside=recorder.inside)
-        progress = checkpoints.load(model, optimizer)
-        done = progress["iteration"] if progress else 0
-        recorder.begin(done, {})
-        assert recorder.notes == said == []
+        progress = run.load(model, decisions_of(whole.recipe).optimizer(model), {})
+        run.begin(progress, dict)
+        console.warn.assert_not_called()
+        done = progress.iteration if progress else 0
         known = [record for record in whole.metrics if record["iteration"] <= done]
         assert Run(out).metrics == known
         return done
     finally:
-        recorder.close()
+        run.close()
 
 
 def test_the_same_command_goes_on_from_whatever_is_left(log: tuple[Log, Run], tiny: ModuleType, tmp_path: Path):

@@ -2,26 +2,31 @@
 
 A folder that a person names may be reached through links, as that person wishes. What lies inside it may have come with
 it, from anywhere: there no link is followed, be it a file or a folder, and a name is never a path.
+
+All raise ValueError for a link, a pipe or a name that is none, and OSError where the disk refuses.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import struct
+import sys
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from onehour.leaving import before_leaving
 
 __all__ = [
     "append_whole",
+    "lock",
+    "make_folder",
     "open_inside",
     "opened",
     "remove",
@@ -36,33 +41,23 @@ __all__ = [
 Folder = Path | int
 """A folder by its name, or a descriptor of it that is held open."""
 
-ASIDE = ".writing"
-"""A folder's folder for files that have no place yet."""
+ASIDE, LOCK = ".writing", ".lock"
+"""A folder's folder for files that have no place yet, and the file in it whose lock its writer has."""
 
 
 @contextmanager
-def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Iterator[int]:
+def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Generator[int]:
     """A descriptor of a folder, or of one inside it to which no link leads.
 
     Args:
         inside: names of folders with slashes between them; empty for the folder itself.
         make: make those that are not there; their names are on disk then.
-
-    Raises:
-        ValueError: if a part of `inside` is a link, no folder, or no plain name.
-        OSError: if the disk refuses, or the folder is not there.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, opened(Path(name), "a/b", make=True) as inner:
-    ...     replace_whole(inner, "c", "all")
-    ...     (Path(name) / "a" / "b" / "c").read_text()
-    'all'
     """
     if isinstance(folder, int):
         held = os.dup(folder)
     else:
         if make:
-            _make_all(folder)
+            make_folder(folder)
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         shown = Path(_shown(folder, ""))
@@ -81,46 +76,19 @@ def opened(folder: Folder, inside: str = "", *, make: bool = False) -> Iterator[
 
 
 def open_inside(folder: Folder, name: str, flags: int) -> int:
-    """As os.open with O_CLOEXEC, for a plain file inside a folder, which no link leads to and no pipe stands for.
-
-    Raises:
-        ValueError: if it is a link, or no plain file; or a folder before it is.
-        OSError: if the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     (Path(folder) / "a").symlink_to("/dev/null")
-    ...     open_inside(Path(folder), "a", os.O_WRONLY)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: .../a is a link, and what is written into a folder stays in it; remove it
-    """
+    """As os.open with O_CLOEXEC, for a regular file inside a folder, which no link leads to and no pipe stands for."""
     with _place(folder, name) as (held, last):
-        file = _open(held, last, flags, _shown(folder, name))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise ValueError(f"{_shown(folder, name)} is not a regular file; remove it")
-    return file
+        return _open(held, last, flags, _shown(folder, name))
 
 
 @contextmanager
-def written(folder: Folder, name: str) -> Iterator[BinaryIO]:
+def written(folder: Folder, name: str) -> Generator[BinaryIO]:
     """A file to write that gets its name, in place of what had it, once it is on disk and everything went well.
 
     Only one process at a time may do so under one name. Several files that belong together are for `replace_all`.
 
     Args:
         name: of the file; folders before it are there already.
-
-    Raises:
-        ValueError: if a link leads there.
-        OSError: if the disk refuses; what stood there stays, until the new one has its place.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with written(Path(folder), "a") as file:
-    ...         _ = file.write(b"all")
-    ...     (Path(folder) / "a").read_text()
-    'all'
     """
     with ExitStack() as stack:
         held, last = stack.enter_context(_place(folder, name))
@@ -156,17 +124,6 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
     Args:
         files: contents by name; folders before a name are made.
         gone: names that are to be there no longer.
-
-    Raises:
-        ValueError: if a link leads there.
-        OSError: if the disk refuses; what stood there stays.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace_all(Path(folder), {"page": "old", "figures/1": "old", "figures/2": "old"})
-    ...     replace_all(Path(folder), {"page": "new", "figures/2": "new"}, gone=["figures/1"])
-    ...     sorted(path.name for path in Path(folder).rglob("*")), (Path(folder) / "page").read_text()
-    (['2', 'figures', 'page'], 'new')
     """
     with opened(folder, make=True) as held, _aside(held) as aside:
         new = {name: f"new-{number}" for number, name in enumerate(files)}
@@ -202,9 +159,6 @@ def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, folder: 
 
     Args:
         path: of the file; in `folder`, where that is given.
-
-    Raises:
-        OSError: if the disk refuses, or something has that name.
     """
     file = _new(folder, path)
     try:
@@ -224,13 +178,6 @@ def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | Non
     Raises:
         ValueError: if a link leads there, or it is not a regular file.
         OSError: if the disk refuses; the file then ends where it would have been appended to.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     append_whole(Path(folder), "a", b"one\\nhal")
-    ...     append_whole(Path(folder), "a", b"two\\n", behind=4)
-    ...     (Path(folder) / "a").read_bytes()
-    b'one\\ntwo\\n'
     """
     file = open_inside(folder, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -246,18 +193,7 @@ def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | Non
 
 
 def remove(folder: Folder, name: str) -> None:
-    """Remove a file, a link, or a folder with all that is in it, if it is there; what a link leads to stays.
-
-    Raises:
-        ValueError: if a folder before it is a link.
-        OSError: if the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     replace_all(Path(folder), {"a/b": ""})
-    ...     remove(Path(folder), "a"), remove(Path(folder), "nothing"), len(list(Path(folder).iterdir()))
-    (None, None, 0)
-    """
+    """Remove a file, a link, or a folder with all that is in it, if it is there; what a link leads to stays."""
     with _place(folder, name) as (held, last), suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(last, dir_fd=held, follow_symlinks=False).st_mode):
             shutil.rmtree(last, dir_fd=held)
@@ -266,15 +202,28 @@ def remove(folder: Folder, name: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder's own entries to disk; a file's content in the same way.
-
-    >>> sync_folder(Path("."))
-    """
+    """Bring a folder's own entries to disk; a file's content in the same way."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: int, *, wait: bool = False, let_go: bool = False) -> None:
+    """Lock an open file, or let go of it in all processes that have it open.
+
+    Raises:
+        OSError: EACCES or EAGAIN if another one is locked, which is not waited for.
+    """
+    import fcntl  # here: who only reads needs no system that has it
+
+    if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
+        kind = fcntl.F_UNLCK if let_go else fcntl.F_WRLCK
+        how = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+        fcntl.fcntl(file, how, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
+    else:
+        fcntl.flock(file, fcntl.LOCK_UN if let_go else fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _new(folder: int | None, name: str | Path) -> int:
@@ -293,25 +242,26 @@ def _write(file: int, content: bytes | memoryview) -> None:
 
 
 @contextmanager
-def _aside(folder: int) -> Iterator[int]:
+def _aside(folder: int) -> Generator[int]:
     """A folder in a folder for what has no place yet, or no longer; for one process at a time."""
     while True:
         with suppress(FileExistsError):
             os.mkdir(ASIDE, 0o700, dir_fd=folder)
         with suppress(FileNotFoundError):
-            held = _open(folder, ASIDE, os.O_RDONLY | os.O_DIRECTORY, _shown(folder, ASIDE))
-            fcntl.flock(held, fcntl.LOCK_EX)
-            if os.fstat(held).st_nlink:
+            file = open_inside(folder, f"{ASIDE}/{LOCK}", os.O_RDWR | os.O_CREAT)
+            lock(file, wait=True)
+            if os.fstat(file).st_nlink:
                 break
-            os.close(held)  # who had it has removed it
+            os.close(file)  # who had it has removed it
     try:
-        for name in os.listdir(held):  # a killed process left them
-            remove(held, name)
-        yield held
+        with opened(folder, ASIDE) as held:
+            for name in {*os.listdir(held)} - {LOCK}:  # a killed process left them
+                remove(held, name)
+            yield held
     finally:
         with suppress(OSError):
             remove(folder, ASIDE)
-        os.close(held)
+        os.close(file)
 
 
 def _keep(folder: int, name: str, aside: int, old: str) -> None:
@@ -329,16 +279,16 @@ def _keep(folder: int, name: str, aside: int, old: str) -> None:
 
 
 @contextmanager
-def _place(folder: Folder, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+def _place(folder: Folder, name: str, *, make: bool = False) -> Generator[tuple[int, str]]:
     """The folder that a file is in, and its name there."""
     *above, last = _parts(folder, name)
     with opened(folder, "/".join(above), make=make) as held:
         yield held, last
 
 
-def _make_all(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """A folder and those above it, as `mkdir -p`; what is made has its name on disk."""
-    missing = []
+    missing: list[Path] = []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
@@ -348,25 +298,21 @@ def _make_all(folder: Path) -> None:
 
 
 def _open(held: int, name: str, flags: int, shown: Path) -> int:
-    try:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=held)
-    except OSError as error:
-        with suppress(OSError):
-            mode = os.stat(name, dir_fd=held, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode):
-                problem = "is a link, and what is written into a folder stays in it"
-                raise ValueError(f"{shown} {problem}; remove it") from error
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise ValueError(f"{shown} is not a regular file; remove it") from error
-        raise
+    """Open a regular file, or with O_DIRECTORY a folder, and follow no link, whoever puts one there meanwhile."""
+    expected, is_expected = "regular file", stat.S_ISREG
+    if flags & os.O_DIRECTORY:
+        expected, is_expected = "folder", stat.S_ISDIR
+    with suppress(FileNotFoundError):
+        mode = os.stat(name, dir_fd=held, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode):
+            raise ValueError(f"{shown} is a link, and what is written into a folder stays in it; remove it")
+        if not is_expected(mode):
+            raise ValueError(f"{shown} is not a {expected}; remove it")
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=held)
 
 
 def _parts(folder: Folder, name: str) -> list[str]:
-    """The names that a name is made of.
-
-    Raises:
-        ValueError: if one of them is none, such as `..`.
-    """
+    """The names that a name is made of."""
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise ValueError(f"{name!r} cannot name a file in {_shown(folder, '')}")
@@ -391,7 +337,7 @@ def to_json(content: Any, *, indent: int | None = None) -> str:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _finite(inner) for key, inner in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_finite(inner) for inner in cast("list[Any]", value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value

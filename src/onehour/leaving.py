@@ -6,12 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["before_leaving", "leave", "park", "scratch", "signal_with_parent", "undisturbed"]
+__all__ = ["before_leaving", "leave", "park", "prctl", "scratch", "signal_with_parent", "undisturbed"]
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
@@ -25,12 +25,8 @@ _last: list[Callable[[], object]] = []
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """While entered, no signal ends this process: files that belong together are all written, or none is.
-
-    >>> with undisturbed():
-    ...     pass
-    """
+def undisturbed() -> Generator[None]:
+    """While entered, no signal ends this process: files that belong together are all written, or none is."""
     _inside.depth = getattr(_inside, "depth", 0) + 1
     try:
         with _writing:
@@ -42,12 +38,8 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def before_leaving(last: Callable[[], object]) -> Iterator[None]:
-    """While entered, `last` is called before a signal ends this process, from another thread.
-
-    >>> with before_leaving(lambda: print("gone")):
-    ...     pass
-    """
+def before_leaving(last: Callable[[], object]) -> Generator[None]:
+    """While entered, `last` is called before a signal ends this process, from another thread."""
     _last.append(last)
     try:
         yield
@@ -56,15 +48,8 @@ def before_leaving(last: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def scratch(prefix: str) -> Iterator[Path]:
-    """A temporary folder that goes at the end, and also when a signal ends this process.
-
-    >>> with scratch("example-") as folder:
-    ...     folder.is_dir()
-    True
-    >>> folder.exists()
-    False
-    """
+def scratch(prefix: str) -> Generator[Path]:
+    """A temporary folder that goes at the end, and also when a signal ends this process."""
     import shutil
     import tempfile
 
@@ -82,11 +67,16 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 def signal_with_parent(number: int) -> None:
     """Have Linux send this process a signal when the one that started it ends: killed, that one can no longer do it."""
+    prctl(PR_SET_PDEATHSIG, number)
+
+
+def prctl(option: int, value: int) -> None:
+    """Ask Linux for something for this process; other systems are not asked."""
     import ctypes
 
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, number)
+    call = getattr(ctypes.CDLL(None), "prctl", None)
+    if call is not None:
+        call(option, value, 0, 0, 0)
 
 
 def park() -> None:

@@ -11,8 +11,6 @@ import errno
 import os
 import shlex
 import socket
-import struct
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -20,11 +18,10 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Self
 
-from onehour.files import open_inside, opened
+from onehour.files import LOCK, lock, open_inside, opened
 
 __all__ = ["FolderLostError", "HeldFolder", "OpenFolder"]
 
-NAME = ".lock"
 PATIENCE = 10.0
 """Seconds to wait for a process that is about to end, such as one whose launcher was killed."""
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
@@ -38,9 +35,6 @@ class FolderLostError(ValueError):
         text: what became of it.
         remedy: how to go on.
         now: where it is, and may still be written through its descriptor; None where nothing may.
-
-    >>> FolderLostError("gone", "start anew").ended("stopped")
-    'gone; stopped; start anew'
     """
 
     def __init__(self, text: str, remedy: str = "", now: Path | None = None) -> None:
@@ -59,16 +53,6 @@ class OpenFolder:
         path: of a folder.
         make: it, and those above, if it is not there; their names are on disk then.
         option: of the command, that names it.
-
-    Raises:
-        OSError: if it is not there, or the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, OpenFolder(Path(name)) as folder:
-    ...     (folder.inside / "a").touch()
-    ...     folder.check()
-    ...     [path.name for path in Path(name).iterdir()]
-    ['a']
     """
 
     def __init__(self, path: Path, *, make: bool = False, option: str = "--out") -> None:
@@ -94,12 +78,9 @@ class OpenFolder:
         return link if link.is_dir() else self.path
 
     def check(self) -> None:
-        """See whether the folder has its name still.
+        """See whether the folder has its name still; if not, a FolderLostError says what became of it.
 
         A disk that does not answer says nothing of that.
-
-        Raises:
-            FolderLostError: if not, saying what became of it.
         """
         try:
             here = os.fstat(self.descriptor)
@@ -151,12 +132,6 @@ class HeldFolder(OpenFolder):
     Raises:
         ValueError: if another process holds it still, naming that process, or the file system gives no locks.
         OSError: if the disk refuses.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, HeldFolder(Path(name) / "run") as folder:
-    ...     HeldFolder(Path(name) / "run", patience=0)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: ...run is being written by another process (process ... on ...); wait for it, ...
     """
 
     def __init__(self, path: Path, *, patience: float = PATIENCE, option: str = "--out") -> None:
@@ -166,7 +141,7 @@ class HeldFolder(OpenFolder):
             super().__init__(path, make=True, option=option)
             try:
                 with _opening:
-                    self._lock = open_inside(self.descriptor, NAME, os.O_RDWR | os.O_CREAT)
+                    self._lock = open_inside(self.descriptor, LOCK, os.O_RDWR | os.O_CREAT)
                     _held.add(self)
                 if self._is_taken() and self._is_there():
                     break
@@ -180,16 +155,23 @@ class HeldFolder(OpenFolder):
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         self._lent = True
-        return _lent, (self.path, self._named, self.option, DupFd(self.descriptor), DupFd(self._lock))
+        return vars(self) | {"descriptor": DupFd(self.descriptor), "_lock": DupFd(self._lock)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.descriptor, self._lock = (state[name].detach() for name in ("descriptor", "_lock"))
+        for descriptor in (self.descriptor, self._lock):
+            os.set_inheritable(descriptor, False)  # programs that it starts do not have them
+        _held.add(self)
 
     def release(self) -> None:
         """Let others have it."""
         super().release()
         if self in _held and not self._lent:  # else what is just forked would have it a moment longer
             with suppress(OSError):
-                _lock(self._lock, let_go=True)
+                lock(self._lock, let_go=True)
         self.forget()
 
     def forget(self) -> None:
@@ -199,11 +181,7 @@ class HeldFolder(OpenFolder):
             os.close(self._lock)
 
     def check(self) -> None:
-        """As `OpenFolder.check`; and whether the lock is still the folder's.
-
-        Raises:
-            FolderLostError: if not.
-        """
+        """As `OpenFolder.check`; and whether the lock is still the folder's."""
         super().check()
         try:
             guarded = self not in _held or self._is_there()
@@ -211,18 +189,18 @@ class HeldFolder(OpenFolder):
             return
         if not guarded:
             raise FolderLostError(
-                f"{self.path / NAME} was removed while {self.path} was being written, so another process may write it",
+                f"{self.path / LOCK} was removed while {self.path} was being written, so another process may write it",
                 "the same command goes on from what was saved before",
             )
 
     def _is_taken(self) -> bool:
         try:
-            _lock(self._lock)
+            lock(self._lock)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
             raise ValueError(
-                f"{self.path / NAME} cannot be locked: {error.strerror}; give {self.option} on a file system that has"
+                f"{self.path / LOCK} cannot be locked: {error.strerror}; give {self.option} on a file system that has"
                 " locks"
             ) from error
         return True
@@ -230,7 +208,7 @@ class HeldFolder(OpenFolder):
     def _is_there(self) -> bool:
         """Whether the file that is locked has its name still, in the folder of that name; else it guards nothing."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            own = os.stat(NAME, dir_fd=self.descriptor, follow_symlinks=False)
+            own = os.stat(LOCK, dir_fd=self.descriptor, follow_symlinks=False)
             named = os.stat(self._named)
             return os.path.samestat(os.fstat(self._lock), own) and os.path.samestat(os.fstat(self.descriptor), named)
         return False
@@ -241,32 +219,6 @@ class HeldFolder(OpenFolder):
             f"{self.path} is being written by another process{f' ({holder})' if holder else ''}; wait for it, end it,"
             f" or choose another {self.option}"
         )
-
-
-def _lock(file: int, *, let_go: bool = False) -> None:
-    """Lock an open file, or let go of it in all processes that have it open.
-
-    Raises:
-        OSError: EACCES or EAGAIN if another one is locked.
-    """
-    import fcntl  # here: who only reads needs no system that has it
-
-    if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
-        kind = fcntl.F_UNLCK if let_go else fcntl.F_WRLCK
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
-    else:
-        fcntl.flock(file, fcntl.LOCK_UN if let_go else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _lent(path: Path, named: Path, option: str, folder: Any, lock: Any) -> HeldFolder:
-    """What another process holds, in one that it has spawned."""
-    held = HeldFolder.__new__(HeldFolder)
-    held.path, held._named, held.option, held._lent = path, named, option, True
-    held.descriptor, held._lock = folder.detach(), lock.detach()
-    for descriptor in (held.descriptor, held._lock):
-        os.set_inheritable(descriptor, False)  # programs that it starts do not have them
-    _held.add(held)
-    return held
 
 
 _held: set[HeldFolder] = set()

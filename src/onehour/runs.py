@@ -139,11 +139,7 @@ def _watching(execution: Execution) -> Watchdog:
 
 
 def _prepared(given: Recipe, execution: Execution, device: str, model: Any, data: Any) -> tuple[Facts, Recipe, Data]:
-    """What all processes must agree on, and the recipe and the data.
-
-    Raises:
-        ValueError: for what this process has no use for.
-    """
+    """What all processes must agree on, and the recipe and the data."""
     place(given.workers.workers, execution.processes)
     recipe, loaded = complete(given, data)
     if execution.processes == 1:

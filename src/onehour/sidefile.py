@@ -1,4 +1,7 @@
-"""JSON and TOML files that others may have touched: what they should be, or one message."""
+"""JSON and TOML files that others may have touched: what they should be, or a ValueError with one message.
+
+It names the file, its line where it has many, and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,19 @@ import math
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = [
     "COUNT",
+    "FLAG",
     "NUMBER",
     "NUMBER_OR_NONE",
     "PERCENT",
     "TEXT",
     "TEXT_OR_NONE",
     "Kind",
+    "is_list",
+    "is_object",
     "object_of",
     "read_lines",
     "read_object",
@@ -24,7 +30,8 @@ __all__ = [
     "read_toml",
 ]
 
-Kind = tuple[str, Callable[[Any], bool]]
+Holds = Callable[[Any], bool]
+Kind = tuple[str, Holds]
 """What a value should be, in words, and whether it is."""
 
 
@@ -34,24 +41,38 @@ def _is_number(value: Any) -> bool:
     return type(value) is int and abs(value) < 2**63
 
 
+def is_list(holds: Holds, length: int | None = None) -> Holds:
+    """A check for a list of what `holds` is true of, of that length."""
+
+    def check(value: Any) -> bool:
+        items = cast("list[Any]", value)
+        return isinstance(value, list) and (length is None or len(items) == length) and all(map(holds, items))
+
+    return check
+
+
+def is_object(holds: Holds = lambda value: True, names: Collection[str] | None = None) -> Holds:
+    """A check for an object of what `holds` is true of, with those names and no others."""
+
+    def check(value: Any) -> bool:
+        content = cast("dict[str, Any]", value)
+        named = isinstance(value, dict) and (names is None or content.keys() == set(names))
+        return named and all(map(holds, content.values()))
+
+    return check
+
+
 NUMBER: Kind = ("a number", _is_number)
 NUMBER_OR_NONE: Kind = ("a number or null", lambda value: value is None or _is_number(value))
 PERCENT: Kind = ("a number from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)
 COUNT: Kind = ("a whole number", lambda value: type(value) is int and 0 <= value < 2**63)
+FLAG: Kind = ("true or false", lambda value: isinstance(value, bool))
 TEXT: Kind = ("text", lambda value: isinstance(value, str))
 TEXT_OR_NONE: Kind = ("text or null", lambda value: value is None or isinstance(value, str))
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with or without the mark that some editors put before UTF-8.
-
-    Raises:
-        ValueError: if it cannot be read, or is not UTF-8.
-
-    >>> read_text(Path("nowhere.json"))
-    Traceback (most recent call last):
-    ValueError: nowhere.json cannot be read: No such file or directory
-    """
+    """A file's text, with or without the mark that some editors put before UTF-8."""
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe, say, which would be waited for
         raise ValueError(f"{path} is not a plain file")
     try:
@@ -70,41 +91,25 @@ def object_of(text: str | bytes, kinds: Mapping[str, Kind], needs: Collection[st
     Args:
         kinds: of its values, where they are there; others are not looked at.
         needs: keys that must be there.
-
-    Raises:
-        ValueError: for anything else, saying what was expected.
-
-    >>> object_of('{"epoch": 3}', {"epoch": COUNT}, ["epoch"])
-    {'epoch': 3}
-    >>> object_of('{"epoch": "x"}', {"epoch": COUNT})
-    Traceback (most recent call last):
-    ValueError: epoch is 'x'; expected a whole number
     """
     try:
         found = json.loads(text, object_pairs_hook=_once)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {_short(found)}; expected an object, {{…}}")
+        content = cast("dict[str, Any]", found)
+        for name, (expected, holds) in kinds.items():
+            if name in content and not holds(content[name]):
+                raise ValueError(f"{name} is {_short(content[name])}; expected {expected}")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds {_short(found)}; expected an object, {{…}}")
     for name in needs:
-        if name not in found:
+        if name not in content:
             raise ValueError(f"it has no {name!r}")
-    for name, (expected, holds) in kinds.items():
-        if name in found and not holds(found[name]):
-            raise ValueError(f"{name} is {_short(found[name])}; expected {expected}")
-    return found
+    return content
 
 
 def read_object(path: Path, kinds: Mapping[str, Kind], needs: Collection[str] = ()) -> dict[str, Any]:
-    """The object in a JSON file; arguments as of `object_of`.
-
-    Raises:
-        ValueError: naming the file and what was expected.
-
-    >>> read_object(Path("nowhere.json"), {})
-    Traceback (most recent call last):
-    ValueError: nowhere.json cannot be read: No such file or directory
-    """
+    """The object in a JSON file; arguments as of `object_of`."""
     text = read_text(path)
     try:
         return object_of(text, kinds, needs)
@@ -123,17 +128,11 @@ def read_lines(
 
     Returns:
         None of them where there is no file.
-
-    Raises:
-        ValueError: naming the file and the line.
-
-    >>> read_lines(Path("nowhere.jsonl"), {})
-    []
     """
     if not path.exists():
         return []
     text = read_text(path)
-    found = []
+    found: list[dict[str, Any]] = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], 1):
         first = bool(head) and number == 1
         try:
@@ -144,15 +143,7 @@ def read_lines(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds.
-
-    Raises:
-        ValueError: naming the file, and where it is no TOML line and column.
-
-    >>> read_toml(Path("missing.toml"))
-    Traceback (most recent call last):
-    ValueError: missing.toml cannot be read: No such file or directory
-    """
+    """What a TOML file holds."""
     text = read_text(path)
     try:
         return tomllib.loads(text)

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from onehour.api import train
 from onehour.machine import cores
-from onehour.training.record import Run, final_error, move_aside
-from onehour.training.recorder import Recorder
+from onehour.training.record import Run, final_error
+from onehour.training.recorder import take_folder
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_the_final_error_is_the_median_of_the_last_five(errors: list[float], med
 
 def test_a_run_says_what_it_is(run: Run, tiny: ModuleType, tmp_path: Path):
     assert repr(run) == f"Run({str(run.folder)!r}: final error {run.final_error:.2f} %)"
-    Recorder(tmp_path / "new", tiny.recipe(samples=48))
+    take_folder(tmp_path / "new", tiny.recipe(samples=48), warn=print).release()
     new = Run(tmp_path / "new")
     assert "unfinished" in repr(new)
     assert new.metrics == []
@@ -195,14 +195,3 @@ def test_the_record_is_brought_to_disk_before_the_checkpoint_and_not_by_the_trai
     train(tiny.recipe(epochs=1), out=tmp_path / "run")
     assert done[:3] == ["metrics.jsonl", "timing.jsonl", "run"]
     assert "→ iteration-000000006" in done[3:]
-
-
-def test_folders_are_moved_to_the_next_free_number(tmp_path: Path):
-    kept = []
-    for content in "abc":
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "what").write_text(content)
-        kept.append(move_aside(tmp_path / "run"))
-    assert kept == [tmp_path / f"run.{number}" for number in (1, 2, 3)]
-    assert [(path / "what").read_text() for path in kept if path] == ["a", "b", "c"]
-    assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ from onehour.dist.processes import Processes, meeting_place
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.record import Run
-from onehour.training.recorder import Recorder, look_for_folder
+from onehour.training.recorder import look_for_folder, take_folder
 
 LAST = 12
 """Iterations of the tiny task."""
@@ -251,7 +251,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_not_written_again(
 
     monkeypatch.setattr("onehour.training.recorder.HeldFolder", waited)
     with pytest.raises(ValueError, match=r"another process has just trained .*run to its end; the same command"):
-        Recorder(tmp_path / "run", whole.recipe)
+        take_folder(tmp_path / "run", whole.recipe, warn=print)
     assert state(tmp_path / "run") == state(whole.folder)
     HeldFolder(tmp_path / "run", patience=0).release()  # it was let go
 

@@ -162,15 +162,19 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(tiny: ModuleType, whol
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
-@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "gone"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    tiny: ModuleType, whole: Run, copy: Path, file: str, damage: str
-):
-    spoil(copy / CHECKPOINT.format(8) / file, damage)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: ModuleType, whole: Run, copy: Path, file: str):
+    flip(copy / CHECKPOINT.format(8) / file)
     starts = []
     run = train(tiny.recipe(), out=copy, stop_asked=lambda: bool(starts.append(1)))
     assert len(starts) == 6  # from iteration 6, not 8
     assert_same(run, whole)
+
+
+def flip(path: Path) -> None:
+    """A bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_newer_checkpoint_that_can_be_read_again_leaves_no_hole_in_the_record(
@@ -199,28 +203,11 @@ def interrupted() -> bool:
     raise KeyboardInterrupt
 
 
-def spoil(path: Path, damage: str) -> None:
-    content = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-        return
-    if damage == "a flipped bit":
-        # In a digest, so that the manifest stays JSON; elsewhere in the middle.
-        content[content.index(b'"sha256": "') + 12 if path.name == "manifest.json" else len(content) // 2] ^= 1
-    path.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
-
-
 def test_where_no_checkpoint_can_be_trusted_the_run_says_so_and_starts_nothing(tiny: ModuleType, copy: Path):
     for number in (6, 8):
-        spoil(copy / CHECKPOINT.format(number) / "model.safetensors", "a flipped bit")
+        flip(copy / CHECKPOINT.format(number) / "model.safetensors")
     with pytest.raises(ValueError, match=r"can be trusted \(iteration-000000008: model.safetensors differs.*--fresh"):
         train(tiny.recipe(), out=copy, stop_asked=never)
-
-
-def test_half_written_checkpoints_are_not_read(tiny: ModuleType, whole: Run, copy: Path):
-    writing = copy / "checkpoints" / ".writing-iteration-000000010"
-    shutil.copytree(copy / CHECKPOINT.format(6), writing)
-    assert_same(train(tiny.recipe(), out=copy), whole)
 
 
 def test_the_record_is_cut_to_what_the_checkpoint_knows(tiny: ModuleType, whole: Run, copy: Path):

@@ -6,7 +6,6 @@ starts such processes must not have asked before: they would all have one handle
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -23,6 +22,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 import torch
 
+from onehour.leaving import signal_with_parent
 from onehour.messages import blame
 
 __all__ = ["Done", "end_with_parent", "ignore", "in_child", "signals_wait", "spans", "spread"]
@@ -33,7 +33,6 @@ Done = Callable[[int], None]
 """Is told how many more items are done."""
 FORK = multiprocessing.get_context("fork")
 """Processes get what they work with as it is, be it as large as it may, and nothing of it travels."""
-PR_SET_PDEATHSIG = 1
 SECONDS = 0.2
 """Between two looks at how far the processes are."""
 
@@ -113,9 +112,7 @@ def _begin(work: Any, counter: Any, stopping: Any) -> None:
 
 def end_with_parent() -> None:
     """Have Linux end this process with the one that started it: killed, that one can no longer say so."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_with_parent(signal.SIGKILL)
 
 
 def _run(task: Any) -> Any:

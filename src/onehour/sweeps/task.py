@@ -13,6 +13,7 @@ from pathlib import Path
 from onehour.config import Recipe
 from onehour.dist.launch import ENDS
 from onehour.execution import Execution
+from onehour.messages import say
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: C
 
 def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_asked: Callable[[], bool]) -> None:
     from onehour.training.record import StoppedError
-    from onehour.training.recorder import Recorder
+    from onehour.training.recorder import take_folder
 
-    Recorder(folder, recipe).close()  # writes its recipe
+    take_folder(folder, recipe, warn=say).release()  # writes its recipe
     # What the recipe names was asked for where the sweep was.
     flags = ["--trust", "--out", str(folder), "--processes", str(execution.processes), "--device", execution.device]
     command = [sys.executable, "-P", "-m", "onehour", "train", str(folder / "recipe.toml"), *flags]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from onehour.sidefile import (
     TEXT,
     TEXT_OR_NONE,
     Kind,
+    is_list,
+    is_object,
     read_lines,
     read_object,
 )
@@ -53,20 +55,9 @@ PARTS = ("data", "compute", "reduction", "update")
 """Of an iteration, whose milliseconds steps_ms has."""
 
 
-def _lists(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _is_step(value: Any) -> bool:
-    return _lists(value) and len(value) == len(PARTS) and all(map(NUMBER[1], value))
-
-
-ERRORS: Kind = ("a list of errors in percent", lambda value: _lists(value) and all(map(PERCENT[1], value)))
-STEPS: Kind = (f"lists of {len(PARTS)} numbers", lambda value: _lists(value) and all(map(_is_step, value)))
-SESSIONS: Kind = (
-    "a list of objects",
-    lambda value: _lists(value) and value != [] and all(isinstance(session, dict) for session in value),
-)
+ERRORS: Kind = ("a list of errors in percent", is_list(PERCENT[1]))
+STEPS: Kind = (f"lists of {len(PARTS)} numbers", is_list(is_list(NUMBER[1], len(PARTS))))
+SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value) and value != [])
 SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and value > 0)
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
@@ -98,11 +89,7 @@ DELIBERATE: dict[str, type[Exception]] = {"stopped": StoppedError, "non-finite":
 
 
 def final_error(errors: list[float]) -> float:
-    """A run's error: the median of its last five epochs' (paper §5.1).
-
-    >>> final_error([9.0, 4.0, 5.0, 3.0, 4.5, 4.2])
-    4.2
-    """
+    """A run's error: the median of its last five epochs' (paper §5.1)."""
     return statistics.median(errors[-MEDIAN_OF:])
 
 
@@ -114,10 +101,6 @@ class Run:
 
     Raises:
         ValueError: if it is no run's folder.
-
-    >>> Run(Path("nowhere"))
-    Traceback (most recent call last):
-    ValueError: nowhere is not a run's folder: it has no recipe.toml
     """
 
     def __init__(self, folder: Path) -> None:
@@ -194,11 +177,7 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """What a recipe changes of another, a field each.
-
-    >>> differences(Recipe(), Recipe(seed=1))
-    ['seed: 0 → 1']
-    """
+    """What a recipe changes of another, a field each."""
     before, after = old.as_dict(), new.as_dict()
     return [
         f"{key}: {before.get(key)} → {after.get(key)}" for key in after | before if before.get(key) != after.get(key)
@@ -234,16 +213,12 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists():
         return None
-    held = HeldFolder(folder) if folder.is_dir() else None
-    number = 1
-    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    try:
+    with HeldFolder(folder) if folder.is_dir() else nullcontext():
+        number = 1
+        while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
         folder.rename(kept)
         sync_folder(folder.parent)
-    finally:
-        if held is not None:
-            held.release()
     return kept
 
 
@@ -270,13 +245,13 @@ def _refuse_rest(folder: Path, recipe: Recipe) -> None:
     """
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
-    others = 0
+    found: set[str] = set()
     for checkpoint in checkpoint_folders(folder):
         with suppress(ValueError):  # damaged, which is for who loads it to say
-            if read_manifest(checkpoint).recipe == digest_of_recipe(recipe):
-                return
-            others += 1
-    if others:
+            found.add(read_manifest(checkpoint)["recipe"])
+    if digest_of_recipe(recipe) in found:
+        return
+    if found:
         raise ValueError(f"{folder} holds checkpoints of another recipe, and no {RECIPE}; choose another --out")
     with suppress(ValueError, OSError):  # no record, or a damaged one
         head = (folder / "metrics.jsonl").read_text(encoding="utf-8").partition("\n")[0]

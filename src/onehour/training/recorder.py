@@ -7,8 +7,8 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,141 +28,11 @@ from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.store import checkpoint_folders
 
-__all__ = ["Progress", "Recorder", "RunFolder", "look_for_folder"]
+__all__ = ["Progress", "RunFolder", "look_for_folder", "take_folder"]
 
+LINES = ("metrics.jsonl", "timing.jsonl")
 TOKEN = ".seen-"
 PATIENCE = 10.0
-
-
-class Recorder:
-    """Writes a run's folder; only process 0 has one.
-
-    All goes `inside` the folder whose lock was taken, whatever has its name by then.
-
-    Args:
-        folder: new, empty, or of the same recipe.
-        recipe: completed.
-
-    Raises:
-        ValueError: if the folder is another recipe's (differences listed) or something else's, if another process
-            writes it, or has just trained it to its end.
-    """
-
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
-        before = finished_run(folder, recipe)  # refuses what is not this recipe's
-        self._held = HeldFolder(folder)
-        self.inside = self._held.inside
-        self.notes: list[str] = []
-        """What a person should know of what was found there."""
-        try:
-            if finished_run(folder, recipe) is not None and before is None:  # who had the lock may have changed it
-                raise ValueError(f"another process has just trained {folder} to its end; the same command shows how")
-            if checkpoint_folders(self.inside) and not (self.inside / RECIPE).is_file():
-                self.notes.append(
-                    f"{folder} had lost its {RECIPE}: written again, as its checkpoints are of this recipe"
-                )
-            replace_whole(self.inside, RECIPE, recipe.to_toml())
-        except BaseException:
-            self._held.release()
-            raise
-        self._late = {"metrics.jsonl": "", "timing.jsonl": ""}
-
-    def close(self) -> None:
-        """Let others write the folder."""
-        self._held.release()
-
-    def check(self) -> None:
-        """See whether the folder is this run's still, before it is written.
-
-        Raises:
-            FolderLostError: if it was moved, or removed, or part of it.
-        """
-        self._held.check()
-        if not (self.inside / RECIPE).exists():
-            text = f"{self.folder / RECIPE} was removed while the run wrote its folder"
-            raise FolderLostError(text, "the same command goes on from the checkpoints that are left")
-
-    @contextmanager
-    def _writing(self) -> Generator[None]:
-        try:
-            yield
-        except OSError:
-            self.check()  # which has more to say
-            raise
-
-    def note(self, outcome: str, message: str) -> None:
-        """Write outcome.json: this job's processes ended on purpose."""
-        content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
-        replace_whole(self.inside, OUTCOME, to_json(content) + "\n")
-
-    def begin(self, iteration: int, environment: dict[str, Any], *, known: int | None = None) -> None:
-        """Note where the run goes on, and cut the record to what the checkpoint there knows.
-
-        Args:
-            iteration: that the run goes on from.
-            known: the last iteration whose evaluation the checkpoint knows; None for the same.
-
-        Raises:
-            FolderLostError: if the folder is gone.
-        """
-        last = iteration if known is None else known
-        first = to_json({"recipe": self.recipe.as_dict()})
-        files: dict[str, str] = {}
-        for name, head in (("metrics.jsonl", [first]), ("timing.jsonl", [])):
-            lines = read_lines(self.folder / name, {"iteration": METRICS["iteration"]})
-            kept = [to_json(line) for line in lines if line.get("iteration", last + 1) <= last]
-            files[name] = "".join(line + "\n" for line in [*head, *kept])
-        path = self.folder / "environment.json"
-        sessions = sessions_of(path) if path.is_file() else []
-        sessions.append({"from_iteration": iteration, "began": time.time(), **environment})
-        files[path.name] = json.dumps({"sessions": sessions}, indent=2)
-        with self._writing():
-            self.check()  # what was read by the folder's name is this folder's
-            for name, text in files.items():
-                replace_whole(self.inside, name, text)
-            for name in ("summary.json", OUTCOME):
-                remove(self.inside, name)
-            sync_folder(self.inside)
-
-    def add(self, metrics: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Append an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
-        for name, record in (("metrics.jsonl", metrics), ("timing.jsonl", timing)):
-            self._late[name] += to_json(record) + "\n"
-        with suppress(OSError, FolderLostError):
-            self._write_late()
-
-    def catch_up(self) -> None:
-        """Write what the disk has refused, and bring the record to disk: a checkpoint is about to count on it.
-
-        Raises:
-            OSError: if it still does; no line is half written then.
-            FolderLostError: if the folder is no longer the run's.
-        """
-        self._write_late()
-        for name in (*self._late, BAD_IMAGES, "."):
-            with suppress(FileNotFoundError):  # there is none, or somebody removed it: nothing counts on it any more
-                sync_folder(self.inside / name)
-
-    def _write_late(self) -> None:
-        try:
-            self.check()
-        except FolderLostError as error:
-            if error.now is None:
-                raise
-        for name, text in self._late.items():
-            if text:
-                append_whole(self.inside, name, text.encode())
-                self._late[name] = ""
-
-    def end(self, summary: dict[str, Any]) -> None:
-        """Write the summary, whole or not at all.
-
-        Raises:
-            FolderLostError: if the folder is gone.
-        """
-        with self._writing():
-            replace_whole(self.inside, "summary.json", to_json(summary, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -180,17 +50,14 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""
-        content = asdict(self)
-        if self.skipped is None:
-            del content["skipped"]
-        return content
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class RunFolder:
-    """A run's folder as its training uses it. Process 0 alone writes; what all must know is told to all.
+    """A run's folder as its training uses it: process 0 alone writes, and what all must know is told to all.
 
-    A folder that was moved is written to its end under the new name, since its lock is held still; one that was
-    removed, or that another process may write, never again.
+    It writes `inside` the very folder whose lock it took. One that was moved is written to its end under the new name,
+    since its lock is held still; one that was removed, or that another process may write, never again.
 
     Args:
         folder: new, empty, or of the same recipe.
@@ -198,16 +65,13 @@ class RunFolder:
         group: all processes.
         console: where a person is told; quiet in all processes but the first.
         loggers: that are told too.
-
-    Raises:
-        ValueError: as `Recorder` does.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, loggers: Loggers) -> None:
         self.folder, self.recipe, self.group = folder, recipe, group
         self.console, self.loggers = console, loggers
-        self.recorder = Recorder(folder, recipe) if group.rank == 0 else None
-        self.inside = self.recorder.inside if self.recorder is not None else folder
+        self._held = take_folder(folder, recipe, warn=console.warn) if group.rank == 0 else None
+        self.inside = self._held.inside if self._held is not None else folder
         """A path to the very folder that process 0 holds; its name in the others."""
         self.checkpoints = Checkpoints(folder, recipe, group, warn=self._warn_of_disk, inside=self.inside)
         self.lost: FolderLostError | None = None
@@ -215,6 +79,7 @@ class RunFolder:
         self.ended = False
         """Whether its summary is written."""
         self._together: dict[str, int] = {}
+        self._late = dict.fromkeys(LINES, "")
 
     def load(self, model: nn.Module, optimizer: Optimizer, build: dict[str, str]) -> Progress | None:
         """Load the newest checkpoint, on every process; None where there is none.
@@ -241,37 +106,52 @@ class RunFolder:
             together: how many seeds train as one network, for the summary.
         """
         self._together = {} if together is None else {"seeds_together": together}
-        if self.recorder is None:
+        if self._held is None:
             return
-        for note in self.recorder.notes:
-            self.console.warn(note)
-        start, evaluated = (0, True) if progress is None else (progress.iteration, progress.evaluated)
-        self.recorder.begin(start, environment(), known=start if evaluated else start - 1)
+        start = 0 if progress is None else progress.iteration
+        last = start if progress is None or progress.evaluated else start - 1
+        files: dict[str, str] = {}
+        for name, head in zip(LINES, ([to_json({"recipe": self.recipe.as_dict()})], []), strict=True):
+            lines = read_lines(self.folder / name, {"iteration": METRICS["iteration"]})
+            kept = [to_json(line) for line in lines if line.get("iteration", last + 1) <= last]
+            files[name] = "".join(line + "\n" for line in [*head, *kept])
+        path = self.folder / "environment.json"
+        sessions = sessions_of(path) if path.is_file() else []
+        sessions.append({"from_iteration": start, "began": time.time(), **environment()})
+        files[path.name] = json.dumps({"sessions": sessions}, indent=2)
+        self._check()  # what was read by the folder's name is this folder's
+        self._write(files)
+        for name in ("summary.json", OUTCOME):
+            remove(self.inside, name)
+        sync_folder(self.inside)
         self.loggers.start(self.recipe.as_dict(), self.folder)
 
     def is_ours(self) -> bool:
         """Look at the folder; whether this process may write there."""
-        if self.recorder is None:
+        if self._held is None:
             return False
         try:
-            self.recorder.check()
+            self._check()
         except FolderLostError as error:
             self.lost = error
         return self.lost is None or self.lost.now is not None
 
     def add(self, metrics: Metrics, timing: dict[str, Any]) -> None:
-        """Record an evaluation."""
+        """Record an evaluation; what the disk refuses is kept, to be written before the next checkpoint is."""
         if metrics.val_loss is None:
             self.console.warn(NOT_FINITE)
-        if self.recorder is not None:
-            self.recorder.add(metrics.as_dict(), timing)
+        if self._held is not None:
+            for name, record in zip(LINES, (metrics.as_dict(), timing), strict=True):
+                self._late[name] += to_json(record) + "\n"
+            with suppress(OSError, FolderLostError):
+                self._write_late()
             self.loggers.log(metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
         self.console.evaluated(metrics, timing["images_per_second"])
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
         """Write a checkpoint in the background, behind the record that it counts on."""
-        if self.recorder is not None and self.is_ours():
-            self.checkpoints.save(model, optimizer, progress.as_dict(), first=self.recorder.catch_up)
+        if self.is_ours():
+            self.checkpoints.save(model, optimizer, progress.as_dict(), first=self._catch_up)
 
     def is_saved(self) -> bool:
         """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
@@ -285,16 +165,17 @@ class RunFolder:
             more: of the summary.
         """
         self.ended = True
-        if self.recorder is not None and self.is_ours():
+        if self.is_ours():
             summary = summarise(self.inside, self.recipe, model, optimizer, outcome) | more | self._together
-            self.recorder.end(summary)
+            self._write({"summary.json": to_json(summary, indent=2) + "\n"})
             self.loggers.finish(summary)
 
     def note(self, outcome: str, message: str) -> None:
-        """Note that this job's processes end on purpose, so that no launcher's restart undoes it."""
-        if self.recorder is not None:
+        """Write outcome.json: this job's processes end on purpose, which no launcher's restart may undo."""
+        if self._held is not None:
+            content = {"outcome": outcome, "message": message, "job": os.environ.get(JOB)}
             with suppress(OSError):  # a restart then goes on, which is better than a message that hides this one
-                self.recorder.note(outcome, message)
+                replace_whole(self.inside, OUTCOME, to_json(content) + "\n")
 
     def leave(self, how: str) -> None:
         """Have all processes end, if process 0 has lost its folder; all call it together.
@@ -312,14 +193,72 @@ class RunFolder:
     def close(self) -> None:
         """Wait for what is being written, and let others write the folder."""
         with ExitStack() as stack:
-            if self.recorder is not None:
-                stack.callback(self.recorder.close)
+            if self._held is not None:
+                stack.callback(self._held.release)
             stack.callback(self.console.close)
             stack.callback(self.checkpoints.close)
+
+    def _check(self) -> None:
+        """See whether the folder is this run's still, before it is written."""
+        assert self._held is not None
+        self._held.check()
+        if not (self.inside / RECIPE).exists():
+            text = f"{self.folder / RECIPE} was removed while the run wrote its folder"
+            raise FolderLostError(text, "the same command goes on from the checkpoints that are left")
+
+    def _write(self, files: Mapping[str, str]) -> None:
+        try:
+            for name, text in files.items():
+                replace_whole(self.inside, name, text)
+        except OSError:
+            self._check()  # which has more to say
+            raise
+
+    def _write_late(self) -> None:
+        try:
+            self._check()
+        except FolderLostError as error:
+            if error.now is None:
+                raise
+        for name, text in self._late.items():
+            if text:
+                append_whole(self.inside, name, text.encode())
+                self._late[name] = ""
+
+    def _catch_up(self) -> None:
+        """Write what the disk has refused, and bring the record to disk: a checkpoint is about to count on it."""
+        self._write_late()
+        for name in (*LINES, BAD_IMAGES, "."):
+            with suppress(FileNotFoundError):  # there is none, or somebody removed it: nothing counts on it any more
+                sync_folder(self.inside / name)
 
     def _warn_of_disk(self, text: str) -> None:
         if self.is_ours():  # else there is more to say than that a checkpoint could not be written
             self.console.warn(text)
+
+
+def take_folder(folder: Path, recipe: Recipe, *, warn: Callable[[str], None]) -> HeldFolder:
+    """Hold a folder that is new, empty, or of the same recipe, which is written there.
+
+    Args:
+        warn: is told what a person should know of what was found there.
+
+    Raises:
+        ValueError: if the folder is another recipe's (differences listed) or something else's, if another process
+            writes it, or has just trained it to its end.
+    """
+    before = finished_run(folder, recipe)  # refuses what is not this recipe's
+    held = HeldFolder(folder)
+    try:
+        if finished_run(folder, recipe) is not None and before is None:  # who had the lock may have changed it
+            raise ValueError(f"another process has just trained {folder} to its end; the same command shows how")
+        if checkpoint_folders(held.inside) and not (held.inside / RECIPE).is_file():
+            warn(f"{folder} had lost its {RECIPE}: written again, as its checkpoints are of this recipe")
+        replace_whole(held.inside, RECIPE, recipe.to_toml())
+    except BaseException:
+        held.release()
+        raise
+    return held
 
 
 def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, inside: Path | None = None) -> None:
@@ -336,20 +275,17 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, i
     """
     if group.size == 1:
         return
-    token = b""
+    token = Path(inside or folder, f"{TOKEN}{uuid.uuid4().hex}")
     if group.rank == 0:
-        inside = inside or folder
-        for old in inside.glob(f"{TOKEN}*"):
+        for old in token.parent.glob(f"{TOKEN}*"):
             old.unlink(missing_ok=True)
-        token = f"{TOKEN}{uuid.uuid4().hex}".encode()
-        (inside / token.decode()).touch()
-    sent = group.broadcast(token)
+        token.touch()
+    sent = group.broadcast(token.name.encode() if group.rank == 0 else None)
     assert sent is not None
     seen = {"seen": _appears(folder, sent.decode(), patience), "host": socket.gethostname()}
     rows = [json.loads(row) for row in group.gather(json.dumps(seen).encode())]
     if group.rank == 0:
-        assert inside is not None
-        (inside / token.decode()).unlink(missing_ok=True)
+        token.unlink(missing_ok=True)
     blind = [rank for rank, row in enumerate(rows) if not row["seen"]]
     if blind:
         raise ValueError(

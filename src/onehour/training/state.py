@@ -21,17 +21,9 @@ OF_THE_RECIPE = {"params", "lr", "initial_lr", "weight_decay"}
 
 
 def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
-    """Weights and buffers by torch's names, in CPU memory.
-
-    Args:
-        copy: False gives weights where they lie, for who is done, or has copied them, before the next update. Buffers
-            are copied all the same, since a forward pass may change them.
-    """
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if copy:
-        return host_copies(state)
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    return {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
+    """Weights and buffers by torch's names, copied to CPU memory, or without `copy` where they lie."""
+    state: dict[str, Tensor] = dict(model.state_dict())
+    return host_copies(state) if copy else state
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
@@ -42,23 +34,24 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
     Raises:
         ValueError: for an optimizer that keeps something else than tensors and numbers.
     """
-    state, parameters = {}, dict(model.named_parameters())
+    state, parameters = dict[str, Tensor](), dict(model.named_parameters())
+    keeps = f"optimizer {type(optimizer).__name__} keeps"
     if optimizer.state.keys() - set(parameters.values()):
         raise ValueError(
-            f"optimizer {type(optimizer).__name__} keeps state that belongs to no parameter, and a checkpoint holds"
-            " only that of parameters and groups; choose another optimizer"
+            f"{keeps} state that belongs to no parameter, and a checkpoint holds only that of"
+            " parameters and groups; choose another optimizer"
         )
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if torch.is_tensor(value) and not value.is_complex() and value.layout is torch.strided:
+            if isinstance(value, Tensor) and not value.is_complex() and value.layout is torch.strided:
                 state[f"{name}/{key}"] = value.detach()
             elif isinstance(value, float | int):
                 state[f"{name}/{key}{NUMBER}"] = _exact(value)
             elif value is not None:
-                kind = f"{value.dtype} tensor" if torch.is_tensor(value) else type(value).__name__
+                kind = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
-                    f"optimizer {type(optimizer).__name__} keeps a {kind} as {key!r}, and a checkpoint holds plain"
-                    " tensors of real numbers and numbers alone; choose another optimizer"
+                    f"{keeps} a {kind} as {key!r}, and a checkpoint holds plain tensors of real numbers and numbers"
+                    " alone; choose another optimizer"
                 )
     for name, group in _groups(optimizer).items():
         for key in group.keys() - OF_THE_RECIPE:
@@ -67,33 +60,32 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
     return host_copies(state) if copy else state
 
 
-def load_optimizer(optimizer: Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_state` took.
 
     Raises:
         KeyError: for a state of another model's.
     """
     parameters, groups = dict(model.named_parameters()), _groups(optimizer)
-    for key, value in state.items():
-        name, _, part = key.rpartition("/")
-        if part.endswith(NUMBER):
-            kept: Any = groups[name] if name in groups else optimizer.state[parameters[name]]
-            key = part.removesuffix(NUMBER)
+    for full, value in state.items():
+        name, _, key = full.rpartition("/")
+        if key.endswith(NUMBER):
+            key = key.removesuffix(NUMBER)
             if name in groups and key in OF_THE_RECIPE:
-                raise KeyError(part)
+                raise KeyError(full)
+            kept = groups[name] if name in groups else optimizer.state[parameters[name]]
             kept[key] = value.item()
             continue
         parameter = parameters[name]
-        on_host = part == "step" and not getattr(optimizer, "_step_supports_amp_scaling", False)
-        if not on_host and value.shape == parameter.shape:  # a fused optimizer pairs the two by their places in memory
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        elif not on_host:
+        if key != "step" or getattr(optimizer, "_step_supports_amp_scaling", False):  # else it is counted on the host
             value = value.to(parameter.device)
-        known = optimizer.state[parameter].get(part)
-        if torch.is_tensor(known):
+            if value.shape == parameter.shape:  # a fused optimizer pairs the two by their places in memory
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        known = optimizer.state[parameter].get(key)
+        if isinstance(known, Tensor):
             known.copy_(value)
         else:
-            optimizer.state[parameter][part] = value
+            optimizer.state[parameter][key] = value
 
 
 def host_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,52 +13,62 @@ import math
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from onehour.config import Recipe
-from onehour.files import remove, sync_folder, write_new
+from onehour.files import make_folder, remove, sync_folder, write_new
+from onehour.sidefile import COUNT, FLAG, TEXT, Kind, is_list, is_object, object_of
 
-__all__ = ["Store", "Stored", "as_safetensors", "checkpoint_folders", "digest_of_recipe", "read_manifest", "write_file"]
+__all__ = ["FILES", "Store", "Stored", "as_safetensors", "checkpoint_folders", "digest_of_recipe", "read_manifest"]
 
-CHECKPOINTS, MANIFEST, FORMAT = "checkpoints", "manifest.json", 1
+CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
+FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)
-FILE = re.compile(r"\w[\w.-]*", re.ASCII)
-LARGEST = 2**20
-"""Bytes of a manifest."""
 WRITING, DROPPING, REPLACED, DAMAGED = ".writing-", ".dropping-", ".replaced-", ".damaged-"
 """What the names begin with of folders that are no checkpoints: yet; any more; until another one has their name; and
 because a run has passed over them, until it has saved their iteration, or a later one, again."""
-TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+LARGEST = 2**20
+"""Bytes of a manifest."""
+
+
+KINDS: dict[str, Kind] = {
+    "format": ("1, which this version reads", lambda value: value == 1),
+    "iteration": COUNT,
+    "recipe": TEXT,
+    "finite": FLAG,
+    "files": (f"bytes and sha256 of {', '.join(FILES)}", is_object(is_object(names=("bytes", "sha256")), FILES)),
+    "sha256": TEXT,
 }
+"""Of a manifest."""
+PROGRESS: dict[str, Kind] = {
+    "position": COUNT,
+    "totals": ("two numbers", is_list(lambda value: isinstance(value, float), 2)),
+    "build": ("texts by name", is_object(lambda value: isinstance(value, str) and value.isprintable())),
+    "evaluated": FLAG,
+    "skipped": COUNT,
+}
+"""Of progress.json, beside the iteration; the last two may be missing."""
+TYPES = (
+    {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    | {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
+    | {torch.uint8: "U8", torch.bool: "BOOL"}
+)
+"""Of tensors, by the names that safetensors' format has for them."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A checkpoint: after which iteration it was taken, the digest of its run's recipe, whether all its numbers are
-    finite, (bytes, SHA-256) by the names of its files, and once they are compared with that, their contents."""
+class Stored(NamedTuple):
+    """A checkpoint that verifies: after which iteration it was taken, whether all its numbers are finite, and what its
+    files hold, in the order of `FILES`."""
 
     iteration: int
-    recipe: str
     finite: bool
-    files: dict[str, tuple[int, str]]
-    contents: dict[str, bytes] = field(default_factory=dict)
+    contents: list[bytes]
 
 
 class Store:
@@ -67,140 +77,118 @@ class Store:
     Args:
         folder: the run's.
         recipe: its digest; a checkpoint of another recipe does not belong to this run.
-        kept: how many verified ones stay when it is thinned.
-        needs: files without which a folder is no checkpoint.
         shown: the run's folder in messages, where `folder` is another path to it.
     """
 
-    def __init__(
-        self, folder: Path, *, recipe: str, kept: int = 2, needs: Collection[str] = (), shown: Path | None = None
-    ) -> None:
-        self.folder, self.shown = folder / CHECKPOINTS, (shown or folder) / CHECKPOINTS
-        self.recipe, self.kept, self.needs = recipe, kept, frozenset(needs)
-        self.problems: list[str] = []
-        """What was wrong with newer checkpoints than the one that `newest` gave."""
-        self._passed_over: list[Path] = []
-        self._known: dict[Any, bool | None] = {}
-        """Whether what this process has verified is finite, None if damaged; by its files' sizes and times."""
+    kept = 2
+    """How many verified ones stay when it is thinned."""
 
-    def write(self, iteration: int, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> Path:
+    def __init__(self, folder: Path, *, recipe: str, shown: Path | None = None) -> None:
+        self.folder, self.shown, self.recipe = folder / CHECKPOINTS, (shown or folder) / CHECKPOINTS, recipe
+        self._written: dict[Path, tuple[Any, bool]] = {}
+        """What this process has written: its files' sizes and times then, and whether it is finite."""
+
+    def write(self, iteration: int, contents: Sequence[bytes | Mapping[str, Tensor]]) -> Path:
         """Write a checkpoint, and thin the older ones.
 
+        Args:
+            contents: in the order of `FILES`; tensors in CPU memory, by name.
+
         Raises:
-            OSError: if the disk refuses; the next start, or the next write, removes what is left then.
+            OSError: if the disk refuses; what is left then is removed by the next start, or the next write.
         """
         final = self.folder / f"iteration-{iteration:09d}"
-        writing, aside = (self.folder / f"{prefix}{final.name}" for prefix in (WRITING, REPLACED))
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True)
-            sync_folder(self.folder.parent)
+        writing = self.folder / f"{WRITING}{final.name}"
+        make_folder(self.folder)
         self.clear_leftovers()
         try:
             writing.mkdir()
-            written = {name: write_file(writing / name, content) for name, content in files.items()}
-            finite = all(numbers for _, numbers in written.values())
-            manifest = {"format": FORMAT, "iteration": iteration, "recipe": self.recipe, "finite": finite}
-            manifest["files"] = {name: about for name, (about, _) in written.items()}
+            files, finite = dict[str, dict[str, Any]](), True
+            for name, content in zip(FILES, contents, strict=True):
+                parts = [content] if isinstance(content, bytes) else list(as_safetensors(content))
+                write_new(writing / name, parts)
+                files[name] = {"bytes": sum(map(len, parts)), "sha256": _sha256(*parts)}
+                finite &= isinstance(content, bytes) or all(map(_is_finite, content.values()))
+            manifest = {"format": 1, "iteration": iteration, "recipe": self.recipe, "finite": finite, "files": files}
             text = json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=2)
             write_new(writing / MANIFEST, [text.encode()])
             sync_folder(writing)
             with suppress(FileNotFoundError):  # the same iteration again: it was damaged, or it is evaluated now
-                final.rename(aside)
-            try:
-                writing.rename(final)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    aside.rename(final)
-                raise
+                final.rename(self.folder / f"{REPLACED}{final.name}")
+            writing.rename(final)
             sync_folder(self.folder)
-        except BaseException:
-            self._remove(writing)
-            raise
-        self._known[_stamp_of(final)] = finite
-        self._remove(aside)
+        finally:
+            with suppress(OSError):
+                self.clear_leftovers()
+        self._written[final] = _stamp_of(final), finite
         with suppress(OSError):  # what should go stays for the next time; what was written is written
             self.thin()
-            for path in self.folder.iterdir():
-                match = NAME.fullmatch(path.name.removeprefix(DAMAGED))
-                if path.name.startswith(DAMAGED) and match and int(match[1]) <= iteration:
+            for path in self.folder.glob(f"{DAMAGED}*"):
+                if 0 <= _iteration_of(path.name.removeprefix(DAMAGED)) <= iteration:
                     self._remove(path)
         return final
 
-    def newest(self) -> Stored | None:
+    def newest(self, warn: Callable[[str], None], *, resumes: bool = False) -> Stored | None:
         """The newest checkpoint that verifies; None where there is none at all.
+
+        Args:
+            warn: is told of newer ones that do not.
+            resumes: for who holds the run's lock, and trains: what is newer loses its name. The record is cut to the
+                checkpoint that is used, behind which one that could not be read for a moment must not be found again.
 
         Raises:
             ValueError: if there are some and none verifies.
         """
-        self.problems, self._passed_over = [], []
-        try:
-            folders = checkpoint_folders(self.folder.parent, self.shown)
-        except OSError as error:
-            raise ValueError(f"{self.shown} cannot be listed: {error.strerror}") from error
-        for folder in reversed(folders):
-            stamp = _stamp_of(folder)
+        if resumes:
+            with suppress(OSError):  # what can be read is enough; the next write says what is wrong with the disk
+                self.clear_leftovers()
+        left_out: list[tuple[Path, ValueError]] = []
+        for folder in reversed(checkpoint_folders(self.folder.parent, self.shown)):
             try:
                 stored = self.verified(folder)
             except ValueError as error:
-                self.problems.append(f"{folder.name}: {error}")
-                self._passed_over.append(folder)
+                left_out.append((folder, error))
                 continue
-            self._known[stamp] = stored.finite
+            for newer, error in left_out:
+                warn(f"a damaged checkpoint was left out: {newer.name}: {error}; {folder.name} is used in its place")
+                if resumes:
+                    aside = newer.with_name(f"{DAMAGED}{newer.name}")
+                    self._remove(aside)
+                    newer.rename(aside)
+                    sync_folder(self.folder)
             return stored
-        if self.problems:
-            raise ValueError(
-                f"no checkpoint in {self.shown} can be trusted ({'; '.join(self.problems)}); start over with --fresh"
-            )
+        if left_out:
+            problems = "; ".join(f"{folder.name}: {error}" for folder, error in left_out)
+            raise ValueError(f"no checkpoint in {self.shown} can be trusted ({problems}); start over with --fresh")
         return None
 
-    def set_aside(self) -> None:
-        """Take the name from what `newest` passed over; only for who holds the run's lock, and trains.
-
-        The record is cut to the checkpoint that is used. A newer one that could not be read for a moment must not be
-        found again behind that cut.
-
-        Raises:
-            ValueError: if the disk refuses.
-        """
-        try:
-            for folder in self._passed_over:
-                aside = folder.with_name(f"{DAMAGED}{folder.name}")
-                self._remove(aside)
-                folder.rename(aside)
-            if self._passed_over:
-                sync_folder(self.folder)
-        except OSError as error:
-            raise ValueError(f"{self.shown} cannot be written: {error.strerror}") from error
-
     def verified(self, folder: Path) -> Stored:
-        """A checkpoint, read once, and compared with its manifest as it was read.
-
-        Raises:
-            ValueError: saying what is wrong with it.
-        """
-        stored = read_manifest(folder)
-        match = NAME.fullmatch(folder.name)
-        if match is None or int(match[1]) != stored.iteration:
-            raise ValueError(f"its manifest is that of iteration {stored.iteration}")
-        if stored.recipe != self.recipe:
+        """A checkpoint, read once, and compared with its manifest; else a ValueError says what is wrong with it."""
+        manifest = read_manifest(folder)
+        iteration = manifest["iteration"]
+        if _iteration_of(folder.name) != iteration:
+            raise ValueError(f"its manifest is that of iteration {iteration}")
+        if manifest["recipe"] != self.recipe:
             raise ValueError("it belongs to a run of another recipe")
-        if missing := sorted(self.needs - stored.files.keys()):
-            raise ValueError(f"its manifest has no {', '.join(missing)}")
-        for name, (size, digest) in stored.files.items():
-            stored.contents[name] = _read_plain(folder / name, size)
-            if hashlib.sha256(stored.contents[name]).hexdigest() != digest:
+        contents: list[bytes] = []
+        for name in FILES:
+            about = manifest["files"][name]
+            contents.append(_read_plain(folder / name, about["bytes"]))
+            if _sha256(contents[-1]) != about["sha256"]:
                 raise ValueError(f"{name} differs from its digest")
-        return stored
+        same: Kind = (f"{iteration}", lambda value: value == iteration)
+        object_of(contents[-1], PROGRESS | {"iteration": same}, ("iteration", "position", "totals", "build"))
+        return Stored(iteration, manifest["finite"], contents)
 
     def thin(self) -> None:
         """Drop what is older than the last `kept` verified ones, but never the last one that is finite."""
-        known: dict[Any, bool | None] = {}
         verified, has_finite = 0, False
         for folder in reversed(checkpoint_folders(self.folder.parent)):
             enough = verified >= self.kept
-            finite = None if enough and has_finite else self._look(folder, known)
+            finite = None if enough and has_finite else self._is_finite(folder)
             # One that cannot be read today may be the last finite one: it stays until another is known to be.
             if enough and (has_finite or finite is False):
+                self._written.pop(folder, None)
                 dropping = self.folder / f"{DROPPING}{folder.name}"
                 with suppress(OSError):
                     folder.rename(dropping)  # first: what is half deleted must not look like a checkpoint
@@ -208,7 +196,6 @@ class Store:
                 continue
             verified += finite is not None
             has_finite |= bool(finite)
-        self._known = known
 
     def clear_leftovers(self) -> None:
         """Remove what a killed process was writing or removing; what was about to be replaced gets its name back.
@@ -222,16 +209,14 @@ class Store:
             elif path.name.startswith((WRITING, DROPPING, REPLACED)):
                 self._remove(path)
 
-    def _look(self, folder: Path, known: dict[Any, bool | None]) -> bool | None:
-        """Whether a checkpoint is finite; None where it cannot be trusted. Read again only if its files changed."""
-        stamp = _stamp_of(folder)
-        if stamp in self._known:
-            known[stamp] = self._known[stamp]
-        else:
-            known[stamp] = None
-            with suppress(ValueError):
-                known[stamp] = self.verified(folder).finite
-        return known[stamp]
+    def _is_finite(self, folder: Path) -> bool | None:
+        """None where it cannot be trusted. What this process has written is read again only if somebody changed it."""
+        stamp, finite = self._written.get(folder, (None, None))
+        if stamp == _stamp_of(folder):
+            return finite
+        with suppress(ValueError):
+            return self.verified(folder).finite
+        return None
 
     def _remove(self, path: Path) -> None:
         """A folder and all in it, or a link that somebody put in its place; what the disk keeps stays."""
@@ -240,84 +225,32 @@ class Store:
 
 
 def checkpoint_folders(folder: Path, shown: Path | None = None) -> list[Path]:
-    """The checkpoints in a run's folder by their names, the newest last; `shown` is where they are, in messages.
-
-    Raises:
-        ValueError: if a link stands in their place.
-    """
+    """The checkpoints in a run's folder by their names, the newest last; `shown` is where they are, in messages."""
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_symlink():
         raise ValueError(
             f"{shown or checkpoints} is a link, and what lies behind it does not belong to the run; remove it, or give"
             " --out on the disk that it leads to"
         )
-    if not checkpoints.is_dir():
-        return []
-    found = [path for path in checkpoints.iterdir() if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path for path in checkpoints.iterdir() if NAME.fullmatch(path.name)] if checkpoints.is_dir() else []
+    return sorted(found, key=lambda path: _iteration_of(path.name))
 
 
 def digest_of_recipe(recipe: Recipe) -> str:
     """SHA-256 of a completed recipe: a checkpoint says whose it is."""
-    return hashlib.sha256(recipe.to_toml().encode()).hexdigest()
+    return _sha256(recipe.to_toml().encode())
 
 
-def read_manifest(folder: Path) -> Stored:
-    """What a checkpoint's manifest says, if it is sound and names no file elsewhere; nothing else is read.
-
-    Raises:
-        ValueError: saying what is wrong with it.
-    """
-    content = _read_plain(folder / MANIFEST, None)
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says, if it is sound; nothing else is read."""
+    content = _read_plain(folder / MANIFEST)
     try:
-        found = json.loads(content)
-        said = found.pop("sha256", None) if isinstance(found, dict) else None
-        sound = said is not None and said == _digest_of(found)
+        found = object_of(content, KINDS, KINDS)
+        if found.pop("sha256") != _digest_of(found):
+            raise ValueError("it differs from its digest")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{MANIFEST} is damaged: {str(error).splitlines()[0]}") from error
-    if not sound:
-        raise ValueError(f"{MANIFEST} differs from its digest")
-    if found.get("format") != FORMAT:
-        raise ValueError(f"its format is {found.get('format')!r:.40}, this version reads {FORMAT}")
-    kinds = {"iteration": int, "recipe": str, "finite": bool, "files": dict}
-    if any(type(found.get(key)) is not kind for key, kind in kinds.items()):
-        raise ValueError(f"{MANIFEST} was not written by onehour")
-    files = {}
-    for name, about in found["files"].items():
-        if not FILE.fullmatch(name):
-            raise ValueError(f"its manifest names a file outside it, {name!r:.40}")
-        size, digest = (about.get("bytes"), about.get("sha256")) if isinstance(about, dict) else (None, None)
-        if type(size) is not int or not isinstance(digest, str):
-            raise ValueError(f"{MANIFEST} was not written by onehour")
-        files[name] = size, digest
-    return Stored(found["iteration"], found["recipe"], found["finite"], files)
-
-
-def write_file(path: Path, content: bytes | Mapping[str, Tensor]) -> tuple[dict[str, Any], bool]:
-    """Write a new file of bytes, or of tensors in safetensors' format, on disk when this returns.
-
-    Args:
-        content: tensors in CPU memory, by name.
-
-    Returns:
-        {"bytes": its size, "sha256": its digest}, and whether all its numbers are finite.
-
-    Raises:
-        OSError: if the disk refuses, or the file is there already.
-        ValueError: for a type that the format does not have.
-    """
-    digest, size = hashlib.sha256(), 0
-
-    def parts() -> Iterator[bytes | memoryview]:
-        nonlocal size
-        for part in [content] if isinstance(content, bytes) else as_safetensors(content):
-            digest.update(part)
-            size += len(part)
-            yield part
-
-    write_new(path, parts())
-    finite = isinstance(content, bytes) or all(_is_finite(tensor) for tensor in content.values())
-    return {"bytes": size, "sha256": digest.hexdigest()}, finite
+        raise ValueError(f"{MANIFEST} is damaged: {error}") from error
+    return found
 
 
 def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -325,9 +258,6 @@ def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
 
     A header's length (8 bytes, little-endian), a JSON header of types, shapes and offsets, then the tensors: wide types
     first, as the format wants them aligned to their own size.
-
-    Raises:
-        ValueError: for a type that the format does not have.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, offset = {}, 0
@@ -350,41 +280,43 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))
 
 
-def _read_plain(path: Path, size: int | None) -> bytes:
-    """All of a plain file; of the size that it must have, None for a manifest.
-
-    Raises:
-        ValueError: if it is not there, is none, is of another size, or cannot be read.
-    """
+def _read_plain(path: Path, size: int | None = None) -> bytes:
+    """All of a regular file; without a size that it must have, at most as much as a manifest has."""
     try:
         # Neither through a link to another's file, nor waiting for a pipe that nobody writes.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{path.name} is not a plain file")
-            if size is None and status.st_size > LARGEST:
-                raise ValueError(f"{path.name} is too large to be one")
-            if size is not None and status.st_size != size:
+                raise ValueError(f"{path.name} is not a regular file")
+            if size not in (None, status.st_size):
                 raise ValueError(f"{path.name} has {status.st_size} bytes instead of {size}")
-            return file.readall()
+            return file.read(LARGEST if size is None else -1)
     except MemoryError:
         raise ValueError(f"{path.name} does not fit into memory") from None
     except OSError as error:
-        if size is None and isinstance(error, FileNotFoundError):
-            raise ValueError(f"it has no {path.name}") from None
         raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
+def _iteration_of(name: str) -> int:
+    """Of a checkpoint, by its folder's name; -1 for another name."""
+    match = NAME.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
 def _stamp_of(folder: Path) -> Any:
-    """What differs when somebody has changed a file since: names, sizes and times."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    except OSError:
-        return folder.name
-    return tuple(sorted((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found))
+    """What differs when somebody has changed a file since: names, sizes and times; None where that cannot be told."""
+    with suppress(OSError):
+        files = [(path.name, path.lstat()) for path in folder.iterdir()]
+        return sorted((name, about.st_ino, about.st_size, about.st_mtime_ns) for name, about in files)
+    return None
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _sha256(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -24,6 +24,7 @@ import torch
 from onehour.dist.group import Group
 from onehour.dist.launch import is_torchruns
 from onehour.dist.signals import StopSignals
+from onehour.messages import say
 
 __all__ = ["EXIT_STUCK", "GRACE", "Stopping", "Watchdog", "never"]
 
@@ -59,10 +60,6 @@ class Watchdog:
         rank: of this process.
         size: p.
         timeout: seconds for an iteration, and a tenth of those for the start; None for no watch.
-
-    >>> dog = Watchdog(Path("nowhere"), rank=0, size=1, timeout=None)
-    >>> dog.beat(3)
-    >>> dog.close()
     """
 
     def __init__(self, folder: Path | None, *, rank: int, size: int, timeout: float | None) -> None:
@@ -83,11 +80,7 @@ class Watchdog:
 
     @contextmanager
     def slow(self) -> Generator[None]:
-        """For what may take longer than an iteration: starting, compiling, evaluating, waiting for a disk.
-
-        >>> with Watchdog(Path("nowhere"), rank=0, size=1, timeout=None).slow():
-        ...     pass
-        """
+        """For what may take longer than an iteration: starting, compiling, evaluating, waiting for a disk."""
         self._seen, self._patience = time.monotonic(), GRACE
         yield
         self._seen, self._patience = time.monotonic(), 1.0
@@ -127,8 +120,9 @@ class Watchdog:
     def _excused(self, late: float) -> bool:
         """Whether this process waits for process 0, which is alive and does something slow."""
         assert self.timeout is not None
-        beat = self._beats()[:1]
-        return bool(beat) and time.time() - beat[0].seen < FRESH and late <= self.timeout * beat[0].patience
+        return any(
+            time.time() - beat.seen < FRESH and late <= self.timeout * beat.patience for beat in self._beats()[:1]
+        )
 
     def _give_up(self, late: float) -> None:
         at = "while it started" if self._iteration is None else f"after iteration {self._iteration}"
@@ -146,12 +140,12 @@ class Watchdog:
                 lines.append(f"a process that loads data for process {self.rank} (id {pid}, {state}) gives none")
             else:
                 ask.append(pid)
-        _say("\n".join(f"onehour: {line}" for line in lines))
+        say("\n".join(f"onehour: {line}" for line in lines), sys.stderr)
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
         for pid in ask:
             if _catches(pid, DUMP):
-                _say(f"onehour: process id {pid} is at")
+                say(f"onehour: process id {pid} is at", sys.stderr)
                 with suppress(OSError):
                     os.kill(pid, DUMP)
                 time.sleep(0.2)  # until it has written
@@ -179,13 +173,7 @@ class Watchdog:
 
 
 class Stopping:
-    """Whether all processes are to stop: asked for at every iteration, and by a signal during evaluations too.
-
-    Args:
-        group: all processes.
-        asked: whether this one was asked to.
-        signals: that ask for it.
-    """
+    """Whether all processes are to stop: asked for at every iteration, and by a signal during evaluations too."""
 
     def __init__(self, group: Group, asked: Callable[[], bool] = never, signals: StopSignals | None = None) -> None:
         self.group, self._asked, self._signals = group, asked, signals
@@ -210,11 +198,6 @@ class Stopping:
         return self.group.sum(torch.tensor(float(mine), device=self.group.device)).item() > 0
 
 
-def _say(text: str) -> None:
-    with suppress(OSError):  # a full disk must not keep the process from its end
-        print(text, file=sys.stderr, flush=True)
-
-
 class _Beat(NamedTuple):
     pid: int
     iteration: int
@@ -226,24 +209,27 @@ class _Beat(NamedTuple):
 RUNS = "runs"
 
 
+def _stat_of(pid: int | str) -> list[str]:
+    """What Linux says of a process, behind its name: its state, its parent, …; nothing where it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return []
+
+
 def _state_of(pid: int) -> str:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "is gone"
-    return {"T": "is stopped", "t": "is stopped", "Z": "has ended", "D": "waits for a disk"}.get(state, RUNS)
+    states = {"T": "is stopped", "t": "is stopped", "Z": "has ended", "D": "waits for a disk"}
+    stat = _stat_of(pid)
+    return states.get(stat[0], RUNS) if stat else "is gone"
 
 
 def _loaders() -> list[int]:
     """Processes that this one has forked: they have its command line."""
     ours = Path("/proc/self/cmdline").read_bytes()
     found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, IndexError):
-            if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) != os.getpid():
-                continue
-            if path.with_name("cmdline").read_bytes() == ours:
-                found.append(int(path.parent.name))
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if _stat_of(folder.name)[1:2] == [str(os.getpid())] and (folder / "cmdline").read_bytes() == ours:
+                found.append(int(folder.name))
     return found
 
 

@@ -1,6 +1,5 @@
 """A model's weights outside its run: read, evaluated, exported under torch's own names."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from onehour.config import Recipe
@@ -21,6 +20,7 @@ from onehour.execution import Execution
 from onehour.files import written
 from onehour.messages import shown
 from onehour.rules.keys import seed_for
+from onehour.sidefile import is_object
 from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.training.checkpoint import latest_contents
 from onehour.training.engine import Evaluation, evaluate
@@ -60,14 +60,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is in the oldest of torch's formats, a tar; load it there, and save it again")
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch says of odd files beside refusing them
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            state = _loaded(path)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
     except Exception as error:  # torch raises its unpickler's own class for what weights_only refuses
         raise ValueError(f"{path} holds more than tensors, or is damaged; it was not loaded") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+    if is_object()(state) and is_object()(state.get("state_dict")):
         state = state["state_dict"]
-    if not (isinstance(state, dict) and state and all(isinstance(name, str) for name in state)):
+    if not (is_object()(state) and state and all(isinstance(name, str) for name in state)):
         raise ValueError(f"{path} holds no state dict of tensors")
     for name, tensor in state.items():
         if not torch.is_tensor(tensor):
@@ -82,10 +82,6 @@ def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
 
     Raises:
         ValueError: naming the keys that are missing or too many, or the first shape that differs.
-
-    >>> fit(nn.Linear(2, 1), {"weight": torch.zeros(1, 2)}, Path("mine.pt"))
-    Traceback (most recent call last):
-    ValueError: mine.pt is of another model: it lacks bias
     """
     own = model.state_dict()
     # num_batches_tracked is younger than many files; with a fixed momentum nothing reads it.
@@ -114,14 +110,9 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
     where = torch.device(pick_device(device))
     model = build_model(recipe, loaded, where)
     fit(model, weights, source)
-    given: dict[str, Any] = {
-        "seed": seed_for(recipe.seed, "validation"),
-        "loaders": pick_loaders(Execution(), loaded),
-        "device": where,
-        "classes": classes_of(recipe, loaded, model, where),
-        "look": loaded.looks[1],
-    }
-    with closing(Feed(loaded.validation, **given)) as feed:
+    seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), loaded)
+    classes, look = classes_of(recipe, loaded, model, where), loaded.looks[1]
+    with closing(Feed(loaded.validation, seed=seed, loaders=loaders, device=where, classes=classes, look=look)) as feed:
         return evaluate(model, feed, recipe, group=Group(device=where))[0]
 
 
@@ -155,6 +146,10 @@ def export_weights(source: Path, to: Path) -> Path:
         size = sum(tensor.nbytes for tensor in weights.values())
         raise ValueError(f"{to} cannot be written: {error.strerror or error} ({size:,} bytes are needed)") from error
     return to
+
+
+def _loaded(path: Path) -> Any:
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
 
 
 def _is_tar(path: Path) -> bool:

@@ -7,7 +7,6 @@ It reads one JSON object a line and answers with one: {"script", "arguments", "f
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onehour.leaving import before_leaving
+from onehour.leaving import before_leaving, prctl, signal_with_parent
 
 PEER_SECONDS = 3.0
 """Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
@@ -28,6 +27,8 @@ TAIL = 16_384
 """Bytes of what a script printed that are kept."""
 
 
+PR_SET_CHILD_SUBREAPER = 36
+"""Of Linux's prctl."""
 ENDING_SECONDS = 3.0
 """Seconds that scripts may take to end where a signal ends the command."""
 
@@ -153,7 +154,7 @@ def _child(request: dict[str, Any], rank: int, output: int) -> None:
     """What a child does; it never returns."""
     try:
         os.setsid()
-        _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without the process that ends it
+        signal_with_parent(signal.SIGKILL)  # not without the process that ends it
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         os.close(output)
@@ -260,12 +261,7 @@ def _children_of(parent: int) -> set[int]:
 
 def _adopt_orphans() -> None:
     """Processes whose parent dies come to us (Linux)."""
-    _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
-
-
-def _prctl(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 if __name__ == "__main__":
