@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -149,8 +150,10 @@ def correct_momentum(optimizer: Optimizer, lr: float) -> None:
 _INSIDE: WeakKeyDictionary[Optimizer, tuple[Any, set[str]]] = WeakKeyDictionary()
 
 
-def set_rate(optimizer: Optimizer, lr: float, inside: set[str]) -> None:
+def set_rate(optimizer: Optimizer, lr: float | Tensor, inside: set[str]) -> None:
     """As `correct_momentum`, for the state tensors `inside` that `velocity_inside` has found.
+
+    A tensor, as a CUDA graph reads its rate, becomes the groups' own; a number is written into theirs.
 
     >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     >>> set_rate(optimizer, 0.2, inside=set())
@@ -159,13 +162,13 @@ def set_rate(optimizer: Optimizer, lr: float, inside: set[str]) -> None:
     """
     scale_velocity(optimizer, [lr] * len(optimizer.param_groups), inside)
     for group in optimizer.param_groups:
-        if torch.is_tensor(group["lr"]):
+        if torch.is_tensor(group["lr"]) and not torch.is_tensor(lr):
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
 
 
-def scale_velocity(optimizer: Optimizer, rates: list[float], keys: set[str]) -> None:
+def scale_velocity(optimizer: Optimizer, rates: Sequence[float | Tensor], keys: set[str]) -> None:
     """Multiply the state tensors named `keys` by each group's next rate / its rate now, in place.
 
     Args:

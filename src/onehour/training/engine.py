@@ -1,6 +1,5 @@
 """How batches go through a model: precision, loss and errors, BatchNorm's running statistics (§2.3), evaluation."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
@@ -171,7 +170,8 @@ class RunningStatistics:
         self._counts = torch.stack([_tracked(layer) for layer in self.layers])
         layer_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self._layer_of = layer_of.to(self._running.device)
-        moves = torch.tensor(momenta, dtype=self._running.dtype).apply_(rule.moved)
+        kept = torch.tensor(momenta, dtype=self._running.dtype)
+        moves = kept.new_tensor([rule.moved(float(momentum)) for momentum in kept])
         self._move = moves.to(self._running.device)[self._layer_of]
         given = [share for share in map(rule.shares, momenta) if share is not None]
         if given:
@@ -321,7 +321,7 @@ def evaluate(
                 sums[-1] += found.errors  # counts are exact in float64
     finally:
         model.train(was_training)
-    rows: list[list[float]] = group.sum(sums).tolist()
+    rows = group.sum(sums).cpu().numpy().tolist()
     by_seed, errors = list(zip(*rows[:-1], strict=True)), rows[-1]
     for chunk in sorted({chunk for losses in by_seed for chunk in _first_not_finite(losses)}):
         images, _ = next(feed.chunks(range(chunk, chunk + 1)))

@@ -4,7 +4,6 @@ Convolutions get S times the groups, BatchNorm S times the channels, linear laye
 between them in the model's forward works channel by channel and need not know. That this is so is tried, not assumed.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import copy
@@ -36,7 +35,6 @@ from onehour.training.console import Console, Loggers
 from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.engine import Network, Part
 from onehour.training.loop import Loop
-from onehour.training.measure import StepTimer
 from onehour.training.record import NonFiniteError
 from onehour.training.recorder import Progress, RunFolder
 from onehour.training.step import Step
@@ -142,7 +140,6 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
             seeds.optimizer,
             passes=passes(range(recipe.workers.workers), per_pass),
             group=group,
-            timer=StepTimer(group.device),
             seeds=count,
             draws=False,  # else they were refused
         )
@@ -209,7 +206,7 @@ class SeedsFeed(Feed):
         """As `Feed.passes`."""
         for iteration in range(start, stop):
             for workers in passes:
-                indices = [torch.from_numpy(stream.indices(iteration, workers)) for stream in self._streams]
+                indices = [torch.as_tensor(stream.indices(iteration, workers)) for stream in self._streams]
                 chosen = torch.stack(indices, 1).to(self._images.device, non_blocking=True)
                 images = self._images.index_select(0, chosen.flatten())
                 yield images.view(*chosen.shape, *images.shape[1:]).flatten(1, 2), self._labels[chosen]
@@ -289,7 +286,8 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
     if len(named) > len(list(models[0].parameters())):
         raise ValueError("several layers share a parameter, which cannot be joined")
     joined = copy.deepcopy(models[0])
-    for path, module in list(joined.named_modules()):
+    modules: list[tuple[str, nn.Module]] = [*joined.named_modules()]
+    for path, module in modules:
         alike = [model.get_submodule(path) for model in models]
         if isinstance(module, nn.Linear):
             replaced: nn.Module = JoinedLinear(alike)  # type: ignore[arg-type]
