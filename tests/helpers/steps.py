@@ -1,16 +1,17 @@
-"""Steps that have taken hold of their model, for tests that take iterations one by one."""
+"""Steps that have taken hold of their model, for tests that take iterations one by one; and flags that come late."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.decisions import decisions_of
-from onehour.training.step import Step
+from onehour.training.step import HostFlags, Step
 
 
 def step_of(
@@ -30,3 +31,16 @@ def step_of(
     decisions, group = decisions_of(recipe), group or Group()
     optimizer = optimizer or decisions.optimizer(model)
     return Step(decisions, model, optimizer, passes=own, group=group, **options).__enter__()
+
+
+class LateFlags(HostFlags):
+    """Tells of an iteration one later, as on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.late, self.earlier = 1, (False, False)
+
+    def read(self, stop: Tensor, alive: Tensor, *, now: bool = False) -> tuple[bool, bool]:
+        found = super().read(stop, alive)
+        told, self.earlier = found if now else self.earlier, found
+        return told

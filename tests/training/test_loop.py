@@ -6,12 +6,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from steps import LateFlags
 from torch.utils.data import TensorDataset
 
 from onehour.api import train
 from onehour.config import Recipe
 from onehour.training.record import NonFiniteError, Run, StoppedError
-from onehour.training.step import HostFlags
 from onehour.training.watchdog import Stopping
 
 
@@ -37,25 +37,12 @@ def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(t
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["iteration-000000006"]
 
 
-class Late(HostFlags):
-    """Tells of an iteration one later, as on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.earlier = False, False
-
-    def read(self, stop: torch.Tensor, alive: torch.Tensor, *, now: bool = False) -> tuple[bool, bool]:
-        found = super().read(stop, alive)
-        told, self.earlier = found if now else self.earlier, found
-        return told
-
-
 @pytest.mark.parametrize("stops", [False, True])
 def test_where_the_flags_are_late_a_masked_update_is_not_saved(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
 ):
     """Neither by --save-every nor by a stop asked at the iteration before: the next start would go on behind it."""
-    monkeypatch.setattr("onehour.training.loop.HostFlags", Late)
+    monkeypatch.setattr("onehour.training.loop.HostFlags", LateFlags)
     recipe = tiny.recipe(data="tinytask:poisoned", seed=8)  # sample 5 is in the third iteration
     calls = iter(range(1, 99))
     for at, asked in ((3, lambda: next(calls) == 2), (4, lambda: False)) if stops else ((4, lambda: False),) * 2:

@@ -30,9 +30,6 @@ def brings_weights(spec: str) -> bool:
 
     Raises:
         ValueError: for a name that is neither a model's nor a function's.
-
-    >>> brings_weights("my.models:net"), brings_weights("resnet50"), brings_weights("timm:resnet50")
-    (True, False, False)
     """
     if spec in MODELS or spec.partition(":")[0] in LIBRARIES:
         return False
@@ -55,9 +52,6 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
     Raises:
         ValueError: for an unknown name, a library that is not installed (with the command that installs it), a
             function that fails, or one that returns no torch.nn.Module.
-
-    >>> load_model("resnet8", channels=1, classes=10).fc.out_features
-    10
     """
     if not brings_weights(spec):
         if classes is None:

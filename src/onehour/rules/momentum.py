@@ -83,11 +83,7 @@ def momentum_form(optimizer: Optimizer) -> Form:
 
 
 def velocity_keys(optimizer: Optimizer) -> set[str]:
-    """Names of the per-parameter state tensors that hold the rate inside: those that double when the rate does.
-
-    >>> velocity_keys(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
-    set()
-    """
+    """Names of the per-parameter state tensors that hold the rate inside: those that double when the rate does."""
     optimizer = unwrapped(optimizer)
     single, double = (probe(optimizer, rates=(rate,), gradients=(1.0,)) for rate in (1e-2, 2e-2))
     return {
@@ -103,9 +99,6 @@ def velocity_inside(optimizer: Optimizer) -> set[str]:
 
     Raises:
         ValueError: if the form is B, but no state tensor holds the velocity, so that nothing could correct it.
-
-    >>> velocity_inside(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
-    set()
     """
     if momentum_form(optimizer) == "outside":
         return set()
@@ -154,11 +147,6 @@ def set_rate(optimizer: Optimizer, lr: float | Tensor, inside: set[str]) -> None
     """As `correct_momentum`, for the state tensors `inside` that `velocity_inside` has found.
 
     A tensor, as a CUDA graph reads its rate, becomes the groups' own; a number is written into theirs.
-
-    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    >>> set_rate(optimizer, 0.2, inside=set())
-    >>> optimizer.param_groups[0]["lr"]
-    0.2
     """
     scale_velocity(optimizer, [lr] * len(optimizer.param_groups), inside)
     for group in optimizer.param_groups:
@@ -173,8 +161,6 @@ def scale_velocity(optimizer: Optimizer, rates: Sequence[float | Tensor], keys: 
 
     Args:
         rates: the next rate of each parameter group; where it is the rate now there is nothing to do, at rate 0 too.
-
-    >>> scale_velocity(torch.optim.SGD([torch.zeros(1)], lr=0.1), [0.2], set())
     """
     if not keys:
         return

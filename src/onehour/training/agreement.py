@@ -77,9 +77,6 @@ def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = No
 
     Raises:
         ValueError: the same in all processes, with what differs, the hosts and both values; or `failed`.
-
-    >>> agree(Group(), {"recipe": {"seed": 1}})
-    1
     """
     if group.size > 1:
         mine = {

@@ -260,9 +260,8 @@ def open_feeds(
     execution: Execution,
     model: nn.Module,
     stream: SampleStream,
+    group: Group,
     *,
-    device: torch.device,
-    loaders: int,
     warn: Callable[[str], None] | None = None,
 ) -> Feeds:
     """Both sides of a run's data, as this process loads them.
@@ -270,12 +269,13 @@ def open_feeds(
     Args:
         stream: which samples each iteration takes.
         model: whose outputs the labels must be, where the recipe does not say.
-        warn: is told of processes that were replaced.
+        warn: is told of processes that were replaced, in process 0.
     """
-    classes = classes_of(recipe, data, model, device)
+    classes, loaders = classes_of(recipe, data, model, group.device), pick_loaders(execution, data)
     # A stuck loader is replaced long before the watchdog would end the run for it.
     patience = execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE
-    feed = partial(Feed, loaders=loaders, device=device, classes=classes, patience=patience, warn=warn)
+    options: Any = {"patience": patience, "warn": warn if group.rank == 0 else None}
+    feed = partial(Feed, loaders=loaders, device=group.device, classes=classes, **options)
     return Feeds(
         feed(data.train, seed=recipe.seed, stream=stream, look=data.looks[0]),
         feed(data.validation, seed=seed_for(recipe.seed, "validation"), look=data.looks[1]),

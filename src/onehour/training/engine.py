@@ -20,12 +20,13 @@ from onehour.dist.group import Group
 from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
 from onehour.training.refusals import out_of_memory, refuse_batch
+from onehour.training.watchdog import never
 
 __all__ = [
     "Evaluation",
     "EvaluationStoppedError",
+    "ModelAndOptimizer",
     "Network",
-    "Part",
     "RunningStatistics",
     "Sums",
     "classification",
@@ -97,7 +98,7 @@ def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bo
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelAndOptimizer:
     """A run's own network and its optimizer."""
 
     model: nn.Module
@@ -111,7 +112,7 @@ class Network:
         part: the run's.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ModelAndOptimizer) -> None:
         self.model, self.optimizer, self.parts = part.model, part.optimizer, [part]
 
     def give_back(self) -> None:
@@ -167,7 +168,8 @@ class RunningStatistics:
         means = [layer.running_mean for layer in self.layers if layer.running_mean is not None]
         variances = [layer.running_var for layer in self.layers if layer.running_var is not None]
         self._running = torch.stack([torch.cat(means), torch.cat(variances)])
-        self._counts = torch.stack([_tracked(layer) for layer in self.layers])
+        counts = [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
+        self._counts = torch.stack(counts)
         layer_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self._layer_of = layer_of.to(self._running.device)
         kept = torch.tensor(momenta, dtype=self._running.dtype)
@@ -252,12 +254,6 @@ class RunningStatistics:
         self._counts += seen
 
 
-def _tracked(layer: nn.Module) -> Tensor:
-    tracked = layer.num_batches_tracked
-    assert isinstance(tracked, Tensor)
-    return tracked
-
-
 class EvaluationStoppedError(Exception):
     """All processes have left the evaluation before the same chunk."""
 
@@ -277,10 +273,6 @@ class Evaluation:
         return 100 * self.errors / self.samples
 
 
-def _never() -> bool:
-    return False
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -289,7 +281,7 @@ def evaluate(
     *,
     group: Group,
     seeds: int = 1,
-    stop_asked: Callable[[], bool] = _never,
+    stop_asked: Callable[[], bool] = never,
 ) -> list[Evaluation]:
     """Evaluate on every sample once; for each of the model's seeds.
 

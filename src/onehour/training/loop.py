@@ -24,7 +24,7 @@ from onehour.training.agreement import agree, environment, facts_of_model
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.engine import EvaluationStoppedError, Network, Part, evaluate
+from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
 from onehour.training.measure import Clock, measured, profiled, timed
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
@@ -78,18 +78,8 @@ def train_run(
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
                     refuse_optimizer(decisions.optimizer, group.device)
-                network = Network(Part(net, decisions.optimizer(net)))
-                loaders = build.pick_loaders(execution, data)
-                feeds = build.open_feeds(
-                    recipe,
-                    data,
-                    execution,
-                    net,
-                    decisions.stream(),
-                    device=group.device,
-                    loaders=loaders,
-                    warn=console.warn if group.rank == 0 else None,
-                )
+                network = Network(ModelAndOptimizer(net, decisions.optimizer(net)))
+                feeds = build.open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
                 step = Step(
@@ -118,7 +108,7 @@ def train_run(
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,
-                "loaders": loaders,
+                "loaders": build.pick_loaders(execution, data),
                 "device": group.device.type,
             }
             run.begin(progress, partial(environment, places))

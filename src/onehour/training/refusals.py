@@ -6,7 +6,7 @@ import copy
 import errno
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,7 @@ def refuse_iterations(iterations: range, feed: Feed, passes: list[range], group:
     assert feed.stream is not None
     found = torch.zeros(group.size, 5, dtype=torch.float64, device=group.device)
     batches = feed.passes(passes, start=iterations.start, stop=iterations.stop)
-    for iteration, workers in ((iteration, workers) for iteration in iterations for workers in passes):
-        images, _ = next(batches)
+    for (iteration, workers), (images, _) in zip(product(iterations, passes), batches, strict=True):
         first = _first_bad_row(images)
         if first is not None:
             row, *counts = first

@@ -23,7 +23,6 @@ from onehour.training.build import (
     complete,
     deterministic,
     open_feeds,
-    pick_loaders,
     pick_share,
     pick_workers_per_pass,
 )
@@ -33,7 +32,7 @@ from onehour.training.refusals import refuse_iterations
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 
-__all__ = ["MODES", "TOLERANCE", "Finding", "compare", "trace"]
+__all__ = ["MODES", "TOLERANCE", "Comparison", "compare", "trace"]
 
 MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
 TOLERANCE = 1e-9
@@ -66,15 +65,7 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     optimizer = decisions.optimizer(model)
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
-    feeds = open_feeds(
-        recipe,
-        data,
-        execution,
-        model,
-        decisions.stream(),
-        device=group.device,
-        loaders=pick_loaders(execution, data),
-    )
+    feeds = open_feeds(recipe, data, execution, model, decisions.stream(), group)
     history, state = list[History](), dict[str, Tensor]()
     with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group) as step:
         model.train()
@@ -98,7 +89,7 @@ def _fingerprint(tensor: Tensor) -> tuple[str, float]:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """What one mode showed over the numbers of processes.
 
     Args:
@@ -119,12 +110,12 @@ class Finding:
     seconds: dict[int, float]
 
 
-def compare(folder: Path, processes: list[int]) -> list[Finding]:
+def compare(folder: Path, processes: list[int]) -> list[Comparison]:
     """Compare what `trace` wrote; the first number of processes is what the others are held against."""
     return [_compare(folder, processes, mode, precision) for mode, precision in MODES]
 
 
-def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> Finding:
+def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> Comparison:
     names = {p: f"p{p}-{mode}-{precision}" for p in processes}
     traces = {p: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for p, name in names.items()}
     base = processes[0]
@@ -139,7 +130,7 @@ def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> F
         holds = len(set(sha256.values())) == 1
     elif precision == "float64":
         holds = difference <= TOLERANCE
-    return Finding(
+    return Comparison(
         mode=mode,
         precision=precision,
         holds=holds,
