@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.decisions import decisions_of
-from onehour.training.measure import StepTimer
 from onehour.training.step import Step
 
 
@@ -31,5 +29,4 @@ def step_of(
     """
     decisions, group = decisions_of(recipe), group or Group()
     optimizer = optimizer or decisions.optimizer(model)
-    timer = StepTimer(torch.device("cpu"))
-    return Step(decisions, model, optimizer, passes=own, group=group, timer=timer, **options).__enter__()
+    return Step(decisions, model, optimizer, passes=own, group=group, **options).__enter__()

@@ -23,6 +23,7 @@ def built(name: str, **options: int) -> ResNet:
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("resnet152", 60_192_808),
+        ("resnet18_cifar", 11_173_962 + 990 * 513),  # with a thousand classes
     ],
 )
 def test_each_has_torchvisions_number_of_parameters(name: str, parameters: int):

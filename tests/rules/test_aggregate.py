@@ -77,9 +77,3 @@ def test_folding_one_over_k_into_the_rate_breaks_weight_decay():
     assert close(folded(0.0), right(0.0))
     assert close(folded(DECAY) - right(DECAY), LR * DECAY * (1 - 1 / 3) * weight)
     assert not close(folded(DECAY), right(DECAY))
-
-
-@pytest.mark.parametrize("minibatch", [0, -4, 1.5, "12", None, True])
-def test_a_minibatch_that_is_no_count_is_refused(minibatch):
-    with pytest.raises(ValueError, match="minibatch"):
-        global_mean(6.0, minibatch)

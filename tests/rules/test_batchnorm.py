@@ -1,5 +1,6 @@
 """§2.3, eq 5-7: BatchNorm sees n samples, whatever the minibatch and wherever its workers run."""
 
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
@@ -278,13 +279,6 @@ def test_a_batch_that_torch_refuses_is_refused_as_by_torch(kind, shape, told):
         kind(C, per_worker=1)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("kind", [GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, convert_batchnorm])
-@pytest.mark.parametrize("per_worker", [0, -1, 2.0, None])
-def test_an_n_that_is_no_count_is_refused(kind, per_worker):
-    with pytest.raises(ValueError, match="per_worker must be"):
-        kind(nn.ReLU() if kind is convert_batchnorm else C, per_worker=per_worker)
-
-
 def test_channels_last_gives_the_same_numbers():
     (ghost, _), (other, _) = pairs(), pairs()
     x, y = batch().requires_grad_(), batch().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -354,3 +348,46 @@ def test_a_batchnorm_that_cannot_be_converted_is_refused_by_name_and_nothing_cha
     with pytest.raises(ValueError, match=rf"1\.odd is a {type(layer).__name__}"):
         convert_batchnorm(model, per_worker=N)
     assert type(model[0]) is nn.BatchNorm2d
+
+
+SHARES = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+
+
+def weighted(shares: Tensor) -> list[Tensor]:
+    """Σ of the workers' means and of their unbiased variances by their shares, over the sum of the shares."""
+    workers, axes = workers_of(batch()), (0, 2, 3)
+    parts = [torch.stack([one.mean(axes) for one in workers]), torch.stack([one.var(axes) for one in workers])]
+    return [(shares[:, None] * part).sum(0) / shares.sum() for part in parts]
+
+
+@pytest.mark.parametrize("passes", [None, (1, 1, 1), (2, 1), (1, 2), (3,)])
+@pytest.mark.parametrize("shares", [SHARES, 7 * SHARES, torch.eye(K, 1).view(-1).double(), torch.ones(K).double() / 3])
+def test_statistics_move_by_the_workers_shares_whatever_they_sum_to(passes: tuple[int, ...] | None, shares: Tensor):
+    (ghost, _), first = pairs(), 0
+    expected = moved(ghost, *weighted(shares))
+    with accumulate(ghost) if passes else nullcontext():
+        for g in passes or (K,):
+            ghost.shares = shares[first : first + g]
+            ghost(torch.stack(workers_of(batch())[first : first + g], 1).flatten(0, 1))
+            first += g
+    exact(running(ghost), expected)
+    assert int(ghost.num_batches_tracked) == 1
+
+
+def test_a_single_worker_is_all_there_is_whatever_its_share():
+    (given, _), (none, _) = pairs(), pairs()
+    given.shares = SHARES[:1]
+    for layer in (given, none):
+        layer(batch()[:N])
+    exact(running(given), running(none))
+
+
+def test_what_a_worker_computes_does_not_know_of_the_shares_nor_does_an_evaluation():
+    results = []
+    for shares in (SHARES, None):
+        (ghost, _), x = pairs(), batch().requires_grad_()
+        ghost.shares = shares
+        evaluated = ghost.eval()(batch())
+        (ghost.train()(x) * batch(seed=1)).sum().backward()
+        results.append([evaluated, ghost(batch()), x.grad, ghost.weight.grad, ghost.bias.grad])
+    exact(*results)

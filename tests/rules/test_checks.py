@@ -1,157 +1,176 @@
-"""Refusals name what was refused and the value received."""
+"""Every rule takes a number whatever holds it, and refuses what is none by its name and the value received."""
 
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from onehour.config import Recipe
 from onehour.rules.aggregate import global_mean
+from onehour.rules.batchnorm import GHOSTS, convert_batchnorm
 from onehour.rules.checks import fraction, not_negative, positive, positive_int, whole_number
+from onehour.rules.decay import parameter_groups
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch, fixed_scaling, linear_scaling, sqrt_scaling
-from onehour.rules.schedule import constant_warmup, cosine_decay, gradual_warmup, step_decay
+from onehour.rules.schedule import constant_warmup, cosine_decay, gradual_warmup, scaled_step_schedule, step_decay
+from onehour.rules.scheduler import ScheduleLR
 from onehour.rules.shuffle import SampleStream
 
-NO_NUMBERS = [math.nan, math.inf, -math.inf, -1, -1e-300, True, "1", None, [1], 1j]
+Rule = Callable[[Any], Any]
+USUAL = step_decay(3.2, [30])
+SCALINGS = (linear_scaling, sqrt_scaling, fixed_scaling)
 
 
-@pytest.mark.parametrize("value", [1, 7, 2**80, np.int64(3)])
-def test_positive_int_returns_whole_numbers_above_zero(value):
-    assert positive_int("x", value) == value
-    assert type(positive_int("x", value)) is int
+def whole(**changes: Any) -> Any:
+    """The paper's schedule at 8k."""
+    sizes: dict[str, Any] = {"base_minibatch": 256, "minibatch": 8192, "milestones": [30], "warmup_epochs": 5}
+    return scaled_step_schedule(**({"base_lr": 0.1} | sizes | changes))
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, "1", None, True, False, math.nan, [1]])
-def test_positive_int_refuses_all_else_and_names_it(value):
-    with pytest.raises(ValueError, match=r"^samples must be .*, got ") as error:
-        positive_int("samples", value)
-    assert repr(value) in str(error.value)
+def scheduled(**changes: Any) -> Any:
+    sizes: dict[str, Any] = {"samples": 1000, "minibatch": 96}
+    return ScheduleLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), USUAL, **(sizes | changes)).get_last_lr()
 
+
+ABOVE_ZERO: list[tuple[str, Rule]] = [
+    *[("base_lr", lambda x, scaling=scaling: scaling(x, 256, 1024)) for scaling in SCALINGS],
+    ("base_lr", lambda x: whole(base_lr=x)(7)),
+    ("lr", lambda x: step_decay(x, [30])(31)),
+    ("factor", lambda x: step_decay(0.1, [30], x)(31)),
+    ("factor", lambda x: whole(factor=x)(31)),
+    ("lr", lambda x: cosine_decay(x, 90)(1)),
+    ("epochs", lambda x: cosine_decay(0.1, x)(0.25)),
+    ("epochs", lambda x: gradual_warmup(USUAL, 0.1, x)(0.25)),
+    ("epochs", lambda x: constant_warmup(USUAL, 0.1, x)(0.25)),
+]
+FROM_ZERO: list[tuple[str, Rule]] = [
+    ("start_lr", lambda x: gradual_warmup(USUAL, x, 5)(0)),
+    ("start_lr", lambda x: constant_warmup(USUAL, x, 5)(0)),
+    ("warmup_epochs", lambda x: whole(warmup_epochs=x)(0.25)),
+    ("weight_decay", lambda x: parameter_groups(nn.Linear(2, 2), weight_decay=x)[0]["weight_decay"]),
+]
+SEVERAL: list[Rule] = [
+    lambda x: step_decay(3.2, [x(1.5), x(2.5)])(2),
+    lambda x: Recipe(base_lr=x(0.5), momentum=x(0.5), weight_decay=x(0.5), warmup_epochs=x(2.5)).to_toml(),
+]
+COUNTS: list[tuple[str, Rule]] = [
+    *[("base_minibatch", lambda x, scaling=scaling: scaling(0.1, x, 64)) for scaling in SCALINGS],
+    *[("minibatch", lambda x, scaling=scaling: scaling(0.1, 256, x)) for scaling in SCALINGS],
+    ("base_minibatch", lambda x: whole(base_minibatch=x)),
+    ("minibatch", lambda x: whole(minibatch=x)),
+    ("per_worker", lambda x: Minibatch(x, 8)),
+    ("workers", lambda x: Minibatch(32, x)),
+    ("minibatch", lambda x: Minibatch.of(x, 1)),
+    ("per_worker", lambda x: Minibatch.of(256, x)),
+    ("samples", lambda x: Minibatch(32, 8).iterations(x, 3)),
+    ("epochs", lambda x: Minibatch(32, 8).iterations(1000, x)),
+    ("samples", lambda x: SampleStream(samples=x, minibatch=1, seed=0).indices(0).tolist()),
+    ("minibatch", lambda x: global_mean(6.0, x)),
+    ("samples", lambda x: scheduled(samples=x)),
+    ("minibatch", lambda x: scheduled(minibatch=x)),
+    *[("per_worker", lambda x, kind=kind: repr(kind(3, per_worker=x))) for kind in GHOSTS.values()],
+    ("per_worker", lambda x: repr(convert_batchnorm(nn.BatchNorm2d(3), per_worker=x))),
+]
+WHOLE: list[tuple[str, Rule]] = [
+    ("seed", lambda x: seed_for(x, "sample")),
+    ("key", lambda x: seed_for(0, "sample", x)),
+    ("seed", lambda x: SampleStream(samples=64, minibatch=8, seed=x).indices(0).tolist()),
+    ("iteration", lambda x: SampleStream(samples=64, minibatch=8, seed=0).indices(x).tolist()),
+]
 
 HOLDERS = [
     *(np.float64, np.float32, np.float16, np.array, torch.tensor, Fraction),
     *(lambda value: np.array(value, np.float32), lambda value: torch.tensor(value, dtype=torch.float64)),
 ]
+NO_NUMBERS = [math.nan, math.inf, -math.inf, -1, -1e-300, True, "1", None, [1], 1j, np.float32("nan"), Decimal("0.5")]
+NO_NUMBERS += [np.True_, np.array(True), torch.tensor(True), np.zeros(2), torch.zeros(1), torch.tensor(-1.0), b"1"]
+NOT_WHOLE = [
+    1.0,
+    2.5,
+    math.nan,
+    True,
+    False,
+    "8",
+    None,
+    1j,
+    [1],
+    np.float64(8),
+    torch.tensor(8.0),
+    np.ones(2),
+    np.True_,
+]
 
 
-@pytest.mark.parametrize("holder", HOLDERS)
-def test_a_number_is_a_plain_one_whatever_holds_it(holder):
-    for check in (not_negative, positive, lambda name, value: fraction(name, value, upper=1)):
-        assert check("x", holder(0.5)) == 0.5
-        assert type(check("x", holder(0.5))) is float
+def refused(name: str, rule: Rule, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got ") as error:
+        rule(value)
+    assert "\n" not in str(error.value)
+    assert " ".join(repr(value).split()) in str(error.value)
 
 
-@pytest.mark.parametrize("holder", [np.int64, np.uint8, np.array, torch.tensor])
-def test_a_whole_number_is_a_plain_one_whatever_holds_it(holder):
+@pytest.mark.parametrize(("name", "rule"), [*ABOVE_ZERO, *FROM_ZERO])
+def test_a_rule_takes_a_finite_number_and_refuses_all_else(name: str, rule: Rule):
+    for holder in HOLDERS:
+        found, expected = rule(holder(0.5)), rule(0.5)
+        assert (found, type(found)) == (expected, type(expected))
+    for value in NO_NUMBERS:
+        refused(name, rule, value)
+
+
+@pytest.mark.parametrize("rule", SEVERAL)
+def test_so_does_what_takes_several(rule: Rule):
+    for holder in HOLDERS:
+        assert rule(holder) == rule(float)
+    for value in NO_NUMBERS:
+        with pytest.raises(ValueError, match=r"must be|is not an epoch") as error:
+            rule(lambda _, value=value: value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "rule"), ABOVE_ZERO)
+def test_zero_is_refused_where_it_makes_no_sense(name: str, rule: Rule):
+    for zero in (0, 0.0, -0.0, np.float32(0)):
+        refused(name, rule, zero)
+
+
+@pytest.mark.parametrize(("name", "rule"), FROM_ZERO)
+def test_zero_is_taken_elsewhere(name: str, rule: Rule):
+    assert isinstance(rule(0), int | float)
+
+
+@pytest.mark.parametrize(("name", "rule"), [*COUNTS, *WHOLE])
+def test_a_rule_takes_a_whole_number_and_refuses_all_else(name: str, rule: Rule):
+    for holder in (np.int64, np.int16, np.array, torch.tensor):
+        assert repr(rule(holder(2))) == repr(rule(2))
+    for value in NOT_WHOLE:
+        refused(name, rule, value)
+
+
+@pytest.mark.parametrize(("name", "rule"), COUNTS)
+def test_a_count_is_above_zero(name: str, rule: Rule):
+    for value in (0, -1, np.int64(0)):
+        refused(name, rule, value)
+
+
+def test_what_is_taken_is_a_plain_number():
+    for check in (not_negative, positive, partial(fraction, upper=1)):
+        assert all(type(check("x", holder(0.5))) is float for holder in HOLDERS)
     for check in (positive_int, whole_number, positive):
-        assert check("x", holder(3)) == 3
-        assert type(check("x", holder(3))) is int
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.True_,
-        np.array(True),
-        torch.tensor(True),
-        np.zeros(2),
-        torch.zeros(1),
-        np.array("1"),
-        Decimal("0.5"),
-        b"1",
-        1j,
-    ],
-)
-@pytest.mark.parametrize("check", [positive_int, whole_number, positive])
-def test_what_holds_no_number_is_one_line(check, value):
-    with pytest.raises(ValueError, match=r"^lr must be a (whole )?number, got ") as error:
-        check("lr", value)
-    assert "\n" not in str(error.value)
-
-
-RULES = [
-    lambda x: linear_scaling(x(0.5), 256, 8192),
-    lambda x: sqrt_scaling(x(0.5), 256, 1024),
-    lambda x: fixed_scaling(x(0.5), 256, 1024),
-    lambda x: step_decay(x(0.5), [x(1.5), x(2.5)], x(0.5))(2),
-    lambda x: cosine_decay(x(0.5), x(2.5))(1),
-    lambda x: gradual_warmup(step_decay(3.2, [30]), x(0.5), x(2.5))(1),
-    lambda x: constant_warmup(step_decay(3.2, [30]), x(0.5), x(2.5))(1),
-    lambda x: Recipe(base_lr=x(0.5), momentum=x(0.5), weight_decay=x(0.5), warmup_epochs=x(2.5)).to_toml(),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("holder", HOLDERS)
-def test_every_rule_takes_it(rule, holder):
-    found, expected = rule(holder), rule(float)
-    assert found == expected
-    assert type(found) is type(expected)
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-    "wrong", [math.nan, math.inf, -1.0, True, "x", None, 1j, np.float32("nan"), torch.tensor(-1.0)]
-)
-def test_every_rule_refuses_what_is_none_in_one_line(rule, wrong):
-    with pytest.raises(ValueError, match=r"must be|is not an epoch") as error:
-        rule(lambda value: wrong)
-    assert "\n" not in str(error.value)
-
-
-WHOLE = [
-    lambda x: linear_scaling(0.1, x(256), x(8192)),
-    lambda x: Minibatch(x(32), x(8)),
-    lambda x: Minibatch.of(x(256), x(32)),
-    lambda x: Minibatch(32, 8).iterations(x(1000), x(3)),
-    lambda x: SampleStream(samples=x(64), minibatch=x(8), seed=x(3)).indices(x(2), x(0)).tolist(),
-    lambda x: seed_for(x(3), "sample", x(5)),
-    lambda x: global_mean(6.0, x(6)),
-    lambda x: Recipe(minibatch=x(256), per_worker=x(32), epochs=x(90), seed=x(3), classes=x(7)).to_toml(),
-]
-
-
-@pytest.mark.parametrize("rule", WHOLE)
-@pytest.mark.parametrize("holder", [np.int64, np.int16, np.array, torch.tensor])
-def test_every_count_may_be_held_by_anything(rule, holder):
-    found, expected = rule(holder), rule(int)
-    assert found == expected
-    assert repr(found) == repr(expected)
-
-
-@pytest.mark.parametrize("rule", WHOLE)
-@pytest.mark.parametrize("wrong", [2.5, 2.0, True, "8", None, math.nan, np.float64(8), torch.tensor(8.0), np.ones(2)])
-def test_every_count_refuses_what_is_no_whole_number(rule, wrong):
-    with pytest.raises(ValueError, match="must be a whole number, got") as error:
-        rule(lambda value: wrong)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("value", [0, 0.0, 1, 1e-300, 1e300])
-def test_not_negative_returns_the_value_itself(value):
-    assert not_negative("x", value) is value
-
-
-@pytest.mark.parametrize("value", NO_NUMBERS)
-@pytest.mark.parametrize("check", [not_negative, positive, lambda name, value: fraction(name, value, upper=1)])
-def test_numbers_that_are_none_are_refused_by_name_and_value(check, value):
-    with pytest.raises(ValueError, match=r"^lr must be ") as error:
-        check("lr", value)
-    assert repr(value) in str(error.value)
-
-
-@pytest.mark.parametrize("value", [0, 0.0, -0.0])
-def test_positive_refuses_zero(value):
-    with pytest.raises(ValueError, match="lr must be above zero, got "):
-        positive("lr", value)
+        assert all(type(check("x", holder(3))) is int for holder in (int, np.int64, np.uint8, np.array, torch.tensor))
+    assert positive_int("x", 2**80) == 2**80
+    for value in (0, 0.0, 1, 1e-300, 1e300):
+        assert not_negative("x", value) is value
 
 
 @pytest.mark.parametrize(("value", "allowed"), [(0, True), (0.999, True), (1, False), (1.5, False)])
-def test_fraction_holds_its_upper_bound_out(value, allowed):
+def test_fraction_holds_its_upper_bound_out(value: float, allowed: bool):
     if allowed:
         assert fraction("momentum", value, upper=1) == value
         return

@@ -41,6 +41,7 @@ def test_convolutions_are_he_normal_by_what_goes_out(conv, fan_out, fan_in):
     # A normal has 4.55 % beyond two deviations, a uniform none.
     beyond = (weight.abs() > 2 * math.sqrt(2 / fan_out)).double().mean().item()
     assert abs(beyond - 0.0455) < 5 * math.sqrt(0.0455 * 0.9545 / weight.numel())
+    assert not conv.bias.any()
 
 
 def test_linear_layers_have_deviation_a_hundredth_and_no_bias():
@@ -48,14 +49,6 @@ def test_linear_layers_have_deviation_a_hundredth_and_no_bias():
     init_weights_(layer, generator=generator())
     assert near(layer.weight.detach(), 0.01)
     assert torch.equal(layer.bias, torch.zeros(100, dtype=torch.float64))
-
-
-def test_biases_of_convolutions_are_zero():
-    layer = nn.Conv2d(3, 8, 3)
-    assert layer.bias is not None
-    assert layer.bias.any()
-    init_weights_(layer)
-    assert not layer.bias.any()
 
 
 NETWORKS = {

@@ -45,20 +45,8 @@ def test_other_arguments_give_another_seed(pair):
 
 
 def test_digits_do_not_run_together_across_arguments():
-    ways = [
-        (1, "a", 23),
-        (12, "a", 3),
-        (1, "a", 2, 3),
-        (1, "a2", 3),
-        (1, "a", 23, 0),
-        (123, "a"),
-        (1, "a-", 23),
-    ]
+    ways = [(1, "a", 23), (12, "a", 3), (1, "a", 2, 3), (1, "a2", 3), (1, "a", 23, 0), (123, "a"), (1, "a-", 23)]
     assert len({seed_for(*way) for way in ways}) == len(ways)
-
-
-def test_numpy_integers_are_the_same_key_as_ints():
-    assert seed_for(np.int64(3), "p", np.int32(4)) == seed_for(3, "p", 4)  # type: ignore[arg-type]
 
 
 def test_neighbouring_keys_differ_in_about_half_of_their_bits():

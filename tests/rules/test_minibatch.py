@@ -16,16 +16,8 @@ K, N_EACH, LR = 4, 8, 0.1
 @pytest.mark.parametrize(
     ("minibatch", "lr"),
     [
-        (128, 0.05),
-        (256, 0.1),
-        (512, 0.2),
-        (1024, 0.4),
-        (2048, 0.8),
-        (4096, 1.6),
-        (8192, 3.2),
-        (16384, 6.4),
-        (32768, 12.8),
-        (65536, 25.6),
+        *[(128, 0.05), (256, 0.1), (512, 0.2), (1024, 0.4), (2048, 0.8), (4096, 1.6), (8192, 3.2), (16384, 6.4)],
+        *[(32768, 12.8), (65536, 25.6)],
     ],
 )
 def test_linear_scaling_gives_the_papers_rates_exactly(minibatch, lr):
@@ -48,16 +40,6 @@ def test_sqrt_scaling_grows_with_the_root_and_fixed_scaling_not_at_all():
 @pytest.mark.parametrize("scaling", [linear_scaling, sqrt_scaling, fixed_scaling])
 def test_every_scaling_leaves_the_rate_alone_at_the_base_minibatch(scaling):
     assert scaling(0.1, 256, 256) == 0.1
-
-
-@pytest.mark.parametrize("scaling", [linear_scaling, sqrt_scaling, fixed_scaling])
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [((0.0, 256, 512), "base_lr"), ((0.1, 0, 512), "base_minibatch"), ((0.1, 256, -1), "minibatch")],
-)
-def test_every_scaling_refuses_what_is_not_above_zero(scaling, arguments, named):
-    with pytest.raises(ValueError, match=rf"^{named} must be above zero"):
-        scaling(*arguments)
 
 
 def samples() -> tuple[Tensor, Tensor]:
@@ -122,20 +104,11 @@ def test_a_minibatch_is_k_workers_of_n():
     assert Minibatch.of(8192, per_worker=32) == minibatch
 
 
-@pytest.mark.parametrize(("n", "k"), [(0, 1), (1, 0), (-1, 1), (1.0, 1), (1, "2"), (None, 1), (True, 1)])
-def test_a_minibatch_of_anything_but_counts_is_refused(n, k):
-    with pytest.raises(ValueError, match=r"^(per_worker|workers) must be"):
-        Minibatch(n, k)
-
-
 @pytest.mark.parametrize(
     ("size", "per_worker", "told"),
     [
         (8191, 32, "minibatch 8191 is not a multiple of per_worker 32.* use 8160 or 8192"),
         (5, 32, "minibatch 5 is not a multiple of per_worker 32.* use 32 or 64"),
-        (0, 32, "minibatch must be above zero, got 0"),
-        (256, 0, "per_worker must be above zero, got 0"),
-        (256.0, 32, "minibatch must be a whole number, got 256.0"),
     ],
 )
 def test_a_size_that_no_workers_make_is_refused_with_the_nearest_sizes(size, per_worker, told):
@@ -163,12 +136,6 @@ def test_iterations_are_the_fewest_that_cover_all_epochs(n, k, samples, epochs):
     assert (iterations - 1) * minibatch.size < epochs * samples <= iterations * minibatch.size
 
 
-@pytest.mark.parametrize(("samples", "epochs"), [(0, 1), (1, 0), (10, 1.5), (10.0, 1)])
-def test_iterations_of_no_whole_number_of_samples_or_epochs_are_refused(samples, epochs):
-    with pytest.raises(ValueError, match=r"^(samples|epochs) must be"):
-        Minibatch(1, 1).iterations(samples, epochs)
-
-
 @pytest.mark.parametrize(
     ("text", "size"),
     [("256", 256), ("8k", 8192), (" 8K ", 8192), ("64k", 65536), (1024, 1024), ("1", 1), ("0032", 32)],
@@ -180,23 +147,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        " ",
-        "k",
-        "0",
-        "0k",
-        "-1",
-        "+8",
-        "8kk",
-        "8 k",
-        "8m",
-        "8_192",
-        "1e3",
-        "2.5",
-        "1.5k",
-        "²",
-        "٣",
-        "0x10",
+        *["", " ", "k", "0", "0k", "-1", "+8", "8kk", "8 k", "8m", "8_192", "1e3", "2.5", "1.5k", "²", "٣", "0x10"],
         True,
     ],
 )

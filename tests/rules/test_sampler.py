@@ -7,7 +7,6 @@ import weakref
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -303,15 +302,6 @@ def test_the_old_name_refuses_a_start_after_the_stop_or_below_zero(start: int, s
         pytest.raises(ValueError, match="start and stop must satisfy 0 <= start <= stop"),
     ):
         StreamSampler(STREAM, worker=0, start=start, stop=stop)
-
-
-def test_all_workers_loaders_together_give_every_sample_once_an_epoch():
-    data = TensorDataset(torch.arange(12))
-    minibatch = Minibatch(per_worker=2, workers=3)
-    for _ in range(2):
-        samplers = [of(12, minibatch, process=process, processes=3) for process in range(3)]
-        parts = [[row.numpy() for (row,) in DataLoader(data, batch_sampler=sampler)] for sampler in samplers]
-        assert sorted(np.concatenate(list(chain(*parts))).tolist()) == list(range(12))
 
 
 def test_whoever_asks_is_not_kept():

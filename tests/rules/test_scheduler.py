@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from forms import FormB
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,21 +18,6 @@ from onehour.rules.scheduler import ScheduleLR
 SAMPLES, KN = 1000, 96
 SCHEDULE = gradual_warmup(step_decay(0.4, ["7/2", 5]), start_lr=0.1, epochs=2)
 ITERATIONS = 63  # six epochs of 10.4 iterations: a warmup, a plateau and two drops
-
-
-class FormB(Optimizer):
-    """Momentum with the rate inside: v' = m·v + η·g; w' = w − v'."""
-
-    def __init__(self, params: Any, lr: Any) -> None:
-        super().__init__(params, {"lr": lr, "momentum": 0.9})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                velocity = self.state[parameter].setdefault("velocity", torch.zeros_like(parameter))
-                velocity.mul_(group["momentum"]).add_(parameter.grad * group["lr"])
-                parameter.sub_(velocity)
 
 
 def sgd(parameters: list[Tensor], lr: Any = 1.0) -> Optimizer:
@@ -87,19 +73,6 @@ def test_the_rate_of_every_iteration_is_the_schedules_to_the_bit(minibatch):
         scheduler.step()
     assert rates == [SCHEDULE(iteration * KN / SAMPLES) for iteration in range(ITERATIONS)]
     assert len(set(rates)) == 21 + 3  # one for each iteration of the warmup, then three
-
-
-def test_the_rate_of_iteration_0_is_set_when_the_scheduler_is_made():
-    optimizer = torch.optim.SGD([weight()], lr=1.0)
-    schedule_lr(optimizer)
-    assert optimizer.param_groups[0]["lr"] == 0.1
-
-
-def test_every_group_gets_the_rate():
-    optimizer = torch.optim.SGD([{"params": [weight()]}, {"params": [weight()], "weight_decay": 0.1}], lr=1.0)
-    scheduler = schedule_lr(optimizer)
-    train(weight(), optimizer, scheduler, 40)
-    assert [group["lr"] for group in optimizer.param_groups] == [SCHEDULE(40 * KN / SAMPLES)] * 2
 
 
 @pytest.mark.parametrize("make", [sgd, form_b])
@@ -257,15 +230,6 @@ def test_last_epoch_without_the_optimizers_state_is_refused_as_torch_does():
 def test_a_last_epoch_that_is_no_iteration_is_refused(value):
     with pytest.raises(ValueError, match=r"^last_epoch must be"):
         ScheduleLR(sgd([weight()]), SCHEDULE, samples=SAMPLES, minibatch=KN, last_epoch=value)
-
-
-@pytest.mark.parametrize(
-    ("samples", "minibatch", "named"),
-    [(0, 96, "samples"), (10.5, 96, "samples"), (1000, 0, "minibatch"), (1000, 96.0, "minibatch")],
-)
-def test_sizes_that_are_no_counts_are_refused_by_name(samples, minibatch, named):
-    with pytest.raises(ValueError, match=rf"^{named} must be"):
-        ScheduleLR(sgd([weight()]), SCHEDULE, samples=samples, minibatch=minibatch)
 
 
 def test_a_warmup_from_rate_0_is_refused_for_form_b_once_a_velocity_was_made_at_it():

@@ -74,7 +74,7 @@ def test_every_epoch_and_every_seed_has_a_new_order(stream):
 def test_workers_are_disjoint_and_together_take_the_minibatch(stream, iteration):
     n, k = stream.minibatch.per_worker, stream.minibatch.workers
     minibatch = stream.indices(iteration)
-    shares = [stream.indices(iteration, worker) for worker in range(k)]
+    shares = [stream.indices(iteration, np.int64(worker)) for worker in range(k)]  # type: ignore[arg-type]
     assert minibatch.shape == (n * k,)
     assert all(share.tolist() == minibatch[worker::k].tolist() for worker, share in enumerate(shares))
     positions = np.arange(iteration * n * k, (iteration + 1) * n * k)
@@ -189,12 +189,6 @@ def test_a_minibatch_larger_than_the_data_is_refused_with_the_largest_possible()
         SampleStream(samples=7, minibatch=Minibatch(2, 4), seed=0)
 
 
-@pytest.mark.parametrize("samples", [0, -1, 7.0, None])
-def test_a_data_set_of_no_whole_size_is_refused(samples):
-    with pytest.raises(ValueError, match="samples must be"):
-        SampleStream(samples=samples, minibatch=1, seed=0)
-
-
 @pytest.mark.parametrize(
     "worker", [-1, 3, range(0), range(2, 2), range(-1, 2), range(4), range(0, 3, 2), range(2, -1, -1)]
 )
@@ -207,8 +201,3 @@ def test_a_worker_outside_of_the_k_is_refused(worker):
 def test_an_iteration_below_zero_is_refused():
     with pytest.raises(ValueError, match="iteration must not be below zero, got -1"):
         SampleStream(samples=6, minibatch=3, seed=0).indices(-1)
-
-
-def test_a_worker_may_be_numpys_integer():
-    stream = SampleStream(samples=6, minibatch=Minibatch(2, 3), seed=0)
-    assert stream.indices(0, np.int64(1)).tolist() == stream.indices(0, 1).tolist()  # type: ignore[arg-type]

@@ -44,11 +44,7 @@ def test_the_data_of_today_counts_not_what_the_recipe_remembers(tiny: ModuleType
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
-        (
-            {"classes": 2},
-            None,
-            r"training sample 2: the label is 2; .* from 0 to 1, since C = 2 \(the recipe's classes\)",
-        ),
+        ({"classes": 2}, None, r"sample 2: the label is 2; .* from 0 to 1, since C = 2 \(the recipe's classes\)"),
         ({"minibatch": 64, "base_minibatch": 64}, None, "minibatch 64 is larger than the data set of 48 samples"),
         ({}, "one", r"data is a str; expected \(train, validation\)"),
         ({}, ("train",), r"data is a tuple; expected \(train, validation\)"),
@@ -100,10 +96,7 @@ def test_a_model_of_ones_own_keeps_its_weights(data: Data, tiny: ModuleType):
     [
         (nn.Linear(7, 3), r"the model cannot take the data's images,? \(1, 4, 4\)"),
         (nn.Identity(), r"the model returned \(1, 1, 4, 4\).* expected (float )?logits of shape"),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
-            "the model has 2 outputs, the data 3 classes; training sample 2: the",
-        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "has 2 outputs, the data 3 classes; training sample 2: the"),
         (nn.SyncBatchNorm(3), "SyncBatchNorm, which cannot be given groups of n"),
     ],
 )
@@ -193,15 +186,13 @@ def test_workers_per_pass_is_at_most_a_processs_share(
     assert pick_workers_per_pass(execution, tiny.recipe(**changes), data, tiny.net(), "cpu") == picked
 
 
-def test_dropout_takes_one_worker_a_pass_since_it_is_keyed_by_the_pass(tiny: ModuleType, data: Data):
+def test_dropout_and_large_images_take_one_worker_a_pass(tiny: ModuleType, data: Data):
+    """Random numbers are keyed by the pass; activations should stay in the caches."""
     model = nn.Sequential(tiny.net(), nn.Dropout())
     assert pick_workers_per_pass(Execution(), tiny.recipe(), data, model, "cpu") == 1
-
-
-def test_large_images_pass_fewer_workers_together(tiny: ModuleType):
     side = TensorDataset(torch.zeros(64, 3, 128, 128), torch.zeros(64, dtype=torch.long))
-    recipe = tiny.recipe(minibatch=64, base_minibatch=64)
-    assert pick_workers_per_pass(Execution(), recipe, Data.of(side, side), tiny.net(), "cpu") == 1
+    large = tiny.recipe(minibatch=64, base_minibatch=64)
+    assert pick_workers_per_pass(Execution(), large, Data.of(side, side), tiny.net(), "cpu") == 1
 
 
 def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch):

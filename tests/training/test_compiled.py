@@ -1,4 +1,4 @@
-"""torch.compile of a model with ghost BatchNorm: one graph for each size of a pass, and no more than that."""
+"""torch.compile of a model with ghost BatchNorm: a run's passes are of one size, and one graph."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,16 +8,23 @@ import pytest
 import torch
 from steps import step_of
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from onehour import Recipe
+from onehour.data.sources import Data
 from onehour.dist.placement import passes
 from onehour.execution import Execution
+from onehour.models.resnet import BasicBlock, Bottleneck, ResNet
 from onehour.models.small import resnet8
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import complete, pick_workers_per_pass
-from onehour.training.step import Step
 
-N = 4
+Make = Callable[[], nn.Module]
+NETS: dict[str, Make] = {
+    "resnet8": partial(resnet8, channels=1, classes=3),
+    "basic": partial(ResNet, BasicBlock, (1, 1, 1, 1), channels=1, classes=3, small_images=True),
+    "bottleneck": partial(ResNet, Bottleneck, (1, 1, 1, 1), channels=1, classes=3),
+}
 
 
 @pytest.fixture
@@ -32,48 +39,69 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     torch._dynamo.reset()
 
 
-def trained(k: int, together: int, *, compiled: bool, iterations: int = 3) -> tuple[Step, list[Tensor]]:
+def trained(make: Make, n: int, k: int, asked: int, *, compiled: bool, iterations: int = 3) -> list[Tensor]:
+    """The weights after some iterations of passes of at most so many workers, as a run takes them."""
     torch.manual_seed(0)
-    recipe = Recipe(samples=1000, minibatch=k * N, per_worker=N, base_minibatch=k * N, compile=compiled)
-    model = convert_batchnorm(resnet8(channels=1, classes=3), N).train()
-    step = step_of(recipe, model, passes(range(k), together))
+    recipe = Recipe(samples=1000, minibatch=k * n, per_worker=n, base_minibatch=k * n, compile=True)
+    model = convert_batchnorm(make(), n).train()
+    side = TensorDataset(torch.zeros(9, 1, 8, 8), torch.arange(9) % 3)
+    together = pick_workers_per_pass(Execution(workers_per_pass=asked), recipe, Data.of(side, side), model, "cpu")
+    step = step_of(recipe.replace(compile=compiled), model, passes(range(k), together))
     draw = torch.Generator().manual_seed(0)
-    sizes = [N * len(workers) for _ in range(iterations) for workers in step.passes]
-    given = [(torch.randn(size, 1, 8, 8, generator=draw), torch.arange(size) % 3) for size in sizes]
-    batches = iter(given)
+    sizes = [n * len(workers) for _ in range(iterations) for workers in step.passes]
+    batches = iter([(torch.randn(size, 1, 8, 8, generator=draw), torch.arange(size) % 3) for size in sizes])
     for iteration in range(iterations):
         step(iteration, batches)
-    return step, [parameter.detach() for parameter in model.parameters()]
+    return [parameter.detach() for parameter in model.parameters()]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
-@pytest.mark.parametrize(("together", "graphs"), [(4, 1), (6, 2), (1, 1), (8, 1)])
-def test_there_is_a_graph_for_each_size_without_a_break_or_another_trace(
-    counters: dict[str, Any], together: int, graphs: int
+@pytest.mark.parametrize(
+    ("net", "n", "k", "asked"),
+    [
+        *[("resnet8", 4, 8, asked) for asked in (1, 3, 6, 8)],
+        ("resnet8", 3, 7, 3),
+        ("basic", 2, 6, 4),
+        ("bottleneck", 5, 4, 3),
+    ],
+)
+def test_passes_of_any_size_are_one_graph_without_a_break_or_another_trace(
+    counters: dict[str, Any], net: str, n: int, k: int, asked: int
 ):
-    _, weights = trained(8, together, compiled=True)
-    assert counters["stats"]["unique_graphs"] == graphs
+    weights = trained(NETS[net], n, k, asked, compiled=True)
+    assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-    _, plain = trained(8, together, compiled=False)
-    for compiled, other in zip(weights, plain, strict=True):
+    assert not counters["recompiles"]
+    for compiled, other in zip(weights, trained(NETS[net], n, k, asked, compiled=False), strict=True):
         torch.testing.assert_close(compiled, other, rtol=1e-4, atol=1e-6)
 
 
-Pick = Callable[..., int]
-
-
 @pytest.mark.parametrize(
-    ("k", "limit", "expected"), [(8, 6, 4), (8, 5, 4), (8, 8, 8), (8, 3, 3), (12, 5, 4), (7, 3, 3), (5, 1, 1)]
+    ("k", "limit", "on_cuda", "compiled"),
+    [(8, 6, 4, 4), (8, 5, 4, 4), (8, 8, 8, 8), (8, 3, 3, 2), (12, 5, 4, 4), (7, 3, 3, 1), (5, 1, 1, 1)],
 )
-@pytest.mark.parametrize("where", ["cuda", "compiled", "cpu"])
-def test_passes_are_of_one_size_where_as_many_divide_the_workers(
-    monkeypatch: pytest.MonkeyPatch, k: int, limit: int, expected: int, where: str
+def test_passes_are_of_one_size_always_where_they_are_compiled_and_on_a_gpu_where_as_many_are(
+    monkeypatch: pytest.MonkeyPatch, k: int, limit: int, on_cuda: int, compiled: int
 ):
     """On the CPU, uncompiled, the bits of runs that exist depend on the sizes, and they cost nothing there."""
-    recipe = Recipe(model="resnet8", data="digits", minibatch=16 * k, per_worker=16, compile=where == "compiled")
+    recipe = Recipe(model="resnet8", data="digits", minibatch=16 * k, per_worker=16)
     completed, data = complete(recipe)
-    device = "cuda" if where == "cuda" else "cpu"
-    monkeypatch.setitem(pick_workers_per_pass.__globals__["PASS_BYTES"], device, limit * 16 * 64 * 4)
-    picked = pick_workers_per_pass(Execution(), completed, data, nn.Linear(1, 1), device)
-    assert picked == (limit if where == "cpu" else expected)
-    assert pick_workers_per_pass(Execution(workers_per_pass=3), completed, data, nn.Linear(1, 1), device) == 3
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(pick_workers_per_pass.__globals__["PASS_BYTES"], device, limit * 16 * 64 * 4)
+
+    def picked(device: str, *, compile: bool = False, **asked: Any) -> int:
+        recipe = completed.replace(compile=compile)
+        return pick_workers_per_pass(Execution(**asked), recipe, data, nn.Linear(1, 1), device)
+
+    assert picked("cpu") == picked("cpu", workers_per_pass=limit) == picked("cuda", workers_per_pass=limit) == limit
+    assert picked("cuda") == on_cuda
+    assert picked("cpu", compile=True) == picked("cuda", compile=True, workers_per_pass=limit) == compiled
+
+
+@pytest.mark.parametrize(("processes", "asked", "picked"), [(2, 4, 4), (2, 3, 1), (3, 3, 3), (3, 2, 1), (7, 5, 1)])
+def test_compiled_passes_are_of_one_size_in_each_process(processes: int, asked: int, picked: int):
+    """7 workers: 3 and 4 in two processes, 2, 2 and 3 in three."""
+    recipe = Recipe(samples=1000, minibatch=28, per_worker=4, compile=True)
+    side = TensorDataset(torch.zeros(9, 1, 8, 8), torch.arange(9) % 3)
+    execution = Execution(workers_per_pass=asked, processes=processes)
+    assert pick_workers_per_pass(execution, recipe, Data.of(side, side), nn.Linear(1, 1), "cpu") == picked

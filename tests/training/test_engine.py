@@ -143,6 +143,23 @@ def test_layers_are_left_alone_once_collecting_ends():
     assert model[0].num_batches_tracked == 1  # a forward alone is an iteration again
 
 
+def test_layers_with_momenta_of_their_own_take_shares_of_their_own():
+    class Rule:
+        def shares(self, momentum: float) -> Tensor:
+            return torch.tensor([0.2, 0.5, 0.3] if momentum == 0.1 else [0.3, 0.5, 0.2])
+
+        def moved(self, momentum: float) -> float:
+            return momentum
+
+    model = two_layers()
+    statistics = RunningStatistics(model, Rule())
+    statistics.begin_pass(range(1, 3))
+    for layer, shares in zip(model, ([0.5, 0.3], [0.5, 0.2]), strict=True):
+        assert layer.shares.tolist() == pytest.approx(shares)
+    statistics.detach()
+    assert [layer.shares for layer in model] == [None, None]
+
+
 def test_a_cumulative_average_is_refused():
     with pytest.raises(ValueError, match="momentum None"):
         RunningStatistics(GhostBatchNorm1d(2, per_worker=2, momentum=None), RIGHT)

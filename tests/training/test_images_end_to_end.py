@@ -16,6 +16,7 @@ from onehour.cli import main
 from onehour.training.record import Run
 
 CLASSES = ("a cat", "<dog>", "é")
+MODES = (("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"))
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 size = tuple(int(s) for s in random.integers(20, 90, 2))
                 image = Image.fromarray(random.integers(0, 80, (*size, 3), dtype=np.uint8) + np.uint8(60 * label))
-                mode, suffix = (("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"))[
-                    number % 5
-                ]
+                mode, suffix = MODES[number % 5]
                 buffer = io.BytesIO()
                 image.convert(mode).save(buffer, suffix)
                 (root / side / name / f"{number}.{suffix}").write_bytes(buffer.getvalue())
@@ -41,20 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(data: Path, out: Path) -> list[str]:
     sizes = ["--minibatch", "16", "--per-worker", "8", "--base-minibatch", "16", "--base-lr", "0.01", "--epochs", "2"]
     where = ["--processes", "2", "--loaders", "1", "--device", "cpu", "--threads", "1", "--save-every", "1"]
-    return [
-        "train",
-        "resnet50",
-        "--model",
-        "resnet18",
-        "--data",
-        str(data),
-        *sizes,
-        "--warmup",
-        "none",
-        *where,
-        "--out",
-        str(out),
-    ]
+    what = ["--model", "resnet18", "--data", str(data), "--warmup", "none", "--out", str(out)]
+    return ["train", "resnet50", *what, *sizes, *where]
 
 
 @pytest.mark.slow

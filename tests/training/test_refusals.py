@@ -30,6 +30,8 @@ from onehour.training.verify import trace
 
 CPU = torch.device("cpu")
 IMAGE = torch.zeros(1, 8, 8)
+DATA = (TensorDataset(torch.zeros(64, 1, 8, 8), torch.arange(64) % 4),) * 2
+SIZES: dict[str, Any] = {"minibatch": 32, "per_worker": 16, "base_minibatch": 32, "warmup": "none", "epochs": 1}
 
 
 def net() -> nn.Module:
@@ -37,7 +39,7 @@ def net() -> nn.Module:
 
 
 class Keeping(Optimizer):
-    """SGD that keeps something; `keep` is what a subclass changes."""
+    """SGD that keeps something; `keep` is what a subclass changes, and by what it multiplies the rate, if it does."""
 
     def __init__(self, groups: Any, lr: float) -> None:
         super().__init__(groups, {"lr": lr})
@@ -45,79 +47,50 @@ class Keeping(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.sub_(
-                        parameter.grad, alpha=group["lr"] * self.keep(group, self.state[parameter], parameter)
-                    )
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                factor = self.keep(group, self.state[parameter], parameter)
+                parameter.sub_(parameter.grad, alpha=group["lr"] * (1.0 if factor is None else float(factor)))
 
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        return 1.0
+    def keep(self, group: Any, state: Any, parameter: Tensor) -> Any:
+        return None
 
 
-class AList(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        state.setdefault("seen", []).append(1)
-        return 1.0
-
-
-class AText(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        state["phase"] = "warm"
-        return 1.0
-
-
-class ADict(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        state["inner"] = {"velocity": parameter.clone()}
-        return 1.0
-
-
-class AComplex(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        state["spectrum"] = torch.fft.fft(parameter)
-        return 1.0
-
-
-class ATensorInAGroup(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        group["trust"] = group.get("trust", torch.ones(())) * 0.9
-        return float(group["trust"])
-
-
-class AListInAGroup(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        group.setdefault("history", []).append(1)
-        return 1 / len(group["history"])
-
-
-class ATensorOfItsOwn(Keeping):
-    mean: Any = None
-
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        self.mean = torch.zeros(()) if self.mean is None else self.mean
-        self.mean += 0.1
-        return float(self.mean)
-
-
-class ACount(Keeping):
-    count = 0
-
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        self.count += 1
-        return 1.0 if self.count % 1000 else 0.0
-
-
-class AnArray(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        self.rates = np.append(getattr(self, "rates", np.zeros(1)), 1.0)
-        return 1.0
-
-
-class ItsOwnDraws(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        self.draws = getattr(self, "draws", None) or torch.Generator().manual_seed(1)
-        return float(torch.rand((), generator=self.draws))
+KEPT: dict[str, tuple[Any, str]] = {
+    "AList": (lambda own, group, state, p: state.setdefault("seen", []).append(1), "keeps a list as 'seen'"),
+    "AText": (lambda own, group, state, p: state.update(phase="warm"), "keeps a str as 'phase'"),
+    "ADict": (lambda own, group, state, p: state.update(inner={"velocity": p.clone()}), "keeps a dict as 'inner'"),
+    "AComplex": (
+        lambda own, group, state, p: state.update(spectrum=torch.fft.fft(p)),
+        r"keeps a torch\.complex64 tensor as 'spectrum'",
+    ),
+    "ATensorInAGroup": (
+        lambda own, group, state, p: group.setdefault("trust", torch.ones(())).mul_(0.9),
+        "changes its group's 'trust' in a step",
+    ),
+    "AListInAGroup": (
+        lambda own, group, state, p: group.setdefault("history", []).append(1),
+        "changes its group's 'history' in a step",
+    ),
+    "ATensorOfItsOwn": (
+        lambda own, group, state, p: vars(own).setdefault("mean", torch.zeros(())).add_(0.1),
+        "changes its attribute 'mean' in a step",
+    ),
+    "ACount": (
+        lambda own, group, state, p: vars(own).update(count=vars(own).get("count", 0) + 1),
+        "changes its attribute 'count' in a step",
+    ),
+    "AnArray": (
+        lambda own, group, state, p: vars(own).update(rates=np.append(vars(own).get("rates", np.zeros(1)), 1.0)),
+        "changes its attribute 'rates' in a step",
+    ),
+    "ItsOwnDraws": (
+        lambda own, group, state, p: torch.rand((), generator=vars(own).setdefault("draws", torch.Generator())),
+        "changes its attribute 'draws' in a step",
+    ),
+    "OfNoParameter": (lambda own, group, state, p: own.state.update(all=torch.zeros(())), "belongs to no parameter"),
+}
+OWN = {name: type(name, (Keeping,), {"keep": keep}) for name, (keep, _) in KEPT.items()}
+AList = OWN["AList"]
 
 
 class Elsewhere(Keeping):
@@ -130,12 +103,6 @@ class Elsewhere(Keeping):
         self.box = getattr(self, "box", None) or Box()
         self.box.value *= 0.9
         return self.box.value
-
-
-class OfNoParameter(Keeping):
-    def keep(self, group: Any, state: Any, parameter: Tensor) -> float:
-        self.state["all"] = torch.zeros(())  # type: ignore[index]
-        return 1.0
 
 
 class WantsAClosure(Keeping):
@@ -166,18 +133,8 @@ def made(kind: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (AList, "AList keeps a list as 'seen'"),
-        (AText, "AText keeps a str as 'phase'"),
-        (ADict, "ADict keeps a dict as 'inner'"),
-        (AComplex, r"AComplex keeps a torch\.complex64 tensor as 'spectrum'"),
-        (ATensorInAGroup, "changes its group's 'trust' in a step"),
-        (AListInAGroup, "changes its group's 'history' in a step"),
-        (ATensorOfItsOwn, "changes its attribute 'mean' in a step"),
-        (ACount, "changes its attribute 'count' in a step"),
-        (AnArray, "changes its attribute 'rates' in a step"),
-        (ItsOwnDraws, "changes its attribute 'draws' in a step"),
+        *[(OWN[name], f"optimizer {name} .*{words}") for name, (_, words) in KEPT.items()],
         (Elsewhere, "does not go on from its saved state"),
-        (OfNoParameter, "keeps state that belongs to no parameter"),
         (WantsAClosure, r"WantsAClosure cannot make a step: TypeError: .*closure"),
     ],
 )
@@ -189,13 +146,8 @@ def test_an_optimizer_that_no_checkpoint_holds_is_refused(kind: Any, words: str)
 @pytest.mark.parametrize(
     "kind",
     [
-        Keeping,
-        ANumberAndATensor,
-        *OPTIMIZERS.values(),
-        torch.optim.SGD,
-        torch.optim.Adamax,
-        torch.optim.Rprop,
-        torch.optim.ASGD,
+        *(Keeping, ANumberAndATensor, *OPTIMIZERS.values()),
+        *(torch.optim.SGD, torch.optim.Adamax, torch.optim.Rprop, torch.optim.ASGD),
     ],
 )
 def test_one_that_a_checkpoint_holds_is_not(kind: Any):
@@ -209,11 +161,9 @@ def test_a_run_refuses_it_before_it_writes_a_checkpoint(
     name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    data = TensorDataset(torch.zeros(64, 1, 8, 8), torch.arange(64) % 4)
-    sizes: dict[str, Any] = {"minibatch": 32, "per_worker": 16, "base_minibatch": 32, "warmup": "none", "epochs": 1}
     named: dict[str, Any] = {"model": net, "optimizer": f"test_refusals:{name}", "scaling": "fixed"}
     with pytest.raises(ValueError, match=words):
-        onehour.train("resnet50", data=(data, data), out=tmp_path / "run", **named, **sizes)
+        onehour.train("resnet50", data=DATA, out=tmp_path / "run", **named, **SIZES)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
@@ -308,10 +258,8 @@ def fails(logits: Tensor) -> Tensor:
     ],
 )
 def test_what_only_the_first_pass_shows_is_one_message_too(wrong: Any, words: str, tmp_path: Path):
-    data = TensorDataset(torch.zeros(64, 1, 8, 8), torch.arange(64) % 4)
-    sizes: dict[str, Any] = {"minibatch": 32, "per_worker": 16, "base_minibatch": 32, "warmup": "none", "epochs": 1}
     with pytest.raises(ValueError, match=words):
-        onehour.train("resnet50", data=(data, data), model=lambda: ByValue(wrong), out=tmp_path / "run", **sizes)
+        onehour.train("resnet50", data=DATA, model=lambda: ByValue(wrong), out=tmp_path / "run", **SIZES)
 
 
 TRAINING = r"^training sample 5 \(images/5.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"
@@ -454,13 +402,8 @@ def test_evaluating_weights_names_the_sample_or_the_model(
     state = load_file(weights)
     state["4.bias"][0] = torch.nan
     save_file(state, tmp_path / "nan.safetensors")
-    names = ["--model", "tinytask:net", "--data", "tinytask:data"]
-    assert (
-        main(
-            ["evaluate", str(tmp_path / "nan.safetensors"), "--recipe", str(run.folder / "recipe.toml"), *names, *flags]
-        )
-        == 0
-    )
+    names = ["--model", "tinytask:net", "--data", "tinytask:data", "--recipe", str(run.folder / "recipe.toml")]
+    assert main(["evaluate", str(tmp_path / "nan.safetensors"), *names, *flags]) == 0
     said = capsys.readouterr().out
     if json_too:
         assert json.loads(said, parse_constant=pytest.fail)["loss"] is None

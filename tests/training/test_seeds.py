@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from onehour.models.small import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import init_weights_
-from onehour.training.engine import Part
+from onehour.training import build
+from onehour.training.engine import ModelAndOptimizer
 from onehour.training.seeds import (
     JoinedLinear,
     join_models,
@@ -143,12 +144,7 @@ def test_linear_layers_side_by_side():
 OPTIMIZERS = [
     lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
     lambda p: torch.optim.SGD(p, lr=0.1),
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.RMSprop,
-    torch.optim.Adagrad,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
+    *build.OPTIMIZERS.values(),
 ]
 
 
@@ -172,13 +168,13 @@ def test_optimizers_go_on_together_and_apart_again(make: Callable[..., torch.opt
         step(models, own)
     joined = join_models(models)
     optimizer = make(joined.parameters())
-    join_optimizer(optimizer, joined, [Part(*pair) for pair in zip(models, own, strict=True)])
+    join_optimizer(optimizer, joined, [ModelAndOptimizer(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         optimizer.zero_grad()
         loss(joined.train()(images().transpose(0, 1).flatten(1, 2))).backward()
         optimizer.step()
     split_models(joined, models)
-    split_optimizer(optimizer, joined, [Part(*pair) for pair in zip(models, own, strict=True)])
+    split_optimizer(optimizer, joined, [ModelAndOptimizer(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         step(models, own)
     for _ in range(begun + 4):
@@ -202,24 +198,18 @@ class Residual(nn.Module):
         return x + self.bn(self.conv(x - x.mean(1, keepdim=True)).softmax(1))
 
 
-class Scaled(nn.Linear):
-    """With a parameter of its own, which is 1 at first."""
+def scaled(kind: type[Any], *sizes: int) -> nn.Module:
+    """A layer with a parameter of its own, which is 1 at first."""
 
-    def __init__(self) -> None:
-        super().__init__(64, 3)
-        self.scale = nn.Parameter(torch.ones(()))
+    class Scaled(kind):
+        def __init__(self) -> None:
+            super().__init__(*sizes)
+            self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.scale * super().forward(input)
+        def forward(self, input: Tensor) -> Tensor:
+            return self.scale * super().forward(input)
 
-
-class ScaledConv(nn.Conv2d):
-    def __init__(self) -> None:
-        super().__init__(1, 3, 8)
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.scale * super().forward(input)
+    return Scaled()
 
 
 class Sometimes(nn.Module):
@@ -265,8 +255,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "LayerNorm": (lambda: nn.Sequential(plain(), nn.LayerNorm(3)), "1 is a LayerNorm, which cannot be joined"),
     "PReLU": (lambda: nn.Sequential(nn.PReLU(), plain()), "0 is a PReLU, which cannot be joined"),
     "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(1, 1, 1), plain()), "0 is a ConvTranspose2d"),
-    "a linear layer of one's own": (lambda: nn.Sequential(nn.Flatten(), Scaled()), "gives other logits"),
-    "a convolution of one's own": (lambda: nn.Sequential(ScaledConv(), nn.Flatten()), "cannot be copied and joined"),
+    "a linear layer of one's own": (
+        lambda: nn.Sequential(nn.Flatten(), scaled(nn.Linear, 64, 3)),
+        "gives other logits",
+    ),
+    "a convolution of one's own": (
+        lambda: nn.Sequential(scaled(nn.Conv2d, 1, 3, 8), nn.Flatten()),
+        "cannot be copied and joined",
+    ),
     "a shared weight": (tied, "several layers share a parameter"),
     "what cannot be copied": (locked, "cannot be copied and joined: TypeError"),
 }

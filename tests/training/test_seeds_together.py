@@ -27,7 +27,7 @@ from onehour.rules.keys import seed_for
 from onehour.training.build import build_model, complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.decisions import decisions_of
-from onehour.training.engine import Part
+from onehour.training.engine import ModelAndOptimizer
 from onehour.training.loop import train_run
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.seeds import Seeds, SeedsFeed, refuse_joining, train_seeds
@@ -316,12 +316,6 @@ def huge(model: nn.Module) -> None:
     next(model.parameters()).mul_(1e25)
 
 
-def three_together(recipe: Recipe, data: Data, where: Path, seeds: int = 3, **options: Any) -> list[Run]:
-    folders = [where / str(seed) for seed in range(seeds)]
-    train_seeds([recipe.replace(seed=seed) for seed in range(seeds)], data, folders, Group(), **options)
-    return [Run(folder) for folder in folders]
-
-
 def small_resnet() -> nn.Module:
     return resnet8(classes=3)
 
@@ -336,9 +330,9 @@ def test_no_bit_of_the_others_knows_of_a_seed_that_is_not_finite(
     build = tiny.net if make == "net" else small_resnet
     recipe, data = complete(tiny.recipe(epochs=3))
     monkeypatch.setattr(tiny, "net", build)
-    expected = three_together(recipe, data, tmp_path / "right")
+    expected = together(recipe, data, tmp_path / "right")
     monkeypatch.setattr(tiny, "net", spoiled(build, spoil))
-    found = three_together(recipe, data, tmp_path / "spoiled")
+    found = together(recipe, data, tmp_path / "spoiled")
     for seed in (0, 2):
         assert found[seed].finished
         assert found[seed].summary["state_sha256"] == expected[seed].summary["state_sha256"]
@@ -367,7 +361,7 @@ def test_metrics_stop_where_the_numbers_do_and_the_last_finite_checkpoint_stays(
             images[:, 0, 0, 0] = tiny.HUGE
         return False
 
-    runs = three_together(recipe, data, tmp_path, stop_asked=spoil)
+    runs = together(recipe, data, tmp_path, stop_asked=spoil)
     assert len(calls) < 24  # none is left, so it does not go on to the end
     for run in runs:
         assert run.summary["outcome"] == "non-finite"
@@ -383,9 +377,9 @@ def test_stopped_before_an_evaluation_a_bad_seed_is_not_saved_and_ends_when_the_
     monkeypatch.setattr(tiny, "net", spoiled(tiny.net, first_weight(torch.nan)))
     recipe, data = complete(tiny.recipe())
     with pytest.raises(StoppedError):
-        three_together(recipe, data, tmp_path, stop_asked=lambda: True)
+        together(recipe, data, tmp_path, stop_asked=lambda: True)
     assert [latest_contents(tmp_path / str(seed)) is None for seed in range(3)] == [False, True, False]
-    runs = three_together(recipe, data, tmp_path)
+    runs = together(recipe, data, tmp_path)
     assert [run.summary["outcome"] for run in runs] == ["finished", "non-finite", "finished"]
     assert [len(run.metrics) for run in runs] == [2, 0, 2]
 
@@ -394,7 +388,7 @@ def test_what_is_cleared_is_all_of_that_seed_and_nothing_of_another(tiny: Module
     recipe, data = complete(tiny.recipe(precision="float64", optimizer="adam"))
     models = [build_model(recipe.replace(seed=seed), data, torch.device("cpu")) for seed in range(3)]
     decisions = [decisions_of(recipe.replace(seed=seed)) for seed in range(3)]
-    seeds = Seeds(decisions[0], [Part(model, decisions[0].optimizer(model)) for model in models])
+    seeds = Seeds(decisions[0], [ModelAndOptimizer(model, decisions[0].optimizer(model)) for model in models])
     streams = [decision.stream() for decision in decisions]
     feed = SeedsFeed(data.train, seeds=3, device=torch.device("cpu"), streams=streams)
     batches = feed.passes([range(2)], start=0, stop=2)
@@ -436,6 +430,6 @@ def test_what_no_loss_tells_is_found_at_the_evaluation(
         monkeypatch.setattr(tiny, "net", net)
         with pytest.raises(NonFiniteError):
             train(recipe.replace(seed=BAD), out=tmp_path / name / "alone")
-        runs = three_together(recipe, data, tmp_path / name)
+        runs = together(recipe, data, tmp_path / name)
         assert {seed for seed, run in enumerate(runs) if run.summary["outcome"] == "non-finite"} == bad
         assert {seed for seed, run in enumerate(runs) if run.metrics == []} == bad

@@ -304,8 +304,9 @@ def test_it_finds_a_graph_that_reads_an_earlier_batch(tmp_path: Path, monkeypatc
     expected = train(tmp_path / "cpu", device="cpu")
     call = CapturedIteration.__call__
 
-    def stale(captured: CapturedIteration, batches: Any) -> Any:
-        return captured._replay() if captured._graph is not None else call(captured, batches)
+    def stale(captured: CapturedIteration, batches: Any, rate: float, stopping: float) -> Any:
+        kept = captured._batches if captured._graph is not None else list(batches)
+        return call(captured, kept, rate, stopping)
 
     monkeypatch.setattr(CapturedIteration, "__call__", stale)
     with SimulatedGpu():

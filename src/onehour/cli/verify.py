@@ -20,7 +20,7 @@ from onehour.recipes import recipe as named
 from onehour.rules.checks import positive_int
 
 if TYPE_CHECKING:
-    from onehour.training.verify import Finding
+    from onehour.training.verify import Comparison
 
 __all__ = ["add_verify", "trace_command", "verify_command"]
 
@@ -156,12 +156,12 @@ def _grown(recipe: Recipe, processes: int) -> Recipe:
     return recipe.replace(minibatch=max(recipe.minibatch, processes * recipe.per_worker))
 
 
-def _as_json(recipe: Recipe, steps: int, findings: list[Finding]) -> str:
+def _as_json(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:
     content = {"recipe": recipe.as_dict(), "steps": steps, "findings": [dataclasses.asdict(f) for f in findings]}
     return to_json(content, indent=2)
 
 
-def _as_text(recipe: Recipe, steps: int, findings: list[Finding]) -> str:
+def _as_text(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:
     workers = recipe.workers
     lines = [f"{recipe.name}: {workers.workers} workers × {workers.per_worker}, {steps} iterations"]
     for f in findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from onehour.entry import LIBRARIES, is_entry, resolve
 from onehour.messages import blame, nearest
 from onehour.models import resnet, small
 
-__all__ = ["MODELS", "brings_weights", "load_model"]
+__all__ = ["MODELS", "brings_weights", "call", "load_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": small.resnet8,
@@ -29,9 +30,6 @@ def brings_weights(spec: str) -> bool:
 
     Raises:
         ValueError: for a name that is neither a model's nor a function's.
-
-    >>> brings_weights("my.models:net"), brings_weights("resnet50"), brings_weights("timm:resnet50")
-    (True, False, False)
     """
     if spec in MODELS or spec.partition(":")[0] in LIBRARIES:
         return False
@@ -54,9 +52,6 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
     Raises:
         ValueError: for an unknown name, a library that is not installed (with the command that installs it), a
             function that fails, or one that returns no torch.nn.Module.
-
-    >>> load_model("resnet8", channels=1, classes=10).fc.out_features
-    10
     """
     if not brings_weights(spec):
         if classes is None:
@@ -64,13 +59,21 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
         if spec in MODELS:
             return MODELS[spec](channels=channels, classes=classes)
         return _from_library(*spec.split(":", 1), channels=channels, classes=classes)
-    function = resolve("model", spec)
+    return call(f"model {spec}", resolve("model", spec))
+
+
+def call(title: str, function: Callable[[], Any]) -> nn.Module:
+    """The model that someone's function makes.
+
+    Raises:
+        ValueError: if it fails, or returns something else.
+    """
     try:
         model = function()
     except Exception as error:
-        raise ValueError(f"model {spec} failed when called: {blame(error)}") from error
+        raise ValueError(f"{title} failed when called: {blame(error)}") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model {spec} returned {type(model).__name__}; expected a torch.nn.Module")
+        raise ValueError(f"{title} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 

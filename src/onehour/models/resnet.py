@@ -23,12 +23,7 @@ __all__ = [
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut.
-
-    >>> import torch
-    >>> BasicBlock(8, 16, stride=2)(torch.randn(2, 8, 8, 8)).shape
-    torch.Size([2, 16, 4, 4])
-    """
+    """Two 3×3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -47,12 +42,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride) and 1×1 convolutions and a shortcut.
-
-    >>> import torch
-    >>> Bottleneck(64, 16, stride=2)(torch.randn(2, 64, 8, 8)).shape
-    torch.Size([2, 64, 4, 4])
-    """
+    """1×1, 3×3 (with the stride) and 1×1 convolutions and a shortcut."""
 
     expansion = 4
 
@@ -139,54 +129,30 @@ def _max_pool(x: Tensor) -> Tensor:
 
 
 def resnet18(**options: Any) -> ResNet:
-    """ResNet-18: 11,689,512 parameters.
-
-    >>> sum(p.numel() for p in resnet18().parameters())
-    11689512
-    """
+    """ResNet-18: 11,689,512 parameters."""
     return ResNet(BasicBlock, (2, 2, 2, 2), **options)
 
 
 def resnet18_cifar(**options: Any) -> ResNet:
-    """ResNet-18 for images of 32 pixels: a 3×3 stem, no pooling.
-
-    >>> sum(p.numel() for p in resnet18_cifar(classes=10).parameters())
-    11173962
-    """
+    """ResNet-18 for images of 32 pixels: a 3×3 stem, no pooling."""
     return ResNet(BasicBlock, (2, 2, 2, 2), small_images=True, **options)
 
 
 def resnet34(**options: Any) -> ResNet:
-    """ResNet-34: 21,797,672 parameters.
-
-    >>> sum(p.numel() for p in resnet34().parameters())
-    21797672
-    """
+    """ResNet-34: 21,797,672 parameters."""
     return ResNet(BasicBlock, (3, 4, 6, 3), **options)
 
 
 def resnet50(**options: Any) -> ResNet:
-    """ResNet-50: 25,557,032 parameters; the paper's main model.
-
-    >>> sum(p.numel() for p in resnet50().parameters())
-    25557032
-    """
+    """ResNet-50: 25,557,032 parameters; the paper's main model."""
     return ResNet(Bottleneck, (3, 4, 6, 3), **options)
 
 
 def resnet101(**options: Any) -> ResNet:
-    """ResNet-101: 44,549,160 parameters; the paper's T2c.
-
-    >>> sum(p.numel() for p in resnet101().parameters())
-    44549160
-    """
+    """ResNet-101: 44,549,160 parameters; the paper's T2c."""
     return ResNet(Bottleneck, (3, 4, 23, 3), **options)
 
 
 def resnet152(**options: Any) -> ResNet:
-    """ResNet-152: 60,192,808 parameters.
-
-    >>> sum(p.numel() for p in resnet152().parameters())
-    60192808
-    """
+    """ResNet-152: 60,192,808 parameters."""
     return ResNet(Bottleneck, (3, 8, 36, 3), **options)

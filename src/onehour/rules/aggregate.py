@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onehour.rules.checks import positive_int
-from onehour.rules.minibatch import Minibatch
+from onehour.rules.minibatch import Minibatch, size_of
 
 __all__ = ["global_mean", "halve", "merges_after", "tree_sum"]
 
@@ -24,16 +23,11 @@ def global_mean(loss_sum: Any, minibatch: Minibatch | int) -> Any:
     >>> global_mean(6.0, Minibatch(per_worker=2, workers=3))
     1.0
     """
-    size = minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)
-    return loss_sum / size
+    return loss_sum / size_of(minibatch)
 
 
 def halve(span: range) -> tuple[range, range]:
-    """The two halves of a range, the first the shorter: the one division that the canonical tree is made of.
-
-    >>> halve(range(0, 5))
-    (range(0, 2), range(2, 5))
-    """
+    """The two halves of a range, the first the shorter: the one division that the canonical tree is made of."""
     middle = (span.start + span.stop) // 2
     return range(span.start, middle), range(middle, span.stop)
 

@@ -36,11 +36,7 @@ class Asker:
 
 
 def asker() -> Asker:
-    """Who asks this package, past torch's DataLoader.
-
-    >>> asker().processes
-    1
-    """
+    """Who asks this package, past torch's DataLoader."""
     found = Asker()
     callers, _ = _callers("torch.", "onehour.", "accelerate.")
     for module, by in callers:
@@ -57,11 +53,7 @@ def asker() -> Asker:
 
 
 def fixes_its_length() -> bool:
-    """Whether a framework asks that takes the length of one epoch for every one.
-
-    >>> fixes_its_length()
-    False
-    """
+    """Whether a framework asks that takes the length of one epoch for every one."""
     _, beyond = _callers("torch.", "onehour.", "accelerate.")
     return beyond.startswith(FIX_THE_LENGTH)
 

@@ -167,11 +167,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def kernels_take(x: Tensor) -> bool:
-    """Whether a batch lies as the Triton kernels expect: on a GPU, channels_last, in float32 or less.
-
-    >>> kernels_take(torch.zeros(2, 3, 4, 4))
-    False
-    """
+    """Whether a batch lies as the Triton kernels expect: on a GPU, channels_last, in float32 or less."""
     return (
         _HAS_TRITON
         and x.is_cuda
@@ -263,11 +259,7 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
 
 
 def ghost_layers(model: nn.Module) -> list[_Ghost]:
-    """The model's ghost layers that keep running statistics, in the order of its modules.
-
-    >>> len(ghost_layers(nn.Sequential(GhostBatchNorm2d(3, per_worker=4), nn.ReLU())))
-    1
-    """
+    """The model's ghost layers that keep running statistics, in the order of its modules."""
     return [m for m in model.modules() if isinstance(m, _Ghost) and m.track_running_stats]
 
 
@@ -276,11 +268,6 @@ def repeat_parameters(layers: list[_Ghost], g: int) -> None:
 
     One operation a width in place of two a layer: for small models those cost as much as the normalisation. Must be
     called anew for every pass; g = 1 needs none, and forgets the last.
-
-    >>> layer = GhostBatchNorm2d(3, per_worker=4)
-    >>> repeat_parameters([layer], 2)
-    >>> layer.repeated[0].shape
-    torch.Size([6])
     """
     widths: dict[int, list[_Ghost]] = {}
     for layer in layers:

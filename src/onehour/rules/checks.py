@@ -10,12 +10,7 @@ __all__ = ["fraction", "not_negative", "number", "positive", "positive_int", "wh
 
 
 def number(name: str, value: Any) -> int | float:
-    """`value` as a plain int or float, whatever holds it: a number of numpy's, a fraction, or a tensor or an array ().
-
-    >>> import numpy as np
-    >>> number("base_lr", np.float64(0.1)), number("epochs", np.array(3))
-    (0.1, 3)
-    """
+    """`value` as a plain int or float: of numpy's number, a fraction, or a tensor or an array of shape ()."""
     if type(value) in (int, float):
         return value
     found = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
@@ -25,12 +20,7 @@ def number(name: str, value: Any) -> int | float:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """`value` as an int if it is a whole number; 3.0 is none.
-
-    >>> import numpy as np
-    >>> whole_number("seed", np.int64(3))
-    3
-    """
+    """`value` as an int if it is a whole number; 3.0 is none."""
     if type(value) is int:
         return value
     try:
@@ -43,11 +33,7 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def positive_int(name: str, value: Any) -> int:
-    """`value` as an int if it is a whole number above zero.
-
-    >>> positive_int("samples", 10)
-    10
-    """
+    """`value` as an int if it is a whole number above zero."""
     found = whole_number(name, value)
     if found <= 0:
         raise ValueError(f"{name} must be above zero, got {_shown(value)}")
@@ -55,11 +41,7 @@ def positive_int(name: str, value: Any) -> int:
 
 
 def positive(name: str, value: Any) -> int | float:
-    """`value` as a plain number if it is a finite one above zero.
-
-    >>> positive("base_lr", 0.1)
-    0.1
-    """
+    """`value` as a plain number if it is a finite one above zero."""
     found = not_negative(name, value)
     if found == 0:
         raise ValueError(f"{name} must be above zero, got {_shown(value)}")
@@ -67,11 +49,7 @@ def positive(name: str, value: Any) -> int | float:
 
 
 def not_negative(name: str, value: Any) -> int | float:
-    """`value` as a plain number if it is a finite one of at least zero.
-
-    >>> not_negative("weight_decay", 0)
-    0
-    """
+    """`value` as a plain number if it is a finite one of at least zero."""
     found = number(name, value)
     if not math.isfinite(found) or found < 0:
         raise ValueError(f"{name} must be finite and not below zero, got {_shown(value)}")
@@ -79,11 +57,7 @@ def not_negative(name: str, value: Any) -> int | float:
 
 
 def fraction(name: str, value: Any, upper: float) -> int | float:
-    """`value` as a plain number if it lies in [0, upper).
-
-    >>> fraction("momentum", 0.9, upper=1)
-    0.9
-    """
+    """`value` as a plain number if it lies in [0, upper)."""
     found = not_negative(name, value)
     if found >= upper:
         raise ValueError(f"{name} must be below {upper}, got {_shown(value)}")

@@ -36,8 +36,5 @@ def random_bits(key: int, count: int) -> np.ndarray:
 
     Raw bits only: numpy keeps those of its bit generators unchanged between versions, but not the
     distributions and permutations made from them.
-
-    >>> random_bits(7, 3).shape
-    (3,)
     """
     return np.random.Philox(key=key).random_raw(count)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from onehour.rules.checks import positive, positive_int
 
-__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "parse_size", "sqrt_scaling"]
+__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "parse_size", "size_of", "sqrt_scaling"]
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,11 @@ class Minibatch:
 
     @property
     def size(self) -> int:
-        """kn, images an update.
-
-        >>> Minibatch(per_worker=32, workers=8).size
-        256
-        """
+        """kn, images an update."""
         return self.per_worker * self.workers
 
     def iterations_per_epoch(self, samples: int) -> float:
-        """N / kn, updates in one pass over N = `samples` images; a minibatch may straddle two epochs.
-
-        >>> Minibatch(per_worker=32, workers=8).iterations_per_epoch(1024)
-        4.0
-        """
+        """N / kn, updates in one pass over N = `samples` images; a minibatch may straddle two epochs."""
         return positive_int("samples", samples) / self.size
 
     def iterations(self, samples: int, epochs: int) -> int:
@@ -93,7 +85,7 @@ def linear_scaling(base_lr: float, base_minibatch: int, minibatch: int | Minibat
     >>> linear_scaling(0.1, 256, 8192)
     3.2
     """
-    return positive("base_lr", base_lr) * _size(minibatch) / positive_int("base_minibatch", base_minibatch)
+    return positive("base_lr", base_lr) * size_of(minibatch) / positive_int("base_minibatch", base_minibatch)
 
 
 def sqrt_scaling(base_lr: float, base_minibatch: int, minibatch: int | Minibatch) -> float:
@@ -103,7 +95,7 @@ def sqrt_scaling(base_lr: float, base_minibatch: int, minibatch: int | Minibatch
     0.2
     """
     return positive("base_lr", base_lr) * math.sqrt(
-        Fraction(_size(minibatch), positive_int("base_minibatch", base_minibatch))
+        Fraction(size_of(minibatch), positive_int("base_minibatch", base_minibatch))
     )
 
 
@@ -113,7 +105,7 @@ def fixed_scaling(base_lr: float, base_minibatch: int, minibatch: int | Minibatc
     >>> fixed_scaling(0.1, 256, 8192)
     0.1
     """
-    _size(minibatch)
+    size_of(minibatch)
     positive_int("base_minibatch", base_minibatch)
     return positive("base_lr", base_lr)
 
@@ -131,5 +123,6 @@ def parse_size(text: str | int) -> int:
     return int(digits) * unit
 
 
-def _size(minibatch: int | Minibatch) -> int:
+def size_of(minibatch: int | Minibatch) -> int:
+    """kn, in whichever way it was given."""
     return minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)

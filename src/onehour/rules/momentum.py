@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -82,11 +83,7 @@ def momentum_form(optimizer: Optimizer) -> Form:
 
 
 def velocity_keys(optimizer: Optimizer) -> set[str]:
-    """Names of the per-parameter state tensors that hold the rate inside: those that double when the rate does.
-
-    >>> velocity_keys(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
-    set()
-    """
+    """Names of the per-parameter state tensors that hold the rate inside: those that double when the rate does."""
     optimizer = unwrapped(optimizer)
     single, double = (probe(optimizer, rates=(rate,), gradients=(1.0,)) for rate in (1e-2, 2e-2))
     return {
@@ -102,9 +99,6 @@ def velocity_inside(optimizer: Optimizer) -> set[str]:
 
     Raises:
         ValueError: if the form is B, but no state tensor holds the velocity, so that nothing could correct it.
-
-    >>> velocity_inside(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
-    set()
     """
     if momentum_form(optimizer) == "outside":
         return set()
@@ -149,29 +143,24 @@ def correct_momentum(optimizer: Optimizer, lr: float) -> None:
 _INSIDE: WeakKeyDictionary[Optimizer, tuple[Any, set[str]]] = WeakKeyDictionary()
 
 
-def set_rate(optimizer: Optimizer, lr: float, inside: set[str]) -> None:
+def set_rate(optimizer: Optimizer, lr: float | Tensor, inside: set[str]) -> None:
     """As `correct_momentum`, for the state tensors `inside` that `velocity_inside` has found.
 
-    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    >>> set_rate(optimizer, 0.2, inside=set())
-    >>> optimizer.param_groups[0]["lr"]
-    0.2
+    A tensor, as a CUDA graph reads its rate, becomes the groups' own; a number is written into theirs.
     """
     scale_velocity(optimizer, [lr] * len(optimizer.param_groups), inside)
     for group in optimizer.param_groups:
-        if torch.is_tensor(group["lr"]):
+        if torch.is_tensor(group["lr"]) and not torch.is_tensor(lr):
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
 
 
-def scale_velocity(optimizer: Optimizer, rates: list[float], keys: set[str]) -> None:
+def scale_velocity(optimizer: Optimizer, rates: Sequence[float | Tensor], keys: set[str]) -> None:
     """Multiply the state tensors named `keys` by each group's next rate / its rate now, in place.
 
     Args:
         rates: the next rate of each parameter group; where it is the rate now there is nothing to do, at rate 0 too.
-
-    >>> scale_velocity(torch.optim.SGD([torch.zeros(1)], lr=0.1), [0.2], set())
     """
     if not keys:
         return

@@ -25,11 +25,7 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Probed:
-    """What the first parameter of each group moved by in the last step, and its scalar state tensors after it.
-
-    >>> Probed(moved=[-0.1], state=[{}]).moved
-    [-0.1]
-    """
+    """What the first parameter of each group moved by in the last step, and its scalar state tensors after it."""
 
     moved: list[float]
     state: list[dict[str, float]]
@@ -65,9 +61,6 @@ def probe(optimizer: Optimizer, *, rates: Sequence[float], gradients: Sequence[f
 
     Raises:
         ValueError: if it cannot be stepped without arguments.
-
-    >>> probe(torch.optim.SGD([torch.zeros(1)], lr=0.5), rates=[2.0], gradients=[1.0]).moved
-    [-2.0]
     """
     twins = _Twins(weight)
     twin = twins.optimizer(optimizer)
@@ -101,11 +94,7 @@ def probe(optimizer: Optimizer, *, rates: Sequence[float], gradients: Sequence[f
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer itself behind wrappers such as Accelerate's, which forward every attribute to it.
-
-    >>> type(unwrapped(torch.optim.SGD([torch.zeros(1)], lr=0.1))).__name__
-    'SGD'
-    """
+    """The optimizer itself behind wrappers such as Accelerate's, which forward every attribute to it."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

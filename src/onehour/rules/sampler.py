@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from torch import distributed
 from torch.utils.data import Sampler
 
 from onehour.rules.askers import Asker, asker, fixes_its_length
-from onehour.rules.checks import positive_int
+from onehour.rules.checks import positive_int, whole_number
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
 
@@ -91,7 +90,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         >>> len(sampler)
         2
         """
-        if not 0 <= (wanted := _whole("epoch", epoch)) < self.epochs:
+        if not 0 <= (wanted := whole_number("epoch", epoch)) < self.epochs:
             raise ValueError(f"epoch must lie in 0 … {self.epochs - 1}, got {epoch}")
         if wanted == self.epoch:
             return
@@ -106,11 +105,7 @@ class StreamBatchSampler(Sampler[list[int]]):
 
     @property
     def batch_size(self) -> int:
-        """Samples in each of its batches: kn, or a process's share. Accelerate's `split_batches` reads it.
-
-        >>> StreamBatchSampler(10, 4, seed=0, epochs=3).batch_size
-        4
-        """
+        """Samples in each of its batches: kn, or a process's share. Accelerate's `split_batches` reads it."""
         by = asker()
         return self.stream.minibatch.size // (1 if by.accelerate else self._among(by)[1])
 
@@ -179,7 +174,7 @@ class StreamBatchSampler(Sampler[list[int]]):
 
     def _counted(self, trained: int) -> int:
         total = self._end(self.epochs)
-        if not 0 <= (count := _whole("trained", trained)) <= total:
+        if not 0 <= (count := whole_number("trained", trained)) <= total:
             raise ValueError(
                 f"trained must lie in 0 … {total}, the iterations of {self.epochs} epochs of {self.stream.samples}"
                 f" samples at minibatch {self.stream.minibatch.size}, got {trained}"
@@ -260,16 +255,6 @@ def _place(process: int | None, processes: int | None) -> tuple[int, int] | None
     if process is None or processes is None:
         raise ValueError(f"process and processes belong together, got process={process!r} and processes={processes!r}")
     among = positive_int("processes", processes)
-    if not 0 <= (number := _whole("process", process)) < among:
+    if not 0 <= (number := whole_number("process", process)) < among:
         raise ValueError(f"process must lie in 0 … {among - 1} (processes={among}), got {process}")
     return number, among
-
-
-def _whole(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    return number

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from onehour.rules.checks import positive_int, whole_number
-from onehour.rules.minibatch import Minibatch
+from onehour.rules.minibatch import Minibatch, size_of
 from onehour.rules.momentum import scale_velocity, velocity_inside
 from onehour.rules.schedule import Schedule
 
@@ -67,7 +67,7 @@ class ScheduleLR(LRScheduler):
     ) -> None:
         self.schedule = schedule
         self.samples = positive_int("samples", samples)
-        self.minibatch = minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)
+        self.minibatch = size_of(minibatch)
         if whole_number("last_epoch", last_epoch) < -1:
             raise ValueError(f"last_epoch must be an iteration, or -1 for the start, got {last_epoch}")
         self._ratios = [_ratio(group, optimizer.param_groups[0]) for group in optimizer.param_groups]
@@ -84,13 +84,7 @@ class ScheduleLR(LRScheduler):
         return [*rates]
 
     def state_dict(self) -> dict[str, Any]:
-        """Only the count of iterations: the schedule itself is code.
-
-        >>> import torch
-        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-        >>> ScheduleLR(optimizer, lambda epoch: 0.1 + epoch, samples=4, minibatch=4).state_dict()
-        {'last_epoch': 0, '_last_lr': [0.1]}
-        """
+        """Only the count of iterations: the schedule itself is code."""
         return {"last_epoch": self.last_epoch, "_last_lr": self._last_lr}
 
 

@@ -3,7 +3,6 @@
 Compared as short texts before the first iteration, and named where they differ; recorded as the run's environment.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import hashlib
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,6 @@ def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = No
 
     Raises:
         ValueError: the same in all processes, with what differs, the hosts and both values; or `failed`.
-
-    >>> agree(Group(), {"recipe": {"seed": 1}})
-    1
     """
     if group.size > 1:
         mine = {
@@ -226,13 +223,16 @@ def _homes(named: Any) -> Iterator[str]:
         if is_entry(named) and named.partition(":")[0].split(".")[0] not in LIBRARIES:
             yield named.partition(":")[0]
     elif isinstance(named, tuple | list):
-        for each in named:
-            yield from _homes(each)
+        several: list[Any] = [*named]
+        yield from chain.from_iterable(map(_homes, several))
     elif named is not None:
         yield "__main__"
-        parts = named.modules() if isinstance(named, nn.Module) else [named]
-        homes = (getattr(part if hasattr(part, "__qualname__") else type(part), "__module__", None) for part in parts)
-        yield from (home for home in homes if isinstance(home, str) and home.split(".")[0] not in LIBRARIES)
+        parts: list[Any] = [*named.modules()] if isinstance(named, nn.Module) else [named]
+        for part in parts:
+            owner = part if hasattr(part, "__qualname__") else part.__class__
+            home = getattr(owner, "__module__", None)
+            if isinstance(home, str) and home.split(".")[0] not in LIBRARIES:
+                yield home
 
 
 def _file_of(module: str) -> Path | None:
@@ -336,7 +336,8 @@ def _read(keyed: Keyed, index: int) -> tuple[int | None, str]:
 def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """The model's layers, its initial weights and buffers, the optimizer's groups, and the source of both."""
     layers: dict[str, Any] = {}
-    for name, module in model.named_modules():
+    modules: list[tuple[str, nn.Module]] = [*model.named_modules()]
+    for name, module in modules:
         title = f"the layer {name}" if name else "the model"
         layers[title] = ADDRESS.sub("", f"{type(module).__qualname__}({module.extra_repr()})")
         numbers = {key: repr(value) for key, value in vars(module).items() if isinstance(value, float)}
@@ -350,8 +351,10 @@ def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str
     groups: dict[str, Any] = {"the optimizer": type(optimizer).__qualname__}
     for number, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
-            plain = value.tolist() if isinstance(value, Tensor) else value
-            text = ", ".join(names.get(id(p), "?") for p in value) if key == "params" else ADDRESS.sub("", repr(plain))
+            plain: Any = value
+            text = ADDRESS.sub("", repr(plain.tolist() if torch.is_tensor(value) else plain))
+            if key == "params":
+                text = ", ".join(names.get(id(parameter), "?") for parameter in value)
             groups[f"{key} of the optimizer's group {number}"] = text
     return {"model": layers, "optimizer": groups, "source": dict(_sources([model, optimizer]))}
 

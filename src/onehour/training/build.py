@@ -1,11 +1,10 @@
 """From a recipe to the things that run it: device, data, model, optimizer; everything wrong is found here."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from onehour.entry import resolve
 from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import blame
-from onehour.models.load import MODELS, brings_weights, load_model
+from onehour.models.load import MODELS, brings_weights, call, load_model
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import init_weights_
@@ -79,7 +78,7 @@ PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
 
-def complete(recipe: Recipe, data: Any = None, *, trains: bool = True) -> tuple[Recipe, Data]:
+def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool = True) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 
     Args:
@@ -128,9 +127,6 @@ def pick_device(device: str) -> str:
 
     Raises:
         ValueError: if a GPU is asked for and there is none.
-
-    >>> pick_device("cpu")
-    'cpu'
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
@@ -151,12 +147,13 @@ def build_model(
     Raises:
         ValueError: if it cannot be built, converted, or run on the data.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
+    random: Any = torch.random  # which has no types
+    with random.fork_rng(devices=[]):
+        random.manual_seed(seed_for(recipe.seed, "weights"))
         if isinstance(model, nn.Module):
             built = model
         elif model is not None:
-            built = _made(model)
+            built = call("the model's function", model)
         else:
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
@@ -179,25 +176,10 @@ def build_model(
 
 
 def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
-    """What labels must be: of the recipe's classes, else of the model's outputs.
-
-    >>> from onehour.models.small import resnet8
-    >>> classes_of(*complete(Recipe(data="digits", minibatch=32)), resnet8(), torch.device("cpu")).count
-    10
-    """
+    """What labels must be: of the recipe's classes, else of the model's outputs."""
     if recipe.classes is None:
         return Classes(_outputs(model, recipe, data, device), "the model's outputs")
     return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
-
-
-def _made(model: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        built = model()
-    except Exception as error:
-        raise ValueError(f"the model's function failed when called: {blame(error)}") from error
-    if not isinstance(built, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"the model's function returned {type(built).__name__}; expected a torch.nn.Module")
-    return built
 
 
 @torch.no_grad()
@@ -282,9 +264,8 @@ def open_feeds(
     execution: Execution,
     model: nn.Module,
     stream: SampleStream,
+    group: Group,
     *,
-    device: torch.device,
-    loaders: int,
     warn: Callable[[str], None] | None = None,
 ) -> Feeds:
     """Both sides of a run's data, as this process loads them.
@@ -292,12 +273,13 @@ def open_feeds(
     Args:
         stream: which samples each iteration takes.
         model: whose outputs the labels must be, where the recipe does not say.
-        warn: is told of processes that were replaced.
+        warn: is told of processes that were replaced, in process 0.
     """
-    classes = classes_of(recipe, data, model, device)
+    classes, loaders = classes_of(recipe, data, model, group.device), pick_loaders(execution, data)
     # A stuck loader is replaced long before the watchdog would end the run for it.
     patience = execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE
-    feed = partial(Feed, loaders=loaders, device=device, classes=classes, patience=patience, warn=warn)
+    options: Any = {"patience": patience, "warn": warn if group.rank == 0 else None}
+    feed = partial(Feed, loaders=loaders, device=group.device, classes=classes, **options)
     return Feeds(
         feed(data.train, seed=recipe.seed, stream=stream, look=data.looks[0]),
         feed(data.validation, seed=seed_for(recipe.seed, "validation"), look=data.looks[1]),
@@ -305,11 +287,7 @@ def open_feeds(
 
 
 def pick_share(recipe: Recipe, group: Group) -> range:
-    """The workers that this process hosts.
-
-    >>> pick_share(Recipe(), Group())
-    range(0, 8)
-    """
+    """The workers that this process hosts."""
     division = place_by_halving if recipe.reduce == "canonical" else place
     return division(recipe.workers.workers, group.size)[group.rank]
 
@@ -324,30 +302,22 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
         if (execution.workers_per_pass or 1) > 1:
             raise ValueError("reduce canonical takes one worker a pass: leave --workers-per-pass out, or reduce fast")
         return 1
-    share = max(len(share) for share in place(recipe.workers.workers, execution.processes))
-    if execution.workers_per_pass is not None:
-        return min(execution.workers_per_pass, share)
-    if (recipe.channels_last and device != "cuda") or draws_numbers(model):
-        return 1
-    worker = data.looks[1].image.numel() * 4 * recipe.per_worker
-    together = max(1, min(share, PASS_BYTES[device] // worker))
-    if device == "cuda" or recipe.compile:  # elsewhere sizes cost nothing, and bits of runs that exist depend on them
-        together = _equal(share, together)
-    return together
-
-
-def _equal(share: int, together: int) -> int:
-    """Fewer a pass where that makes as many passes of one size: for each size a graph is compiled, kernels chosen."""
-    count = -(-share // together)
-    return together if share % count else share // count
+    shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
+    together = execution.workers_per_pass
+    if together is None:
+        one = (recipe.channels_last and device != "cuda") or draws_numbers(model)
+        together = 1 if one else PASS_BYTES[device] // (data.looks[1].image.numel() * 4 * recipe.per_worker)
+    together = max(1, min(together, max(shares)))
+    if not recipe.compile and (device != "cuda" or execution.workers_per_pass is not None):
+        return together  # sizes cost nothing here, and bits of runs that exist depend on them
+    equal = max(size for size in range(1, together + 1) if not any(share % min(size, share) for share in shares))
+    # For each size a graph is compiled, or kernels are chosen; only the first is worth more passes.
+    more = any(-(-share // equal) > -(-share // together) for share in shares)
+    return together if more and not recipe.compile else equal
 
 
 def draws_numbers(model: nn.Module) -> bool:
-    """Whether the model's forward pass draws random numbers: dropout, drop-path.
-
-    >>> draws_numbers(nn.Dropout()), draws_numbers(nn.Linear(2, 1))
-    (True, False)
-    """
+    """Whether the model's forward pass draws random numbers: dropout, drop-path."""
     return any(
         isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
         or _drops(vars(module).get("drop_prob"))
@@ -381,31 +351,21 @@ def deterministic(recipe: Recipe) -> Generator[None]:
     Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
     """
     cudnn: Any = torch.backends.cudnn
-    if recipe.reduce != "canonical":
-        before = cudnn.benchmark
-        cudnn.benchmark = True
-        try:
-            yield
-        finally:
-            cudnn.benchmark = before
-        return
     matmul: Any = torch.backends.cuda.matmul
-    before = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        cudnn.benchmark,
-        cudnn.allow_tf32,
-        matmul.allow_tf32,
-    )
-    torch.set_num_threads(recipe.canonical_threads)
-    torch.use_deterministic_algorithms(True)
-    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = False
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = recipe.reduce != "canonical"
     try:
+        if recipe.reduce == "canonical":
+            torch.set_num_threads(recipe.canonical_threads)
+            torch.use_deterministic_algorithms(True)
+            cudnn.allow_tf32 = matmul.allow_tf32 = False
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[2:]
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        if recipe.reduce == "canonical":
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(algorithms)
 
 
 def build_of(device: torch.device) -> dict[str, str]:

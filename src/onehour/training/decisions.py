@@ -26,9 +26,6 @@ class Decisions:
 
     Args:
         recipe: completed.
-
-    >>> Decisions(Recipe(samples=1024)).divisor
-    256
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -103,12 +100,6 @@ class InsideSGD(Optimizer):
     Args:
         params: parameters or groups, with `weight_decay` λ, coupled.
         lr, momentum, nesterov: η, m and the form.
-
-    >>> weight = torch.zeros(1, requires_grad=True)
-    >>> weight.grad = torch.ones(1)
-    >>> InsideSGD([weight], lr=0.5, momentum=0.9).step()
-    >>> weight.item()
-    -0.5
     """
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, nesterov: bool = False) -> None:

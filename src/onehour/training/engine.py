@@ -1,6 +1,5 @@
 """How batches go through a model: precision, loss and errors, BatchNorm's running statistics (§2.3), evaluation."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
@@ -21,12 +20,13 @@ from onehour.dist.group import Group
 from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
 from onehour.training.refusals import out_of_memory, refuse_batch
+from onehour.training.watchdog import never
 
 __all__ = [
     "Evaluation",
     "EvaluationStoppedError",
+    "ModelAndOptimizer",
     "Network",
-    "Part",
     "RunningStatistics",
     "Sums",
     "classification",
@@ -98,7 +98,7 @@ def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bo
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelAndOptimizer:
     """A run's own network and its optimizer."""
 
     model: nn.Module
@@ -112,7 +112,7 @@ class Network:
         part: the run's.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ModelAndOptimizer) -> None:
         self.model, self.optimizer, self.parts = part.model, part.optimizer, [part]
 
     def give_back(self) -> None:
@@ -168,10 +168,12 @@ class RunningStatistics:
         means = [layer.running_mean for layer in self.layers if layer.running_mean is not None]
         variances = [layer.running_var for layer in self.layers if layer.running_var is not None]
         self._running = torch.stack([torch.cat(means), torch.cat(variances)])
-        self._counts = torch.stack([_tracked(layer) for layer in self.layers])
+        counts = [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
+        self._counts = torch.stack(counts)
         layer_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self._layer_of = layer_of.to(self._running.device)
-        moves = torch.tensor(momenta, dtype=self._running.dtype).apply_(rule.moved)
+        kept = torch.tensor(momenta, dtype=self._running.dtype)
+        moves = kept.new_tensor([rule.moved(float(momentum)) for momentum in kept])
         self._move = moves.to(self._running.device)[self._layer_of]
         given = [share for share in map(rule.shares, momenta) if share is not None]
         if given:
@@ -252,12 +254,6 @@ class RunningStatistics:
         self._counts += seen
 
 
-def _tracked(layer: nn.Module) -> Tensor:
-    tracked = layer.num_batches_tracked
-    assert isinstance(tracked, Tensor)
-    return tracked
-
-
 class EvaluationStoppedError(Exception):
     """All processes have left the evaluation before the same chunk."""
 
@@ -277,10 +273,6 @@ class Evaluation:
         return 100 * self.errors / self.samples
 
 
-def _never() -> bool:
-    return False
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -289,7 +281,7 @@ def evaluate(
     *,
     group: Group,
     seeds: int = 1,
-    stop_asked: Callable[[], bool] = _never,
+    stop_asked: Callable[[], bool] = never,
 ) -> list[Evaluation]:
     """Evaluate on every sample once; for each of the model's seeds.
 
@@ -321,7 +313,7 @@ def evaluate(
                 sums[-1] += found.errors  # counts are exact in float64
     finally:
         model.train(was_training)
-    rows: list[list[float]] = group.sum(sums).tolist()
+    rows = group.sum(sums).cpu().numpy().tolist()
     by_seed, errors = list(zip(*rows[:-1], strict=True)), rows[-1]
     for chunk in sorted({chunk for losses in by_seed for chunk in _first_not_finite(losses)}):
         images, _ = next(feed.chunks(range(chunk, chunk + 1)))

@@ -1,4 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """A run, from its recipe to its weights: resume → step → evaluate → save."""
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from onehour.training.agreement import agree, environment, facts_of_model
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.engine import EvaluationStoppedError, Network, Part, evaluate
-from onehour.training.measure import Clock, StepTimer, measured, profiled, timed
+from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
+from onehour.training.measure import Clock, measured, profiled, timed
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
 from onehour.training.refusals import InputError, Skipping, in_words, refuse_batch, refuse_iterations, refuse_optimizer
@@ -79,18 +78,8 @@ def train_run(
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
                     refuse_optimizer(decisions.optimizer, group.device)
-                network = Network(Part(net, decisions.optimizer(net)))
-                loaders = build.pick_loaders(execution, data)
-                feeds = build.open_feeds(
-                    recipe,
-                    data,
-                    execution,
-                    net,
-                    decisions.stream(),
-                    device=group.device,
-                    loaders=loaders,
-                    warn=console.warn if group.rank == 0 else None,
-                )
+                network = Network(ModelAndOptimizer(net, decisions.optimizer(net)))
+                feeds = build.open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
                 step = Step(
@@ -99,7 +88,6 @@ def train_run(
                     network.optimizer,
                     passes=passes(build.pick_share(recipe, group), per_pass),
                     group=group,
-                    timer=StepTimer(group.device),
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
                     before_update=run.checkpoints.detach,
                     draws=build.draws_numbers(net) or model is not None or recipe.model not in MODELS,
@@ -120,7 +108,7 @@ def train_run(
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,
-                "loaders": loaders,
+                "loaders": build.pick_loaders(execution, data),
                 "device": group.device.type,
             }
             run.begin(progress, partial(environment, places))
@@ -257,7 +245,7 @@ class Loop:
         alive, images = self._alive(), (done - self.clock.since) * recipe.minibatch
         if together > 1 and not all(lives or run.ended for lives, run in zip(alive, self.runs, strict=True)):
             self._refuse_samples(range(0))
-        totals: list[list[float]] = self.totals.T.tolist()
+        totals = self._totals()
         self.totals.zero_()
         skipped = self.skipping.count() if self.skipping is not None else None
         for seed, run in enumerate(self.runs):
@@ -283,8 +271,10 @@ class Loop:
     def _alive(self) -> list[bool]:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
         self.step.alive = self.network.alive(self.step.alive)
-        alive: list[bool] = self.step.alive.tolist()
-        return alive
+        return self.step.alive.cpu().numpy().tolist()
+
+    def _totals(self) -> list[list[float]]:
+        return self.totals.T.cpu().numpy().tolist()
 
     def _is_time_to_save(self, done: int, *, ends_epoch: bool) -> bool:
         if len(self.runs) == 1:
@@ -306,7 +296,7 @@ class Loop:
             if self.skipping is not None:
                 skipped = self.skipping.count() if together else int(self.skipping.skipped.item())
             here, position = build.build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
-            totals: list[list[float]] = self.totals.T.tolist()
+            totals = self._totals()
             with self.watchdog.slow():
                 for run in self.runs:
                     run.checkpoints.wait()  # what is being written lies in the parts, which are filled now

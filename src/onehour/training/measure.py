@@ -1,6 +1,5 @@
 """What is measured of a run: where an iteration's time goes, a trace, the lines of its record, its summary."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import math
@@ -42,18 +41,13 @@ BOTTLENECKS = {
 
 
 class StepTimer:
-    """Laps of iterations, without waiting for the device: by the clock on the CPU, by events of the stream on CUDA.
-
-    >>> timer = StepTimer(torch.device("cpu"))
-    >>> timer.begin(); timer.lap("compute"); timer.end()
-    >>> [list(step) for step in timer.steps()]
-    [['data', 'compute', 'reduction', 'update']]
-    """
+    """Laps of iterations, without waiting for the device: by the clock on the CPU, by events of the stream on CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_device = device.type == "cuda"
-        self._laps: list[tuple[str, float | torch.cuda.Event]] = []
-        self._closed: list[list[tuple[str, float | torch.cuda.Event]]] = []
+        self._laps: list[tuple[str, Any]] = []
+        self._closed: list[list[tuple[str, Any]]] = []
+        self._silent = False
 
     def begin(self) -> None:
         """Begin an iteration."""
@@ -61,7 +55,17 @@ class StepTimer:
 
     def lap(self, part: str) -> None:
         """What happened since the last lap, or the beginning, was `part`; an iteration may have several of each."""
-        self._laps.append((part, self._now()))
+        if not self._silent:
+            self._laps.append((part, self._now()))
+
+    @contextmanager
+    def silent(self) -> Generator[None]:
+        """While entered, laps are left out: an event of a stream that is captured would become part of the graph."""
+        self._silent = True
+        try:
+            yield
+        finally:
+            self._silent = False
 
     def end(self) -> None:
         """End an iteration."""
@@ -72,7 +76,13 @@ class StepTimer:
         if self._on_device:
             torch.cuda.synchronize()
         closed, self._closed = self._closed, []
-        return [_by_part(laps) for laps in closed]
+        return [self._by_part(laps) for laps in closed]
+
+    def _by_part(self, laps: list[tuple[str, Any]]) -> dict[str, float]:
+        parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        for (_, before), (part, after) in pairwise(laps):
+            parts[part] += before.elapsed_time(after) if self._on_device else (after - before) * 1e3
+        return parts
 
     def _now(self) -> float | torch.cuda.Event:
         if not self._on_device:
@@ -80,16 +90,6 @@ class StepTimer:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _by_part(laps: list[tuple[str, float | torch.cuda.Event]]) -> dict[str, float]:
-    parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    for (_, before), (part, after) in pairwise(laps):
-        if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
-            parts[part] += before.elapsed_time(after)
-        elif isinstance(before, float) and isinstance(after, float):
-            parts[part] += (after - before) * 1e3
-    return parts
 
 
 class Clock:
@@ -142,8 +142,9 @@ def profiled(
         except (OSError, ValueError) as error:
             warn(f"{name} could not be written: {error}")
 
-    schedule = torch.profiler.schedule(wait=1, warmup=1, active=iterations, repeat=1)
-    with OpenFolder(folder) as held, torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profiler:
+    traced: Any = torch.profiler  # which has no types
+    schedule = traced.schedule(wait=1, warmup=1, active=iterations, repeat=1)
+    with OpenFolder(folder) as held, traced.profile(schedule=schedule, on_trace_ready=write) as profiler:
         yield profiler.step
 
 

@@ -4,7 +4,6 @@ Convolutions get S times the groups, BatchNorm S times the channels, linear laye
 between them in the model's forward works channel by channel and need not know. That this is so is tried, not assumed.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import copy
@@ -34,9 +33,8 @@ from onehour.training.build import OPTIMIZERS, Feeds, build_model, build_of, det
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
 from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.engine import Network, Part
+from onehour.training.engine import ModelAndOptimizer, Network
 from onehour.training.loop import Loop
-from onehour.training.measure import StepTimer
 from onehour.training.record import NonFiniteError
 from onehour.training.recorder import Progress, RunFolder
 from onehour.training.step import Step
@@ -93,7 +91,7 @@ def train_seeds(
             run = RunFolder(folder, recipe, group, console=console, loggers=Loggers(None))
             stack.callback(run.close)
             network = build_model(recipe, data, group.device)
-            part = Part(network, decisions_of(recipe).optimizer(network))
+            part = ModelAndOptimizer(network, decisions_of(recipe).optimizer(network))
             progress = run.load(part.model, part.optimizer, build_of(group.device))
             found.append(_Member(run, part, progress))
         watchdog = stack.enter_context(Watchdog(None, rank=0, size=1, timeout=None))
@@ -106,7 +104,7 @@ class _Member(NamedTuple):
     """One of the runs that train as one network, and where it stands."""
 
     run: RunFolder
-    part: Part
+    part: ModelAndOptimizer
     progress: Progress | None
 
     def stands(self) -> tuple[int, bool]:
@@ -142,7 +140,6 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
             seeds.optimizer,
             passes=passes(range(recipe.workers.workers), per_pass),
             group=group,
-            timer=StepTimer(group.device),
             seeds=count,
             draws=False,  # else they were refused
         )
@@ -162,7 +159,7 @@ class Seeds(Network):
         parts: of each run; what they hold is taken over.
     """
 
-    def __init__(self, decisions: Decisions, parts: Sequence[Part]) -> None:
+    def __init__(self, decisions: Decisions, parts: Sequence[ModelAndOptimizer]) -> None:
         self.parts = list(parts)
         self.model = join_models([part.model for part in parts])
         self.optimizer = decisions.optimizer(self.model)
@@ -209,7 +206,7 @@ class SeedsFeed(Feed):
         """As `Feed.passes`."""
         for iteration in range(start, stop):
             for workers in passes:
-                indices = [torch.from_numpy(stream.indices(iteration, workers)) for stream in self._streams]
+                indices = [torch.as_tensor(stream.indices(iteration, workers)) for stream in self._streams]
                 chosen = torch.stack(indices, 1).to(self._images.device, non_blocking=True)
                 images = self._images.index_select(0, chosen.flatten())
                 yield images.view(*chosen.shape, *images.shape[1:]).flatten(1, 2), self._labels[chosen]
@@ -289,7 +286,8 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
     if len(named) > len(list(models[0].parameters())):
         raise ValueError("several layers share a parameter, which cannot be joined")
     joined = copy.deepcopy(models[0])
-    for path, module in list(joined.named_modules()):
+    modules: list[tuple[str, nn.Module]] = [*joined.named_modules()]
+    for path, module in modules:
         alike = [model.get_submodule(path) for model in models]
         if isinstance(module, nn.Linear):
             replaced: nn.Module = JoinedLinear(alike)  # type: ignore[arg-type]
@@ -310,13 +308,13 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
 
 def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
     """Copy each model's share of the joined network back into it."""
+    states = [model.state_dict() for model in models]
     for name, tensor in joined.state_dict().items():
-        targets = [model.state_dict()[name] for model in models]
-        for target, part in zip(targets, _split(tensor, targets[0], len(models)), strict=True):
-            target.copy_(part)
+        for state, part in zip(states, _split(tensor, states[0][name], len(models)), strict=True):
+            state[name].copy_(part)
 
 
-def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) -> None:
+def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
     """Fill the state of the joined network's optimizer with that of each model's."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
@@ -328,7 +326,7 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) -
                 joined.state[parameter][key] = copy.deepcopy(first)
 
 
-def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Part]) -> None:
+def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
     """Copy each model's share of the joined optimizer's state back."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():

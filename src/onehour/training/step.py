@@ -1,9 +1,8 @@
 """One iteration: the passes of this process, one vector reduced, one update (paper eq 2, §3)."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -57,7 +56,6 @@ class Step:
         model: converted to ghost BatchNorm, on the group's device.
         optimizer: over the model's trainable parameters.
         passes: the workers of each of this process's passes.
-        timer: where the time of each part is kept.
         seeds: S; 1 for a run alone, whose batches have labels (N,), else (N, S).
         replaced: counts the images of this process's batches that were replaced; None where none may be.
         before_update: called when weights, velocity and statistics are about to change.
@@ -72,7 +70,6 @@ class Step:
         *,
         passes: list[range],
         group: Group,
-        timer: StepTimer,
         seeds: int = 1,
         replaced: Skipped | None = None,
         before_update: Callable[[], None] = _nothing,
@@ -80,7 +77,7 @@ class Step:
         warn: Callable[[str], None] = print,
     ) -> None:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
-        self.passes, self.timer, self.seeds = passes, timer, seeds
+        self.passes, self.timer, self.seeds = passes, StepTimer(group.device), seeds
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
         self._group = group
         self._statistics = RunningStatistics(model, decisions)
@@ -91,18 +88,18 @@ class Step:
             self.reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
         else:
             self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
-        parts: list[Tensor] = list(self.reducer.tail.split(sizes))
-        sums, self._stop, self._skipped, self._used, self._collected = parts
+        sums, self._stop, self._skipped, self._used, self._collected = self.reducer.tail.split_with_sizes(sizes)
         self._losses, self._errors = sums.view(2, seeds).unbind()
         self._halted, self._one = torch.zeros((), device=group.device), torch.ones((), device=group.device)
         self._always = self._one > 0
         self.alive = self._always.repeat(seeds)
         """As in the last iteration's `Iteration`."""
-        self._run = torch.compile(model, dynamic=False) if decisions.recipe.compile else model
+        untyped: Any = torch
+        self._forward = untyped.compile(model, dynamic=False) if decisions.recipe.compile else model
         self._inside = decisions.corrected(optimizer)
         # Fused optimizers skip an update by themselves where the tensor `found_inf` says so.
         self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._captured: CapturedIteration | None = None
+        self._run: Callable[[Iterable[Batch], float, bool], Tensor] = self._launch
 
     def __enter__(self) -> Self:
         """From now on a forward adds to the vector's statistics, and the optimizer looks at what is masked."""
@@ -111,7 +108,9 @@ class Step:
             masking: Any = self.optimizer
             masking.found_inf, masking.grad_scale = self._halted, None
         if self._can_be_captured():
-            self._captured = CapturedIteration(lambda batches: self._launch(iter(batches)), warn=self._warn)
+            self._run = CapturedIteration(
+                self._launch, before=self._before_update, timer=self.timer, device=self._group.device, warn=self._warn
+            )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -128,45 +127,36 @@ class Step:
             stopping: this process was asked to stop; every process finds it in what is returned.
         """
         self.timer.begin()
-        if self._captured is None:
-            seen = self._launch(batches, iteration, stopping=stopping)
-        else:
-            given = [next(batches) for _ in self.passes]
-            self.timer.lap("data")
-            self._before_update()
-            self._rates_on_device()
-            set_rate(self.optimizer, self.decisions.rate(iteration), self._inside)
-            if self._draws:
-                self._seed(iteration, self.passes[0], given[0])
-            seen = self._captured(given)
-            if stopping:
-                seen[-2].fill_(1)
-            self.timer.lap("compute")
+        seen = self._run(self._keyed(iteration, batches), self.decisions.rate(iteration), stopping)
         self.timer.end()
         return Iteration(seen[:-2].view(2, self.seeds), seen[-2], seen[-1], self.alive)
 
-    def _launch(self, batches: Iterator[Batch], iteration: int | None = None, *, stopping: bool = False) -> Tensor:
-        """All that an iteration does on the device; of no iteration in particular where it is captured."""
-        lap = self.timer.lap if iteration is not None else _no_lap
-        self.reducer.zero()
-        if stopping:
-            self._stop.add_(1)
-        unused = set(range(len(self.reducer.parameters)))
+    def _keyed(self, iteration: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Its batches; once one is taken, the random numbers are those of its pass."""
         for workers in self.passes:
             batch = next(batches)
-            lap("data")
-            if self._draws and iteration is not None:
-                self._seed(iteration, workers, batch)
+            self.timer.lap("data")
+            if self._draws:
+                seed_generators(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), batch[0].device)
+            yield batch
+
+    def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
+        """All that an iteration does on the device; what it found, over all workers, as one vector."""
+        self.reducer.zero()
+        self._stop.fill_(stopping)
+        unused = set(range(len(self.reducer.parameters)))
+        for workers, batch in zip(self.passes, batches, strict=True):
             last = workers == self.passes[-1]
             self._add_gradient(workers, batch, last=last)
             if last or self.reducer.takes_each_pass:
                 unused &= self._take()
-            lap("compute")
+            self.timer.lap("compute")
         self.reducer.finish()
-        lap("reduction")
-        self._update(unused, iteration)
+        self.timer.lap("reduction")
+        self._before_update()
+        self._update(unused, rate)
         seen = self.reducer.tail[: 2 * self.seeds + 2].to(torch.float64, copy=True)
-        lap("update")
+        self.timer.lap("update")
         return seen
 
     def _can_be_captured(self) -> bool:
@@ -178,16 +168,7 @@ class Step:
         masked = self.seeds > 1 or self._masks_on_device
         alone = self._group.device.type == "cuda" and self._group.size == 1
         exact = self.decisions.recipe.precision != "float64"
-        return alone and masked and exact and not keyed_by_pass and self._replaced is None
-
-    def _rates_on_device(self) -> None:
-        """A graph reads the rate from where it lies; a number it would keep."""
-        for group in self.optimizer.param_groups:
-            if not torch.is_tensor(group["lr"]):
-                group["lr"] = torch.tensor(group["lr"], device=self._group.device)
-
-    def _seed(self, iteration: int, workers: range, batch: Batch) -> None:
-        seed_generators(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), batch[0].device)
+        return alone and masked and exact and not (keyed_by_pass or self._inside) and self._replaced is None
 
     def _add_gradient(self, workers: range, batch: Batch, *, last: bool) -> None:
         """Add a pass's share of (1/kn)·Σ ∇l, of the mean loss and of the errors."""
@@ -195,7 +176,7 @@ class Step:
         if self._replaced is not None:
             self._skipped.add_(self._replaced.take())
         self._statistics.begin_pass(workers)
-        sums = classification(self._run, batch, recipe)
+        sums = classification(self._forward, batch, recipe)
         self._statistics.end_pass()
         if not sums.loss.requires_grad:
             raise ValueError("the model's logits depend on no trained parameter: is it under no_grad, or detached?")
@@ -216,16 +197,13 @@ class Step:
         return unused
 
     @torch.no_grad()
-    def _update(self, unused: set[int], iteration: int | None) -> None:
-        if iteration is not None:
-            self._before_update()
+    def _update(self, unused: set[int], rate: float | Tensor) -> None:
         for number in unused:  # what no worker used keeps its value; only who left one out itself must ask
             if self._group.size == 1 or self._used[number] == 0:
                 self.reducer.parameters[number].grad = None
         live = self._look()
         if self.seeds > 1 or self._masks_on_device or bool(live):
-            if iteration is not None:  # may change the velocity, so it is part of the update
-                set_rate(self.optimizer, self.decisions.rate(iteration), self._inside)
+            set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
 
@@ -241,10 +219,6 @@ class Step:
         live = self._halted == 0
         self.alive.copy_(live)
         return live
-
-
-def _no_lap(part: str) -> None:
-    """What is captured is timed as a whole."""
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -1,6 +1,5 @@
 """The proof that p does not matter: a few iterations on several numbers of processes, compared."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import hashlib
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from onehour.config import Recipe
@@ -24,18 +23,16 @@ from onehour.training.build import (
     complete,
     deterministic,
     open_feeds,
-    pick_loaders,
     pick_share,
     pick_workers_per_pass,
 )
 from onehour.training.decisions import decisions_of
 from onehour.training.loop import iterate
-from onehour.training.measure import StepTimer
 from onehour.training.refusals import refuse_iterations
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 
-__all__ = ["MODES", "TOLERANCE", "Finding", "compare", "trace"]
+__all__ = ["MODES", "TOLERANCE", "Comparison", "compare", "trace"]
 
 MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
 TOLERANCE = 1e-9
@@ -56,7 +53,7 @@ def trace(recipe: Recipe, *, steps: int, group: Group, folder: Path) -> None:
             history, seconds, state = _iterate(chosen, steps, group)
         if group.rank == 0:
             name = f"p{group.size}-{mode}-{precision}"
-            save_file(state, folder / f"{name}.safetensors")
+            (folder / f"{name}.safetensors").write_bytes(save(state))
             content = {"iterations": history, "seconds_a_step": seconds, "sha256": digest_of(state)}
             (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -68,18 +65,9 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     optimizer = decisions.optimizer(model)
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
-    feeds = open_feeds(
-        recipe,
-        data,
-        execution,
-        model,
-        decisions.stream(),
-        device=group.device,
-        loaders=pick_loaders(execution, data),
-    )
-    timer = StepTimer(group.device)
+    feeds = open_feeds(recipe, data, execution, model, decisions.stream(), group)
     history, state = list[History](), dict[str, Tensor]()
-    with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group, timer=timer) as step:
+    with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group) as step:
         model.train()
         for _ in iterate(step, feeds.training, range(steps)):
             velocity = optimizer_state(optimizer, model)
@@ -92,16 +80,16 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
                 f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use"
                 " a lower base_lr or fewer steps"
             )
-    return history, statistics.median(sum(step.values()) / 1e3 for step in timer.steps()), state
+    return history, statistics.median(sum(parts.values()) / 1e3 for parts in step.timer.steps()), state
 
 
 def _fingerprint(tensor: Tensor) -> tuple[str, float]:
     digest = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()[:16]
-    return digest, float(torch.linalg.vector_norm(tensor.double()))
+    return digest, float(tensor.double().square().sum().sqrt())
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """What one mode showed over the numbers of processes.
 
     Args:
@@ -122,19 +110,19 @@ class Finding:
     seconds: dict[int, float]
 
 
-def compare(folder: Path, processes: list[int]) -> list[Finding]:
+def compare(folder: Path, processes: list[int]) -> list[Comparison]:
     """Compare what `trace` wrote; the first number of processes is what the others are held against."""
     return [_compare(folder, processes, mode, precision) for mode, precision in MODES]
 
 
-def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> Finding:
+def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> Comparison:
     names = {p: f"p{p}-{mode}-{precision}" for p in processes}
     traces = {p: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for p, name in names.items()}
     base = processes[0]
-    state = load_file(folder / f"{names[base]}.safetensors")
+    state = load((folder / f"{names[base]}.safetensors").read_bytes())
     difference = 0.0
     for p in processes[1:]:
-        other = load_file(folder / f"{names[p]}.safetensors")
+        other = load((folder / f"{names[p]}.safetensors").read_bytes())
         difference = max(difference, *(_difference(state[name], other[name]) for name in state))
     sha256 = {p: trace["sha256"] for p, trace in traces.items()}
     holds = None
@@ -142,7 +130,7 @@ def _compare(folder: Path, processes: list[int], mode: str, precision: str) -> F
         holds = len(set(sha256.values())) == 1
     elif precision == "float64":
         holds = difference <= TOLERANCE
-    return Finding(
+    return Comparison(
         mode=mode,
         precision=precision,
         holds=holds,
