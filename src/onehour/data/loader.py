@@ -158,7 +158,7 @@ class Feed:
                 for tensor in (images, labels):
                     tensor.record_stream(computing)
             self.skipped.add(skipped)
-            yield prepared(self.dataset, images.contiguous()), labels
+            yield prepared(self.dataset, images), labels
 
 
 def prepared(dataset: Any, images: Tensor) -> Tensor:

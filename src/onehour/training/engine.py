@@ -45,8 +45,7 @@ def forward(model: Model, images: Tensor, recipe: Recipe) -> Tensor:
     """
     if recipe.precision == "float64":
         images = images.double()
-    if recipe.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     halved = recipe.precision == "bf16"
     try:
         with torch.autocast(images.device.type, torch.bfloat16) if halved else nullcontext():
