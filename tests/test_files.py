@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,16 @@ def test_what_a_full_disk_takes_of_an_append_is_cut_off(inside: Path):
     with mock.patch.object(os, "write", half), pytest.raises(OSError, match="full"):
         append_whole(inside, "a", b"two\n")
     assert content(inside) == {"a": "one\n"}
+
+
+def test_of_several_that_write_at_once_the_last_one_wins_as_a_whole(inside: Path):
+    names = [f"figures/{number}" for number in range(20)]
+
+    def write(text: str) -> None:
+        for _ in range(10):
+            replace_all(inside, dict.fromkeys(names, text))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, "abcd"))
+    assert len(set(content(inside).values())) == 1
+    assert [path.name for path in inside.iterdir()] == ["figures"]

@@ -25,6 +25,7 @@ from onehour.dist.signals import StopSignals
 from onehour.dist.slurm import without_srun
 from onehour.execution import Execution
 from onehour.machine import own_share
+from onehour.messages import say
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
 from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
 from onehour.training.console import load_logger
@@ -85,11 +86,10 @@ def run(
     adopt()
     processes = launched().size
     if not is_launched() and (tasks := without_srun(os.environ)) > 1:
-        print(
+        say(
             f"onehour: Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
             f" `srun onehour train` trains in {tasks} processes",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
     if execution.processes not in (1, processes):
         raise ValueError(

@@ -93,16 +93,14 @@ def test_a_loader_that_gives_nothing_is_named_and_shows_where_it_is(tmp_path: Pa
 @pytest.mark.parametrize("then", ["late", "evaluate"])
 def test_the_grace_of_a_start_and_an_evaluation_ends_too(tmp_path: Path, then: str):
     process = loop(tmp_path, 1, 0.1, then, grace=2.0)
-    started = time.monotonic()
     _, said = process.communicate(timeout=30)
     assert process.returncode == EXIT_STUCK
-    assert "made no progress for 2 s" in said
-    assert time.monotonic() - started > 1.5
+    assert int(said.partition("made no progress for ")[2].split()[0]) >= 2
 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_others_bear_with_a_process_0_that_waits_for_a_disk_while_it_lives(tmp_path: Path, alive: bool):
-    seen = time.time() + 2 if alive else time.time() - 60
+    seen = time.time() + (60 if alive else -60)  # however long the process takes to start
     (tmp_path / BEATS).write_bytes(BEAT.pack(os.getpid(), 3, seen, 10.0, HOST))
     process = loop(tmp_path, 3, 0.1, "pause", rank=1)
     _, said = process.communicate(timeout=30)

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onehour.config import Recipe
 from onehour.entry import is_entry, resolve
-from onehour.messages import blame, encodable, nearest
+from onehour.messages import blame, encodable, nearest, say
 from onehour.training.measure import Metrics
 
 __all__ = ["Console", "Logger", "Loggers", "load_logger"]
@@ -191,22 +191,13 @@ class Loggers:
     def __init__(self, logger: Logger | None) -> None:
         self.logger = logger
 
-    def start(self, recipe: dict[str, Any], folder: Path) -> None:
-        self._call("start", recipe, folder)
-
-    def log(self, record: dict[str, Any]) -> None:
-        self._call("log", record)
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        self._call("finish", summary)
-
-    def _call(self, method: str, *arguments: Any) -> None:
+    def tell(self, method: Literal["start", "log", "finish"], *arguments: Any) -> None:
+        """Call one of its methods, if there is a logger."""
         if self.logger is None:
             return
         try:
             getattr(self.logger, method)(*arguments)
         except Exception as error:
             name = type(self.logger).__name__
-            with suppress(OSError):  # nor does an output that cannot be written
-                print(f"warning: {name}.{method} failed ({error}); the run goes on without it", file=sys.stderr)
+            say(f"warning: {name}.{method} failed ({error}); the run goes on without it", sys.stderr)
             self.logger = None

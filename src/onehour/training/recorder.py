@@ -124,7 +124,7 @@ class RunFolder:
         for name in ("summary.json", OUTCOME):
             remove(self.inside, name)
         sync_folder(self.inside)
-        self.loggers.start(self.recipe.as_dict(), self.folder)
+        self.loggers.tell("start", self.recipe.as_dict(), self.folder)
 
     def is_ours(self) -> bool:
         """Look at the folder; whether this process may write there."""
@@ -145,7 +145,7 @@ class RunFolder:
                 self._late[name] += to_json(record) + "\n"
             with suppress(OSError, FolderLostError):
                 self._write_late()
-            self.loggers.log(metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
+            self.loggers.tell("log", metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
         self.console.evaluated(metrics, timing["images_per_second"])
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
@@ -168,7 +168,7 @@ class RunFolder:
         if self.is_ours():
             summary = summarise(self.inside, self.recipe, model, optimizer, outcome) | more | self._together
             self._write({"summary.json": to_json(summary, indent=2) + "\n"})
-            self.loggers.finish(summary)
+            self.loggers.tell("finish", summary)
 
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes end on purpose, which no launcher's restart may undo."""

@@ -35,8 +35,6 @@ WRITING, DROPPING, REPLACED, DAMAGED = ".writing-", ".dropping-", ".replaced-", 
 because a run has passed over them, until it has saved their iteration, or a later one, again."""
 LARGEST = 2**20
 """Bytes of a manifest."""
-
-
 KINDS: dict[str, Kind] = {
     "format": ("1, which this version reads", lambda value: value == 1),
     "iteration": COUNT,
@@ -289,7 +287,7 @@ def _read_plain(path: Path, size: int | None = None) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path.name} is not a regular file")
             if size not in (None, status.st_size):
-                raise ValueError(f"{path.name} has {status.st_size} bytes instead of {size}")
+                raise ValueError(f"{path.name} has {status.st_size} bytes instead of {size!r}")
             return file.read(LARGEST if size is None else -1)
     except MemoryError:
         raise ValueError(f"{path.name} does not fit into memory") from None
