@@ -3,8 +3,8 @@
     python benchmarks/reduce.py [--rounds 15]
 
 Both run in the same processes, in turn; a ratio is canonical / all-reduce, medians over the rounds. That is the
-reduction alone. The fast mode hides most of its own behind the backward pass, the canonical mode does not yet: `steps`
-has what a whole step of digits at 16 workers costs in both modes, overlap included. Writes results/reduce.json.
+reduction alone, which both modes hide behind backward where there are several buckets. `steps` has what a whole step
+of digits at 16 workers costs in both modes, on 1 process too. Writes results/reduce.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def child(rounds: int) -> None:
     """One process's part; process 0 prints JSON."""
     torch.set_num_threads(1)
     with joined("cpu") as group, tempfile.TemporaryDirectory() as folder:
-        rows = [compare(megabytes, rounds, group) for megabytes in MEGABYTES]
+        rows = [compare(megabytes, rounds, group) for megabytes in MEGABYTES if group.size > 1]
         trace(digits(minibatch=256), steps=STEPS, group=group, folder=Path(folder))
         if group.rank == 0:
             seconds = {
@@ -77,7 +77,7 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Measure on 2 and 4 processes."""
+    """Measure on 1, 2 and 4 processes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
@@ -85,7 +85,7 @@ def main() -> None:
     if options.child:
         return child(options.rounds)
     arguments = ("--child", "--rounds", str(options.rounds))
-    found = [measured(__file__, *arguments, processes=processes, threads=1) for processes in (2, 4)]
+    found = [measured(__file__, *arguments, processes=processes, threads=1) for processes in (1, 2, 4)]
     for result in found:
         for row in result["rows"]:
             print(json.dumps(row))

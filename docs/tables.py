@@ -104,23 +104,39 @@ def reduce(results: dict[str, Any]) -> str:
         for row in results["rows"]
     ]
     head = ("processes", "MB", "all-reduce, ms", "canonical, ms", "canonical / all-reduce")
-    steps = "; ".join(f"{step['ratio']:.2f}× on {step['processes']} processes" for step in results["steps"])
-    return f"{table(head, rows)}\n\nA whole step of digits, overlap included: {steps}.\n\n{source('reduce', results)}"
+    steps = "; ".join(f"{step['ratio']:.2f}× on {step['processes']}" for step in results["steps"])
+    times = f"A whole step of digits takes this many times as long as in the fast mode: {steps} process(es)."
+    return f"{table(head, rows)}\n\n{times}\n\n{source('reduce', results)}"
 
 
-def trainer(results: dict[str, Any], name: str = "trainer") -> str:
-    """Speed against a bare loop."""
-    rows = [
-        (
-            row["case"],
-            str(row["processes"]),
-            str(row["threads"]),
-            *(f"{row[f'{what}_ratio']:.2f}" for what in ("cpu", "wall", "memory")),
-        )
-        for row in results["rows"]
-    ]
-    head = ("case", "processes", "threads each", "speed by CPU time", "speed by wall time", "peak memory")
-    return f"{table(head, rows)}\n\n{source(name, results)}"
+def peers(results: dict[str, Any]) -> str:
+    """Speed beside the loops that people would write or take."""
+    names = {"bare": "bare loop", "ours": "onehour", "dataloader": "DataLoader", "timm_shaped": "timm's shape"}
+    names |= {"accelerate": "Accelerate", "lightning": "Lightning", "transformers": "HF Trainer"}
+    shown = [name for name in names if any(name in row["sides"] for row in results["rows"])]
+    tables = []
+    for what, title in (("cpu", "By CPU time"), ("wall", "By the clock"), ("memory", "Peak memory")):
+        rows = [
+            (
+                row["case"],
+                str(row["processes"]),
+                str(row["rounds"]),
+                *(_ratio(row["sides"].get(side), what) for side in shown),
+            )
+            for row in results["rows"]
+        ]
+        tables.append(f"{title}:\n\n{table(('case', 'processes', 'rounds', *(names[side] for side in shown)), rows)}")
+    missing = ", ".join(names[name] for name in results["not_installed"])
+    said = f"\n\nNot installed where this was measured: {missing}." if missing else ""
+    held = claims(("promise", "bound", "measured", "holds"), results["claims"], lambda row: f"{row['measured']:.2f}")
+    return "\n\n".join(tables) + f"{said}\n\n{held}\n\n{source('peers', results)}"
+
+
+def _ratio(side: dict[str, Any] | None, what: str) -> str:
+    if side is None:
+        return ""
+    low, high = side[what]["interval"] or (None, None)
+    return f"{side[what]['median']:.2f}" + (f" ({low:.2f} … {high:.2f})" if low is not None else "")
 
 
 def check_matrix(results: dict[str, Any]) -> str:
@@ -298,8 +314,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "check": ("check", check),
     "check_matrix": ("check_matrix", check_matrix),
     **{f"cost_{name}": ("digits_figure", partial(cost, name=arm)) for name, arm in COSTS.items()},
-    "trainer": ("trainer", trainer),
-    "trainer_resnet50": ("trainer_resnet50", partial(trainer, name="trainer_resnet50")),
+    "peers": ("peers", peers),
 }
 """For each name: the results' file, and what is made of it; without a file it is made of the code."""
 

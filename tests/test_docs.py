@@ -48,15 +48,15 @@ def test_a_block_is_written_anew_and_the_rest_stays(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    page = "a\n<!-- results:trainer -->\nold\n<!-- /results -->\nb\n"
-    unknown = "_Not measured yet: `python benchmarks/trainer.py`._"
+    page = "a\n<!-- results:check -->\nold\n<!-- /results -->\nb\n"
+    unknown = "_Not measured yet: `python benchmarks/check.py`._"
     assert tables.render(page) == page.replace("old", unknown)
-    (tmp_path / "trainer.json").write_text(
+    (tmp_path / "check.json").write_text(
         '{"provenance": {"date": "2026-01-02", "commit": "0123456789", "torch": "2.13.0", "gpu": "GPU"}, "rows":'
-        ' [{"case": "c", "processes": 2, "threads": 1, "cpu_ratio": 0.954, "wall_ratio": 1, "memory_ratio": 1.05}]}'
+        ' [{"case": "c", "processes": 2, "bare_ms": 3.14, "watched_cpu_ratio": 1.054, "after_cpu_ratio": 1}]}'
     )
     written = tables.render(page)
-    assert "| c | 2 | 1 | 0.95 | 1.00 | 1.05 |" in written
+    assert "| c | 2 | 3.1 | +5.4 % | +0.0 % |" in written
     assert "2026-01-02, commit 0123456, torch 2.13.0, GPU." in written
     assert tables.render(written) == written
 

@@ -19,10 +19,9 @@ from onehour.data.sources import Data
 from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import is_torchruns, process_began
-from onehour.dist.launched import adopt, is_launched, launched
+from onehour.dist.launched import adopt, is_launched, launched, without_srun
 from onehour.dist.placement import place
 from onehour.dist.signals import StopSignals
-from onehour.dist.slurm import without_srun
 from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import say

@@ -1,5 +1,8 @@
 """The canonical sum: one order of adding for every number of processes, and the bytes it moves."""
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,20 +27,22 @@ def values(workers: int, length: int = 37) -> list[Tensor]:
     return list(torch.randn(workers, length, generator=generator) * scale)
 
 
-def reduce(group: Group, leaves: list[Tensor]) -> tuple[Tensor, int]:
-    """What a process does with its workers' vectors."""
+def reduce(group: Group, leaves: list[Tensor], **options: int) -> tuple[Tensor, int]:
+    """What a process does with its workers' vectors, as the gradients of two parameters."""
     share = place_by_halving(len(leaves), group.size)[group.rank]
-    parameter = nn.Parameter(torch.zeros(len(leaves[0])))
-    reducer = CanonicalReducer([parameter], tail=1, group=group, share=share)
+    parameters = [nn.Parameter(torch.zeros(length)) for length in (30, len(leaves[0]) - 30)]
+    reducer = CanonicalReducer(parameters, tail=1, group=group, share=share, **options)
     reducer.zero()
     for worker in share:
-        parameter.grad = leaves[worker].clone()
+        if worker == share[-1]:
+            reducer.arm()
+        given = leaves[worker].split([30, len(leaves[0]) - 30])
+        sum((p * leaf).sum() for p, leaf in zip(parameters, given, strict=True)).backward()  # type: ignore[union-attr]
         reducer.tail.fill_(1)
         reducer.take()
     reducer.finish()
-    assert parameter.grad is not None
     assert float(reducer.tail) == len(leaves)
-    return parameter.grad, reducer.bytes_sent
+    return torch.cat([p.grad for p in parameters if p.grad is not None]), reducer.bytes_sent
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -48,8 +53,12 @@ def test_the_bits_are_those_of_the_tree_for_every_number_of_processes(workers: i
     spread = torch.stack([leaf.double().abs() for leaf in leaves]).sum(0)
     assert float(((expected - exact).abs() / spread).max()) < 1e-6  # float32 adds k numbers with log2(k) roundings
     for processes in range(1, min(8, workers) + 1):
-        for total, _ in on_threads(monkeypatch, processes, lambda group: reduce(group, leaves)):
-            assert torch.equal(total, expected)
+        for bucket_bytes in (1, 10**9):
+            found = on_threads(
+                monkeypatch, processes, lambda group, b=bucket_bytes: reduce(group, leaves, bucket_bytes=b)
+            )
+            for total, _ in found:
+                assert torch.equal(total, expected)
 
 
 def test_vectors_of_several_parts_are_added_whole(monkeypatch: pytest.MonkeyPatch):
@@ -73,9 +82,55 @@ def test_at_powers_of_two_each_process_sends_what_the_paper_says(processes: int,
     """2·(p − 1)/p·b bytes, §4."""
     length = 16 * processes
     results = on_threads(monkeypatch, processes, lambda group: canonical_sum(torch.ones(length), group))
-    for total, sent in results:
-        assert sent == 2 * (processes - 1) * length * 4 // processes
-        assert torch.equal(total, torch.full((length,), float(processes)))
+    assert results == [2 * (processes - 1) * length * 4 // processes] * processes
+
+
+def test_at_other_numbers_all_that_is_sent_up_the_tree_and_back_is_counted(monkeypatch: pytest.MonkeyPatch):
+    """Of six: 0 has 1 and 3 below it; 4 has 5, and 3 has 4; each of five edges is crossed once each way."""
+    sent = on_threads(monkeypatch, 6, lambda group: canonical_sum(torch.ones(10), group))
+    assert sent == [2 * 40, 2 * 40, 40, 2 * 40, 2 * 40, 40]
+
+
+def test_a_bucket_is_summed_while_backward_goes_on(monkeypatch: pytest.MonkeyPatch):
+    """Its sum waits until backward has come further, which it would never do if it were not beside it."""
+    further, events = threading.Event(), list[str]()
+
+    def waits(bucket: Tensor, *_: Any) -> int:
+        assert further.wait(20)
+        events.append(f"sum of {len(bucket)}")
+        return 1
+
+    monkeypatch.setattr(canonical, "canonical_sum", waits)
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    reducer = CanonicalReducer([a, b], tail=1, group=Group(size=2), share=range(2), bucket_bytes=1)
+    reducer.zero()
+    (a.sum() * b.sum()).backward()
+    reducer.take()
+    reducer.arm()
+    first = a.sum() * 1
+    first.register_hook(lambda gradient: events.append("backward reaches a"))
+    first.register_hook(lambda gradient: further.set())
+    (first * b).sum().backward()
+    reducer.take()
+    reducer.finish()
+    assert events == ["backward reaches a", "sum of 2", "sum of 4"]
+    assert reducer.bytes_sent == 2
+    assert [p.grad.tolist() for p in (a, b) if p.grad is not None] == [[4.0] * 3, [6.0] * 2]
+
+
+def test_what_fails_beside_backward_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> int:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(canonical, "canonical_sum", fails)
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    reducer = CanonicalReducer([a, b], tail=1, group=Group(size=2), share=range(1), bucket_bytes=1)
+    reducer.zero()
+    reducer.arm()
+    (a.sum() * b.sum()).backward()
+    reducer.take()
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        reducer.finish()
 
 
 @given(st.integers(1, 200))

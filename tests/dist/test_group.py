@@ -3,22 +3,25 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch._C._distributed_c10d import HashStore
 
 from onehour.dist.group import Group, PeerLostError, joined, peer_lost
+from onehour.dist.launch import meeting_place
 from onehour.dist.launched import LOOPBACK
-from onehour.dist.processes import meeting_place
 
 
-def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a launcher tells process 1; it finds the others at once."""
+def second_of_two(monkeypatch: pytest.MonkeyPatch, **changes: Callable[..., object]) -> None:
+    """What a launcher tells process 1; it finds the others at once, and torch.distributed does nothing else."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr("onehour.dist.group.meet", lambda place, **_: (HashStore(), []))
+    for name in ("init_process_group", "get_rank", "destroy_process_group"):
+        monkeypatch.setattr(f"onehour.dist.group.dist.{name}", changes.get(name, lambda **_: 1))
 
 
 def test_one_process_needs_no_other():
@@ -42,10 +45,11 @@ def test_alone_no_process_group_is_made(monkeypatch: pytest.MonkeyPatch, environ
 
 def test_the_group_is_left_when_the_run_fails(monkeypatch: pytest.MonkeyPatch):
     left = []
-    second_of_two(monkeypatch)
-    monkeypatch.setattr("onehour.dist.group.dist.init_process_group", lambda **options: left.append(options["backend"]))
-    monkeypatch.setattr("onehour.dist.group.dist.get_rank", lambda: 1)
-    monkeypatch.setattr("onehour.dist.group.dist.destroy_process_group", lambda: left.append("left"))
+    second_of_two(
+        monkeypatch,
+        init_process_group=lambda **options: left.append(options["backend"]),
+        destroy_process_group=lambda: left.append("left"),
+    )
 
     def run() -> None:
         with joined("cpu") as group:
@@ -70,11 +74,7 @@ def test_a_lost_process_is_one_message_and_no_trace(monkeypatch: pytest.MonkeyPa
     def fail(**_: object) -> None:
         raise RuntimeError(said)
 
-    second_of_two(monkeypatch)
-    place = "onehour.dist.group.dist"
-    monkeypatch.setattr(f"{place}.init_process_group", fail if when == "joining" else lambda **_: None)
-    monkeypatch.setattr(f"{place}.get_rank", lambda: 1)
-    monkeypatch.setattr(f"{place}.destroy_process_group", lambda: None)
+    second_of_two(monkeypatch, **({"init_process_group": fail} if when == "joining" else {}))
     with pytest.raises(PeerLostError, match="process 1 lost another one, and cannot go on: "), joined("cpu"):
         fail()
 
@@ -83,10 +83,9 @@ def test_other_errors_keep_their_own_type(monkeypatch: pytest.MonkeyPatch):
     assert not peer_lost(RuntimeError("shapes do not match"))
     assert not peer_lost(ValueError("closed by peer"))
     second_of_two(monkeypatch)
-    for name in ("init_process_group", "get_rank", "destroy_process_group"):
-        monkeypatch.setattr(f"onehour.dist.group.dist.{name}", lambda **_: 1)
-    with pytest.raises(RuntimeError, match="shapes"), joined("cpu"):
-        raise RuntimeError("shapes do not match")
+    for said in ("shapes do not match", "DataLoader timed out after 5 seconds"):
+        with pytest.raises(RuntimeError, match=said), joined("cpu"):
+            raise RuntimeError(said)
 
 
 JOINS = """
@@ -148,18 +147,6 @@ def test_the_watchdog_has_more_than_ten_minutes_if_it_needs_them(
     monkeypatch: pytest.MonkeyPatch, patience: float, limit: float
 ):
     limits = []
-    second_of_two(monkeypatch)
-    place = "onehour.dist.group.dist"
-    monkeypatch.setattr(f"{place}.init_process_group", lambda **options: limits.append(options["timeout"]))
-    monkeypatch.setattr(f"{place}.get_rank", lambda: 1)
-    monkeypatch.setattr(f"{place}.destroy_process_group", lambda: None)
+    second_of_two(monkeypatch, init_process_group=lambda **options: limits.append(options["timeout"]))
     with joined("cpu", patience=patience):
         assert [each.total_seconds() for each in limits] == [limit]
-
-
-def test_what_else_timed_out_keeps_its_own_type(monkeypatch: pytest.MonkeyPatch):
-    second_of_two(monkeypatch)
-    for name in ("init_process_group", "get_rank", "destroy_process_group"):
-        monkeypatch.setattr(f"onehour.dist.group.dist.{name}", lambda **_: 1)
-    with pytest.raises(RuntimeError, match="DataLoader timed out"), joined("cpu"):
-        raise RuntimeError("DataLoader timed out after 5 seconds")

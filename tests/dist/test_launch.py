@@ -1,4 +1,4 @@
-"""How our launcher starts processes, starts them anew, and hears of a failure. Started for real in test_cli.py."""
+"""How our launcher starts processes, starts them anew, passes signals on, and hears of a failure."""
 
 import json
 import os
@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from torch._C._distributed_c10d import TCPStore
 
-from onehour.dist.launch import LaunchError, launch, report_failure
-from onehour.dist.processes import Failure
+from onehour.dist.launch import LaunchError, Processes, launch, meeting_place, report_failure
+from onehour.dist.launched import LOOPBACK
+from onehour.dist.signals import StopSignals
 
 
 def test_only_our_launcher_is_told_of_a_failure():
@@ -38,13 +42,13 @@ def test_a_port_in_use_is_refused_before_anything_starts(monkeypatch: pytest.Mon
 class Scripted:
     """Processes that end as they are told, one start after the other."""
 
-    ends: ClassVar[list[Failure | None]] = []
+    ends: ClassVar[list[LaunchError | None]] = []
     environs: ClassVar[list[list[dict[str, str]]]] = []
 
     def __init__(self, command: list[str], environs: list[dict[str, str]], stop: object) -> None:
         self.environs.append(environs)
 
-    def wait(self) -> Failure | None:
+    def wait(self) -> LaunchError | None:
         return self.ends.pop(0)
 
 
@@ -58,7 +62,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
 def test_processes_that_fail_are_started_anew_as_often_as_was_said(
     scripted: type[Scripted], capsys: pytest.CaptureFixture[str]
 ):
-    scripted.ends += [Failure("process 1 was ended by SIGKILL", 1), Failure("gone again", 1), None]
+    scripted.ends += [LaunchError("process 1 was ended by SIGKILL", 1), LaunchError("gone again", 1), None]
     launch(["train"], processes=2, port=0, threads=1, job="test", restarts=2)
     assert capsys.readouterr().err.splitlines() == [
         "onehour: process 1 was ended by SIGKILL; all processes are started anew (1 of 2)",
@@ -71,7 +75,7 @@ def test_processes_that_fail_are_started_anew_as_often_as_was_said(
 
 @pytest.mark.parametrize(("restarts", "starts"), [(0, 1), (1, 2)])
 def test_one_failure_too_many_is_said_with_its_code(scripted: type[Scripted], restarts: int, starts: int):
-    scripted.ends += [Failure("bad input", 2)] * 2
+    scripted.ends += [LaunchError("bad input", 2)] * 2
     with pytest.raises(LaunchError, match="bad input") as raised:
         launch(["train"], processes=1, port=0, threads=1, job="test", restarts=restarts)
     assert raised.value.code == 2
@@ -79,7 +83,7 @@ def test_one_failure_too_many_is_said_with_its_code(scripted: type[Scripted], re
 
 
 def test_what_ended_on_purpose_is_not_started_anew(scripted: type[Scripted]):
-    scripted.ends += [Failure("stopped", 75, on_purpose=True)]
+    scripted.ends += [LaunchError("stopped", 75, on_purpose=True)]
     with pytest.raises(LaunchError, match="stopped") as raised:
         launch(["train"], processes=1, port=0, threads=1, job="test", restarts=5)
     assert raised.value.code == 75
@@ -90,3 +94,161 @@ def test_a_launcher_that_died_before_its_process_asked_is_noticed():
     code += "end_with_launcher(); print('lives on')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
+
+
+TELL = "import json, os, sys; os.write(int(os.environ['ONEHOUR_TELL']), json.dumps({'message': 'minibatch'}).encode())"
+
+
+def run(*codes: str, stop: StopSignals | None = None) -> Processes:
+    """A process for each piece of Python."""
+    script = "import os, sys; exec(os.environ['CODE'])"
+    return Processes([sys.executable, "-c", script], [{"CODE": code} for code in codes], stop)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        (["pass", "pass"], None),
+        (["sys.exit(1)", f"{TELL}; sys.exit(2)"], LaunchError("minibatch", 2)),
+        (["sys.exit(1)", "os.kill(os.getpid(), 9)"], LaunchError("process 1 was ended by SIGKILL", 1)),
+        (["pass", "sys.exit(3)"], LaunchError("process 1 exited with code 3", 3)),
+        (["sys.exit(76)", "sys.exit(76)"], LaunchError("process 0 exited with code 76", 76)),
+        (
+            ["sys.exit(1)", "sys.exit(75)"],
+            LaunchError("stopped before the first iteration; the same command goes on", 75, on_purpose=True),
+        ),
+        (
+            ["sys.exit(1)", "sys.exit(143)"],
+            LaunchError("process 1 exited at once on a second SIGTERM; the same command goes on", 143, on_purpose=True),
+        ),
+        (
+            ["sys.exit(1)", "os.kill(os.getpid(), 2)"],
+            LaunchError("process 1 was ended by SIGINT", 130, on_purpose=True),
+        ),
+    ],
+)
+def test_the_failure_that_explains_itself_is_told(codes: list[str], expected: LaunchError | None):
+    assert run(*codes).wait() == expected
+
+
+def test_the_others_have_a_while_to_end_and_are_ended_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first fails; the second is writing something and then ends; the third never would."""
+    monkeypatch.setattr("onehour.dist.launch.GRACE", 3.0)
+    written = tmp_path / "written"
+    slow = f"import time; time.sleep(1); open({str(written)!r}, 'w').close()"
+    stuck = f"import time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(99)"
+    started = time.monotonic()
+    assert run("sys.exit(5)", slow, stuck).wait() == LaunchError("process 0 exited with code 5", 5)
+    assert written.exists()
+    assert time.monotonic() - started < 20
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+def test_a_stopped_process_is_ended_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("onehour.dist.launch.GRACE", 0.1)
+    assert run("os.kill(os.getpid(), 19)", "sys.exit(4)").wait() == LaunchError("process 1 exited with code 4", 4)
+
+
+LISTENS = """
+from onehour.dist.signals import StopSignals
+import time
+with StopSignals(speaks=False) as asked:
+    asked()
+    while not asked():
+        time.sleep(0.01)
+"""
+
+
+def test_a_signal_is_passed_on_even_to_processes_that_do_not_listen_yet():
+    """It is held back until they do: it must not end them, for they would be taken for failed ones."""
+    with StopSignals() as stop:
+        stop.leave_to_caller()
+        processes = run(*["import time; time.sleep(1)\n" + LISTENS] * 2, stop=stop)
+        signal.raise_signal(signal.SIGTERM)
+        early = LaunchError("stopped before the first iteration; the same command goes on", 75, on_purpose=True)
+        assert processes.wait() in (early, None)  # whichever of its threads is first; neither was ended by a signal
+
+
+def test_a_signal_to_processes_that_listen_lets_them_end_well():
+    with StopSignals() as stop:
+        stop.leave_to_caller()
+        processes = run(LISTENS, LISTENS, stop=stop)
+        time.sleep(2)
+        signal.raise_signal(signal.SIGTERM)
+        assert processes.wait() is None
+
+
+def test_a_second_signal_ends_all_at_once():
+    with StopSignals() as stop:
+        stop.leave_to_caller()
+        processes = run(*["import time; time.sleep(99)"] * 2, stop=stop)
+        signal.raise_signal(signal.SIGUSR1)
+        stop.again = signal.SIGINT  # as if a second later
+        failure = processes.wait()
+    assert failure is not None
+    assert (failure.code, failure.on_purpose) == (130, True)
+    assert "second signal (SIGINT)" in str(failure)
+
+
+def listening(inodes: set[str]) -> set[str]:
+    """The addresses, as the kernel writes them, that sockets with these inodes listen on."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1].rpartition(":")[0])
+    return found
+
+
+def sockets(pid: int | str) -> set[str]:
+    """The inodes of a process's sockets."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+MEETS = """
+import torch.distributed as dist
+from onehour.dist.group import joined
+with joined("cpu") as group:
+    import json, pathlib, torch
+    sys.path.insert(0, os.environ["HERE"])
+    from test_launch import listening, sockets
+    assert group.sum(torch.ones(1)).item() == 2
+    pathlib.Path(os.environ["OUT"], f"{group.rank}").write_text(json.dumps(sorted(listening(sockets("self")))))
+    dist.barrier()
+os._exit(0)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_on_one_node_everything_listens_on_the_loopback_device_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with meeting_place(0) as port:
+        assert listening(sockets("self")) == {"0100007F"}  # 127.0.0.1
+        shared = {
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": "2",
+            "CODE": MEETS,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "OUT": str(tmp_path),
+            "HERE": str(Path(__file__).parent),
+        }
+        script = "import os, sys; exec(os.environ['CODE'])"
+        environs = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        assert Processes([sys.executable, "-c", script], environs).wait() is None
+    for rank in "01":
+        assert set(json.loads((tmp_path / rank).read_text())) <= {"0100007F"}
+
+
+def test_two_meeting_places_never_share_a_port_and_one_that_was_given_is_used():
+    with meeting_place(0) as first, meeting_place(0) as second:
+        assert first != second
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        wanted = probe.getsockname()[1]
+    for _ in range(2):  # a restart meets there again
+        with meeting_place(wanted) as port:
+            assert port == wanted
+            TCPStore(LOOPBACK, port, is_master=False).set("key", "value")

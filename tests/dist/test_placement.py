@@ -13,17 +13,12 @@ WORKERS_AND_PROCESSES = st.integers(1, 2048).flatmap(lambda k: st.tuples(st.just
 
 @settings(deadline=None)
 @given(WORKERS_AND_PROCESSES)
-def test_the_processes_shares_are_consecutive_and_cover_every_worker_once(sizes):
+def test_the_processes_shares_are_consecutive_cover_every_worker_once_and_are_as_equal_as_can_be(sizes):
     workers, processes = sizes
     shares = place(workers, processes)
+    lengths = [len(share) for share in shares]
     assert len(shares) == processes
     assert list(itertools.chain(*shares)) == list(range(workers))
-
-
-@settings(deadline=None)
-@given(WORKERS_AND_PROCESSES)
-def test_shares_differ_by_one_worker_at_most_and_none_is_empty(sizes):
-    lengths = [len(share) for share in place(*sizes)]
     assert min(lengths) >= 1
     assert max(lengths) - min(lengths) <= 1
 

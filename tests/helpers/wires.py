@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onehour.dist import canonical, reducer
+from onehour.dist.canonical import in_background
 from onehour.dist.group import Group
 
 
@@ -40,13 +41,15 @@ class Wires:
     def recv(self, tensor: Tensor, src: int) -> None:
         tensor.copy_(self.queues[src, self.local.rank].get(timeout=20))
 
-    def broadcast(self, tensor: Tensor, src: int) -> None:
-        if self.local.rank == src:
-            for rank in range(self.size):
-                if rank != src:
-                    self.send(tensor, rank)
-        else:
-            self.recv(tensor, src)
+    def in_background(self, act: Callable[[], None]) -> Callable[[], object]:
+        """In a thread of its own, as the same rank."""
+        rank = self.local.rank
+
+        def as_rank() -> None:
+            self.local.rank = rank
+            act()
+
+        return in_background(as_rank)
 
     def all_reduce(self, tensor: Tensor, op: Any, async_op: bool) -> Any:
         """In the order of the ranks, as it must be the same everywhere."""
@@ -69,6 +72,7 @@ def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group]
     wires = Wires(size)
     for module in (canonical, reducer):
         monkeypatch.setattr(module, "dist", wires)
+    monkeypatch.setattr(canonical, "in_background", wires.in_background)
     results: list[Any] = [None] * size
 
     def run(rank: int) -> None:

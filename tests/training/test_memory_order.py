@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from wires import on_threads
 
 from onehour import Recipe
-from onehour.dist import canonical
+from onehour.dist import reducer
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
@@ -151,8 +151,8 @@ def test_every_layout_learns_what_a_plain_loop_does(
 
 def test_gradients_in_another_order_are_seen(monkeypatch: pytest.MonkeyPatch):
     """What the test before is for: contiguous gradients of channels_last weights."""
-    monkeypatch.setattr(canonical, "part_for", lambda parameter, flat: flat.view(parameter.shape))
-    weights = taken(*made("sgd", Turned, Group(), nhwc=True, reduce="canonical"), range(STEPS))
+    monkeypatch.setattr(reducer, "part_for", lambda parameter, flat: flat.view(parameter.shape))
+    weights, _ = on_threads(monkeypatch, 2, lambda group: taken(*made("sgd", Turned, group, nhwc=True), range(STEPS)))
     expected = plainly("sgd", Turned)
     assert max(float((weights[key] - expected[key]).abs().max()) for key in expected) > 0.05
 

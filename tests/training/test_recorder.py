@@ -15,8 +15,8 @@ import pytest
 from onehour.api import train
 from onehour.cli import main
 from onehour.dist.group import Group
+from onehour.dist.launch import Processes, meeting_place
 from onehour.dist.launched import LOOPBACK
-from onehour.dist.processes import Processes, meeting_place
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.record import Run

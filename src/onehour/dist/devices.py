@@ -20,9 +20,6 @@ def pick_processes(device: str, workers: int) -> tuple[int, str]:
     Args:
         device: "cpu" or "cuda".
         workers: k, which never changes.
-
-    >>> pick_processes("cpu", workers=1)
-    (1, '')
     """
     if device == "cpu":
         return min(ON_CPU, cores(), workers), ""
@@ -37,8 +34,6 @@ def refuse_too_few_gpus(processes: int, device: str) -> None:
 
     Raises:
         ValueError: naming both numbers.
-
-    >>> refuse_too_few_gpus(2, "cpu")
     """
     gpus = torch.cuda.device_count() if device == "cuda" else processes
     if gpus < processes:
@@ -69,11 +64,7 @@ def own_gpu(local_rank: int, local_size: int, *, shared: bool) -> int:
 
 
 def name_of(device: torch.device) -> str:
-    """A device's name, which no other device of its machine has.
-
-    >>> name_of(torch.device("cpu"))
-    'cpu'
-    """
+    """A device's name, which no other device of its machine has."""
     return f"GPU {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "cpu"
 
 

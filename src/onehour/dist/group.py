@@ -16,8 +16,7 @@ from torch._C._distributed_c10d import Store
 
 from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
 from onehour.dist.launched import Launched, launched
-from onehour.dist.meeting import meet
-from onehour.dist.network import GLOO_DEVICE, Host, choose_device
+from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, meet
 
 __all__ = ["Group", "PeerLateError", "PeerLostError", "joined", "peer_lost"]
 
@@ -35,19 +34,11 @@ PATIENCE, LONGEST = 600.0, 1e7
 
 
 class PeerLostError(Exception):
-    """Another process of this run is gone, so this one cannot go on.
-
-    >>> issubclass(PeerLostError, Exception)
-    True
-    """
+    """Another process of this run is gone, so this one cannot go on."""
 
 
 class PeerLateError(PeerLostError):
-    """Another process of this run has not come for too long; it may live still.
-
-    >>> issubclass(PeerLateError, PeerLostError)
-    True
-    """
+    """Another process of this run has not come for too long; it may live still."""
 
 
 def peer_lost(error: BaseException) -> bool:
@@ -67,32 +58,20 @@ def _peer_late(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among the p processes of a run; rank 0 of 1 needs no torch.distributed.
-
-    >>> Group().size
-    1
-    """
+    """This process's place among the p processes of a run; rank 0 of 1 needs no torch.distributed."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add `tensor` over all processes, in place.
-
-        >>> Group().sum(torch.ones(2))
-        tensor([1., 1.])
-        """
+        """Add `tensor` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
     def broadcast(self, payload: bytes | None) -> bytes | None:
-        """Process 0's bytes, or None, on every process.
-
-        >>> Group().broadcast(b"state")
-        b'state'
-        """
+        """Process 0's bytes, or None, on every process."""
         if self.size == 1:
             return payload
         length = torch.tensor([-1 if payload is None else len(payload)], device=self.device)
@@ -107,11 +86,7 @@ class Group:
         return data.cpu().numpy().tobytes()
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """Every process's bytes, at least one each, by rank, on every process.
-
-        >>> Group().gather(b"mine")
-        [b'mine']
-        """
+        """Every process's bytes, at least one each, by rank, on every process."""
         if self.size == 1:
             return [payload]
         lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
@@ -136,10 +111,6 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
         ValueError: if the processes cannot meet: a variable, a port or a network device is wrong, or a GPU is missing.
         PeerLostError: when another process is gone, before or while this one is in the block.
         PeerLateError: when it has not come for too long.
-
-    >>> with joined("cpu") as group:
-    ...     group.size
-    1
     """
     place = launched()
     where = torch.device("cpu")

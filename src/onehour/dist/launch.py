@@ -1,20 +1,21 @@
-"""Starting a run's processes on this machine, and what they and their launcher tell each other."""
+"""The p processes of a run on this machine: started, watched, and ended together; what they tell their launcher."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
+import subprocess
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from onehour.dist.network import family_of, loopback
-from onehour.dist.processes import TELL, Processes, meeting_place
-from onehour.dist.signals import OURS, StopSignals
+from onehour.dist.meeting import listen_here, loopback, store_at
+from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, StopSignals, asks_to_stop, held_back
 from onehour.leaving import signal_with_parent
 from onehour.machine import CORES, share_of
 
@@ -33,35 +34,38 @@ __all__ = [
 JOB = "TORCHELASTIC_RUN_ID"
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
+TELL = "ONEHOUR_TELL"
+"""Names the descriptor by which a process tells its launcher why it fails."""
+GRACE = 5.0
+"""Seconds that the others have when one has failed: they notice it themselves, and may be writing a checkpoint."""
+TICK = 0.02
 
 
+@dataclass(unsafe_hash=True)
 class LaunchError(Exception):
-    """A process failed; `code` is what it left with, the text what it said.
+    """Why p processes have ended.
 
-    >>> LaunchError("gone", code=4).code
-    4
+    Args:
+        message: for a person.
+        code: to leave with.
+        on_purpose: a signal asked for it, or there is nothing to go on with: they must not be started anew.
     """
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+    message: str
+    code: int
+    on_purpose: bool = False
+
+    def __str__(self) -> str:
+        return self.message
 
 
-def is_launched_by_us(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether `launch` started this process, and so says for all of them how it ended.
-
-    >>> is_launched_by_us({"RANK": "0", "WORLD_SIZE": "2"})
-    False
-    """
+def is_launched_by_us(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether `launch` started this process, and so says for all of them how it ended."""
     return OURS in environ
 
 
-def is_torchruns(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this process.
-
-    >>> is_torchruns({"RANK": "0", "WORLD_SIZE": "2"}), is_torchruns({"TORCHELASTIC_RUN_ID": "17"})
-    (False, True)
-    """
+def is_torchruns(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process."""
     return JOB in environ and OURS not in environ
 
 
@@ -112,13 +116,13 @@ def launch(
         if failure is None:
             return
         if failure.on_purpose or attempt == restarts:
-            raise LaunchError(failure.text, failure.code)
+            raise failure
         again = f"all processes are started anew ({attempt + 1} of {restarts})"
         with suppress(OSError):  # a full disk, perhaps
-            print(f"onehour: {failure.text}; {again}", file=sys.stderr, flush=True)
+            print(f"onehour: {failure}; {again}", file=sys.stderr, flush=True)
 
 
-def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
+def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
     """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind."""
     if not sys.platform.startswith("linux"):
         return
@@ -129,11 +133,7 @@ def end_with_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def process_began(pid: int) -> float:
-    """When a process of this machine was started, in seconds since 1970; now where the system does not tell.
-
-    >>> process_began(os.getppid()) < process_began(os.getpid()) < time.time()
-    True
-    """
+    """When a process of this machine was started, in seconds since 1970; now where the system does not tell."""
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
@@ -142,14 +142,11 @@ def process_began(pid: int) -> float:
     return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
 
 
-def report_failure(message: str, environ: MutableMapping[str, str] = os.environ, *, final: bool = False) -> bool:
+def report_failure(message: str, environ: Mapping[str, str] = os.environ, *, final: bool = False) -> bool:
     """Tell our launcher why this process fails, so that it is said once and not p times; False without one.
 
     Args:
         final: nothing is to be started anew.
-
-    >>> report_failure("no", environ={})
-    False
     """
     if OURS not in environ or TELL not in environ:
         return False
@@ -161,16 +158,136 @@ def report_failure(message: str, environ: MutableMapping[str, str] = os.environ,
 
 
 def refuse_used_port(port: int) -> None:
-    """Refuse a port that another program listens on; 0 stands for a free one.
-
-    >>> refuse_used_port(0)
-    """
+    """Refuse a port that another program listens on; 0 stands for a free one."""
     if port == 0:
         return
-    here = loopback()
     try:
-        socket.create_server((here, port), family=family_of(here)).close()
+        listen_here(port).close()
     except OSError as error:
         raise ValueError(
             f"port {port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
         ) from error
+
+
+@contextmanager
+def meeting_place(port: int) -> Iterator[int]:
+    """The store where the processes of one start find each other, on the loopback device alone; gives its port.
+
+    Args:
+        port: 0 picks a free one, which nobody can take between choice and use.
+    """
+    listener = listen_here(port)
+    found = listener.getsockname()[1]
+    store = store_at(listener)
+    yield found
+    del store  # its last reference: the port is free again
+
+
+class Processes:
+    """p processes, of ranks 0 … p − 1.
+
+    Args:
+        command: of each of them.
+        environs: what each finds in its environment besides ours.
+        stop: signals that this process was sent; they are passed on.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environs: Sequence[Mapping[str, str]], stop: StopSignals | None = None
+    ) -> None:
+        self._stop = stop
+        self._passed_on = False
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._reports: list[int] = []
+        """For each process the end of a pipe at which it tells why it fails."""
+        try:
+            for environ in environs:
+                self._start(command, environ)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        reading, writing = os.pipe()
+        self._reports.append(reading)
+        os.set_blocking(reading, False)
+        try:
+            with nullcontext() if self._stop is None else held_back():
+                every = os.environ | environ | {TELL: str(writing)}
+                self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
+        finally:
+            os.close(writing)
+
+    def wait(self) -> LaunchError | None:
+        """Wait until all have ended; None if all is well.
+
+        When one fails, the others have a few seconds to end by themselves.
+        """
+        try:
+            while None in (codes := self._codes()) and not any(codes):
+                if (left := self._asked()) is not None:
+                    return left
+                time.sleep(TICK)
+            deadline = time.monotonic() + GRACE
+            while None in self._codes() and time.monotonic() < deadline:
+                time.sleep(TICK)
+            return self._failure(self._codes()) if any(codes) else None
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End those that are left, also stopped ones."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        while self._reports:
+            os.close(self._reports.pop())
+
+    def _codes(self) -> list[int | None]:
+        return [process.poll() for process in self._started]
+
+    def _asked(self) -> LaunchError | None:
+        """Pass the first signal on; a second one ends all at once."""
+        if self._stop is None:
+            return None
+        if self._stop.again is not None:
+            name = signal.Signals(self._stop.again).name
+            text = f"ended at once by a second signal ({name}); the same command goes on from the last checkpoint"
+            return LaunchError(text, 128 + self._stop.again, True)
+        if self._stop.asked is not None and not self._passed_on:
+            self._passed_on = True
+            for process in self._started:
+                process.send_signal(self._stop.asked)
+        return None
+
+    def _failure(self, codes: list[int | None]) -> LaunchError:
+        """The one that explains itself, before those of processes that lost their peer to it."""
+        told = [_report_from(reading) for reading in self._reports]
+        for code, said in zip(codes, told, strict=True):
+            if said is not None and code:
+                return LaunchError(str(said["message"]), code, on_purpose=said.get("final") is True)
+        ended = {code: rank for rank, code in reversed(list(enumerate(codes))) if code}
+        asked = [code for code in ended if asks_to_stop(code)]
+        code = asked[0] if asked else min(ended)  # a signal says more than a code
+        text = EARLY if code == EXIT_STOPPED else f"process {ended[code]} {_said(code)}"
+        # As a shell has it where a signal asked it to end; else 1 for a signal.
+        left_with = code if code > 0 else 128 - code if asked else 1
+        return LaunchError(text, left_with, on_purpose=bool(asked) or self._passed_on)
+
+
+def _report_from(reading: int) -> dict[str, Any] | None:
+    """What a process told us before it ended."""
+    try:
+        said = json.loads(os.read(reading, 2**16))
+    except (BlockingIOError, ValueError):  # nothing, or nothing that is ours
+        return None
+    return said if isinstance(said, dict) and "message" in said else None
+
+
+def _said(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    if asks_to_stop(code):
+        return f"exited at once on a second {signal.Signals(code - 128).name}; the same command goes on"
+    return f"exited with code {code}"

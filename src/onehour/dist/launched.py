@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from onehour.dist import slurm
-from onehour.dist.slurm import FIRST_PORT, PORTS, ancestors
-
-__all__ = ["LOOPBACK", "Launched", "adopt", "is_launched", "launched", "refuse_several"]
+__all__ = ["LOOPBACK", "Launched", "adopt", "is_launched", "launched", "refuse_several", "slurm_step", "without_srun"]
 
 LOOPBACK = "127.0.0.1"
 TORCHRUNS_PORT = 29500
@@ -27,6 +26,12 @@ MPI = (  # rank, size, local rank, local size
 """What Open MPI, MVAPICH2, jsrun, Hydra (MPICH, Intel MPI) and Flux set."""
 ONE_MPI_JOB = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
 """Names the job, the same on all its hosts."""
+FIRST_PORT, PORTS = 20005, 12763
+"""All below 32768, from where on Linux gives ports to whoever connects to somewhere; a prime number of them."""
+STRIDE = 113
+"""Of two jobs less than 112 apart no steps share a port; nor do the first steps of jobs 1000, 2000, … apart."""
+SLURMS_OWN = 0xFFFFFFF0
+"""Step ids from here on: a batch script, an interactive shell."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,6 @@ class Launched:
         rank, size: RANK of WORLD_SIZE, p.
         local_rank, local_size: the same among those of its host; None where the launcher does not say.
         address, port: where process 0 waits for the others: MASTER_ADDR and MASTER_PORT.
-
-    >>> Launched().size
-    1
     """
 
     rank: int = 0
@@ -51,20 +53,12 @@ class Launched:
 
     @property
     def meeting(self) -> str:
-        """The address and port as one text.
-
-        >>> Launched(rank=0, size=2, address="gpu07", port=20017).meeting
-        'gpu07:20017'
-        """
+        """The address and port as one text."""
         return f"{self.address}:{self.port}"
 
 
 def is_launched(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether this process has torchrun's variables, from torchrun or from `adopt`.
-
-    >>> is_launched({"RANK": "0", "WORLD_SIZE": "2"}), is_launched({})
-    (True, False)
-    """
+    """Whether this process has torchrun's variables, from torchrun or from `adopt`."""
     return "RANK" in environ and "WORLD_SIZE" in environ
 
 
@@ -73,12 +67,6 @@ def launched(environ: MutableMapping[str, str] = os.environ) -> Launched:
 
     Raises:
         ValueError: naming the variable that is missing or cannot be.
-
-    >>> launched({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "gpu07", "MASTER_PORT": "20017"}).rank
-    1
-    >>> launched({"RANK": "1"})
-    Traceback (most recent call last):
-    ValueError: RANK is set ('1'), but WORLD_SIZE is not; torchrun, srun and mpirun set both, one process needs neither
     """
     for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name in environ and other not in environ:
@@ -102,8 +90,7 @@ def launched(environ: MutableMapping[str, str] = os.environ) -> Launched:
             f"WORLD_SIZE is {place.size}, but MASTER_PORT is not set; expected a port of {address} that is free, the"
             " same on every process"
         )
-    port = slurm.number(environ, "MASTER_PORT", low=1, high=65535)
-    return Launched(place.rank, place.size, place.local_rank, place.local_size, address, port)
+    return dataclasses.replace(place, address=address, port=_port(environ, 0))
 
 
 def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -124,7 +111,7 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
     if is_launched(environ):
         launched(environ)
         return
-    step = _step(environ)
+    step = slurm_step(environ)
     place = _of_mpirun(environ, step) or step
     if place is None:
         if "PMIX_RANK" in environ and not any(names[0] in environ for names in (*MPI, ("SLURM_JOB_ID",))):
@@ -136,7 +123,7 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
         launched(environ)  # refuses one without the other
         return
     for name, own in (("RANK", place.rank), ("WORLD_SIZE", place.size)):
-        if name in environ and slurm.number(environ, name) != own:
+        if name in environ and _number(environ, name) != own:
             raise ValueError(f"{name} is {environ[name]!r}, but the launcher says {own}; leave {name} out")
     environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.size))
     environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
@@ -166,10 +153,10 @@ def refuse_several(command: str, environ: Mapping[str, str] = os.environ) -> Non
 def _place(environ: MutableMapping[str, str], rank: str, size: str, local_rank: str, local_size: str) -> Launched:
     """Four variables, checked; without an address."""
     own = Launched(
-        slurm.number(environ, rank),
-        slurm.number(environ, size, low=1),
-        slurm.number(environ, local_rank) if local_rank in environ else None,
-        slurm.number(environ, local_size, low=1) if local_size in environ else None,
+        _number(environ, rank),
+        _number(environ, size, low=1),
+        _number(environ, local_rank) if local_rank in environ else None,
+        _number(environ, local_size, low=1) if local_size in environ else None,
     )
     for name, value, among, count in (
         (rank, own.rank, size, own.size),
@@ -182,17 +169,6 @@ def _place(environ: MutableMapping[str, str], rank: str, size: str, local_rank: 
             f"{local_size} is {own.local_size}, but {size} is {own.size}: a host cannot have more than all"
         )
     return own
-
-
-def _step(environ: MutableMapping[str, str]) -> Launched | None:
-    """This task's place in a Slurm step of several."""
-    step = slurm.step(environ)
-    if step is None:
-        return None
-    here = step.local_size == step.size
-    address = environ.get("MASTER_ADDR") or (LOOPBACK if here else slurm.first_host(environ))
-    port = slurm.number(environ, "MASTER_PORT", low=1, high=65535) if "MASTER_PORT" in environ else step.port
-    return Launched(step.rank, step.size, step.local_rank, step.local_size, address, port)
 
 
 def _of_mpirun(environ: MutableMapping[str, str], step: Launched | None) -> Launched | None:
@@ -218,11 +194,8 @@ def _of_mpirun(environ: MutableMapping[str, str], step: Launched | None) -> Laun
             " host's name and MASTER_PORT to a port that is free there (Open MPI: mpirun -x MASTER_ADDR=HOST -x"
             " MASTER_PORT=29500; MPICH, Intel MPI: mpirun -genv MASTER_ADDR HOST -genv MASTER_PORT 29500)"
         )
-    if "MASTER_PORT" in environ:
-        port = slurm.number(environ, "MASTER_PORT", low=1, high=65535)
-    else:
-        port = _port_of_mpirun(environ, names[0], here=own.local_size == own.size)
-    return Launched(own.rank, own.size, own.local_rank, own.local_size, address, port)
+    port = _port(environ, _port_of_mpirun(environ, names[0], here=own.local_size == own.size))
+    return dataclasses.replace(own, address=address, port=port)
 
 
 def _port_of_mpirun(environ: MutableMapping[str, str], rank: str, *, here: bool) -> int:
@@ -235,10 +208,130 @@ def _port_of_mpirun(environ: MutableMapping[str, str], rank: str, *, here: bool)
 
 def _started_by(rank: str) -> str | None:
     """The process that started all ranks of this host: the nearest ancestor that has no rank itself."""
-    for pid in ancestors():
+    for pid in _ancestors():
         try:
             if not re.search(rb"(^|\0)" + rank.encode() + b"=", Path(f"/proc/{pid}/environ").read_bytes()):
                 return str(pid)
         except OSError:
             return None
     return None
+
+
+def slurm_step(environ: Mapping[str, str] = os.environ) -> Launched | None:
+    """This process's place in a Slurm step of several tasks; None where srun has not started it, or it alone.
+
+    A batch script is no step, though it finds SLURM_PROCID and SLURM_NTASKS, and the SLURM_STEP_… of the shell that
+    submitted it. So the slurmstepd that this process is under, where it is seen, goes before what variables say.
+
+    Raises:
+        ValueError: if one of Slurm's variables is no number, or none says where task 0 is.
+    """
+    if "SLURM_PROCID" not in environ or not any(name.startswith("SLURM_STEP") for name in environ):
+        return None
+    ours = _number(environ, "SLURM_STEP_ID") if "SLURM_STEP_ID" in environ else 0
+    size = _tasks(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    if size == 1 or ours >= SLURMS_OWN or not _under_srun() or _typed_in_shell(environ):
+        return None
+    rank = _number(environ, "SLURM_PROCID", 0, size - 1)
+    job = _number(environ, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environ else 0
+    local_rank = _number(environ, "SLURM_LOCALID") if "SLURM_LOCALID" in environ else 0
+    local_size = _local_size(environ, rank, size)
+    address = environ.get("MASTER_ADDR") or (LOOPBACK if local_size == size else _first_host(environ))
+    return Launched(
+        rank, size, local_rank, local_size, address, _port(environ, FIRST_PORT + (STRIDE * job + ours) % PORTS)
+    )
+
+
+def without_srun(environ: Mapping[str, str]) -> int:
+    """How many tasks a job has for a process that srun did not start as one of several; 1 outside Slurm.
+
+    >>> without_srun({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "4"}), without_srun({})
+    (4, 1)
+    """
+    return _tasks(environ, "SLURM_NTASKS", "SLURM_JOB_NUM_NODES") if "SLURM_JOB_ID" in environ else 1
+
+
+def _first_host(environ: Mapping[str, str]) -> str:
+    """The first host of a step, where Slurm puts task 0.
+
+    Raises:
+        ValueError: if a hostfile has given the tasks an order of their own.
+    """
+    if environ.get("SLURM_DISTRIBUTION", "").startswith("arbitrary"):
+        raise ValueError(
+            "SLURM_DISTRIBUTION is arbitrary, so the first host of Slurm's list need not have process 0; set"
+            " MASTER_ADDR to the host of the first task in SLURM_HOSTFILE"
+        )
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    if not match:
+        raise ValueError("SLURM_STEP_NODELIST names no host; set MASTER_ADDR to the host of process 0")
+    return match[1] + (match[2] or "")
+
+
+def _ancestors() -> Iterator[int]:
+    """The processes that this one is below, from its parent on."""
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
+def _port(environ: Mapping[str, str], usual: int) -> int:
+    return _number(environ, "MASTER_PORT", low=1, high=65535) if "MASTER_PORT" in environ else usual
+
+
+def _tasks(environ: Mapping[str, str], *names: str) -> int:
+    """The first of the variables that is there."""
+    return next((_number(environ, name, low=1) for name in names if name in environ), 1)
+
+
+def _local_size(environ: Mapping[str, str], rank: int, size: int) -> int | None:
+    """How many tasks this host has: SLURM_GTIDS lists them; SLURM_NTASKS_PER_NODE was asked for the whole job."""
+    here = environ.get("SLURM_GTIDS", "").split(",")
+    if str(rank) in here:
+        return len(here)
+    asked = re.match(r"[1-9]\d*", environ.get("SLURM_NTASKS_PER_NODE", ""), re.ASCII)
+    return min(int(asked[0]), size) if asked else None
+
+
+def _under_srun() -> bool:
+    """Whether the slurmstepd above this process is that of srun's tasks; also where none is seen, as in a container."""
+    for pid in _ancestors():
+        with suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if found := re.match(rb"slurmstepd: \[[^\]]*\.(\w+)\]", title):
+                return found[1].isdigit()
+    return True
+
+
+def _typed_in_shell(environ: Mapping[str, str]) -> bool:
+    """Whether someone typed this command in a shell that is itself a task, as of `srun -n 4 --pty bash`.
+
+    Such a shell has put it in front of its terminal, in a process group of its own.
+    """
+    with suppress(OSError, ValueError):
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+        try:
+            in_front = os.tcgetpgrp(terminal)
+        finally:
+            os.close(terminal)
+        return in_front == os.getpgrp() != os.getpgid(int(environ.get("SLURM_TASK_PID", "")))
+    return False
+
+
+def _number(environ: Mapping[str, str], name: str, low: int = 0, high: int | None = None) -> int:
+    """A variable that must be a whole number.
+
+    Raises:
+        ValueError: naming it and what it is.
+    """
+    text = environ[name].strip()
+    value = int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+    if value is None or value < low or (high is not None and value > high):
+        span = f"of at least {low}" if high is None else f"in {low} … {high}"
+        raise ValueError(f"the environment variable {name} is {environ[name]!r}; expected a whole number {span}")
+    return value

@@ -1,4 +1,7 @@
-"""Where the processes of a run find each other: process 0 waits at an address, and who waits says for whom."""
+"""Where the processes of a run find each other: process 0 waits at an address, and who waits says for whom.
+
+And over which addresses and devices of this host they then reach each other.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,24 @@ import errno
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from onehour.dist.launched import LOOPBACK, Launched
 
-from onehour.dist.launched import Launched
-from onehour.dist.network import Host, loopback, this_host
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
-__all__ = ["JOIN", "meet"]
+__all__ = ["GLOO_DEVICE", "Host", "choose_device", "listen_here", "loopback", "meet", "store_at", "this_host"]
 
 JOIN = 600.0
 """Seconds that all processes have to come."""
@@ -30,6 +37,26 @@ ANSWER = 10.0
 """Seconds in which a store answers, and process 0 has told its own that it is there."""
 LAUNCHERS = "TORCHELASTIC_USE_AGENT_STORE"
 """Set by launchers that keep the store themselves."""
+GLOO_DEVICE = "GLOO_SOCKET_IFNAME"
+LOCAL = ("localhost", LOOPBACK, "::1")
+SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a process is.
+
+    Args:
+        name: its host's.
+        machine: the same for processes that share a loopback device, and for no others.
+        address: from which it reaches process 0's host; "" if that is itself.
+        computes: the device that the process takes: "cpu", or a GPU's own name.
+    """
+
+    name: str
+    machine: str
+    address: str
+    computes: str = ""
 
 
 def meet(place: Launched, *, computes: str = "", limit: float = JOIN) -> tuple[Store, list[Host]]:
@@ -42,11 +69,9 @@ def meet(place: Launched, *, computes: str = "", limit: float = JOIN) -> tuple[S
     Raises:
         ValueError: on every process, if another program has the port; if two processes have one rank.
         TimeoutError: if some process has not come in time, naming it.
-
-    >>> store, hosts = meet(Launched(rank=0, size=1, address="localhost", port=20005 + os.getpid() % 12763))
-    >>> len(hosts)
-    1
     """
+    from torch._C._distributed_c10d import PrefixStore
+
     launchers = os.environ.get(LAUNCHERS) == str(True)
     wait = _Wait(place, limit)
     store = _reach(place, wait) if launchers or place.rank else _serve(place)
@@ -119,11 +144,18 @@ def _taken(place: Launched, why: str) -> ValueError:
 def _serve(place: Launched) -> Store:
     """Process 0's store, at which the others arrive."""
     try:
-        listener = _listener(place.port)
+        return store_at(_listener(place.port))
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise _taken(place, "is used by another program" if taken else f"cannot be used ({error.strerror})") from error
-    return TCPStore(loopback(), place.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def store_at(listener: socket.socket) -> Store:
+    """A store of this process that the others reach at a socket, whose port is taken already."""
+    from torch._C._distributed_c10d import TCPStore
+
+    port = listener.getsockname()[1]
+    return TCPStore(loopback(), port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _listener(port: int) -> socket.socket:
@@ -154,19 +186,14 @@ def _reach(place: Launched, wait: _Wait) -> Store:
 
 def _connected(place: Launched) -> Store | None:
     """The store at an address where something listens; None if that is no store."""
+    from torch._C._distributed_c10d import TCPStore
+
     found: list[Store] = []
+    limit = timedelta(seconds=ANSWER)
 
     def connect() -> None:
         with suppress(RuntimeError):
-            found.append(
-                TCPStore(
-                    place.address,
-                    place.port,
-                    is_master=False,
-                    wait_for_workers=False,
-                    timeout=timedelta(seconds=ANSWER),
-                )
-            )
+            found.append(TCPStore(place.address, place.port, is_master=False, wait_for_workers=False, timeout=limit))
 
     # In a thread, since torch waits for ever for one that listens and says nothing.
     thread = threading.Thread(target=connect, name="store", daemon=True)
@@ -215,3 +242,136 @@ def _without_torchs_traces() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _family_of(address: str) -> socket.AddressFamily:
+    """Of an address in numbers."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def loopback() -> str:
+    """The address at which processes of this machine reach each other: 127.0.0.1, or ::1 where that is not there.
+
+    Raises:
+        ValueError: naming what could not be bound, if neither is there.
+    """
+    failed = []
+    for address in (LOOPBACK, "::1"):
+        try:
+            with socket.socket(_family_of(address)) as listener:
+                listener.bind((address, 0))
+                listener.listen(1)
+                with socket.create_connection(listener.getsockname()[:2], timeout=5.0):
+                    return address
+        except OSError as error:
+            failed.append(f"{address} ({error.strerror or error})")
+    raise ValueError(
+        f"processes of this machine cannot meet: neither {failed[0]} nor {failed[1]} can be bound and reached; look"
+        " whether the loopback device lo is up (`ip link set lo up`)"
+    )
+
+
+def listen_here(port: int) -> socket.socket:
+    """A socket that takes connections of this machine alone; port 0 stands for a free one."""
+    here = loopback()
+    return socket.create_server((here, port), family=_family_of(here), backlog=4096)
+
+
+def this_host(place: Launched) -> Host:
+    """Where this process is."""
+    name = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        machine = f"{boot}:{os.stat('/proc/self/ns/net').st_ino}"
+    except OSError:
+        machine = name
+    return Host(name, machine, _address_towards(place.address) if place.address else "")
+
+
+def choose_device(place: Launched, hosts: Sequence[Host]) -> str | None:
+    """The network device for Gloo to use; None leaves it to Gloo, which takes the address of this host's name.
+
+    On one machine that is the loopback device. Where this host's name is an address of that device (127.0.1.1 in
+    Debian's hosts file), or none, Gloo would tell the other hosts an address at which they find themselves.
+
+    Raises:
+        ValueError: naming GLOO_SOCKET_IFNAME, if it names no device, or must be set.
+    """
+    devices = [name for _, name in socket.if_nameindex()]
+    asked = os.environ.get(GLOO_DEVICE)
+    if asked:
+        for name in asked.split(","):
+            if name.partition(":")[0] not in devices:  # eth0:1 is another address of eth0
+                raise ValueError(
+                    f"{GLOO_DEVICE} is {asked!r}, but {socket.gethostname()} has no network device {name}; expected one"
+                    f" of {', '.join(devices)}"
+                )
+        return None
+    if place.address in LOCAL or len({host.machine for host in hosts}) == 1:
+        return "lo" if "lo" in devices else None
+    own = hosts[place.rank]
+    found = _addresses(own.name)
+    if any(not _is_loopback(address) and _is_here(address) for address in found):
+        return None
+    reached = own.address
+    if not reached:  # process 0 is here, so another host's address shows the way
+        others = [host.address for host in hosts if host.machine != own.machine and host.address]
+        reached = _address_towards(others[0]) if others else ""
+    device = next((name for name in devices if reached and reached in _of_device(name)), None)
+    if device is None:
+        what = f"is {', '.join(found)}" if found else "has no address"
+        raise ValueError(
+            f"the name of this host, {own.name}, {what} here, which cannot be bound for other hosts to reach; set"
+            f" {GLOO_DEVICE} to the network device towards them ({', '.join(devices)})"
+        )
+    return device
+
+
+def _addresses(name: str) -> list[str]:
+    """What a name stands for on this host."""
+    try:
+        return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(name, None)))
+    except OSError:
+        return []
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is one of this host."""
+    with suppress(OSError), socket.socket(_family_of(address)) as probe:
+        probe.bind((address, 0))
+        return True
+    return False
+
+
+def _address_towards(name: str) -> str:
+    """This host's address on the way to another host; "" if it is the other itself, or there is no way."""
+    for address in _addresses(name):
+        if _is_loopback(address) or _is_here(address):
+            continue
+        with (
+            suppress(OSError),
+            socket.socket(_family_of(address), socket.SOCK_DGRAM) as probe,
+        ):
+            probe.connect((address, 9))  # sends nothing
+            return str(probe.getsockname()[0])
+    return ""
+
+
+def _of_device(name: str) -> list[str]:
+    """The addresses of a network device."""
+    import fcntl
+
+    found = []
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+        found.append(socket.inet_ntoa(answer[20:24]))
+    with suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
+            digits, *_, device = line.split()
+            if device == name:
+                found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return found

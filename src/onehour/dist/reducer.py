@@ -7,7 +7,7 @@ was divided by kn before, so the summed gradient is the minibatch's mean (Remark
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -64,7 +64,9 @@ class Reducer:
         self.tail = self._vector[travelling:]
         self._armed = False
         self._handles = []
-        self._work: list[dist.Work] = []
+        self._work: list[Callable[[], object]] = []
+        """For each bucket whose sum has begun: waits for it."""
+        self.buckets: list[Tensor] = []
         if group.size > 1:
             self._lay_out(bucket_bytes)
 
@@ -72,7 +74,6 @@ class Reducer:
         """Cut the vector into buckets of whole parameters; the last takes the tail along, and waits for `finish`."""
         self._views: list[Tensor] = []
         self._members: list[range] = []
-        self.buckets: list[Tensor] = []
         start = offset = first = 0
         for number, p in enumerate(self.parameters):
             self._views.append(part_for(p, self._vector[offset : offset + p.numel()]))
@@ -89,10 +90,7 @@ class Reducer:
                 self._handles.append(self.parameters[number].register_post_accumulate_grad_hook(hook))
 
     def zero(self) -> None:
-        """Begin an iteration: no gradient, a tail of zeros.
-
-        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).zero()
-        """
+        """Begin an iteration: no gradient, a tail of zeros."""
         self.tail.zero_()
         self._armed = False
         self._work = []
@@ -102,55 +100,33 @@ class Reducer:
             self._missing = [len(members) for members in self._members]
 
     def arm(self) -> None:
-        """Say that the next backward is the iteration's last: its gradients are complete as they arrive.
-
-        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).arm()
-        """
+        """Say that the next backward is the iteration's last: its gradients are complete as they arrive."""
         self._armed = True
 
     def mark(self) -> list[int]:
-        """The parameters without a gradient in this process, by number; to be known before `finish` replaces them.
-
-        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).mark()
-        [0]
-        """
+        """The parameters without a gradient in this process, by number; to be known before `finish` replaces them."""
         # What a launched bucket has taken has a gradient, or the bucket would have waited.
         return [number for number, p in enumerate(self.parameters) if p.grad is None]
 
     def take(self) -> None:
-        """Nothing: passes accumulate where autograd puts them.
-
-        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).take()
-        """
+        """Nothing: passes accumulate where autograd puts them."""
 
     def finish(self) -> None:
-        """Reduce what is left, the tail with it, and wait: every `.grad` is then the sum over all processes.
-
-        >>> reducer = Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group())
-        >>> reducer.zero(); reducer.finish()
-        """
-        if self.group.size == 1:
-            return
+        """Reduce what is left, the tail with it, and wait: every `.grad` is then the sum over all processes."""
+        self._armed = False
         for bucket in range(len(self._work), len(self.buckets)):
             self._launch(bucket)
-        for work in self._work:
-            work.wait()
+        for wait in self._work:
+            wait()
 
     def summed(self) -> list[Tensor]:
-        """Everything that was summed, in as few tensors as there are.
-
-        >>> Reducer([nn.Parameter(torch.ones(2))], tail=1, group=Group()).summed()
-        [tensor([0.])]
-        """
+        """Everything that was summed, in as few tensors as there are."""
         if self.group.size > 1:
             return [self._vector]
         return [self.tail, *(p.grad for p in self.parameters if p.grad is not None)]
 
     def close(self) -> None:
-        """Take the hooks off the parameters.
-
-        >>> Reducer([nn.Parameter(torch.ones(2))], tail=0, group=Group()).close()
-        """
+        """Take the hooks off the parameters."""
         for handle in self._handles:
             handle.remove()
 
@@ -164,20 +140,23 @@ class Reducer:
 
     @torch.no_grad()
     def _launch(self, bucket: int) -> None:
-        given = [number for number in self._members[bucket] if self.parameters[number].grad is not None]
-        for number in self._members[bucket]:
-            if self.parameters[number].grad is None:
-                self._views[number].zero_()
-        if given:
-            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                [self._views[number] for number in given],
-                [self.parameters[number].grad for number in given],  # pyright: ignore[reportArgumentType]
-            )
-        for number in self._members[bucket]:
-            self.parameters[number].grad = self._views[number]
-        work = dist.all_reduce(self.buckets[bucket], op=dist.ReduceOp.SUM, async_op=True)
+        members = self._members[bucket]
+        views = self._views[members.start : members.stop]
+        torch._foreach_copy_(views, self._of_this_process(members))  # pyright: ignore[reportPrivateImportUsage]
+        for number, view in zip(members, views, strict=True):
+            self.parameters[number].grad = view
+        self._work.append(self._begin(self.buckets[bucket]))
+
+    def _of_this_process(self, members: range) -> list[Tensor]:
+        """The sums over this process's workers of some parameters' gradients; zeros for those that were not used."""
+        parameters = self.parameters[members.start : members.stop]
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+
+    def _begin(self, bucket: Tensor) -> Callable[[], object]:
+        """Begin to sum a bucket over the processes; gives what waits for it."""
+        work = dist.all_reduce(bucket, op=dist.ReduceOp.SUM, async_op=True)
         assert work is not None
-        self._work.append(work)
+        return work.wait
 
 
 def part_for(parameter: Tensor, flat: Tensor) -> Tensor:

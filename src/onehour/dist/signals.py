@@ -78,17 +78,11 @@ class StopSignals:
         return self.asked is not None
 
     def leave_to_caller(self) -> None:
-        """From now on signals are only noted, in `asked` and `again`: someone reads them and acts.
-
-        >>> StopSignals().leave_to_caller()
-        """
+        """From now on signals are only noted, in `asked` and `again`: someone reads them and acts."""
         self._training = self._left_to_caller = True
 
     def end_at_once(self) -> None:
-        """From now on a signal ends the process at once again, as before the first call: there is nothing to save.
-
-        >>> StopSignals().end_at_once()
-        """
+        """From now on a signal ends the process at once again, as before the first call: there is nothing to save."""
         self._training = self._left_to_caller = False
 
     def __enter__(self) -> StopSignals:
@@ -157,10 +151,6 @@ class held_back:  # noqa: N801 - reads as what it does
 
     Args:
         but: signals that they get.
-
-    >>> with held_back():
-    ...     signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    True
     """
 
     def __init__(self, but: Iterable[int] = ()) -> None:
@@ -174,12 +164,7 @@ class held_back:  # noqa: N801 - reads as what it does
 
 
 def ignore_stops() -> None:
-    """From now on no signal of `STOPS` ends this process: what it had to do is done, and its exit code stands.
-
-    >>> before = [signal.getsignal(number) for number in STOPS]
-    >>> ignore_stops(); signal.raise_signal(signal.SIGTERM)
-    >>> _ = [signal.signal(number, handler) for number, handler in zip(STOPS, before)]
-    """
+    """From now on no signal of `STOPS` ends this process: what it had to do is done, and its exit code stands."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
