@@ -100,7 +100,7 @@ def test_the_first_figure_shows_every_entry_and_marks_the_break(findings: Findin
             ]
             assert heights[0] == pytest.approx(heights[1], abs=1e-6)
     assert "12.00 %, +8.40 points" in picture.caption
-    assert any("2 of 5 runs of minibatch 2k left the finite numbers" in note for note in picture.notes)
+    assert any("2 of 5 runs of minibatch 2k diverged" in note for note in picture.notes)
 
 
 @pytest.mark.parametrize(
@@ -286,5 +286,5 @@ def test_a_key_takes_the_lines_that_it_needs():
     with looks():
         heights = [sheet_with_key(width, 100, marks).height for width in (WIDE, NARROW)]
         alone = sheet_with_key(NARROW, 100, marks[:1])
-    assert [height - 100 for height in heights] == [32, 64]
-    assert texts(alone) == ["reference", "left the finite numbers, scored as chance"]
+    assert [height - 100 for height in heights] == [32, 48]
+    assert texts(alone) == ["reference", "diverged (NaN or ∞), scored as chance"]

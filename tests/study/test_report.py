@@ -16,7 +16,7 @@ import studies
 from onehour.cli import main
 from onehour.study.findings import Findings, findings_of
 from onehour.study.picture import FORMATS
-from onehour.study.report import WrittenReport, folder_for, render, results_csv, results_json, write_report
+from onehour.study.report import WrittenReport, render, results_csv, results_json, write_report
 from onehour.study.results import read_paths
 from onehour.study.wording import error_text, headline, points
 
@@ -154,10 +154,10 @@ def test_the_tables_numbers_are_the_entries(report: WrittenReport, page: Page):
         assert f"{row.name} {row.entry.n} {error_text(row.entry.mean, row.entry.std)}" in page.words, row.name
         assert points(row.cost) in page.words
     for text in (
-        "p is corrected by Holm for the 9 changes of this table.",
+        "p is Holm-corrected for the 9 changes in this table.",
         "the recipe 5 3.70 ± 0.15",
         "32 (1×) 2 0.2 5 3.60 ± 0.15 reference –",
-        "2k (64×) 128 12.8 5 74.85 ± 15.43 ✕2 +71.25 not tested",
+        "2k (64×) 128 12.8 5 74.92 ± 15.00 ✕2 +71.32 not tested",
         "no warmup 5 4.60 ± 0.15 +0.90 +1.10 worse (p = 0.024)",
         "512 (16×) 14.5 s ± 0 % 3.59× 1.84 3.70 ± 0.15 +0.05",
     ):
@@ -169,7 +169,7 @@ def test_what_it_ran_on_and_how_to_run_it_again(page: Page):
     assert "seeds 0 to 4" in page.words
     assert "onehour sweep digits --minibatch 32,64,128,256,512,1024,2048 --seeds 5 --arm" in page.words
     assert 'milestones = ["8", "16", "64/3"]' in page.words
-    assert "2 runs have not ended, and count nowhere: 128-s4, zero_gamma=false-512-s4." in page.words
+    assert "2 runs have not ended, and are not counted: 128-s4, zero_gamma=false-512-s4." in page.words
     assert "5 seeds were trained at once, as one network" in page.words
 
 
@@ -205,12 +205,6 @@ def test_nobody_elses_file_is_overwritten(tmp_path: Path, name: str):
     assert {path.name for path in tmp_path.iterdir()} == {name, "run"}
 
 
-def test_where_a_report_goes(tmp_path: Path):
-    studies.write_sweep(tmp_path / "sweep", seeds=1, minibatches=(32,), arms=())
-    assert folder_for([tmp_path / "sweep"]) == tmp_path / "sweep"
-    assert folder_for([tmp_path / "a.csv", Path("elsewhere")]) == tmp_path / "report"
-
-
 @pytest.mark.usefixtures("quick")
 def test_outside_text_is_escaped_everywhere(tmp_path: Path):
     name = "<script>alert('1')</script>"
@@ -229,7 +223,14 @@ def test_outside_text_is_escaped_everywhere(tmp_path: Path):
     assert page.tags.count("b") == page.tags.count("figcaption")
     for text in (name, "<script>alert(2)</script>", "</dd><script>", "<script>3", "<script>4", "onerror=alert(1)"):
         assert text in page.words, text
-    assert (tmp_path / "out" / "base-recipe.toml").read_text(encoding="utf-8") == recipe.to_toml()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_recipe_without_a_name_comes_with_its_file(tmp_path: Path):
+    recipe = studies.BASE.replace(name="mine")
+    studies.write_sweep(tmp_path, recipe=recipe, seeds=1, minibatches=(32,), arms=())
+    write_report([tmp_path])
+    assert (tmp_path / "base-recipe.toml").read_text(encoding="utf-8") == recipe.to_toml()
 
 
 @pytest.mark.usefixtures("quick")
@@ -290,7 +291,7 @@ def test_the_command_prints_the_verdict_and_what_would_decide(tmp_path: Path, ca
         ("sweep/sweep.toml", b"minibatches = [32]\nsead = 1", ["sweep"]),
         ("a.csv", b"\xff\xfe\x00", ["a.csv"]),
         ("a.csv", b"epoch,error\n1,9\n", ["sweep/cells"]),
-        ("a.csv", b"epoch,error\n1,9\n", ["a.csv", "--margin", "-1"]),
+        ("a.csv", b"epoch,error\n1,9\n", ["sweep", "--margin", "-1"]),
     ],
     ids=["cut", "edited", "no csv", "no sweep", "margin"],
 )

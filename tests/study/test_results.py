@@ -89,7 +89,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("change", [{"epochs": 12, "milestones": ("6",)}, {"data": "images"}, {"model": "mlp"}])
-def test_runs_of_different_tasks_are_refused(tmp_path: Path, change: dict[str, object]):
+def test_runs_of_different_tasks_are_refused(tmp_path: Path, change: dict[str, Any]):
     runs = [run_at(tmp_path / "a"), run_at(tmp_path / "b", minibatch=64, **change)]
     with pytest.raises(ValueError, match=f"b has {next(iter(change))} .* instead of .*: runs of different tasks"):
         read_study(runs)

@@ -30,7 +30,7 @@ FEW = (3.0, 3.1, 3.2, 3.05, 3.15)
 
 
 def sweep(folder: Path, **options: Any) -> Findings:
-    studies.write_sweep(folder, **({"arms": ()} | options))
+    studies.write_sweep(folder, arms=(), **options)
     return findings_of(read_study([folder]))
 
 
@@ -89,8 +89,8 @@ def test_what_holds_and_where_it_breaks(findings: Findings):
         " 12.00 %, +8.40 points; the paper’s recipe holds to 8k and is worse at 16k."
     )
     assert non_finite_notes(findings.sizes) == (
-        "2 of 5 runs of minibatch 2k left the finite numbers; each counts as chance, 90.0 %, and is marked with a"
-        " cross.",
+        "2 of 5 runs of minibatch 2k diverged (NaN or infinity); each counts as chance, 90.0 %, and is marked with"
+        " a cross.",
     )
 
 
@@ -121,7 +121,7 @@ def test_undecided_says_how_many_seeds_would_decide():
     [
         ((entry(32, 3.0, 3.1, 3.2), entry(64, 8.0, 8.1, 8.2)), "(3 seeds cannot show worse.)"),
         ((entry(32, 3.0), entry(64, 3.0)), "At 64 (2×) there is no verdict: one seed has no standard deviation."),
-        ((entry(32, 3.0), entry(64, 8.0, 8.1)), "no verdict: the reference has one seed, so no standard deviation."),
+        ((entry(32, 3.0), entry(64, 8.0, 8.1)), "no verdict: the reference, of one seed, has no standard deviation."),
         ((entry(32, *FEW),), "one minibatch, 32, and nothing to compare it with: 3.10 ± 0.08 % error (5 seeds)."),
     ],
 )

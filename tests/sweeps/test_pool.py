@@ -28,42 +28,33 @@ def locked(folder: Path) -> HeldFolder:
     return HeldFolder(folder, patience=0)
 
 
-def test_no_tasks_need_no_process(tmp_path: Path):
-    with locked(tmp_path) as held:
-        events = run_tasks([], places=[{}, {}], execution=sweeptask.HERE, held=held)
-        assert list(events) == []
-    assert not list(tmp_path.glob("log*"))
-
-
-def test_a_task_with_bad_input_is_one_message_and_what_has_ended_stays(tmp_path: Path):
-    models = ("sweeptask:telling", "tinytask:failing", "tinytask:net")
-    tasks, places = [one(tmp_path, model) for model in models], [{"PLACE": "this place"}]
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("tinytask:failing", "model tinytask:failing failed when called: RuntimeError: no "),
+        ("sweeptask:breaking", r"KeyError: 'a bug of my own' \(.*sweeptask\.py:\d+\)"),
+    ],
+)
+def test_bad_input_and_an_error_of_a_model_are_one_message_and_what_has_ended_stays(
+    tmp_path: Path, model: str, said: str
+):
+    tasks = [one(tmp_path, name) for name in ("sweeptask:telling", model, "tinytask:net")]
     seen = []
     with locked(tmp_path) as held:
-        events = run_tasks(tasks, places=places, execution=sweeptask.HERE, held=held)
-        with pytest.raises(ValueError, match="model tinytask:failing failed when called: RuntimeError: no ") as refused:
+        events = run_tasks(tasks, places=[{"PLACE": "this place"}], execution=sweeptask.HERE, held=held)
+        with pytest.raises(ValueError, match=said) as refused:
             seen.extend(events)
     assert len(str(refused.value).splitlines()) == 1
     assert Event(tasks[0], "one seed") in seen
     assert Run(tmp_path / "telling-0").finished
     assert not (tmp_path / "net-0").exists()
-    said = (tmp_path / "log-0.txt").read_text()
-    assert "built in this place" in said
-    assert "epoch   2/2" in said
+    log = (tmp_path / "log-0.txt").read_text()
+    assert "built in this place" in log
+    assert "epoch   2/2" in log
     assert "PLACE" not in os.environ
     assert not active_children()
     with locked(tmp_path):  # the process that had it has ended
         pass
-
-
-def test_an_error_of_a_model_is_one_message_with_its_line(tmp_path: Path):
-    tasks = [one(tmp_path, "sweeptask:breaking")]
-    with locked(tmp_path) as held:
-        events = run_tasks(tasks, places=[{}], execution=sweeptask.HERE, held=held)
-        with pytest.raises(ValueError, match=r"KeyError: 'a bug of my own' \(.*sweeptask\.py:\d+\)") as failed:
-            list(events)
-    assert len(str(failed.value).splitlines()) == 1
-    assert not active_children()
 
 
 def test_whoever_no_longer_wants_the_events_leaves_no_process(tmp_path: Path):

@@ -44,10 +44,9 @@ READ = (
 )
 FEWEST = 3  # values of n, beside the recipe's own, that make a figure
 
-ROUND = {
+ROUND_SECONDS = {
     digit * unit for unit in (1e-3, 1e-2, 0.1, 1, 60, 3600, 36000) for digit in (1, 2, 3, 5, 7, 10, 15, 20, 30, 45)
 }
-"""Seconds that are written on an axis of times."""
 
 
 def minibatch_picture(findings: Findings) -> list[Picture]:
@@ -144,7 +143,7 @@ def seconds_picture(findings: Findings) -> list[Picture]:
     marks = tuple(mark_of(row, math.log2(row.mean_seconds)) for row in rows)
     recipe, pad = findings.study.recipe, 0.25
     low, high = (pick(mark.place for mark in marks) for pick in (min, max))
-    times = sorted(time for time in ROUND if low - pad <= math.log2(time) <= high + pad)
+    times = sorted(time for time in ROUND_SECONDS if low - pad <= math.log2(time) <= high + pad)
     panel = Panel(
         title=short(recipe.name, 24) if recipe else "These runs",
         about="top-1 error, %, against the time of training a run",
@@ -155,13 +154,17 @@ def seconds_picture(findings: Findings) -> list[Picture]:
         pad=pad,
         room=44,
     )
+    notes = ["Time is that of training alone, on this machine, without evaluation; unfinished runs have none."]
+    if together := {result.together for row in rows for result in row.entry.results if result.seconds} - {1}:
+        many = " or ".join(map(str, sorted(together)))
+        notes.append(f"{many} seeds were trained at once, as one network: a run’s time is its share of theirs.")
     return [
         Picture(
             name="error-against-time",
             title="Error against time",
             caption=_seconds_caption(findings, reference, rows),
             draw=lambda width: draw_panels([panel], width, tall=210 if width == WIDE else 200),
-            notes=_seconds_notes(rows),
+            notes=tuple(notes),
         )
     ]
 
@@ -178,16 +181,6 @@ def _seconds_caption(findings: Findings, reference: Row, rows: Sequence[Row]) ->
         f"{sizes} a run’s time falls from {times}, {number(halvings)} halvings, and the error changes by"
         f" {points(end.cost)} points: {points(end.cost / halvings)} for each halving."
     )
-
-
-def _seconds_notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    results = [result for row in rows for result in row.entry.results if result.seconds]
-    together = sorted({result.together for result in results if result.together > 1})
-    notes = ["Time is that of training alone, on this machine, without evaluation; unfinished runs have none."]
-    if together:
-        many = " or ".join(map(str, together))
-        notes.append(f"{many} seeds were trained at once, as one network: a run’s time is its share of theirs.")
-    return tuple(notes)
 
 
 def arm_pictures(findings: Findings, *, elsewhere: Sequence[str] = ()) -> list[Picture]:

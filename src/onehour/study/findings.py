@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def non_finite(self) -> int:
-        """How many runs left the finite numbers and count as chance."""
+        """How many runs diverged to NaN or infinity and count as chance."""
         return sum(result.outcome == "non-finite" for result in self.entry.results)
 
     @property
@@ -78,9 +78,9 @@ class Findings:
     """
 
     study: Study
-    margin: float = 0.5
-    sizes: tuple[Row, ...] = ()
-    groups: Mapping[tuple[int, str], tuple[Row, ...]] = field(default_factory=dict)
+    margin: float
+    sizes: tuple[Row, ...]
+    groups: Mapping[tuple[int, str], tuple[Row, ...]]
 
     @property
     def reference(self) -> Row | None:

@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 WORDS = {
     "untested": "beyond the break, not tested",
     "one seed": "one seed, no verdict",
-    "cross": "left the finite numbers, scored as chance",
+    "cross": "diverged (NaN or ∞), scored as chance",
     "paper": "the paper, at 8k",
 }
 """What a shape means, where the state's own name does not say it."""
@@ -51,7 +51,7 @@ class Mark:
         place: on the other axis.
         state: one of `SHAPES`.
         dots: of seeds.
-        crosses: of seeds that left the finite numbers.
+        crosses: of seeds that diverged to NaN or infinity.
     """
 
     place: float

@@ -50,15 +50,6 @@ def reference_of(name: str) -> Reference | None:
     return Reference(**known) if known else None
 
 
-def _comparable(run: Run) -> Reference | None:
-    """The reference, if the run had the named recipe's task and length: its model, data and epochs."""
-    if run.recipe.name not in RECIPES:
-        return None
-    named = RECIPES[run.recipe.name]()
-    same = all(getattr(run.recipe, name) == getattr(named, name) for name in ("model", "data", "epochs"))
-    return reference_of(run.recipe.name) if same else None
-
-
 def outcome_lines(run: Run) -> Iterator[str]:
     """What `onehour train` says at the end."""
     summary = run.summary
@@ -67,7 +58,9 @@ def outcome_lines(run: Run) -> Iterator[str]:
         return
     last = min(MEDIAN_OF, len(run.metrics))
     yield f"final error  {run.final_error:.2f} % (median of the last {last} epochs)"
-    reference = _comparable(run)
+    recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
+    same = all(getattr(recipe, name) == getattr(named, name, None) for name in ("model", "data", "epochs"))
+    reference = reference_of(recipe.name) if same else None  # of the named recipe's task and length
     if reference is not None:
         yield (
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"

@@ -199,7 +199,9 @@ class Picture:
         fine = set(root.iterfind(".//defs/path"))  # shapes of marks, which are small
         for element in root.iter():
             kept = {name: _rewritten(name, value, prefix, element in fine) for name, value in element.attrib.items()}
-            style = _themed(kept.pop("style", ""))
+            style = kept.pop("style", "").replace(f"font-family: {SANS}; ", "")
+            for color, variable in VARIABLES.items():
+                style = style.replace(color, f"var(--{variable})")
             if style:
                 kept["class"] = classes.setdefault(style, f"s{len(classes)}")
             own = kept.pop("id", "")
@@ -255,10 +257,3 @@ def _rewritten(name: str, value: str, prefix: str, fine: bool) -> str:
         value = NUMBER.sub(lambda number: f"{float(number[0]):.{digits}f}".removesuffix(".0"), value)
         return re.sub(r"\s+", " ", value).strip()
     return value.replace("#", f"#{prefix}", 1) if name in ("href", "clip-path") else value
-
-
-def _themed(style: str) -> str:
-    style = style.replace(f"font-family: {SANS}; ", "")
-    for color, variable in VARIABLES.items():
-        style = style.replace(color, f"var(--{variable})")
-    return style

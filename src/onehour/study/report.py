@@ -53,24 +53,19 @@ class WrittenReport:
     results: Path
 
 
-def folder_for(paths: Sequence[Path]) -> Path:
-    """Where a report goes unless it is told: into the sweep's folder, else into `report` beside the first path."""
-    return paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report"
-
-
 def write_report(paths: Sequence[Path], out: Path | None = None, margin: float = 0.5) -> WrittenReport:
     """Read, judge, draw and write; nothing is written before all of it is known to be right.
 
     Args:
         paths: a sweep's folder, runs' folders, CSVs.
-        out: the folder to write into; `folder_for` unless given.
+        out: the folder to write into; None is the sweep's own, else `report` beside the first path.
         margin: of the verdicts, in points.
 
     Raises:
         ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
     """
     findings = findings_of(read_paths(paths), margin)
-    folder = folder_for(paths) if out is None else out
+    folder = out or (paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report")
     _refuse_others(folder)
     page, pictures = render(findings)
     recipe = findings.study.recipe
@@ -78,7 +73,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
         f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()
     }
     files[PAGE] = page
-    files[JSON] = results_json(findings, [picture.name for picture in pictures], _version())
+    files[JSON] = results_json(findings, [picture.name for picture in pictures], metadata.version("onehour"))
     files[CSV] = results_csv(findings)
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
@@ -121,10 +116,6 @@ def _text(folder: Path, name: str) -> str | None:
     return None
 
 
-def _version() -> str:
-    return metadata.version("onehour")
-
-
 def render(findings: Findings) -> tuple[str, list[Picture]]:
     """The page as text, and its pictures.
 
@@ -157,15 +148,16 @@ def render(findings: Findings) -> tuple[str, list[Picture]]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": wording.number, "points": wording.points, "seconds": wording.seconds_text}
-    environment.filters |= {"error": _error, "tied": _tied, "verdict": wording.verdict_words}
+    environment.filters |= {"tied": _tied, "verdict": wording.verdict_words}
     environment.filters["multiple"] = partial(wording.multiple, findings)
+    environment.filters["error"] = lambda row: wording.error_text(row.entry.mean, row.entry.std)
     rules = [f".{name} {{ {style} }}\n" for style, name in classes.items()]
     page = environment.get_template("report.html.j2").render(
         style=Markup("".join([(TEMPLATES / "report.css").read_text(encoding="utf-8"), *rules])),
         mark=Markup(MARK),
         pictures=sections,
         svgs=svgs,
-        written_by=_version(),
+        written_by=metadata.version("onehour"),
         **_context(findings),
     )
     return wording.printable(page), pictures
@@ -193,10 +185,6 @@ def _context(findings: Findings) -> dict[str, Any]:
         "unfinished": unfinished(study),
         "left_over": left_over(study),
     }
-
-
-def _error(row: Row) -> str:
-    return wording.error_text(row.entry.mean, row.entry.std)
 
 
 def _tied(text: str) -> str:
@@ -227,11 +215,9 @@ def _group(findings: Findings, size: int, kind: str, rows: Sequence[Row]) -> dic
     family = max((verdict.family for verdict in verdicts), default=1)
     notes = []
     if own is None or not own.n:
-        notes.append(
-            f"The recipe itself has no run at {wording.size_label(size)}, so there is nothing to compare these with."
-        )
+        notes.append(f"The recipe itself has no run at {wording.size_label(size)} to compare these with.")
     if family > 1:
-        notes.append(f"p is corrected by Holm for the {family} changes of this table.")
+        notes.append(f"p is Holm-corrected for the {family} changes in this table.")
     if any(verdict.out_of_reach for verdict in verdicts):
         notes.append("With so few seeds nothing here could be called worse, however bad; train more.")
     if any(row.paper is not None for row in rows):
@@ -244,7 +230,7 @@ def _seeds(findings: Findings) -> str:
     found = sorted({result.seed for result in findings.study.results if result.seed is not None})
     if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
         return f"{found[0]} to {found[-1]}"
-    return wording.joined([str(seed) for seed in found]) if found else ""
+    return wording.joined([str(seed) for seed in found])
 
 
 def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: str = "") -> str:

@@ -23,8 +23,15 @@ def commands(study: Study) -> list[str]:
         return []
     if study.spec is not None:
         return [_sweep(study.spec, seeds) for seeds in _blocks(study.spec.seeds)]
-    runs = [run for run in study.results if run.environment and run.minibatch is not None]  # of a folder
-    return [shlex.join(["onehour", "train", *_run(recipe, run)]) for run in runs]
+    found = []
+    for run in study.results:
+        if run.environment and run.minibatch is not None:  # of a folder
+            own = applied(recipe, run.arm, run.minibatch, run.seed or 0)
+            name, flags = _flags(own, f"{PurePath(run.source).name}/recipe.toml")
+            if name in RECIPES:
+                flags = ["--minibatch", str(own.minibatch), "--seed", str(own.seed), *flags]
+            found.append(shlex.join(["onehour", "train", name, *flags]))
+    return found
 
 
 def more_seeds(study: Study, seeds: int) -> str:
@@ -84,14 +91,6 @@ def _sweep(spec: SweepSpec, seeds: range, file: str = BASE) -> str:
         words += ["--arm", f"{name}={','.join(values)}"]
     words += ["--arms-at", ",".join(map(str, spec.arms_at))] if spec.arms_at else ["--arm", "none"]
     return shlex.join(words)
-
-
-def _run(base: Recipe, result: Result) -> list[str]:
-    recipe = applied(base, result.arm, result.minibatch or 0, result.seed or 0)
-    name, flags = _flags(recipe, f"{PurePath(result.source).name}/recipe.toml")
-    if name not in RECIPES:
-        return [name]
-    return [name, "--minibatch", str(recipe.minibatch), "--seed", str(recipe.seed), *flags]
 
 
 def _blocks(seeds: Sequence[int]) -> list[range]:

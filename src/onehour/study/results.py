@@ -40,7 +40,7 @@ class Result:
     Args:
         source: its folder or file, for messages.
         arm: what differs from the base recipe beside minibatch and seed.
-        error: in percent: the median of the last five epochs; chance where the run left the finite numbers; None
+        error: in percent: the median of the last five epochs; chance where the run diverged; None
             while it is unfinished.
         seconds: of training, without evaluation.
         together: with how many seeds it was trained as one network; `seconds` is then its share.
@@ -173,7 +173,8 @@ def read_paths(paths: Sequence[Path]) -> Study:
     for folder in [run for path in folders for run in _runs_in(path)]:
         check_run(folder)
     study = read_study(folders) if folders else Study(None, ())
-    curves = [read_csv(path, label) for path, label in zip(files, _labels(files), strict=True)]
+    stems = [path.stem for path in files]
+    curves = [read_csv(path, f"{path.parent.name}/" * (stems.count(path.stem) > 1) + path.stem) for path in files]
     results = [*study.results, *curves]
     _check_lengths(curves, study)
     if not any(result.error is not None for result in results):
@@ -302,20 +303,17 @@ def read_csv(path: Path, label: str | None = None) -> Result:
         got = ",".join(head)[:48]
         raise ValueError(f"{path}, line {first}: expected a header with the columns epoch and error, got {got!r}")
     curve: list[Point] = []
-    said = dict.fromkeys(CONSTANT, "")
+    said: dict[str, str] = {}
     for number, cells in lines:
         where = f"{path}, line {number}"
         if len(cells) < len(columns):
             raise ValueError(f"{where} has {len(cells)} of {len(columns)} values; expected {', '.join(columns)}")
         values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False)}
-        constant = {name: values.get(name, "") for name in CONSTANT}
-        for name in CONSTANT:
-            if curve and constant[name] != said[name]:
-                raise ValueError(
-                    f"{where}: {name} is {constant[name]!r} and was {said[name]!r} before; a file is one run"
-                )
         curve.append(_point(values, where, after=curve[-1].epoch if curve else None))
-        said = constant
+        for name in CONSTANT:
+            value = values.get(name, "")
+            if said.setdefault(name, value) != value:
+                raise ValueError(f"{where}: {name} is {value!r} and was {said[name]!r} before; a file is one run")
     if not curve:
         raise ValueError(f"{path} has a header and no line under it; expected a line for each evaluation")
     try:
@@ -326,7 +324,10 @@ def read_csv(path: Path, label: str | None = None) -> Result:
         seed = int(said["seed"]) if said["seed"] else None
     except ValueError:
         raise ValueError(f"{path}: seed is {said['seed']!r}; expected a whole number") from None
-    arm = _arm(said["arm"])
+    try:  # fields of a recipe, as a sweep writes them; any other text as it is
+        arm = tuple(pair for part in said["arm"].split(",") for (pair,) in parse_arm(part.strip()))
+    except ValueError:
+        arm = (("arm", said["arm"]),) if said["arm"] else ()
     if minibatch is None and not arm:
         arm = (("curve", label or path.stem),)
     error = final_error([point.top1_error for point in curve])
@@ -365,20 +366,6 @@ def _number(text: str) -> float:
         return float(text) if math.isfinite(float(text)) else math.nan
     except ValueError:
         return math.nan
-
-
-def _arm(text: str) -> Arm:
-    """Fields of a recipe, as a sweep writes them; any other text as it is."""
-    try:
-        return tuple(pair for part in text.split(",") for (pair,) in parse_arm(part.strip())) if text else ()
-    except ValueError:
-        return (("arm", text),)
-
-
-def _labels(files: Sequence[Path]) -> list[str]:
-    """Files' names, with their folder's where two are alike."""
-    stems = [path.stem for path in files]
-    return [f"{path.parent.name}/{path.stem}" if stems.count(path.stem) > 1 else path.stem for path in files]
 
 
 def _check_lengths(curves: Sequence[Result], runs: Study) -> None:

@@ -131,8 +131,7 @@ class SweepSpec:
         for arm in self.arms:
             if not arm_of(applied(self.recipe, arm, self.arms_at[0], 0), self.recipe):
                 raise ValueError(f"arm {label_of(arm)} is what the recipe has already; leave it out")
-        for _ in self.cells():  # every recipe is checked when it is built
-            pass
+        list(self.cells())  # every recipe is checked when it is built
 
     def cells(self) -> Iterator[Cell]:
         """Every run, the recipe's own first."""

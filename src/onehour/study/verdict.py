@@ -38,7 +38,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Sample:
-        """The sample of each run's error, in percent; a run that left the finite numbers has the error of chance."""
+        """The sample of each run's error, in percent; a run that diverged has the error of chance."""
         errors = tuple(float(value) for value in values)
         mean = statistics.fmean(errors) if errors else math.nan
         return cls(mean, statistics.stdev(errors) if len(errors) > 1 else math.nan, len(errors), errors)

@@ -116,17 +116,13 @@ def _failure(findings: Findings, row: Row, than: str) -> Sentence:
         return Sentence(f"{where} it is {by}{than or ' than the reference'}.{rest}", "worse")
     if verdict.state == "undecided":
         more = verdict.more_seeds
-        few = "100 more seeds would not decide it"
-        if more:
-            few = f"about {more} more seed{'s' * (more != 1)} would decide it"
-        found = f"{points(verdict.difference)} points, perhaps up to {points(verdict.upper)}; {few}."
+        few = f"about {more} more seed{'s' * (more != 1)}" if more else "not even 100 more seeds"
+        found = f"{points(verdict.difference)} points, perhaps up to {points(verdict.upper)}; {few} would decide it."
         found += f" ({n} seeds cannot show worse.)" if verdict.out_of_reach else ""
         return Sentence(f"{where} it is undecided: {found}{rest}", "undecided", n + more if more else 0)
     if n == 0:
         return Sentence(f"{where} no run has ended yet, so there is no verdict.{rest}", "one seed")
-    why = "one seed has no standard deviation"
-    if n > 1:
-        why = "the reference has one seed, so no standard deviation"
+    why = "one seed has no standard deviation" if n == 1 else "the reference, of one seed, has no standard deviation"
     return Sentence(f"{where} there is no verdict: {why}.{rest}", "one seed", max(5, n))
 
 
@@ -155,30 +151,25 @@ def break_caption(findings: Findings) -> str:
     if held:
         text += f", and up to {multiple(findings, held[-1])} it stays within {findings.margin:g} points of that"
     if failure is not None and failure.entry.n:
-        text += (
-            f"; at {multiple(findings, failure)} it is {number(failure.entry.mean)} %, {points(failure.cost)} points"
-        )
-    return f"{text}; the paper’s recipe {_of_paper(findings.margin)}."
-
-
-def _of_paper(margin: float) -> str:
-    above = {size: state for size, state in paper_states(margin).items() if size > PAPER_REFERENCE}
+        at, error = multiple(findings, failure), number(failure.entry.mean)
+        text += f"; at {at} it is {error} %, {points(failure.cost)} points"
+    above = {size: state for size, state in paper_states(findings.margin).items() if size > PAPER_REFERENCE}
     end = next((size for size, state in above.items() if state != "holds"), None)
-    held = [size for size in above if end is None or size < end]
-    parts = [f"holds to {size_label(held[-1])}"] if held else []
+    sizes = [size for size in above if end is None or size < end]
+    parts = [f"holds to {size_label(sizes[-1])}"] if sizes else []
     parts += [f"is {above[end]} at {size_label(end)}"] if end else []
-    return " and ".join(parts)
+    return f"{text}; the paper’s recipe {' and '.join(parts)}."
 
 
 def non_finite_notes(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Which runs left the finite numbers: nothing is dropped, and nothing is hidden."""
+    """Which runs diverged: nothing is dropped, and nothing is hidden."""
     notes = []
     for row in rows:
         if row.non_finite:
             chance = next(r.error for r in row.entry.results if r.outcome == "non-finite") or 0.0
             name = row.name if row.entry.arm else f"minibatch {size_label(row.entry.minibatch or 0)}"
             notes.append(
-                f"{row.non_finite} of {len(row.entry.results)} runs of {name} left the finite numbers; each counts as"
-                f" chance, {number(chance, 1)} %, and is marked with a cross."
+                f"{row.non_finite} of {len(row.entry.results)} runs of {name} diverged (NaN or infinity); each counts"
+                f" as chance, {number(chance, 1)} %, and is marked with a cross."
             )
     return tuple(notes)

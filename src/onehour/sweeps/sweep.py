@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from onehour.config import Recipe
 from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.placement import place
 from onehour.execution import Execution
@@ -29,8 +28,7 @@ from onehour.training.build import pick_device
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run, StoppedError, differences, finished_run
 
-TOGETHER = 10
-"""Seeds in one network at most: beyond, nothing is gained."""
+TOGETHER = 10  # seeds in one network at most: beyond, nothing is gained
 TRIAL_SECONDS = 4.0
 
 
@@ -71,7 +69,10 @@ def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = 
     for cell in cells:
         with suppress(FileNotFoundError), opened(folder, f"cells/{cell.name}"):
             pass  # no link leads there
-        if not _ended(folder / "cells" / cell.name, cell.recipe):
+        own = folder / "cells" / cell.name
+        finished = finished_run(own, cell.recipe) is not None
+        diverged = (own / "recipe.toml").is_file() and Run(own).summary.get("outcome") == "non-finite"
+        if not finished and not diverged:
             rows.setdefault((cell.arm, cell.recipe.minibatch), []).append(cell)
     size = together or max(1, min(TOGETHER, -(-sum(map(len, rows.values())) // jobs)))
     tasks = []
@@ -177,20 +178,8 @@ def _trial(task: Task, execution: Execution) -> float:
     return max(images, task.recipes[0].minibatch) / seconds
 
 
-def _ended(folder: Path, recipe: Recipe) -> bool:
-    """Whether a cell has come to its end, finished or not finite."""
-    run = finished_run(folder, recipe)
-    return run is not None or (
-        (folder / "recipe.toml").is_file() and Run(folder).summary.get("outcome") == "non-finite"
-    )
-
-
 def _merged(spec: SweepSpec, folder: Path) -> SweepSpec:
-    """With what earlier commands asked for in the same folder, so that the report counts it.
-
-    Raises:
-        ValueError: if the folder is another recipe's sweep, or holds something else.
-    """
+    """With what earlier commands asked for in the same folder, so that the report counts it."""
     if not (folder / SPEC).is_file():
         if folder.exists() and any(path.name not in (".lock", f".{SPEC}.writing") for path in folder.iterdir()):
             raise ValueError(f"{folder} holds other files and no {SPEC}; choose another --out")

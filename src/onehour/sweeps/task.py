@@ -35,7 +35,7 @@ class Task:
 
 
 def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
-    """Train a task's runs to their ends; a run that leaves the finite numbers has come to its end too.
+    """Train a task's runs to their ends; a run that diverges has come to its end too.
 
     Args:
         execution: processes, device and threads of each run.
@@ -98,24 +98,13 @@ def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_aske
     # What the recipe names was asked for where the sweep was.
     flags = ["--trust", "--out", str(folder), "--processes", str(execution.processes), "--device", execution.device]
     command = [sys.executable, "-P", "-m", "onehour", "train", str(folder / "recipe.toml"), *flags]
-    code, said = _followed(command, stop_asked)
-    if code == 75:
-        raise StoppedError(said)
-    if code not in (0, 4):
-        raise ValueError(f"{folder.name}: {said.removeprefix('onehour: ') or f'exit code {code}'}")
-
-
-def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, str]:
-    """Run a command to its end, or to the end that a stop gives it; its exit code and what it said."""
-    stopping = False
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=os.environ | {ENDS: "1"}
-    ) as process:
+    environ, stopping = os.environ | {ENDS: "1"}, False
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=environ) as process:
         try:
-            while True:
+            said = None
+            while said is None:
                 try:
-                    _, said = process.communicate(timeout=1)
-                    return process.returncode, said.strip()
+                    said = process.communicate(timeout=1)[1].strip()
                 except subprocess.TimeoutExpired:
                     if not stopping and stop_asked():
                         stopping = True  # a second signal would end it before it has saved
@@ -124,3 +113,8 @@ def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, 
             if not stopping:
                 process.terminate()
             raise
+    if process.returncode == 75:
+        raise StoppedError(said)
+    if process.returncode not in (0, 4):
+        said = said.removeprefix("onehour: ") or f"exit code {process.returncode}"
+        raise ValueError(f"{folder.name}: {said}")
