@@ -88,5 +88,5 @@ def test_what_ended_on_purpose_is_not_started_anew(scripted: type[Scripted]):
 def test_a_launcher_that_died_before_its_process_asked_is_noticed():
     code = "import os; from onehour.dist.launch import end_with_launcher; os.environ['ONEHOUR_LAUNCHED'] = '1';"
     code += "end_with_launcher(); print('lives on')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")

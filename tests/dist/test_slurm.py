@@ -136,7 +136,7 @@ def test_a_batch_script_submitted_from_a_step_is_no_task_of_that_step(title: str
     script = f"exec -a '{title}' bash -c '$0 \"$@\"; true' \"$@\""
     code = f"from onehour.dist.slurm import step; print(step({TASK!r}) is not None)"
     done = subprocess.run(
-        ["bash", "-c", script, "bash", sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        ["bash", "-c", script, "bash", sys.executable, "-c", code], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == found, done.stderr
 

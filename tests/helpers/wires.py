@@ -38,7 +38,7 @@ class Wires:
         self.queues[self.local.rank, dst].put(tensor.clone())
 
     def recv(self, tensor: Tensor, src: int) -> None:
-        tensor.copy_(self.queues[src, self.local.rank].get(timeout=20))
+        tensor.copy_(self.queues[src, self.local.rank].get(timeout=300))
 
     def broadcast(self, tensor: Tensor, src: int) -> None:
         if self.local.rank == src:
@@ -79,6 +79,6 @@ def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     assert all(result is not None for result in results)
     return results
