@@ -204,7 +204,7 @@ def main() -> int:
     for mutant in survivors:
         print(f"  survives: {mutant['file']}:{mutant['line']} {mutant['before']} → {mutant['after']}")
     if options.write:
-        from benchmarks import results  # which imports torch
+        from benchmarks import results  # which imports torch, and needs a clone
 
         path = results.RESULTS / "mutants.json"
         states = json.loads(path.read_text())["states"] if path.exists() else []
