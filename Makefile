@@ -71,26 +71,26 @@ define torch
 	if ! nvidia-smi -L > /dev/null 2>&1 && $(1)/bin/python -c \
 	  'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=10)' 2> /dev/null; then \
 	  index="--extra-index-url $(CPU_INDEX)"; what="$(CPU_INDEX): the build for the CPU, about 200 MB"; fi; \
-	echo "installs $(2) from $$what"; \
-	$(1)/bin/python -m pip install --quiet $$index $(2)
+	echo "installs $(3) from $$what"; \
+	$(1)/bin/python -m pip install --quiet $$index --constraint $(2) $(3)
 endef
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(call torch,$(VENV),--constraint constraints.txt torch==2.13.0)
+	$(call torch,$(VENV),constraints.txt,torch==2.13.0)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,tensorboard,dev]'
 	touch $(READY)
 
 $(FRAMEWORKS)/.ready: pyproject.toml constraints.txt constraints-frameworks.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(call torch,$(FRAMEWORKS),--constraint constraints.txt torch==2.13.0)
+	$(call torch,$(FRAMEWORKS),constraints.txt,torch==2.13.0)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-frameworks.txt \
 	  --editable . lightning accelerate transformers $(TESTS_NEED)
 	touch $(FRAMEWORKS)/.ready
 
 $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)
-	$(call torch,$(VISION),--constraint constraints-vision.txt torch torchvision)
+	$(call torch,$(VISION),constraints-vision.txt,torch torchvision)
 	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --editable . timm $(TESTS_NEED)
 	touch $(VISION)/.ready
 

@@ -146,7 +146,7 @@ def commit() -> str:
 
 def main() -> int:
     """Write the result; 1 if any case of any campaign failed."""
-    from benchmarks import results  # which imports torch
+    from benchmarks import results  # which imports torch, and needs a clone
 
     result = results.RESULTS / "faults.json"
     content = summarise(before=json.loads(result.read_text())["campaigns"] if result.exists() else None)

@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -112,8 +113,6 @@ def test_processes_of_a_launcher_inherit_the_decision(capfd: pytest.CaptureFixtu
             [
                 *COMMANDS["sweep"],
                 "--trust",
-                "--processes",
-                "2",
                 "--jobs",
                 "1",
                 "--minibatch",
@@ -207,13 +206,14 @@ def test_a_name_that_was_read_is_not_resolved(tmp_path: Path):
         resolve("model", Read("math:sqrt", tmp_path / "recipe.toml"))
 
 
-def test_no_process_takes_a_module_of_the_current_folder_for_pythons_own(alone: Path):
+def test_no_process_takes_a_module_of_the_current_folder_for_pythons_own(
+    alone: Path, tiny: ModuleType, environ: dict[str, str]
+):
     for name in ("torch", "json", "multiprocessing", "argparse", "numpy"):
         (alone / f"{name}.py").write_text("open('executed', 'w').close()")
-    small = ["--minibatch", "1024", "--epochs", "1", "--warmup", "none", "--device", "cpu"]
-    assert main(["train", "digits", *small, "--processes", "2", "--out", "run"]) == 0
-    sweep = ["sweep", "digits", *small, "--out", "sweep", "--seeds", "2", "--arm", "none", "--jobs", "2"]
-    assert main([*sweep, "--seeds-together", "1"]) == 0
+    small = ["digits", *tiny.FLAGS, "--device", "cpu"]
+    assert main(["train", *small, "--processes", "2", "--out", "run"]) == 0
+    assert main(["sweep", *small, "--out", "sweep", "--seeds", "1", "--arm", "none", "--jobs", "1"]) == 0
     assert not (alone / "executed").exists()
     assert "PYTHONSAFEPATH" not in os.environ
 

@@ -25,7 +25,7 @@ def start(script: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_both_run_and_the_rate_is_each_ones_own():
     started = [start(script, "--fake", "600", "--batch-size", "512", "--epochs", "2") for script in (STOCK, OURS)]
     printed = [process.communicate()[0] for process in started]
@@ -39,7 +39,7 @@ def test_both_run_and_the_rate_is_each_ones_own():
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_batch_that_is_no_whole_number_of_workers_is_refused():
     process = start(OURS, "--fake", "600", "--batch-size", "48")
     assert "use 32 or 64" in process.communicate()[0]

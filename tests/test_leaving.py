@@ -54,7 +54,7 @@ with StopSignals(text="stopped"):
 def ended(code: str, tmp: Path) -> tuple[int, str, str]:
     """How a process that runs this ends: its code and what it says."""
     every = {"TMPDIR": str(tmp), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=every)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=every)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -7,50 +7,57 @@ import pytest
 from campaigns import cli, interrupts, kills, restarts, signals, soak, together
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the campaigns keep what they make: undisturbed runs, inputs."""
+    return tmp_path_factory.mktemp("campaigns")
+
+
 @pytest.fixture(autouse=True)
-def ledgers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of the test's own, where a campaign keeps what it makes."""
-    monkeypatch.chdir(tmp_path)
+def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kills, "LENGTH", ("--epochs", "1", "--save-every", "4"))
+    monkeypatch.setattr(kills, "IN_MEMORY", ("--data", "tinytask:few_digits", "--classes", "10"))
     found = kills.disturbed(kills.SCENARIOS[2], 0)
     assert found["ok"], found
     assert sum(found["kinds"].values()) == 1
     assert len(found["codes"]) == 2 or "loader or helper" in found["kinds"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_is_signalled_stops_goes_on_and_ends_as_if_nothing_had_been():
     found = signals.disturbed(0, epochs=1, each=1)
     assert found["ok"], found
     assert found["runs"] == 1
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", [3, 4, 12, 0], ids=["plan", "report", "doctor", "train"])
 def test_a_command_that_is_interrupted_while_it_imports_says_one_line(case: int):
     found = interrupts.interrupted(case, span=0.3)
     assert found["ok"], found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_process_is_back_and_takes_a_step():
     found = restarts.restarted(0, kills=1)
     assert found["ok"], found
     assert found["kills"][0]["started"] < found["kills"][0]["seconds"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_jobs_on_one_host_do_not_meet():
     found = together.together(jobs=3)
     assert found["ok"], found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_no_command_line_and_no_recipe_file_ends_in_a_traceback():
     with cli.furnished() as folder:
         found = cli.block(range(500), folder)

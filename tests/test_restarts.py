@@ -42,7 +42,7 @@ def state(folder: Path) -> str:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     process = start(folder)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     return state(folder)
 
@@ -68,10 +68,10 @@ def test_a_signal_saves_and_stops_and_no_restart_undoes_it(
     process = start(folder, "--restarts", "2")
     after_an_epoch(folder)
     os.kill(process.pid if whom == "launcher" else worker(process.pid), what)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 75, said
     assert "and saved; the same command goes on from there" in said.splitlines()[-1]
     process = start(folder)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     assert state(folder) == undisturbed

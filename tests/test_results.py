@@ -17,6 +17,7 @@ import onehour
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the history: this is no clone")
 
 
 def git(*arguments: str, cwd: Path = ROOT) -> str:
@@ -62,7 +63,6 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("parts")
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the history: this is no clone")
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_the_named_commit_has_the_script_that_made_it(path: Path, parts: ModuleType):
     content = json.loads(path.read_text(encoding="utf-8"))

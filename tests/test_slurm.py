@@ -52,7 +52,7 @@ def submit(*flags: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_job_whose_time_is_over_is_saved_requeued_and_goes_on(cluster: Path):
     job = submit()
     while (
@@ -62,11 +62,11 @@ def test_a_job_whose_time_is_over_is_saved_requeued_and_goes_on(cluster: Path):
         time.sleep(0.05)
     for pid in (cluster / "tasks").read_text().split():
         os.kill(int(pid), signal.SIGUSR1)
-    said = job.communicate(timeout=60)[0]
+    said = job.communicate(timeout=300)[0]
     assert said.count("and saved; the same command goes on from there") == TASKS
     assert (cluster / "requeued").read_text() == f"requeue {os.environ['SLURM_JOB_ID']}\n"
     job = submit()
-    said = job.communicate(timeout=120)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == 0, said
     assert "resumes run at iteration" in said
     assert json.loads((cluster / "run" / "summary.json").read_text())["outcome"] == "finished"
@@ -82,6 +82,6 @@ def test_what_is_put_back_into_the_queue(
     (cluster / "srun").write_text(f"#!/bin/sh\nexit {code}\n")
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     job = submit()
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     assert (cluster / "requeued").exists() == bool(requeued)
     assert job.returncode == (0 if requeued else code)

@@ -59,7 +59,7 @@ def test_float32_that_differs_in_its_last_bits_is_no_failure(traced: Path):
     assert compare(traced, [1, 2])[1].holds is None
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_both_claims_hold_here(capsys: pytest.CaptureFixture[str]):
     assert main(["verify", "digits", "--processes", "1,2", "--steps", "3", "--device", "cpu", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

@@ -23,7 +23,12 @@ def test_the_wheel_trains_digits_in_an_empty_environment(tmp_path: Path):
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, cwd=ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("onehour/py.typed", "onehour/data/digits.npz", "onehour/study/references.json", "onehour/cli.py"):
+    for needed in (
+        "onehour/py.typed",
+        "onehour/data/digits.npz",
+        "onehour/study/references.json",
+        "onehour/cli/__init__.py",
+    ):
         assert needed in names
     assert any(name.endswith("digits.LICENSE.txt") for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)

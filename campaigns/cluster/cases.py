@@ -353,7 +353,7 @@ def main() -> int:
     passed = sum(each["ok"] for each in found)
     print(f"{passed} passed, {len(found) - passed} failed ({time.monotonic() - began:.0f} s)")
     if options.write:
-        from benchmarks import results  # which imports torch
+        from benchmarks import results  # which imports torch, and needs a clone
 
         slurm = call("slurmd", "-V").split()[-1]
         results.write(__file__, "cluster", {"slurm": slurm, "passed": passed, "cases": found})

@@ -1,5 +1,6 @@
 """The callbacks, called as their trainers call them; and with the trainers themselves where they are installed."""
 
+import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -65,8 +66,10 @@ def test_an_end_without_a_beginning_says_nothing(monkeypatch: pytest.MonkeyPatch
     assert callback.report.findings == []
 
 
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("ignore")
 def test_in_lightning_itself():
-    lightning = pytest.importorskip("lightning", reason="needs lightning", exc_type=ImportError)
+    lightning = importlib.import_module("lightning")
 
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
@@ -91,8 +94,10 @@ def test_in_lightning_itself():
         assert found == ([] if shuffle else ["same-order-every-epoch"])
 
 
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("ignore")
 def test_in_the_hugging_face_trainer_itself(tmp_path: Any):
-    transformers = pytest.importorskip("transformers", reason="needs transformers", exc_type=ImportError)
+    transformers = importlib.import_module("transformers")
 
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from onehour.cli import main
 
 KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy", "write"]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

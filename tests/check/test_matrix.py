@@ -20,6 +20,11 @@ from onehour.check.run.forkserver import ForkServer
 
 LOOPS = matrix.loops()
 PLAIN = [loop for loop in LOOPS if loop.framework is None]
+FRAMEWORKS = [
+    pytest.param(loop, marks=getattr(pytest.mark, "vision" if loop.framework == "timm" else "frameworks"))
+    for loop in LOOPS
+    if loop.framework is not None
+]
 
 SAID: dict[str, tuple[str, str, str]] = {
     "accumulation-not-divided": ("4 batches an update, each with the weight 1", "the weight 1/4", "loss.backward()"),
@@ -81,7 +86,7 @@ SAID: dict[str, tuple[str, str, str]] = {
 """Of `measured`, of `expected`, and of the line that is named."""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("loop", PLAIN, ids=lambda loop: loop.stem)
 def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(loop: Loop, forkserver: ForkServer):
     came = matrix.outcome(loop, forkserver)
@@ -98,12 +103,9 @@ def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(loop: Loop,
         assert all(len(line) <= 108 for line in finding.write)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("loop", [loop for loop in LOOPS if loop.framework is not None], ids=lambda loop: loop.stem)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("loop", FRAMEWORKS, ids=lambda loop: loop.stem)
 def test_so_do_loops_of_frameworks(loop: Loop, forkserver: ForkServer):
-    if not loop.installed:
-        pytest.skip(f"{loop.name} needs {matrix.PACKAGES[loop.framework or '']}")
     row = matrix.resumed(loop, forkserver)
     assert row["found"] == loop.expected, row["measured"]
     assert row["problems"] == []

@@ -67,7 +67,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(600)
 def test_two_processes_get_the_findings_of_both(tmp_path: Path):
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
     with socket.socket() as probe:
@@ -80,7 +80,7 @@ def test_two_processes_get_the_findings_of_both(tmp_path: Path):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
+        errors = [process.communicate(timeout=300)[1] for process in started]
     finally:
         for process in started:
             process.kill()

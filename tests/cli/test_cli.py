@@ -15,7 +15,7 @@ from onehour.cli import main
 from onehour.training.record import Run
 
 # Where torch is imported anew: seconds on a machine that others use too.
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(600)
 
 MALFORMED = 'name = "mine"\nminibatch = 64\nepochs = = 3\n'
 
@@ -279,7 +279,7 @@ assert "torch" not in sys.modules
 )
 def test_help_and_plan_do_not_wait_for_torch(arguments: list[str]):
     done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH.format(arguments)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", NO_TORCH.format(arguments)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
@@ -295,25 +295,23 @@ def test_help_names_every_flag_of_the_issue(capsys: pytest.CaptureFixture[str]):
         assert f"--{flag} " in said
 
 
-TINY = ["train", "digits", "--minibatch", "1k", "--epochs", "1", "--warmup-epochs", "1", "--processes", "2"]
-
-
-def test_two_processes_from_one_command(alone: Path, environ: dict[str, str]):
+def test_two_processes_from_one_command(command: list[str], alone: Path, environ: dict[str, str]):
     (alone / "run").mkdir()
     (alone / "run" / "old").touch()
-    started = [sys.executable, "-m", "onehour", *TINY, "--threads", "1", "--out", "run", "--fresh"]
-    done = subprocess.run(started, capture_output=True, text=True, timeout=120, env=environ)
+    command += ["--processes", "2", "--threads", "1", "--fresh"]
+    started = [sys.executable, "-m", "onehour", *command]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=300, env=environ)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("digits: minibatch 1024 = 64 workers × 16 on 2 processes") == 1
-    assert done.stdout.startswith("kept the old run as run.1\n")
+    assert done.stdout.count("digits: minibatch 8 = 2 workers × 4 on 2 processes") == 1
+    assert done.stdout.startswith(f"kept the old run as {alone / 'run.1'}\n")
     assert [line.split()[0] for line in done.stdout.splitlines()][-1] == "curve"
     assert (alone / "run.1" / "old").exists()
     run = Run(alone / "run")
     assert run.finished
     (session,) = json.loads((run.folder / "environment.json").read_text())["sessions"]
     assert session["processes"] == 2
-    assert len(run.metrics) == 1
+    assert len(run.metrics) == 2
 
 
 def test_what_is_wrong_in_a_started_process_is_said_once(
@@ -334,7 +332,7 @@ def test_one_of_several_processes_leaves_without_the_interpreters_shutdown(launc
     code = "import atexit, sys; atexit.register(print, 'shut down'); sys.argv[1:] = ['plan', 'digits']"
     code += "; from onehour.__main__ import run; run()"
     environment = os.environ | ({"RANK": "0", "WORLD_SIZE": "1"} if launched else {})
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert "target_lr" in done.stdout
     assert ("shut down" in done.stdout) != launched

@@ -86,7 +86,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_ends_what_it_began(tmp_path: Pa
     _wait(lambda: len(_group(process.pid)) > 2 or process.poll() is not None)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=300)
     if process.returncode == 75:
         assert out == ""
         assert error == "onehour: stopped; the same command goes on, or begins again\n"

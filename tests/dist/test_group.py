@@ -125,7 +125,7 @@ def joins(*ranks: int, limit: float = 60.0) -> list[str]:
         return [process.communicate(timeout=100)[0] for process in started]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_one_that_never_comes_is_one_message_with_the_limit_and_the_meeting_place():
     (said,) = joins(1, limit=2.0)
     assert said.startswith("PeerLateError: process 1 on ")
@@ -134,7 +134,7 @@ def test_one_that_never_comes_is_one_message_with_the_limit_and_the_meeting_plac
     assert "\n" not in said
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_one_that_does_not_come_to_an_exchange_is_one_message_too():
     first, second = joins(0, 1)
     assert first.startswith("PeerLateError: process 0 waited 2 s for another of 2 in the middle of the run")

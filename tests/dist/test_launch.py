@@ -92,7 +92,7 @@ def test_what_ended_on_purpose_is_not_started_anew(scripted: type[Scripted]):
 def test_a_launcher_that_died_before_its_process_asked_is_noticed():
     code = "import os; from onehour.dist.launch import end_with_launcher; os.environ['ONEHOUR_LAUNCHED'] = '1';"
     code += "end_with_launcher(); print('lives on')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
 
 
@@ -140,7 +140,7 @@ def test_the_others_have_a_while_to_end_and_are_ended_then(tmp_path: Path, monke
     started = time.monotonic()
     assert run("sys.exit(5)", slow, stuck).wait() == LaunchError("process 0 exited with code 5", 5)
     assert written.exists()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 99
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
 
 
@@ -221,7 +221,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_on_one_node_everything_listens_on_the_loopback_device_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with meeting_place(0) as port:

@@ -1,6 +1,6 @@
 """What torchrun, srun and mpirun leave in the environment, and what is refused there.
 
-Slurm's variables are those of a real Slurm 22.05, and tests/cluster runs one. Real mpirun where it is.
+Slurm's variables are those of a real Slurm 22.05, and campaigns/cluster runs one. Real mpirun where it is.
 """
 
 import json
@@ -261,7 +261,7 @@ def test_a_batch_script_submitted_from_a_step_is_no_task_of_that_slurm_step(titl
     script = f"exec -a '{title}' bash -c '$0 \"$@\"; true' \"$@\""
     code = f"from onehour.dist.launched import slurm_step; print(slurm_step({SRUN!r}) is not None)"
     done = subprocess.run(
-        ["bash", "-c", script, "bash", sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        ["bash", "-c", script, "bash", sys.executable, "-c", code], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == found, done.stderr
 
@@ -287,7 +287,7 @@ def test_the_command_says_it_in_one_line():
             env=os.environ | environ,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 2
         assert done.stdout == ""
@@ -309,7 +309,7 @@ def test_a_command_that_starts_its_own_processes_is_not_started_several_times(co
         env=os.environ | OPENMPI,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (2, "")
     said = f"this is process 1 of 2, but `onehour {command[0]}` starts its processes itself; start it once"
@@ -323,7 +323,7 @@ def test_processes_of_a_real_mpirun_agree_where_to_meet(mpirun: str):
     code = "import json; from onehour.dist.launched import *; adopt(); p = launched(); "
     code += "print(json.dumps([p.rank, p.size, p.local_rank, p.local_size, p.address, p.port]))"
     command = [mpirun, *MPIRUNS[mpirun], "-n", "2", "bash", "-c", '"$0" -c "$1"; true', sys.executable, code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     first, second = sorted(json.loads(line) for line in done.stdout.splitlines())
     assert first == [0, 2, 0, 2, "127.0.0.1", first[-1]], done.stderr
     assert second == [1, 2, 1, 2, "127.0.0.1", first[-1]]

@@ -37,7 +37,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return lambda name: __import__(name)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "processes"),
     [
@@ -81,7 +81,7 @@ SAYS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.frameworks
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_another_use_is_right_or_refused(processes: int, tmp_path: Path, beside: Callable[[str], ModuleType]):
     start("misuse.py", processes, str(tmp_path))

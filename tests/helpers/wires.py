@@ -39,7 +39,7 @@ class Wires:
         self.queues[self.local.rank, dst].put(tensor.clone())
 
     def recv(self, tensor: Tensor, src: int) -> None:
-        tensor.copy_(self.queues[src, self.local.rank].get(timeout=20))
+        tensor.copy_(self.queues[src, self.local.rank].get(timeout=300))
 
     def in_background(self, act: Callable[[], None]) -> Callable[[], object]:
         """In a thread of its own, as the same rank."""
@@ -83,6 +83,6 @@ def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     assert all(result is not None for result in results)
     return results

@@ -67,8 +67,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["", "relu", "shortcut", "shortcut relu", "plain relu"])
-@pytest.mark.parametrize("case", CASES)
+KINDS = ("", "relu", "shortcut", "shortcut relu", "plain relu")
+DRAWN = [*(("odd channels", kind) for kind in KINDS), *((case, kind) for case in CASES for kind in KINDS[3:])]
+
+
+@pytest.mark.parametrize(("case", "kind"), dict.fromkeys(DRAWN))
 def test_outputs_statistics_and_gradients_are_the_equations(case: str, kind: str):
     shape = CASES[case]
     n, size = shape["n"], (shape["n"] * shape["g"], shape["channels"], shape["side"], shape["side"])

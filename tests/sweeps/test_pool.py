@@ -13,7 +13,7 @@ from onehour.sweeps.task import Task
 from onehour.training.record import Run
 
 # Where processes are started that import torch: seconds on a machine that others use too.
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(600)
 
 
 def one(folder: Path, model: str, *, seed: int = 0) -> Task:

@@ -21,7 +21,7 @@ from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run
 
 # Where processes are started that import torch: seconds on a machine that others use too.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 WITHOUT = (("warmup", "none"),)
 

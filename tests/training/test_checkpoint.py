@@ -177,13 +177,13 @@ def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Pa
 
     def slow(self: Store, folder: Path) -> Stored:
         looking.set()
-        assert updated.wait(30)
+        assert updated.wait(300)
         return verified(self, folder)
 
     monkeypatch.setattr(Store, "verified", slow)
     again = checkpoints(tmp_path)
     again.save(model, optimizer, progress(3))
-    assert looking.wait(30)
+    assert looking.wait(300)
     again.detach()
     tiny.advance(model, optimizer, 1)
     updated.set()

@@ -244,7 +244,7 @@ print(json.dumps([last["top1_error"], 100 * wrong / len(labels)]))
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_the_logged_error_is_that_of_the_saved_file_in_a_new_process(tmp_path: Path):
     """Loaded into the plain model, and evaluated by a loop of its own."""
     train("digits", minibatch=1024, per_worker=32, epochs=2, warmup="none", base_lr=0.02, out=tmp_path / "run")

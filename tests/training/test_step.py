@@ -172,7 +172,7 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
     progress = {"iteration": 1, "position": 6, "totals": [0.1, 2.0], "build": {}}
 
     def wait() -> None:
-        assert late.wait(30)
+        assert late.wait(300)
 
     checkpoints.save(step.model, step.optimizer, progress, first=wait)
     step(1, batches(images, LABELS))

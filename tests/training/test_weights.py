@@ -1,8 +1,6 @@
 """Weights outside their run: evaluated, exported, refused."""
 
-import contextlib
 import errno
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -19,19 +17,6 @@ from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.record import Run
 from onehour.training.weights import evaluate_weights, export_weights, fit, read_weights
-
-
-@pytest.fixture(scope="module")
-def vision() -> None:
-    """torchvision's build for CUDA asks for operators that a CPU has not: it imports once they are defined."""
-    if importlib.util.find_spec("torchvision") is None:
-        return
-    for operator in (
-        "nms(Tensor dets, Tensor scores, float t) -> Tensor",
-        "qnms(Tensor d, Tensor s, float t) -> Tensor",
-    ):
-        with contextlib.suppress(RuntimeError):
-            torch.library.define(f"torchvision::{operator.partition('(')[0]}", operator[operator.index("(") :])
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +61,10 @@ def test_a_resnet50_has_torchvisions_keys():
     assert state["fc.weight"].shape == (1000, 2048)
 
 
-@pytest.mark.slow
+@pytest.mark.vision
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_logits_equal_those_of_other_libraries(library: str, vision: None, tmp_path: Path):
+def test_logits_equal_those_of_other_libraries(library: str, tmp_path: Path):
     """An exported ResNet-50 in timm's and torchvision's own, and theirs by name in ours."""
-    pytest.importorskip(library)
     ours, theirs = (
         load_model("resnet50", channels=3, classes=10),
         load_model(f"{library}:resnet50", channels=3, classes=10),

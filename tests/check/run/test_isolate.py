@@ -115,7 +115,7 @@ def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(p): (p.stat().st_mode, p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ACTIONS)
 def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, forkserver: ForkServer, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("old")
@@ -128,7 +128,7 @@ def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, forkserver:
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "runs", "train.py"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp_path: Path):
     (tmp_path / "train.py").write_text("open('nowhere/x.txt', 'w')", encoding="utf-8")
     with pytest.raises(CheckError, match=r"train\.py:1: FileNotFoundError"):
@@ -136,7 +136,7 @@ def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp
     assert os.listdir(tmp_path) == ["train.py"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_the_temporary_folder_keeps_what_was_there(forkserver: ForkServer, tmp_path: Path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other / "exp"):
