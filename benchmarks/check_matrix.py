@@ -67,6 +67,11 @@ class Loop:
         return Path(self.name).stem
 
     @property
+    def reported(self) -> bool:
+        """Whether it is as someone's closed bug report has it."""
+        return self.name.startswith("history/")
+
+    @property
     def expected(self) -> list[str]:
         """The ids that should be found."""
         return [self.pitfall] if self.kind == "broken" and self.pitfall else []
@@ -163,18 +168,20 @@ def edited(base: list[str], edits: list[str]) -> list[str]:
 
 
 def loops() -> list[Loop]:
-    """All of them: plain pairs, pairs of frameworks, right loops."""
+    """All of them: plain pairs, pairs of frameworks and of closed bug reports, right loops."""
     found = []
     for path in sorted(LOOPS.glob("*.py")):
         lines = path.read_text(encoding="utf-8").splitlines()
         for kind, text in pair(lines).items():
             found.append(Loop(f"{path.stem}_{kind}.py", text, path.stem.partition("__")[0], kind, None))
-    for path in sorted((LOOPS / "frameworks").glob("*.edits")):
+    for path in sorted(LOOPS.glob("*/*.edits")):
+        framework = path.stem if path.parent.name == "frameworks" else None
         base = path.with_suffix(".py").read_text(encoding="utf-8").splitlines()
         for variant in path.read_text(encoding="utf-8").removeprefix("=== ").split("\n\n=== "):
             name, *edits = variant.rstrip("\n").split("\n")
             for kind, text in pair(edited(base, edits)).items():
-                found.append(Loop(f"frameworks/{name}_{kind}.py", text, name.partition("_")[0], kind, path.stem))
+                name_of = f"{path.parent.name}/{name}_{kind}.py"
+                found.append(Loop(name_of, text, name.partition("_")[0], kind, framework))
     for path in sorted((LOOPS / "right").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         found.append(Loop(f"right/{path.name}", text, None, "right", RIGHT.get(path.stem)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from onehour.check.tape import E, Tape, Trouble
 class Watched:
     """All observers for the time of a block."""
 
-    def __init__(self, folder: Path | None = None, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         self.recorder = TapeRecorder(**({"deep_updates": 64, "cut": False} | options))
-        self.observers = Observers(self.recorder, folder)
+        self.observers = Observers(self.recorder)
 
     def __enter__(self) -> Tape:
         self.observers.install()

@@ -37,7 +37,6 @@ class RateSchedule:
 
     @property
     def first(self) -> float | None:
-        """The rate of the first update."""
         return self.seen[0][1] if self.seen else None
 
     @property
@@ -214,7 +213,6 @@ class Case:
 
     @property
     def story(self) -> Story:
-        """Of process 0."""
         return self.stories[0]
 
     @property

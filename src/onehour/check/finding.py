@@ -48,6 +48,7 @@ class Pitfall:
         remedy: what to change.
         write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
             has measured.
+        symptoms: ids that are its consequences, and are not listed beside it.
         judge: finds it in a case; None without evidence.
     """
 
@@ -57,6 +58,7 @@ class Pitfall:
     why: str
     remedy: str
     write: tuple[str, ...]
+    symptoms: tuple[str, ...]
     judge: Callable[[Case], Finding | None]
 
     def __call__(self, case: Case) -> Finding | None:
@@ -68,6 +70,7 @@ class Pitfall:
         measured: str,
         expected: str,
         where: str | None,
+        severity: str | None = None,
         remedy: str | None = None,
         write: tuple[str, ...] | None = None,
         **values: Any,
@@ -76,15 +79,23 @@ class Pitfall:
 
         Args:
             measured, expected, where: as in `Finding`.
-            remedy, write: in place of its own, where more is known.
+            severity, remedy, write: in place of its own, where more is known.
             values: what stands for the names in the lines to write.
         """
         lines = tuple(line.format_map(values) for line in (self.write if write is None else write))
-        return Finding(self.id, self.severity, measured, expected, where, self.section, remedy or self.remedy, lines)
+        remedy, severity = remedy or self.remedy, severity or self.severity
+        return Finding(self.id, severity, measured, expected, where, self.section, remedy, lines)
 
 
 def pitfall(
-    id: str, severity: str, section: str, *, why: str, remedy: str, write: tuple[str, ...]
+    id: str,
+    severity: str,
+    section: str,
+    *,
+    why: str,
+    remedy: str,
+    write: tuple[str, ...],
+    symptoms: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Case], Finding | None]], Pitfall]:
     """Declare a pitfall above the function that finds it.
 
@@ -94,7 +105,7 @@ def pitfall(
     >>> slow(Case([])).write
     ('lr = 32 * lr',)
     """
-    return lambda judge: Pitfall(id, severity, section, why, remedy, write, judge)
+    return lambda judge: Pitfall(id, severity, section, why, remedy, write, symptoms, judge)
 
 
 def as_json(findings: Sequence[Finding]) -> str:

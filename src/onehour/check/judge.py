@@ -29,7 +29,7 @@ _COMMENT = re.compile(r"#\s*onehour:\s*ignore(?:\[([\w\s,-]*)\])?")
 
 
 def judge(case: Case, *, only: Collection[str] = (), skip: Collection[str] = ()) -> list[Finding]:
-    """Every finding of a case, worst first.
+    """Every finding of a case but the symptoms of another, worst first.
 
     Args:
         case: what was seen.
@@ -40,13 +40,10 @@ def judge(case: Case, *, only: Collection[str] = (), skip: Collection[str] = ())
         ValueError: for an id that is none.
     """
     refuse_unknown([*only, *skip])
-    found = [
-        finding
-        for name, look in PITFALLS.items()
-        if (not only or name in only) and name not in skip
-        if (finding := look(case)) is not None
-    ]
-    return worst_first(found)
+    found = [finding for look in PITFALLS.values() if (finding := look(case)) is not None]
+    hidden = {symptom for finding in found for symptom in PITFALLS[finding.pitfall].symptoms}.union(skip)
+    asked = only or PITFALLS
+    return worst_first([each for each in found if each.pitfall in asked and each.pitfall not in hidden])
 
 
 def refuse_unknown(pitfalls: Collection[str]) -> None:
@@ -62,22 +59,67 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def not_judged(case: Case) -> list[str]:
-    """What could not be judged of a case, and why: one sentence each."""
-    rates, said = case.schedule(), list[str]()
+class Note(str):
+    """Why something was not judged, and the ids of what was not."""
+
+    pitfalls: tuple[str, ...]
+
+    def __new__(cls, text: str, *pitfalls: str) -> Note:
+        note = super().__new__(cls, text)
+        note.pitfalls = pitfalls
+        return note
+
+
+AGAINST_BASE = ("lr-not-scaled", "lr-scaled-wrong", "no-warmup", "warmup-start")
+BETWEEN_EPOCHS = ("same-order-every-epoch", "shuffle-within-shard", "warmup-per-epoch", "scheduler-never-steps")
+TO_THE_END = ("lr-collapses", "scheduler-steps-k-times", "scheduler-too-slow")
+WEIGHTS = (
+    *("accumulation-not-divided", "accumulation-tail", "gradient-mean-of-unequal", "gradient-sum-not-mean"),
+    *("loss-scaled-by-world-size", "decay-scaled-with-loss"),
+)
+ON_SEVERAL = (
+    *("gradients-not-averaged", "loss-scaled-by-world-size", "different-initial-weights", "overlapping-shards"),
+    *("shuffle-within-shard", "padded-training-data", "padded-evaluation", "same-augmentation-on-every-worker"),
+    *("batchnorm-synced", "batchnorm-stats-of-rank-0", "batchnorm-stats-diverge"),
+)
+
+
+def not_judged(case: Case, asked: Collection[str] = ()) -> list[Note]:
+    """What could not be judged of a case, and why: one sentence each.
+
+    Args:
+        case: what was seen.
+        asked: ids that were asked for by name; of these a missing base is said, too.
+    """
+    rates, story, said = case.schedule(), case.story, list[Note]()
+    if {*asked} & {*AGAINST_BASE} and (case.base.lr is None or case.base.minibatch is None):
+        said.append(Note("rates were not judged: that needs --base-lr and --base-minibatch", *AGAINST_BASE))
     if case.base.lr is not None and rates.rising:
-        said.append(
-            f"the rate was not judged against the base: it still rises after {len(rates.seen)} updates, and nothing"
-            " says where to"
-        )
-    if case.stories and case.story.training is not None and (epochs := len(case.story.trained())) < 2:
+        text = f"the rate was not judged against the base: it still rises after {len(rates.seen)} updates, and nothing"
+        said.append(Note(f"{text} says where to", *AGAINST_BASE))
+    if story.training is None and not samples.same_order_every_epoch(case):
+        text = "no DataLoader gives the training data: which samples an epoch takes was not judged"
+        said.append(Note(text, "same-order-every-epoch", "drop-last-large", "overlapping-shards"))
+    if story.training is not None and (epochs := len(story.trained())) < 2:
         seen = f"{'1' if epochs else 'no'} whole epoch of the training data was seen"
-        said.append(f"{seen}: what shows only between two was not judged")
-    idle = schedule.idle_scheduler(case) if case.stories else None
+        said.append(Note(f"{seen}: what shows only between two was not judged", *BETWEEN_EPOCHS))
+    if not story.one_optimizer:
+        said.append(Note("several optimizers step: the weights of samples in a gradient were not judged", *WEIGHTS))
+    elif all(gradient.weights(update) is None for update in gradient.windows(case)):
+        text = "no loss of torch.nn.functional was seen: the weights of samples in a gradient were not judged"
+        said.append(Note(text, *WEIGHTS))
+    if rates.scheduler is not None and story.planned is None:
+        text = "the loop does not say how many epochs it plans: where its schedule leads was not judged"
+        said.append(Note(text, *TO_THE_END))
+    idle = schedule.idle_scheduler(case)
     if idle is not None and schedule.steps_later(case, idle):
-        said.append(f"{idle.name} was not stepped in 2 epochs; the loop steps it later, which was not judged")
+        text = f"{idle.name} was not stepped in 2 epochs; the loop steps it later, which was not judged"
+        said.append(Note(text, "scheduler-never-steps", *TO_THE_END))
+    if parted := processes.unequal_parameters(case)[1]:
+        text = "their gradients differ between processes, which is meant for experts and shards, and they look so"
+        said.append(Note(f"{processes.listed(parted)}: {text}", "gradients-not-averaged"))
     if any(story.tape.full for story in case.stories):
-        said.append("more happened than is kept: what came after the first events was not judged")
+        said.append(Note("more happened than is kept: what came after the first events was not judged", *PITFALLS))
     return said
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
+from base64 import b64decode
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from onehour.check.tape import (
     BackwardPass,
@@ -70,7 +70,6 @@ class MicroBatch:
 
     @property
     def is_mean(self) -> bool:
-        """Whether its loss is a mean over its samples."""
         return self.term is not None and self.term.reduction == "mean"
 
 
@@ -83,7 +82,6 @@ class Update:
 
     @property
     def optimizer(self) -> int:
-        """Its number."""
         return self.step.optimizer
 
     @property
@@ -99,7 +97,6 @@ class Update:
 
     @property
     def epoch(self) -> int | None:
-        """Of its last batch."""
         return self.microbatches[-1].epoch if self.microbatches else None
 
     @property
@@ -113,23 +110,10 @@ class Update:
 
 
 class Story:
-    """One process's run, read from its tape.
+    """One process's run, read from its tape."""
 
-    Args:
-        tape: what was observed.
-        folder: where the orders of its epochs lie.
-        rank: of the process.
-        orders: in place of the folder: the samples by loader and epoch.
-    """
-
-    def __init__(
-        self,
-        tape: Tape,
-        folder: Path | None = None,
-        rank: int = 0,
-        orders: dict[tuple[int, int], Sequence[int]] | None = None,
-    ) -> None:
-        self.tape, self.folder, self.rank, self.orders = tape, folder, rank, orders or {}
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
         self.optimizers = {event.optimizer: event for event in tape.of(OptimizerSeen)}
         self.loaders = {event.loader: event for event in tape.of(LoaderSeen)}
         self.schedulers = {event.scheduler: event for event in tape.of(SchedulerMade)}
@@ -225,21 +209,13 @@ class Story:
 
     def order(self, loader: int, epoch: int) -> Sequence[int] | None:
         """The samples of a pass over a loader, in their order; None where they are not known."""
-        if (loader, epoch) in self.orders:
-            return self.orders[loader, epoch]
-        path = self.folder / f"order-{self.rank}-{loader}-{epoch}" if self.folder is not None else None
-        if path is None or not path.exists():
-            return None
-        order = array("q")
-        order.frombytes(path.read_bytes())
-        return order
+        known = [event.order for event in self.epochs(loader) if event.epoch == epoch and event.order is not None]
+        return array("q", b64decode(known[0].indices)) if known and known[0].indices is not None else None
 
     def epochs(self, loader: int) -> list[EpochBegan]:
-        """The beginnings of the passes over a loader."""
         return [event for event in self.tape.of(EpochBegan) if event.loader == loader]
 
     def ends(self, loader: int) -> list[EpochEnded]:
-        """The ends of the passes over a loader."""
         return [event for event in self.tape.of(EpochEnded) if event.loader == loader]
 
     def trained(self) -> list[EpochEnded]:

@@ -17,8 +17,8 @@ MOST_EVENTS = 200_000
 """Events that a tape holds: some 20 thousand iterations; later ones are dropped, and `full` says so."""
 
 Projection = list[float]
-ByOptimizer = dict[str, Projection]
-"""A projection for each optimizer; the keys are their numbers as JSON has them."""
+Projections = dict[str, Projection]
+"""By an optimizer's number, as JSON has it, or by a parameter's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,23 @@ class InitialWeights(TapeEvent):
     """The first elements of some weights before the first update."""
 
     values: list[float] = field(default_factory=list[float])
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsUpdated(TapeEvent):
+    """One of the first steps of an optimizer on one of several processes.
+
+    Args:
+        before, after: all weights that it may change.
+        gradients: those that it took.
+        parted: names of those that look like an expert or a shard, which each process has for itself.
+    """
+
+    optimizer: int = 0
+    before: Projections = field(default_factory=dict[str, Projection])
+    after: Projections = field(default_factory=dict[str, Projection])
+    gradients: Projections = field(default_factory=dict[str, Projection])
+    parted: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +188,7 @@ class BackwardPass(TapeEvent):
         scale: of a GradScaler.
         before: the gradients that lay there as it began.
         local: what it added on this process, before any reduction.
+        content: a projection of the model's input, where no loader gave it.
         direct: whether it was the user's own code that called it.
         penalized: parameters whose squares or norms are in the loss.
         penalty: the largest λ of theirs: λ·w is added to the gradient.
@@ -179,8 +197,9 @@ class BackwardPass(TapeEvent):
     terms: list[LossTerm] = field(default_factory=list[LossTerm])
     samples: int | None = None
     scale: float = 1.0
-    before: ByOptimizer = field(default_factory=dict[str, Projection])
-    local: ByOptimizer = field(default_factory=dict[str, Projection])
+    before: Projections = field(default_factory=dict[str, Projection])
+    local: Projections = field(default_factory=dict[str, Projection])
+    content: Projection | None = None
     direct: bool = True
     penalized: int = 0
     penalty: float = 0.0
@@ -215,7 +234,8 @@ class LoaderSeen(TapeEvent):
 class SampleOrder:
     """The samples of an epoch: how many, how many different ones, digests of their order and of their set.
 
-    `sequential` is whether the first are in ascending order, `largest` the largest batch.
+    `sequential` is whether the first are in ascending order, `largest` the largest batch. Of each loader's first two
+    passes `indices` holds them all: int64s in base 64.
     """
 
     count: int = 0
@@ -224,6 +244,7 @@ class SampleOrder:
     members: int = 0
     sequential: bool = False
     largest: int = 0
+    indices: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +268,7 @@ class BatchGiven(TapeEvent):
         random: digests of the random generators' states before it was made.
         drew: the generators that making it drew from.
         content: a projection of it.
+        looks: of its first samples, see `observe/digests.py`.
     """
 
     loader: int = 0
@@ -256,6 +278,7 @@ class BatchGiven(TapeEvent):
     random: dict[str, str] | None = None
     drew: list[str] = field(default_factory=list[str])
     content: Projection | None = None
+    looks: list[list[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +295,14 @@ class EpochEnded(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationEnded(TapeEvent):
-    """A pass that trained nothing ended; `counts` has [right, samples] of each batch that was seen."""
+    """A pass that trained nothing ended; of each batch `counts` has [right, samples], `losses` [mean, count]."""
 
     loader: int = 0
     epoch: int = 0
     batches: int | None = None
     samples: int | None = None
     counts: list[list[int]] = field(default_factory=list[list[int]])
+    losses: list[list[float]] = field(default_factory=list[list[float]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,18 +389,15 @@ class Tape:
         self.full = False
 
     def add(self, event: TapeEvent) -> None:
-        """Append an event."""
         if len(self.events) < MOST_EVENTS:
             self.events.append(event)
         else:
             self.full = True
 
     def of(self, kind: type[E]) -> Iterator[E]:
-        """The events of a kind."""
         return (event for event in self.events if isinstance(event, kind))
 
     def save(self, path: Path) -> None:
-        """Write all as JSON."""
         content = {"full": self.full, "events": [[type(event).__name__, asdict(event)] for event in self.events]}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
@@ -384,7 +405,6 @@ class Tape:
 
     @classmethod
     def load(cls, path: Path) -> Tape:
-        """Read what `save` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         tape = cls()
         tape.full = content["full"]

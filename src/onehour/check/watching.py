@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from array import array
 from collections.abc import Collection
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding
-from onehour.check.judge import as_table, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.judge import Note, as_table, judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.story import Story
-from onehour.check.tape import GroupJoined, Tape
+from onehour.check.tape import GroupJoined
 
 DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
@@ -28,7 +27,7 @@ class Report:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         """What could not be judged, and why."""
 
     def __str__(self) -> str:
@@ -111,7 +110,6 @@ class Watch:
             self.recorder.finished = True
 
     def start(self) -> None:
-        """Begin to watch."""
         if dist.is_available() and dist.is_initialized():
             self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
             self.recorder.tape.add(GroupJoined(None, self.recorder.rank, self.recorder.world))
@@ -143,17 +141,11 @@ class Watch:
         return self.report
 
     def _stories(self) -> list[Story]:
-        own = self.recorder.tape.events, self.observers.loaders.orders
-        everyone: list[Any] = [own]
+        everyone: list[Any] = [self.recorder.tape]
         if self.recorder.world > 1 and dist.is_initialized():
             everyone = [None] * self.recorder.world
-            dist.all_gather_object(everyone, own, group=dist.new_group(backend="gloo"))
-        stories = []
-        for rank, (events, orders) in enumerate(everyone):
-            tape = Tape()
-            tape.events = events
-            stories.append(Story(tape, rank=rank, orders={key: array("q", order) for key, order in orders.items()}))
-        return stories
+            dist.all_gather_object(everyone, self.recorder.tape, group=dist.new_group(backend="gloo"))
+        return [Story(tape) for tape in everyone]
 
 
 watch = Watch
@@ -189,8 +181,6 @@ def lightning_callback(**options: Any) -> Any:
     """
 
     class OnehourWatch(_CallbackWatch, _installed("lightning.pytorch", "pytorch_lightning").Callback):
-        """Watches `fit`."""
-
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             self.begin(pl_module, trainer.optimizers[0], schedulers[0] if len(schedulers) == 1 else None)
@@ -212,8 +202,6 @@ def hf_callback(**options: Any) -> Any:
     """
 
     class OnehourWatch(_CallbackWatch, _installed("transformers").TrainerCallback):
-        """Watches `train`."""
-
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             self.begin(given["model"], given["optimizer"], given.get("lr_scheduler"))
 

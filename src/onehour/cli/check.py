@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onehour.rules.checks import positive
 from onehour.rules.minibatch import parse_size
+
+if TYPE_CHECKING:
+    from onehour.check.run.checking import Checked
 
 __all__ = ["add_check", "check_command"]
 
@@ -20,7 +23,7 @@ def add_check(commands: Any) -> None:
         help="find the paper's pitfalls in your own training script",
         description="Run a training script, unedited, for a few iterations, and say what in it breaks the paper's"
         " rules, by how much, where, and what to change. Leaves with 0 if nothing was found, 1 if something was, 2 if"
-        " the script could not be checked.",
+        " the script could not be checked, 3 if nothing was found and something that was asked for was not judged.",
         allow_abbrev=False,
     )
     check.add_argument("script", metavar="SCRIPT", help="a Python file; its own arguments come after --")
@@ -32,6 +35,7 @@ def add_check(commands: Any) -> None:
     base.add_argument("--base-weight-decay", type=float, metavar="λ", help="as given to the optimizer")
     check.add_argument("--only", type=_ids, default=(), metavar="ID,…", help="pitfalls to look for (all)")
     check.add_argument("--skip", type=_ids, default=(), metavar="ID,…", help="pitfalls to leave out")
+    check.add_argument("--strict", action="store_true", help="leave with 3 if any pitfall could not be judged")
     check.add_argument("--limit", type=float, default=120.0, metavar="S", help="seconds for each run (120)")
     check.add_argument("--json", action="store_true", help="print a list of findings as JSON")
     check.set_defaults(command=check_command)
@@ -52,6 +56,7 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
             base=Base(options.base_lr, options.base_minibatch, options.base_per_worker, options.base_weight_decay),
             only=options.only,
             skip=options.skip,
+            strict=options.strict,
             limit=positive("--limit", options.limit),
         )
     except CheckError as error:
@@ -59,7 +64,7 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
         return 2
     if options.json:
         print(as_json(checked.findings))
-        return int(bool(checked.findings))
+        return _exit_code(checked, options)
     for note in checked.notes:
         print(f"note: {note}")
     if checked.findings:
@@ -67,7 +72,14 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
         print()
     count = len(checked.findings)
     print(f"{options.script}: " + (f"{count} finding{'s' * (count != 1)}" if count else "nothing found"))
-    return int(bool(checked.findings))
+    return _exit_code(checked, options)
+
+
+def _exit_code(checked: Checked, options: argparse.Namespace) -> int:
+    """1 with findings; else 3 where a pitfall that was asked for was not judged."""
+    unjudged = {name for note in checked.notes for name in note.pitfalls} - {*options.skip}
+    missing = unjudged if options.strict else unjudged & {*options.only}
+    return 1 if checked.findings else 3 if missing else 0
 
 
 def _ids(text: str) -> tuple[str, ...]:

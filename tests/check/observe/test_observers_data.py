@@ -1,7 +1,6 @@
 """What the observers write down of data and schedules, against loops whose numbers are known."""
 
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from onehour.check.observe.passes import EnumeratedSampler, cut_to
 from onehour.check.observe.scheduler import curve, runs_of
+from onehour.check.story import Story
 from onehour.check.tape import (
     BatchGiven,
     EpochBegan,
@@ -26,23 +26,23 @@ from onehour.check.tape import (
 )
 
 
-def test_orders_of_epochs_are_enumerated_in_full(tmp_path: Path):
+def test_orders_of_epochs_are_enumerated_in_full():
     data = TensorDataset(torch.arange(10.0))
-    with Watched(tmp_path) as tape:
+    with Watched(cut=True) as tape:
         loader = DataLoader(data, batch_size=4, shuffle=True)
-        taken = [[batch.tolist() for (batch,) in loader] for _ in range(2)]
-    first, second = (event.order for event in events(tape, EpochBegan))
+        taken = [[batch.tolist() for (batch,) in loader] for _ in range(3)]
+    first, second, _ = (event.order for event in events(tape, EpochBegan))
     assert first is not None
     assert second is not None
     assert (first.count, first.unique, first.largest) == (10, 10, 4)
     assert first.members == second.members
     assert first.digest != second.digest
-    from array import array
-
-    order = array("q")
-    order.frombytes((tmp_path / "order-0-0-0").read_bytes())
-    assert order.tolist() == [int(x) for batch in taken[0] for x in batch]
-    assert [event.size for event in events(tape, BatchGiven)] == [4, 4, 2] * 2
+    for epoch in range(2):
+        order = Story(tape).order(0, epoch)
+        assert order is not None
+        assert list(order) == [int(x) for batch in taken[epoch] for x in batch]
+    assert Story(tape).order(0, 2) is None
+    assert [event.size for event in events(tape, BatchGiven)] == [4, 4, 2] * 3
     (seen,) = events(tape, LoaderSeen)
     assert (seen.samples, seen.batches) == (10, 3)
 

@@ -57,6 +57,33 @@ def test_what_is_made_is_made_by_another(user: dict[str, Any]):
     assert user["make"](maker_line).place == f"{user['path']}:8"
 
 
+WRAPPER = """
+import torch
+
+
+class Wrapper(torch.optim.Optimizer):
+    def __init__(self, parameters, make):
+        self.inner = make(parameters)
+
+    def step(self, ask):
+        return ask()
+
+
+def train(parameters, make, ask):
+    wrapper = Wrapper(parameters, make)
+    return wrapper.inner, wrapper.step(ask)
+"""
+
+
+def test_an_optimizer_that_wraps_another_is_not_the_one_that_makes_and_steps_it(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text(WRAPPER)
+    names: dict[str, Any] = {}
+    exec(compile(WRAPPER, str(path), "exec"), names)
+    made, stepped = names["train"]([], maker_line, user_line)
+    assert (made, stepped) == (f"{path}:14", f"{path}:15")
+
+
 def test_whether_a_library_stands_between(user: dict[str, Any], tmp_path: Path):
     assert user["call"](called_directly)
     library = tmp_path / "site-packages" / "library.py"

@@ -25,7 +25,7 @@ def found(
             tape.add(OwnStatistics(updates=update, numbers=own[rank]))
         if used[rank] is not None:
             tape.add(UsedStatistics("train.py:9", when, updates=at, numbers=used[rank], values=used[rank]))
-        stories.append(Story(tape, rank=rank))
+        stories.append(Story(tape))
     return {finding.pitfall: finding.measured for finding in judge(Case(stories))}
 
 

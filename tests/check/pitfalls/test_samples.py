@@ -2,6 +2,8 @@
 
 import itertools
 import random
+from array import array
+from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
@@ -31,12 +33,11 @@ Orders = list[list[list[int]]]
 def case(samples: int, orders: Orders, batch: int = 4, evaluation: Orders | None = None, **loader: Any) -> Case:
     stories = []
     for rank, passes in enumerate(orders):
-        tape, known = Tape(), {}
+        tape = Tape()
         tape.add(GroupJoined(rank=rank, world=len(orders)))
         options: dict[str, Any] = {"batch_size": batch, "sampler": "S", "probe": [1.0]} | loader
         tape.add(LoaderSeen("train.py:3", loader=0, samples=samples, **options))
         for epoch, order in enumerate(passes):
-            known[0, epoch] = order
             tape.add(EpochBegan("train.py:5", loader=0, epoch=epoch, order=about(order, batch)))
             for index in range(0, len(order), batch):
                 tape.add(BatchGiven(loader=0, epoch=epoch, index=index // batch, size=len(order[index:][:batch])))
@@ -44,17 +45,18 @@ def case(samples: int, orders: Orders, batch: int = 4, evaluation: Orders | None
                 tape.add(OptimizerStep("train.py:8", optimizer=0, rates=[0.1], closure=False))
             tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=0))
         if evaluation is not None:
-            order = known[1, 0] = evaluation[rank][0]
+            order = evaluation[rank][0]
             tape.add(LoaderSeen("train.py:4", loader=1, samples=10, **options))
             tape.add(EpochBegan("train.py:9", loader=1, epoch=0, order=about(order, batch)))
             tape.add(EvaluationEnded(loader=1, epoch=0, batches=None, samples=10, counts=[]))
-        stories.append(Story(tape, rank=rank, orders=known))
+        stories.append(Story(tape))
     return Case(stories)
 
 
 def about(order: Sequence[int], batch: int) -> SampleOrder:
     digest = blake2b(repr(list(order)).encode()).hexdigest()
-    return SampleOrder(len(order), len(set(order)), digest, hash(frozenset(order)), largest=batch)
+    indices = b64encode(array("q", order).tobytes()).decode()
+    return SampleOrder(len(order), len(set(order)), digest, hash(frozenset(order)), largest=batch, indices=indices)
 
 
 def permutation(samples: int, seed: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,14 +24,12 @@ class Observers:
 
     Args:
         recorder: takes what they see.
-        folder: for the orders of epochs; None keeps their digests alone.
         model, optimizer, scheduler: those to watch; None watches all.
     """
 
     def __init__(
         self,
         recorder: TapeRecorder,
-        folder: Path | None = None,
         *,
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
@@ -44,22 +41,22 @@ class Observers:
         self.backwards = Backwards(recorder, self.optimizers)
         self.forwards = Forwards(recorder, self.optimizers, self.backwards, model)
         self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
-        self.loaders = Loaders(recorder, folder, self.evaluations)
+        self.loaders = Loaders(recorder, self.evaluations)
         self.groups = Groups(recorder, self.forwards)
         self.schedulers = Schedulers(recorder, self.optimizers, scheduler)
 
     def install(self) -> None:
-        """Put all in place."""
         self.forwards.evaluations = self.evaluations
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
-        self.optimizers.on_first = self.groups.first_step
+        if self.evaluations.read_variables:
+            self.backwards.on_evaluated = self.evaluations.lost
+        self.optimizers.on_before = self.groups.steps
         self.optimizers.on_step = self.groups.stepped
         first = (self.optimizers, self.backwards, self.forwards, self.loaders)
         for observer in (*first, self.schedulers, self.groups, self.evaluations):
             observer.install(self.patches)
 
     def remove(self) -> None:
-        """Take all away."""
         self.patches.undo()
 
     def conclude(self) -> None:

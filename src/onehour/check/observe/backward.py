@@ -111,9 +111,11 @@ class Backwards:
         self.scale = 1.0
         self.samples: int | None = None
         """Of the training pass before: the outermost module's first input."""
+        self.content: list[float] | None = None
+        self.on_evaluated: Any = None
+        """Called with a mean loss that nobody trains on, and its count."""
 
     def install(self, patches: Patches) -> None:
-        """Stand before the losses, the backward pass and the GradScaler's scale."""
         for name in LOSSES:
             patches.around(F, name, self._loss_named(name))
         patches.around(torch.autograd, "backward", self._backward)
@@ -135,7 +137,7 @@ class Backwards:
 
     @quiet
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
-        if not (torch.is_tensor(value) and value.requires_grad):
+        if not torch.is_tensor(value) or not (value.requires_grad or self.on_evaluated is not None):
             return
         reduction, count = "none", None
         if value.ndim == 0:
@@ -144,6 +146,10 @@ class Backwards:
             if reduction not in ("mean", "sum"):
                 return
             count = _count(name, arguments, options)
+        if not value.requires_grad:
+            if reduction == "mean" and count:
+                self.on_evaluated(float(value), float(count))
+            return
         term = LossTerm(name, user_line(), reduction, count)
         value.register_hook(lambda gradient: self._reached(term, gradient))
 
@@ -200,12 +206,13 @@ class Backwards:
                 scale=self.scale,
                 before=before,
                 local=self.optimizers.after_backward(),
+                content=self.content,
                 direct=called_directly(),
                 penalized=len(strengths),
                 penalty=max(strengths, default=0.0),
             )
         )
-        self.terms, self.scale, self.samples = [], 1.0, None
+        self.terms, self.scale, self.samples, self.content = [], 1.0, None, None
 
 
 def _count(name: str, arguments: Any, options: Any) -> float | None:

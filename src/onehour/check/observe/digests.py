@@ -15,6 +15,7 @@ from torch import Tensor
 
 PARAMETERS, PROJECTIONS, ELEMENTS = 4, 2, 1 << 16
 """How many parameters of an optimizer are looked at, numbers for each, and how much of a large one."""
+FOLD, SAMPLES = 1 << 10, 16
 
 
 def chosen_parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -43,10 +44,37 @@ def _project(tensor: Tensor | None) -> list[float]:
 
 
 @torch.no_grad()
+def folded(tensor: Tensor) -> list[float]:
+    """Projections of all of a tensor, or of this process's part: every FOLD-th element is added first.
+
+    >>> folded(torch.ones(5000)) == [2 * number for number in folded(torch.ones(5000) / 2)]
+    True
+    """
+    dense = tensor.to_dense() if tensor.layout != torch.strided else tensor
+    flat = getattr(dense, "to_local", lambda: dense)().detach().reshape(-1)
+    rest = flat.numel() % FOLD
+    sums = flat[: flat.numel() - rest].view(flat.numel() // FOLD, FOLD).sum(0, dtype=torch.float64)
+    sums[:rest] += flat[flat.numel() - rest :]
+    return (_directions(FOLD) @ sums.cpu()).tolist()
+
+
+@torch.no_grad()
 def leading(tensor: Tensor) -> Tensor:
     """The first elements of a tensor, flat, in float64 on the CPU: always the same ones."""
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     return dense.reshape(-1)[:ELEMENTS].to("cpu", torch.float64, copy=True)
+
+
+def looks(batch: Tensor) -> list[list[float]]:
+    """What hardly changes when a sample is flipped, cropped or made noisy: its mean, deviation, least and largest.
+
+    >>> looks(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
+    [[2.0, 1.0, 1.0, 3.0], [2.0, 0.0, 2.0, 2.0]]
+    """
+    rows = batch.detach()[:SAMPLES].reshape(len(batch[:SAMPLES]), -1).to("cpu", torch.float64)
+    if not rows.numel():
+        return []
+    return torch.stack([rows.mean(1), rows.std(1, correction=0), rows.amin(1), rows.amax(1)], dim=1).tolist()
 
 
 @lru_cache(maxsize=64)

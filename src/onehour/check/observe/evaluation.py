@@ -54,7 +54,6 @@ class VariableTracer:
         sys.settrace(self._call)
 
     def stop(self) -> None:
-        """Read no further."""
         if self._lines:
             self._lines = 0
             sys.settrace(None)
@@ -139,6 +138,9 @@ class Evaluations:
         self.recorder, self.read_variables = recorder, read_variables
         self.right: list[list[bool]] = []
         """Of each batch, whether each sample's prediction was."""
+        self.losses: list[list[float]] = []
+        """The mean losses that were computed, and the counts that they are means of."""
+        self.given = 0
         self.labels: deque[Tensor | None] = deque(maxlen=2)
         """Of batches that the model was not yet asked about; some loops hold the next one too."""
         self.tracer = VariableTracer(self._tell)
@@ -156,7 +158,7 @@ class Evaluations:
         """A pass over some data begins; the one before is over."""
         self.tracer.stop()
         self._watch_gathering()
-        self.right = []
+        self.right, self.losses, self.given = [], [], 0
         self.labels.clear()
         self._last = False
 
@@ -175,7 +177,7 @@ class Evaluations:
 
     @quiet
     def batch(self, batch: Any) -> None:
-        """The next batch is given."""
+        self.given += 1
         self.labels.append(_labels(batch))
 
     @quiet
@@ -190,6 +192,12 @@ class Evaluations:
         self._perhaps_over()
 
     @quiet
+    def lost(self, value: float, count: float) -> None:
+        """A loss over a batch, without training."""
+        self.losses.append([value, count])
+        self._perhaps_over()
+
+    @quiet
     def last(self, loader: int, epoch: int) -> None:
         """The last batch was given: once the model has said what it says of it, the loop makes its number."""
         if not self._last:
@@ -197,14 +205,17 @@ class Evaluations:
             self._perhaps_over()
 
     def _perhaps_over(self) -> None:
-        if self._last and self.right and not self.labels and self.read_variables:
+        said = (self.right and not self.labels) or len(self.losses) >= self.given
+        if self._last and said and self.read_variables:
             self._last = False
             self.tracer.start(user_frames()[:FRAMES])
 
     def write(self, loader: int, epoch: int, batches: int | None, samples: int | None) -> None:
         """The pass was an evaluation, and is over."""
         counts = [[sum(right), len(right)] for right in self.right]
-        self.recorder.tape.add(EvaluationEnded(None, loader, epoch, batches, samples, counts))
+        several = len(self.losses) % max(self.given, 1)  # of a batch, or of some only
+        losses = [] if several else self.losses[:: max(len(self.losses) // max(self.given, 1), 1)]
+        self.recorder.tape.add(EvaluationEnded(None, loader, epoch, batches, samples, counts, losses))
 
     def _tell(self, name: str, value: float, place: str) -> None:
         if not self.recorder.finished:

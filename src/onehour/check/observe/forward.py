@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -11,11 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from onehour.check.observe.backward import Backwards
+from onehour.check.observe.digests import projections
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import BATCHNORM
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, quiet
 from onehour.check.tape import BatchNormSizes, ModelSeen
+
+WRAPPER = re.compile(r"^(?:module\.)+|\b(?:_orig_mod|_fsdp_wrapped_module)\.")
+"""What wrappers put into a parameter's name."""
 
 
 class Forwards:
@@ -44,7 +49,6 @@ class Forwards:
         """Of hooks on each BatchNorm; they are there for the first updates."""
 
     def install(self, patches: Patches) -> None:
-        """Hook the modules, or the one model and its BatchNorms."""
         if self.only is None:
             patches.on_undo(register_module_forward_pre_hook(self._enter).remove)
             patches.on_undo(register_module_forward_hook(self._leave, always_call=True).remove)
@@ -84,6 +88,8 @@ class Forwards:
             tensor = first_tensor(inputs)
             if tensor is not None and tensor.ndim:
                 self.backwards.samples = tensor.shape[0]
+                if self.recorder.cut and not self.recorder.batches and not _carries(module, inputs):
+                    self.backwards.content = projections([tensor.double()])
         if self.on_evaluation is not None and not _trains(module) and self._is_known(module):
             self.on_evaluation()
 
@@ -110,6 +116,16 @@ class Forwards:
         elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
             self.sizes.setdefault(type(module).__name__, set()).add(int(n))
+
+    def names(self, parameters: list[Tensor]) -> dict[str, Tensor]:
+        """Parameters by their names in the model that was trained; by their number where it was not seen."""
+        models = self.models if self.only is None else [self.only]
+        known = {id(p): WRAPPER.sub("", name) for model in reversed(models) for name, p in model.named_parameters()}
+        named: dict[str, Tensor] = {}
+        for number, p in enumerate(parameters):
+            name = known.get(id(p), f"parameter {number}")
+            named[f"{name} ({number})" if name in named else name] = p
+        return named
 
     @quiet
     def describe(self) -> None:
@@ -143,6 +159,11 @@ def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelS
         ],
         parameters=len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
     )
+
+
+def _carries(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a state goes from one pass to the next, as in language models, which take a text in its order."""
+    return len(inputs) > 1 and any(isinstance(part, nn.RNNBase) for part in module.modules())
 
 
 def _trains(module: nn.Module) -> bool:

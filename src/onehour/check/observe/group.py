@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onehour.check.observe.digests import leading, projections
+from onehour.check.observe.digests import folded, leading, projections
 from onehour.check.observe.forward import Forwards
 from onehour.check.observe.internals import BATCHNORM, REFUSES_CPU
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
@@ -23,10 +25,18 @@ from onehour.check.tape import (
     OwnStatistics,
     SyncBatchNormMade,
     UsedStatistics,
+    WeightsUpdated,
 )
 
 WEIGHTS, EACH = 8, 4096
 """How many weights are compared before the first update, and how much of each."""
+UPDATES, FEW, NUMBERS = 40, 4, 100_000_000
+"""After which all weights are compared: of a large model or in a watched loop few."""
+
+PARTED = re.compile(r"(?i)(?:^|[._])(?:experts?|moe|flat_param|shards?)(?=[._\d]|$)")
+"""In the name of a parameter that each process has for itself."""
+MARKS = ("is_expert", "expert", "is_sharded", "tensor_model_parallel", "_is_sharded")
+"""What libraries set on such a parameter; DeepSpeed sets `allreduce` to False."""
 
 
 class Groups:
@@ -41,9 +51,12 @@ class Groups:
         self.recorder, self.forwards = recorder, forwards
         self.trained = False
         """Whether the statistics have moved since they were last looked at."""
+        self.left: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        """Of each optimizer, how many of its steps are still to be compared in full."""
+        self.before: dict[Optimizer, tuple[dict[str, Tensor], dict[str, list[float]]]] = {}
+        """The parameters of the steps that are under way, and what they were."""
 
     def install(self, patches: Patches) -> None:
-        """Stand before the functions that make groups, wrap models and save them."""
         patches.around(dist, "init_process_group", self._join)
         patches.after(DistributedDataParallel, "__init__", self._wrapped)
         patches.around(DistributedDataParallel, REFUSES_CPU, self._allow)
@@ -101,17 +114,42 @@ class Groups:
     def stepped(self, optimizer: Optimizer) -> None:
         """An update was made: the statistics of this process, and at first its weights, are written down."""
         self.trained = True
+        self._updated(optimizer)
         if self.recorder.world > 1 and self.recorder.attentive:
             numbers = projections([self._statistics()])
             self.recorder.tape.add(OwnStatistics(updates=self.recorder.updates, numbers=numbers))
 
     @quiet
-    def first_step(self, optimizer: Optimizer) -> None:
-        """Before the first update: the weights that this process begins with."""
-        if self.recorder.world > 1:
-            weights = [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 1][:WEIGHTS]
-            values = [value for p in weights for value in leading(p)[:EACH].tolist()]
+    def steps(self, optimizer: Optimizer) -> None:
+        """Before a step: the weights that this process has."""
+        if self.recorder.world < 2:
+            return
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        left = self.left.get(optimizer)
+        if left is None:
+            values = [value for p in [p for p in every if p.ndim > 1][:WEIGHTS] for value in leading(p)[:EACH].tolist()]
             self.recorder.tape.add(InitialWeights(user_line(), values))
+            large = sum(p.numel() for p in every) * UPDATES > NUMBERS
+            left = FEW if large or not self.recorder.cut else UPDATES
+        self.left[optimizer] = left - 1
+        if left > 0:
+            named = self.forwards.names(every)
+            self.before[optimizer] = named, {name: folded(p) for name, p in named.items()}
+
+    def _updated(self, optimizer: Optimizer) -> None:
+        """What a step made of them, and of which gradients."""
+        if optimizer in self.before:
+            named, before = self.before.pop(optimizer)
+            self.recorder.tape.add(
+                WeightsUpdated(
+                    user_line(),
+                    self.forwards.optimizers.numbers.of(optimizer),
+                    before=before,
+                    after={name: folded(p) for name, p in named.items()},
+                    gradients={name: folded(p.grad) for name, p in named.items() if p.grad is not None},
+                    parted=[name for name, p in named.items() if _parted(name, p)],
+                )
+            )
 
     @quiet
     def look(self, when: str) -> None:
@@ -133,3 +171,10 @@ class Groups:
         modules = [module for model in models for module in model.modules() if isinstance(module, BATCHNORM)]
         means = [m.running_mean.flatten() for m in dict.fromkeys(modules) if m.running_mean is not None]
         return torch.cat([mean.to(means[0].device, torch.float64) for mean in means]) if means else None
+
+
+def _parted(name: str, parameter: Tensor) -> bool:
+    """Whether it looks like a parameter that each process has for itself: an expert, or a shard."""
+    marked = any(getattr(parameter, mark, False) for mark in MARKS) or getattr(parameter, "allreduce", True) is False
+    sharded = hasattr(parameter, "placements") or type(parameter).__name__ == "FlatParameter"
+    return marked or sharded or bool(PARTED.search(name))

@@ -10,16 +10,16 @@ import sys
 import time
 import weakref
 from array import array
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from onehour.check.observe.digests import projections, random_states, seeded
+from onehour.check.observe.digests import looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.forward import first_tensor
 from onehour.check.observe.internals import hand_over, renew, without_processes
@@ -34,7 +34,7 @@ from onehour.check.observe.passes import (
     enumerated,
     length_of,
 )
-from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import (
     by_hand,
     called_directly,
@@ -43,6 +43,7 @@ from onehour.check.observe.source import (
     trainer_epochs,
     user_frames,
     user_line,
+    walked_by_hand,
 )
 from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
 
@@ -50,6 +51,8 @@ END_BATCHES = 16
 """At the ends of epochs whose losses are recorded in a loop that is only watched."""
 RANDOM_BATCHES = 4
 """Before which the generators' states are compared between processes."""
+LOOKED_AT = 4
+"""Batches of the first two epochs whose samples are compared."""
 
 
 class Loaders:
@@ -57,21 +60,18 @@ class Loaders:
 
     Args:
         recorder: takes the loaders, their epochs and batches.
-        folder: where the orders of epochs are written, for comparison between processes; None keeps their digests.
         evaluations: are told of each batch of an evaluation, and of its end.
     """
 
-    def __init__(
-        self, recorder: TapeRecorder, folder: Path | None = None, evaluations: Evaluations | None = None
-    ) -> None:
-        self.recorder, self.folder, self.evaluations = recorder, folder, evaluations
-        self.numbers = Numbering()
+    def __init__(self, recorder: TapeRecorder, evaluations: Evaluations | None = None) -> None:
+        self.recorder, self.evaluations = recorder, evaluations
+        self.numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self.kinds: list[tuple[Any, Any, Callable[[], Any]]] = []
+        """By number: how the loader was made, what its data set is like, and the data set itself while it is there."""
         self.made: WeakKeyDictionary[DataLoader, str | None] = WeakKeyDictionary()
-        self.first: dict[int, tuple[Any, str | None]] = {}
+        self.first: dict[int, tuple[Callable[[], Any], str | None]] = {}
         """Each data set, by its id, and where its first loader was made."""
         self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
-        self.orders: dict[tuple[int, int], array[int]] = {}
-        """Where there is no folder: of the first epochs of several processes."""
         self.passes: dict[int, int] = {}
         self.trained: dict[int, int] = {}
         """Passes over each loader that trained something."""
@@ -82,9 +82,9 @@ class Loaders:
         self.on_made: Any = None
 
     def install(self, patches: Patches) -> None:
-        """Stand before the constructor, the iterator and the sampler of every DataLoader."""
         patches.after(DataLoader, "__init__", self._was_made)
         patches.around(DataLoader, "__iter__", self._iter)
+        patches.around(DistributedSampler, "__iter__", self._walk)
         patches.on_undo(self._hand_over)
 
     def _hand_over(self) -> None:
@@ -97,8 +97,9 @@ class Loaders:
         self.made[loader] = place = maker_line(loader)
         if self.recorder.cut:
             # Libraries make loaders of the user's: the first of a data set's is the user's own.
-            first = self.first.setdefault(id(loader.dataset), (loader.dataset, place))
-            self.made[loader] = place if called_directly() else first[1]
+            if loader.dataset is not self.first.get(id(loader.dataset), (object,))[0]():
+                self.first[id(loader.dataset)] = _weakly(loader.dataset), place
+            self.made[loader] = place if called_directly() else self.first[id(loader.dataset)][1]
         if self.on_made is not None:
             self.on_made()
 
@@ -114,11 +115,11 @@ class Loaders:
 
     @quiet
     def _open(self, loader: DataLoader) -> Pass:
-        number = self.numbers.of(loader)
-        if number not in self.passes:
-            self._describe(loader, number)
         self.settle()
         self.open = [other for other in self.open if not other.dropped]
+        number = self._number(loader)
+        if number not in self.passes:
+            self._describe(loader, number)
         if self.on_pass is not None:
             self.on_pass(number)
         if self.evaluations is not None:
@@ -133,6 +134,47 @@ class Loaders:
         else:
             self._began(opened, None)
         return opened
+
+    def _number(self, loader: DataLoader) -> int:
+        """A loader that is made anew for each epoch is one: of the same line, for the same data, or for data that are
+        like those of the one before, which are gone."""
+        if loader not in self.numbers:
+            data, place = loader.dataset, self.made.get(loader)
+            made = place, type(loader.sampler), type(loader.batch_sampler), loader.batch_size, loader.drop_last
+            like = type(data), length_of(data)
+            under_way = {opened.loader for opened in self.open if not (opened.done or opened.dropped)}
+            same = [
+                number
+                for number, (known, alike, held) in enumerate(self.kinds)
+                if place is not None and known == made and number not in under_way
+                if held() is data or (alike == like and (held() is None or isinstance(data, list | tuple)))
+            ]
+            self.numbers[loader] = same[0] if same else len(self.kinds)
+            if not same:
+                self.kinds.append((made, like, _weakly(data)))
+        return self.numbers[loader]
+
+    def _walk(self, original: Any, sampler: DistributedSampler[Any]) -> Iterator[int]:
+        indices = original(sampler)
+        if not self.recorder.finished and walked_by_hand(sys._getframe(2)):
+            indices = iter(order := list(indices))
+            self._walked(sampler, order)
+        return indices
+
+    @quiet
+    def _walked(self, sampler: DistributedSampler[Any], order: list[int]) -> None:
+        """The user's own code takes the indices, and loads the samples itself."""
+        self.settle()
+        if sampler not in self.numbers:
+            self.numbers[sampler] = len(self.kinds)
+            self.kinds.append((None, None, _weakly(sampler)))
+            self._describe(DataLoader(sampler.dataset, sampler=sampler), self.numbers[sampler])  # type: ignore[arg-type]
+        number = self.numbers[sampler]
+        self.passes[number] = self.passes.get(number, -1) + 1
+        opened = Pass(number, self.passes[number], None, DataLoader(sampler.dataset, sampler=sampler))  # type: ignore[arg-type]
+        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        opened.ended = True
+        self._began(opened, order)
 
     def _clone(self, loader: DataLoader) -> DataLoader:
         """One copy for all passes, so that processes that persist do."""
@@ -185,12 +227,7 @@ class Loaders:
     def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:
         flat = array("q", [int(i) for batch in order for i in (batch if isinstance(batch, list | tuple) else [batch])])
         unique = set(flat)
-        if self.folder is not None:
-            name = f"order-{self.recorder.rank}-{opened.loader}-{opened.number}"
-            with open(self.folder / name, "wb") as file:
-                flat.tofile(file)
-        elif self.recorder.world > 1 and opened.number < 2:
-            self.orders[opened.loader, opened.number] = flat
+        kept = opened.number < 2 and (self.recorder.cut or self.recorder.world > 1)
         return SampleOrder(
             count=len(flat),
             unique=len(unique),
@@ -198,6 +235,7 @@ class Loaders:
             members=hash(frozenset(unique)),  # of integers: the same in every process
             sequential=list(flat[:64]) == sorted(flat[:64]),
             largest=max((len(batch) if isinstance(batch, list | tuple) else 1 for batch in order), default=0),
+            indices=b64encode(flat.tobytes()).decode() if kept else None,
         )
 
     @quiet
@@ -216,7 +254,10 @@ class Loaders:
         size = tensor.shape[0] if tensor is not None and tensor.ndim else None
         index, opened.next_index = opened.next_index, opened.next_index + 1
         opened.taken += 1
+        self.recorder.batches += 1
         given = BatchGiven(None, opened.loader, opened.number, index, size)
+        if opened.number < 2 and index < LOOKED_AT and tensor is not None and tensor.ndim:
+            given = replace(given, looks=looks(tensor))
         if before is not None:
             after = random_states()
             drew = [name for name, state in before.items() if after[name] != state]
@@ -275,7 +316,7 @@ class Loaders:
             at=at,
             taken=opened.taken,
             updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
-            seconds=time.monotonic() - opened.started,
+            seconds=time.process_time() - opened.started,
             left=MOST_UPDATES - self.recorder.updates,
         )
         if target is None:
@@ -293,9 +334,16 @@ class Loaders:
             or self.recorder.finished
         ):
             return False
-        long = opened.taken >= WHOLE and time.monotonic() - opened.started > UNCUT_SECONDS
+        long = opened.taken >= WHOLE and time.process_time() - opened.started > UNCUT_SECONDS
         opened.cut = opened.cut or long
         return long
+
+
+def _weakly(thing: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(thing)
+    except TypeError:  # a list, say
+        return lambda: thing
 
 
 class _Iterator:

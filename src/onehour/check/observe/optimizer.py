@@ -73,11 +73,11 @@ class Optimizers:
         """Which have stepped since an update was counted last: several that take turns make one update."""
         self.probing = False
         self.on_made: Any = None
-        self.on_first: Any = None
+        self.on_before: Any = None
         self.on_step: Any = None
+        """Called before and after each step, with the optimizer."""
 
     def install(self, patches: Patches) -> None:
-        """Hook every step and every constructor."""
         patches.on_undo(register_optimizer_step_pre_hook(self._before).remove)
         patches.on_undo(register_optimizer_step_post_hook(self._after).remove)
         patches.after(Optimizer, "__init__", self._was_made)
@@ -165,10 +165,12 @@ class Optimizers:
             self.others.add(optimizer)
             return
         self.stepping.append(optimizer)
+        if sum(other is optimizer for other in self.stepping) > 1:
+            return
+        if self.on_before is not None:
+            self.on_before(optimizer)
         watched = self._watch(optimizer)
-        if not watched.steps and self.on_first is not None:
-            self.on_first(optimizer)
-        if not self.deep(watched) or sum(other is optimizer for other in self.stepping) > 1:
+        if not self.deep(watched):
             return
         watched.before = _Before(
             weights=[leading(p) for p in watched.parameters],

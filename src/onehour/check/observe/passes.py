@@ -117,7 +117,7 @@ def length_of(thing: Any) -> int | None:
 WHOLE = 48
 """Batches of a pass that is never cut."""
 UNCUT_SECONDS = 3.0
-"""A longer pass is not cut either if it ends within this time."""
+"""A longer pass is not cut either if it ends within this time of the CPU."""
 HEAD_UPDATES, HEAD_BATCHES, EVALUATION_BATCHES = 4, 32, 4
 MOST_UPDATES, SPARE = 300, 32
 """Updates after which a run is stopped, and how many of them a pass leaves for the ends of the next one."""
@@ -140,7 +140,7 @@ class Pass:
         self.next_index = 0
         self.updates_before = 0
         self.backwards_before = 0
-        self.started = time.monotonic()
+        self.started = time.process_time()
         self.cut = False
         self.left_out = 0
         self.followed: bool | None = None
@@ -184,7 +184,7 @@ def cut_to(
         at: the index that would come next.
         taken: batches so far.
         updates: so far; None for a pass that trains nothing.
-        seconds: so far.
+        seconds: of the CPU so far.
         left: updates until the run is stopped.
     """
     if total is None or total <= WHOLE:

@@ -25,6 +25,7 @@ class TapeRecorder:
         self.near_an_end = False
         self.updates = 0
         self.backwards = 0
+        self.batches = 0
         self.rank, self.world = 0, 1
 
     @property
@@ -45,7 +46,6 @@ class Numbering:
         self._next = 0
 
     def of(self, thing: Any) -> int:
-        """The number of an object."""
         if thing not in self._known:
             self._known[thing] = self._next
             self._next += 1
@@ -112,7 +112,6 @@ class Patches:
         self.around(owner, name, both)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
-        """Replace `owner.name` by a value."""
         known = name in vars(owner)
         original = vars(owner).get(name)
         setattr(owner, name, value)

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, dataloader, sampler
 
 SCRIPT_FOLDERS: set[str] = set()
 """Whose files are the user's although they lie among the libraries: the folder of a package's script, say."""
@@ -83,17 +83,28 @@ def user_frames() -> list[FrameType]:
 
 
 def user_line() -> str | None:
-    """file:line of the innermost frame that is the user's; None where there is none."""
+    """file:line of the innermost frame that is the user's and no optimizer's own; None where there is none."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not is_users(frame.f_code.co_filename):
+    innermost = None
+    while frame is not None:
+        if is_users(frame.f_code.co_filename):
+            innermost = innermost or _place(frame)
+            if not _of_an_optimizer(frame):
+                return _place(frame)
         frame = frame.f_back
-    return None if frame is None else _place(frame)
+    return innermost
+
+
+def _of_an_optimizer(frame: FrameType) -> bool:
+    """Whether it is a method of an optimizer: what wraps another one makes and steps it for its user."""
+    return frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer)
 
 
 def maker_line(made: object) -> str | None:
     """file:line of the innermost frame of the user's that makes an object, and is no method of the object itself."""
     for frame in user_frames():
-        if frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not made:
+        own = frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is made
+        if not own and not _of_an_optimizer(frame):
             return _place(frame)
     return None
 
@@ -130,6 +141,18 @@ def by_hand(frame: FrameType | None) -> bool:
             return False
         frame = frame.f_back
     return False
+
+
+def walked_by_hand(frame: FrameType | None) -> bool:
+    """Whether it is the user's own code that goes over a sampler, perhaps by torch's batches of it: no loader does."""
+    while frame is not None and frame.f_code.co_filename == sampler.__file__:
+        frame = frame.f_back
+    users = frame is not None and is_users(frame.f_code.co_filename)
+    while users and frame is not None:
+        if frame.f_code.co_filename == dataloader.__file__:
+            return False
+        frame = frame.f_back
+    return users
 
 
 def planned_epochs(frames: list[FrameType]) -> int | None:

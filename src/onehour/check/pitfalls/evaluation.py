@@ -7,7 +7,7 @@ import math
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.samples import Shares
-from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
+from onehour.check.tape import EpochEnded, EvaluationEnded, MetricsGathered, ValueSeen
 
 COUNT = "the error is a count over the validation samples, each once"
 
@@ -70,6 +70,7 @@ def _evaluated(case: Case) -> list[Shares]:
     story = case.story
     evaluated = {event.loader for event in story.tape.of(EvaluationEnded)}
     trained = {micro.loader for update in story.updates for micro in update.microbatches}
+    trained |= {event.loader for event in story.tape.of(EpochEnded) if event.trained}
     shares = [Shares(case, loader) for loader in sorted(evaluated - trained) if loader in story.loaders]
     return [share for share in shares if share.known and share.one and share.samples]
 
@@ -98,7 +99,7 @@ def mean_of_rates_evaluation(case: Case) -> Finding | None:
             finding = _mean_of(case, evaluation, [share for share in shares if share], "processes'")
             if finding is not None:
                 return finding
-        finding = _mean_of(case, evaluation, counts, "batches'")
+        finding = _mean_of(case, evaluation, counts, "batches'") or _mean_of_losses(case, evaluation)
         if finding is not None:
             return finding
     return None
@@ -116,16 +117,43 @@ def _mean_of(case: Case, evaluation: EvaluationEnded, counts: list[list[int]], w
             continue
         for right, wrong, count, samples in pairs:
             if _near(seen.value, wrong):
-                name = seen.name.rpartition(":")[2].removesuffix(" 0")
                 return mean_of_rates_evaluation.found(
-                    measured=("" if name.startswith("line ") else f"{name}: ")
-                    + f"{seen.value:.6g} is the mean of the {what} rates; one of {min(sizes)} samples weighs as much as"
-                    f" one of {max(sizes)}",
+                    measured=f"{_named(seen)}{seen.value:.6g} is the mean of the {what} rates; one of"
+                    f" {min(sizes)} samples weighs as much as one of {max(sizes)}",
                     expected=f"{right:.6g}, of {count} in {samples} on what was evaluated here",
                     where=seen.where,
                     samples=samples,
                 )
     return None
+
+
+def _mean_of_losses(case: Case, evaluation: EvaluationEnded) -> Finding | None:
+    """A value that is the mean of the batches' mean losses, where the last batch is smaller."""
+    counts = [count for _, count in evaluation.losses]
+    if len({*counts}) < 2:
+        return None
+    right = math.fsum(value * count for value, count in evaluation.losses) / math.fsum(counts)
+    total = math.fsum(value for value, _ in evaluation.losses)
+    means = [total / parts for parts in (len(counts), evaluation.batches) if parts]
+    for seen in case.story.tape.of(ValueSeen):
+        same = (seen.loader, seen.epoch) == (evaluation.loader, evaluation.epoch)
+        if same and not _near(seen.value, right) and any(_near(seen.value, mean) for mean in means):
+            return mean_of_rates_evaluation.found(
+                measured=f"{_named(seen)}{seen.value:.6g} is the mean of the batches' mean losses; one over"
+                f" {min(counts):g} values weighs as much as one over {max(counts):g}",
+                expected=f"{right:.6g}, each sample once, on what was evaluated here",
+                where=seen.where,
+                remedy="multiply each batch's mean by its samples, and divide the sum once by the number of all",
+                write=("total += loss.item() * len(target)", "loss = total / {samples}  # once, after all batches"),
+                samples=evaluation.samples or "samples",
+            )
+    return None
+
+
+def _named(seen: ValueSeen) -> str:
+    """The name of a value, where it has one."""
+    name = seen.name.rpartition(":")[2].removesuffix(" 0")
+    return "" if name.startswith("line ") else f"{name}: "
 
 
 def _pairs(counts: list[list[int]], evaluation: EvaluationEnded) -> list[tuple[float, float, int, int]]:

@@ -11,6 +11,9 @@ from onehour.check.pitfalls.gradient import loss_line, weights, windows
 from onehour.check.story import Update
 from onehour.check.tape import BackwardPass
 
+NEGLIGIBLE = 1e-6
+"""A weight decay that takes less than a thousandth of a weight in a million steps at rate 1e-3."""
+
 
 @pitfall(
     "momentum-inside-uncorrected",
@@ -119,6 +122,7 @@ def decay_on_batchnorm(case: Case) -> Finding | None:
                 f" ({names})",
                 expected="λ = 0 on all of them",
                 where=(made.where if made else None) or case.optimizer_line(),
+                severity="note" if model.decay < NEGLIGIBLE else None,
                 decay=model.decay,
             )
     return None

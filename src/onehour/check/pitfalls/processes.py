@@ -3,15 +3,98 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
-from onehour.check.pitfalls.gradient import WEIGHT, loss_line
+from onehour.check.pitfalls.gradient import WEIGHT, factor, loss_line, windows
 from onehour.check.story import Update, ratio
-from onehour.check.tape import BatchGiven, InitialWeights
+from onehour.check.tape import BatchGiven, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
-CLOSE = 1e-2
+CLOSE, EXACT = 1e-2, 1e-6
+MANY = 30
+"""Parameters that are named one by one."""
+
+
+@pitfall(
+    "gradients-not-averaged",
+    "error",
+    "§2.1, eq 2; §3",
+    why="an update takes the mean gradient of all kn samples, so that the k workers keep one model",
+    remedy="wrap the model in DistributedDataParallel, or average the gradients before each optimizer.step()",
+    write=(
+        "model = DistributedDataParallel(model)  # and call it in training: model(x), not model.module(x)",
+        "for p in model.parameters():  # without it, between backward() and step()",
+        "    torch.distributed.all_reduce(p.grad); p.grad /= {p}",
+    ),
+    symptoms=(
+        *("different-initial-weights", "batchnorm-stats-diverge", "batchnorm-stats-of-rank-0"),
+        *("gradient-mean-of-unequal", "lr-not-scaled", "lr-scaled-wrong", "adam-linear-scaling"),
+    ),
+)
+def gradients_not_averaged(case: Case) -> Finding | None:
+    """Processes that each take their own gradient."""
+    names, parted, every = unequal_parameters(case)
+    if not names:
+        return None
+    wrapped = any(case.story.tape.of(ModelWrapped))
+    alike = f"; {listed(parted)} differ too, and look as if they are meant to" if parted else ""
+    return gradients_not_averaged.found(
+        measured=f"{len(names)} of {len(every)} parameters are updated by another gradient on each of the"
+        f" {case.processes} processes: {listed(names)}{alike}",
+        expected=f"one gradient for all, the mean over {case.processes} processes",
+        where=case.step_line(),
+        remedy="call the wrapped model itself, model(x), in every forward pass of training, with all that is trained in"
+        " it: what goes past DistributedDataParallel is not averaged"
+        if wrapped
+        else None,
+        p=case.processes,
+    )
+
+
+def unequal_parameters(case: Case) -> tuple[list[str], list[str], list[str]]:
+    """The parameters that processes update by gradients of their own; those that are meant to; and all."""
+    unequal, parted, every = list[str](), set[str](), list[str]()
+    by_rank = [list(story.tape.of(WeightsUpdated)) for story in case.stories]
+    for optimizer in dict.fromkeys(event.optimizer for event in by_rank[0]) if case.processes > 1 else ():
+        ranks = [[event for event in events if event.optimizer == optimizer] for events in by_rank]
+        steps = [list(each) for each in zip(*ranks, strict=False)]
+        for name in steps[0][0].before if steps else ():
+            every.append(name)
+            if all(name in event.before for step in steps for event in step) and _unequal(steps, name):
+                unequal.append(name)
+        parted.update(name for step in steps for event in step for name in event.parted)
+    return [name for name in unequal if name not in parted], [name for name in unequal if name in parted], every
+
+
+def _unequal(steps: list[list[WeightsUpdated]], name: str) -> bool:
+    """Whether a parameter's updates differ between processes, and nobody averages the weights themselves later."""
+    before = [[event.before[name] for event in step] for step in steps]
+    after = [[event.after[name] for event in step] for step in steps]
+    for now, then in zip(after, before[1:], strict=False):
+        if not _equal(now) and _equal(then):
+            mean = [math.fsum(numbers) / len(now) for numbers in zip(*now, strict=True)]
+            return math.dist(then[0], mean) > CLOSE * math.dist(now[0], now[-1])  # one process's are sent to the others
+    for step, was, now in zip(steps, before, after, strict=True):
+        gradients = [event.gradients.get(name, [0.0] * len(was[0])) for event in step]
+        noise = EXACT * max(math.hypot(*numbers) for numbers in step[0].gradients.values() or gradients)
+        if not _equal(gradients, CLOSE / 10, noise) or (_equal(was) and not _equal(now)):
+            return True
+    return False
+
+
+def _equal(rows: list[Projection], tolerance: float = EXACT, noise: float = 0.0) -> bool:
+    size = max(math.hypot(*row) for row in rows)
+    return all(math.dist(row, rows[0]) <= tolerance * size + noise for row in rows)
+
+
+def listed(names: list[str]) -> str:
+    """Each name; of very many, the modules that they are all of."""
+    if len(names) <= MANY:
+        return ", ".join(names)
+    modules = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in modules.items())
 
 
 @pitfall(
@@ -26,8 +109,10 @@ CLOSE = 1e-2
     ),
 )
 def gradient_sum_not_mean(case: Case) -> Finding | None:
-    """Means over each process's samples, summed: p times too large."""
+    """Means over each process's samples, summed: p times too large; on one process a loss that is a sum."""
     p = case.processes
+    if p == 1:
+        return _summed(case)
     for updates in together(case):
         c, weight = communicated(updates), _mean_weight(updates)
         if c is None or weight is None:
@@ -41,6 +126,32 @@ def gradient_sum_not_mean(case: Case) -> Finding | None:
                 kn=case.minibatch or "kn",
             )
     return None
+
+
+def _summed(case: Case) -> Finding | None:
+    """Every sample with the weight 1, whatever their number, where the update grows with the gradient."""
+    updates = list(windows(case))[:8]
+    terms = [term for update in updates for term in _terms(update)]
+    summed = [term for term in terms if term.reduction != "mean" and term.low == term.high and (term.count or 0) > 1]
+    known = all(micro.terms for update in updates for micro in update.microbatches)
+    if len(updates) < 2 or len(summed) < len(terms) or not known or case.adaptive is not False:
+        return None
+    if any(abs(factor(update) * term.low - 1) > CLOSE for update in updates for term in _terms(update)):
+        return None
+    return gradient_sum_not_mean.found(
+        measured=f"the loss is the sum over {max(term.count or 0 for term in summed):g} values: the gradient, and with"
+        " it the update, grows with the minibatch",
+        expected="the mean over the minibatch, whose rate is scaled by a rule",
+        where=loss_line(updates[0].microbatches[0]),
+        severity="warning",
+        remedy="take the mean over the minibatch, and multiply the rate by its size if it was chosen for the sum",
+        write=("loss = loss / {kn}  # the mean", "lr = {kn} * lr  # if it was chosen for the sum"),
+        kn=case.minibatch or "len(target)",
+    )
+
+
+def _terms(update: Update) -> list[LossTerm]:
+    return [term for micro in update.microbatches for term in micro.terms]
 
 
 @pitfall(

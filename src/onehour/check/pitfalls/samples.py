@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
+from onehour.check.pitfalls.gradient import loss_line
 from onehour.check.tape import BatchGiven
 
 LARGE = 0.02
@@ -37,13 +39,13 @@ def same_order_every_epoch(case: Case) -> Finding | None:
     """Two epochs in one order."""
     story = case.story
     if story.training is None:
-        return None
+        return _same_inputs(case)
     loader = story.loaders[story.training]
     passes = [(event.where, event.order) for event in story.epochs(story.training) if event.order is not None]
     if len(passes) < 2 or (loader.batches or 0) < 2 or passes[0][1].count < 2:
         return None
     (where, first), (_, second) = passes[:2]
-    if first.digest != second.digest:
+    if first.digest != second.digest or _drawn_anew(case):
         return None
     kind = "the order of the data set" if first.sequential else "one order"
     return same_order_every_epoch.found(
@@ -52,6 +54,47 @@ def same_order_every_epoch(case: Case) -> Finding | None:
         where=loader.where or where,
         batch=loader.batch_size or "batch_size",
     )
+
+
+def _same_inputs(case: Case) -> Finding | None:
+    """The model's inputs come again and again in one order, from no loader."""
+    micros = [micro for update in case.story.steps for micro in update.microbatches]
+    inputs = [tuple(micro.backward.content or ()) for micro in micros]
+    period = next((i for i in range(1, len(inputs)) if inputs[i] == inputs[0]), len(inputs))
+    again = inputs[period:] == inputs[: len(inputs) - period]
+    if not 2 * period <= len(inputs) or not again or not all(inputs) or len({*inputs}) < max(2, 0.5 * period):
+        return None
+    return same_order_every_epoch.found(
+        measured=f"epochs 0 and 1 take their {period} batches in one order (without a DataLoader)",
+        expected="a new permutation each epoch",
+        where=loss_line(micros[0]),
+        remedy="draw a permutation of the samples before each epoch, and take the batches from it",
+        write=(
+            "for batch in torch.randperm(len(data)).split({batch}):  # anew in each epoch",
+            "    output = model(data[batch])",
+        ),
+        batch=micros[0].samples or "batch_size",
+    )
+
+
+def _drawn_anew(case: Case) -> bool:
+    """Whether an index is another sample each time: what it gives in two epochs is no more alike than two indices are.
+
+    Crops, flips and noise leave a sample like itself; its place among all others by distance tells.
+    """
+    given = [b for b in case.story.tape.of(BatchGiven) if b.loader == case.story.training and b.looks is not None]
+    first, second = ({b.index: b.looks or [] for b in given if b.epoch == epoch} for epoch in (0, 1))
+    pairs = [pair for i in first.keys() & second.keys() for pair in zip(first[i], second[i], strict=False)]
+    if len(pairs) < 2 or all(a == b for a, b in pairs):
+        return False
+    columns = [*zip(*(row for pair in pairs for row in pair), strict=True)]
+    spread = [max(column) - min(column) or 1.0 for column in columns]
+    rows, others = ([[x / s for x, s in zip(pair[side], spread, strict=True)] for pair in pairs] for side in (0, 1))
+    nearer = [
+        sum(math.dist(row, other) < math.dist(row, own) for other in others)
+        for row, own in zip(rows, others, strict=True)
+    ]
+    return sum(nearer) / len(rows) / (len(rows) - 1) > 0.5 - 0.7 / math.sqrt(len(rows))
 
 
 @pitfall(

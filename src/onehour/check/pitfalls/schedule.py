@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 
-from onehour.check.case import Case, RateSchedule, most_common
+from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, most_common, schedule_of
 from onehour.check.finding import Finding, pitfall
 from onehour.check.tape import SchedulerMade, SchedulerStep
 
@@ -22,15 +22,15 @@ STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")
     why="a schedule is a function of the epoch: it must not end k times too early",
     remedy="call scheduler.step() once after each optimizer.step(), or plan the schedule in the steps that it takes",
     write=("optimizer.step()", "scheduler.step()  # only here: {steps} steps in the run"),
+    symptoms=("lr-collapses",),
 )
 def scheduler_steps_k_times(case: Case) -> Finding | None:
     """A schedule planned in updates and stepped k times at each: it ends after 1/k of the run."""
     schedule, story = case.schedule(), case.story
     k, end, epochs, updates = schedule.a_update, horizon(schedule), story.planned, story.updates_an_epoch
-    if k < 2 or end is None or not epochs or not updates:
-        return None
-    if abs(end - epochs * updates) > 0.1 * epochs * updates:
-        return None
+    planned = end is not None and epochs and updates and abs(end - epochs * updates) <= 0.1 * epochs * updates
+    if k < 2 or not planned or not epochs or not updates:
+        return _more_on_several(case)
     return scheduler_steps_k_times.found(
         measured=f"{k} scheduler steps an update: the schedule of {end} steps ends after {epochs / k:g} of"
         f" {epochs} epochs",
@@ -40,6 +40,28 @@ def scheduler_steps_k_times(case: Case) -> Finding | None:
     )
 
 
+def _more_on_several(case: Case) -> Finding | None:
+    """More scheduler steps an update on several processes than on one, and so another rate at the same epoch."""
+    if case.single is None or case.processes < 2:
+        return None
+    one, now = schedule_of(case.single), case.schedule()
+    if not 0 < one.a_update < now.a_update or not one.an_epoch or not now.an_epoch or not one.target or not now.target:
+        return None
+    epochs = case.story.planned or UNKNOWN_EPOCHS
+    for epoch in (epochs * part / 64 for part in range(64)):
+        alone, together = one.at(epoch * one.an_epoch), now.at(epoch * now.an_epoch)
+        if together is None or alone is None or abs(alone / one.target - together / now.target) < 0.02:
+            continue
+        return scheduler_steps_k_times.found(
+            measured=f"{now.a_update} scheduler steps an update on {case.processes} processes, {one.a_update} on 1: in"
+            f" epoch {epoch:.3g} the rate is {together / now.target:.2g} of its highest, {alone / one.target:.2g} on 1",
+            expected="one schedule, whatever the number of processes",
+            where=_step_line(case),
+            steps=epochs * (case.story.updates_an_epoch or 1),
+        )
+    return None
+
+
 @pitfall(
     "scheduler-too-slow",
     "error",
@@ -47,6 +69,7 @@ def scheduler_steps_k_times(case: Case) -> Finding | None:
     why="a schedule is a function of the epoch: planned in iterations, it must be stepped at each",
     remedy="call scheduler.step() after every optimizer.step()",
     write=("optimizer.step()", "scheduler.step()  # in the loop over batches: {steps} steps in the run"),
+    symptoms=("lr-collapses", "warmup-per-epoch"),
 )
 def scheduler_too_slow(case: Case) -> Finding | None:
     """A schedule planned in iterations and stepped once an epoch: it hardly begins."""
@@ -104,8 +127,6 @@ def lr_collapses(case: Case) -> Finding | None:
     schedule, story = case.schedule(), case.story
     epochs, steps = story.planned, schedule.steps
     if not schedule.curve or not epochs or not steps:
-        return None
-    if scheduler_steps_k_times(case) or scheduler_too_slow(case):
         return None
     if case.scheduler is not None and case.scheduler.name in WARM_RESTARTS:
         return None

@@ -13,7 +13,18 @@ from typing import Any
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding
-from onehour.check.judge import as_table, judge, not_judged, not_silenced, refuse_unknown, shortened, worst_first
+from onehour.check.judge import (
+    ON_SEVERAL,
+    PITFALLS,
+    Note,
+    as_table,
+    judge,
+    not_judged,
+    not_silenced,
+    refuse_unknown,
+    shortened,
+    worst_first,
+)
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, ProcessStarted, Tape
@@ -39,7 +50,7 @@ class Checked:
     """
 
     findings: list[Finding]
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list[Note])
     stories: list[Story] = field(default_factory=list)
 
 
@@ -50,6 +61,7 @@ def check_script(
     base: Base | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    strict: bool = False,
     limit: float = 120.0,
     forkserver: ForkServer | None = None,
     cwd: str | Path | None = None,
@@ -61,6 +73,7 @@ def check_script(
         arguments: its own.
         base: the recipe that it was scaled from.
         only, skip: ids of pitfalls.
+        strict: whether notes say of every pitfall that it was not judged, for want of a base too.
         limit: seconds for each run.
         forkserver: to run it in; None starts one.
         cwd: the folder to run it in; None is this one.
@@ -75,16 +88,25 @@ def check_script(
     if forkserver is None:
         with ForkServer() as forkserver:
             return check_script(
-                script, arguments, base=base, only=only, skip=skip, limit=limit, forkserver=forkserver, cwd=cwd
+                script,
+                arguments,
+                base=base,
+                only=only,
+                skip=skip,
+                strict=strict,
+                limit=limit,
+                forkserver=forkserver,
+                cwd=cwd,
             )
     with scratch("onehour-check-") as folder:
         request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
-        checked = _judged(_ScriptRuns(forkserver, request | {"limit": limit}, folder), base, only=only, skip=skip)
+        runs = _ScriptRuns(forkserver, request | {"limit": limit}, folder)
+        checked = _judged(runs, base, only=only, skip=skip, strict=strict)
         checked.findings = not_silenced(checked.findings)
         return checked
 
 
-def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str]) -> Checked:
+def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str], strict: bool) -> Checked:
     """On one process, and on two if the script is made for several; what both show is said once."""
     wants = wants_processes(Path(runs.request["script"]))
     checked = Checked([])
@@ -105,7 +127,7 @@ def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: 
             checked.findings += [finding for finding in more if finding.pitfall not in known]
             checked.findings = worst_first(checked.findings)
             checked.stories = stories
-    checked.notes += not_judged(Case(checked.stories, base, alone))
+    checked.notes += not_judged(Case(checked.stories, base, alone), PITFALLS if strict else only)
     return checked
 
 
@@ -116,7 +138,7 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
     except CheckError as error:
         if failed is not None:
             raise failed from error
-        checked.notes.append(f"it could not be checked on {PROCESSES} processes: {error}")
+        checked.notes.append(Note(f"it could not be checked on {PROCESSES} processes: {error}", *ON_SEVERAL))
         return []
     if all(any(story.tape.of(GroupJoined)) for story in stories):
         return stories
@@ -146,7 +168,7 @@ class _ScriptRuns:
         for rank, status in enumerate(statuses):
             if status is None:
                 raise CheckError(_why(answer, rank, limit, name))
-        stories = [Story(Tape.load(folder / f"tape-{rank}.json"), folder, rank) for rank in range(processes)]
+        stories = [Story(Tape.load(folder / f"tape-{rank}.json")) for rank in range(processes)]
         if not all(story.updates for story in stories):
             own = next((event.where for event in stories[0].tape.of(ProcessStarted)), None)
             hint = f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""

@@ -39,7 +39,7 @@ class _ScriptRun:
         self.folder, self.rank, self.processes, self.limit = folder, rank, processes, limit
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.recorder.rank = rank
-        self.observers = Observers(self.recorder, folder)
+        self.observers = Observers(self.recorder)
         self.patches = Patches()
         self.first_update = 0.0
         self.left = threading.Lock()
@@ -77,8 +77,8 @@ class _ScriptRun:
         """A run without epochs is stopped here."""
         updates = self.recorder.updates
         if updates and not self.first_update:
-            self.first_update = time.monotonic()
-        long = updates >= 8 and time.monotonic() - self.first_update > SECONDS_OF_UPDATES
+            self.first_update = time.process_time()
+        long = updates >= 8 and time.process_time() - self.first_update > SECONDS_OF_UPDATES
         if updates >= MOST_UPDATES or long:
             self.leave("stopped")
 
@@ -135,7 +135,7 @@ def run_script(
     Args:
         script: an absolute path.
         arguments: its own.
-        folder: takes tape-RANK.json, status-RANK.json and the orders of epochs.
+        folder: takes tape-RANK.json and status-RANK.json.
         rank: of this process among those of the run.
         processes: how many there are.
         limit: seconds after which it is ended from outside.
