@@ -30,8 +30,9 @@ SCALINGS = (linear_scaling, sqrt_scaling, fixed_scaling)
 
 def whole(**changes: Any) -> Any:
     """The paper's schedule at 8k."""
-    sizes: dict[str, Any] = {"base_minibatch": 256, "minibatch": 8192, "milestones": [30], "warmup_epochs": 5}
-    return scaled_step_schedule(**({"base_lr": 0.1} | sizes | changes))
+    given: dict[str, Any] = {"base_lr": 0.1, "base_minibatch": 256, "minibatch": 8192, "milestones": [30]}
+    given |= {"warmup_epochs": 5, **changes}
+    return scaled_step_schedule(**given)
 
 
 def scheduled(**changes: Any) -> Any:
