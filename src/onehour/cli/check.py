@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import Any
 
-from onehour.rules.checks import positive
+from onehour.rules.arguments import positive
 from onehour.rules.minibatch import parse_size
 
 __all__ = ["add_check", "check_command"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from onehour.rules.checks import positive
+from onehour.rules.arguments import positive
 from onehour.study.statistics import Sample, holm, p_holds, p_worse, smallest_p, welch_upper
 
 __all__ = ["Verdict", "judge_arms", "judge_minibatches", "summary"]

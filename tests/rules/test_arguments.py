@@ -14,8 +14,8 @@ from torch import nn
 
 from onehour.config import Recipe
 from onehour.rules.aggregate import global_mean
+from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.batchnorm import GHOSTS, convert_batchnorm
-from onehour.rules.checks import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.decay import parameter_groups
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch, fixed_scaling, linear_scaling, sqrt_scaling
