@@ -88,7 +88,7 @@ def test_torch_distributed_is_imported_where_processes_are():
             assert under(name_of(path), "onehour.dist", "onehour.check", "onehour.rules.sampler"), path
 
 
-@pytest.mark.parametrize("name", ["minibatch", "schedule", "remarks", "shuffle", "keys", "checks"])
+@pytest.mark.parametrize("name", ["minibatch", "schedule", "remarks", "shuffle", "keys", "arguments"])
 def test_rules_that_a_plan_needs_import_no_torch(name: str):
     found = set(imports(SOURCE / "rules" / f"{name}.py"))
     assert not any(under(module, "torch") for module in found)
@@ -115,7 +115,7 @@ def test_no_file_imports_itself_by_way_of_others():
     names = {name_of(path) for path in FILES} - {"onehour"}
     graph = {name_of(path): set(imports(path)) & names - {name_of(path)} for path in FILES}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises where there is a cycle
-    assert order.index("onehour.rules.checks") < order.index("onehour.config") < order.index("onehour.api")
+    assert order.index("onehour.rules.arguments") < order.index("onehour.config") < order.index("onehour.api")
 
 
 PUBLIC = sorted(onehour._HOME_OF)

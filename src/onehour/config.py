@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 from onehour.messages import nearest
 from onehour.rules import schedule as schedules
-from onehour.rules.checks import fraction, not_negative, positive, positive_int, whole_number
+from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.minibatch import (
     Minibatch,
     fixed_scaling,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.rules.checks import positive, positive_int
+from onehour.rules.arguments import positive, positive_int
 
 __all__ = ["WHERE", "Execution", "default_folder"]
 

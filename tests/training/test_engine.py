@@ -30,22 +30,27 @@ def two_layers() -> Any:
     return nn.Sequential(*convert_batchnorm(model, per_worker=2).children())
 
 
+def attached(model: Any = None, *, in_place: bool = False) -> tuple[Any, RunningStatistics, Tensor]:
+    """A model, its statistics, and the sums that its layers' workers add up in."""
+    model = model or two_layers()
+    statistics = RunningStatistics(model, RIGHT)
+    sums = torch.zeros(statistics.floats, dtype=torch.float64)
+    statistics.attach(sums, in_place=in_place)
+    return model, statistics, sums
+
+
 def test_the_buffers_stay_the_models_own_under_the_same_names():
     model = two_layers()
     model[0].running_mean.fill_(7)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    statistics = RunningStatistics(model, RIGHT)
-    statistics.attach(torch.zeros(statistics.floats, dtype=torch.float64))
+    attached(model)
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_loaded_state_is_the_one_that_moves():
-    model = two_layers()
-    statistics = RunningStatistics(model, RIGHT)
-    sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums)
+    model, statistics, sums = attached()
     state = {name: torch.full_like(tensor, 5) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state)
     sums[-2:] = 1
@@ -55,10 +60,7 @@ def test_a_loaded_state_is_the_one_that_moves():
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_each_layer_moves_by_its_own_momentum_in_full_float64(in_place: bool):
-    model = two_layers()
-    statistics = RunningStatistics(model, RIGHT)
-    sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums, in_place=in_place)
+    model, statistics, _ = attached(in_place=in_place)
     torch.manual_seed(0)
     batches = [(torch.randn(4, 2).double(), torch.randn(4, 3).double()) for _ in range(2)]
     for first, second in batches:
@@ -78,12 +80,10 @@ def test_each_layer_moves_by_its_own_momentum_in_full_float64(in_place: bool):
 
 
 def test_a_layer_that_a_model_uses_twice_counts_twice():
-    model, alone = two_layers(), two_layers()
     sums = []
-    for net, in_place in ((model, False), (alone, True)):
-        statistics = RunningStatistics(net, RIGHT)
-        sums.append(torch.zeros(statistics.floats, dtype=torch.float64))
-        statistics.attach(sums[-1], in_place=in_place)
+    for in_place in (False, True):
+        net, statistics, found = attached(in_place=in_place)
+        sums.append(found)
         torch.manual_seed(0)
         for layer, width in ((0, 2), (1, 3), (0, 2)):
             net[layer](torch.randn(4, width).double())
@@ -93,10 +93,7 @@ def test_a_layer_that_a_model_uses_twice_counts_twice():
 
 
 def test_what_a_forward_that_failed_has_left_does_not_count():
-    model = two_layers()
-    statistics = RunningStatistics(model, RIGHT)
-    sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums)
+    model, statistics, sums = attached()
     statistics.begin_pass(range(2))
     model[0](torch.full((4, 2), 1e9).double() * torch.arange(4).view(4, 1))  # and the second layer was never reached
     statistics.begin_pass(range(2))
@@ -109,10 +106,7 @@ def test_what_a_forward_that_failed_has_left_does_not_count():
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_layer_that_no_worker_saw_stays(in_place: bool):
-    model = two_layers()
-    statistics = RunningStatistics(model, RIGHT)
-    sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums, in_place=in_place)
+    model, statistics, _ = attached(in_place=in_place)
     model[0](torch.randn(4, 2).double())
     statistics.end_pass()
     statistics.commit(LIVE)
@@ -122,21 +116,16 @@ def test_a_layer_that_no_worker_saw_stays(in_place: bool):
 
 
 def test_nothing_moves_in_an_update_that_is_masked():
-    model = two_layers()
-    statistics = RunningStatistics(model, RIGHT)
+    model, statistics, sums = attached()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sums = torch.full((statistics.floats,), torch.nan, dtype=torch.float64)
+    sums.fill_(torch.nan)
     sums[-2:] = 1  # workers have seen both layers
-    statistics.attach(sums)
     statistics.commit(torch.tensor(False))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_layers_are_left_alone_once_collecting_ends():
-    model = two_layers()
-    statistics = RunningStatistics(model, RIGHT)
-    sums = torch.zeros(statistics.floats, dtype=torch.float64)
-    statistics.attach(sums)
+    model, statistics, sums = attached()
     statistics.detach()
     model[0](torch.randn(4, 2).double())
     assert sums.tolist() == [0] * statistics.floats

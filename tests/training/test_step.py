@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import build_optimizer, pick_share
+from onehour.training.capture import Launch
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
@@ -159,6 +161,41 @@ def test_the_rate_is_the_schedules_at_the_iterations_first_sample():
         rates = {group["lr"] for group in step.optimizer.param_groups}
         assert rates == {recipe.schedule(iteration * 6 / 60)}
         assert rates.pop() == pytest.approx(0.5 + 0.5 * iteration / 10)
+
+
+def replaying(launch: Launch, **options: Any) -> Callable[..., Tensor]:
+    """As a CUDA graph runs it: always on the same tensors, which are filled before."""
+    rate, stopping, kept = torch.zeros(()), torch.zeros(()), list[Batch]()
+
+    def run(batches: Iterator[Batch], now: float, stop: bool) -> Tensor:
+        given = list(batches)
+        kept.extend((images.clone(), labels.clone()) for images, labels in given[len(kept) :])
+        for mine, its in zip(chain(*kept), chain(*given), strict=True):
+            mine.copy_(its)
+        rate.fill_(now)
+        stopping.fill_(stop)
+        return launch(kept, rate, stopping)
+
+    return run
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_launch_reads_all_that_differs_between_iterations_from_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+):
+    weights: list[Tensor] = []
+    for captured in (False, True):
+        monkeypatch.setattr(Step, "_can_be_captured", lambda step, captured=captured: captured)
+        monkeypatch.setattr("onehour.training.step.CapturedIteration", replaying)
+        recipe: dict[str, Any] = {"optimizer": optimizer, "scaling": "sqrt", "warmup": "gradual", "base_minibatch": 3}
+        step, _ = make(Marked(), weight_decay=0.1, warmup_epochs=1, epochs=2, **recipe)
+        for iteration in range(4):
+            images = torch.zeros(6, 3).double()
+            images[:, 0] = 9 * (torch.arange(6) % (iteration + 2) == 0)
+            found = step(iteration, batches(images, LABELS.roll(iteration)), stopping=iteration == 2)
+            assert found.stop == (iteration == 2)
+        weights.append(torch.cat([parameter.detach() for parameter in step.model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-7)  # the rate in the tensor is a float32
 
 
 def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rate(tmp_path: Path):

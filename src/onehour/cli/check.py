@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from onehour.rules.checks import positive
+from onehour.rules.arguments import positive
 from onehour.rules.minibatch import parse_size
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.dist.signals import StopSignals
-from onehour.rules.checks import positive_int
+from onehour.rules.arguments import positive_int
 
 if TYPE_CHECKING:
     from onehour.data.processes import Done

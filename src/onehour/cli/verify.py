@@ -17,7 +17,7 @@ from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.files import to_json
 from onehour.recipes import recipe as named
-from onehour.rules.checks import positive_int
+from onehour.rules.arguments import positive_int
 
 if TYPE_CHECKING:
     from onehour.training.verify import Comparison

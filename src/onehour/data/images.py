@@ -14,7 +14,7 @@ from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.index import index_of, read_index
 from onehour.data.listing import SIDES, Files, Source, expected, list_sides, refuse
 from onehour.data.pack import Shards, shards_of
-from onehour.rules.checks import positive_int
+from onehour.rules.arguments import positive_int
 
 __all__ = ["ImageOptions", "Images", "image_folder", "open_sides"]
 

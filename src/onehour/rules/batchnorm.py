@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onehour.rules.checks import positive_int
+from onehour.rules.arguments import positive_int
 
 __all__ = [
     "GhostBatchNorm1d",

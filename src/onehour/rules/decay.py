@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
-from onehour.rules.checks import not_negative
+from onehour.rules.arguments import not_negative
 
 __all__ = ["NORMALISATION", "parameter_groups"]
 

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from onehour.rules.checks import whole_number
+from onehour.rules.arguments import whole_number
 
 __all__ = ["random_bits", "seed_for"]
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from onehour.rules.checks import positive, positive_int
+from onehour.rules.arguments import positive, positive_int
 
 __all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "parse_size", "size_of", "sqrt_scaling"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from onehour.rules.checks import not_negative
+from onehour.rules.arguments import not_negative
 from onehour.rules.probe import probe, unwrapped
 
 __all__ = [

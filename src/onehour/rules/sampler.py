@@ -10,8 +10,8 @@ import numpy as np
 from torch import distributed
 from torch.utils.data import Sampler
 
+from onehour.rules.arguments import positive_int, whole_number
 from onehour.rules.askers import Asker, asker, fixes_its_length
-from onehour.rules.checks import positive_int, whole_number
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
 

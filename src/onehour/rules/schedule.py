@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from onehour.rules.checks import not_negative, number, positive
+from onehour.rules.arguments import not_negative, number, positive
 from onehour.rules.minibatch import Minibatch, linear_scaling
 
 __all__ = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from onehour.rules.checks import positive_int, whole_number
+from onehour.rules.arguments import positive_int, whole_number
 from onehour.rules.minibatch import Minibatch, size_of
 from onehour.rules.momentum import scale_velocity, velocity_inside
 from onehour.rules.schedule import Schedule

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onehour.rules.checks import positive_int, whole_number
+from onehour.rules.arguments import positive_int, whole_number
 from onehour.rules.keys import random_bits, seed_for
 from onehour.rules.minibatch import Minibatch
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onehour.rules.checks import positive
+from onehour.rules.arguments import positive
 
 ALPHA = 0.05
 MOST = 100  # further seeds up to which their number is looked for

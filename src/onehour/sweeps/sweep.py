@@ -20,7 +20,7 @@ from onehour.files import opened
 from onehour.leaving import scratch
 from onehour.lock import HeldFolder
 from onehour.machine import CORES, cores, share_of
-from onehour.rules.checks import positive_int
+from onehour.rules.arguments import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
 from onehour.sweeps.pool import Event, run_tasks
 from onehour.sweeps.task import Task, run_task

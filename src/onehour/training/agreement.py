@@ -352,9 +352,10 @@ def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str
     for number, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
             plain: Any = value
-            text = ADDRESS.sub("", repr(plain.tolist() if torch.is_tensor(value) else plain))
             if key == "params":
-                text = ", ".join(names.get(id(parameter), "?") for parameter in value)
+                text = ", ".join(names.get(id(parameter), "?") for parameter in plain)
+            else:
+                text = ADDRESS.sub("", repr(plain.tolist() if torch.is_tensor(value) else plain))
             groups[f"{key} of the optimizer's group {number}"] = text
     return {"model": layers, "optimizer": groups, "source": dict(_sources([model, optimizer]))}
 

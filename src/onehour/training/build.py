@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -351,21 +351,30 @@ def deterministic(recipe: Recipe) -> Generator[None]:
     Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
     """
     cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    cudnn.benchmark = recipe.reduce != "canonical"
+    before, canonical = cudnn.benchmark, recipe.reduce == "canonical"
+    cudnn.benchmark = not canonical
     try:
-        if recipe.reduce == "canonical":
-            torch.set_num_threads(recipe.canonical_threads)
-            torch.use_deterministic_algorithms(True)
-            cudnn.allow_tf32 = matmul.allow_tf32 = False
+        with _repeatable(recipe.canonical_threads) if canonical else nullcontext():
+            yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextmanager
+def _repeatable(threads: int) -> Generator[None]:
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    coarse = cudnn.allow_tf32, matmul.allow_tf32
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
-        if recipe.reduce == "canonical":
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(algorithms)
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        cudnn.allow_tf32, matmul.allow_tf32 = coarse
 
 
 def build_of(device: torch.device) -> dict[str, str]:

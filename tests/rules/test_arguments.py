@@ -14,8 +14,8 @@ from torch import nn
 
 from onehour.config import Recipe
 from onehour.rules.aggregate import global_mean
+from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.batchnorm import GHOSTS, convert_batchnorm
-from onehour.rules.checks import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.decay import parameter_groups
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch, fixed_scaling, linear_scaling, sqrt_scaling
@@ -30,8 +30,9 @@ SCALINGS = (linear_scaling, sqrt_scaling, fixed_scaling)
 
 def whole(**changes: Any) -> Any:
     """The paper's schedule at 8k."""
-    sizes: dict[str, Any] = {"base_minibatch": 256, "minibatch": 8192, "milestones": [30], "warmup_epochs": 5}
-    return scaled_step_schedule(**({"base_lr": 0.1} | sizes | changes))
+    given: dict[str, Any] = {"base_lr": 0.1, "base_minibatch": 256, "minibatch": 8192, "milestones": [30]}
+    given |= {"warmup_epochs": 5, **changes}
+    return scaled_step_schedule(**given)
 
 
 def scheduled(**changes: Any) -> Any:
