@@ -39,6 +39,7 @@ def test_sizes_types_and_classes():
         assert len(shares) == 10
         assert shares.min() > 0.06
         assert shares.max() < 0.14
+        assert len({row.numpy().tobytes() for row in images}) == len(images)
 
 
 def test_training_images_are_standardised_and_validation_by_the_same_numbers():
@@ -70,10 +71,6 @@ def test_the_labels_of_a_split_never_change(split: int, known: list[str]):
     assert found == known
 
 
-def test_another_split_divides_the_originals_otherwise():
-    assert not torch.equal(digits(0)[1].tensors[1], digits(1)[1].tensors[1])
-
-
 def test_no_original_serves_both_sides():
     """With neither distortion nor noise every sample is an original; the two sides have none in common."""
     from onehour.data import digits as module
@@ -88,11 +85,6 @@ def test_no_original_serves_both_sides():
             setattr(module, name, value)
     assert [len(side) for side in sides] == [1437, 360]
     assert not sides[0] & sides[1]
-
-
-def test_every_composite_differs():
-    images = digits()[0].tensors[0]
-    assert len({row.numpy().tobytes() for row in images}) == len(images)
 
 
 def test_the_wide_task_has_four_times_the_samples_of_the_same_originals():
@@ -110,7 +102,8 @@ def test_the_wide_task_has_four_times_the_samples_of_the_same_originals():
     torch.testing.assert_close((pixels - pixels.mean()) / pixels.std(), (known - known.mean()) / known.std())
 
 
-def test_the_wide_tasks_splits_are_those_of_digits():
+def test_a_split_divides_the_originals_otherwise_and_the_wide_tasks_alike():
+    assert not torch.equal(digits(0)[1].tensors[1], digits(1)[1].tensors[1])
     assert torch.equal(digits_wide(3)[1].tensors[1], digits(3)[1].tensors[1])
     assert not torch.equal(digits_wide(3)[1].tensors[1], digits_wide()[1].tensors[1])
 

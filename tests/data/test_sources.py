@@ -21,15 +21,11 @@ def side(images: Tensor, labels: Tensor | None = None) -> TensorDataset:
 GOOD = side(torch.zeros(4, 3, 8, 8))
 
 
-def test_the_embedded_digits():
-    data = load_data("digits")
-    assert (len(data.train), len(data.validation), data.classes, data.channels) == (8192, 4096, 10, 1)
-
-
 @pytest.mark.parametrize(
     ("spec", "make"),
     [
-        ("digits:0", lambda: digits(0)),
+        ("digits", digits),
+        ("digits:0", digits),
         ("digits:7", lambda: digits(7)),
         ("digits-wide", digits_wide),
         ("digits-wide:7", lambda: digits_wide(7)),

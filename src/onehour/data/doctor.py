@@ -46,28 +46,22 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
     Args:
         data, name, pixels: as of `decode`.
     """
+    note = partial(FaultError, name, note=True)
     try:
         height, width = decode(data, name, pixels=pixels).shape[:2]
     except FaultError as fault:
         yield fault
         return
     if min(height, width) < SMALL or max(height, width) > LONG * min(height, width):
-        yield FaultError(
-            name, f"has {width}×{height} pixels", "look at it: a crop would show almost none of it", note=True
-        )
+        yield note(f"has {width}×{height} pixels", "look at it: a crop would show almost none of it")
     kind, frames = _kind_and_frames(data)
     suffixes = SUFFIXES_OF.get(kind)
     if suffixes and os.path.splitext(name)[1].lower() not in suffixes:
-        yield FaultError(
-            name, f"is {kind} by its content", f"nothing is lost; other tools expect {suffixes[0]}", note=True
-        )
+        yield note(f"is {kind} by its content", f"nothing is lost; other tools expect {suffixes[0]}")
     if frames > 1 and kind != "MPO":
-        yield FaultError(name, f"has {frames} frames", "nothing, if the first one is what you want", note=True)
-    damage = _damage(data)
-    if damage:
-        yield FaultError(
-            name, f"is damaged, and decoded as far as it goes: {damage}", "look at it, or replace it", note=True
-        )
+        yield note(f"has {frames} frames", "nothing, if the first one is what you want")
+    if damage := _damage(data):
+        yield note(f"is damaged, and decoded as far as it goes: {damage}", "look at it, or replace it")
 
 
 def _kind_and_frames(data: bytes) -> tuple[str, int]:

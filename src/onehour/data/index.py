@@ -276,13 +276,13 @@ def _add_changes(found: list[FaultError], root: Path, table: Table, stamps: list
     def add(inside: str, problem: str, remedy: str) -> None:
         found.append(FaultError(str(root / inside), problem, remedy))
 
-    there, now = set(list_classes(root, [])), _stamps(root)
-    for name in sorted(there - set(table.classes)):
+    now = _stamps(root)
+    for name in sorted(set(now) - set(table.classes)):
         add(name, "is a class that the index does not have", "index the data again")
     for label, name in enumerate(table.classes):
-        if name not in there:
+        if name not in now:
             add(name, "is in the index, and gone", "restore it, or index the data again")
-        elif stamps[label : label + 1] != [now.get(name)]:
+        elif stamps[label : label + 1] != [now[name]]:
             known, files = set(table.by_name(label)), {file for file, _ in list_class(root / name, [])}
             for file in sorted(known - files):
                 add(f"{name}/{file}", "is in the index, and gone", "restore it, or index the data again")

@@ -150,7 +150,7 @@ def in_child(work: Callable[[], Result], what: str, *, patience: float | None = 
     """
     _flush()  # what waits here would be printed there too
     parent = os.getpid()
-    with open(os.memfd_create("answer"), "rb+") if hasattr(os, "memfd_create") else TemporaryFile() as file:
+    with open(os.memfd_create("result"), "rb+") if hasattr(os, "memfd_create") else TemporaryFile() as file:
         try:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of forking with threads
                 pid = os.fork()
