@@ -111,25 +111,26 @@ def reduce(results: dict[str, Any]) -> str:
 
 def peers(results: dict[str, Any]) -> str:
     """Speed beside the loops that people would write or take."""
-    names = {"bare": "bare loop", "ours": "onehour", "dataloader": "DataLoader", "timm_shaped": "timm's shape"}
+    names = {"ours": "onehour", "dataloader": "DataLoader", "timm_shaped": "timm's shape"}
     names |= {"accelerate": "Accelerate", "lightning": "Lightning", "transformers": "HF Trainer"}
     shown = [name for name in names if any(name in row["sides"] for row in results["rows"])]
-    tables = []
-    for what, title in (("cpu", "By CPU time"), ("wall", "By the clock"), ("memory", "Peak memory")):
+    head = ("case", "processes", "rounds", "bare loop, images a CPU second", *(names[side] for side in shown))
+    parts = []
+    for what, title in (("cpu", "Speed by CPU time"), ("wall", "Speed by the clock"), ("memory", "Peak memory")):
         rows = [
             (
-                row["case"],
-                str(row["processes"]),
-                str(row["rounds"]),
+                *(row["case"], str(row["processes"]), str(row["rounds"])),
+                str(row["sides"]["bare"]["images_per_cpu_second"]),
                 *(_ratio(row["sides"].get(side), what) for side in shown),
             )
             for row in results["rows"]
         ]
-        tables.append(f"{title}:\n\n{table(('case', 'processes', 'rounds', *(names[side] for side in shown)), rows)}")
-    missing = ", ".join(names[name] for name in results["not_installed"])
-    said = f"\n\nNot installed where this was measured: {missing}." if missing else ""
-    held = claims(("promise", "bound", "measured", "holds"), results["claims"], lambda row: f"{row['measured']:.2f}")
-    return "\n\n".join(tables) + f"{said}\n\n{held}\n\n{source('peers', results)}"
+        parts.append(f"{title}:\n\n{table(head, rows)}")
+    if results["not_installed"]:
+        missing = ", ".join(names[name] for name in results["not_installed"])
+        parts.append(f"Not installed where this was measured: {missing}.")
+    parts.append(claims(("promise", "bound", "measured", "holds"), results["claims"], lambda r: f"{r['measured']:.2f}"))
+    return "\n\n".join([*parts, source("peers", results)])
 
 
 def _ratio(side: dict[str, Any] | None, what: str) -> str:
