@@ -64,12 +64,6 @@ def worlds() -> ModuleType:
     return importlib.import_module("worlds")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_processes() -> None:
-    """What tests start begins with tests/helpers/sitecustomize.py; test workers, which start before, do not."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HELPERS), os.environ.get("PYTHONPATH"))))
-
-
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a subprocess that can import the helpers."""

@@ -22,7 +22,7 @@ FEATURES, CLASSES = 6, 3
 
 def small(**changes: Any) -> Recipe:
     """500 iterations, 20 5/6 in each of 24 epochs, so that boundaries fall between them; two workers."""
-    size = {"samples": 1000, "minibatch": 48, "per_worker": 24, "base_minibatch": 12}
+    size: dict[str, Any] = {"samples": 1000, "minibatch": 48, "per_worker": 24, "base_minibatch": 12}
     plain = Recipe(name="small", base_lr=0.01, epochs=24, milestones=("8", "16", "64/3"), **size)
     return plain.replace(**changes)
 
@@ -59,7 +59,7 @@ class Block(nn.Module):
         return x + self.bn(self.fc(x)).relu()
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(Block(), Block(), nn.Linear(FEATURES, CLASSES)).double()
 
