@@ -143,7 +143,6 @@ def test_other_errors_are_not_taken_for_age(text: str, forkserver: ForkServer, t
         "torch.cuda.Event().record()",
         "torch.cuda.synchronize()",
         "raise SystemExit('a GPU is needed')",
-        "torch.distributed.init_process_group('nccl', 'tcp://127.0.0.1:1', rank=0, world_size=1)",
     ],
 )
 def test_cuda_without_a_gpu(text: str, forkserver: ForkServer, tmp_path: Path):
@@ -190,6 +189,18 @@ def test_a_script_that_only_fails_on_two_processes_is_judged_on_one(
     assert note.startswith("it could not be checked on 2 processes: ")
     assert "this machine has no GPU" in note
     assert checked.runs.startswith("ran on one process; ")
+
+
+@pytest.mark.timeout(120)
+def test_a_script_that_only_fails_on_one_process_is_judged_on_two(loops: Path, forkserver: ForkServer, tmp_path: Path):
+    text = "import os\nassert os.environ['WORLD_SIZE'] == '2'\n"
+    text += (loops / "overlapping-shards_broken.py").read_text(encoding="utf-8")
+    checked = check_script(script(tmp_path, text), forkserver=forkserver, cwd=tmp_path)
+    assert [finding.pitfall for finding in checked.findings] == ["overlapping-shards"]
+    (note,) = [str(note) for note in checked.notes if "one process" in str(note)]
+    assert note.startswith("it could not be checked on one process: ")
+    assert "assert os.environ['WORLD_SIZE'] == '2'" in note
+    assert checked.runs.startswith("ran on 2 processes; ")
 
 
 @pytest.mark.timeout(120)
@@ -271,6 +282,7 @@ OWN_PROCESSES = {
     "waits": "child = torch.multiprocessing.Process(target=time.sleep, args=(60,))\n    child.start(); child.join()",
     "spawns": "pass\n    torch.multiprocessing.spawn(time.sleep, nprocs=1)",
     "runs Python": "pass\n    subprocess.run([sys.executable, '-c', ''])",
+    "runs a launcher": "subprocess.run('true')\n    subprocess.Popen(args='torchrun --help > /dev/null', shell=True)",
 }
 
 
@@ -308,11 +320,11 @@ def test_another_folder_does_not_matter(forkserver: ForkServer, tmp_path: Path):
 
 @pytest.mark.timeout(120)
 def test_a_slow_script_is_judged_on_what_was_seen(forkserver: ForkServer, tmp_path: Path):
-    slow = TRAIN.replace("        optimizer.zero_grad()\n", "        __import__('time').sleep(0.2)\n")
-    checked = check_script(script(tmp_path, slow), forkserver=forkserver, limit=4, cwd=tmp_path)
+    slow = TRAIN.replace("        optimizer.zero_grad()\n", "        __import__('time').sleep(1.2)\n")
+    checked = check_script(script(tmp_path, slow), forkserver=forkserver, limit=8, cwd=tmp_path)
     assert [finding.pitfall for finding in checked.findings] == ["step-without-zero-grad"]
     (note,) = [str(note) for note in checked.notes if "was stopped" in str(note)]
-    assert re.fullmatch(r"the run on one process was stopped at update \d+: 4 s of the limit were its own", note)
+    assert re.fullmatch(r"the run on one process was stopped at update \d+: 8 s of the limit were its own", note)
 
 
 @pytest.mark.timeout(120)

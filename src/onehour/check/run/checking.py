@@ -97,6 +97,7 @@ def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: 
     checked = Checked([])
     wants = runs.command.launcher is not None or wants_processes(Path(runs.request["script"]))
     alone, failed = _alone(runs, wants)
+    seen = ["on one process"] if alone is not None else []
     if alone is not None:
         checked.stories = [alone]
         checked.findings = judge(Case([alone], base), only=only, skip=skip)
@@ -108,10 +109,14 @@ def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: 
             checked.findings += [finding for finding in more if finding.pitfall not in known]
             checked.findings = worst_first(checked.findings)
             checked.stories = stories
+            seen.append(f"on {len(stories)} processes")
+            if failed is not None:
+                checked.notes.append(f"it could not be checked on one process: {failed}")
     elif failed is not None:
         raise failed
     checked.notes += [*runs.notes, *not_judged(Case(checked.stories, base, alone))]
-    checked.runs = runs.in_words()
+    by = "a mount namespace" if runs.kept else "Python's own functions for files"
+    checked.runs = f"ran {' and '.join(seen)}; its files were kept by {by}"
     return checked
 
 
@@ -169,13 +174,7 @@ class _ScriptRuns:
         self.forkserver, self.request, self.folder, self.command = forkserver, request, folder, command
         self.limit, self.until = limit, until
         self.notes: list[str] = []
-        self.seen: list[str] = []
         self.kept = False
-
-    def in_words(self) -> str:
-        """What was run, and how its files were kept."""
-        by = "a mount namespace" if self.kept else "Python's own functions for files"
-        return f"ran {' and '.join(self.seen)}; its files were kept by {by}"
 
     def observe(self, processes: int, *, launched: bool, share: int = 1) -> list[Story]:
         """Run it on so many processes, as torchrun would if `launched`, and read what was seen.
@@ -213,7 +212,6 @@ class _ScriptRuns:
                 f"{name} ended without a step of a torch optimizer, so there is nothing to check"
                 f"{_own_processes(stories[0])}"
             )
-        self.seen.append(on)
         late = [status["updates"] for status in statuses if status and status.get("late")]
         if late:
             self.notes.append(

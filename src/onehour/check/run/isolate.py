@@ -95,7 +95,8 @@ class Isolation:
             paths = []
             for path, name in zip(arguments, folders, strict=False):
                 if isinstance(path, int) and original.__name__ in numbered:
-                    paths.append(self.overlay.of_descriptor(path) or path)
+                    known = self.overlay.of_descriptor(path)
+                    paths.append(path if self.overlay.upper(known) is None else known)
                 else:
                     paths.append(self.overlay.named(path, options.pop(name, None)))
             return action(original, *paths, *arguments[len(paths) :], **options)

@@ -58,7 +58,8 @@ def enter(folder: Path, needed: list[str]) -> list[str]:
 
 
 def _permitted(flags: int) -> bool:
-    return ctypes.CDLL(None).unshare(flags) == 0
+    unshare = getattr(ctypes.CDLL(None), "unshare", None)
+    return unshare is not None and unshare(flags) == 0
 
 
 def _own_user() -> None:
@@ -66,9 +67,9 @@ def _own_user() -> None:
     user, group = os.geteuid(), os.getegid()
     if user == 0 or not _permitted(_CLONE_NEWUSER | _CLONE_NEWNS):  # a root without the right would lose others
         raise OSError("namespaces are not permitted")
-    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-    Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
-    Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+    Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
 
 
 def _drop_capabilities() -> None:

@@ -98,12 +98,13 @@ class _ScriptRun:
             self.recorder.tape.add(ProcessStarted(user_line()))
         original(process)
 
-    def _called(self, original: Any, process: Any, command: Any, *arguments: Any, **options: Any) -> None:
-        first = command if isinstance(command, str | bytes | os.PathLike) else next(iter(command), "")
-        words = os.fsdecode(first).split()
+    def _called(self, original: Any, process: Any, *arguments: Any, **options: Any) -> None:
+        command = arguments[0] if arguments else options.get("args")
+        first = command[0] if isinstance(command, list | tuple) and command else command
+        words = os.fsdecode(first).split() if isinstance(first, str | bytes | os.PathLike) else []
         if words and _LAUNCHERS.search(words[0]):
             self.recorder.tape.add(ProcessStarted(user_line()))
-        original(process, command, *arguments, **options)
+        original(process, *arguments, **options)
 
     def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
         """Nobody trains together any more; torch sometimes hangs in what comes after."""
