@@ -81,8 +81,8 @@ def test_the_workflow_feeds_code_scanning(project: Path):
 def test_names_with_commas_and_findings_without_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     found = [
-        PITFALLS["no-warmup"].found(measured="100 %", expected="less", where=f"{tmp_path}/a,b:c.py:7"),
-        PITFALLS["warmup-start"].found(measured="1", expected="0", where=None),
+        PITFALLS["no-warmup"].found(measured="100 %", expected="less", where=f"{tmp_path}/a,b:c.py:7", write=()),
+        PITFALLS["warmup-start"].found(measured="1", expected="0", where=None, write=()),
         PITFALLS["double-step"].found(measured="2", expected="1", where="/elsewhere/é.py:3"),
     ]
     first, second, third = as_annotations(found, "train.py").splitlines()
