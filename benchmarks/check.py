@@ -5,6 +5,11 @@
 Each case is one process (two, under Gloo and DDP, for p = 2) in which blocks of the same loop take turns: bare, and
 watched. A block is 3 epochs over a DataLoader; a watch looks at the first 2. A ratio is watched / bare over the same
 steps, epochs' beginnings included, so 1.05 is 5 % more; medians over the rounds. Writes results/NAME.json.
+
+    python benchmarks/check.py --start [--rounds 9]
+
+The CPU seconds of `onehour check` for a script of ten updates, of the script alone, and of `import torch`, all
+processes included; the three take turns. Writes results/check_start.json.
 """
 
 from __future__ import annotations
@@ -13,8 +18,13 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,9 +114,41 @@ def row(case: str, setting: dict[str, Any], pairs: list[dict[bool, dict[str, lis
     return found
 
 
+SMALL = """
+import torch
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(10):
+    optimizer.zero_grad()
+    torch.nn.functional.mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
+    optimizer.step()
+"""
+
+
+def start(rounds: int) -> dict[str, Any]:
+    """The CPU seconds of a whole check of a small script, and of what it is compared with."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "train.py")
+        script.write_text(SMALL, encoding="utf-8")
+        commands = {"import_torch": ["-c", "import torch"], "script": [str(script)]}
+        commands["check"] = ["-m", "onehour", "check", str(script)]
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                seconds[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    above = [check - bare for check, bare in zip(seconds["check"], seconds["import_torch"], strict=True)]
+    medians = {f"{name}_cpu_s": round(statistics.median(each), 2) for name, each in seconds.items()}
+    spread = {"above_import_torch_s": round(statistics.median(above), 2), "lowest_s": round(min(above), 2)}
+    return {"rounds": rounds, **medians, **spread, "highest_s": round(max(above), 2)}
+
+
 def main() -> None:
     """Measure every case on 1 and 2 processes."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--start", action="store_true")
     parser.add_argument("--child", nargs=3)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cases", default=",".join(CASES))
@@ -115,6 +157,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return child(options.child[0], int(options.child[1]), int(options.child[2]))
+    if options.start:
+        write(__file__, "check_start", {"rows": [start(options.rounds)]})
+        return None
     rows = []
     for case in options.cases.split(","):
         for processes in (int(p) for p in options.processes.split(",")):

@@ -224,6 +224,17 @@ def check(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{source('check', results)}"
 
 
+def check_start(results: dict[str, Any]) -> str:
+    """What a check of a small script costs."""
+    (row,) = results["rows"]
+    said = (
+        f"A script of ten updates takes {row['script_cpu_s']:.1f} s of CPU alone and {row['check_cpu_s']:.1f} s"
+        f" checked: a check costs {row['above_import_torch_s']:.1f} s above one `import torch`"
+        f" ({row['lowest_s']:.1f} to {row['highest_s']:.1f} s in {row['rounds']} rounds)."
+    )
+    return f"{said}\n\n{source('check_start', results)}"
+
+
 def checkpoint(results: dict[str, Any]) -> str:
     """What a save costs, each way, and what verifying it does."""
     rows = [
@@ -313,6 +324,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "recipe_fields": ("", recipe_fields),
     "reduce": ("reduce", reduce),
     "check": ("check", check),
+    "check_start": ("check_start", check_start),
     "check_matrix": ("check_matrix", check_matrix),
     **{f"cost_{name}": ("digits_figure", partial(cost, name=arm)) for name, arm in COSTS.items()},
     "peers": ("peers", peers),

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["before_leaving", "leave", "park", "prctl", "scratch", "signal_with_parent", "undisturbed"]
+__all__ = ["adopt_orphans", "before_leaving", "leave", "park", "scratch", "signal_with_parent", "undisturbed"]
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """Of Linux's prctl."""
 
 PATIENCE = 5.0
@@ -67,16 +67,20 @@ def scratch(prefix: str) -> Generator[Path]:
 
 def signal_with_parent(number: int) -> None:
     """Have Linux send this process a signal when the one that started it ends: killed, that one can no longer do it."""
-    prctl(PR_SET_PDEATHSIG, number)
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
-def prctl(option: int, value: int) -> None:
-    """Ask Linux for something for this process; other systems are not asked."""
+def adopt_orphans() -> None:
+    """Have Linux make this process the parent of those below it whose own parent has ended."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
     import ctypes
 
-    call = getattr(ctypes.CDLL(None), "prctl", None)
-    if call is not None:
-        call(option, value, 0, 0, 0)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(option, value, 0, 0, 0)
 
 
 def park() -> None:

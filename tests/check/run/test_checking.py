@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import onehour.check as check
 from onehour.check.run import checking
@@ -75,6 +77,9 @@ REFUSED = {
         "import argparse\np = argparse.ArgumentParser()\np.add_argument('data')\np.parse_args()",
         "train.py:4: the script exited with code 2",
     ),
+    "says why it leaves": ("import sys\nprint('no data')\nsys.exit(1)", "exited with code 1; it last said: no data"),
+    "asserts": ("x = 1\nassert x == 2", "train.py:2: AssertionError: assert x == 2"),
+    "asserts in words": ("assert 1 == 2, 'not equal'", "AssertionError: not equal (assert 1 == 2, 'not equal')"),
     "says why it dies": ("import os\nprint('the disk is full')\nos._exit(1)", "it last said: the disk is full"),
 }
 
@@ -86,14 +91,160 @@ def test_one_message_says_why(name: str, forkserver: ForkServer, tmp_path: Path)
     assert said in refusal(forkserver, tmp_path, text)
 
 
-@pytest.mark.timeout(600)
-def test_cuda_without_a_gpu(forkserver: ForkServer, tmp_path: Path):
-    import torch
+TOO_OLD = {
+    "a module of torch": ("from torch._six import inf", "torch"),
+    "a name of torch": ("from torch.autograd.gradcheck import zero_gradients", "torch"),
+    "an attribute of torch": ("import torch\ntorch.gels(1, 2)", "torch"),
+    "a method": ("from torch.utils.data import DataLoader\niter(DataLoader([1])).next()", "torch"),
+    "a keyword": (
+        "import torch\nfrom torch.optim import SGD, lr_scheduler\noptimizer = SGD(torch.nn.Linear(1, 1).parameters())\n"
+        "lr_scheduler.StepLR(optimizer, 1, verbose=True)",
+        "torch",
+    ),
+    "an index": ("import torch\ntorch.ones(())[0]", "torch"),
+    "numpy": ("import numpy as np\nnp.float(1)", "numpy"),
+    "a name of Python": ("from collections import Mapping", "Python 3"),
+    "Python 2": ("print 'hello'", "Python 3"),
+    "a word of Python": ("import torch\ntorch.ones(1).cuda(async=True)", "Python 3"),
+}
 
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    said = refusal(forkserver, tmp_path, "import torch\nmodel = torch.nn.Linear(1, 1).cuda()")
-    assert "train.py:2: AssertionError: Torch not compiled with CUDA enabled (this machine has no GPU" in said
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", TOO_OLD)
+def test_a_script_that_is_too_old_is_told_so(name: str, forkserver: ForkServer, tmp_path: Path):
+    text, package = TOO_OLD[name]
+    assert f"(the script seems too old for the installed {package}" in refusal(forkserver, tmp_path, text)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import nosuchmodule",
+        "import torch\ntorch.nn.Linear(1, 1).module",
+        "class Own:\n    pass\nOwn().nothing",
+        "def load(path):\n    pass\nload(where=1)",
+        "from train import nothing",
+    ],
+)
+def test_other_errors_are_not_taken_for_age(text: str, forkserver: ForkServer, tmp_path: Path):
+    assert "too old" not in refusal(forkserver, tmp_path, text)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.nn.Linear(1, 1).cuda()",
+        "torch.ones(1, device='cuda:0')",
+        "torch.cuda.set_device(0)",
+        "torch.cuda.get_device_name()",
+        "torch.cuda.Event().record()",
+        "torch.cuda.synchronize()",
+        "raise SystemExit('a GPU is needed')",
+    ],
+)
+def test_cuda_without_a_gpu(text: str, forkserver: ForkServer, tmp_path: Path):
+    said = refusal(forkserver, tmp_path, f"import torch\n{text}")
+    assert said.startswith("train.py:2: " if Path.cwd() == tmp_path else f"{tmp_path}/train.py:2: ")
+    assert "(this machine has no GPU; let the script choose its device" in said
+
+
+TERMINAL = """
+import os, sys
+assert os.get_terminal_size().columns == 80
+assert os.popen("stty size").read().split() == ["24", "80"]
+assert sys.stdin.isatty() and sys.stdout.isatty() and os.isatty(2)
+with open("/dev/tty", "w") as terminal:
+    terminal.write("seen")
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_script_finds_a_terminal(forkserver: ForkServer, tmp_path: Path):
+    assert check_script(script(tmp_path, TERMINAL + TRAIN), forkserver=forkserver, cwd=tmp_path).findings == []
+
+
+AS_PYTHON = """
+import os
+several = "RANK" in os.environ
+assert several or not {"WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} & set(os.environ)
+import torch
+device = f"cuda:{os.environ['LOCAL_RANK']}" if several else "cpu"
+torch.ones(1, device=device)
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_script_that_only_fails_on_two_processes_is_judged_on_one(
+    loops: Path, forkserver: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "1")  # of the shell that the check is started in
+    text = AS_PYTHON + (loops / "double-step_broken.py").read_text(encoding="utf-8")
+    checked = check_script(script(tmp_path, text), forkserver=forkserver, cwd=tmp_path)
+    assert [finding.pitfall for finding in checked.findings] == ["double-step"]
+    (note,) = [str(note) for note in checked.notes if "2 processes" in str(note)]
+    assert note.startswith("it could not be checked on 2 processes: ")
+    assert "this machine has no GPU" in note
+    assert checked.runs.startswith("ran on one process; ")
+
+
+@pytest.mark.timeout(600)
+def test_a_script_that_only_fails_on_one_process_is_judged_on_two(loops: Path, forkserver: ForkServer, tmp_path: Path):
+    text = "import os\nassert os.environ['WORLD_SIZE'] == '2'\n"
+    text += (loops / "overlapping-shards_broken.py").read_text(encoding="utf-8")
+    checked = check_script(script(tmp_path, text), forkserver=forkserver, cwd=tmp_path)
+    assert [finding.pitfall for finding in checked.findings] == ["overlapping-shards"]
+    (note,) = [str(note) for note in checked.notes if "one process" in str(note)]
+    assert note.startswith("it could not be checked on one process: ")
+    assert "assert os.environ['WORLD_SIZE'] == '2'" in note
+    assert checked.runs.startswith("ran on 2 processes; ")
+
+
+@pytest.mark.timeout(600)
+def test_a_script_for_launchers_alone_is_run_as_they_do(forkserver: ForkServer, tmp_path: Path):
+    text = "import os\nassert os.environ['RANK'] in '01'\nimport torch.distributed\n" + TRAIN
+    checked = check_script(script(tmp_path, text), forkserver=forkserver, cwd=tmp_path)
+    assert checked.findings == []
+    assert checked.runs.startswith("ran on one process; ")
+
+
+SERVICES = {
+    "wandb": """
+modes = []
+def init(project=None, mode=None):
+    import os
+    modes.append((mode, os.environ["WANDB_MODE"]))
+def login(key):
+    raise RuntimeError("no network")
+""",
+    "mlflow": """
+import os
+uri = os.environ["MLFLOW_TRACKING_URI"]
+def set_tracking_uri(to):
+    global uri
+    uri = to
+set_registry_uri = set_tracking_uri
+""",
+}
+REPORTS = """
+import mlflow, os, wandb
+wandb.login("key")
+wandb.init("project", mode="online")
+assert wandb.modes == [("disabled", "disabled")], wandb.modes
+mlflow.set_tracking_uri("http://nowhere")
+assert mlflow.uri.startswith("file:///") and os.getcwd() not in mlflow.uri, mlflow.uri
+"""
+
+
+@pytest.mark.timeout(600)
+def test_services_are_off(forkserver: ForkServer, tmp_path: Path):
+    for name, text in SERVICES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    assert check_script(script(tmp_path, REPORTS + TRAIN), forkserver=forkserver, cwd=tmp_path).findings == []
+    assert sorted(os.listdir(tmp_path)) == ["mlflow.py", "train.py", "wandb.py"]
 
 
 @pytest.mark.timeout(600)
@@ -126,19 +277,29 @@ time.sleep(1000)
     assert running_with(mark) == []
 
 
+OWN_PROCESSES = {
+    "ends": "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(0,))\n    child.start()",
+    "waits": "child = torch.multiprocessing.Process(target=time.sleep, args=(60,))\n    child.start(); child.join()",
+    "spawns": "pass\n    torch.multiprocessing.spawn(time.sleep, nprocs=1)",
+    "runs Python": "pass\n    subprocess.run([sys.executable, '-c', ''])",
+    "runs a launcher": "subprocess.run('true')\n    subprocess.Popen(args='torchrun --help > /dev/null', shell=True)",
+}
+
+
 @pytest.mark.timeout(600)
-def test_processes_of_its_own_are_named_when_nothing_else_was_seen(forkserver: ForkServer, tmp_path: Path):
-    text = """
-import multiprocessing, time
-if __name__ == "__main__":
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
-    child.start()
-    child.join()
-"""
+@pytest.mark.parametrize("name", OWN_PROCESSES)
+def test_processes_of_its_own_are_named_when_nothing_else_was_seen(name: str, forkserver: ForkServer, tmp_path: Path):
+    head = "import multiprocessing, subprocess, sys, time, torch\nif __name__ == '__main__':\n    "
+    said = refusal(forkserver, tmp_path, head + OWN_PROCESSES[name], limit=10)
+    assert f"the processes that {tmp_path}/train.py:4 starts are not observed: use torchrun's way" in said
+
+
+@pytest.mark.timeout(600)
+def test_loader_processes_are_no_processes_of_its_own(forkserver: ForkServer, tmp_path: Path):
+    text = "from torch.utils.data import DataLoader\nassert len(list(DataLoader([1, 2], num_workers=1))) == 2\n"
     said = refusal(forkserver, tmp_path, text)
     assert "ended without a step" in said
-    assert "the processes that" in said
-    assert "train.py:5" in said
+    assert "are not observed" not in said
 
 
 @pytest.mark.timeout(600)
@@ -159,9 +320,20 @@ def test_another_folder_does_not_matter(forkserver: ForkServer, tmp_path: Path):
 
 @pytest.mark.timeout(600)
 def test_a_slow_script_is_judged_on_what_was_seen(forkserver: ForkServer, tmp_path: Path):
-    slow = TRAIN.replace("        optimizer.zero_grad()\n", "        __import__('time').sleep(0.2)\n")
-    checked = check_script(script(tmp_path, slow), forkserver=forkserver, limit=4, cwd=tmp_path)
+    slow = TRAIN.replace("        optimizer.zero_grad()\n", "        __import__('time').sleep(1.2)\n")
+    checked = check_script(script(tmp_path, slow), forkserver=forkserver, limit=8, cwd=tmp_path)
     assert [finding.pitfall for finding in checked.findings] == ["step-without-zero-grad"]
+    (note,) = [str(note) for note in checked.notes if "was stopped" in str(note)]
+    assert re.fullmatch(r"the run on one process was stopped at update \d+: 8 s of the limit were its own", note)
+
+
+@pytest.mark.timeout(600)
+def test_the_limit_is_for_all_runs_together(forkserver: ForkServer, tmp_path: Path):
+    """Where each may take all of it, three runs of a script that hangs would take three times as long."""
+    began = time.monotonic()
+    said = refusal(forkserver, tmp_path, "import time, torch.distributed\ntime.sleep(1000)", limit=9)
+    assert time.monotonic() - began < 20
+    assert "no step of a torch optimizer in" in said
 
 
 @pytest.mark.timeout(600)
@@ -200,16 +372,16 @@ def test_only_and_skip(loops: Path, forkserver: ForkServer):
 
 
 def below(parent: int) -> list[int]:
-    """The children of a process."""
-    found = []
+    """The processes that one has started, and those that these have."""
+    parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             text = (entry / "stat").read_text()
         except OSError:
             continue
-        if int(text[text.rindex(")") + 2 :].split()[1]) == parent:
-            found.append(int(entry.name))
-    return found
+        parents[int(entry.name)] = int(text[text.rindex(")") + 2 :].split()[1])
+    children = [pid for pid, above in parents.items() if above == parent]
+    return children + [pid for child in children for pid in below(child)]
 
 
 @pytest.mark.timeout(600)
@@ -217,12 +389,15 @@ def test_who_gives_up_leaves_nothing_behind(tmp_path: Path):
     path = script(tmp_path, "import time; time.sleep(1000)")
     with ForkServer() as forkserver:
         assert forkserver._process.stdin is not None
-        request = {"script": str(path), "arguments": [], "folder": str(tmp_path), "cwd": str(tmp_path), "environ": {}}
-        print(json.dumps(request | {"processes": 2, "limit": 100}), file=forkserver._process.stdin, flush=True)
+        folder = tmp_path / "run"
+        folder.mkdir()
+        request = {"script": str(path), "module": None, "arguments": [], "local_rank": False, "overlayfs": True}
+        request |= {"folder": str(folder), "cwd": str(tmp_path), "environ": {}, "processes": 2, "limit": 100}
+        print(json.dumps(request), file=forkserver._process.stdin, flush=True)
         until = time.monotonic() + 20
-        while len(born := below(forkserver._process.pid)) < 2 and time.monotonic() < until:
+        while len(born := below(forkserver._process.pid)) < 3 and time.monotonic() < until:
             time.sleep(0.05)
-        assert len(born) == 2
+        assert len(born) == 3  # the run, and its two
         born.append(forkserver._process.pid)
     assert not [pid for pid in born if Path(f"/proc/{pid}").exists()]
 

@@ -1,6 +1,7 @@
 """A script writes, removes and renames as it likes, reads back what it did, and its files are as before."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from onehour.check.run.checking import check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.run.overlay import Overlay
 
+BY_KERNEL, BY_PATCHES = "a mount namespace", "Python's own functions for files"
 STEP = """
 import torch
 weight = torch.nn.Parameter(torch.ones(1))
@@ -99,6 +101,115 @@ assert os.path.exists("here.txt")
 os.chdir("..")
 assert open("er/here.txt").read() == "here"
 """,
+    "paths as bytes": """
+import os
+with open(b"notes.txt", "wb") as file:
+    file.write(b"new")
+assert open(os.fsencode(os.path.abspath("notes.txt"))).read() == "new"
+os.mkdir(b"made")
+open(b"made/x", "xb").close()
+os.rename(b"made/x", b"made/y")
+assert sorted(os.listdir(b".")) == [b"made", b"notes.txt", b"runs", b"train.py"], os.listdir(b".")
+assert [(e.name, e.path) for e in os.scandir(b"made")] == [(b"y", b"made/y")]
+assert [f for _, _, f in os.walk(b"made")] == [[b"y"]] and os.getcwdb() == os.fsencode(os.getcwd())
+os.remove(b"runs/1/log.txt")
+assert not os.path.exists("runs/1/log.txt") and os.path.exists(b"made/y")
+""",
+    "folders by number": """
+import os
+folder = os.open("runs", os.O_RDONLY)
+file = os.open("new.txt", os.O_WRONLY | os.O_CREAT, dir_fd=folder)
+os.write(file, b"new")
+os.close(file)
+os.mkdir("made", dir_fd=folder)
+assert sorted(os.listdir(folder)) == ["1", "made", "new.txt"], os.listdir(folder)
+os.rename("1/log.txt", "log.txt", src_dir_fd=folder, dst_dir_fd=folder)
+assert open("runs/log.txt").read() == "one" and not os.path.exists("runs/1/log.txt")
+os.unlink("new.txt", dir_fd=folder)
+assert sorted(os.listdir("runs")) == ["1", "log.txt", "made"] and os.stat("log.txt", dir_fd=folder).st_size == 3
+os.chmod(folder, 0o700)
+""",
+    "files by number": """
+import io, os
+for flags in (os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_TRUNC):
+    file = os.open("notes.txt", flags)
+    os.write(file, b"n")
+    os.close(file)
+assert open("notes.txt").read() == "n"
+raw = io.FileIO("runs/1/log.txt", "w")
+raw.write(b"raw")
+raw.close()
+assert open("runs/1/log.txt").read() == "raw" and isinstance(raw, io.FileIO)
+os.utime("notes.txt", (1, 1))
+os.chown("notes.txt", os.getuid(), os.getgid())
+os.mkfifo("pipe")
+""",
+    "a path of one's own": """
+import os
+class Place:
+    def __fspath__(self):
+        return b"notes.txt"
+open(Place(), mode="a").write("more")
+assert open(file=Place()).read() == "oldmore" and os.stat(path=Place()).st_size == 7
+os.remove(path=Place())
+assert not os.path.lexists("notes.txt")
+""",
+    "links": """
+import os
+os.link("notes.txt", "second.txt")
+open("second.txt", "a").write("more")
+assert open("second.txt").read() == "oldmore"
+os.symlink("notes.txt", "link.txt")
+open("link.txt", "a").write("again")
+assert os.readlink("link.txt") == "notes.txt" and open("notes.txt").read() == "oldmoreagain"
+os.symlink(os.path.abspath("runs"), "latest")
+open("latest/1/log.txt", "w").write("two")
+open("latest/new.txt", "w").write("new")
+assert open("runs/1/log.txt").read() == "two" and os.path.exists("runs/new.txt")
+os.symlink("runs/1", "next")
+os.replace("next", "latest")
+assert open("latest/log.txt").read() == "two" and os.path.islink("latest")
+os.remove("latest")
+assert os.path.exists("runs/1/log.txt") and not os.path.lexists("latest")
+""",
+    "a folder that is older": """
+import os
+open("runs/new.txt", "w").write("new")
+os.chdir("runs")
+assert os.path.basename(os.getcwd()) == "runs" and sorted(os.listdir()) == ["1", "new.txt"]
+assert open("1/log.txt").read() == "one" and open("new.txt").read() == "new"
+os.chdir("..")
+assert open("notes.txt").read() == "old"
+""",
+    "modules that hold a function": """
+import os, tarfile
+from shutil import copyfile
+open("runs/in.txt", "w").write("packed")
+with tarfile.open("runs/a.tar", "w") as archive:
+    archive.add("runs/in.txt", "notes.txt")
+with tarfile.open("runs/a.tar") as archive:
+    archive.extractall(".", filter="data")
+assert open("notes.txt").read() == "packed"
+copyfile("notes.txt", "runs/1/log.txt")
+assert open("runs/1/log.txt").read() == "packed"
+""",
+    "TensorBoard, in a new folder": """
+import os
+from torch.utils.tensorboard import SummaryWriter
+os.mkdir("logs")
+writer = SummaryWriter("logs")
+writer.add_scalar("loss", 1.0, 0)
+writer.close()
+assert len(os.listdir("logs")) == 1
+""",
+    "from another folder": """
+import os, tempfile
+number, path = tempfile.mkstemp()
+os.write(number, b"new")
+os.close(number)
+os.replace(path, "notes.txt")
+assert open("notes.txt").read() == "new" and not os.path.exists(path)
+""",
     "logs and arrays": """
 import logging, numpy
 logging.basicConfig(filename="run.log", level=logging.INFO)
@@ -115,17 +226,61 @@ def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(p): (p.stat().st_mode, p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
+BELOW_PYTHON = """
+import os, sqlite3
+database = sqlite3.connect("notes.db")
+database.execute("create table t (x)")
+database.commit()
+os.system("echo new > notes.txt; rm -r runs; mkdir runs; mv train.py runs/")
+assert open("notes.txt").read() == "new\\n" and os.listdir("runs") == ["train.py"]
+"""
+
+
+@pytest.fixture(scope="module")
+def patching() -> Iterator[ForkServer]:
+    """Starts scripts whose files are kept by Python's functions alone."""
+    with ForkServer(overlayfs=False) as forkserver:
+        yield forkserver
+
+
+@pytest.fixture(params=[BY_KERNEL, BY_PATCHES])
+def keeping(request: pytest.FixtureRequest) -> ForkServer:
+    """Starts scripts whose files are kept by one of the ways."""
+    return request.getfixturevalue("forkserver" if request.param == BY_KERNEL else "patching")
+
+
+def project(folder: Path, script: str) -> dict[str, tuple[int, int, bytes]]:
+    """Write a script with some files about it, and say what they are."""
+    (folder / "notes.txt").write_text("old")
+    (folder / "runs" / "1").mkdir(parents=True)
+    (folder / "runs" / "1" / "log.txt").write_text("one")
+    (folder / "train.py").write_text(script + STEP, encoding="utf-8")
+    return state(folder)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ACTIONS)
-def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, forkserver: ForkServer, tmp_path: Path):
-    (tmp_path / "notes.txt").write_text("old")
-    (tmp_path / "runs" / "1").mkdir(parents=True)
-    (tmp_path / "runs" / "1" / "log.txt").write_text("one")
-    (tmp_path / "train.py").write_text(ACTIONS[name] + STEP, encoding="utf-8")
-    before = state(tmp_path)
-    check_script("train.py", forkserver=forkserver, limit=60, cwd=tmp_path)
+def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, keeping: ForkServer, tmp_path: Path):
+    before = project(tmp_path, ACTIONS[name])
+    check_script("train.py", forkserver=keeping, limit=60, cwd=tmp_path)
     assert state(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "runs", "train.py"]
+
+
+@pytest.mark.timeout(600)
+def test_it_is_said_who_keeps_the_files(forkserver: ForkServer, patching: ForkServer, tmp_path: Path):
+    project(tmp_path, "")
+    said = check_script("train.py", forkserver=forkserver, cwd=tmp_path).runs
+    assert said == f"ran on one process; its files were kept by {BY_KERNEL}"
+    said = check_script("train.py", forkserver=patching, cwd=tmp_path).runs
+    assert said == f"ran on one process; its files were kept by {BY_PATCHES}"
+
+
+@pytest.mark.timeout(600)
+def test_the_kernel_keeps_what_libraries_and_other_programs_write(forkserver: ForkServer, tmp_path: Path):
+    before = project(tmp_path, BELOW_PYTHON)
+    assert BY_KERNEL in check_script("train.py", forkserver=forkserver, limit=60, cwd=tmp_path).runs
+    assert state(tmp_path) == before
 
 
 @pytest.mark.timeout(600)
@@ -137,7 +292,7 @@ def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp
 
 
 @pytest.mark.timeout(600)
-def test_the_temporary_folder_keeps_what_was_there(forkserver: ForkServer, tmp_path: Path):
+def test_the_temporary_folder_keeps_what_was_there(keeping: ForkServer, tmp_path: Path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other / "exp"):
         folder.mkdir(parents=True)
@@ -160,7 +315,7 @@ assert [len(batch) for batch in loader] == [4, 4]
 """
     (own / "train.py").write_text(script + STEP, encoding="utf-8")
     before = state(tmp_path)
-    check_script("train.py", forkserver=forkserver, limit=60, cwd=own)
+    check_script("train.py", forkserver=keeping, limit=60, cwd=own)
     assert state(tmp_path) == before
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from onehour.check.judge import (
     shortened,
     worst_first,
 )
+from onehour.check.run.command import Command
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, ProcessStarted, Tape
 from onehour.leaving import scratch
 
 PROCESSES = 2
+LEAST_SECONDS = 1.0
+"""A run that would have less is not begun."""
 SEVERAL = re.compile(
     r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
     r"|[\"']RANK[\"']|\b(?:import|from) (?:accelerate|deepspeed|ignite|lightning|mmengine|onehour|pytorch_lightning"
@@ -47,15 +51,17 @@ class Checked:
         findings: worst first.
         notes: what could not be judged, and why.
         stories: of the last run, by rank.
+        runs: what was run, in words.
     """
 
     findings: list[Finding]
     notes: list[Note] = field(default_factory=list[Note])
     stories: list[Story] = field(default_factory=list)
+    runs: str = ""
 
 
 def check_script(
-    script: str | Path,
+    script: str | Path | Command,
     arguments: Sequence[str] = (),
     *,
     base: Base | None = None,
@@ -69,57 +75,46 @@ def check_script(
     """Run a script, unedited, and judge what was seen.
 
     Args:
-        script: a Python file.
+        script: a Python file, or a command line that was read.
         arguments: its own.
         base: the recipe that it was scaled from.
         only, skip: ids of pitfalls.
         strict: whether notes say of every pitfall that it was not judged, for want of a base too.
-        limit: seconds for each run.
+        limit: seconds for the whole check.
         forkserver: to run it in; None starts one.
         cwd: the folder to run it in; None is this one.
 
     Raises:
         CheckError: if it could not be run, or never stepped an optimizer.
     """
-    path = Path(cwd or ".", script).resolve()
+    until = time.monotonic() + limit
+    command = script if isinstance(script, Command) else Command(str(script), list(arguments))
+    folder = Path(cwd or ".").resolve()
+    path = Path(folder, command.script).resolve()
     if not path.is_file():
-        raise CheckError(f"there is no script {script}")
+        raise CheckError(f"there is no script {command.script}")
     refuse_unknown([*only, *skip])
-    if forkserver is None:
-        with ForkServer() as forkserver:
-            return check_script(
-                script,
-                arguments,
-                base=base,
-                only=only,
-                skip=skip,
-                strict=strict,
-                limit=limit,
-                forkserver=forkserver,
-                cwd=cwd,
-            )
-    with scratch("onehour-check-") as folder:
-        request = {"script": str(path), "arguments": list(arguments), "cwd": str(Path(cwd or os.getcwd()).resolve())}
-        runs = _ScriptRuns(forkserver, request | {"limit": limit}, folder)
-        checked = _judged(runs, base, only=only, skip=skip, strict=strict)
-        checked.findings = not_silenced(checked.findings)
-        return checked
+    request = {"script": str(path), "arguments": command.arguments, "module": command.module, "cwd": str(folder)}
+    request["local_rank"] = command.launcher == "launch"
+    with scratch("onehour-check-") as runs, ExitStack() as stack:
+        if forkserver is None:
+            forkserver = stack.enter_context(ForkServer())
+        script_runs = _ScriptRuns(forkserver, request, runs, command, limit, until)
+        checked = _judged(script_runs, base, only=only, skip=skip, strict=strict)
+    checked.findings = not_silenced(checked.findings)
+    return checked
 
 
 def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str], strict: bool) -> Checked:
     """On one process, and on two if the script is made for several; what both show is said once."""
-    wants = wants_processes(Path(runs.request["script"]))
     checked = Checked([])
-    failed: CheckError | None = None
-    alone: Story | None = None
-    try:
-        (alone,) = checked.stories = runs.observe(1, launched=wants)
+    wants = runs.command.launcher is not None or wants_processes(Path(runs.request["script"]))
+    alone, failed = _alone(runs, wants)
+    seen = ["on one process"] if alone is not None else []
+    if alone is not None:
+        checked.stories = [alone]
         checked.findings = judge(Case([alone], base), only=only, skip=skip)
-    except CheckError as error:
-        failed = error
-        if not wants:
-            raise
-    if alone is None or wants or any(alone.tape.of(GroupJoined)):
+    if runs.command.processes != 1 and (alone is None or wants or any(alone.tape.of(GroupJoined))):
         stories = _several(runs, checked, failed)
         if stories:
             known = {finding.pitfall for finding in checked.findings}
@@ -127,8 +122,29 @@ def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: 
             checked.findings += [finding for finding in more if finding.pitfall not in known]
             checked.findings = worst_first(checked.findings)
             checked.stories = stories
-    checked.notes += not_judged(Case(checked.stories, base, alone), PITFALLS if strict else only)
+            seen.append(f"on {len(stories)} processes")
+            if failed is not None:
+                checked.notes.append(Note(f"it could not be checked on one process: {failed}"))
+    elif failed is not None:
+        raise failed
+    checked.notes += [*runs.notes, *not_judged(Case(checked.stories, base, alone), PITFALLS if strict else only)]
+    by = "a mount namespace" if runs.kept else "Python's own functions for files"
+    checked.runs = f"ran {' and '.join(seen)}; its files were kept by {by}"
     return checked
+
+
+def _alone(runs: _ScriptRuns, wants: bool) -> tuple[Story | None, CheckError | None]:
+    """The story of one process: as `python` would run it, or as a launcher would if it only runs so."""
+    failed: CheckError | None = None
+    for launched in (False, True) if wants else (False,):
+        try:
+            (alone,) = runs.observe(1, launched=launched, share=3 - launched if wants else 1)
+            return alone, None
+        except CheckError as error:
+            failed = error
+    if not wants and failed is not None:
+        raise failed
+    return None, failed
 
 
 def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> list[Story]:
@@ -148,32 +164,82 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
 
 
 class _ScriptRuns:
-    """A script's runs, each in a folder of its own."""
+    """A script's runs, each in a folder of its own.
 
-    def __init__(self, forkserver: ForkServer, request: dict[str, Any], folder: Path) -> None:
-        self.forkserver, self.request, self.folder = forkserver, request, folder
+    Args:
+        forkserver: starts them.
+        request: what is the same for all.
+        folder: for theirs.
+        command: as it was typed.
+        limit: seconds for all of them together, as the user knows it.
+        until: when they are over.
+    """
 
-    def observe(self, processes: int, *, launched: bool) -> list[Story]:
-        """Run it on so many processes, as torchrun would if `launched`, and read what was seen."""
-        folder = self.folder / str(processes)
+    def __init__(
+        self,
+        forkserver: ForkServer,
+        request: dict[str, Any],
+        folder: Path,
+        command: Command,
+        limit: float,
+        until: float,
+    ) -> None:
+        self.forkserver, self.request, self.folder, self.command = forkserver, request, folder, command
+        self.limit, self.until = limit, until
+        self.notes: list[Note] = []
+        self.kept = False
+
+    def observe(self, processes: int, *, launched: bool, share: int = 1) -> list[Story]:
+        """Run it on so many processes, as torchrun would if `launched`, and read what was seen.
+
+        Args:
+            processes: of the run.
+            launched: whether they have a launcher's environment.
+            share: it may take one part in so many of the time that is left.
+        """
+        on = f"on {processes} processes" if processes > 1 else "on one process"
+        limit = (self.until - time.monotonic()) / share
+        if limit < LEAST_SECONDS:
+            raise CheckError(f"the {self.limit:g} seconds of the limit were over before the run {on}")
+        folder = self.folder / f"{processes}{'-launched' * launched}"
         folder.mkdir()
-        environ = _environ(processes) if launched else {}
-        answer = self.forkserver.run(**self.request, processes=processes, folder=str(folder), environ=environ)
-        name, limit = Path(self.request["script"]).name, self.request["limit"]
+        environ = self.command.environ | (_environ(processes, self.command.launcher) if launched else {})
+        answer = self.forkserver.run(
+            **self.request, processes=processes, folder=str(folder), environ=environ, limit=limit
+        )
+        self.kept = answer["kept"]
+        name = Path(self.request["script"]).name
         statuses = [_status(folder, rank) for rank in range(processes)]
-        for status in statuses:
+        for rank, status in enumerate(statuses):
             if status is not None and status["how"] in ("failed", "left"):
                 place = f"{shortened(status['where'])}: " if status.get("where") else ""
-                raise CheckError(f"{place}{status['error']}")
+                said = _last_said(answer, rank) if status["how"] == "left" else ""
+                hint = "" if status["updates"] else _own_processes(_story(folder, rank))
+                raise CheckError(f"{place}{status['error']}{said}{hint}")
         for rank, status in enumerate(statuses):
             if status is None:
-                raise CheckError(_why(answer, rank, limit, name))
-        stories = [Story(Tape.load(folder / f"tape-{rank}.json")) for rank in range(processes)]
+                raise CheckError(_why(answer, rank, f"{name} {on}", limit))
+        stories = [_story(folder, rank) for rank in range(processes)]
         if not all(story.updates for story in stories):
-            own = next((event.where for event in stories[0].tape.of(ProcessStarted)), None)
-            hint = f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
-            raise CheckError(f"{name} ended without a step of a torch optimizer, so there is nothing to check{hint}")
+            raise CheckError(
+                f"{name} ended without a step of a torch optimizer, so there is nothing to check"
+                f"{_own_processes(stories[0])}"
+            )
+        late = [status["updates"] for status in statuses if status and status.get("late")]
+        if late:
+            text = f"the run {on} was stopped at update {min(late)}: {limit:.0f} s of the limit were its own"
+            self.notes.append(Note(text))
         return stories
+
+
+def _story(folder: Path, rank: int) -> Story:
+    return Story(Tape.load(folder / f"tape-{rank}.json"))
+
+
+def _own_processes(story: Story) -> str:
+    """What is said of processes that the script has started itself, if it has."""
+    own = next((event.where for event in story.tape.of(ProcessStarted)), None)
+    return f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
 
 
 def wants_processes(script: Path) -> bool:
@@ -190,17 +256,18 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _environ(processes: int) -> dict[str, str]:
-    """What torchrun sets; the rank is added where the processes are started."""
+def _environ(processes: int, launcher: str | None) -> dict[str, str]:
+    """What torchrun sets, and what others add; the rank is added where the processes are started."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return {
+    environ = {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    return environ | ({"LT_DEVICES": str(processes)} if launcher == "fabric" else {})
 
 
 def _status(folder: Path, rank: int) -> dict[str, Any] | None:
@@ -208,14 +275,18 @@ def _status(folder: Path, rank: int) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _why(answer: dict[str, Any], rank: int, limit: float, name: str) -> str:
+def _last_said(answer: dict[str, Any], rank: int) -> str:
     said = [line for line in answer["tails"][rank].splitlines() if line.strip()]
-    last = f"; it last said: {said[-1][:200]}" if said else ""
+    return f"; it last said: {said[-1].strip()[:200]}" if said else ""
+
+
+def _why(answer: dict[str, Any], rank: int, run: str, limit: float) -> str:
+    last = _last_said(answer, rank)
     if answer["timed_out"]:
-        return f"{name} was not done after {limit:g} seconds{last}"
+        return f"{run} was not done after {limit:.0f} seconds{last}"
     code = answer["codes"][rank]
     what = f"was ended by signal {-code}" if code and code < 0 else f"left the process with code {code}"
-    return f"{name} {what} before anything could be judged{last}"
+    return f"{run} {what} before anything could be judged{last}"
 
 
 def assert_clean(
@@ -237,7 +308,7 @@ def assert_clean(
         arguments: its own.
         base_lr, base_minibatch, base_per_worker, base_weight_decay: the recipe that it was scaled from.
         only, skip: ids of pitfalls to look for, or to leave out.
-        limit: seconds for each run.
+        limit: seconds for the whole check.
 
     Raises:
         AssertionError: with the table of findings.

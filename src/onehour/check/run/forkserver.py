@@ -1,12 +1,13 @@
 """A process that has torch imported and forks others: each script starts at once, and none outlives it.
 
-It reads one JSON object a line and answers with one: {"script", "arguments", "folder", "cwd", "environ", "processes",
-"limit"} → {"codes", "tails", "timed_out"}.
+It reads one JSON object a line and answers with one: {"script", "module", "arguments", "local_rank", "folder", "cwd",
+"environ", "processes", "limit", "overlayfs"} → {"codes", "tails", "timed_out", "kept"}.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -17,18 +18,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from onehour.leaving import before_leaving, prctl, signal_with_parent
+from onehour.leaving import adopt_orphans, before_leaving, signal_with_parent
 
 PEER_SECONDS = 3.0
 """Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
 TAIL = 16_384
 """Bytes of what a script printed that are kept."""
-
-
-PR_SET_CHILD_SUBREAPER = 36
-"""Of Linux's prctl."""
+ENDS_OF_INPUT = 1000
+"""How often a script that asks is told that nobody types."""
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher says in the environment; a script that is run as `python` runs it must not see ours."""
+NOT_PERMITTED = 77
+"""With this code a process ends that may not have a mount namespace."""
 ENDING_SECONDS = 3.0
 """Seconds that scripts may take to end where a signal ends the command."""
 
@@ -42,10 +45,12 @@ class ForkServer:
 
     Args:
         preload: other modules to import once for all scripts, where they are installed.
+        overlayfs: whether files are kept by a mount namespace where the kernel permits it; else by Python's functions
+            for files alone.
     """
 
-    def __init__(self, preload: Sequence[str] = ()) -> None:
-        self.preload = list(preload)
+    def __init__(self, preload: Sequence[str] = (), *, overlayfs: bool = True) -> None:
+        self.preload, self.overlayfs = list(preload), overlayfs
 
     def __enter__(self) -> ForkServer:
         self._process = subprocess.Popen(
@@ -90,7 +95,7 @@ class ForkServer:
     def run(self, **request: Any) -> dict[str, Any]:
         """One run of a script; the module's docstring says what it takes and answers."""
         assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def serve() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
-    _adopt_orphans()
+    gc.disable()  # what is imported here stays
     import onehour.check.run.script  # noqa: F401
     from onehour.check.observe.internals import import_compiler
     from onehour.check.observe.source import resolve_loaded_modules
@@ -120,25 +125,59 @@ def serve() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     resolve_loaded_modules()
+    gc.freeze()
+    gc.enable()
 
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
-        print(json.dumps(_run(json.loads(line), requests.fileno())), file=answers, flush=True)
+        request = json.loads(line)
+        if _apart(request, requests.fileno(), answers) == NOT_PERMITTED:
+            _apart(request | {"overlayfs": False}, requests.fileno(), answers)
+
+
+def _apart(request: dict[str, Any], asker: int, answers: TextIO) -> int:
+    """Answer a request from a process of its own, the only one in a namespace; the code that it ends with."""
+    pid = os.fork()
+    if pid:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, NOT_PERMITTED):
+            raise SystemExit(f"the run was ended with code {code}")
+        return code
+    try:
+        kept = []
+        if request["overlayfs"]:
+            from onehour.check.run.namespace import enter
+
+            needed = [os.path.realpath(path) for path in (request["cwd"], os.path.dirname(request["script"]))]
+            try:
+                kept = enter(Path(request["folder"]), needed)
+            except OSError:
+                os._exit(NOT_PERMITTED)
+        signal_with_parent(signal.SIGKILL)
+        adopt_orphans()
+        print(json.dumps(_run(request, asker, kept)), file=answers, flush=True)
+        os._exit(0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 class _Child:
-    def __init__(self, request: dict[str, Any], rank: int) -> None:
-        reading, writing = os.pipe()
-        self.pipe, self.tail, self.code = reading, b"", None
+    def __init__(self, request: dict[str, Any], rank: int, kept: list[str]) -> None:
+        self.terminal, inside = _terminal()
+        self.tail, self.code = b"", None
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(reading)
-            _child(request, rank, writing)
-        os.close(writing)
+            os.close(self.terminal)
+            _child(request, rank, inside, kept)
+        os.close(inside)
 
     def read(self) -> bool:
-        """Keep the end of what it prints; False when it closed its output."""
-        data = os.read(self.pipe, 65_536)
+        """Keep the end of what it prints; False when nobody can print there any more."""
+        try:
+            data = os.read(self.terminal, 65_536)
+        except OSError:  # as a terminal says it
+            return False
         self.tail = (self.tail + data)[-TAIL:]
         return bool(data)
 
@@ -150,19 +189,33 @@ class _Child:
         return self.code is not None
 
 
-def _child(request: dict[str, Any], rank: int, output: int) -> None:
+def _terminal() -> tuple[int, int]:
+    """Both ends of a terminal of 80 columns that shows nothing by itself, and at which nobody types: its input ends."""
+    import termios  # here: whoever only judges needs no system that has it
+
+    outside, inside = os.openpty()
+    modes = termios.tcgetattr(inside)
+    modes[1] &= ~termios.OPOST
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(inside, termios.TCSANOW, modes)
+    termios.tcsetwinsize(inside, (24, 80))
+    os.write(outside, modes[6][termios.VEOF] * ENDS_OF_INPUT)
+    return outside, inside
+
+
+def _child(request: dict[str, Any], rank: int, terminal: int, kept: list[str]) -> None:
     """What a child does; it never returns."""
     try:
-        os.setsid()
-        signal_with_parent(signal.SIGKILL)  # not without the process that ends it
-        for descriptor in (1, 2):
-            os.dup2(output, descriptor)
-        os.close(output)
+        os.login_tty(terminal)
+        signal_with_parent(signal.SIGKILL)
         sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
         os.chdir(request["cwd"])
+        for name in LAUNCHED:
+            os.environ.pop(name, None)
         os.environ.update(request["environ"])
-        if "WORLD_SIZE" in request["environ"]:
+        launched = "WORLD_SIZE" in request["environ"]
+        if launched:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         from onehour.check.observe.digests import fresh_seeds
         from onehour.check.run.script import run_script
@@ -170,25 +223,27 @@ def _child(request: dict[str, Any], rank: int, output: int) -> None:
         fresh_seeds()
         run_script(
             Path(request["script"]),
-            request["arguments"],
+            [f"--local-rank={rank}"] * launched * request["local_rank"] + request["arguments"],
             Path(request["folder"]),
+            module=request["module"],
             rank=rank,
             processes=request["processes"],
             limit=request["limit"],
+            kept=kept,
         )
     except BaseException as error:
         print(f"onehour: {type(error).__name__}: {error}", file=sys.stderr)
         os._exit(70)
 
 
-def _run(request: dict[str, Any], asker: int) -> dict[str, Any]:
-    children = [_Child(request, rank) for rank in range(request["processes"])]
+def _run(request: dict[str, Any], asker: int, kept: list[str]) -> dict[str, Any]:
+    children = [_Child(request, rank, kept) for rank in range(request["processes"])]
     deadline = time.monotonic() + request["limit"]
     timed_out = False
     alone_since: float | None = None
     with selectors.DefaultSelector() as selector:
         for child in children:
-            selector.register(child.pipe, selectors.EVENT_READ, child)
+            selector.register(child.terminal, selectors.EVENT_READ, child)
         selector.register(asker, selectors.EVENT_READ, None)
         while sum(child.ended() for child in children) < len(children):
             if alone_since is None and any(child.ended() for child in children):
@@ -207,20 +262,20 @@ def _run(request: dict[str, Any], asker: int) -> dict[str, Any]:
             if key.data is not None:
                 _drain(key.data)
     for child in children:
-        os.close(child.pipe)
+        os.close(child.terminal)
     return {
         "codes": [child.code for child in children],
         "tails": [child.tail.decode("utf-8", errors="replace") for child in children],
         "timed_out": timed_out,
+        "kept": bool(kept),
     }
 
 
 def _drain(child: _Child) -> None:
-    """What still lies in the pipe of a child that is gone."""
-    os.set_blocking(child.pipe, False)
-    with contextlib.suppress(BlockingIOError):
-        while child.read():
-            pass
+    """What a child that is gone has printed last."""
+    os.set_blocking(child.terminal, False)
+    while child.read():
+        pass
 
 
 def _end_all(children: list[_Child]) -> None:
@@ -257,11 +312,6 @@ def _children_of(parent: int) -> set[int]:
         edge = {pid for pid, above in parents.items() if above in edge} - below
         below |= edge
     return below
-
-
-def _adopt_orphans() -> None:
-    """Processes whose parent dies come to us (Linux)."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 if __name__ == "__main__":

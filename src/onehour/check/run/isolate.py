@@ -7,6 +7,7 @@ in C (sqlite, HDF5). torch's and safetensors' are.
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import os
 import shutil
@@ -19,6 +20,8 @@ import torch
 from onehour.check.observe.recorder import Patches
 from onehour.check.run.overlay import Overlay
 
+_AS_THEY_ARE = ("onehour.", "posix", "nt", "_io", "importlib", "_frozen_importlib", "torch._C")
+"""Modules that have the functions as they were: our own, those that define them, and what imports modules."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -33,17 +36,21 @@ class Isolation:
         self.overlay = overlay
 
     def install(self, patches: Patches) -> None:
-        """Put all in place."""
+        """Put all in place, also where other modules have a name of their own for one of the functions."""
         actions: list[tuple[Any, str, Callable[..., Any]]] = [
-            *((os, name, self._read) for name in ("stat", "lstat", "access", "chdir", "readlink", "statvfs")),
-            *((os, name, self._read) for name in ("listxattr", "getxattr")),
-            *((os, name, self._change) for name in ("utime", "chmod", "truncate", "setxattr")),
+            *((os, name, self._read) for name in ("stat", "access", "statvfs", "pathconf", "listxattr", "getxattr")),
+            *((os, name, self._read_itself) for name in ("lstat", "readlink")),
+            *((os, name, self._change) for name in ("utime", "chmod", "chown", "truncate", "setxattr", "removexattr")),
+            *((os, name, self._change) for name in ("lchown", "lchmod", "chflags")),
             *((os, name, self._remove) for name in ("remove", "unlink", "rmdir")),
             *((os, name, self._rename) for name in ("rename", "replace")),
             *((os, name, self._link) for name in ("link", "symlink")),
+            *((os, name, self._make) for name in ("mkdir", "mkfifo", "mknod")),
             *((owner, "open", self._open) for owner in (builtins, io)),
             (os, "open", self._os_open),
-            (os, "mkdir", self._mkdir),
+            (os, "chdir", self._chdir),
+            (os, "getcwd", self._getcwd),
+            (os, "getcwdb", lambda original: os.fsencode(os.getcwd())),
             (os, "listdir", self._listdir),
             (os, "scandir", self._scandir),
             (shutil, "rmtree", self._rmtree),
@@ -51,15 +58,26 @@ class Isolation:
         folders = {"symlink": ("", "dir_fd")} | dict.fromkeys(
             ("link", "rename", "replace"), ("src_dir_fd", "dst_dir_fd")
         )
+        before: dict[int, Any] = {}
         for owner, name, action in actions:
-            if hasattr(owner, name):
+            if original := getattr(owner, name, None):
                 patches.around(owner, name, self._by_name(action, folders.get(name, ("dir_fd",))))
+                before[id(original)] = getattr(owner, name)
+                for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+                    if original in able:
+                        able.add(getattr(owner, name))
         savers = [(torch, "save", "load"), (torch.jit, "save", "load")]
         if "safetensors.torch" in sys.modules:
             savers.append((sys.modules["safetensors.torch"], "save_file", "load_file"))
         for owner, save, load in savers:
             patches.around(owner, save, self._save)
             patches.around(owner, load, self._read)
+        patches.put(io, "FileIO", self._file_io(io.FileIO))
+        for module in list(sys.modules.values()):
+            if not getattr(module, "__name__", "").startswith(_AS_THEY_ARE):
+                for name, value in list(getattr(module, "__dict__", {}).items()):
+                    if id(value) in before:
+                        patches.put(module, name, before[id(value)])
 
     def _by_name(self, action: Callable[..., Any], folders: tuple[str, ...]) -> Callable[..., Any]:
         """An action on whole paths: what is given by an open folder is named by where that folder lies.
@@ -68,13 +86,33 @@ class Isolation:
             action: called with the original function and its arguments.
             folders: the options that hold the folders of the first arguments.
         """
+        numbered = {"listdir", "scandir", "chdir", "chmod", "chown", "utime", "truncate"}
 
         def named(original: Any, *arguments: Any, **options: Any) -> Any:
-            pairs = zip(arguments, folders, strict=False)
-            paths = [self.overlay.named(path, options.pop(name, None)) for path, name in pairs]
+            for name in ("path", "src", "dst", "file"):  # as keywords, in this order
+                if name in options:
+                    arguments += (options.pop(name),)
+            paths = []
+            for path, name in zip(arguments, folders, strict=False):
+                if isinstance(path, int) and original.__name__ in numbered:
+                    known = self.overlay.of_descriptor(path)
+                    paths.append(path if self.overlay.upper(known) is None else known)
+                else:
+                    paths.append(self.overlay.named(path, options.pop(name, None)))
             return action(original, *paths, *arguments[len(paths) :], **options)
 
         return named
+
+    def _file_io(self, original: type[io.FileIO]) -> type[io.FileIO]:
+        isolation = self
+
+        class FileIO(original):
+            """Opened where the script's files are kept."""
+
+            def __init__(self, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> None:
+                isolation._open(super().__init__, file, mode, *arguments, **options)
+
+        return FileIO
 
     def _open(self, original: Any, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         if self.overlay.upper(file) is None:
@@ -94,6 +132,17 @@ class Isolation:
             _refuse(path, os.path.exists(path))
         return original(self.overlay.write(path, keep=not flags & os.O_TRUNC), flags, *arguments, **options)
 
+    def _chdir(self, original: Any, path: Any) -> None:
+        """To the folder that was there before, if it was: what is written below it is found by its whole name."""
+        return original(path if self.overlay.below(path) else self.overlay.read(path))
+
+    def _getcwd(self, original: Any) -> str:
+        path = original()
+        return (path.removeprefix(self.overlay.root) or os.sep) if path.startswith(self.overlay.root) else path
+
+    def _read_itself(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        return original(self.overlay.read(path, follow=False), *arguments, **options)
+
     def _read(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
         return original(self.overlay.read(path), *arguments, **options)
 
@@ -107,8 +156,11 @@ class Isolation:
 
     def _link(self, original: Any, source: Any, target: Any, *arguments: Any, **options: Any) -> Any:
         _refuse(target, os.path.lexists(target))
-        source = self.overlay.read(source) if original.__name__ == "link" else source
-        return original(source, self.overlay.write(target, keep=False), *arguments, **options)
+        if original.__name__ == "symlink":
+            self.overlay.linked = True
+        else:  # the script may write through one name or the other
+            source = self.overlay.write(source, keep=True)
+        return original(source, self.overlay.write(target, keep=False, follow=False), *arguments, **options)
 
     def _save(self, original: Any, *arguments: Any, **options: Any) -> Any:
         """The path is the second argument, or has one of two names."""
@@ -125,34 +177,45 @@ class Isolation:
         return self.overlay.remove(path)
 
     def _rename(self, original: Any, source: Any, target: Any, **options: Any) -> Any:
-        if self.overlay.upper(source) is None and self.overlay.upper(target) is None:
-            return original(source, target, **options)
-        reading = self.overlay.read(source)
-        if not os.path.exists(reading):
+        upper, reading = self.overlay.upper(source), self.overlay.read(source, follow=False)
+        if upper is not None and not os.path.lexists(reading):
             raise FileNotFoundError(2, "No such file or directory", os.fspath(source))
-        if not self.overlay.below(source):
-            return original(reading, self.overlay.write(target, keep=False), **options)
-        if os.path.isdir(reading):
-            shutil.copytree(source, target, dirs_exist_ok=True)
+        if upper is None or not self.overlay.below(source):
+            try:
+                return original(reading, self.overlay.write(target, keep=False, follow=False), **options)
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # as two folders say that overlayfs keeps
+                    raise
+        if os.path.isdir(reading) and not os.path.islink(source):
+            shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
             return shutil.rmtree(source)
         shutil.copyfile(reading, self.overlay.write(target, keep=False))
         return os.remove(source)
 
-    def _mkdir(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+    def _make(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
         if self.overlay.upper(path) is None:
             return original(path, *arguments, **options)
-        _refuse(path, os.path.exists(path))
+        _refuse(path, os.path.lexists(path))
         return original(self.overlay.write(path, keep=False), *arguments, **options)
 
-    def _listdir(self, original: Any, path: Any = ".") -> list[str]:
-        names = self.overlay.names(path)
-        return original(self.overlay.read(path)) if names is None else names
-
-    def _scandir(self, original: Any, path: Any = ".") -> Any:
+    def _listdir(self, original: Any, path: Any = ".") -> list[Any]:
+        path = "." if path is None else path
         names = self.overlay.names(path)
         if names is None:
-            return original(self.overlay.read(path))
+            return original(self._of_kind(path))
+        return [os.fsencode(name) for name in names] if isinstance(path, bytes) else names
+
+    def _scandir(self, original: Any, path: Any = ".") -> Any:
+        path = "." if path is None else path
+        names = self.overlay.names(path)
+        if names is None:
+            return original(self._of_kind(path))
         return _Entries(original, self.overlay, os.fspath(path), names)
+
+    def _of_kind(self, path: Any) -> Any:
+        """The path to read, bytes where it was given so: names in it are of the same kind."""
+        place = self.overlay.read(path)
+        return os.fsencode(place) if isinstance(path, bytes) else place
 
     def _rmtree(self, original: Any, path: Any, ignore_errors: bool = False, *arguments: Any, **options: Any) -> None:
         if self.overlay.upper(path) is None:
@@ -172,10 +235,10 @@ def _refuse(path: Any, exists: bool) -> None:
 class _Entries:
     """What `scandir` gives, of a folder whose parts lie in two places."""
 
-    def __init__(self, original: Any, overlay: Overlay, path: str, names: list[str]) -> None:
+    def __init__(self, original: Any, overlay: Overlay, path: str | bytes, names: list[str]) -> None:
         self._entries: list[_Entry] = []
         for name in names:
-            place = overlay.read(os.path.join(path, name))
+            place = overlay.read(os.path.join(os.fsdecode(path), name), follow=False)
             with original(os.path.dirname(place)) as entries:
                 self._entries += [_Entry(entry, path) for entry in entries if entry.name == name]
 
@@ -200,10 +263,12 @@ class _Entries:
 class _Entry:
     """A directory entry under the path that the script knows."""
 
-    def __init__(self, entry: os.DirEntry[str], path: str) -> None:
-        self._entry, self.name, self.path = entry, entry.name, os.path.join(path, entry.name)
+    def __init__(self, entry: os.DirEntry[str], path: str | bytes) -> None:
+        self._entry = entry
+        self.name = os.fsencode(entry.name) if isinstance(path, bytes) else entry.name
+        self.path: Any = os.path.join(path, self.name)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
-    def __fspath__(self) -> str:
+    def __fspath__(self) -> Any:
         return self.path
 
     def __getattr__(self, name: str) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,20 @@ class Overlay:
         root: takes what is written; the folder that it lies in is never redirected.
         home: folders whose contents are kept, wherever they lie. Elsewhere names that are new in the system's
             temporary folder are free; what stood there before is kept with all below it.
+        kept: folders that the kernel keeps.
 
     >>> overlay = Overlay("/tmp/run/x", home=["/data/me"])
     >>> overlay.upper("/data/me/log.txt"), overlay.upper("/dev/null") is None
     ('/tmp/run/x/data/me/log.txt', True)
     """
 
-    def __init__(self, root: str | Path, home: list[str]) -> None:
+    def __init__(self, root: str | Path, home: list[str], kept: Sequence[str] = ()) -> None:
         self.root = os.path.abspath(root)
         self.home = [os.path.join(os.path.abspath(folder), "") for folder in home]
         above = os.path.dirname(self.root)  # the run's own folder
-        self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above)]
+        self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above, *kept)]
+        self.linked = False
+        """Whether the script has made symbolic links: what is below one is kept where that leads."""
         self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
         self.before = frozenset(name for name in _listdir(self.temporary) if not name.startswith(_CACHES))
 
@@ -44,60 +49,96 @@ class Overlay:
             path: below the folder, or /proc/self/fd/N and what is below that.
             folder: its descriptor; None for the current one.
         """
-        if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+        if not isinstance(path, str | bytes | os.PathLike):
             return path
+        text = os.fsdecode(path)
         if folder is None:
             number, _, text = text.removeprefix(_OPEN).partition(os.sep)
-            if not os.fspath(path).startswith(_OPEN) or not text or not number.isdigit():
+            if not os.fsdecode(path).startswith(_OPEN) or not text or not number.isdigit():
                 return path
             folder = int(number)
-        try:
-            above = _readlink(f"{_OPEN}{folder}")
-        except OSError:
+        above = self.of_descriptor(folder)
+        if above is None:
             return path
-        return os.path.join(above.removeprefix(self.root) or os.sep, text)
+        name = os.path.join(above, text)
+        return os.fsencode(name) if isinstance(path, bytes) else name
+
+    def of_descriptor(self, number: int) -> str | None:
+        """The path of an open file by the name that the script knows; None for what has none."""
+        try:
+            path = _readlink(f"{_OPEN}{number}")
+        except OSError:
+            return None
+        return (path.removeprefix(self.root) or os.sep) if path.startswith(os.sep) else None
 
     def upper(self, path: Any) -> str | None:
         """Where a path is written instead; None for what is not a path, or may be written where it is."""
-        if not isinstance(path, str | os.PathLike):
+        if not isinstance(path, str | bytes | os.PathLike):
             return None
-        text = os.fspath(path)
-        if not isinstance(text, str):
-            return None
-        real = os.path.abspath(text)
+        real = os.path.abspath(os.fsdecode(path))
         if real.startswith(tuple(self.free)):
             return None
+        if self.linked:
+            real = self._followed(real)
         below = real.removeprefix(self.temporary)
         if below != real and not os.path.join(real, "").startswith(tuple(self.home)):
             return self.root + real if below.split(os.sep)[0] in self.before else None
         return self.root + real
 
-    def read(self, path: Any) -> Any:
-        """The path to read: what the script wrote, if it did; one that does not exist if it was removed."""
+    def _followed(self, real: str) -> str:
+        """The path without the symbolic links to folders that the script has made on its way."""
+        place, tail = self.root, real.split(os.sep)[1:]
+        for number, part in enumerate(tail[:-1], 1):
+            place = os.path.join(place, part)
+            if _islink(place):
+                return self._followed(os.path.abspath(os.path.join(self._target(place), *tail[number:])))
+        return real
+
+    def read(self, path: Any, *, follow: bool = True) -> Any:
+        """The path to read: what the script wrote, if it did; one that does not exist if it was removed.
+
+        Args:
+            path: that the script names.
+            follow: whether a link that the script has made stands for what it leads to.
+        """
         upper = self.upper(path)
         if upper is None:
             return path
+        if _islink(upper):
+            return self.read(self._target(upper)) if follow else upper
         if _exists(upper) or self._gone(upper):
             return upper
-        return path
+        return self._lower(upper) if self.linked else path
 
-    def write(self, path: Any, *, keep: bool) -> Any:
+    def write(self, path: Any, *, keep: bool, follow: bool = True) -> Any:
         """The path to write, its folder made if the script may think that there is one.
 
         Args:
             path: that the script names.
             keep: whether what stands there is added to or changed, and so must be copied first.
+            follow: whether a link that the script has made stands for what it leads to.
         """
         upper = self.upper(path)
         if upper is None:
             return path
-        above = os.path.dirname(os.path.abspath(path))
-        if not (_exists(os.path.dirname(upper)) or (_isdir(above) and not self._gone(os.path.dirname(upper)))):
-            return upper if _isdir(above) else path  # which then fails as it would have
-        _makedirs(os.path.dirname(upper))
-        if keep and not _exists(upper) and not self._gone(upper) and _isfile(path):
-            _copy(os.path.abspath(path), upper)
+        if follow and _islink(upper):
+            return self.write(self._target(upper), keep=keep)
+        lower = self._lower(upper)
+        above, below = os.path.dirname(upper), os.path.dirname(lower)
+        if not (_exists(above) or (_isdir(below) and not self._gone(above))):
+            return upper if _isdir(below) else path  # which then fails as it would have
+        _makedirs(above)
+        if keep and not _exists(upper) and not self._gone(upper) and _isfile(lower):
+            _copy(lower, upper)
         return upper
+
+    def _lower(self, upper: str) -> str:
+        """Where it lies that a path would be written in place of."""
+        return upper.removeprefix(self.root)
+
+    def _target(self, upper: str) -> str:
+        """Where a link leads, as the script names it."""
+        return self._lower(os.path.join(os.path.dirname(upper), _readlink(upper)))
 
     def remove(self, path: Any) -> None:
         """Take a file or an empty folder away, as far as the script can see.
@@ -107,13 +148,13 @@ class Overlay:
         """
         upper = self.upper(path)
         assert upper is not None
-        if not _exists(self.read(path)):
+        if not (_islink(upper) or _exists(self.read(path))):
             raise FileNotFoundError(2, "No such file or directory", os.fspath(path))
-        if _isdir(upper):
+        if _isdir(upper) and not _islink(upper):
             _rmtree(upper)
-        elif _exists(upper):
+        elif _exists(upper) or _islink(upper):
             _unlink(upper)
-        if _exists(path):
+        if _exists(self._lower(upper)):
             _makedirs(os.path.dirname(upper))
             Path(self._mark(upper)).touch()
 
@@ -124,13 +165,14 @@ class Overlay:
             return None
         added = _listdir(upper)
         gone = {name.removeprefix(_GONE) for name in added if name.startswith(_GONE)}
-        below = set(_listdir(path)) - gone if _isdir(path) and not self._gone(upper) else set()
+        lower = self._lower(upper)
+        below = set(_listdir(lower)) - gone if _isdir(lower) and not self._gone(upper) else set()
         return sorted(below | {name for name in added if not name.startswith(_GONE)})
 
     def below(self, path: Any) -> bool:
         """Whether the script sees something of its own there that was before it."""
         upper = self.upper(path)
-        return _exists(path) and (upper is None or not self._gone(upper))
+        return _exists(path) if upper is None else _exists(self._lower(upper)) and not self._gone(upper)
 
     def _mark(self, upper: str) -> str:
         return os.path.join(os.path.dirname(upper), _GONE + os.path.basename(upper))
@@ -144,9 +186,9 @@ class Overlay:
 
 
 # As they were before anyone stood before them.
-_stat, _unlink, _listdir, _rmtree, _mkdir, _readlink = (
-    *(os.stat, os.unlink, os.listdir, shutil.rmtree, os.mkdir),
-    os.readlink,
+_stat, _lstat, _unlink, _listdir, _rmtree, _mkdir, _readlink, _open = (
+    *(os.stat, os.lstat, os.unlink, os.listdir, shutil.rmtree, os.mkdir),
+    *(os.readlink, open),
 )
 
 
@@ -158,9 +200,16 @@ def _exists(path: Any) -> bool:
     return True
 
 
+def _islink(path: str) -> bool:
+    try:
+        return stat.S_ISLNK(_lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 def _isdir(path: Any) -> bool:
     try:
-        return (_stat(path).st_mode & 0o170000) == 0o040000
+        return stat.S_ISDIR(_stat(path).st_mode)
     except (OSError, ValueError):
         return False
 
@@ -177,6 +226,6 @@ def _makedirs(path: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    with open(source, "rb") as reading, open(target, "wb") as writing:
+    with _open(source, "rb") as reading, _open(target, "wb") as writing:
         while block := reading.read(1 << 20):
             writing.write(block)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing.process
 import os
+import re
 import runpy
+import subprocess
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +20,10 @@ from onehour.check.observe import Observers
 from onehour.check.observe.passes import MOST_UPDATES, following_enumerate
 from onehour.check.observe.recorder import Patches, TapeRecorder
 from onehour.check.observe.source import SCRIPT_FOLDERS, is_users, user_line
+from onehour.check.run.failures import gpu_hint, in_a_line, place
 from onehour.check.run.isolate import Isolation
 from onehour.check.run.overlay import Overlay
+from onehour.check.run.services import switch_off
 from onehour.check.tape import ProcessStarted
 
 SEEN_EPOCHS = 2
@@ -29,7 +32,8 @@ LATE = 0.85
 PATIENCE = 10.0
 """Seconds that a process waits for the others to come to their end."""
 SECONDS_OF_UPDATES = 20.0
-"""After the first update; a run that has not come to the end of its epochs then, or after MOST_UPDATES, is stopped."""
+"""Of CPU after the first update; a run that is not at the end of its epochs then, or after MOST_UPDATES, is stopped."""
+_LAUNCHERS = re.compile(r"(?:python|torchrun|accelerate|deepspeed|mpirun|horovodrun)[\d.]*$")
 
 
 class _ScriptRun:
@@ -45,16 +49,19 @@ class _ScriptRun:
         self.left = threading.Lock()
         self.main = threading.get_ident()
 
-    def start(self, script: Path) -> None:
+    def start(self, script: Path, kept: list[str]) -> None:
         self.observers.install()
         # A script's own processes are not observed: their tapes would mix with this one.
         os.register_at_fork(after_in_child=lambda: setattr(self.recorder, "finished", True))
         self.patches.around(multiprocessing.process.BaseProcess, "start", self._started)
+        self.patches.around(subprocess.Popen, "__init__", self._called)
         self.patches.around(torch.distributed, "destroy_process_group", self._parted)
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
-        Isolation(Overlay(self.folder / "written", home=[os.getcwd(), str(script.parent)])).install(self.patches)
+        switch_off(self.folder / "mlflow")
+        home = [os.getcwd(), str(script.parent)]
+        Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.patches)
         self.observers.loaders.on_pass = self.pass_begins
         watch = self.observers.optimizers.on_step
         self.observers.optimizers.on_step = lambda optimizer: (watch(optimizer), self.stepped())
@@ -83,8 +90,21 @@ class _ScriptRun:
             self.leave("stopped")
 
     def _started(self, original: Any, process: Any) -> None:
-        self.recorder.tape.add(ProcessStarted(user_line()))
+        loads = sys.modules["torch.utils.data.dataloader"].__file__
+        frame = sys._getframe()
+        while frame is not None and frame.f_code.co_filename != loads:
+            frame = frame.f_back
+        if frame is None:  # it is none of a DataLoader's
+            self.recorder.tape.add(ProcessStarted(user_line()))
         original(process)
+
+    def _called(self, original: Any, process: Any, *arguments: Any, **options: Any) -> None:
+        command = arguments[0] if arguments else options.get("args")
+        first = command[0] if isinstance(command, list | tuple) and command else command
+        words = os.fsdecode(first).split() if isinstance(first, str | bytes | os.PathLike) else []
+        if words and _LAUNCHERS.search(words[0]):
+            self.recorder.tape.add(ProcessStarted(user_line()))
+        original(process, *arguments, **options)
 
     def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
         """Nobody trains together any more; torch sometimes hangs in what comes after."""
@@ -95,12 +115,12 @@ class _ScriptRun:
     def late(self) -> None:
         """The time is nearly over: what was seen is judged, if it is anything; else where the script is."""
         if self.recorder.updates >= 2:
-            self.leave("stopped")
+            self.leave("stopped", late=True)
         frame = sys._current_frames().get(self.main)
         while frame is not None and not is_users(frame.f_code.co_filename):
             frame = frame.f_back
-        place = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else None
-        self.leave("failed", error=f"no step of a torch optimizer in {LATE * self.limit:.0f} seconds", where=place)
+        where = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else None
+        self.leave("failed", error=f"no step of a torch optimizer in {LATE * self.limit:.0f} seconds", where=where)
 
     def leave(self, how: str, **facts: Any) -> NoReturn:
         """Write all down and end the process at once: nothing of the script's comes after."""
@@ -111,7 +131,8 @@ class _ScriptRun:
             self.recorder.trouble("conclude", error)
         self.recorder.tape.save(self.folder / f"tape-{self.rank}.json")
         status = self.folder / f"status-{self.rank}.json"
-        status.with_suffix(".partial").write_text(json.dumps({"how": how, **facts}), encoding="utf-8")
+        text = json.dumps({"how": how, "updates": self.recorder.updates} | facts)
+        status.with_suffix(".partial").write_text(text, encoding="utf-8")
         status.with_suffix(".partial").replace(status)
         self.wait_for_others()
         sys.stdout.flush()
@@ -128,7 +149,15 @@ class _ScriptRun:
 
 
 def run_script(
-    script: Path, arguments: list[str], folder: Path, *, rank: int = 0, processes: int = 1, limit: float = 120.0
+    script: Path,
+    arguments: list[str],
+    folder: Path,
+    *,
+    module: str | None = None,
+    rank: int = 0,
+    processes: int = 1,
+    limit: float = 120.0,
+    kept: list[str],
 ) -> NoReturn:
     """Run a script as `python script arguments` does, observe it, and leave the process.
 
@@ -136,42 +165,33 @@ def run_script(
         script: an absolute path.
         arguments: its own.
         folder: takes tape-RANK.json and status-RANK.json.
+        module: the script's name, if it is run as `python -m module` does.
         rank: of this process among those of the run.
         processes: how many there are.
         limit: seconds after which it is ended from outside.
+        kept: folders whose files the kernel keeps as they are.
     """
     run = _ScriptRun(folder, rank, processes, limit)
     SCRIPT_FOLDERS.add(str(script.parent))
     sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.parent)
+    sys.path[0] = os.getcwd() if module else str(script.parent)
     sys.dont_write_bytecode = True
-    run.start(script)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    run.start(script, kept)
+    known = {"enumerate": following_enumerate}
     try:
-        runpy.run_path(str(script), init_globals={"enumerate": following_enumerate}, run_name="__main__")
+        if module:
+            runpy.run_module(module, known, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(script), known, run_name="__main__")
     except SystemExit as error:
         code = error.code
         if code in (None, 0):
             run.leave("ended")
-        said = f": {code}" if isinstance(code, str) else f" with code {code}"
-        run.leave("left", error=f"the script exited{said}", where=_place(error))
+        said = f": {code}{gpu_hint(code, error)}" if isinstance(code, str) else f" with code {code}"
+        run.leave("left", error=f"the script exited{said}", where=place(error))
     except KeyboardInterrupt:
         run.leave("failed", error="interrupted")
     except BaseException as error:
-        run.leave("failed", error=_in_a_line(error), where=_place(error))
+        run.leave("failed", error=in_a_line(error), where=place(error))
     run.leave("ended")
-
-
-def _in_a_line(error: BaseException) -> str:
-    text = str(error).strip()
-    line = f"{type(error).__name__}: {text.splitlines()[0] if text else 'without a message'}"[:400]
-    if "CUDA" in text and not torch.cuda.is_available():
-        line += " (this machine has no GPU; let the script choose its device, or check it where there is one)"
-    return line
-
-
-def _place(error: BaseException) -> str | None:
-    """The user's line that an error came from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
