@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from onehour.cli import main as onehour
+from onehour.study.findings import Row, findings_of
 from onehour.study.results import Study, read_study
-from onehour.study.tables import Row, findings_of
 from results import claim, write
 
 OUT = Path("runs") / "figure"

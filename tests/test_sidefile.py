@@ -6,7 +6,7 @@ import pytest
 import studies
 
 from onehour.sidefile import COUNT, NUMBER, object_of, read_lines, read_toml
-from onehour.study.others import read_paths
+from onehour.study.results import read_paths
 from onehour.training.record import Run
 
 ODD = {

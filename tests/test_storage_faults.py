@@ -78,7 +78,7 @@ def test_every_operation_of_a_report_may_fail(faults: Any):
 def test_a_report_on_a_full_disk_keeps_the_old_one(
     faults: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("onehour.study.charts.picture.FORMATS", ("svg",))
+    monkeypatch.setattr("onehour.study.picture.FORMATS", ("svg",))
     curve = tmp_path / "a.csv"
     curve.write_text("epoch,error\n1,50\n2,40\n")
     disk = faults("disk")

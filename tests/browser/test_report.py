@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from onehour.study.report import Report, write_report
+from onehour.study.report import WrittenReport, write_report
 
 pytestmark = pytest.mark.browser
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -31,7 +31,7 @@ NEVER = 1 << 24
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     path = tmp_path_factory.mktemp("browser") / "sweep"
     recipe = studies.BASE.replace(name="digits")
     studies.write_sweep(path, recipe=recipe, unfinished=["128-s4"], together=5)
@@ -98,7 +98,9 @@ def shot(browser: Any, name: str, width: int) -> bytes:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_opens_offline_with_every_figure_in_sight(browser: Any, report: Report, width: int, scheme: str):
+def test_the_page_opens_offline_with_every_figure_in_sight(
+    browser: Any, report: WrittenReport, width: int, scheme: str
+):
     from PIL import Image
 
     asked = opened(browser, report.page, width=width, scheme=scheme)
@@ -123,7 +125,7 @@ def test_the_page_opens_offline_with_every_figure_in_sight(browser: Any, report:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_text_is_cut_or_hidden(browser: Any, report: Report, width: int):
+def test_no_text_is_cut_or_hidden(browser: Any, report: WrittenReport, width: int):
     opened(browser, report.page, width=width, scheme="light")
     for box in boxes(browser, "h1, h2, h3, p, pre, figcaption, svg text, dd, footer, caption"):
         assert box["left"] >= 0, box
@@ -142,7 +144,7 @@ def test_no_text_is_cut_or_hidden(browser: Any, report: Report, width: int):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_and_marks_can_be_told_from_the_ground(browser: Any, report: Report, scheme: str):
+def test_words_and_marks_can_be_told_from_the_ground(browser: Any, report: WrittenReport, scheme: str):
     """Contrast as WCAG counts it: 4.5 for words, 3 for marks."""
     opened(browser, report.page, width=1280, scheme=scheme)
     names = ("paper", "ink", "soft", "accent", "alert")
@@ -160,7 +162,7 @@ def luminance(color: str) -> float:
     return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_it_prints_in_black_on_white_with_whole_figures(browser: Any, report: Report, tmp_path: Path):
+def test_it_prints_in_black_on_white_with_whole_figures(browser: Any, report: WrittenReport, tmp_path: Path):
     opened(browser, report.page, width=1280, scheme="dark")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch
 
 from onehour.cli import main as onehour
-from onehour.study.charts import picture
+from onehour.study import picture
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_data  # noqa: F401 - adds its cases

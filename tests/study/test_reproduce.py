@@ -1,21 +1,18 @@
 """The commands beside a report are the study's own: parsed again they ask for the same cells."""
 
-import importlib
 import shlex
 from pathlib import Path
 
 import pytest
+import studies
 
 from onehour.cli import make_parser
 from onehour.cli.parser import parse, recipe_changes
 from onehour.recipes import digits
 from onehour.recipes import recipe as named
-from onehour.study.others import read_paths
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
-from onehour.study.results import read_study
-from onehour.study.spec import SweepSpec, parse_arm, spec_of
-
-studies = importlib.import_module("studies")
+from onehour.study.results import read_paths, read_study
+from onehour.study.spec import SweepSpec, spec_of
 
 
 def asked(command: str) -> SweepSpec:
@@ -114,9 +111,3 @@ def test_the_environment_is_each_value_that_occurs_and_no_private_place(tmp_path
     assert found["torch"] == "2.13.0+cpu"
     assert not {"command", "from iteration", "gpu"} & set(found)
     assert "/home/me" not in str(found)
-
-
-def test_an_arm_of_a_sweep_is_parsed_back():
-    for arm in studies.arms_of():
-        ((name, value),) = arm
-        assert parse_arm(f"{name}={value}") == [arm]

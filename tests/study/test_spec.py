@@ -1,21 +1,36 @@
-"""A sweep's cells, and the axes that they follow from."""
+"""A sweep's cells, the axes that they follow from, and arms as they are typed and in words."""
 
-import importlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import studies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onehour.config import PITFALLS, Recipe
 from onehour.recipes import digits, resnet50
-from onehour.study.spec import SPEC, SweepSpec, arm_of, label_of, parse_arm, pitfall_arms, spec_of, table_arms
+from onehour.study.spec import (
+    SPEC,
+    Arm,
+    SweepSpec,
+    applied,
+    arm_of,
+    group_of,
+    label_of,
+    parse_arm,
+    pitfall_arms,
+    plain_name,
+    spec_of,
+    table_arms,
+)
 
-studies = importlib.import_module("studies")
 BASE: Recipe = studies.BASE
+TABLE = ["warmup=none", "warmup=constant", "scaling=fixed", "scaling=sqrt", "base_lr=0.1", "base_lr=0.4"]
+WRONG = [*(f"pitfall={name}" for name in PITFALLS), "per_worker=512", "zero_gamma=false"]
+ARMS = [*table_arms(BASE), *pitfall_arms(BASE, 512)]
 
 
 def spec(**changes: Any) -> SweepSpec:
@@ -23,11 +38,25 @@ def spec(**changes: Any) -> SweepSpec:
     return SweepSpec(**(common | changes))
 
 
+def asked(
+    arms: Sequence[str] | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    seeds: range = range(2),
+    at: Sequence[int] | None = None,
+    recipe: Recipe = BASE,
+) -> SweepSpec:
+    return spec_of(recipe, sizes, seeds, arms, at)
+
+
+def labels(spec: SweepSpec) -> list[str]:
+    return [label_of(arm) for arm in spec.arms]
+
+
 def test_cells_are_every_minibatch_and_seed_and_every_arm_where_arms_are():
     arms = (*parse_arm("warmup=none,constant"), *parse_arm("per_worker=128"))
     cells = list(spec(arms=arms, arms_at=(256, 512)).cells())
-    assert len(cells) == 2 * 2 + 3 * 2 * 2
-    assert len({cell.name for cell in cells}) == len(cells)
+    assert len(cells) == len({cell.name for cell in cells}) == 2 * 2 + 3 * 2 * 2
     assert [cell.name for cell in cells][:2] == ["32-s0", "32-s1"]
     assert cells[-1].name == "per_worker=128-512-s1"
     for cell in cells:
@@ -38,7 +67,6 @@ def test_a_cells_name_is_a_folders_name():
     (arm,) = parse_arm("optimizer=my.package:Class/../x")
     name = next(cell.name for cell in spec(arms=(arm,), arms_at=(512,)).cells() if cell.arm)
     assert name == "optimizer=my.package_Class_.._x-512-s0"
-    assert "/" not in name
 
 
 @settings(deadline=None)
@@ -61,6 +89,8 @@ def test_what_is_written_is_read(tmp_path: Path):
     made.write(tmp_path / "deep" / "sweep")
     assert SweepSpec.read(tmp_path / "deep" / "sweep") == made
     assert [path.name for path in (tmp_path / "deep" / "sweep").iterdir()] == [SPEC]
+    with pytest.raises(ValueError, match=r"nowhere/sweep\.toml cannot be read: No such file or directory"):
+        SweepSpec.read(Path("nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -90,47 +120,20 @@ def test_a_file_edited_by_hand_is_named_with_what_is_wrong(tmp_path: Path, old: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("warmup", "expected FIELD=VALUE"),
-        ("warmup=", "expected FIELD=VALUE"),
-        ("warmup=none,", "expected FIELD=VALUE"),
-        ("minibatch=64", "cannot change minibatch"),
-        ("epochs=3", "cannot change epochs"),
-        ("warmpu=none", "expected warmup"),
-        ("zero_gamma=maybe", "must be true or false"),
-        ("base_lr=fast", "must be a number"),
-        ("per_worker=many", "is not a size"),
-    ],
-)
-def test_what_is_no_arm_is_refused(text: str, said: str):
-    with pytest.raises(ValueError, match=said):
-        parse_arm(text)
-
-
 def test_arms_are_written_as_recipes_hold_them():
     assert parse_arm("base-lr=.1,1e-1") == [(("base_lr", "0.1"),), (("base_lr", "0.1"),)]
     assert parse_arm("per_worker=1k") == [(("per_worker", "1024"),)]
     assert parse_arm("milestones=8+64/3") == [(("milestones", "8+64/3"),)]
-    assert spec().applied((("milestones", "8+64/3"),), 32, 0).milestones == ("8", "64/3")
+    assert applied(BASE, (("milestones", "8+64/3"),), 32, 0).milestones == ("8", "64/3")
 
 
 def test_the_papers_arms_and_the_pitfalls_leave_out_what_the_recipe_has():
-    assert [label_of(arm) for arm in table_arms(BASE)] == [
-        *("warmup=none", "warmup=constant", "scaling=fixed", "scaling=sqrt", "base_lr=0.1", "base_lr=0.4")
-    ]
-    labels = [label_of(arm) for arm in pitfall_arms(BASE, 512)]
-    assert labels == [*(f"pitfall={name}" for name in PITFALLS), "per_worker=512", "zero_gamma=false"]
-    for arm in (*table_arms(BASE), *pitfall_arms(BASE, 512)):
-        recipe = spec().applied(arm, 512, 3)
+    assert [label_of(arm) for arm in ARMS] == [*TABLE, *WRONG]
+    for arm in ARMS:
+        recipe = applied(BASE, arm, 512, 3)
         assert arm_of(recipe, BASE) == arm
         assert (recipe.minibatch, recipe.seed) == (512, 3)
-
-
-def test_a_cell_that_no_run_can_have_is_named():
-    with pytest.raises(ValueError, match=r"minibatch 32 with per_worker=64: .* not a multiple"):
-        spec(arms=tuple(parse_arm("per_worker=64")), arms_at=(32,))
+        assert [arm] == parse_arm(label_of(arm))
 
 
 def test_arms_and_where_they_are_belong_together():
@@ -138,33 +141,14 @@ def test_arms_and_where_they_are_belong_together():
         spec(arms_at=(512,))
 
 
-DIGITS = digits(classes=10)
-TABLE = ["warmup=none", "warmup=constant", "scaling=fixed", "scaling=sqrt", "base_lr=0.1", "base_lr=0.4"]
-
-
-def asked(
-    arms: Sequence[str] | None = None,
-    *,
-    sizes: Sequence[int] | None = None,
-    seeds: range = range(2),
-    at: Sequence[int] | None = None,
-    recipe: Recipe = DIGITS,
-) -> SweepSpec:
-    return spec_of(recipe, sizes, seeds, arms, at)
-
-
-def labels(spec: SweepSpec) -> list[str]:
-    return [label_of(arm) for arm in spec.arms]
-
-
 def test_the_default_is_the_papers_axis_and_its_tables_at_16_times_the_base():
-    spec = spec_of(DIGITS, None, range(5), None, None)
+    spec = asked(seeds=range(5))
     assert spec.minibatches == (32, 64, 128, 256, 512, 1024, 2048)
     assert spec.seeds == (0, 1, 2, 3, 4)
     assert spec.arms_at == (512,)
     assert labels(spec) == TABLE
     assert len(list(spec.cells())) == 7 * 5 + 6 * 5
-    assert spec.recipe == DIGITS
+    assert spec.recipe == BASE
 
 
 def test_the_axis_of_imagenet_is_the_papers():
@@ -175,7 +159,7 @@ def test_the_axis_of_imagenet_is_the_papers():
 
 @pytest.mark.parametrize(("samples", "last", "at"), [(8192, 2048, 512), (600, 512, 512), (300, 256, 256), (32, 32, 32)])
 def test_the_axis_ends_where_the_data_does_and_the_arms_stand_at_its_end(samples: int, last: int, at: int):
-    spec = asked(["warmup=none"], recipe=DIGITS.replace(samples=samples))
+    spec = asked(["warmup=none"], recipe=BASE.replace(samples=samples))
     assert spec.minibatches[-1] == last
     assert spec.arms_at == (at,)
 
@@ -186,22 +170,14 @@ def test_the_axis_ends_where_the_data_does_and_the_arms_stand_at_its_end(samples
         (["table"], TABLE),
         ([], TABLE),
         (["none"], []),
-        (["pitfalls"], [*(f"pitfall={name}" for name in PITFALLS), "per_worker=512", "zero_gamma=false"]),
+        (["pitfalls"], WRONG),
         (["warmup=none,constant", "scaling=sqrt"], ["warmup=none", "warmup=constant", "scaling=sqrt"]),
         (["table", "warmup=none", "none"], TABLE),  # nothing twice
         (["weight-decay=1e-3"], ["weight_decay=0.001"]),
         (["nesterov=false"], ["nesterov=false"]),
         (["milestones=8+16,12+20"], ["milestones=8+16", "milestones=12+20"]),
         (["base_minibatch=1k"], ["base_minibatch=1024"]),
-    ],
-)
-def test_arms_by_word_and_by_value(arms: list[str], expected: list[str]):
-    assert labels(asked(arms)) == expected
-
-
-@pytest.mark.parametrize(
-    ("arms", "expected"),
-    [
+        # What the recipe has is the recipe's own entry.
         (["per_worker=4,8,16,32,64"], ["per_worker=4", "per_worker=8", "per_worker=32", "per_worker=64"]),
         (["warmup=gradual,none"], ["warmup=none"]),
         (["base_lr=0.2,0.20,2e-1"], []),
@@ -209,49 +185,35 @@ def test_arms_by_word_and_by_value(arms: list[str], expected: list[str]):
         (["milestones=8+16+64/3"], []),
     ],
 )
-def test_a_value_that_the_recipe_has_is_the_recipes_own_entry(arms: list[str], expected: list[str]):
+def test_arms_by_word_and_by_value(arms: list[str], expected: list[str]):
     spec = asked(arms)
     assert labels(spec) == expected
     assert bool(spec.arms_at) == bool(expected)
 
 
 def test_a_recipe_that_is_not_the_papers_has_other_arms():
-    changed = DIGITS.replace(warmup="none", scaling="sqrt", base_lr=0.4, zero_gamma=False)
+    changed = BASE.replace(warmup="none", scaling="sqrt", base_lr=0.4, zero_gamma=False)
     table = ["warmup=constant", "warmup=gradual", "scaling=fixed", "scaling=linear", "base_lr=0.2", "base_lr=0.8"]
     assert labels(asked(["table"], recipe=changed)) == table
     assert labels(asked(["pitfalls"], recipe=changed))[-1] == "zero_gamma=true"
-
-
-@pytest.mark.parametrize("at", [[48], [48, 512], [4096]])
-def test_minibatches_of_the_arms_join_the_axis(at: list[int]):
-    """So that an arm has its recipe's own entry beside it."""
-    spec = asked(["warmup=none"], at=at)
-    assert spec.minibatches == tuple(sorted({32, 64, 128, 256, 512, 1024, 2048, *at}))
-    assert spec.arms_at == tuple(at)
-    beside = {cell.recipe.minibatch for cell in spec.cells() if not cell.arm}
-    assert {cell.recipe.minibatch for cell in spec.cells() if cell.arm} == set(at) <= beside
-
-
-def test_minibatches_of_the_arms_are_left_out_where_there_is_no_arm():
-    assert asked(["none"], at=[48]).minibatches == asked(["none"]).minibatches
-
-
-def test_batchnorm_over_all_of_kn_is_over_all_of_the_arms_minibatch():
     assert "per_worker=256" in labels(asked(["pitfalls"], at=[256]))
 
 
 @settings(deadline=None, max_examples=25)
 @given(
-    sizes=st.lists(st.integers(1, 64).map(lambda k: 16 * k), min_size=1, max_size=5, unique=True),
+    sizes=st.lists(st.integers(1, 64).map(lambda k: 16 * k), min_size=1, max_size=5, unique=True) | st.none(),
     at=st.lists(st.integers(1, 64).map(lambda k: 16 * k), min_size=1, max_size=3),
     seeds=st.integers(1, 4),
     first=st.integers(0, 9),
 )
-def test_any_axis_is_sorted_without_repetition_and_every_cell_is_there_once(
-    sizes: list[int], at: list[int], seeds: int, first: int
+def test_minibatches_of_the_arms_join_the_axis_and_every_cell_is_there_once(
+    sizes: list[int] | None, at: list[int], seeds: int, first: int
 ):
+    """So that an arm has its recipe's own entry beside it."""
+    alone = asked(["none"], sizes=sizes, at=at).minibatches
     spec = asked(["warmup=none"], sizes=sizes, seeds=range(first, first + seeds), at=at)
-    assert spec.minibatches == tuple(sorted({*sizes, *at}))
+    assert alone == tuple(sorted(sizes or (32, 64, 128, 256, 512, 1024, 2048)))
+    assert spec.minibatches == tuple(sorted({*alone, *at}))
     assert spec.arms_at == tuple(sorted(set(at)))
     names = [cell.name for cell in spec.cells()]
     assert len(set(names)) == len(names) == seeds * (len(spec.minibatches) + len(spec.arms_at))
@@ -272,8 +234,9 @@ def test_any_axis_is_sorted_without_repetition_and_every_cell_is_there_once(
         ({"arms": ["nesterov=no"]}, "nesterov must be true or false, got 'no'"),
         ({"arms": ["per_worker=many"]}, "'many' is not a size"),
         ({"arms": ["per_worker=24"]}, "minibatch 512 with per_worker=24: .* is not a multiple of per_worker 24"),
+        ({"arms": ["per_worker=64"], "at": [32]}, "minibatch 32 with per_worker=64: .* not a multiple"),
         ({"arms": ["base_lr=-1"]}, "minibatch 512 with base_lr=-1.0: base_lr must be"),
-        ({"arms": ["reduce=canonical", "pitfalls"], "recipe": DIGITS.replace(reduce="canonical")}, "reduce canonical"),
+        ({"arms": ["reduce=canonical", "pitfalls"], "recipe": BASE.replace(reduce="canonical")}, "reduce canonical"),
         *(
             ({"arms": [f"{name}=1"]}, f"--arm cannot change {name}: an arm is one thing changed")
             for name in ("minibatch", "seed", "epochs", "model", "data", "samples", "classes", "name")
@@ -284,10 +247,36 @@ def test_any_axis_is_sorted_without_repetition_and_every_cell_is_there_once(
         ({"sizes": [32, 16384]}, "minibatch 16384 is larger than the data set of 8192 samples"),
         ({"arms": ["warmup=none"], "at": [16384]}, "minibatch 16384 with warmup=none: .* larger than the data set"),
         ({"arms": ["warmup=none"], "at": [40]}, "minibatch 40 with warmup=none: .* not a multiple of per_worker 16"),
-        ({"recipe": DIGITS.replace(samples=48, minibatch=16, base_minibatch=64)}, "base minibatch 64 is larger than"),
+        ({"arms": ["pitfalls"], "at": [256, 512]}, "--arm pitfalls is measured at one minibatch"),
+        ({"recipe": BASE.replace(samples=48, minibatch=16, base_minibatch=64)}, "base minibatch 64 is larger than"),
     ],
 )
 def test_what_no_sweep_can_have_is_one_message(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message) as refused:
         asked(**options)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_the_sweeps_own_arms_have_plain_names():
+    names = [plain_name(arm, BASE, 512) for arm in ARMS]
+    assert len(set(names)) == len(ARMS)
+    assert not [name for name in names if "=" in name or "_" in name or len(name) > 41]
+
+
+@pytest.mark.parametrize(
+    ("arm", "name", "group"),
+    [
+        ((("base_lr", "0.1"),), "half the rate", "rate"),
+        ((("base_lr", "0.4"),), "twice the rate", "rate"),
+        ((("base_lr", "0.3"),), "1.5 times the rate", "rate"),
+        ((("per_worker", "512"),), "BatchNorm over all of kn", "pitfall"),
+        ((("per_worker", "8"),), "n = 8", "n"),
+        ((("momentum", "0.8"),), "momentum = 0.8", "other"),
+        ((("warmup", "none"), ("scaling", "sqrt")), "no warmup, the rate scaled by √k", "rate"),
+        ((("warmup", "none"), ("momentum", "0.8")), "no warmup, momentum = 0.8", "other"),
+        ((("arm", "plain torch"),), "plain torch", "other"),
+        ((), "the recipe", "other"),
+    ],
+)
+def test_names_and_questions(arm: Arm, name: str, group: str):
+    assert (plain_name(arm, digits(), 512), group_of(arm, 512)) == (name, group)

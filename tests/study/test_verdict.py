@@ -1,16 +1,31 @@
-"""Verdicts: of minibatches in their fixed sequence, of arms under Holm, with too few seeds, in words."""
+"""Verdicts and the tests behind them, against scipy and by hand: minibatches in sequence, arms under Holm."""
 
-import dataclasses
+import itertools
 import math
-from typing import Any
+import statistics
+import sys
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from onehour.study.statistics import Sample, holm, p_holds, p_worse
-from onehour.study.verdict import Verdict, judge_arms, judge_minibatches, summary
+from onehour.study.verdict import (
+    Sample,
+    Verdict,
+    holm,
+    judge_arms,
+    judge_minibatches,
+    p_holds,
+    p_worse,
+    smallest_p,
+    welch_upper,
+)
+
+ERRORS = st.floats(0, 100, allow_subnormal=False).map(lambda error: round(error, 3))
+RUNS = st.lists(ERRORS, min_size=2, max_size=7).filter(lambda runs: len(set(runs)) > 1)
+TIED = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 
 REFERENCE = Sample.of([3.4, 3.5, 3.3, 3.6, 3.2])
 HOLDS = Sample.of([3.5, 3.4, 3.3, 3.6, 3.4])
@@ -18,6 +33,11 @@ WORSE = Sample.of([4.4, 4.5, 4.3, 4.6, 4.7])
 UNDECIDED = Sample.of([3.7, 3.4, 3.9, 3.3, 4.1])
 BROKEN = Sample.of([90.0] * 5)
 ONE, NONE = Sample.of([3.4]), Sample.of([])
+
+
+def known(values: list[float]) -> Sample:
+    """The same runs, of which only a table's entry is left."""
+    return Sample(statistics.fmean(values), statistics.stdev(values), len(values))
 
 
 def judged(**entries: Sample) -> dict[int, Verdict]:
@@ -38,12 +58,99 @@ def by_scipy(a: Sample, b: Sample, more: int, margin: float = 0.5) -> bool:
     return min(holds, worse) < 0.05
 
 
-def test_the_four_states():
-    verdicts = judged(m64=HOLDS, m128=UNDECIDED, m256=HOLDS)
-    assert states(verdicts) == ["holds", "undecided", "untested"]
-    assert judged(m64=WORSE)[64].state == "worse"
-    assert judged(m64=WORSE)[64].p == 1 / 252
-    assert 32 not in verdicts
+def test_a_sample_is_mean_and_std_with_n_minus_1():
+    sample = Sample.of([3.0, 4.0, 8.0])
+    assert (sample.mean, sample.std, sample.n) == (5.0, pytest.approx(math.sqrt(7)), 3)
+    assert sample.values == (3.0, 4.0, 8.0)
+    assert math.isnan(ONE.std)
+    assert math.isnan(NONE.mean)
+    assert Sample.of([0.1] * 7).std == 0  # exactly, and not 1e-17
+
+
+@given(RUNS, RUNS, st.floats(-1, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_welchs_interval_and_p_are_scipys(a: list[float], b: list[float], margin: float, level: float):
+    interval = stats.ttest_ind(a, b, equal_var=False, alternative="less").confidence_interval(level)  # pyright: ignore
+    worse = stats.ttest_ind(a, b, equal_var=False, alternative="greater")
+    holds = stats.ttest_ind([value - margin for value in a], b, equal_var=False, alternative="less")
+    for first, second in ((Sample.of(a), Sample.of(b)), (known(a), known(b))):
+        assert welch_upper(first, second, level) == pytest.approx(interval.high, rel=1e-9, abs=1e-9)
+        assert p_holds(first, second, margin) == pytest.approx(holds.pvalue, rel=1e-6, abs=1e-12)  # pyright: ignore
+    assert p_worse(known(a), known(b)) == pytest.approx(worse.pvalue, rel=1e-6, abs=1e-12)  # pyright: ignore
+    assert p_worse(Sample.of(a), known(b)) == p_worse(known(a), Sample.of(b)) == p_worse(known(a), known(b))
+
+
+@pytest.mark.parametrize(("same", "other"), [(0.2, 0.0), (0.0, 0.2)])
+def test_one_side_without_spread_leaves_the_others_degrees_of_freedom(same: float, other: float):
+    upper = welch_upper(Sample(4.0, same, 5), Sample(3.5, other, 5))
+    assert upper == pytest.approx(0.5 + stats.t.ppf(0.95, 4) * 0.2 / math.sqrt(5))
+
+
+def test_without_any_spread_the_difference_decides():
+    a, b = Sample.of([4.1] * 5), Sample.of([3.6] * 5)
+    assert welch_upper(a, b) == a.mean - b.mean
+    assert (p_holds(a, b, 0.6), p_holds(a, b, 0.4)) == (0, 1)
+    assert p_holds(a, b, 0.5) == 1  # though 4.1 - 3.6 falls short of it by a rounding
+    assert a.mean - b.mean < 0.5
+    assert (p_worse(known([4.1] * 5), known([3.6] * 5)), p_worse(known([3.6] * 5), known([3.6] * 5))) == (0, 1)
+
+
+@pytest.mark.parametrize("std", [1e-160, 1e-8, 1e8])
+def test_stds_of_any_size_are_compared(std: float):
+    same = Sample(3.0, std, 5)
+    assert welch_upper(same, same) == pytest.approx(stats.t.ppf(0.95, 8) * std * math.sqrt(0.4), rel=1e-6)
+    assert p_worse(same, same) == 0.5
+
+
+@given(TIED, TIED)
+def test_ranks_with_ties_are_the_share_of_all_arrangements(a: list[int], b: list[int]):
+    ranks = stats.rankdata(a + b)
+    sums = [sum(chosen) for chosen in itertools.combinations(ranks, len(a))]
+    expected = sum(total >= sum(ranks[: len(a)]) for total in sums) / len(sums)
+    assert p_worse(Sample.of(a), Sample.of(b)) == expected >= smallest_p(Sample.of(a), Sample.of(b))
+
+
+@pytest.mark.parametrize("n", [30, 31])
+def test_many_runs_are_counted_and_still_more_are_scipys(n: int):
+    errors = np.random.default_rng(n).normal(3.5, 0.2, (2, n))
+    errors[0] += 0.1
+    expected = stats.mannwhitneyu(*errors, alternative="greater", method="exact" if n == 30 else "auto").pvalue
+    assert p_worse(*map(Sample.of, errors.tolist())) == pytest.approx(expected, rel=1e-9)
+    assert 0.001 < expected < 0.1
+
+
+def test_the_smallest_p():
+    worst, best = Sample.of([5.0, 6, 7, 8, 9]), Sample.of([0.0, 1, 2, 3, 4])
+    assert smallest_p(worst, best) == p_worse(worst, best) == 1 / 252
+    assert smallest_p(worst, best, more=1) == 1 / math.comb(12, 6)
+    assert smallest_p(worst, Sample(3.0, 0.2, 5)) == 0
+
+
+def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    for name in ("scipy", "scipy.special", "scipy.stats"):
+        monkeypatch.setitem(sys.modules, name, None)
+    a, b = Sample.of([3.0, 3.5]), Sample.of([3.0, 3.2])
+    many = Sample.of([3.0 + i / 100 for i in range(40)])
+    assert p_worse(a, b) == 0.5  # counted by ourselves
+    for fails in (lambda: welch_upper(a, b), lambda: p_holds(a, b, 0.5), lambda: p_worse(many, many)):
+        with pytest.raises(ValueError, match=r"pip install 'onehour\[report\]'"):
+            fails()
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.4, 0.5, 0.01]) == pytest.approx([0.8, 0.8, 0.03])
+    assert holm([]) == []
+    assert holm([1 / 252] * 13) == [13 / 252] * 13
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_rejects_what_stepping_down_rejects(ps: list[float]):
+    rejected: set[int] = set()
+    for place, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        if (len(ps) - place) * ps[index] >= 0.05:
+            break
+        rejected.add(index)
+    assert {index for index, p in enumerate(holm(ps)) if p < 0.05} == rejected
 
 
 def test_what_holds_is_never_worse():
@@ -58,8 +165,8 @@ def test_what_holds_is_never_worse():
 def test_nothing_is_tested_behind_the_first_that_does_not_hold(stopper: Sample, why: str):
     verdicts = judged(m512=BROKEN, m64=HOLDS, m128=stopper, m256=HOLDS)
     assert list(verdicts) == [64, 128, 256, 512]
-    assert states(verdicts)[0] == "holds"
-    assert states(verdicts)[2:] == ["untested", "untested"]
+    expected = {id(WORSE): "worse", id(UNDECIDED): "undecided", id(ONE): "one seed"}[id(stopper)]
+    assert states(verdicts) == ["holds", expected, "untested", "untested"]
     for size in (256, 512):
         assert verdicts[size].text.startswith(f"not tested: minibatch 128 {why}")
     assert verdicts[512].difference == pytest.approx(86.6)
@@ -67,43 +174,40 @@ def test_nothing_is_tested_behind_the_first_that_does_not_hold(stopper: Sample, 
 
 
 def test_minibatches_below_the_reference_are_a_sequence_of_their_own():
-    samples = {8: HOLDS, 16: WORSE, 32: REFERENCE, 64: HOLDS, 128: WORSE}
-    verdicts = judge_minibatches(32, samples)
+    verdicts = judge_minibatches(32, {8: HOLDS, 16: WORSE, 32: REFERENCE, 64: HOLDS, 128: WORSE})
     assert list(verdicts) == [8, 16, 64, 128]
     assert states(verdicts) == ["untested", "worse", "holds", "worse"]
     assert verdicts[8].text == "not tested: minibatch 16 does not hold; 0.04 points above"
-    assert summary(32, verdicts) == "holds to 64, worse at 128"
+    assert judge_minibatches(32, {32: REFERENCE}) == {}
 
 
 def test_one_seed_gets_no_verdict():
+    few, none = "one seed{}: no std, so no verdict; give at least 2 seeds", "no run has ended{}, so no verdict"
+    at_reference = " at the reference"
     verdicts = judged(m64=ONE, m128=NONE)
-    assert states(verdicts) == ["one seed", "one seed"]
-    assert verdicts[64].text == "one seed: no std, so no verdict; give at least 2 seeds"
+    assert [verdict.text for verdict in verdicts.values()] == [few.format(""), none.format("")]
     assert verdicts[64].difference == pytest.approx(0)
-    assert verdicts[128].text == "no run has ended, so no verdict"
     lone = judge_minibatches(32, {32: ONE, 64: HOLDS, 128: ONE, 256: NONE})
-    assert set(states(lone)) == {"one seed"}
-    assert lone[64].text == "one seed at the reference: no std, so no verdict; give at least 2 seeds"
-    assert lone[128].text == "one seed: no std, so no verdict; give at least 2 seeds"
-    assert lone[256].text == "no run has ended, so no verdict"
-    assert judge_minibatches(32, {32: NONE, 64: HOLDS})[64].text == "no run has ended at the reference, so no verdict"
-    assert [verdict.state for verdict in judge_arms([(ONE, REFERENCE), (WORSE, REFERENCE)])] == ["one seed", "worse"]
+    assert set(states(verdicts) + states(lone)) == {"one seed"}
+    assert [v.text for v in lone.values()] == [few.format(at_reference), few.format(""), none.format("")]
+    assert judge_minibatches(32, {32: NONE, 64: HOLDS})[64].text == none.format(at_reference)
+    arms = judge_arms([(ONE, REFERENCE), (WORSE, REFERENCE), (WORSE, NONE), (HOLDS, REFERENCE)])
+    assert [verdict.state for verdict in arms] == ["one seed", "worse", "one seed", "holds"]
+    assert [verdict.family for verdict in arms] == [1, 2, 1, 2]
 
 
 def test_runs_at_chance_are_judged_like_others():
     assert judged(m64=BROKEN)[64].text == "worse: 86.60 points, p = 0.004"
     one_broke = Sample.of([3.4, 3.5, 3.3, 90.0, 3.6])
-    assert judged(m64=one_broke)[64].state == "undecided"
-    assert judged(m64=one_broke)[64].more_seeds == 11
+    assert (judged(m64=one_broke)[64].state, judged(m64=one_broke)[64].more_seeds) == ("undecided", 11)
     broken_reference = judge_minibatches(32, {32: one_broke, 64: HOLDS})[64]
-    assert broken_reference.state == "undecided"
     assert broken_reference.text == "undecided: -17.32 points, needs 10 more seeds"
     assert judge_minibatches(32, {32: BROKEN, 64: BROKEN})[64].text == "holds: at most 0.00 points above"
 
 
 @given(st.floats(-0.5, 1.5), st.floats(0.05, 0.6), st.floats(0.05, 0.6), st.integers(2, 8))
 def test_more_seeds_are_the_fewest_that_decide_by_welch(difference: float, one: float, other: float, n: int):
-    a, b = Sample.known(3.5 + difference, one, n), Sample.known(3.5, other, n)
+    a, b = Sample(3.5 + difference, one, n), Sample(3.5, other, n)
     verdict = judge_minibatches(1, {1: b, 2: a})[2]
     if verdict.state != "undecided":
         assert by_scipy(a, b, 0)
@@ -120,16 +224,13 @@ def test_no_fewer_seeds_are_promised_than_ranks_need():
     assert (verdict.state, verdict.more_seeds, verdict.out_of_reach) == ("undecided", 2, True)
     assert verdict.text == "undecided: 6.00 points, needs 2 more seeds; so few seeds cannot show worse"
     three = judge_minibatches(32, {32: Sample.of([3.4, 3.5, 3.3]), 64: Sample.of([9.4, 9.5, 9.3])})[64]
-    assert (three.state, three.more_seeds, three.smallest_p) == ("undecided", 1, 0.05)
-    assert three.out_of_reach
+    assert (three.state, three.more_seeds, three.smallest_p, three.out_of_reach) == ("undecided", 1, 0.05, True)
 
 
 def test_what_a_hundred_seeds_do_not_decide_is_said_so():
-    wild = Sample.known(3.75, 20.0, 5)
-    verdict = judge_minibatches(1, {1: Sample.known(3.5, 20.0, 5), 2: wild})[2]
-    assert verdict.more_seeds is None
+    verdict = judge_minibatches(1, {1: Sample(3.5, 20.0, 5), 2: Sample(3.75, 20.0, 5)})[2]
     assert verdict.text == "undecided: 0.25 points, needs more than 100 more seeds"
-    last = judge_minibatches(1, {1: Sample.known(3.5, 1.75, 5), 2: Sample.known(3.6, 1.75, 5)})[2]
+    last = judge_minibatches(1, {1: Sample(3.5, 1.75, 5), 2: Sample(3.6, 1.75, 5)})[2]
     assert last.more_seeds == 100
 
 
@@ -142,12 +243,6 @@ def test_the_margin_is_the_users():
             judge()
 
 
-def test_the_reference_must_be_there():
-    with pytest.raises(ValueError, match="reference 32 is not among the minibatches 64, 128"):
-        judge_minibatches(32, {128: HOLDS, 64: HOLDS})
-    assert judge_minibatches(32, {32: REFERENCE}) == {}
-
-
 def test_arms_are_corrected_by_holm_in_both_families():
     arms = [WORSE, HOLDS, UNDECIDED, BROKEN]
     verdicts = judge_arms([(arm, REFERENCE) for arm in arms])
@@ -157,10 +252,7 @@ def test_arms_are_corrected_by_holm_in_both_families():
     assert verdicts[0].text == "worse: 1.10 points, p = 0.016 (Holm, 4 arms)"
     assert verdicts[1].text == "holds: 0.04 points above, p = 0.002 (Holm, 4 arms)"
     assert judge_arms([]) == []
-
-
-def test_an_arm_alone_is_judged_as_a_minibatch_is():
-    for sample in (HOLDS, WORSE, UNDECIDED, BROKEN):
+    for sample in arms:  # an arm alone is judged as a minibatch is
         assert judge_arms([(sample, REFERENCE)]) == [judged(m64=sample)[64]]
 
 
@@ -174,23 +266,10 @@ def test_five_seeds_are_too_few_for_more_than_twelve_arms(arms: int, state: str,
         assert verdict.text == said
 
 
-def test_one_more_seed_for_every_arm_is_what_the_count_means():
-    five = [(Sample.of([4.4, 4.5, 4.6, 4.7, 4.8]), REFERENCE)] * 13
-    assert {verdict.more_seeds for verdict in judge_arms(five)} == {1}
-    six = [(Sample.of([4.4, 4.5, 4.6, 4.7, 4.8, 4.6]), Sample.of([3.4, 3.5, 3.3, 3.6, 3.2, 3.4]))] * 13
-    assert {verdict.state for verdict in judge_arms(six)} == {"worse"}
-
-
-def test_an_arm_with_one_seed_does_not_count_among_the_arms():
-    verdicts = judge_arms([(ONE, REFERENCE), (WORSE, REFERENCE), (WORSE, NONE), (HOLDS, REFERENCE)])
-    assert [verdict.family for verdict in verdicts] == [1, 2, 1, 2]
-    assert [verdict.state for verdict in verdicts] == ["one seed", "worse", "one seed", "holds"]
-
-
 def test_seeds_are_counted_for_all_arms_at_once():
-    recipe = [Sample.known(3.5, 0.2, n) for n in range(5, 30)]
+    recipe = [Sample(3.5, 0.2, n) for n in range(5, 30)]
     arms = [(3.75, 0.2), (3.8, 0.2), (3.7, 0.3), (3.5, 0.7)]
-    later = [judge_arms([(Sample.known(*arm, base.n), base) for arm in arms]) for base in recipe]
+    later = [judge_arms([(Sample(*arm, base.n), base) for arm in arms]) for base in recipe]
     for place, now in enumerate(later[0]):
         decided = [more for more, verdicts in enumerate(later) if verdicts[place].state != "undecided"]
         assert now.more_seeds == decided[0] > 1
@@ -198,8 +277,8 @@ def test_seeds_are_counted_for_all_arms_at_once():
 
 @given(st.lists(st.tuples(st.floats(-1, 3), st.floats(0.05, 1)), min_size=2, max_size=6))
 def test_company_never_helps_an_arm(arms: list[tuple[float, float]]):
-    recipe = Sample.known(3.5, 0.2, 5)
-    pairs = [(Sample.known(3.5 + difference, std, 5), recipe) for difference, std in arms]
+    recipe = Sample(3.5, 0.2, 5)
+    pairs = [(Sample(3.5 + difference, std, 5), recipe) for difference, std in arms]
     for pair, together in zip(pairs, judge_arms(pairs), strict=True):
         (alone,) = judge_arms([pair])
         assume(min(abs(alone.p - 0.05), abs(alone.p_holds - 0.05)) > 1e-9)
@@ -215,30 +294,9 @@ def test_company_never_helps_an_arm(arms: list[tuple[float, float]]):
         (Verdict("holds", -0.5, upper=-0.12), "holds: at least 0.12 points below"),
         (Verdict("worse", 1.05, p=0.0004), "worse: 1.05 points, p < 0.001"),
         (Verdict("worse", 1.05, p=0.0496), "worse: 1.05 points, p = 0.0496"),
-        (Verdict("undecided", 0.41, more_seeds=1), "undecided: 0.41 points, needs 1 more seed"),
-        (Verdict("undecided", -0.001, more_seeds=2), "undecided: 0.00 points, needs 2 more seeds"),
-        (Verdict("untested", -0.2, why="minibatch 64 does not hold"), "not tested: minibatch 64 does not hold; 0.20"),
+        (Verdict("undecided", -0.001, more_seeds=1), "undecided: 0.00 points, needs 1 more seed"),
+        (Verdict("untested", -0.2, why="it broke"), "not tested: it broke; 0.20 points below"),
     ],
 )
 def test_words(verdict: Verdict, text: str):
-    assert verdict.text.startswith(text)
-    assert "\n" not in verdict.text
-
-
-@pytest.mark.parametrize(
-    ("found", "text"),
-    [
-        ({}, "nothing above 32"),
-        ({16: "holds"}, "nothing above 32"),
-        ({64: "holds", 128: "holds"}, "holds to 128"),
-        ({64: "undecided", 128: "untested"}, "undecided at 64"),
-        ({64: "holds", 128: "one seed", 256: "untested"}, "holds to 64, one seed at 128"),
-    ],
-)
-def test_a_summary_is_one_line(found: dict[int, Any], text: str):
-    assert summary(32, {size: Verdict(state, 0.1) for size, state in found.items()}) == text
-
-
-def test_a_verdict_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        judged(m64=HOLDS)[64].state = "worse"  # pyright: ignore[reportAttributeAccessIssue]
+    assert verdict.text == text

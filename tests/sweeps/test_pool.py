@@ -1,12 +1,11 @@
 """Tasks on processes of their own: what ends one, and what is left when one is ended."""
 
-import importlib
 import os
 from multiprocessing import active_children
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import sweeptask
 
 from onehour.lock import HeldFolder
 from onehour.sweeps.pool import Event, run_tasks
@@ -17,16 +16,10 @@ from onehour.training.record import Run
 pytestmark = pytest.mark.timeout(150)
 
 
-@pytest.fixture(scope="session")
-def task() -> ModuleType:
-    """tests/helpers/sweeptask.py."""
-    return importlib.import_module("sweeptask")
-
-
-def one(task: ModuleType, folder: Path, model: str, *, seed: int = 0) -> Task:
+def one(folder: Path, model: str, *, seed: int = 0) -> Task:
     """A run of the tiny task with a model of the helpers', whose folder has its name."""
     name = f"{model.rpartition(':')[2]}-{seed}"
-    recipe = task.spec(minibatches=(8,), model=model).recipe.replace(seed=seed)
+    recipe = sweeptask.spec(minibatches=(8,), model=model).recipe.replace(seed=seed)
     return Task((recipe,), (folder / name,))
 
 
@@ -35,48 +28,39 @@ def locked(folder: Path) -> HeldFolder:
     return HeldFolder(folder, patience=0)
 
 
-def test_no_tasks_need_no_process(task: ModuleType, tmp_path: Path):
-    with locked(tmp_path) as held:
-        events = run_tasks([], places=[{}, {}], execution=task.HERE, held=held)
-        assert list(events) == []
-    assert not list(tmp_path.glob("log*"))
-
-
-def test_a_task_with_bad_input_is_one_message_and_what_has_ended_stays(task: ModuleType, tmp_path: Path):
-    models = ("sweeptask:telling", "tinytask:failing", "tinytask:net")
-    tasks, places = [one(task, tmp_path, model) for model in models], [{"PLACE": "this place"}]
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("tinytask:failing", "model tinytask:failing failed when called: RuntimeError: no "),
+        ("sweeptask:breaking", r"KeyError: 'a bug of my own' \(.*sweeptask\.py:\d+\)"),
+    ],
+)
+def test_bad_input_and_an_error_of_a_model_are_one_message_and_what_has_ended_stays(
+    tmp_path: Path, model: str, said: str
+):
+    tasks = [one(tmp_path, name) for name in ("sweeptask:telling", model, "tinytask:net")]
     seen = []
     with locked(tmp_path) as held:
-        events = run_tasks(tasks, places=places, execution=task.HERE, held=held)
-        with pytest.raises(ValueError, match="model tinytask:failing failed when called: RuntimeError: no ") as refused:
+        events = run_tasks(tasks, places=[{"PLACE": "this place"}], execution=sweeptask.HERE, held=held)
+        with pytest.raises(ValueError, match=said) as refused:
             seen.extend(events)
     assert len(str(refused.value).splitlines()) == 1
     assert Event(tasks[0], "one seed") in seen
     assert Run(tmp_path / "telling-0").finished
     assert not (tmp_path / "net-0").exists()
-    said = (tmp_path / "log-0.txt").read_text()
-    assert "built in this place" in said
-    assert "epoch   2/2" in said
+    log = (tmp_path / "log-0.txt").read_text()
+    assert "built in this place" in log
+    assert "epoch   2/2" in log
     assert "PLACE" not in os.environ
     assert not active_children()
     with locked(tmp_path):  # the process that had it has ended
         pass
 
 
-def test_an_error_of_a_model_is_one_message_with_its_line(task: ModuleType, tmp_path: Path):
-    tasks = [one(task, tmp_path, "sweeptask:breaking")]
+def test_whoever_no_longer_wants_the_events_leaves_no_process(tmp_path: Path):
+    tasks = [one(tmp_path, "sweeptask:slow", seed=seed) for seed in range(9)]
     with locked(tmp_path) as held:
-        events = run_tasks(tasks, places=[{}], execution=task.HERE, held=held)
-        with pytest.raises(ValueError, match=r"KeyError: 'a bug of my own' \(.*sweeptask\.py:\d+\)") as failed:
-            list(events)
-    assert len(str(failed.value).splitlines()) == 1
-    assert not active_children()
-
-
-def test_whoever_no_longer_wants_the_events_leaves_no_process(task: ModuleType, tmp_path: Path):
-    tasks = [one(task, tmp_path, "sweeptask:slow", seed=seed) for seed in range(9)]
-    with locked(tmp_path) as held:
-        events = run_tasks(tasks, places=[{}], execution=task.HERE, held=held)
+        events = run_tasks(tasks, places=[{}], execution=sweeptask.HERE, held=held)
         while not (tmp_path / "slow-0" / "metrics.jsonl").exists():
             assert next(events) == Event(running=(tasks[0],))
         assert len(active_children()) == 1

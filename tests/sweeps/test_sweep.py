@@ -1,23 +1,18 @@
 """What a sweep's folder lacks, who may go on in it, and how long that will take."""
 
-import importlib
+import itertools
 import json
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sweeptask
 
 from onehour.config import Recipe
 from onehour.execution import Execution
 from onehour.lock import HeldFolder
 from onehour.sweeps.sweep import Work, expected_seconds, pick_jobs, places_of, train_sweep, work_of
-
-
-@pytest.fixture(scope="session")
-def task() -> ModuleType:
-    """tests/helpers/sweeptask.py."""
-    return importlib.import_module("sweeptask")
 
 
 def names(work: Work) -> list[list[str]]:
@@ -44,29 +39,29 @@ def pretend(folder: Path, recipe: Recipe, outcome: str = "finished", speed: floa
     ],
 )
 def test_seeds_are_grouped_so_that_every_job_has_something_to_do(
-    task: ModuleType, tmp_path: Path, jobs: int, together: int | None, expected: list[list[str]]
+    tmp_path: Path, jobs: int, together: int | None, expected: list[list[str]]
 ):
-    work = work_of(task.spec(seeds=3), tmp_path, jobs=jobs, together=together)
+    work = work_of(sweeptask.spec(seeds=3), tmp_path, jobs=jobs, together=together)
     assert names(work) == expected
     assert work.left == 6
     assert not tmp_path.exists() or not any(tmp_path.iterdir())
 
 
-def test_no_more_than_ten_seeds_are_one_network(task: ModuleType, tmp_path: Path):
-    work = work_of(task.spec(minibatches=(8,), seeds=23), tmp_path, jobs=1)
+def test_no_more_than_ten_seeds_are_one_network(tmp_path: Path):
+    work = work_of(sweeptask.spec(minibatches=(8,), seeds=23), tmp_path, jobs=1)
     assert [len(task.recipes) for task in work.tasks] == [8, 8, 7]
     seeds = sorted(recipe.seed for task in work.tasks for recipe in task.recipes)
     assert seeds == list(range(23))
 
 
 @pytest.mark.parametrize("together", [0, -1])
-def test_seeds_together_must_be_a_count(task: ModuleType, tmp_path: Path, together: int):
+def test_seeds_together_must_be_a_count(tmp_path: Path, together: int):
     with pytest.raises(ValueError, match="seeds_together must be above zero"):
-        work_of(task.spec(), tmp_path, jobs=1, together=together)
+        work_of(sweeptask.spec(), tmp_path, jobs=1, together=together)
 
 
-def test_what_has_ended_is_left_out_even_where_it_left_the_finite_numbers(task: ModuleType, tmp_path: Path):
-    spec = task.spec(seeds=3)
+def test_what_has_ended_is_left_out_even_where_it_left_the_finite_numbers(tmp_path: Path):
+    spec = sweeptask.spec(seeds=3)
     recipes = {cell.name: cell.recipe for cell in spec.cells()}
     spec.write(tmp_path)
     for name, outcome in (("8-s0", "finished"), ("8-s2", "non-finite"), ("16-s1", "finished")):
@@ -79,12 +74,12 @@ def test_what_has_ended_is_left_out_even_where_it_left_the_finite_numbers(task: 
     assert [cell.name for cell in work.cells] == list(recipes)
 
 
-def test_what_a_kill_leaves_in_the_first_moment_is_no_obstacle(task: ModuleType, tmp_path: Path):
+def test_what_a_kill_leaves_in_the_first_moment_is_no_obstacle(tmp_path: Path):
     """Files that were being written, of the sweep and of a cell."""
     cell = tmp_path / "cells" / "8-s0"
     cell.mkdir(parents=True)
     (cell / ".recipe.toml.writing").touch()
-    spec = task.spec()
+    spec = sweeptask.spec()
     (tmp_path / "a").mkdir()
     for name in (".lock", ".sweep.toml.writing"):
         (tmp_path / "a" / name).touch()
@@ -104,24 +99,24 @@ def test_what_a_kill_leaves_in_the_first_moment_is_no_obstacle(task: ModuleType,
     ],
 )
 def test_a_sweep_of_another_recipe_is_refused_with_the_difference_alone(
-    task: ModuleType, tmp_path: Path, changes: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ):
-    task.spec().write(tmp_path)
+    sweeptask.spec().write(tmp_path)
     before = (tmp_path / "sweep.toml").read_bytes()
     with pytest.raises(ValueError, match=message):
-        next(train_sweep(task.spec(**changes), tmp_path, jobs=1, execution=task.HERE))
+        next(train_sweep(sweeptask.spec(**changes), tmp_path, jobs=1, execution=sweeptask.HERE))
     assert (tmp_path / "sweep.toml").read_bytes() == before
 
 
-def test_other_minibatches_and_seeds_are_no_other_recipe(task: ModuleType, tmp_path: Path):
-    task.spec().write(tmp_path)
-    assert work_of(task.spec(minibatches=(48,), seeds=5, minibatch=16, seed=7), tmp_path, jobs=1).left == 5
+def test_other_minibatches_and_seeds_are_no_other_recipe(tmp_path: Path):
+    sweeptask.spec().write(tmp_path)
+    assert work_of(sweeptask.spec(minibatches=(48,), seeds=5, minibatch=16, seed=7), tmp_path, jobs=1).left == 5
 
 
-def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(task: ModuleType, tmp_path: Path):
+def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds other files and no sweep\.toml; choose another --out"):
-        next(train_sweep(task.spec(), tmp_path, jobs=1, execution=task.HERE))
+        next(train_sweep(sweeptask.spec(), tmp_path, jobs=1, execution=sweeptask.HERE))
     assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
     with HeldFolder(tmp_path, patience=0):
         pass
@@ -138,10 +133,8 @@ def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(task: ModuleType,
         ("cells/8-s0/notes.txt", "", r"8-s0 holds other files and no recipe\.toml"),
     ],
 )
-def test_a_folder_that_was_edited_or_cut_is_one_message(
-    task: ModuleType, tmp_path: Path, name: str, text: str, message: str
-):
-    spec = task.spec()
+def test_a_folder_that_was_edited_or_cut_is_one_message(tmp_path: Path, name: str, text: str, message: str):
+    spec = sweeptask.spec()
     spec.write(tmp_path)
     cell = next(spec.cells())
     if "notes" not in name:
@@ -200,9 +193,9 @@ def test_a_job_for_each_core_or_gpu_and_the_cores_divided(monkeypatch: pytest.Mo
             pick_jobs(jobs, processes=1, device="cpu")
 
 
-def test_the_time_that_is_left_follows_from_the_cells_that_have_ended(task: ModuleType, tmp_path: Path):
+def test_the_time_that_is_left_follows_from_the_cells_that_have_ended(tmp_path: Path):
     """48 images an epoch, 2 epochs: 96 images a run."""
-    spec = task.spec(seeds=3)
+    spec = sweeptask.spec(seeds=3)
     spec.write(tmp_path)
     cells = {cell.name: cell.recipe for cell in spec.cells()}
     pretend(tmp_path / "cells" / "8-s0", cells["8-s0"], speed=40.0)
@@ -210,28 +203,28 @@ def test_the_time_that_is_left_follows_from_the_cells_that_have_ended(task: Modu
     pretend(tmp_path / "cells" / "16-s1", cells["16-s1"], "non-finite", speed=None)
     for jobs, expected in ((1, 3 * 96 / 30), (2, 3 * 96 / 30 / 2), (9, 3 * 96 / 30 / 3)):
         work = work_of(spec, tmp_path, jobs=jobs)
-        assert expected_seconds(work, jobs=jobs, execution=task.HERE) == pytest.approx(expected)
-    assert expected_seconds(Work((), (), tmp_path), jobs=1, execution=task.HERE) == 0
+        assert expected_seconds(work, jobs=jobs, execution=sweeptask.HERE) == pytest.approx(expected)
+    assert expected_seconds(Work((), (), tmp_path), jobs=1, execution=sweeptask.HERE) == 0
 
 
-@pytest.mark.parametrize(("together", "reduce"), [(3, "fast"), (3, "canonical"), (1, "fast")])
+@pytest.mark.parametrize(("together", "reduce", "passes"), [(3, "fast", 1), (3, "canonical", 3), (1, "fast", 3)])
 def test_without_any_the_first_task_is_tried_and_nothing_stays_of_it(
-    task: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     together: int,
     reduce: str,
+    passes: int,
 ):
-    """A pass takes .05 seconds whether its images are of one seed or of each of three; canonical runs are single."""
-    monkeypatch.setattr("onehour.sweeps.sweep.TRIAL_SECONDS", 0.6)
+    """By this clock an iteration takes .05 seconds, be it of one seed or of three; canonical runs are single."""
+    ticks = itertools.count(0, 0.05)
+    monkeypatch.setattr("onehour.sweeps.sweep.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    spec = task.spec(minibatches=(8,), seeds=3, model="sweeptask:slow", epochs=40, reduce=reduce)
+    spec = sweeptask.spec(minibatches=(8,), seeds=3, epochs=40, reduce=reduce)
     work = work_of(spec, tmp_path / "sweep", jobs=1, together=together)
-    found = expected_seconds(work, jobs=1, execution=task.HERE)
-    passes = {(3, "fast"): 1, (3, "canonical"): 3 * 2, (1, "fast"): 3}[together, reduce]  # canonical: one a worker
-    assert 0.9 < found / (40 * 6 * task.PAUSE * passes) < 2.9
+    found = expected_seconds(work, jobs=1, execution=sweeptask.HERE)
+    assert 0.95 < found / (40 * 6 * 0.05 * passes) < 1.05
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "sweep").exists()
     assert not any((tmp_path / "temporary").glob("tmp*"))  # torch puts a cache of its own there

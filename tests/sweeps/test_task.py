@@ -36,15 +36,12 @@ def runs(task: Task) -> list[Run]:
     return [Run(folder) for folder in task.folders]
 
 
-def test_its_work_is_counted_in_images(tiny: ModuleType, tmp_path: Path):
-    assert task_of(tiny, tmp_path, epochs=5).images == 3 * 5 * 48
-
-
 def test_seeds_are_one_network_where_that_is_exact(tiny: ModuleType, tmp_path: Path):
     task = task_of(tiny, tmp_path)
     assert run_task(task, HERE, never) is None
     assert [(run.finished, run.summary["seeds_together"]) for run in runs(task)] == [(True, 3)] * 3
     assert [run.recipe for run in runs(task)] == list(task.recipes)
+    assert task.images == 3 * 2 * 48
 
 
 @pytest.mark.parametrize(
@@ -84,12 +81,6 @@ def test_seeds_that_do_not_fit_into_memory_together_are_trained_one_by_one(
     task = task_of(tiny, tmp_path, range(2))
     assert run_task(task, HERE, never) == "all at once they do not fit into memory"
     assert all(Run(folder).finished for folder in task.folders)
-
-
-def test_a_single_seed_is_a_single_run(tiny: ModuleType, tmp_path: Path):
-    task = task_of(tiny, tmp_path, range(4, 5))
-    assert run_task(task, HERE, never) == "one seed"
-    assert runs(task)[0].finished
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

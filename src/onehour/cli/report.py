@@ -49,8 +49,7 @@ def print_report(paths: Sequence[Path], out: Path | None, margin: float, *, as_j
     """
     from onehour.study.report import write_report
     from onehour.study.reproduce import more_seeds
-    from onehour.study.text import printable
-    from onehour.study.wording import headline
+    from onehour.study.wording import headline, printable
 
     report = write_report(paths, out, margin)
     if as_json:

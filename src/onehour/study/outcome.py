@@ -11,11 +11,12 @@ from pathlib import Path
 
 from onehour.files import replace_whole
 from onehour.recipes import RECIPES
-from onehour.study.charts.picture import ACCENT, ALERT, FAINT, INK, SOFT, looks
-from onehour.study.text import short
+from onehour.study.picture import ACCENT, ALERT, FAINT, INK, SOFT, looks
+from onehour.study.wording import short
 from onehour.training.record import MEDIAN_OF, Run
 
-__all__ = ["Reference", "draw_curve", "outcome_lines", "reference_of"]
+PICTURE = "curve.png"
+POINTS = 2000  # at which the schedule is drawn, so that its drops look like the steps that they are
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,6 @@ class Reference:
         minibatch: the recipe's base minibatch.
         mean, std, seeds: of the final errors; std with n − 1.
         low, high: the 95 % prediction interval mean ± t(0.975, n − 1) · std · √(1 + 1/n).
-
-    >>> Reference(minibatch=32, mean=3.6, std=0.2, seeds=5, low=3.0, high=4.2).verdict(3.8)
-    'matches the reference'
     """
 
     minibatch: int
@@ -39,36 +37,17 @@ class Reference:
     high: float
 
     def verdict(self, error: float) -> str:
-        """Whether a run's error is what another seed of the reference could have given.
-
-        >>> Reference(minibatch=32, mean=3.6, std=0.2, seeds=5, low=3.0, high=4.2).verdict(60.0)
-        'does not match the reference: it is worse'
-        """
-        if error > self.high:
-            return "does not match the reference: it is worse"
-        if error < self.low:
-            return "does not match the reference: it is better"
-        return "matches the reference"
+        """Whether a run's error is what another seed of the reference could have given."""
+        if self.low <= error <= self.high:
+            return "matches the reference"
+        return f"does not match the reference: it is {'worse' if error > self.high else 'better'}"
 
 
 def reference_of(name: str) -> Reference | None:
-    """The committed reference of a named recipe; None where there is none.
-
-    >>> reference_of("resnet50") is None
-    True
-    """
+    """The committed reference of a named recipe; None where there is none."""
     text = (resources.files("onehour.study") / "references.json").read_text(encoding="utf-8")
     known = json.loads(text).get(name)
     return Reference(**known) if known else None
-
-
-def _comparable(run: Run) -> Reference | None:
-    """The reference, if the run had the named recipe's task and length: its model, data and epochs."""
-    if run.recipe.name not in RECIPES:
-        return None
-    named = RECIPES[run.recipe.name]()
-    same = all(getattr(run.recipe, name) == getattr(named, name) for name in ("model", "data", "epochs"))
-    return reference_of(run.recipe.name) if same else None
 
 
 def outcome_lines(run: Run) -> Iterator[str]:
@@ -79,7 +58,9 @@ def outcome_lines(run: Run) -> Iterator[str]:
         return
     last = min(MEDIAN_OF, len(run.metrics))
     yield f"final error  {run.final_error:.2f} % (median of the last {last} epochs)"
-    reference = _comparable(run)
+    recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
+    same = all(getattr(recipe, name) == getattr(named, name, None) for name in ("model", "data", "epochs"))
+    reference = reference_of(recipe.name) if same else None  # of the named recipe's task and length
     if reference is not None:
         yield (
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"
@@ -92,11 +73,6 @@ def outcome_lines(run: Run) -> Iterator[str]:
     yield f"run          {run.folder}"
     curve = draw_curve(run)
     yield f"curve        {curve}" if curve else "curve        needs matplotlib: pip install 'onehour[report]'"
-
-
-PICTURE = "curve.png"
-POINTS = 2000
-"""At which the schedule is drawn, so that its drops look like the steps that they are."""
 
 
 def draw_curve(run: Run) -> Path | None:
@@ -112,27 +88,22 @@ def draw_curve(run: Run) -> Path | None:
         return None
     metrics, recipe = run.metrics, run.recipe
     epochs = [record["epoch"] for record in metrics]
+    last, lowest = min(MEDIAN_OF, len(metrics)), min(record["top1_error"] for record in metrics)
+    found = f"validation: {run.final_error:.2f} %, the median of the last {last} epoch{'s' * (last > 1)}"
+    size = f"minibatch {recipe.minibatch} = {recipe.workers.workers} workers × {recipe.per_worker}"
     with looks():
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         errors, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        last = min(MEDIAN_OF, len(metrics))
-        found = f"validation: {run.final_error:.2f} %, the median of the last {last} epoch{'s' * (last > 1)}"
         for kind, color, label in (("train_error", SOFT, "training"), ("top1_error", ACCENT, found)):
             values = [record[kind] for record in metrics]
             errors.plot(epochs, values, color=color, marker=".", markersize=4, label=label)
         errors.axhline(run.final_error, color=ACCENT, linewidth=0.7, linestyle=":")
-        lowest = min(record["top1_error"] for record in metrics)
         errors.set_ylim(0, min(100.0, max(6 * lowest, 5.0)))
         errors.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         errors.set_ylabel("top-1 error, %", fontsize=10)
         errors.legend(loc="upper right", framealpha=1, edgecolor="none", fontsize=10)
-        errors.set_title(
-            f"{short(recipe.name)}: minibatch {recipe.minibatch} = {recipe.workers.workers} workers ×"
-            f" {recipe.per_worker}, seed {recipe.seed}",
-            fontsize=10,
-            loc="left",
-            color=INK,
-        )
+        title = f"{short(recipe.name)}: {size}, seed {recipe.seed}"
+        errors.set_title(title, fontsize=10, loc="left", color=INK)
         points = [i * recipe.epochs / POINTS for i in range(POINTS)]
         rates.semilogy(points, [recipe.schedule(point) or float("nan") for point in points], color=ALERT)
         rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))

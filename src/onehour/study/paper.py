@@ -3,69 +3,58 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
-from onehour.study.statistics import Sample
+from onehour.config import Recipe
+from onehour.study.verdict import Sample, judge_minibatches
 
-__all__ = ["PaperEntry", "paper_samples", "paper_table"]
-
-SEEDS = 5
-"""Runs behind each entry of the paper (§5.1)."""
-
-
-@dataclass(frozen=True)
-class PaperEntry:
-    """An entry of one of the paper's tables: ResNet-50 on ImageNet-1k, 90 epochs.
-
-    Args:
-        minibatch: kn.
-        target_lr: η̂, the rate after warmup.
-        mean: top-1 error in percent over the seeds.
-        std: over the seeds, in points; None where it is not at hand (T2a, T2b).
-        label: what distinguishes it, as an arm is written; "" in the table over minibatches.
-        n: how many seeds.
-
-    >>> PaperEntry(minibatch=8192, target_lr=3.2, mean=23.74, std=0.09).sample
-    Sample(mean=23.74, std=0.09, n=5, values=None)
-    """
-
-    minibatch: int
-    target_lr: float
-    mean: float
-    std: float | None = None
-    label: str = ""
-    n: int = SEEDS
-
-    @property
-    def sample(self) -> Sample | None:
-        """For a verdict; None without a std.
-
-        >>> paper_table("T2a")[0].sample is None
-        True
-        """
-        return None if self.std is None else Sample.known(self.mean, self.std, self.n)
+SEEDS = 5  # behind each entry of the paper (§5.1)
+PAPER_REFERENCE = 256  # the minibatch that the paper compares the others with
 
 
-def paper_table(name: Literal["minibatches", "T1", "T2a", "T2b"] = "minibatches") -> tuple[PaperEntry, ...]:
+@cache
+def _tables() -> dict[str, Any]:
+    return json.loads((resources.files("onehour.study") / "paper.json").read_text(encoding="utf-8"))
+
+
+def paper_table(name: str = "minibatches") -> list[dict[str, Any]]:
     """A table of the paper: error over minibatches (the numbers of F1), warmups (T1), rates (T2a) or the last γ (T2b).
 
-    >>> [(entry.label, entry.mean) for entry in paper_table("T1") if entry.minibatch == 8192]
+    Returns:
+        ResNet-50 on ImageNet-1k, 90 epochs, a row an entry: `minibatch`, `target_lr` (after warmup), `mean` top-1 error
+        in percent over 5 seeds; `std` in points where it is known (not in T2a and T2b); `label`, which is what
+        distinguishes it, as an arm is written (not in the table over minibatches).
+
+    >>> [(row["label"], row["mean"]) for row in paper_table("T1") if row["minibatch"] == 8192]
     [('warmup=none', 24.84), ('warmup=constant', 25.88), ('warmup=gradual', 23.74)]
     """
-    return tuple(PaperEntry(**row) for row in _tables()[name])
+    return _tables()[name]
 
 
 def paper_samples() -> dict[int, Sample]:
-    """The table over minibatches, ready for `judge_minibatches`; the paper's reference is 256.
-
-    >>> from onehour.study.verdict import judge_minibatches, summary
-    >>> summary(256, judge_minibatches(256, paper_samples()))
-    'holds to 8192, worse at 16384'
-    """
-    return {entry.minibatch: Sample.known(entry.mean, entry.std, entry.n) for entry in paper_table() if entry.std}
+    """The table over minibatches, ready for `judge_minibatches`."""
+    return {row["minibatch"]: Sample(row["mean"], row["std"], SEEDS) for row in paper_table()}
 
 
-def _tables() -> dict[str, Any]:
-    return json.loads((resources.files("onehour.study") / "paper.json").read_text(encoding="utf-8"))
+def paper_states(margin: float) -> dict[int, str]:
+    """The verdict on each of the paper's minibatches."""
+    verdicts = judge_minibatches(PAPER_REFERENCE, paper_samples(), margin)
+    return {size: verdicts[size].state if size in verdicts else "reference" for size in paper_samples()}
+
+
+def paper_cost(arm: tuple[tuple[str, str], ...], recipe: Recipe | None) -> float | None:
+    """What the change costs in the paper, in points, at a minibatch of 8k; None where it is not in its tables."""
+    if recipe is None or len(arm) != 1:
+        return None
+    ((name, value),) = arm
+    own = {"warmup": "gradual", "scaling": "linear", "zero_gamma": True}
+    if name in own and getattr(recipe, name) != own[name]:
+        return None
+    label = f"{name}={0.1 * float(value) / recipe.base_lr:.12g}" if name == "base_lr" else f"{name}={value}"
+    for table, reference in (("T1", "warmup=gradual"), ("T2a", "base_lr=0.1"), ("T2b", "zero_gamma=true")):
+        errors = {row["label"]: row["mean"] for row in paper_table(table) if row["minibatch"] == 8192}
+        if label in errors and label != reference:
+            return errors[label] - errors[reference]
+    return None

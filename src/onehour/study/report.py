@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -11,84 +13,68 @@ import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import Any
 
-from onehour.files import open_inside, opened, replace_all
+from onehour.files import open_inside, opened, replace_all, to_json
 from onehour.leaving import undisturbed
-from onehour.study.charts.picture import Picture
-from onehour.study.export import FORMAT, results_csv, results_json
-from onehour.study.others import read_paths
+from onehour.study import wording
+from onehour.study.curves import curve_pictures
+from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
+from onehour.study.findings import Findings, Row, curve_of, findings_of
+from onehour.study.picture import FORMATS, Picture
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
-from onehour.study.spec import SPEC
-from onehour.study.tables import Findings, Row, findings_of
-from onehour.study.text import GROUPS, error_text, joined, number, p_text, points, printable, seconds_text, size_label
-from onehour.study.verdict import Verdict
-from onehour.study.wording import Sentence, headline, multiple
-
-if TYPE_CHECKING:
-    from onehour.study.charts.picture import Picture
-
-__all__ = ["Report", "context_of", "folder_for", "render", "verdict_words", "write_report"]
+from onehour.study.results import Result, read_paths
+from onehour.study.spec import GROUPS, SPEC
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, JSON, CSV, FIGURES = "report.html", "results.json", "results.csv", "figures"
+FORMAT = "onehour report 1"
 MARK = f'<meta name="generator" content="{FORMAT}">'
 """By which a page of ours is known, so that nobody else's file is overwritten."""
 
+COLUMNS = (
+    *("arm", "minibatch", "per_worker", "workers", "target_lr", "seed", "outcome", "error"),
+    *("seconds", "together", "source"),
+)
+FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')
+"""What a spreadsheet computes, where a cell begins."""
+
 
 @dataclass(frozen=True)
-class Report:
-    """A written report."""
+class WrittenReport:
+    """What a report shows, the page to open, and everything as data."""
 
-    folder: Path
     findings: Findings
-
-    @property
-    def page(self) -> Path:
-        """The page to open."""
-        return self.folder / PAGE
-
-    @property
-    def results(self) -> Path:
-        """Everything as data."""
-        return self.folder / JSON
+    page: Path
+    results: Path
 
 
-def folder_for(paths: Sequence[Path]) -> Path:
-    """Where a report goes unless it is told: into the sweep's folder, else into `report` beside the first path.
-
-    >>> folder_for([Path("runs/digits-32-s0"), Path("runs/digits-64-s0")]).as_posix()
-    'runs/report'
-    """
-    if not paths:
-        raise ValueError("nothing to report; give a sweep's folder, runs' folders, or CSVs of epoch,error")
-    return paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report"
-
-
-def write_report(paths: Sequence[Path], out: Path | None = None, margin: float = 0.5) -> Report:
+def write_report(paths: Sequence[Path], out: Path | None = None, margin: float = 0.5) -> WrittenReport:
     """Read, judge, draw and write; nothing is written before all of it is known to be right.
 
     Args:
         paths: a sweep's folder, runs' folders, CSVs.
-        out: the folder to write into; `folder_for` unless given.
+        out: the folder to write into; None is the sweep's own, else `report` beside the first path.
         margin: of the verdicts, in points.
 
     Raises:
         ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
     """
     findings = findings_of(read_paths(paths), margin)
-    folder = folder_for(paths) if out is None else out
+    folder = out or (paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report")
     _refuse_others(folder)
     page, pictures = render(findings)
-    names = tuple(picture.name for picture in pictures)
     recipe = findings.study.recipe
     files: dict[str, str | bytes] = {
         f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()
     }
-    files |= {PAGE: page, JSON: results_json(findings, names, _version()), CSV: results_csv(findings)}
+    files[PAGE] = page
+    files[JSON] = results_json(findings, [picture.name for picture in pictures], metadata.version("onehour"))
+    files[CSV] = results_csv(findings)
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
     try:
@@ -96,74 +82,24 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
             replace_all(folder, files, gone=[name for name in _old_figures(folder) if name not in files])
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror}; what was there is as it was") from error
-    return Report(folder, findings)
-
-
-def render(findings: Findings) -> tuple[str, list[Picture]]:
-    """The page as text, and its pictures.
-
-    Raises:
-        ValueError: if matplotlib or Jinja2 is missing.
-    """
-    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"a report needs {' and '.join(missing)}: pip install 'onehour[report]'")
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    from onehour.study.charts.arms import arm_pictures
-    from onehour.study.charts.curves import curve_pictures
-    from onehour.study.charts.seconds import seconds_picture
-    from onehour.study.charts.sizes import minibatch_picture, per_worker_pictures
-    from onehour.study.report import context_of
-
-    per_worker = per_worker_pictures(findings)
-    sizes, seconds = minibatch_picture(findings), seconds_picture(findings)
-    pictures = {
-        "sizes": [sizes] if sizes else [],
-        "arms": arm_pictures(findings, elsewhere=["n"] if per_worker else []),
-        "per_worker": per_worker,
-        "curves": curve_pictures(findings),
-        "seconds": [seconds] if seconds else [],
-    }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["tied"] = _tied
-    template = environment.get_template("report.html.j2")
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    drawn = [picture for section in pictures.values() for picture in section]
-    classes: dict[str, str] = {}
-    svgs = {picture.name: [picture.inline(kind, classes) for kind in ("wide", "narrow")] for picture in drawn}
-    style += Markup("").join(Markup(f".{name} {{ {text} }}\n") for name, text in classes.items())
-    context = context_of(findings, pictures, _version())
-    return printable(template.render(style=style, mark=Markup(MARK), svgs=svgs, **context)), drawn
+    return WrittenReport(findings, folder / PAGE, folder / JSON)
 
 
 def _refuse_others(folder: Path) -> None:
-    """Refuse to overwrite somebody else's files.
-
-    Raises:
-        ValueError: if one of the files that a report writes is not of a report, or is a link.
-    """
+    """Refuse to write over files that are not of a report, or through a link."""
     first = {PAGE: MARK, JSON: f'"format": "{FORMAT}"', CSV: "arm,minibatch,per_worker,"}
     for name, mark in first.items():
         text = _text(folder, name)
         if text is not None and mark not in text[:2000]:
-            raise ValueError(f"{folder / name} is not of a report, and would be overwritten; choose another --out")
+            raise ValueError(
+                f"{folder / name} was not written by a report and would be overwritten; choose another --out"
+            )
     with suppress(FileNotFoundError), opened(folder, FIGURES):
         pass  # it is no link
 
 
 def _old_figures(folder: Path) -> list[str]:
     """Figures of an earlier report there, by the names that their files have in the folder."""
-    from onehour.study.charts.picture import FORMATS
-
     try:
         listed = json.loads(_text(folder, JSON) or "")["figures"]
         with opened(folder, FIGURES) as held:
@@ -180,168 +116,208 @@ def _text(folder: Path, name: str) -> str | None:
     return None
 
 
+def render(findings: Findings) -> tuple[str, list[Picture]]:
+    """The page as text, and its pictures.
+
+    Raises:
+        ValueError: if matplotlib or Jinja2 is missing.
+    """
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"a report needs {' and '.join(missing)}: pip install 'onehour[report]'")
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    per_worker = per_worker_pictures(findings)
+    sections = {
+        "sizes": minibatch_picture(findings),
+        "arms": arm_pictures(findings, elsewhere=["n"] if per_worker else []),
+        "per_worker": per_worker,
+        "curves": curve_pictures(findings),
+        "seconds": seconds_picture(findings),
+    }
+    pictures = [picture for section in sections.values() for picture in section]
+    classes: dict[str, str] = {}
+    svgs = {p.name: [Markup(p.inline(kind, classes)) for kind in ("wide", "narrow")] for p in pictures}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": wording.number, "points": wording.points, "seconds": wording.seconds_text}
+    environment.filters |= {"tied": _tied, "verdict": wording.verdict_words}
+    environment.filters["multiple"] = partial(wording.multiple, findings)
+    environment.filters["error"] = lambda row: wording.error_text(row.entry.mean, row.entry.std)
+    rules = [f".{name} {{ {style} }}\n" for style, name in classes.items()]
+    page = environment.get_template("report.html.j2").render(
+        style=Markup("".join([(TEMPLATES / "report.css").read_text(encoding="utf-8"), *rules])),
+        mark=Markup(MARK),
+        pictures=sections,
+        svgs=svgs,
+        written_by=metadata.version("onehour"),
+        **_context(findings),
+    )
+    return wording.printable(page), pictures
+
+
+def _context(findings: Findings) -> dict[str, Any]:
+    """What the template says of a study, beside its rows; every text is plain and is escaped there."""
+    study, recipe = findings.study, findings.study.recipe
+    title = "error against minibatch" if findings.reference else "error over epochs"
+    start = findings.reference.mean_seconds if findings.reference else math.nan
+    return {
+        "title": f"{recipe.name}: {title}" if recipe else title.capitalize(),
+        "about": _about(findings),
+        "headline": [(sentence, more_seeds(study, sentence.seeds)) for sentence in wording.headline(findings)],
+        "findings": findings,
+        "last": _last(findings),
+        "early": any(math.isfinite(row.early) for row in (*findings.sizes, *findings.arms)),
+        "groups": [_group(findings, size, kind, rows) for (size, kind), rows in findings.groups.items()],
+        "times": [(row, start / row.mean_seconds, math.log2(start / row.mean_seconds)) for row in findings.timed],
+        "spread": lambda row: 100 * statistics.stdev(row.seconds) / row.mean_seconds,
+        "environment": environment_of(study),
+        "seeds": _seeds(findings),
+        "commands": commands(study),
+        "recipe": recipe.to_toml() if recipe else "",
+        "unfinished": unfinished(study),
+        "left_over": left_over(study),
+    }
+
+
 def _tied(text: str) -> str:
     """With spaces that no line breaks at, before a unit and around ±."""
     return re.sub(r" (?=%)|(?<=\d) (?=(?:s|min|h)\b)|(?<=±) | (?=±)", "\u00a0", text)
 
 
-def _version() -> str:
-    return metadata.version("onehour")
-
-
-def context_of(findings: Findings, pictures: dict[str, list[Picture]], written_by: str) -> dict[str, Any]:
-    """The template's variables; every text is plain and is escaped there.
-
-    Args:
-        pictures: by section: "sizes", "arms", "per_worker", "curves", "seconds".
-        written_by: the version that writes it.
-    """
-    study = findings.study
-    recipe = study.recipe
-    name = f"{recipe.name}: " if recipe else ""
-    title = "error against minibatch" if findings.reference else "error over epochs"
-    return {
-        "title": f"{name}{title}" if name else title.capitalize(),
-        "about": _about(findings),
-        "headline": [
-            {"sentence": sentence, "command": _command(findings, sentence)} for sentence in headline(findings)
-        ],
-        "margin": f"{findings.margin:g}",
-        "last": _last(findings),
-        "pictures": pictures,
-        "sizes": [_size_row(findings, row) for row in findings.sizes],
-        "derived": recipe is not None,
-        "early": any(math.isfinite(row.early) for row in (*findings.sizes, *findings.arms)),
-        "groups": [_group(findings, size, kind, rows) for (size, kind), rows in findings.groups.items()],
-        "times": _times(findings),
-        "environment": environment_of(study),
-        "seeds": _seeds(findings),
-        "commands": commands(study),
-        "base_file": BASE,
-        "recipe": recipe.to_toml() if recipe else "",
-        "unfinished": unfinished(study),
-        "left_over": left_over(study),
-        "written_by": written_by,
-    }
-
-
-def verdict_words(verdict: Verdict | None) -> tuple[str, str]:
-    """A verdict as a table's cell holds it: a word, and what is left out where there is little room.
-
-    >>> verdict_words(None), verdict_words(Verdict("worse", 8.4, p=0.004))
-    (('reference', ''), ('worse', 'p = 0.004'))
-    """
-    if verdict is None:
-        return "reference", ""
-    if verdict.state == "holds" and verdict.family == 1:
-        return "holds", f"at most {points(verdict.upper)}"
-    if verdict.state == "undecided":
-        more = verdict.more_seeds
-        return "undecided", f"{more} more seed{'s' * (more != 1)}" if more else "over 100 more seeds"
-    if verdict.state in ("holds", "worse"):
-        return verdict.state, p_text(verdict.p if verdict.state == "worse" else verdict.p_holds)
-    return {"untested": "not tested", "one seed": "no verdict"}[verdict.state], ""
-
-
 def _about(findings: Findings) -> str:
     study, recipe = findings.study, findings.study.recipe
-    runs = [result for entry in study.entries for result in entry.results]
-    asked = len(list(study.spec.cells())) if study.spec else len(runs)
-    ended = sum(result.error is not None for result in runs)
+    asked = len(list(study.spec.cells())) if study.spec else 0
+    ended = sum(result.error is not None for result in study.results)
     parts = [f"{recipe.model} on {recipe.data}", f"{recipe.epochs} epochs"] if recipe else []
     parts += [f"{len(findings.sizes)} minibatch{'es' * (len(findings.sizes) != 1)}"] if findings.sizes else []
     parts += [f"{len(findings.arms)} change{'s' * (len(findings.arms) != 1)} to the recipe"] if findings.arms else []
-    return " · ".join([*parts, f"{ended} of {max(asked, len(runs))} runs ended"])
+    return " · ".join([*parts, f"{ended} of {max(asked, len(study.results))} runs ended"])
 
 
 def _last(findings: Findings) -> str:
     """What a run's error is the median of; a curve may have several lines an epoch, or skip some."""
-    curves = [[point.epoch for point in r.curve[-5:]] for entry in findings.study.entries for r in entry.results]
+    curves = [[point.epoch for point in result.curve[-5:]] for result in findings.study.results]
     gaps = {b - a for epochs in curves for a, b in itertools.pairwise(epochs)}
     return "five epochs" if gaps <= {1} else "five evaluations"
 
 
-def _command(findings: Findings, sentence: Sentence) -> str:
-    return more_seeds(findings.study, sentence.seeds) if sentence.seeds else ""
-
-
-def _size_row(findings: Findings, row: Row) -> dict[str, Any]:
-    return {
-        "size": multiple(findings, row).partition(" ")[::2],
-        "workers": str(row.recipe.workers.workers) if row.recipe else "–",
-        "rate": f"{row.recipe.target_lr:.4g}" if row.recipe else "–",
-        **_common(row),
-        "difference": points(row.cost) if row.verdict and row.entry.n else "",
-    }
-
-
-def _common(row: Row) -> dict[str, Any]:
-    return {
-        "n": row.entry.n,
-        "error": error_text(row.entry.mean, row.entry.std),
-        "state": row.verdict.state if row.verdict else "reference",
-        "verdict": verdict_words(row.verdict) if row.entry.n else ("no run", ""),
-        "early": points(row.early),
-        "non_finite": row.non_finite,
-    }
-
-
-def _group(findings: Findings, size: int, kind: str, rows: tuple[Row, ...]) -> dict[str, Any]:
-    own = findings.beside(rows[0])
-    family = max((row.verdict.family for row in rows if row.verdict), default=1)
+def _group(findings: Findings, size: int, kind: str, rows: Sequence[Row]) -> dict[str, Any]:
+    own = findings.study.beside(rows[0].entry)
+    verdicts = [row.verdict for row in rows if row.verdict]
+    family = max((verdict.family for verdict in verdicts), default=1)
     notes = []
     if own is None or not own.n:
-        notes.append(f"The recipe itself has no run at {size_label(size)}, so there is nothing to hold these against.")
+        notes.append(f"The recipe itself has no run at {wording.size_label(size)} to compare these with.")
     if family > 1:
-        notes.append(f"p is corrected by Holm for the {family} changes of this table.")
-    if any(row.verdict and row.verdict.out_of_reach for row in rows):
+        notes.append(f"p is Holm-corrected for the {family} changes in this table.")
+    if any(verdict.out_of_reach for verdict in verdicts):
         notes.append("With so few seeds nothing here could be called worse, however bad; train more.")
     if any(row.paper is not None for row in rows):
         notes.append("The paper’s differences are those at 8k on ImageNet (T1, T2).")
-    return {
-        "title": f"{GROUPS[kind]}, at minibatch {size_label(size)}",
-        "paper": any(row.paper is not None for row in rows),
-        "own": {"n": own.n, "error": error_text(own.mean, own.std)} if own and own.n else None,
-        "rows": [
-            {
-                "name": row.name,
-                "cost": points(row.cost),
-                "paper": points(row.paper) if row.paper is not None else "",
-                **_common(row),
-            }
-            for row in rows
-        ],
-        "notes": notes,
-    }
-
-
-def _times(findings: Findings) -> list[dict[str, Any]]:
-    """What each halving of the reference's time costs."""
-    reference = findings.reference
-    if reference is None or not reference.seconds:
-        return []
-    rows = []
-    for row in findings.sizes:
-        if row.seconds and row.entry.n:
-            halvings = math.log2(reference.mean_seconds / row.mean_seconds)
-            std = statistics.stdev(row.seconds) / row.mean_seconds if len(row.seconds) > 1 else math.nan
-            rows.append(
-                {
-                    "size": multiple(findings, row).partition(" ")[::2],
-                    "time": seconds_text(row.mean_seconds),
-                    "spread": f"± {100 * std:.0f} %" if math.isfinite(std) else "",
-                    "ratio": f"{reference.mean_seconds / row.mean_seconds:.2f}×",
-                    "halvings": number(halvings),
-                    "error": error_text(row.entry.mean, row.entry.std),
-                    "non_finite": row.non_finite,
-                    "each": points(row.cost / halvings) if halvings > 0.05 else "–",
-                }
-            )
-    return rows if len(rows) > 1 else []
+    title = f"{GROUPS[kind]}, at minibatch {wording.size_label(size)}"
+    return {"title": title, "own": Row(own, "the recipe") if own and own.n else None, "rows": rows, "notes": notes}
 
 
 def _seeds(findings: Findings) -> str:
-    found = sorted({r.seed for entry in findings.study.entries for r in entry.results if r.seed is not None})
+    found = sorted({result.seed for result in findings.study.results if result.seed is not None})
     if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
         return f"{found[0]} to {found[-1]}"
-    return joined([str(seed) for seed in found]) if found else ""
+    return wording.joined([str(seed) for seed in found])
+
+
+def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: str = "") -> str:
+    """Everything that the page says, and each run's curve, as JSON; what is not known is null.
+
+    Args:
+        pictures: names of the figures beside it.
+        written_by: the version that wrote it.
+    """
+    study = findings.study
+    groups = [("", findings.sizes), *((group, rows) for (_, group), rows in findings.groups.items())]
+    content = {
+        "format": FORMAT,
+        "written_by": written_by,
+        "margin": findings.margin,
+        "verdict": [{"text": sentence.text, "state": sentence.state} for sentence in wording.headline(findings)],
+        "recipe": study.recipe.as_dict() if study.recipe else None,
+        "reference": findings.reference.entry.minibatch if findings.reference else None,
+        "entries": [_entry(row, group) for group, rows in groups for row in rows],
+        "curves": [{"label": entry.label, "runs": [_run(run) for run in entry.results]} for entry in findings.loose],
+        "figures": list(pictures),
+    }
+    return wording.printable(to_json(content, indent=1)) + "\n"
+
+
+def results_csv(findings: Findings) -> str:
+    """A line a run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in [*findings.sizes, *findings.arms, *(Row(entry, "") for entry in findings.loose)]:
+        for result in row.entry.results:
+            values = {"arm": row.entry.label, **_derived(row), **_run(result)}
+            writer.writerow([_cell(values[name]) for name in COLUMNS])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Others' text as a spreadsheet shows it: on one line, and no formula wherever its program divides the line."""
+    return FORMULA.sub(r"\1'\2", wording.short(value, most=len(value))) if isinstance(value, str) else value
+
+
+def _derived(row: Row) -> dict[str, Any]:
+    recipe = row.recipe
+    return {
+        "minibatch": row.entry.minibatch,
+        "per_worker": recipe.per_worker if recipe else None,
+        "workers": recipe.workers.workers if recipe else None,
+        "target_lr": recipe.target_lr if recipe else None,
+    }
+
+
+def _entry(row: Row, group: str) -> dict[str, Any]:
+    verdict = row.verdict
+    return {
+        "arm": row.entry.label,
+        "name": row.name,
+        "group": group,
+        **_derived(row),
+        "n": row.entry.n,
+        "mean": row.entry.mean,
+        "std": row.entry.std,
+        "non_finite": row.non_finite,
+        "difference": row.cost,
+        "verdict": row.state,
+        "text": verdict.text if verdict else "",
+        "upper": verdict.upper if verdict else None,
+        "p": verdict.p if verdict else None,
+        "more_seeds": verdict.more_seeds if verdict else None,
+        "family": verdict.family if verdict else None,
+        "paper_difference": row.paper,
+        "early_gap": row.early,
+        "mean_seconds": row.mean_seconds,
+        "curve": curve_of(row.entry),
+        "runs": [_run(result) for result in row.entry.results],
+    }
+
+
+def _run(result: Result) -> dict[str, Any]:
+    place = PurePath(result.source)
+    return {
+        "seed": result.seed,
+        "outcome": result.outcome,
+        "error": result.error,
+        "seconds": result.seconds,
+        "together": result.together,
+        # The end of the path alone: a report may be shown to others.
+        "source": f"cells/{place.name}" if place.parent.name == "cells" else place.name,
+        "curve": [[point.epoch, point.top1_error, point.train_error] for point in result.curve],
+    }

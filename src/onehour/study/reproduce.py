@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any
 
 from onehour.config import Recipe
 from onehour.recipes import RECIPES
 from onehour.study.results import Result, Study
-from onehour.study.spec import SweepSpec
+from onehour.study.spec import Arm, SweepSpec, applied
 
-__all__ = ["BASE", "commands", "environment_of", "left_over", "more_seeds", "unfinished"]
-
-BASE = "base-recipe.toml"
-"""The file beside a report that holds a recipe which has no name."""
-
-OWN = ("name", "minibatch", "seed", "samples", "classes")
-"""What a command says by itself, or reads from the data."""
-
-HIDDEN = ("command", "from_iteration")
-"""Of an environment: how it was started, which may name private places."""
+BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
+OWN = ("name", "minibatch", "seed", "samples", "classes")  # what a command says by itself, or reads from the data
+HIDDEN = ("command", "from_iteration")  # of an environment: how it was started, which may name private places
 
 
 def commands(study: Study) -> list[str]:
@@ -32,57 +24,59 @@ def commands(study: Study) -> list[str]:
     if study.spec is not None:
         return [_sweep(study.spec, seeds) for seeds in _blocks(study.spec.seeds)]
     found = []
-    for entry in study.entries:
-        for result in entry.results:
-            if result.environment and result.minibatch is not None:  # of a run's folder
-                found.append(shlex.join(["onehour", "train", *_run(recipe, result)]))
+    for run in study.results:
+        if run.environment and run.minibatch is not None:  # of a folder
+            own = applied(recipe, run.arm, run.minibatch, run.seed or 0)
+            name, flags = _flags(own, f"{PurePath(run.source).name}/recipe.toml")
+            if name in RECIPES:
+                flags = ["--minibatch", str(own.minibatch), "--seed", str(own.seed), *flags]
+            found.append(shlex.join(["onehour", "train", name, *flags]))
     return found
 
 
 def more_seeds(study: Study, seeds: int) -> str:
-    """What to type so that a sweep has so many seeds in all; "" where it is no sweep."""
-    if study.spec is None or not commands(study):
+    """What to type so that a sweep has so many seeds in all; "" where it is no sweep, and for no seeds."""
+    if study.spec is None or not seeds or not commands(study):
         return ""
     first = min(study.spec.seeds)
-    sources = [PurePath(result.source) for result in _results(study)]
-    folder = sources[0].parent.parent if sources else PurePath("DIR")
+    folder = PurePath(study.results[0].source).parent.parent if study.results else PurePath("DIR")
     command = _sweep(study.spec, range(first, first + seeds), str(folder / BASE))
     return f"{command} --out {shlex.quote(str(folder))}"
 
 
 def environment_of(study: Study) -> list[tuple[str, str]]:
     """What the runs ran on: each key with the values that occur."""
-    values: dict[str, list[str]] = {}
-    for result in _results(study):
+    values: dict[str, dict[str, None]] = {}
+    for result in study.results:
         for key, value in result.environment.items():
-            if key not in HIDDEN and value is not None and _plain(value) not in values.setdefault(key, []):
-                values[key].append(_plain(value))
-    return [(key.replace("_", " "), "; ".join(found)) for key, found in values.items() if found]
+            if key not in HIDDEN and value is not None:
+                text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                values.setdefault(key, {})[text] = None
+    return [(key.replace("_", " "), "; ".join(found)) for key, found in values.items()]
 
 
 def unfinished(study: Study) -> list[str]:
     """Cells of a sweep, and runs, that have not ended."""
     if study.spec is None:
-        return [PurePath(result.source).name for result in _results(study) if result.error is None]
-    ended = {_key(result) for result in _results(study) if result.error is not None}
-    cells = study.spec.cells()
-    return [cell.name for cell in cells if (cell.arm, cell.recipe.minibatch, cell.recipe.seed) not in ended]
+        return [PurePath(result.source).name for result in study.results if result.error is None]
+    ended = {_key(result) for result in study.results if result.error is not None}
+    return [name for key, name in _asked(study.spec).items() if key not in ended]
 
 
 def left_over(study: Study) -> int:
     """How many runs lie in a sweep's folder that its sweep.toml does not ask for."""
     if study.spec is None:
         return 0
-    asked = {(cell.arm, cell.recipe.minibatch, cell.recipe.seed) for cell in study.spec.cells()}
-    return sum(_key(result) not in asked for result in _results(study))
+    asked = _asked(study.spec)
+    return sum(_key(result) not in asked for result in study.results)
 
 
-def _key(result: Result) -> tuple[Any, int | None, int | None]:
+def _asked(spec: SweepSpec) -> dict[tuple[Arm, int | None, int | None], str]:
+    return {(cell.arm, cell.recipe.minibatch, cell.recipe.seed): cell.name for cell in spec.cells()}
+
+
+def _key(result: Result) -> tuple[Arm, int | None, int | None]:
     return result.arm, result.minibatch, result.seed
-
-
-def _results(study: Study) -> Iterable[Result]:
-    return (result for entry in study.entries for result in entry.results)
 
 
 def _sweep(spec: SweepSpec, seeds: range, file: str = BASE) -> str:
@@ -97,15 +91,6 @@ def _sweep(spec: SweepSpec, seeds: range, file: str = BASE) -> str:
         words += ["--arm", f"{name}={','.join(values)}"]
     words += ["--arms-at", ",".join(map(str, spec.arms_at))] if spec.arms_at else ["--arm", "none"]
     return shlex.join(words)
-
-
-def _run(base: Recipe, result: Result) -> list[str]:
-    spec = SweepSpec(recipe=base, minibatches=(base.minibatch,), seeds=(0,))
-    recipe = spec.applied(result.arm, result.minibatch or 0, result.seed or 0)
-    name, flags = _flags(recipe, f"{PurePath(result.source).name}/recipe.toml")
-    if name not in RECIPES:
-        return [name]
-    return [name, "--minibatch", str(recipe.minibatch), "--seed", str(recipe.seed), *flags]
 
 
 def _blocks(seeds: Sequence[int]) -> list[range]:
@@ -123,17 +108,13 @@ def _flags(recipe: Recipe, file: str) -> tuple[str, list[str]]:
     """A named recipe and the flags that change it; a file that holds it where it has no name."""
     if recipe.name not in RECIPES:
         return file, []
-    named, values = RECIPES[recipe.name]().as_dict(), recipe.as_dict()
+    named = RECIPES[recipe.name]().as_dict()
     flags: list[str] = []
-    for key, value in values.items():
+    for key, value in recipe.as_dict().items():
         if key not in OWN and value != named.get(key):
-            flag = f"--{key.replace('_', '-')}"
+            flag = key.replace("_", "-")
             if isinstance(value, bool):
-                flags.append(flag if value else f"--no-{flag[2:]}")
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                flags += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+                flags += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return recipe.name, flags
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,33 +1,32 @@
-"""Runs as a study sees them: grouped by minibatch and by what differs from the recipe (paper §5.1, Reporting)."""
+"""Runs as a study sees them, read from their folders and from CSVs, grouped into entries (paper §5.1, Reporting)."""
 
 from __future__ import annotations
 
+import csv
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from onehour.config import Recipe
+from onehour.rules.minibatch import parse_size
 from onehour.sidefile import read_lines
-from onehour.study.spec import SPEC, SweepSpec, arm_of, label_of
-from onehour.training.record import MEDIAN_OF, Run, differences
+from onehour.study.spec import SPEC, Arm, SweepSpec, arm_of, label_of, parse_arm
+from onehour.training.record import MEDIAN_OF, Run, differences, final_error
 
-__all__ = ["Entry", "Point", "Result", "Study", "check_folders", "check_run", "read_study", "result_of", "study_of"]
-
-Arm = tuple[tuple[str, str], ...]
 SAME = ("model", "data", "samples", "classes", "epochs")
 """What runs must share to be compared: the task and its length."""
+
+NEEDED, CONSTANT = ("epoch", "error"), ("minibatch", "seed", "arm")
+"""Columns that a CSV must have; columns that hold one value for a whole run."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation of a run; errors in percent.
-
-    >>> Point(epoch=1, top1_error=12.5).train_error is None
-    True
-    """
+    """An evaluation of a run; errors in percent."""
 
     epoch: float
     top1_error: float
@@ -40,14 +39,11 @@ class Result:
 
     Args:
         source: its folder or file, for messages.
-        arm: (field, value) of what differs from the base recipe beside minibatch and seed; () for the recipe itself.
-        error: in percent: the median of the last five epochs; chance where the run left the finite numbers; None
+        arm: what differs from the base recipe beside minibatch and seed.
+        error: in percent: the median of the last five epochs; chance where the run diverged; None
             while it is unfinished.
         seconds: of training, without evaluation.
         together: with how many seeds it was trained as one network; `seconds` is then its share.
-
-    >>> Result("a", (), 32, 0, "unfinished", None).error is None
-    True
     """
 
     source: str
@@ -64,12 +60,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Entry:
-    """The runs of one minibatch and arm, an entry of a table: mean ± std (n − 1) over seeds.
-
-    >>> entry = Entry((), 32, (Result("a", (), 32, 0, "finished", 3.0), Result("b", (), 32, 1, "finished", 4.0)))
-    >>> entry.mean, round(entry.std, 3), entry.n
-    (3.5, 0.707, 2)
-    """
+    """The runs of one minibatch and arm, an entry of a table: mean ± std (n − 1) over seeds; nothing is dropped."""
 
     arm: Arm
     minibatch: int | None
@@ -77,48 +68,28 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What differs from the recipe: "" for the recipe itself, "warmup=none" for an arm.
-
-        >>> Entry((("warmup", "none"),), 512, ()).label
-        'warmup=none'
-        """
+        """What differs from the recipe: "" for the recipe itself, "warmup=none" for an arm."""
         return label_of(self.arm)
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Of the runs that have ended; nothing is dropped.
-
-        >>> Entry((), 32, (Result("a", (), 32, 0, "non-finite", 90.0),)).errors
-        (90.0,)
-        """
+        """Of the runs that have ended."""
         return tuple(result.error for result in self.results if result.error is not None)
 
     @property
     def n(self) -> int:
-        """How many runs have ended.
-
-        >>> Entry((), 32, ()).n
-        0
-        """
+        """How many runs have ended."""
         return len(self.errors)
 
     @property
     def mean(self) -> float:
-        """Mean error; nan without any.
-
-        >>> Entry((), 32, ()).mean
-        nan
-        """
-        return statistics.fmean(self.errors) if self.errors else float("nan")
+        """Mean error; nan without any."""
+        return statistics.fmean(self.errors) if self.errors else math.nan
 
     @property
     def std(self) -> float:
-        """Standard deviation with n − 1; nan for fewer than two runs.
-
-        >>> Entry((), 32, (Result("a", (), 32, 0, "finished", 3.0),)).std
-        nan
-        """
-        return statistics.stdev(self.errors) if self.n > 1 else float("nan")
+        """Standard deviation with n − 1; nan for fewer than two runs."""
+        return statistics.stdev(self.errors) if self.n > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -136,21 +107,18 @@ class Study:
     spec: SweepSpec | None = None
 
     @property
-    def flat(self) -> tuple[Entry, ...]:
-        """The recipe itself, by minibatch: the paper's figure 1.
+    def results(self) -> list[Result]:
+        """Every run."""
+        return [result for entry in self.entries for result in entry.results]
 
-        >>> Study(None, (Entry((), 64, ()), Entry((("warmup", "none"),), 64, ()))).flat
-        (Entry(arm=(), minibatch=64, results=()),)
-        """
+    @property
+    def flat(self) -> tuple[Entry, ...]:
+        """The recipe itself, by minibatch: the paper's figure 1."""
         return tuple(entry for entry in self.entries if not entry.arm)
 
     @property
     def arms(self) -> tuple[Entry, ...]:
-        """The recipe with something else, each at its minibatch.
-
-        >>> Study(None, (Entry((("warmup", "none"),), 64, ()),)).arms[0].label
-        'warmup=none'
-        """
+        """The recipe with something else, each at its minibatch."""
         return tuple(entry for entry in self.entries if entry.arm)
 
     @cached_property
@@ -161,59 +129,8 @@ class Study:
         return (base or sized or [None])[0]
 
     def beside(self, arm: Entry) -> Entry | None:
-        """The recipe's own entry at an arm's minibatch.
-
-        >>> study = Study(None, (Entry((), 64, ()), Entry((("warmup", "none"),), 64, ())))
-        >>> study.beside(study.arms[0])
-        Entry(arm=(), minibatch=64, results=())
-        """
+        """The recipe's own entry at an arm's minibatch."""
         return next((entry for entry in self.flat if entry.minibatch == arm.minibatch), None)
-
-
-def result_of(run: Run, base: Recipe) -> Result:
-    """A run's folder as a result.
-
-    Args:
-        run: perhaps unfinished.
-        base: the recipe that its arm is named against.
-
-    Raises:
-        ValueError: if it is of another task, or its files are damaged.
-    """
-    recipe = run.recipe
-    other = [
-        f"{name} {getattr(recipe, name)!r} instead of {getattr(base, name)!r}"
-        for name in SAME
-        if None not in (getattr(recipe, name), getattr(base, name)) and getattr(recipe, name) != getattr(base, name)
-    ]
-    if other:
-        raise ValueError(
-            f"{run.folder} has {', '.join(other)}: runs of different tasks cannot be compared; report them separately"
-        )
-    summary = run.summary
-    outcome = summary.get("outcome", "unfinished")
-    if outcome not in ("finished", "non-finite"):
-        outcome = "unfinished"
-    curve = tuple(Point(line["epoch"], line["top1_error"], line["train_error"]) for line in run.metrics)
-    if outcome == "finished" and not curve:
-        raise ValueError(f"{run.folder} says that it is finished, but metrics.jsonl holds no evaluation")
-    error = {
-        "finished": lambda: run.final_error,
-        "non-finite": lambda: _chance(recipe, run.folder),
-        "unfinished": lambda: None,
-    }[outcome]()
-    return Result(
-        source=str(run.folder),
-        arm=arm_of(recipe, base),
-        minibatch=recipe.minibatch,
-        seed=recipe.seed,
-        outcome=outcome,
-        error=error,
-        curve=curve,
-        seconds=summary.get("seconds_training") if outcome == "finished" else None,
-        together=summary.get("seeds_together", 1),
-        environment=run.environment,
-    )
 
 
 def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec | None = None) -> Study:
@@ -221,9 +138,6 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
 
     Raises:
         ValueError: if a minibatch, arm and seed occur twice.
-
-    >>> study_of([Result("a", (), 64, 0, "finished", 3.0), Result("b", (), 32, 0, "finished", 4.0)], None).flat[0].mean
-    4.0
     """
     groups: dict[tuple[Arm, int | None], list[Result]] = {}
     for result in results:
@@ -235,10 +149,37 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
                 f" {result.seed}{', ' + label_of(result.arm) if result.arm else ''}); give one of them"
             )
         group.append(result)
-    order = {arm: number for number, arm in enumerate(dict.fromkeys(arm for arm, _ in groups))}
-    keys = sorted(groups, key=lambda key: (key[0] != (), order[key[0]], key[1] or 0))
+    order = list(dict.fromkeys(arm for arm, _ in groups))
+    keys = sorted(groups, key=lambda key: (key[0] != (), order.index(key[0]), key[1] or 0))
     by_seed = {key: tuple(sorted(groups[key], key=lambda result: (result.seed or 0, result.source))) for key in keys}
     return Study(recipe, tuple(Entry(*key, by_seed[key]) for key in keys), spec)
+
+
+def read_paths(paths: Sequence[Path]) -> Study:
+    """The study of a sweep's folder, of runs' folders, of CSVs, or of a mixture; every file is checked.
+
+    Raises:
+        ValueError: for what is none of these, for mixed tasks and lengths, for damaged files, and where no run has
+            ended.
+    """
+    if not paths:
+        raise ValueError("nothing to report; give a sweep's folder, runs' folders, or CSVs of epoch,error")
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{path} is given twice; give it once")
+    files = [path for path in paths if path.is_file() or (path.suffix.lower() == ".csv" and not path.exists())]
+    folders = [path for path in paths if path not in files]
+    for folder in [run for path in folders for run in _runs_in(path)]:
+        check_run(folder)
+    study = read_study(folders) if folders else Study(None, ())
+    stems = [path.stem for path in files]
+    curves = [read_csv(path, f"{path.parent.name}/" * (stems.count(path.stem) > 1) + path.stem) for path in files]
+    results = [*study.results, *curves]
+    _check_lengths(curves, study)
+    if not any(result.error is not None for result in results):
+        raise ValueError(f"{', '.join(map(str, paths))}: no run has ended yet, so there is nothing to report")
+    return study_of(results, study.recipe, study.spec) if files else study
 
 
 def read_study(paths: Sequence[Path]) -> Study:
@@ -248,50 +189,68 @@ def read_study(paths: Sequence[Path]) -> Study:
 
     Raises:
         ValueError: for a path that is neither, for mixed tasks and for damaged files.
-
-    >>> read_study([Path("nowhere")])
-    Traceback (most recent call last):
-    ValueError: nowhere is neither a sweep's folder (it has no sweep.toml) nor a run's (it has no recipe.toml)
     """
     sweeps = [path for path in paths if (path / SPEC).is_file()]
     if sweeps and len(paths) > 1:
         raise ValueError(f"{sweeps[0]} is a sweep; report it alone, or give the runs in its folder cells")
     if sweeps:
         spec = SweepSpec.read(sweeps[0])
-        folders = sorted(path.parent for path in (sweeps[0] / "cells").glob("*/recipe.toml"))
-        results = [result_of(Run(folder), spec.recipe) for folder in folders]
+        results = [_result(Run(folder), spec.recipe) for folder in _runs_in(sweeps[0])]
         order = {arm: number for number, arm in enumerate(spec.arms)}
         results.sort(key=lambda result: order.get(result.arm, len(order)))
         return study_of(results, spec.recipe, spec)
     for path in paths:
-        if not (path / "recipe.toml").is_file():
+        if not _runs_in(path):
             raise ValueError(
                 f"{path} is neither a sweep's folder (it has no {SPEC}) nor a run's (it has no recipe.toml)"
             )
     runs = [Run(path) for path in paths]
     base = min((run.recipe for run in runs), key=lambda recipe: (recipe.minibatch, recipe.pitfall is not None))
-    return study_of([result_of(run, base) for run in runs], base)
+    return study_of([_result(run, base) for run in runs], base)
 
 
-def _chance(recipe: Recipe, folder: Path) -> float:
-    if recipe.classes is None:
-        raise ValueError(f"{folder / 'recipe.toml'} has no classes, which the error of chance needs")
-    return 100 * (1 - 1 / recipe.classes)
+def _runs_in(path: Path) -> list[Path]:
+    """The runs' folders of a sweep's folder, or of a run's; none of any other."""
+    found = (path / "cells").glob("*/recipe.toml") if (path / SPEC).is_file() else [path / "recipe.toml"]
+    return sorted(recipe.parent for recipe in found if recipe.is_file())
 
 
-def check_folders(paths: Sequence[Path]) -> None:
-    """Check every run of a sweep's folder, or of runs' folders; what is neither is left to `read_study`.
-
-    Raises:
-        ValueError: naming the first file that is not as it was written.
-
-    >>> check_folders([Path("nowhere")])
-    """
-    for path in paths:
-        sweep = (path / SPEC).is_file()
-        for recipe in sorted((path / "cells").glob("*/recipe.toml")) if sweep else [path / "recipe.toml"]:
-            if recipe.is_file():
-                check_run(recipe.parent)
+def _result(run: Run, base: Recipe) -> Result:
+    """A run's folder as a result, whose arm is named against a base recipe."""
+    recipe, summary = run.recipe, run.summary
+    pairs = {name: (getattr(recipe, name), getattr(base, name)) for name in SAME}
+    other = [
+        f"{name} {own!r} instead of {bases!r}"
+        for name, (own, bases) in pairs.items()
+        if None not in (own, bases) and own != bases
+    ]
+    if other:
+        raise ValueError(
+            f"{run.folder} has {', '.join(other)}: runs of different tasks cannot be compared; report them separately"
+        )
+    curve = tuple(Point(line["epoch"], line["top1_error"], line["train_error"]) for line in run.metrics)
+    outcome, error, seconds = "unfinished", None, None
+    if summary.get("outcome") == "finished":
+        if not curve:
+            raise ValueError(f"{run.folder} says that it is finished, but metrics.jsonl holds no evaluation")
+        outcome, error = "finished", final_error([point.top1_error for point in curve])
+        seconds = summary.get("seconds_training")
+    elif summary.get("outcome") == "non-finite":
+        if recipe.classes is None:
+            raise ValueError(f"{run.folder / 'recipe.toml'} has no classes, which the error of chance needs")
+        outcome, error = "non-finite", 100 * (1 - 1 / recipe.classes)
+    return Result(
+        source=str(run.folder),
+        arm=arm_of(recipe, base),
+        minibatch=recipe.minibatch,
+        seed=recipe.seed,
+        outcome=outcome,
+        error=error,
+        curve=curve,
+        seconds=seconds,
+        together=summary.get("seeds_together", 1),
+        environment=run.environment,
+    )
 
 
 def check_run(folder: Path) -> None:
@@ -299,40 +258,135 @@ def check_run(folder: Path) -> None:
 
     Raises:
         ValueError: naming the file, the line and what was expected.
-
-    >>> check_run(Path("nowhere"))
-    Traceback (most recent call last):
-    ValueError: nowhere is not a run's folder: it has no recipe.toml
     """
-    run = Run(folder)
-    path = folder / "metrics.jsonl"
-    _ = run.metrics, run.environment  # which look whether they are of the kinds that they should be
-    _check_recipe(path, run.recipe)
-    if run.finished:
-        _check_whole(path, run)
-
-
-def _check_recipe(path: Path, recipe: Recipe) -> None:
-    """The first line of metrics.jsonl is the recipe that was trained."""
+    run, path = Run(folder), folder / "metrics.jsonl"
+    metrics, _ = run.metrics, run.environment  # which look whether they are of the kinds that they should be
     lines = read_lines(path, {}, head=["recipe"])
-    if not lines:
-        return  # it may be cut within its first line: there is no evaluation
-    try:
-        trained = Recipe.from_dict(lines[0]["recipe"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}, line 1: expected the recipe that was trained ({error}); it was edited") from error
-    changed = differences(trained, recipe)
-    if changed:
-        raise ValueError(f"{path.parent / 'recipe.toml'} is not what was trained ({'; '.join(changed)}); put it back")
-
-
-def _check_whole(path: Path, run: Run) -> None:
-    """A finished run's metrics go to its last epoch, and end with the errors that its summary knows."""
-    metrics = run.metrics
+    if lines:  # else it was cut within its first line: there is no evaluation
+        try:
+            trained = Recipe.from_dict(lines[0]["recipe"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line 1: expected the recipe that was trained ({error}); it was edited"
+            ) from error
+        changed = differences(trained, run.recipe)
+        if changed:
+            raise ValueError(f"{folder / 'recipe.toml'} is not what was trained ({'; '.join(changed)}); put it back")
+    if not run.finished:
+        return
     last = metrics[-1]["epoch"] if metrics else 0
     if last < run.recipe.epochs:
         raise ValueError(f"{path} ends at epoch {last} of {run.recipe.epochs}, but the run is finished: it was cut")
-    known = run.summary.get("last_errors")
-    found = [line["top1_error"] for line in metrics][-MEDIAN_OF:]
+    known, found = run.summary.get("last_errors"), [line["top1_error"] for line in metrics][-MEDIAN_OF:]
     if known is not None and known != found:
         raise ValueError(f"{path} ends with the errors {found}, but summary.json has {known}: one of them was edited")
+
+
+def read_csv(path: Path, label: str | None = None) -> Result:
+    """A CSV as a run: a header, then a line an evaluation.
+
+    Columns: `epoch` and `error` (in percent) must be there; `train_error`, and `minibatch`, `seed` and `arm`, which
+    hold one value all through, may be. Others are ignored. A curve without a minibatch has no place on the axis.
+
+    Args:
+        label: what a curve without a minibatch is called; the file's name unless given.
+
+    Raises:
+        ValueError: naming the file, the line and what was expected.
+    """
+    lines = _lines(path)
+    first, head = next(lines, (0, []))
+    if not head:
+        raise ValueError(f"{path} is empty; expected a header line with epoch,error")
+    columns = [name.strip().lower() for name in head]
+    if not set(NEEDED) <= set(columns):
+        got = ",".join(head)[:48]
+        raise ValueError(f"{path}, line {first}: expected a header with the columns epoch and error, got {got!r}")
+    curve: list[Point] = []
+    said: dict[str, str] = {}
+    for number, cells in lines:
+        where = f"{path}, line {number}"
+        if len(cells) < len(columns):
+            raise ValueError(f"{where} has {len(cells)} of {len(columns)} values; expected {', '.join(columns)}")
+        values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False)}
+        curve.append(_point(values, where, after=curve[-1].epoch if curve else None))
+        for name in CONSTANT:
+            value = values.get(name, "")
+            if said.setdefault(name, value) != value:
+                raise ValueError(f"{where}: {name} is {value!r} and was {said[name]!r} before; a file is one run")
+    if not curve:
+        raise ValueError(f"{path} has a header and no line under it; expected a line for each evaluation")
+    try:
+        minibatch = parse_size(said["minibatch"]) if said["minibatch"] else None
+    except ValueError as error:
+        raise ValueError(f"{path}: minibatch: {error}") from error
+    try:
+        seed = int(said["seed"]) if said["seed"] else None
+    except ValueError:
+        raise ValueError(f"{path}: seed is {said['seed']!r}; expected a whole number") from None
+    try:  # fields of a recipe, as a sweep writes them; any other text as it is
+        arm = tuple(pair for part in said["arm"].split(",") for (pair,) in parse_arm(part.strip()))
+    except ValueError:
+        arm = (("arm", said["arm"]),) if said["arm"] else ()
+    if minibatch is None and not arm:
+        arm = (("curve", label or path.stem),)
+    error = final_error([point.top1_error for point in curve])
+    return Result(str(path), arm, minibatch, seed, "finished", error, tuple(curve))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines that hold something, with their numbers."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield reader.line_num, cells
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file: it is not text; expected lines of epoch,error") from error
+
+
+def _point(values: dict[str, str], where: str, after: float | None) -> Point:
+    epoch = _number(values["epoch"])
+    if not (epoch >= 0 if after is None else epoch > after):
+        expected = "of at least 0" if after is None else f"above {after:g}"
+        raise ValueError(f"{where}: epoch is {values['epoch']!r}; expected a number {expected}")
+    given = {name: values[name] for name in ("error", "train_error") if name == "error" or values.get(name)}
+    for name, text in given.items():
+        if not 0 <= _number(text) <= 100:
+            raise ValueError(f"{where}: {name} is {text!r}; expected percent, a number from 0 to 100")
+    return Point(epoch, *map(_number, given.values()))
+
+
+def _number(text: str) -> float:
+    """nan for what is no finite number."""
+    try:
+        return float(text) if math.isfinite(float(text)) else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _check_lengths(curves: Sequence[Result], runs: Study) -> None:
+    """Refuse curves on the axis that end at different epochs, or at another than runs' last, as runs are refused."""
+    known = [
+        (f"{run.source} at epoch {runs.recipe.epochs}", {float(runs.recipe.epochs)})
+        for run in runs.results[:1]
+        if runs.recipe
+    ]
+    for curve in [curve for curve in curves if curve.minibatch is not None]:
+        ends, last = _ends(curve), f"{curve.curve[-1].epoch:g}"
+        for other, others in known:
+            if min(abs(end - another) for end in ends for another in others) >= 0.5:
+                raise ValueError(
+                    f"{curve.source} ends at epoch {last} and {other}: runs of different lengths cannot be compared;"
+                    " report them separately"
+                )
+        known.append((f"{curve.source} at epoch {last}", ends))
+
+
+def _ends(result: Result) -> set[float]:
+    """Epochs that a curve may have taken: one that begins at 0 may count from there, and ends a line's later then."""
+    epochs = [point.epoch for point in result.curve]
+    return {epochs[-1], *([2 * epochs[-1] - epochs[-2]] if epochs[0] == 0 and len(epochs) > 1 else [])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -13,34 +14,42 @@ from onehour.files import opened, replace_whole
 from onehour.rules.minibatch import parse_size
 from onehour.sidefile import read_toml
 
-__all__ = ["SPEC", "Cell", "SweepSpec", "arm_of", "label_of", "parse_arm", "pitfall_arms", "spec_of", "table_arms"]
-
 SPEC = "sweep.toml"
 Arm = tuple[tuple[str, str], ...]
+"""(field, value) of what is changed in a recipe; () for the recipe itself."""
+
 NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "epochs")
 """What an arm cannot change: the axes, and the task, without which errors cannot be compared."""
 
+FACTORS = (1, 2, 4, 8, 16, 32, 64)  # times the base minibatch: the paper's 256 … 16k
+ARMS_AT = 16  # times the base minibatch, at which arms are trained
+
 
 def label_of(arm: Arm) -> str:
-    """An arm as it is written on the command line.
-
-    >>> label_of((("warmup", "none"), ("base_lr", "0.1")))
-    'warmup=none,base_lr=0.1'
-    """
+    """An arm as it is written on the command line."""
     return ",".join(f"{name}={value}" for name, value in arm)
 
 
 def arm_of(recipe: Recipe, base: Recipe) -> Arm:
-    """What a recipe changes of another, beside its minibatch, its seed and what names or describes the task.
-
-    >>> arm_of(Recipe(warmup="none", minibatch=512, seed=3), Recipe())
-    (('warmup', 'none'),)
-    """
+    """What a recipe changes of another, beside its minibatch, its seed and what names or describes the task."""
     return tuple(
         (name, _text(value))
         for name, value in recipe.as_dict().items()
         if name not in NOT_ARMS and value != base.as_dict().get(name)
     )
+
+
+def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
+    """A recipe with an arm's changes, at a minibatch and seed.
+
+    Raises:
+        ValueError: naming the cell, if no run can have it.
+    """
+    changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
+    try:
+        return recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))
+    except ValueError as error:
+        raise ValueError(f"minibatch {minibatch}{' with ' + label_of(arm) if arm else ''}: {error}") from error
 
 
 def parse_arm(text: str) -> list[Arm]:
@@ -62,22 +71,14 @@ def parse_arm(text: str) -> list[Arm]:
 
 
 def table_arms(recipe: Recipe) -> list[Arm]:
-    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's.
-
-    >>> [label_of(arm) for arm in table_arms(Recipe())][:3]
-    ['warmup=none', 'warmup=constant', 'scaling=fixed']
-    """
+    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's."""
     arms = [(("warmup", kind),) for kind in ("none", "constant", "gradual") if kind != recipe.warmup]
     arms += [(("scaling", kind),) for kind in ("fixed", "sqrt", "linear") if kind != recipe.scaling]
     return arms + [(("base_lr", _text(recipe.base_lr * factor)),) for factor in (0.5, 2.0)]
 
 
 def pitfall_arms(recipe: Recipe, minibatch: int) -> list[Arm]:
-    """Each thing that training loops get wrong, one an arm: the broken rules, BatchNorm over all of kn, no zero γ.
-
-    >>> label_of(pitfall_arms(Recipe(), 8192)[-2])
-    'per_worker=8192'
-    """
+    """Each thing that training loops get wrong, one an arm: the broken rules, BatchNorm over all of kn, no zero γ."""
     sgd = recipe.optimizer == "sgd" and recipe.momentum > 0
     names = [name for name in PITFALLS if sgd or name != "momentum-inside-uncorrected"]
     arms: list[Arm] = [(("pitfall", name),) for name in names]
@@ -86,22 +87,14 @@ def pitfall_arms(recipe: Recipe, minibatch: int) -> list[Arm]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
-
-    >>> Cell((("warmup", "none"),), Recipe(minibatch=512, seed=1)).name
-    'warmup=none-512-s1'
-    """
+    """One run of a sweep."""
 
     arm: Arm
     recipe: Recipe
 
     @property
     def name(self) -> str:
-        """Of its folder under `cells`.
-
-        >>> Cell((), Recipe(minibatch=512)).name
-        '512-s0'
-        """
+        """Of its folder under `cells`."""
         arm = "".join(c if c.isalnum() or c in "=.,-_" else "_" for c in label_of(self.arm))
         return f"{arm}-{self.recipe.minibatch}-s{self.recipe.seed}".removeprefix("-")
 
@@ -118,11 +111,6 @@ class SweepSpec:
 
     Raises:
         ValueError: for an empty or repeated axis, or an arm that no run can have.
-
-    >>> spec = SweepSpec(recipe=Recipe(), minibatches=(256, 512), seeds=(0, 1), arms=((("warmup", "none"),),),
-    ...     arms_at=(512,))
-    >>> [cell.name for cell in spec.cells()]
-    ['256-s0', '256-s1', '512-s0', '512-s1', 'warmup=none-512-s0', 'warmup=none-512-s1']
     """
 
     recipe: Recipe
@@ -141,22 +129,9 @@ class SweepSpec:
         if bool(self.arms) != bool(self.arms_at):
             raise ValueError("arms and arms_at belong together: name the minibatch that the arms are trained at")
         for arm in self.arms:
-            if arm_of(self.applied(arm, self.arms_at[0], 0), self.recipe) == ():
+            if not arm_of(applied(self.recipe, arm, self.arms_at[0], 0), self.recipe):
                 raise ValueError(f"arm {label_of(arm)} is what the recipe has already; leave it out")
-        for _ in self.cells():  # every recipe is checked when it is built
-            pass
-
-    def applied(self, arm: Arm, minibatch: int, seed: int) -> Recipe:
-        """The recipe of a cell.
-
-        Raises:
-            ValueError: naming the cell, if no run can have it.
-        """
-        changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
-        try:
-            return self.recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))
-        except ValueError as error:
-            raise ValueError(f"minibatch {minibatch}{' with ' + label_of(arm) if arm else ''}: {error}") from error
+        list(self.cells())  # every recipe is checked when it is built
 
     def cells(self) -> Iterator[Cell]:
         """Every run, the recipe's own first."""
@@ -164,14 +139,10 @@ class SweepSpec:
         rows += [(arm, minibatch) for minibatch in self.arms_at for arm in self.arms]
         for arm, minibatch in rows:
             for seed in self.seeds:
-                yield Cell(arm, self.applied(arm, minibatch, seed))
+                yield Cell(arm, applied(self.recipe, arm, minibatch, seed))
 
     def to_toml(self) -> str:
-        """The text of sweep.toml.
-
-        >>> print(SweepSpec(recipe=Recipe(), minibatches=(256,), seeds=(0,)).to_toml().splitlines()[0])
-        minibatches = [256]
-        """
+        """The text of sweep.toml."""
         arms = [label_of(arm) for arm in self.arms]
         axes = {"minibatches": self.minibatches, "seeds": self.seeds, "arms": arms, "arms_at": self.arms_at}
         lines = [f"{name} = {json.dumps(values, ensure_ascii=False)}" for name, values in axes.items()]
@@ -183,10 +154,6 @@ class SweepSpec:
 
         Raises:
             ValueError: naming the file and what is wrong in it.
-
-        >>> SweepSpec.read(Path("nowhere"))
-        Traceback (most recent call last):
-        ValueError: nowhere/sweep.toml cannot be read: No such file or directory
         """
         path = folder / SPEC
         values = read_toml(path)
@@ -209,49 +176,6 @@ class SweepSpec:
             replace_whole(held, SPEC, self.to_toml())
 
 
-def _arm_from(text: str, file: Path) -> Arm:
-    """An arm of one or several changes, as `label_of` writes it."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    for name, _, value in pairs:
-        _value(name, value)
-    return tuple((name, Read(value, file)) for name, _, value in pairs)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value))
-    return str(value)
-
-
-def _value(name: str, text: str) -> Any:
-    """The value of a recipe's field, as a command line writes it."""
-    hint = get_type_hints(Recipe).get(name)
-    if hint is None:
-        return Recipe().replace(**{name: text})  # which offers the nearest name
-    if hint is bool:
-        if text not in ("true", "false"):
-            raise ValueError(f"{name} must be true or false, got {text!r}")
-        return text == "true"
-    if name in SIZES:
-        return parse_size(text)
-    if get_origin(hint) is tuple:
-        return tuple(text.split("+"))
-    kind = next((kind for kind in get_args(hint) if isinstance(kind, type)), hint)
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"{name} must be a number, got {text!r}") from None
-    return text
-
-
-FACTORS = (1, 2, 4, 8, 16, 32, 64)
-"""Times the base minibatch: the paper's 256 … 16k."""
-ARMS_AT = 16
-
-
 def spec_of(
     recipe: Recipe, sizes: Sequence[int] | None, seeds: range, arms: Sequence[str] | None, arms_at: Sequence[int] | None
 ) -> SweepSpec:
@@ -265,10 +189,6 @@ def spec_of(
 
     Raises:
         ValueError: for what no sweep can have.
-
-    >>> spec = spec_of(Recipe(samples=8192), None, range(2), ["warmup=none"], None)
-    >>> spec.minibatches, spec.arms_at
-    ((256, 512, 1024, 2048, 4096, 8192), (4096,))
     """
     if len(seeds) < 1:
         raise ValueError(f"--seeds is {len(seeds)}; expected at least 1, and 5 for the paper's table")
@@ -289,13 +209,114 @@ def spec_of(
             chosen += pitfall_arms(recipe, arms_at[0])
         elif text != "none":
             chosen += parse_arm(text)
+    SweepSpec(recipe=recipe, minibatches=tuple(sizes), seeds=tuple(seeds))  # refuses what the axis cannot be
     # A value that the recipe has is the recipe's own entry.
-    probe = SweepSpec(recipe=recipe, minibatches=tuple(sizes), seeds=tuple(seeds))
-    chosen = [arm for arm in dict.fromkeys(chosen) if arm_of(probe.applied(arm, arms_at[0], 0), recipe)]
+    chosen = [arm for arm in dict.fromkeys(chosen) if arm_of(applied(recipe, arm, arms_at[0], 0), recipe)]
+    at = tuple(sorted(set(arms_at))) if chosen else ()
     return SweepSpec(
         recipe=recipe,
-        minibatches=tuple(sorted(set(sizes) | (set(arms_at) if chosen else set()))),
+        minibatches=tuple(sorted({*sizes, *at})),
         seeds=tuple(seeds),
         arms=tuple(chosen),
-        arms_at=tuple(sorted(set(arms_at))) if chosen else (),
+        arms_at=at,
     )
+
+
+OTHERS = ("arm", "curve")
+"""Names under which an arm is somebody else's text: a CSV's column, or its file."""
+
+GROUPS = {
+    "rate": "Warmup and rate",
+    "pitfall": "One thing wrong",
+    "n": "BatchNorm’s n",
+    "other": "Other changes",
+}
+"""Questions that arms answer, each corrected for its own number of arms."""
+
+PLAIN = {
+    "warmup=none": "no warmup",
+    "warmup=constant": "constant warmup",
+    "warmup=gradual": "gradual warmup",
+    "scaling=fixed": "the rate not scaled",
+    "scaling=sqrt": "the rate scaled by √k",
+    "scaling=linear": "the rate scaled by k",
+    "zero_gamma=false": "no zero γ",
+    "zero_gamma=true": "zero γ",
+    "pitfall=gradient-sum-not-mean": "loss divided by n, not kn",
+    "pitfall=decay-on-batchnorm": "weight decay on BatchNorm",
+    "pitfall=momentum-inside-uncorrected": "rate inside the momentum, not corrected",
+    "pitfall=overlapping-shards": "each worker shuffles for itself",
+    "pitfall=batchnorm-stats-of-rank-0": "running statistics of process 0 alone",
+    "pitfall=batchnorm-stats-k-times": "running statistics moved k times",
+    "pitfall=warmup-per-epoch": "warmup in steps of an epoch",
+}
+
+KINDS = {
+    **dict.fromkeys(("warmup", "warmup_epochs", "scaling", "base_lr", "milestones", "decay"), "rate"),
+    **dict.fromkeys(("pitfall", "zero_gamma"), "pitfall"),
+    "per_worker": "n",
+}
+"""The group of what changes each of these fields."""
+
+
+def plain_name(arm: Arm, recipe: Recipe | None = None, minibatch: int | None = None) -> str:
+    """What an arm changes, in words.
+
+    Args:
+        recipe: the base, to say a rate as a multiple of its own.
+        minibatch: kn at which it was run, to say BatchNorm's n as a share of it.
+    """
+    return ", ".join(_plain(name, value, recipe, minibatch) for name, value in arm) or "the recipe"
+
+
+def group_of(arm: Arm, minibatch: int | None) -> str:
+    """Which of `GROUPS` an arm belongs to; BatchNorm over all of kn is a pitfall."""
+    whole = ("per_worker", str(minibatch))
+    kinds = {"pitfall" if change == whole else KINDS.get(change[0], "other") for change in arm}
+    return kinds.pop() if len(kinds) == 1 else "other"
+
+
+def _plain(name: str, value: str, recipe: Recipe | None, minibatch: int | None) -> str:
+    if name in OTHERS:
+        return value
+    if name == "per_worker":
+        return "BatchNorm over all of kn" if value == str(minibatch) else f"n = {value}"
+    if name == "base_lr" and recipe is not None:
+        factor = Fraction(value) / Fraction(str(recipe.base_lr))
+        words = {Fraction(1, 2): "half the rate", Fraction(2): "twice the rate"}
+        return words.get(factor, f"{float(factor):.3g} times the rate")
+    return PLAIN.get(f"{name}={value}", f"{name} = {value}")
+
+
+def _arm_from(text: str, file: Path) -> Arm:
+    """An arm of one or several changes, as `label_of` writes it."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    for name, _, value in pairs:
+        _value(name, value)
+    return tuple((name, Read(value, file)) for name, _, value in pairs)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of a recipe's field, as a command line writes it."""
+    hint = get_type_hints(Recipe).get(name)
+    if hint is None:
+        return Recipe().replace(**{name: text})  # which offers the nearest name
+    if hint is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return text == "true"
+    if name in SIZES:
+        return parse_size(text)
+    if get_origin(hint) is tuple:
+        return tuple(text.split("+"))
+    kind = next((kind for kind in get_args(hint) if isinstance(kind, type)), hint)
+    try:
+        return kind(text) if kind in (int, float) else text
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {text!r}") from None

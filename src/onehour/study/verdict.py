@@ -1,22 +1,47 @@
-"""What may be said of a minibatch or an arm after so many seeds: it holds, it is worse, or it is not decided yet."""
+"""What may be said of a minibatch or an arm after so many seeds: it holds, is worse or undecided; the tests."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from onehour.rules.checks import positive
-from onehour.study.statistics import Sample, holm, p_holds, p_worse, smallest_p, welch_upper
-
-__all__ = ["Verdict", "judge_arms", "judge_minibatches", "summary"]
 
 ALPHA = 0.05
-MOST = 100
-"""Further seeds up to which they are counted."""
+MOST = 100  # further seeds up to which their number is looked for
+COUNTED = 60  # runs in all up to which the rank test counts every arrangement: the counts fit in 64 bits
+ROUNDING = 1e-9  # points that floats may add to a difference, which matters where no run differs from another
 
 State = Literal["holds", "worse", "undecided", "untested", "one seed"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Final errors over seeds, as an entry of a table gives them (paper §5.1): mean ± std of n runs.
+
+    Args:
+        mean: in percent; nan for n = 0.
+        std: in points, with n − 1; nan for n < 2.
+        n: how many runs.
+        values: each run's error where they are known; without them rank tests give way to Welch's.
+    """
+
+    mean: float
+    std: float
+    n: int
+    values: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Sample:
+        """The sample of each run's error, in percent; a run that diverged has the error of chance."""
+        errors = tuple(float(value) for value in values)
+        mean = statistics.fmean(errors) if errors else math.nan
+        return cls(mean, statistics.stdev(errors) if len(errors) > 1 else math.nan, len(errors), errors)
 
 
 @dataclass(frozen=True)
@@ -24,9 +49,9 @@ class Verdict:
     """What the seeds say of an error against a reference's.
 
     HOLDS: the upper end of the one-sided Welch 95 % interval of the difference is under the margin. WORSE: it does not
-    hold, and the one-sided rank test has p < .05. Else undecided.
+    hold, and the one-sided rank test has p < .05. Otherwise undecided.
 
-    "Holds" speaks of what the seeds show: a break that comes in one run of ten is more often than not in none of 5.
+    "Holds" speaks of what the seeds show: a break that occurs in one run of ten usually occurs in none of 5.
 
     Args:
         state: "one seed" where a side has fewer than two runs, hence no std; "untested" behind a minibatch that does
@@ -40,9 +65,6 @@ class Verdict:
         family: how many comparisons were corrected for; 1 for none.
         smallest_p: the smallest p (worse) that so many runs in such a family can give.
         why: of an untested one and one seed.
-
-    >>> Verdict("worse", difference=1.05, p=1 / 252).text
-    'worse: 1.05 points, p = 0.004'
     """
 
     state: State
@@ -57,40 +79,26 @@ class Verdict:
 
     @property
     def out_of_reach(self) -> bool:
-        """Whether "worse" cannot be said with so few runs, whatever their errors.
-
-        5 seeds against 5 give p ≥ 1/252, so more than 12 arms at once are too many for them.
-
-        >>> Verdict("undecided", difference=60.0, more_seeds=1, family=13, smallest_p=13 / 252).out_of_reach
-        True
-        """
+        """Whether "worse" cannot be said with so few runs, whatever their errors."""
         return self.smallest_p >= ALPHA
 
     @property
     def text(self) -> str:
-        """One sentence.
-
-        >>> Verdict("holds", difference=0.1, upper=0.31).text
-        'holds: at most 0.31 points above'
-        >>> Verdict("undecided", difference=0.41, more_seeds=6).text
-        'undecided: 0.41 points, needs 6 more seeds'
-        """
+        """The verdict with its numbers, as results.json has it."""
         family = f" (Holm, {self.family} arms)" if self.family > 1 else ""
         if self.state == "holds" and family:
-            return f"holds: {_points(self.difference)}, {_p(self.p_holds)}{family}"
+            return f"holds: {_points(self.difference)}, {p_text(self.p_holds)}{family}"
         if self.state == "holds":
             side = f"at most {self.upper:.2f} points above" if self.upper >= 0 else f"at least {_points(self.upper)}"
             return f"holds: {side}"
         if self.state == "worse":
-            return f"worse: {_rounded(self.difference)} points, {_p(self.p)}{family}"
+            return f"worse: {self.difference:z.2f} points, {p_text(self.p)}{family}"
         if self.state == "undecided":
             more = f"more than {MOST}" if self.more_seeds is None else f"{self.more_seeds}"
             arms = f"among {self.family} arms " if family else ""
             few = f"; {arms}so few seeds cannot show worse" if self.out_of_reach else ""
-            return f"undecided: {_rounded(self.difference)} points, needs {more} more seed{'s' * (more != '1')}{few}"
-        if self.state == "untested":
-            return f"not tested: {self.why}; {_points(self.difference)}"
-        return self.why
+            return f"undecided: {self.difference:z.2f} points, needs {more} more seed{'s' * (more != '1')}{few}"
+        return f"not tested: {self.why}; {_points(self.difference)}" if self.state == "untested" else self.why
 
 
 def judge_minibatches(reference: int, samples: Mapping[int, Sample], margin: float = 0.5) -> dict[int, Verdict]:
@@ -104,20 +112,11 @@ def judge_minibatches(reference: int, samples: Mapping[int, Sample], margin: flo
     sequence of their own, from the reference downwards, with its own 5 %.
 
     Args:
-        reference: the minibatch that the others are compared with.
+        reference: the minibatch that the others are compared with; one of `samples`.
         samples: by minibatch; one without any run yet is `Sample.of(())`.
-        margin: in points.
-
-    Raises:
-        ValueError: if the reference is not among them, margin is not above zero, or scipy is missing.
-
-    >>> samples = {256: Sample.known(23.60, 0.12, 5), 8192: Sample.known(23.74, 0.09, 5)}
-    >>> judge_minibatches(256, samples)[8192].text
-    'holds: at most 0.27 points above'
+        margin: in points; a ValueError unless above zero.
     """
     positive("margin", margin)
-    if reference not in samples:
-        raise ValueError(f"reference {reference} is not among the minibatches {', '.join(map(str, sorted(samples)))}")
     larger = sorted(size for size in samples if size > reference)
     smaller = sorted((size for size in samples if size < reference), reverse=True)
     verdicts = _sequence(larger, samples, reference, margin) | _sequence(smaller, samples, reference, margin)
@@ -136,34 +135,12 @@ def judge_arms(pairs: Iterable[tuple[Sample, Sample]], margin: float = 0.5) -> l
 
     Args:
         pairs: (arm, recipe at its minibatch).
-        margin: in points.
-
-    Raises:
-        ValueError: if margin is not above zero, or scipy is missing.
-
-    >>> recipe, arm = Sample.of([23.6, 23.7, 23.7, 23.8, 23.9]), Sample.of([24.4, 24.6, 24.8, 25.0, 25.2])
-    >>> [verdict.text for verdict in judge_arms([(arm, recipe)])]
-    ['worse: 1.06 points, p = 0.004']
+        margin: in points; a ValueError unless above zero.
     """
     positive("margin", margin)
     pairs = list(pairs)
     judged = iter(_judge([pair for pair in pairs if not _few(*pair)], margin))
     return [_one_seed(*pair) if _few(*pair) else next(judged) for pair in pairs]
-
-
-def summary(reference: int, verdicts: Mapping[int, Verdict]) -> str:
-    """What `judge_minibatches` found above the reference, in one line.
-
-    >>> summary(32, {64: Verdict("holds", 0.1), 128: Verdict("worse", 2.0), 256: Verdict("untested", 9.0)})
-    'holds to 64, worse at 128'
-    """
-    above = {size: verdict for size, verdict in sorted(verdicts.items()) if size > reference}
-    end = next((size for size, verdict in above.items() if verdict.state != "holds"), None)
-    held = [size for size in above if end is None or size < end]
-    parts = [f"holds to {held[-1]}"] if held else []
-    if end is not None:
-        parts.append(f"{above[end].state} at {end}")
-    return ", ".join(parts) or f"nothing above {reference}"
 
 
 def _sequence(sizes: list[int], samples: Mapping[int, Sample], reference: int, margin: float) -> dict[int, Verdict]:
@@ -214,16 +191,11 @@ def _decided(pairs: Sequence[tuple[Sample, Sample]], margin: float, more: int) -
 
     Later ranks are not known: Welch's p stands in for theirs, but never below the smallest that ranks can give.
     """
-    grown = [(_grown(a, more), _grown(b, more)) for a, b in pairs]
-    holds = holm([p_holds(*pair, margin) for pair in grown])
-    ranked = [a.values is not None and b.values is not None for a, b in pairs]
-    least = [1 / math.comb(a.n + b.n, a.n) if known else 0.0 for (a, b), known in zip(grown, ranked, strict=True)]
-    worse = holm([max(p_worse(*pair), floor) for pair, floor in zip(grown, least, strict=True)])
+    grown = [tuple(replace(sample, n=sample.n + more, values=None) for sample in pair) for pair in pairs]
+    holds = holm([p_holds(a, b, margin) for a, b in grown])
+    least = [smallest_p(*pair, more=more) for pair in pairs]
+    worse = holm([max(p_worse(a, b), p) for (a, b), p in zip(grown, least, strict=True)])
     return {place for place, ps in enumerate(zip(holds, worse, strict=True)) if min(ps) < ALPHA}
-
-
-def _grown(sample: Sample, more: int) -> Sample:
-    return Sample.known(sample.mean, sample.std, sample.n + more)
 
 
 def _difference(pair: tuple[Sample, Sample]) -> float:
@@ -249,10 +221,92 @@ def _points(difference: float) -> str:
     return f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
 
 
-def _rounded(difference: float) -> str:
-    return f"{round(difference, 2) + 0.0:.2f}"  # and no -0.00
-
-
-def _p(p: float) -> str:
-    """With a digit more where rounding would say 0.050 of something below it."""
+def p_text(p: float) -> str:
+    """A p-value, with a digit more where rounding would say 0.050 of something below it."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.0495 else 4}f}"
+
+
+def welch_upper(a: Sample, b: Sample, level: float = 0.95) -> float:
+    """The upper end of the one-sided Welch interval of mean(a) − mean(b), in points.
+
+    d + t(level, ν)·s with s² = s_a²/n_a + s_b²/n_b and Welch and Satterthwaite's
+    ν = s⁴ / ((s_a²/n_a)²/(n_a − 1) + (s_b²/n_b)²/(n_b − 1)); d itself where no run differs from another.
+    """
+    error, freedom = _welch(a, b)
+    difference = a.mean - b.mean
+    return difference + error * float(_scipy().special.stdtrit(freedom, level)) if error else difference
+
+
+def p_holds(a: Sample, b: Sample, margin: float) -> float:
+    """One-sided Welch p that mean(a) − mean(b) is under the margin, under the hypothesis that it is not.
+
+    p < .05 says the same as `welch_upper(a, b) < margin`.
+    """
+    error, freedom = _welch(a, b)
+    difference = a.mean - b.mean
+    if not error:
+        return 0.0 if margin - difference > ROUNDING else 1.0
+    return float(_scipy().special.stdtr(freedom, (difference - margin) / error))
+
+
+def p_worse(a: Sample, b: Sample) -> float:
+    """One-sided p that a's errors are larger than b's, under the hypothesis that they are not.
+
+    Mann and Whitney's test over every arrangement of the ranks, ties included (beyond 60 runs scipy's choice);
+    Welch's t-test where a side's single errors are not known.
+    """
+    if a.values is None or b.values is None:
+        return p_holds(b, a, 0.0)
+    if a.n + b.n <= COUNTED:
+        return _p_ranks(a.values, b.values)
+    return float(_scipy().stats.mannwhitneyu(a.values, b.values, alternative="greater").pvalue)
+
+
+def smallest_p(a: Sample, b: Sample, more: int = 0) -> float:
+    """The smallest `p_worse` of these runs and `more` on each side: 1 / C(n_a + n_b, n_a); 0 where Welch's is used."""
+    return 0.0 if a.values is None or b.values is None else 1 / math.comb(a.n + b.n + 2 * more, a.n + more)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: any of m true hypotheses is rejected with at most the stated chance.
+
+    The i-th smallest becomes max over j ≤ i of (m − j + 1)·p_j, and at most 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for place, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _welch(a: Sample, b: Sample) -> tuple[float, float]:
+    """Standard error of mean(a) − mean(b), and its degrees of freedom."""
+    assert not _few(a, b)
+    first, second = a.std**2 / a.n, b.std**2 / b.n
+    if not first + second:
+        return 0.0, math.inf
+    share = first / (first + second)  # and not the squares themselves, which may underflow
+    return math.sqrt(first + second), 1 / (share**2 / (a.n - 1) + (1 - share) ** 2 / (b.n - 1))
+
+
+def _p_ranks(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """The share of all arrangements in which a's ranks add up to at least what they do."""
+    _, place, counts = np.unique(np.array(a + b), return_inverse=True, return_counts=True)
+    ranks = (2 * np.cumsum(counts) - counts + 1)[place]  # twice the mean rank of a tie, a whole number
+    ways = np.zeros((len(a) + 1, int(ranks.sum()) + 1), dtype=np.int64)  # of choosing so many runs with this rank sum
+    ways[0, 0] = 1
+    for rank in ranks.tolist():
+        ways[1:, rank:] += ways[:-1, :-rank]
+    return int(ways[-1, ranks[: len(a)].sum() :].sum()) / math.comb(len(a) + len(b), len(a))
+
+
+def _scipy() -> Any:
+    """scipy, whose parts load on first use."""
+    try:
+        import scipy
+    except ImportError as error:
+        raise ValueError("verdicts need scipy: pip install 'onehour[report]'") from error
+    return scipy

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -23,18 +22,14 @@ from onehour.lock import HeldFolder
 from onehour.messages import printable
 from onehour.sweeps.task import Task, run_task
 
-__all__ = ["SAFE_PATH", "Event", "run_tasks", "work"]
-
 TICK = 0.5
+SAFE_PATH = "PYTHONSAFEPATH"
+"""With it a process is started here, lest Python take a json.py of the current folder for its own."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A task that has ended, or none: a moment to look at the clock.
-
-    >>> Event().task is None
-    True
-    """
+    """A task that has ended, or none: a moment to look at the clock."""
 
     task: Task | None = None
     alone: str | None = None
@@ -73,15 +68,13 @@ def run_tasks(
         while busy := [worker for worker in workers if worker.task is not None]:
             ready = wait([worker.connection for worker in busy], timeout=TICK)
             held.check()  # a process that has noticed knows of its own run alone
-            for worker in busy:
-                if worker.connection in ready:
-                    task, alone = worker.take()
-                    yield Event(task, alone, _running(workers))
-                    if waiting:
-                        held.check()  # whoever was told may have taken the folder away
-                        worker.give(waiting.popleft())
-            if not ready:
-                yield Event(running=_running(workers))
+            ended = [worker for worker in busy if worker.connection in ready]
+            for worker in ended or [None]:
+                task, alone = worker.take() if worker else (None, None)
+                yield Event(task, alone, tuple(worker.task for worker in workers if worker.task is not None))
+                if worker and waiting:
+                    held.check()  # whoever was told may have taken the folder away
+                    worker.give(waiting.popleft())
     finally:
         for worker in workers:
             worker.end()
@@ -93,9 +86,15 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
         resource_tracker.ensure_running()  # which would let every signal in again
-        # A terminal's Ctrl-C reaches it before it can ignore it.
-        with _only_own_modules(), held_back(but=[signal.SIGTERM]):
-            self.process.start()
+        before = os.environ.get(SAFE_PATH)
+        os.environ[SAFE_PATH] = "1"
+        try:
+            # A terminal's Ctrl-C reaches it before it can ignore it.
+            with held_back(but=[signal.SIGTERM]):
+                self.process.start()
+        finally:
+            del os.environ[SAFE_PATH]
+            os.environ |= {SAFE_PATH: before} if before is not None else {}
         theirs.close()
         self.task: Task | None = None
 
@@ -127,28 +126,6 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-
-
-@contextmanager
-def _only_own_modules() -> Iterator[None]:
-    """What is started meanwhile does not look into the current folder for Python's modules."""
-    before = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SAFE_PATH]
-        else:
-            os.environ[SAFE_PATH] = before
-
-
-def _running(workers: Sequence[_Worker]) -> tuple[Task, ...]:
-    return tuple(worker.task for worker in workers if worker.task is not None)
-
-
-SAFE_PATH = "PYTHONSAFEPATH"
-"""With it a process is started here, lest Python take a json.py of the current folder for its own."""
 
 
 def work(

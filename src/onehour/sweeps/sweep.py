@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from onehour.config import Recipe
 from onehour.dist.devices import refuse_too_few_gpus
 from onehour.dist.placement import place
 from onehour.execution import Execution
@@ -29,10 +28,7 @@ from onehour.training.build import pick_device
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run, StoppedError, differences, finished_run
 
-__all__ = ["Work", "expected_seconds", "pick_jobs", "places_of", "train_sweep", "work_of"]
-
-TOGETHER = 10
-"""Seeds in one network at most: beyond, nothing is gained."""
+TOGETHER = 10  # seeds in one network at most: beyond, nothing is gained
 TRIAL_SECONDS = 4.0
 
 
@@ -44,9 +40,6 @@ class Work:
         cells: all that were asked for.
         tasks: what is left, the longest first.
         folder: of the sweep.
-
-    >>> Work((), (), Path("sweep")).left
-    0
     """
 
     cells: tuple[Cell, ...]
@@ -55,11 +48,7 @@ class Work:
 
     @property
     def left(self) -> int:
-        """Runs that have not ended.
-
-        >>> Work((), (Task((Recipe(),), (Path("a"),)),), Path("sweep")).left
-        1
-        """
+        """Runs that have not ended."""
         return sum(len(task.recipes) for task in self.tasks)
 
 
@@ -74,14 +63,16 @@ def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = 
     """
     if together is not None:
         positive_int("seeds_together", together)
-    _refuse_other(spec, folder)
+    _merged(spec, folder)  # refuses what is no sweep of this recipe
     cells = tuple(spec.cells())
     rows: dict[tuple[object, int], list[Cell]] = {}
     for cell in cells:
-        place = folder / "cells" / cell.name
         with suppress(FileNotFoundError), opened(folder, f"cells/{cell.name}"):
             pass  # no link leads there
-        if not _ended(place, cell.recipe):
+        own = folder / "cells" / cell.name
+        finished = finished_run(own, cell.recipe) is not None
+        diverged = (own / "recipe.toml").is_file() and Run(own).summary.get("outcome") == "non-finite"
+        if not finished and not diverged:
             rows.setdefault((cell.arm, cell.recipe.minibatch), []).append(cell)
     size = together or max(1, min(TOGETHER, -(-sum(map(len, rows.values())) // jobs)))
     tasks = []
@@ -130,9 +121,6 @@ def pick_jobs(jobs: int | None, *, processes: int, device: str) -> tuple[int, Ex
 
     Args:
         jobs: None takes one for each GPU on CUDA, one for each core on the CPU, and one for runs of several processes.
-
-    >>> pick_jobs(1, processes=1, device="cpu")[0]
-    1
     """
     device = pick_device(device)
     refuse_too_few_gpus(processes, device)
@@ -144,11 +132,7 @@ def pick_jobs(jobs: int | None, *, processes: int, device: str) -> tuple[int, Ex
 
 
 def places_of(jobs: int, execution: Execution) -> list[dict[str, str]]:
-    """The environment of each process: its share of the cores, and of the GPUs on CUDA.
-
-    >>> places_of(10**4, Execution(device="cpu"))[0]
-    {'ONEHOUR_CORES': '1'}
-    """
+    """The environment of each process: its share of the cores, and of the GPUs on CUDA."""
     share = {CORES: str(share_of(jobs))}
     gpus = torch.cuda.device_count() if execution.device == "cuda" else 0
     if not gpus:
@@ -167,16 +151,11 @@ def expected_seconds(work: Work, *, jobs: int, execution: Execution) -> float:
     images = sum(task.images for task in work.tasks)
     if not images:
         return 0.0
-    rates = [_images_per_second(work.folder / "cells" / cell.name) for cell in work.cells]
-    known = [rate for rate in rates if rate]
+    folders = [work.folder / "cells" / cell.name for cell in work.cells]
+    ended = [Run(folder).summary for folder in folders if (folder / "summary.json").is_file()]
+    known = [summary["images_per_second"] for summary in ended if summary.get("images_per_second")]
     rate = sum(known) / len(known) if known else _trial(work.tasks[0], execution)
     return images / rate / min(jobs, len(work.tasks))
-
-
-def _images_per_second(folder: Path) -> float | None:
-    if not (folder / "summary.json").is_file():
-        return None
-    return Run(folder).summary.get("images_per_second")
 
 
 def _trial(task: Task, execution: Execution) -> float:
@@ -194,46 +173,22 @@ def _trial(task: Task, execution: Execution) -> float:
         with suppress(StoppedError), redirect_stdout(io.StringIO()):
             run_task(replace(task, folders=folders), execution, stop)
         seconds = time.perf_counter() - moments[0] if moments else TRIAL_SECONDS
-        images = sum(_position(folder) for folder in folders)
+        saved = [latest_contents(folder) for folder in folders if (folder / "recipe.toml").is_file()]
+        images = sum(json.loads(contents[-1])["position"] for contents in saved if contents)
     return max(images, task.recipes[0].minibatch) / seconds
-
-
-def _position(folder: Path) -> int:
-    contents = latest_contents(folder) if (folder / "recipe.toml").is_file() else None
-    return json.loads(contents[-1])["position"] if contents else 0
-
-
-def _ended(folder: Path, recipe: Recipe) -> bool:
-    """Whether a cell has come to its end, finished or not finite."""
-    if finished_run(folder, recipe) is not None:
-        return True
-    return folder.exists() and (folder / "recipe.toml").is_file() and Run(folder).summary.get("outcome") == "non-finite"
-
-
-def _refuse_other(spec: SweepSpec, folder: Path) -> None:
-    if not (folder / SPEC).is_file():
-        if folder.exists() and any(path.name not in (".lock", f".{SPEC}.writing") for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds other files and no {SPEC}; choose another --out")
-        return
-    axes = ("minibatch: ", "seed: ")
-    changed = [text for text in differences(SweepSpec.read(folder).recipe, spec.recipe) if not text.startswith(axes)]
-    if changed:
-        raise ValueError(f"{folder} is a sweep of another recipe ({'; '.join(changed)}); choose another --out")
 
 
 def _merged(spec: SweepSpec, folder: Path) -> SweepSpec:
     """With what earlier commands asked for in the same folder, so that the report counts it."""
     if not (folder / SPEC).is_file():
+        if folder.exists() and any(path.name not in (".lock", f".{SPEC}.writing") for path in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files and no {SPEC}; choose another --out")
         return spec
     old = SweepSpec.read(folder)
-
-    def union(name: str) -> tuple:
-        return tuple(dict.fromkeys((*getattr(old, name), *getattr(spec, name))))
-
-    return SweepSpec(
-        recipe=spec.recipe,
-        minibatches=tuple(sorted(union("minibatches"))),
-        seeds=tuple(sorted(union("seeds"))),
-        arms=union("arms"),
-        arms_at=tuple(sorted(union("arms_at"))),
-    )
+    changes = differences(old.recipe, spec.recipe)
+    changed = [text for text in changes if not text.startswith(("minibatch: ", "seed: "))]
+    if changed:
+        raise ValueError(f"{folder} is a sweep of another recipe ({'; '.join(changed)}); choose another --out")
+    axes = {name: sorted({*getattr(old, name), *getattr(spec, name)}) for name in ("minibatches", "seeds", "arms_at")}
+    arms = tuple(dict.fromkeys((*old.arms, *spec.arms)))
+    return replace(spec, arms=arms, **{name: tuple(values) for name, values in axes.items()})

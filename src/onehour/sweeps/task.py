@@ -14,8 +14,6 @@ from onehour.config import Recipe
 from onehour.dist.launch import ENDS
 from onehour.execution import Execution
 
-__all__ = ["Task", "run_task"]
-
 
 @dataclass(frozen=True)
 class Task:
@@ -24,9 +22,6 @@ class Task:
     Args:
         recipes: completed, alike but for the seed.
         folders: of each run.
-
-    >>> Task((Recipe(seed=3), Recipe(seed=4)), (Path("a"), Path("b"))).images
-    0
     """
 
     recipes: tuple[Recipe, ...]
@@ -39,7 +34,7 @@ class Task:
 
 
 def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
-    """Train a task's runs to their ends; a run that leaves the finite numbers has come to its end too.
+    """Train a task's runs to their ends; a run that diverges has come to its end too.
 
     Args:
         execution: processes, device and threads of each run.
@@ -51,24 +46,27 @@ def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -
         ValueError: for bad input.
         StoppedError: when asked to stop; all is saved.
     """
-    if execution.processes > 1:
-        reason = "several processes"
-    else:
+    reason: str | None = "several processes"
+    if execution.processes == 1:
         reason = "one seed" if len(task.recipes) == 1 else _run_together(task, execution, stop_asked)
     if reason is not None:
+        train = _run_processes if execution.processes > 1 else _run_alone
         for recipe, folder in zip(task.recipes, task.folders, strict=True):
-            _run_alone(recipe, folder, execution, stop_asked)
+            train(recipe, folder, execution, stop_asked)
     return reason
 
 
 def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
     """Train the seeds as one network; why that could not be, or None."""
+    import torch
+
+    from onehour.dist.group import Group
     from onehour.training.build import complete, pick_device
     from onehour.training.refusals import out_of_memory
     from onehour.training.seeds import refuse_joining, train_seeds
 
     recipe, data = complete(task.recipes[0])
-    group = _group(pick_device(execution.device))
+    group = Group(device=torch.device(pick_device(execution.device)))
     try:
         refuse_joining(recipe, data, group)
     except ValueError as error:
@@ -87,9 +85,6 @@ def _run_alone(recipe: Recipe, folder: Path, execution: Execution, stop_asked: C
     from onehour.runs import run
     from onehour.training.record import NonFiniteError
 
-    if execution.processes > 1:
-        _run_processes(recipe, folder, execution, stop_asked)
-        return
     with suppress(NonFiniteError):  # its summary says so, and the study counts it as chance
         run(recipe, Execution(out=folder, device=execution.device), stop_asked=stop_asked)
 
@@ -102,24 +97,13 @@ def _run_processes(recipe: Recipe, folder: Path, execution: Execution, stop_aske
     # What the recipe names was asked for where the sweep was.
     flags = ["--trust", "--out", str(folder), "--processes", str(execution.processes), "--device", execution.device]
     command = [sys.executable, "-P", "-m", "onehour", "train", str(folder / "recipe.toml"), *flags]
-    code, said = _followed(command, stop_asked)
-    if code == 75:
-        raise StoppedError(said)
-    if code not in (0, 4):
-        raise ValueError(f"{folder.name}: {said.removeprefix('onehour: ') or f'exit code {code}'}")
-
-
-def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, str]:
-    """Run a command to its end, or to the end that a stop gives it; its exit code and what it said."""
-    stopping = False
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=os.environ | {ENDS: "1"}
-    ) as process:
+    environ, stopping = os.environ | {ENDS: "1"}, False
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=environ) as process:
         try:
-            while True:
+            said = None
+            while said is None:
                 try:
-                    _, said = process.communicate(timeout=1)
-                    return process.returncode, said.strip()
+                    said = process.communicate(timeout=1)[1].strip()
                 except subprocess.TimeoutExpired:
                     if not stopping and stop_asked():
                         stopping = True  # a second signal would end it before it has saved
@@ -128,11 +112,8 @@ def _followed(command: list[str], stop_asked: Callable[[], bool]) -> tuple[int, 
             if not stopping:
                 process.terminate()
             raise
-
-
-def _group(device: str):
-    import torch
-
-    from onehour.dist.group import Group
-
-    return Group(device=torch.device(device))
+    if process.returncode == 75:
+        raise StoppedError(said)
+    if process.returncode not in (0, 4):
+        said = said.removeprefix("onehour: ") or f"exit code {process.returncode}"
+        raise ValueError(f"{folder.name}: {said}")

@@ -10,32 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onehour.study.charts.panel import SHAPES
-from onehour.study.charts.picture import ACCENT, ALERT, FAINT, INK, SOFT, WIDE, Picture, Sheet
+from onehour.study.findings import Curve, Findings, Row, curve_of, sign_of
+from onehour.study.marks import SHAPES
+from onehour.study.picture import ACCENT, ALERT, FAINT, INK, SOFT, WIDE, Picture, Sheet
 from onehour.study.results import Entry
-from onehour.study.tables import Findings, Row, curve_of, sign_of
-from onehour.study.text import number, points, short, size_label
-from onehour.study.wording import multiple
+from onehour.study.wording import multiple, number, points, short, size_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MOST", "curve_pictures"]
-
-MOST = 24
-"""Small multiples in a figure."""
-
-DETAIL = 80
-"""Points of a curve that so small a picture can show."""
+MOST = 24  # small multiples in a figure
+DETAIL = 80  # points of a curve that so small a picture can show
 
 READ = "Solid: training error; dotted: validation error; grey: what they are compared with. The scale is logarithmic."
 READ_VALIDATION = "Dotted: validation error; grey: what it is compared with. The scale is logarithmic."
 READ_SIGN = (
-    "The gap of the training errors is shaded; its mean between the two upright lines, from the end of warmup to the"
-    " first drop of the rate, is the early sign."
+    "The gap between the training errors is shaded; its mean between the two vertical lines, from the end of warmup to"
+    " the first drop of the rate, is the early sign."
 )
-
-Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +37,11 @@ class _Cell:
     base: Entry | None
     state: str = "reference"
     early: float = math.nan
+
+    @property
+    def lines(self) -> list[str]:
+        """Its title, wrapped."""
+        return textwrap.wrap(short(self.title, 44), 25) or [""]
 
 
 def curve_pictures(findings: Findings) -> list[Picture]:
@@ -56,9 +53,9 @@ def curve_pictures(findings: Findings) -> list[Picture]:
         rows = [row for row in findings.sizes if row is not reference] or [reference]
         cells = [_cell(row, multiple(findings, row), reference.entry) for row in rows]
         groups.append(("curves", f"Error over epochs, {over}", cells))
-    for size in sorted({size for size, _ in findings.groups}):
+    for size in findings.arms_at:
         rows = sorted((row for row in findings.arms if row.entry.minibatch == size), key=lambda row: -row.cost)
-        cells = [_cell(row, row.name, findings.beside(row)) for row in rows]
+        cells = [_cell(row, row.name, findings.study.beside(row.entry)) for row in rows]
         groups.append((f"curves-of-arms-at-{size}", f"Error over epochs of each change at {size_label(size)}", cells))
     if findings.loose:
         base = reference.entry if reference else findings.loose[0]
@@ -70,8 +67,7 @@ def curve_pictures(findings: Findings) -> list[Picture]:
 
 
 def _cell(row: Row, title: str, base: Entry | None) -> _Cell:
-    state = row.verdict.state if row.verdict else "reference"
-    return _Cell(title, row.entry, None if base is row.entry else base, state, row.early)
+    return _Cell(title, row.entry, None if base is row.entry else base, row.state, row.early)
 
 
 def _picture(findings: Findings, name: str, title: str, cells: Sequence[_Cell]) -> Picture:
@@ -103,21 +99,21 @@ def _caption(cells: Sequence[_Cell]) -> str:
 
 def _draw(cells: Sequence[_Cell], sign: tuple[float, float] | None, width: float) -> Sheet:
     columns = min(4 if width == WIDE else 2, max(len(cells), 2))
-    lines = max(len(_wrapped(cell.title)) for cell in cells)
+    lines = max(len(cell.lines) for cell in cells)
     gap, left, right, tall, head = 14.0, 26.0, 8.0, 112.0 if width == WIDE else 100.0, 8.0 + 13 * lines
     each = (width - left - right - gap * (columns - 1)) / columns
     rows = -(-len(cells) // columns)
     sheet = Sheet(width, rows * (head + tall + 14) + 22)
-    shown = [error for cell in cells for error in _shown(cell)]
+    entries = [entry for cell in cells for entry in (cell.entry, cell.base) if entry is not None]
+    shown = [error for e in entries for kind in ("top1_error", "train_error") for _, error in curve_of(e, kind)]
     low, high = max(0.8 * min(shown), 0.1), min(1.15 * max(shown), 100.0)
     last = max(point.epoch for cell in cells for result in cell.entry.results for point in result.curve)
     for order, cell in enumerate(cells):
         row, column = divmod(order, columns)
         place, top = left + column * (each + gap), row * (head + tall + 14)
         color = SHAPES[cell.state]["markeredgecolor"]
-        for line, text in enumerate(_wrapped(cell.title)):
-            shift = head - 7 - 13 * (len(_wrapped(cell.title)) - 1 - line)
-            sheet.text(place, top + shift, text, weight="bold", fontsize=9.5, color=color)
+        for line, text in enumerate(reversed(cell.lines)):
+            sheet.text(place, top + head - 7 - 13 * line, text, weight="bold", fontsize=9.5, color=color)
         axes = sheet.axes(left=place, top=top + head, width=each, height=tall)
         _frame(axes, (low, high), last, first=column == 0, foot=order + columns >= len(cells))
         _draw_cell(axes, cell, sign, ALERT if color == ALERT else ACCENT)
@@ -130,9 +126,7 @@ def _draw(cells: Sequence[_Cell], sign: tuple[float, float] | None, width: float
 def _frame(axes: Axes, ends: tuple[float, float], last: float, *, first: bool, foot: bool) -> None:
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    axes.set_yscale("log")
-    axes.set_ylim(*ends)
-    axes.set_xlim(0, last)
+    axes.set(yscale="log", ylim=ends, xlim=(0, last))
     ticks = [tick for tick in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0) if ends[0] <= tick <= ends[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks] if first else [""] * len(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -149,21 +143,19 @@ def _draw_cell(axes: Axes, cell: _Cell, sign: tuple[float, float] | None, color:
         _plot(axes, curve_of(cell.base), color=SOFT, **dotted)
         _plot(axes, base, color=SOFT, linewidth=1.1)
         if base and train:
-            epochs, errors = (list(values) for values in zip(*_thinned(train), strict=True))
-            beside = np.interp(epochs, [epoch for epoch, _ in base], [error for _, error in base])
-            covered = [base[0][0] <= epoch <= base[-1][0] for epoch in epochs]
+            (epochs, errors), (base_epochs, base_errors) = np.transpose(_thinned(train)), np.transpose(base)
+            beside = np.interp(epochs, base_epochs, base_errors)
+            covered = (base_epochs[0] <= epochs) & (epochs <= base_epochs[-1])
             axes.fill_between(epochs, errors, beside, where=covered, color=color, alpha=0.16, linewidth=0)
+        for epoch in sign or ():
+            axes.axvline(epoch, ymin=0.17, color=SOFT, linewidth=0.7, dashes=(1, 2), zorder=0.5)
     _plot(axes, curve_of(cell.entry), color=color, **dotted)
     _plot(axes, train, color=color, linewidth=1.4)
     lost = [result for result in cell.entry.results if result.outcome == "non-finite" and result.curve]
     for result in cell.entry.results[: MOST // 2] if lost else ():
         _plot(axes, [(point.epoch, point.top1_error) for point in result.curve], color=color, linewidth=0.5, alpha=0.5)
-    ends = [result.curve[-1] for result in lost]
-    cross = {"linestyle": "none", "marker": "x", "color": ALERT, "markersize": 4.6}
-    axes.plot([point.epoch for point in ends], [point.top1_error for point in ends], **cross)
-    if sign is not None and cell.base is not None:
-        for epoch in sign:
-            axes.axvline(epoch, ymin=0.17, color=SOFT, linewidth=0.7, dashes=(1, 2), zorder=0.5)
+    for end in [result.curve[-1] for result in lost]:
+        axes.plot([end.epoch], [end.top1_error], linestyle="none", marker="x", color=ALERT, markersize=4.6)
     if math.isfinite(cell.early):
         text = f"gap {points(cell.early)}"
         axes.annotate(text, (0.03, 0.05), xycoords="axes fraction", fontsize=9, color=INK)
@@ -177,12 +169,3 @@ def _plot(axes: Axes, curve: Curve, **style: Any) -> None:
 def _thinned(curve: Curve) -> Curve:
     step = -(-len(curve) // DETAIL)
     return curve if step == 1 else [*curve[:-1:step], curve[-1]]
-
-
-def _shown(cell: _Cell) -> list[float]:
-    entries = [entry for entry in (cell.entry, cell.base) if entry is not None]
-    return [error for e in entries for kind in ("top1_error", "train_error") for _, error in curve_of(e, kind)]
-
-
-def _wrapped(title: str) -> list[str]:
-    return textwrap.wrap(short(title, 44), 25) or [""]

@@ -1,44 +1,29 @@
 """Figures: that they draw what the entries hold, that outside text is text, and that scales keep order."""
 
-import importlib
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import studies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onehour.study.charts.arms import arm_pictures
-from onehour.study.charts.curves import MOST, curve_pictures
-from onehour.study.charts.panel import Mark, draw_mark, draw_panel, key_height, window_of
-from onehour.study.charts.picture import FORMATS, NARROW, VARIABLES, WIDE, Picture, Sheet, Window, looks
-from onehour.study.charts.seconds import seconds_picture
-from onehour.study.charts.sizes import minibatch_picture, per_worker_pictures
-from onehour.study.others import read_paths
-from onehour.study.results import read_study
-from onehour.study.tables import Findings, findings_of
-from onehour.study.text import number, points
-
-studies = importlib.import_module("studies")
+from onehour.study.curves import MOST, curve_pictures
+from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
+from onehour.study.findings import Findings, findings_of
+from onehour.study.marks import Mark, Panel, draw_mark, draw_panels, sheet_with_key, window_of
+from onehour.study.picture import FORMATS, NARROW, VARIABLES, WIDE, Picture, Sheet, Window, looks
+from onehour.study.results import read_paths, read_study
+from onehour.study.wording import number, points
 
 
-@pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    path = tmp_path_factory.mktemp("charts") / "sweep"
-    studies.write_sweep(path)
-    return findings_of(read_study([path]))
-
-
-def pictures_of(findings: Findings) -> Iterator[Picture]:
-    for picture in (minibatch_picture(findings), seconds_picture(findings)):
-        if picture is not None:
-            yield picture
-    yield from (*arm_pictures(findings), *per_worker_pictures(findings), *curve_pictures(findings))
+def pictures_of(findings: Findings) -> list[Picture]:
+    parts = (minibatch_picture, seconds_picture, arm_pictures, per_worker_pictures, curve_pictures)
+    return [picture for part in parts for picture in part(findings)]
 
 
 def texts(sheet: Sheet) -> list[str]:
@@ -91,54 +76,51 @@ def test_every_mean_and_seed_is_inside_its_window(base: float, differences: list
 def test_one_value_far_off_is_put_on_a_logarithm_and_near_ones_are_not():
     near = [Mark(0, 3.6, 0.1, "reference"), Mark(1, 3.7, 0.1, "holds")]
     assert not window_of(near, base=3.6, margin=0.5, floor=0).broken
-    assert window_of([*near, Mark(2, 80, 9, "worse")], base=3.6, margin=0.5, floor=0).broken
+    window = window_of([*near, Mark(2, 43.0, 30.0, "worse")], base=3.6, margin=0.5, floor=0)
+    assert [round(end, 2) for end in (window.low, window.knee, window.high)] == [2.7, 6.0, 82.91]
 
 
 def test_the_first_figure_shows_every_entry_and_marks_the_break(findings: Findings):
-    picture = minibatch_picture(findings)
-    assert picture is not None
+    (picture,) = minibatch_picture(findings)
     for width in (WIDE, NARROW):
         found = texts(drawn(picture, width))
         assert {"32", "64", "128", "256", "512", "1k", "2k"} <= set(found)
         assert {"holds to 512", "holds to 8k", "64k", "256×", "digits", "The paper"} <= set(found)
-    ours, papers = drawn(picture).figure.axes
-    for axes, means in ((ours, [row.entry.mean for row in findings.sizes]), (papers, None)):
-        line = next(line for line in axes.lines if len(np.asarray(line.get_xdata())) > 6)
-        assert len(np.asarray(line.get_xdata())) == (7 if means else 10)
-        if means:
-            np.testing.assert_allclose(np.asarray(line.get_ydata(), float), means)
-    assert "12.00 %, +8.40 points" in picture.caption
-    assert any("2 of 5 runs of minibatch 2k left the finite numbers" in note for note in picture.notes)
-
-
-def test_the_same_points_above_the_reference_lie_at_the_same_height(findings: Findings):
-    picture = minibatch_picture(findings)
-    assert picture is not None
     with looks():
         ours, papers = picture.draw(WIDE).figure.axes
-        for above in (0.0, 0.5, 1.5):
+        for axes, means in ((ours, [row.entry.mean for row in findings.sizes]), (papers, None)):
+            line = next(line for line in axes.lines if len(np.asarray(line.get_xdata())) > 6)
+            assert len(np.asarray(line.get_xdata())) == (7 if means else 10)
+            if means:
+                np.testing.assert_allclose(np.asarray(line.get_ydata(), float), means)
+        for above in (0.0, 0.5, 1.5):  # the same points above the reference lie at the same height
             heights = [
                 axes.transAxes.inverted().transform(axes.transData.transform((8, base + above)))[1]
                 for axes, base in ((ours, 3.6), (papers, 23.6))
             ]
             assert heights[0] == pytest.approx(heights[1], abs=1e-6)
+    assert "12.00 %, +8.40 points" in picture.caption
+    assert any("2 of 5 runs of minibatch 2k diverged" in note for note in picture.notes)
 
 
-def test_a_non_finite_run_is_a_cross():
+@pytest.mark.parametrize(
+    ("mark", "crosses", "bar"),
+    [
+        (Mark(5, 50, 40, "worse", dots=(10.0,), crosses=(90.0, 90.0)), [90.0, 90.0], [0, 100]),  # no error lies outside
+        (Mark(5, 3.0, math.nan, "one seed", dots=(3.0,)), [], []),
+    ],
+)
+def test_a_non_finite_run_is_a_cross_and_one_seed_has_no_bar(mark: Mark, crosses: list[float], bar: list[float]):
     with looks():
         axes = Sheet(90, 90).axes(left=0, top=0, width=90, height=90)
-        draw_mark(axes, Mark(5, 50, 40, "worse", dots=(10.0,), crosses=(90.0, 90.0)), ends=(0, 100))
-    crosses = [line for line in axes.lines if line.get_marker() == "x" and len(np.asarray(line.get_ydata()))]
-    assert [list(np.asarray(line.get_ydata())) for line in crosses] == [[90.0, 90.0]]
-    bar = next(line for line in axes.lines if line.get_linestyle() == "-")
-    assert list(np.asarray(bar.get_ydata())) == [0, 100]  # no error lies outside
+        draw_mark(axes, mark, width=1, ends=(0, 100))
 
+    def values(**style: str) -> list[float]:
+        lines = [line for line in axes.lines if all(getattr(line, f"get_{k}")() == v for k, v in style.items())]
+        return [value for line in lines for value in np.asarray(line.get_ydata()).tolist()]
 
-def test_one_seed_has_no_bar():
-    with looks():
-        axes = Sheet(90, 90).axes(left=0, top=0, width=90, height=90)
-        draw_mark(axes, Mark(5, 3.0, math.nan, "one seed", dots=(3.0,)), ends=(0, 100))
-    assert not [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert values(marker="x") == crosses
+    assert values(linestyle="-") == bar
 
 
 def test_arms_stand_by_their_cost_with_the_papers_beside(findings: Findings):
@@ -155,10 +137,6 @@ def test_arms_stand_by_their_cost_with_the_papers_beside(findings: Findings):
         assert {"the paper, at 8k", "holds", "worse"} <= set(found)
     assert "loss divided by n, not kn (+" in picture.caption
     assert "at 512" in picture.title
-
-
-def test_an_arm_far_off_does_not_hide_the_others(findings: Findings):
-    (picture,) = arm_pictures(findings)
     (axes,) = drawn(picture).figure.axes
     with looks():
         places = [axes.transData.transform((cost, 0))[0] for cost in (0.1, 0.6, 79.0)]
@@ -178,8 +156,7 @@ def test_batchnorms_n_is_drawn_from_three_values_on(findings: Findings, tmp_path
 
 def test_curves_are_small_multiples_with_the_gap(findings: Findings):
     sizes, arms = curve_pictures(findings)
-    assert len(drawn(sizes).figure.axes) == 6
-    assert len(drawn(arms).figure.axes) == 19
+    assert [len(drawn(picture).figure.axes) for picture in (sizes, arms)] == [6, 19]
     rows = {row.name: row for row in findings.sizes}
     assert f"gap {points(rows['1024'].early)}" in texts(drawn(sizes))
     assert f"{points(rows['2048'].early)} points at its largest (2k (64×))" in sizes.caption
@@ -193,15 +170,14 @@ def test_no_more_curves_than_a_page_can_hold(tmp_path: Path):
 
 
 def test_time_is_told_with_each_halving(findings: Findings, tmp_path: Path):
-    picture = seconds_picture(findings)
-    assert picture is not None
+    (picture,) = seconds_picture(findings)
     halvings = math.log2(52 / 14.5)
     assert f"from 52 s to 14.5 s, {number(halvings)} halvings" in picture.caption
     assert f"{points(0.1)} points: {points(0.1 / halvings)} for each halving" in picture.caption
     assert len(picture.notes) == 1
+    assert {"32", "64", "128", "256", "512", "2k", "15 s", "30 s", "60 s"} <= set(texts(drawn(picture)))
     studies.write_sweep(tmp_path, seeds=2, minibatches=(32, 64), arms=(), together=2)
-    together = seconds_picture(findings_of(read_study([tmp_path])))
-    assert together is not None
+    (together,) = seconds_picture(findings_of(read_study([tmp_path])))
     assert "2 seeds were trained at once, as one network: a run’s time is its share" in together.notes[1]
 
 
@@ -228,8 +204,7 @@ def test_outside_text_is_text(tmp_path: Path):
     name = "<script>alert(1)</script> & $x_1$ \"style='fill: #2160a8'"
     recipe = studies.BASE.replace(name=name, data="a]]><b>{{ 7 * 7 }}")
     studies.write_sweep(tmp_path, recipe=recipe, seeds=2, minibatches=(32, 64), arms=())
-    picture = minibatch_picture(findings_of(read_study([tmp_path])))
-    assert picture is not None
+    (picture,) = minibatch_picture(findings_of(read_study([tmp_path])))
     for kind in ("wide", "narrow"):
         markup = picture.inline(kind, {})
         assert "<script" not in markup
@@ -241,8 +216,7 @@ def test_outside_text_is_text(tmp_path: Path):
 def test_a_name_in_any_script_is_drawn(tmp_path: Path):
     recipe = studies.BASE.replace(name="数字 \U0001f600 \x07")
     studies.write_sweep(tmp_path, recipe=recipe, seeds=1, minibatches=(32,), arms=())
-    picture = minibatch_picture(findings_of(read_study([tmp_path])))
-    assert picture is not None
+    (picture,) = minibatch_picture(findings_of(read_study([tmp_path])))
     assert "数字 \U0001f600" in picture.inline("wide", {})
     assert all(picture.files().values())
 
@@ -252,58 +226,45 @@ def test_inline_figures_share_no_id_and_name_nothing_outside(findings: Findings)
     seen: set[str] = set()
     for picture in pictures_of(findings):
         for kind in ("wide", "narrow"):
-            root = ElementTree.fromstring(picture.inline(kind, classes))
+            text = picture.inline(kind, classes)
+            root = ElementTree.fromstring(text)
             ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
             assert len(ids) == len(set(ids))
             assert not seen & set(ids)
             seen |= set(ids)
-            named = re.findall(r"(?:url\(|href=.)#([\w.-]+)", picture.inline(kind, classes))
-            assert set(named) == set(ids)
+            assert set(re.findall(r"(?:url\(|href=.)#([\w.-]+)", text)) == set(ids)
             assert root.attrib["role"] == "img"
             assert picture.caption in root.attrib["aria-label"]
             assert not {element.tag for element in root.iter()} & {"image", "style", "script", "foreignObject"}
             assert all(name not in ("style", "onload") for element in root.iter() for name in element.attrib)
-    assert not re.search(r"#[0-9a-f]{6}", " ".join(classes.values()))  # every colour follows light and dark
-    assert {f"var(--{name})" for name in VARIABLES.values()} & set(
-        re.findall(r"var\(--\w+\)", " ".join(classes.values()))
-    )
+    styles = " ".join(classes)
+    assert not re.search(r"#[0-9a-f]{6}", styles)  # every colour follows light and dark
+    assert {f"var(--{name})" for name in VARIABLES.values()} & set(re.findall(r"var\(--\w+\)", styles))
 
 
-def test_files_are_pictures_and_the_same_twice(findings: Findings):
-    picture = minibatch_picture(findings)
-    again = minibatch_picture(findings)
-    assert picture is not None
-    assert again is not None
-    first, second = picture.files(), again.files()
+def test_files_are_pictures_and_the_same_twice_whatever_the_users_settings(
+    findings: Findings, monkeypatch: pytest.MonkeyPatch
+):
+    import matplotlib
+
+    (picture,), (again,) = minibatch_picture(findings), minibatch_picture(findings)
+    first, markup = picture.files(), picture.inline("wide", {})
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.grid", True)
+    assert (again.files(), again.inline("wide", {})) == (first, markup)
+    assert matplotlib.rcParams["font.size"] == 30
     assert list(first) == [f"{picture.name}.{kind}" for kind in FORMATS]
-    assert first == second
     for content, begins in zip(first.values(), (b"\x89PNG", b"<?xml", b"%PDF"), strict=True):
         assert content.startswith(begins)
         assert len(content) > 10_000
     ElementTree.fromstring(first[f"{picture.name}.svg"])
 
 
-def test_the_users_own_settings_do_not_count(findings: Findings, monkeypatch: pytest.MonkeyPatch):
-    import matplotlib
-
-    picture, again = minibatch_picture(findings), minibatch_picture(findings)
-    assert picture is not None
-    assert again is not None
-    plain = picture.inline("wide", {})
-    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)
-    monkeypatch.setitem(matplotlib.rcParams, "axes.grid", True)
-    assert again.inline("wide", {}) == plain
-    assert matplotlib.rcParams["font.size"] == 30
-
-
 def test_a_panel_without_a_break_says_what_is_undecided():
-    from onehour.study.charts.panel import Panel
-
     marks = (Mark(5, 3.6, 0.3, "reference"), Mark(6, 3.9, 0.4, "undecided"))
-    panel = Panel("digits", "", marks, ("1×", "2×"), 0.5)
+    panel = Panel("digits", "", marks, ((5, "32", "1×"), (6, "64", "2×")), 0.5, breaks=True)
     with looks():
-        sheet = Sheet(300, 300)
-        draw_panel(sheet, panel, panel.window, left=0, top=0, width=300, tall=200)
+        sheet = draw_panels([panel], NARROW)
     assert "undecided" in texts(sheet)
     assert not [text for text in texts(sheet) if text.startswith("holds to")]
 
@@ -312,9 +273,7 @@ def test_sizes_that_lie_close_are_not_written_over_each_other(tmp_path: Path):
     recipe = studies.BASE.replace(per_worker=8)
     sizes = [32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 1024]
     paths = [studies.write_run(tmp_path / str(size), recipe.replace(minibatch=size), 3.6) for size in sizes]
-    findings = findings_of(read_study(paths))
-    picture = minibatch_picture(findings)
-    assert picture is not None
+    (picture,) = minibatch_picture(findings_of(read_study(paths)))
     found = set(texts(drawn(picture)))
     assert {"32", "1k"} <= found
     assert not {"40", "88", "104"} & found
@@ -322,6 +281,10 @@ def test_sizes_that_lie_close_are_not_written_over_each_other(tmp_path: Path):
 
 
 def test_a_key_takes_the_lines_that_it_needs():
-    states = ["reference", "holds", "worse", "untested", "cross", "paper"]
-    assert key_height(states, WIDE) < key_height(states, NARROW)
-    assert key_height([], WIDE) == 0
+    states = ["reference", "holds", "worse", "untested", "one seed", "paper"]
+    marks = [Mark(5, 3.6, 0.3, state, crosses=(90.0,)) for state in states]
+    with looks():
+        heights = [sheet_with_key(width, 100, marks).height for width in (WIDE, NARROW)]
+        alone = sheet_with_key(NARROW, 100, marks[:1])
+    assert [height - 100 for height in heights] == [32, 48]
+    assert texts(alone) == ["reference", "diverged (NaN or ∞), scored as chance"]

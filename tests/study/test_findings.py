@@ -1,29 +1,20 @@
-"""Tables of a study: rows with verdicts, groups of arms, and the early sign, from a truth that is known."""
+"""A study judged: rows with verdicts, groups of arms, and the early sign, from a truth that is known."""
 
-import importlib
 import math
 from pathlib import Path
 
 import pytest
+import studies
 
-from onehour.study.others import read_paths
-from onehour.study.results import Study, read_study
-from onehour.study.statistics import Sample
-from onehour.study.tables import Findings, Row, curve_of, findings_of, sign_of
-from onehour.study.verdict import judge_arms, judge_minibatches
+from onehour.study.findings import Findings, Row, curve_of, early_gap, findings_of, mean_curve, sign_of
+from onehour.study.results import Study, read_paths, read_study
+from onehour.study.verdict import Sample, judge_arms, judge_minibatches
 
-studies = importlib.import_module("studies")
-
-
-@pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    path = tmp_path_factory.mktemp("tables") / "sweep"
-    studies.write_sweep(path)
-    return findings_of(read_study([path]))
+BASE = [(1.0, 50.0), (2.0, 40.0), (3.0, 30.0), (4.0, 20.0)]
 
 
 def states(rows: tuple[Row, ...]) -> dict[str, str]:
-    return {row.name: row.verdict.state if row.verdict else "reference" for row in rows}
+    return {row.name: row.state for row in rows}
 
 
 def test_it_holds_to_16_times_the_base_and_no_further(findings: Findings):
@@ -34,13 +25,10 @@ def test_it_holds_to_16_times_the_base_and_no_further(findings: Findings):
         "2048": "untested",
     }
     assert [row.name for row in findings.held] == ["64", "128", "256", "512"]
-    failure = findings.first_failure()
+    failure = findings.first_failure
     assert failure is not None
     assert failure.name == "1024"
     assert failure.cost == pytest.approx(12.0 - 3.6)
-
-
-def test_verdicts_are_those_of_the_samples(findings: Findings):
     samples = {row.entry.minibatch or 0: Sample.of(row.entry.errors) for row in findings.sizes}
     expected = judge_minibatches(32, samples, 0.5)
     assert {row.entry.minibatch: row.verdict for row in findings.sizes if row.verdict} == expected
@@ -50,19 +38,16 @@ def test_each_question_is_its_own_family(findings: Findings):
     assert [kind for _, kind in findings.groups] == ["rate", "pitfall", "n"]
     assert [len(rows) for rows in findings.groups.values()] == [6, 9, 4]
     for rows in findings.groups.values():
-        pairs = [(row.entry, findings.beside(row)) for row in rows]
+        pairs = [(row.entry, findings.study.beside(row.entry)) for row in rows]
         samples = [(Sample.of(arm.errors), Sample.of(own.errors)) for arm, own in pairs if own]
         assert [row.verdict for row in rows] == judge_arms(samples, 0.5)
         assert [row.cost for row in rows] == sorted((row.cost for row in rows), reverse=True)
 
 
-def test_the_costs_of_arms_are_those_that_were_written(findings: Findings):
+def test_the_costs_of_arms_are_those_that_were_written_and_the_papers_stand_beside(findings: Findings):
     for row in findings.arms:
         if row.entry.mean < 80:  # chance bounds the others
             assert row.cost == pytest.approx(studies.COSTS[row.entry.label], abs=1e-9), row.name
-
-
-def test_the_papers_costs_stand_beside_the_same_changes(findings: Findings):
     found = {row.entry.label: round(row.paper, 2) for row in findings.arms if row.paper is not None}
     assert found == {
         "warmup=none": 1.10,
@@ -76,12 +61,12 @@ def test_the_papers_costs_stand_beside_the_same_changes(findings: Findings):
 
 
 def test_rows_know_their_recipe(findings: Findings):
-    rows = {row.entry.label: row.recipe for row in findings.arms}
-    assert rows["per_worker=512"] is not None
-    assert rows["per_worker=512"].workers.workers == 1
-    assert rows["scaling=fixed"] is not None
-    assert rows["scaling=fixed"].target_lr == 0.2
-    last = findings.sizes[-1].recipe
+    rows = {row.entry.label: row.recipe for row in (*findings.arms, findings.sizes[-1])}
+    whole, fixed, last = rows["per_worker=512"], rows["scaling=fixed"], rows[""]
+    assert whole is not None
+    assert whole.workers.workers == 1
+    assert fixed is not None
+    assert fixed.target_lr == 0.2
     assert last is not None
     assert (last.minibatch, last.target_lr, last.workers.workers) == (2048, 12.8, 128)
 
@@ -97,6 +82,25 @@ def test_the_early_sign_is_the_mean_gap_between_warmup_and_the_first_drop(findin
     assert math.isnan(rows["32"].early)
 
 
+def test_the_early_gap_counts_from_after_warmup_to_the_first_drop():
+    curve = [(1.0, 90.0), (2.0, 80.0), (3.0, 32.0), (4.0, 23.0), (5.0, 99.0)]
+    assert early_gap(curve, BASE, start=2, stop=4) == 2.5
+    assert early_gap(curve, BASE, start=1, stop=3) == 21
+    assert early_gap(BASE, curve, start=2, stop=4) == -2.5
+
+
+def test_the_base_is_straight_between_its_epochs_and_nothing_outside():
+    assert early_gap([(2.5, 36.0)], BASE, start=2, stop=4) == 1
+    assert math.isnan(early_gap([(4.5, 36.0)], BASE, start=2, stop=9))
+    assert math.isnan(early_gap(BASE, BASE, start=4, stop=9))
+    assert math.isnan(early_gap(BASE, [], start=0, stop=9))
+
+
+def test_curves_are_averaged_where_every_seed_has_been():
+    assert mean_curve([[(2, 20.0), (1, 40.0)], [(1, 60.0), (2, 30.0), (3, 9.0)]]) == [(1, 50.0), (2, 25.0)]
+    assert mean_curve([]) == []
+
+
 def test_nothing_is_dropped(findings: Findings):
     last = findings.sizes[-1]
     assert (last.non_finite, last.entry.n) == (2, 5)
@@ -104,29 +108,19 @@ def test_nothing_is_dropped(findings: Findings):
     assert len(last.seconds) == 3
 
 
-def test_one_seed_has_no_verdict(tmp_path: Path):
-    studies.write_sweep(tmp_path, seeds=1, minibatches=(32, 64), arms=())
-    row = findings_of(read_study([tmp_path])).sizes[1]
-    assert row.verdict is not None
-    assert row.verdict.state == "one seed"
-    assert math.isnan(row.entry.std)
-
-
-def test_an_arm_without_the_recipe_beside_it_has_no_cost(tmp_path: Path):
-    sizes = {"a": (32, "gradual"), "b": (64, "none")}
+def test_one_seed_has_no_verdict_and_no_arm_a_cost_without_the_recipe_beside_it(tmp_path: Path):
+    changes: list[dict[str, object]] = [{}, {"minibatch": 128}, {"minibatch": 64, "warmup": "none"}]
     runs = [
-        studies.write_run(tmp_path / name, studies.BASE.replace(minibatch=size, warmup=warmup), 4.0)
-        for name, (size, warmup) in sizes.items()
+        studies.write_run(tmp_path / str(number), studies.BASE.replace(**change), 4.0)
+        for number, change in enumerate(changes)
     ]
-    (row,) = findings_of(read_study(runs)).arms
+    findings = findings_of(read_study(runs))
+    (row,) = findings.arms
+    assert (states(findings.sizes), row.state) == ({"32": "reference", "128": "one seed"}, "one seed")
     assert math.isnan(row.cost)
-    assert row.verdict is not None
-    assert row.verdict.state == "one seed"
 
 
-def test_the_margin_moves_the_verdict(tmp_path: Path):
-    studies.write_sweep(tmp_path, minibatches=(32, 512), arms=())
-    study = read_study([tmp_path])
+def test_the_margin_moves_the_verdict(study: Study):
     assert states(findings_of(study, 0.5).sizes)["512"] == "holds"
     assert states(findings_of(study, 0.05).sizes)["512"] != "holds"
     with pytest.raises(ValueError, match="margin"):
@@ -146,7 +140,7 @@ def test_others_runs_have_verdicts_without_a_recipe(tmp_path: Path):
 
 def test_a_study_without_a_minibatch_has_no_rows():
     findings = findings_of(Study(None, ()))
-    assert (findings.sizes, findings.arms, findings.reference, findings.first_failure()) == ((), (), None, None)
+    assert (findings.sizes, findings.arms, findings.reference, findings.first_failure) == ((), (), None, None)
 
 
 def test_an_unfinished_runs_half_is_no_part_of_the_mean_curve(tmp_path: Path):

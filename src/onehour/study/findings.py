@@ -1,0 +1,249 @@
+"""A study, judged: its entries with what belongs to them, each with a verdict (paper T1, T2a, F1)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onehour.config import Recipe
+from onehour.rules.schedule import parse_milestones
+from onehour.study.paper import paper_cost
+from onehour.study.results import Entry, Study
+from onehour.study.spec import GROUPS, OTHERS, applied, group_of, plain_name
+from onehour.study.verdict import Sample, Verdict, judge_arms, judge_minibatches
+
+Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Args:
+        entry: its runs.
+        name: in plain words.
+        recipe: what its runs had; None for others' curves.
+        verdict: against the reference, or of an arm against the recipe at the same minibatch; None for the reference.
+        paper: of an arm, what it costs in the paper at 8k, in points.
+        early: the early sign, in points: the mean gap of the training curves from the end of warmup to the first drop.
+    """
+
+    entry: Entry
+    name: str
+    recipe: Recipe | None = None
+    verdict: Verdict | None = None
+    paper: float | None = None
+    early: float = math.nan
+
+    @property
+    def state(self) -> str:
+        """Its verdict's; "reference" where it has none."""
+        return self.verdict.state if self.verdict else "reference"
+
+    @property
+    def non_finite(self) -> int:
+        """How many runs diverged to NaN or infinity and count as chance."""
+        return sum(result.outcome == "non-finite" for result in self.entry.results)
+
+    @property
+    def cost(self) -> float:
+        """Mean error − what it is compared with, in points; 0 for the reference."""
+        return self.verdict.difference if self.verdict else 0.0
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Of training, of the runs that came to their end."""
+        return tuple(result.seconds for result in self.entry.results if result.seconds)
+
+    @property
+    def mean_seconds(self) -> float:
+        """Their mean; nan without any."""
+        return statistics.fmean(self.seconds) if self.seconds else math.nan
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study shows.
+
+    Args:
+        study: what was run.
+        margin: in points, under which a difference does not matter.
+        sizes: a row a minibatch, the recipe's own.
+        groups: rows of arms by (minibatch, one of `GROUPS`), the costliest first; each group is Holm's family.
+    """
+
+    study: Study
+    margin: float
+    sizes: tuple[Row, ...]
+    groups: Mapping[tuple[int, str], tuple[Row, ...]]
+
+    @property
+    def reference(self) -> Row | None:
+        """The row that the others are compared with."""
+        return next((row for row in self.sizes if row.entry is self.study.reference), None)
+
+    @property
+    def arms(self) -> tuple[Row, ...]:
+        """Every arm's row."""
+        return tuple(row for rows in self.groups.values() for row in rows)
+
+    @property
+    def arms_at(self) -> list[int]:
+        """The minibatches that have arms."""
+        return sorted({size for size, _ in self.groups})
+
+    @property
+    def loose(self) -> tuple[Entry, ...]:
+        """Curves without a minibatch, hence without a place on the axis."""
+        return tuple(entry for entry in self.study.entries if entry.minibatch is None)
+
+    @property
+    def timed(self) -> tuple[Row, ...]:
+        """The minibatches that have a time and an error; none where the reference or all others lack them."""
+        rows = tuple(row for row in self.sizes if row.seconds and row.entry.n)
+        return rows if len(rows) > 1 and self.reference in rows else ()
+
+    @property
+    def above(self) -> tuple[Row, ...]:
+        """The rows of minibatches larger than the reference."""
+        reference = self.study.reference
+        least = reference.minibatch if reference and reference.minibatch else math.inf
+        return tuple(row for row in self.sizes if (row.entry.minibatch or 0) > least)
+
+    @property
+    def held(self) -> tuple[Row, ...]:
+        """The rows above the reference that hold: all up to the first that does not."""
+        return tuple(row for row in self.above if row.state == "holds")
+
+    @property
+    def first_failure(self) -> Row | None:
+        """The smallest minibatch above the reference that does not hold."""
+        return next((row for row in self.above if row.state != "holds"), None)
+
+
+def findings_of(study: Study, margin: float = 0.5) -> Findings:
+    """Judge a study: minibatches as a fixed sequence, arms by Holm within each group.
+
+    Raises:
+        ValueError: if margin is not above zero, or scipy is missing.
+    """
+    flat = {entry.minibatch: entry for entry in study.flat if entry.minibatch is not None}
+    reference, verdicts = study.reference, {}
+    if reference is not None and reference.minibatch is not None:
+        samples = {minibatch: _sample(entry) for minibatch, entry in flat.items()}
+        verdicts = judge_minibatches(reference.minibatch, samples, margin)
+    sizes = [
+        Row(
+            entry,
+            str(minibatch),
+            recipe=_recipe(study, entry),
+            verdict=verdicts.get(minibatch),
+            early=_early(study, entry, reference),
+        )
+        for minibatch, entry in flat.items()
+    ]
+    return Findings(study, margin, tuple(sizes), _groups(study, margin))
+
+
+def curve_of(entry: Entry, kind: Literal["top1_error", "train_error"] = "top1_error") -> Curve:
+    """(epoch, error) at the epochs that each run has reached: the mean over those that have ended, or over all."""
+    ended = [result for result in entry.results if result.error is not None] or entry.results
+    curves = [[(point.epoch, getattr(point, kind)) for point in result.curve] for result in ended]
+    return mean_curve([(epoch, error) for epoch, error in curve if error is not None] for curve in curves)
+
+
+def mean_curve(curves: Iterable[Curve]) -> Curve:
+    """The mean over seeds of curves of (epoch, error), at the epochs that every seed has reached."""
+    tables = [dict(curve) for curve in curves]
+    shared = set.intersection(*map(set, tables)) if tables else set()
+    return [(epoch, statistics.fmean(table[epoch] for table in tables)) for epoch in sorted(shared)]
+
+
+def early_gap(curve: Curve, base_curve: Curve, start: float, stop: float) -> float:
+    """The early sign of failure (§5.2, F2): the mean gap of two training curves, in points.
+
+    Where scaling works the curves overlap from the end of warmup on; a gap before the first drop of the rate tells
+    that the final error will be worse.
+
+    Args:
+        curve, base_curve: (epoch, training error in percent), by epoch; the mean over seeds (`mean_curve`). Between its
+            epochs the base is taken as straight.
+        start: the epoch at which warmup ends. What is logged at it was trained before, so it does not count.
+        stop: the epoch of the first drop; it counts.
+
+    Returns:
+        Mean of curve − base over the curve's epochs in (start, stop] that the base covers; nan if there is none.
+
+    >>> early_gap([(4, 50.0), (5, 30.0), (6, 22.0)], [(4, 20.0), (5, 20.0), (6, 20.0)], start=4, stop=6)
+    6.0
+    """
+    if not base_curve:
+        return math.nan
+    epochs, errors = zip(*base_curve, strict=True)
+    gaps = [
+        error - float(np.interp(epoch, epochs, errors))
+        for epoch, error in curve
+        if start < epoch <= stop and epochs[0] <= epoch <= epochs[-1]
+    ]
+    return statistics.fmean(gaps) if gaps else math.nan
+
+
+def sign_of(recipe: Recipe | None) -> tuple[float, float] | None:
+    """The epochs between which the early sign is read: the end of warmup and the first drop; None without drops."""
+    if recipe is None or recipe.decay != "step":
+        return None
+    drops = [float(milestone) for milestone in parse_milestones(recipe.milestones) if milestone < recipe.epochs]
+    return (float(recipe.warmup_epochs), drops[0]) if drops else None
+
+
+def _groups(study: Study, margin: float) -> dict[tuple[int, str], tuple[Row, ...]]:
+    groups: dict[tuple[int, str], list[Entry]] = {}
+    for entry in study.arms:
+        if entry.minibatch is not None:
+            groups.setdefault((entry.minibatch, group_of(entry.arm, entry.minibatch)), []).append(entry)
+    order = list(GROUPS)
+    keys = sorted(groups, key=lambda key: (key[0], order.index(key[1])))
+    return {key: _arm_rows(study, groups[key], margin) for key in keys}
+
+
+def _arm_rows(study: Study, entries: Sequence[Entry], margin: float) -> tuple[Row, ...]:
+    """One family of arms, the costliest first; what cannot be compared has the cost nan, and stands last."""
+    pairs = [(entry, study.beside(entry)) for entry in entries]
+    verdicts = judge_arms([(_sample(entry), _sample(own)) for entry, own in pairs], margin)
+    rows = [
+        Row(
+            entry,
+            plain_name(entry.arm, study.recipe, entry.minibatch),
+            recipe=_recipe(study, entry),
+            verdict=verdict,
+            paper=paper_cost(entry.arm, study.recipe),
+            early=_early(study, entry, own),
+        )
+        for (entry, own), verdict in zip(pairs, verdicts, strict=True)
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.cost if math.isfinite(row.cost) else math.inf))
+
+
+def _sample(entry: Entry | None) -> Sample:
+    return Sample.of(entry.errors if entry else ())
+
+
+def _recipe(study: Study, entry: Entry) -> Recipe | None:
+    if study.recipe is None or entry.minibatch is None or any(name in OTHERS for name, _ in entry.arm):
+        return None
+    try:
+        return applied(study.recipe, entry.arm, entry.minibatch, 0)
+    except ValueError:  # of somebody's CSV: a minibatch that this recipe could not have
+        return None
+
+
+def _early(study: Study, entry: Entry, base: Entry | None) -> float:
+    sign = sign_of(study.recipe)
+    if sign is None or base is None or base is entry:
+        return math.nan
+    return early_gap(curve_of(entry, "train_error"), curve_of(base, "train_error"), *sign)
