@@ -149,8 +149,8 @@ def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
     ended = len(story.ends(story.training)) if story.training is not None else 0
     if not calls or not updates:
         return 0, None
-    if ended and calls <= ended and updates >= 2 * calls:
-        return 0, 1
+    if ended and (calls <= ended or calls % ended == 0) and updates >= 2 * calls:
+        return 0, max(calls // ended, 1)
     a_update = round(calls / updates)
     if not a_update or abs(calls / updates - a_update) > 0.2 * a_update:
         return 0, None

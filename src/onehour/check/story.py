@@ -131,7 +131,7 @@ class Story:
         given: dict[int, deque[BatchGiven]] = {}
         loader: int | None = None
         for event in self.tape.events:
-            if isinstance(event, EpochBegan):
+            if isinstance(event, EpochBegan) or (isinstance(event, EpochEnded) and not event.trained):
                 given.pop(event.loader, None)
             elif isinstance(event, BatchGiven):
                 # Some loops take the next batches before they come to the one that they have.

@@ -64,6 +64,12 @@ SCRIPTS = {
         "train(net, sgd(net), averaged=list(net.body.parameters()))\n",
         None,
     ),
+    "no_sync at every pass": (
+        "net = DistributedDataParallel(nn.Linear(4, 3))\n"
+        "def alone(x):\n    with net.no_sync():\n        return net(x)\n"
+        "train(alone, sgd(net))\n",
+        "2 of 2 parameters are updated by another gradient",
+    ),
     "averaged by hooks": (
         "net = nn.Linear(4, 3)\nfor p in net.parameters():\n    p.register_hook(mean)\ntrain(net, sgd(net))\n",
         None,

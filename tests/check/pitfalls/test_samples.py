@@ -6,12 +6,15 @@ from array import array
 from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onehour.check.case import Case
 from onehour.check.judge import judge
+from onehour.check.run.checking import check_script
+from onehour.check.run.forkserver import ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import (
     BackwardPass,
@@ -149,3 +152,84 @@ def test_evaluations_count_each_sample_once():
     assert found(32, train, evaluation=dropped, drop_last=True) == {
         "dropped-evaluation": "8 of 10 validation samples are evaluated (drop_last)"
     }
+
+
+HEAD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+torch.manual_seed(0)
+x, y = torch.randn(86, 8), torch.randint(0, 3, (86,))
+training, validation = TensorDataset(x[:64], y[:64]), TensorDataset(x[64:], y[64:])
+model = nn.Linear(8, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def learn(inputs, labels):
+    optimizer.zero_grad()
+    F.cross_entropy(model(inputs), labels).backward()
+    optimizer.step()
+
+
+def evaluate(loader):
+    with torch.no_grad():
+        return sum((model(inputs).argmax(1) == labels).sum().item() for inputs, labels in loader) / 22
+
+
+def loaders(shuffle):
+    return DataLoader(training, batch_size=8, shuffle=shuffle), DataLoader(validation, batch_size=8)
+
+
+"""
+
+SCRIPTS = {
+    "slices, and a loader for the evaluation": (
+        "held = DataLoader(validation, batch_size=8)\nfor epoch in range(6):\n    for i in range(0, 64, 8):\n"
+        "        learn(x[i : i + 8], y[i : i + 8])\n    evaluate(held)\n",
+        True,
+    ),
+    "permuted slices, and a loader for the evaluation": (
+        "held = DataLoader(validation, batch_size=8)\nfor epoch in range(6):\n    order = torch.randperm(64)\n"
+        "    for part in order.split(8):\n        learn(x[part], y[part])\n    evaluate(held)\n",
+        False,
+    ),
+    "loaders that a function makes": (
+        "for epoch in range(5):\n    train, held = loaders(False)\n    for inputs, labels in train:\n"
+        "        learn(inputs, labels)\n    evaluate(held)\n",
+        True,
+    ),
+    "shuffled loaders that a function makes": (
+        "for epoch in range(5):\n    train, held = loaders(True)\n    for inputs, labels in train:\n"
+        "        learn(inputs, labels)\n    evaluate(held)\n",
+        False,
+    ),
+    "one line for training and evaluation": (
+        "for epoch in range(5):\n    for data in (training, validation):\n"
+        "        for inputs, labels in DataLoader(data, batch_size=8, shuffle=data is training):\n"
+        "            learn(inputs, labels) if data is training else evaluate([(inputs, labels)])\n",
+        False,
+    ),
+    "folds": (
+        "for fold in range(4):\n    part = [i for i in range(64) if i % 4 != fold]\n    for epoch in range(2):\n"
+        "        for inputs, labels in DataLoader(Subset(training, part), batch_size=8, shuffle=True):\n"
+        "            learn(inputs, labels)\n",
+        False,
+    ),
+    "data that are made anew": (
+        "for epoch in range(5):\n    data = TensorDataset(torch.randn(64, 8), torch.randint(0, 3, (64,)))\n"
+        "    for inputs, labels in DataLoader(data, batch_size=8):\n        learn(inputs, labels)\n",
+        False,
+    ),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_where_an_epoch_s_order_comes_from(name: str, forkserver: ForkServer, tmp_path: Path):
+    text, same = SCRIPTS[name]
+    path = tmp_path / "train.py"
+    path.write_text(HEAD + text, encoding="utf-8")
+    found = [finding.pitfall for finding in check_script(path, forkserver=forkserver, cwd=tmp_path).findings]
+    assert found == ["same-order-every-epoch"] * same

@@ -50,6 +50,8 @@ class Observers:
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
         if self.evaluations.read_variables:
             self.backwards.on_evaluated = self.evaluations.lost
+        self.backwards.on_begin = self.loaders.trains_on
+        self.forwards.is_loading = lambda: self.loaders.loading
         self.optimizers.on_before = self.groups.steps
         self.optimizers.on_step = self.groups.stepped
         first = (self.optimizers, self.backwards, self.forwards, self.loaders)

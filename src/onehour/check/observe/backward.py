@@ -112,6 +112,7 @@ class Backwards:
         self.samples: int | None = None
         """Of the training pass before: the outermost module's first input."""
         self.content: list[float] | None = None
+        self.on_begin: Any = None
         self.on_evaluated: Any = None
         """Called with a mean loss that nobody trains on, and its count."""
 
@@ -185,6 +186,8 @@ class Backwards:
     def _begins(self, tensors: Any) -> tuple[dict[str, list[float]], list[Penalty]]:
         """The gradients that lie there, and the parameters whose squares or norms are in the loss."""
         self.terms = []
+        if self.on_begin is not None:
+            self.on_begin()
         if not self.recorder.attentive:
             return {}, []
         root = tensors if torch.is_tensor(tensors) else tensors[0]

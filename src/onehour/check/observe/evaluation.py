@@ -140,7 +140,8 @@ class Evaluations:
         """Of each batch, whether each sample's prediction was."""
         self.losses: list[list[float]] = []
         """The mean losses that were computed, and the counts that they are means of."""
-        self.given = 0
+        self.given, self.used = 0, False
+        """Batches, and whether a model was asked about one."""
         self.labels: deque[Tensor | None] = deque(maxlen=2)
         """Of batches that the model was not yet asked about; some loops hold the next one too."""
         self.tracer = VariableTracer(self._tell)
@@ -158,7 +159,7 @@ class Evaluations:
         """A pass over some data begins; the one before is over."""
         self.tracer.stop()
         self._watch_gathering()
-        self.right, self.losses, self.given = [], [], 0
+        self.right, self.losses, self.given, self.used = [], [], 0, False
         self.labels.clear()
         self._last = False
 
@@ -183,6 +184,7 @@ class Evaluations:
     @quiet
     def said(self, output: Any) -> None:
         """What the model says of a batch, without training."""
+        self.used = True
         if not torch.is_tensor(output):
             output = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
         labels = self.labels.popleft() if self.labels else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Forwards:
         self.evaluations: Evaluations | None = None
         self.on_evaluation: Any = None
         """Called when a model is used without training it."""
+        self.is_loading: Callable[[], bool] = lambda: False
         self.sizes: dict[str, set[int]] = {}
         self.handles: list[Any] = []
         """Of hooks on each BatchNorm; they are there for the first updates."""
@@ -88,7 +90,7 @@ class Forwards:
             tensor = first_tensor(inputs)
             if tensor is not None and tensor.ndim:
                 self.backwards.samples = tensor.shape[0]
-                if self.recorder.cut and not self.recorder.batches and not _carries(module, inputs):
+                if self.recorder.cut and not self.is_loading() and not _carries(module, inputs):
                     self.backwards.content = projections([tensor.double()])
         if self.on_evaluation is not None and not _trains(module) and self._is_known(module):
             self.on_evaluation()

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from onehour.check.observe.digests import looks, projections, random_states, seeded
@@ -116,7 +117,8 @@ class Loaders:
     @quiet
     def _open(self, loader: DataLoader) -> Pass:
         self.settle()
-        self.open = [other for other in self.open if not other.dropped]
+        for dropped in [other for other in self.open if other.dropped]:
+            self._close(dropped)
         number = self._number(loader)
         if number not in self.passes:
             self._describe(loader, number)
@@ -212,7 +214,8 @@ class Loaders:
         numbers: list[float] = []
         with seeded(17):
             for index in sorted({0, samples // 3, samples // 2, samples - 1}):
-                tensor = first_tensor(dataset[index])
+                item = dataset[index]
+                tensor = torch.tensor(item) if isinstance(item, int | float) else first_tensor(item)
                 numbers += projections([tensor.double()]) if tensor is not None else []
         return numbers
 
@@ -254,7 +257,6 @@ class Loaders:
         size = tensor.shape[0] if tensor is not None and tensor.ndim else None
         index, opened.next_index = opened.next_index, opened.next_index + 1
         opened.taken += 1
-        self.recorder.batches += 1
         given = BatchGiven(None, opened.loader, opened.number, index, size)
         if opened.number < 2 and index < LOOKED_AT and tensor is not None and tensor.ndim:
             given = replace(given, looks=looks(tensor))
@@ -286,13 +288,30 @@ class Loaders:
         for opened in self.open:
             opened.look()
 
+    @quiet
+    def trains_on(self) -> None:
+        """A backward pass begins: a pass whose batches a model only evaluated is over, and this is none of its own."""
+        if self.evaluations is not None and self.evaluations.used:
+            for opened in [opened for opened in self.open if opened.ended and not self._trains(opened)]:
+                self._finish(opened)
+
+    @property
+    def loading(self) -> bool:
+        """Whether some pass still has batches to give."""
+        return any(not opened.done for opened in self.open)
+
     def _gone_on(self, opened: Pass) -> None:
         """The loop asks for a batch of one pass: those that gave their last are over, whatever is trained from here."""
         for other in [other for other in self.open if other.told and other is not opened]:
             self._finish(other)
 
-    def _finish(self, opened: Pass) -> None:
+    def _close(self, opened: Pass) -> None:
+        """Forget a pass: its loader and data set, which may be made anew for each epoch, would live on in a circle."""
         self.open.remove(opened)
+        opened.clone = opened.sampler = None
+
+    def _finish(self, opened: Pass) -> None:
+        self._close(opened)
         opened.look()
         trained = self._trains(opened)
         if trained:

@@ -133,7 +133,8 @@ class Pass:
     """
 
     def __init__(self, loader: int, number: int, batches: int | None, clone: DataLoader) -> None:
-        self.loader, self.number, self.batches, self.clone = loader, number, batches, clone
+        self.loader, self.number, self.batches = loader, number, batches
+        self.clone: Any = clone
         self.samples = None if isinstance(clone.dataset, IterableDataset) else length_of(clone.dataset)
         self.sampler: Any = clone.sampler if clone.batch_sampler is None else clone.batch_sampler
         self.taken = 0

@@ -25,7 +25,6 @@ class TapeRecorder:
         self.near_an_end = False
         self.updates = 0
         self.backwards = 0
-        self.batches = 0
         self.rank, self.world = 0, 1
 
     @property

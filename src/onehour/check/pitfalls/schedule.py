@@ -45,15 +45,20 @@ def _more_on_several(case: Case) -> Finding | None:
     if case.single is None or case.processes < 2:
         return None
     one, now = schedule_of(case.single), case.schedule()
-    if not 0 < one.a_update < now.a_update or not one.an_epoch or not now.an_epoch or not one.target or not now.target:
+    if not one.an_epoch or not now.an_epoch or not one.target or not now.target:
         return None
+    by_update = bool(one.a_update and now.a_update)
+    before, after = (one.a_update, now.a_update) if by_update else (one.an_epoch, now.an_epoch)
+    if after <= before or by_update != bool(one.a_update or now.a_update):
+        return None
+    unit = "an update" if by_update else "an epoch"
     epochs = case.story.planned or UNKNOWN_EPOCHS
     for epoch in (epochs * part / 64 for part in range(64)):
         alone, together = one.at(epoch * one.an_epoch), now.at(epoch * now.an_epoch)
         if together is None or alone is None or abs(alone / one.target - together / now.target) < 0.02:
             continue
         return scheduler_steps_k_times.found(
-            measured=f"{now.a_update} scheduler steps an update on {case.processes} processes, {one.a_update} on 1: in"
+            measured=f"{after} scheduler steps {unit} on {case.processes} processes, {before} on 1: in"
             f" epoch {epoch:.3g} the rate is {together / now.target:.2g} of its highest, {alone / one.target:.2g} on 1",
             expected="one schedule, whatever the number of processes",
             where=_step_line(case),
