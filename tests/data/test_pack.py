@@ -7,6 +7,7 @@ import pickle
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -21,7 +22,6 @@ from onehour.data.images import image_folder, open_sides
 from onehour.data.index import INDEX, write_index
 from onehour.data.pack import PARTS, Shards, pack, split
 from onehour.data.sources import load_data
-from onehour.lock import HeldFolder
 
 SMALL = 6000
 """Bytes of a shard, so that there are several."""
@@ -275,10 +275,22 @@ def test_a_full_disk_is_said_before_anything_is_written_or_when_it_fills(tree: P
 
 
 def test_two_at_once_are_refused(tree: Path):
+    code = (
+        "import sys, fcntl, os; file = open(sys.argv[1] + '/.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX);"
+        "print('held', flush=True); sys.stdin.read()"
+    )
     out = tree.parent / "out"
-    said = rf"{re.escape(str(out))} is being written by another process; wait for it"
-    with HeldFolder(out), pytest.raises(ValueError, match=said):
-        packed(tree)
+    out.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(str(out))} is being written by another process; wait for it"
+        ):
+            packed(tree)
+        other.communicate(b"")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
