@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import sys
-from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +206,6 @@ def test_a_name_that_was_read_is_not_resolved(tmp_path: Path):
 
 
 def test_no_process_takes_a_module_of_the_current_folder_for_pythons_own(alone: Path):
-    ensure_running()  # multiprocessing's tracker, which Python starts where the first process is spawned
     for name in ("torch", "json", "multiprocessing", "argparse", "numpy"):
         (alone / f"{name}.py").write_text("open('executed', 'w').close()")
     small = ["digits", "--minibatch", "1024", "--epochs", "1", "--warmup", "none", "--device", "cpu"]

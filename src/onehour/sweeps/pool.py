@@ -92,7 +92,8 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
-        resource_tracker.ensure_running()  # which would let every signal in again
+        with _only_own_modules():
+            resource_tracker.ensure_running()  # which would let every signal in again
         # A terminal's Ctrl-C reaches it before it can ignore it.
         with _only_own_modules(), held_back(but=[signal.SIGTERM]):
             self.process.start()
