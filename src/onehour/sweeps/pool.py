@@ -85,16 +85,11 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs, *arguments))
-        resource_tracker.ensure_running()  # which would let every signal in again
-        before = os.environ.get(SAFE_PATH)
-        os.environ[SAFE_PATH] = "1"
-        try:
-            # A terminal's Ctrl-C reaches it before it can ignore it.
-            with held_back(but=[signal.SIGTERM]):
-                self.process.start()
-        finally:
-            del os.environ[SAFE_PATH]
-            os.environ |= {SAFE_PATH: before} if before is not None else {}
+        with _only_own_modules():
+            resource_tracker.ensure_running()  # which would let every signal in again
+        # A terminal's Ctrl-C reaches it before it can ignore it.
+        with _only_own_modules(), held_back(but=[signal.SIGTERM]):
+            self.process.start()
         theirs.close()
         self.task: Task | None = None
 
