@@ -98,7 +98,7 @@ def shared(pid: int, address: int) -> tuple[int, int]:
 
 
 def test_the_machine_holds_the_index_once(index: Path):
-    with closing(feed(index, images, per_worker=8)) as given:
+    with closing(feed(index, per_worker=8)) as given:
         batches = given.passes([range(8)], start=0, stop=60)
         for _, _ in zip(range(20), batches, strict=False):
             pass
@@ -121,7 +121,7 @@ def test_a_start_costs_less_than_two_seconds(index: Path):
 
 
 def test_the_first_batch_at_any_iteration_costs_a_fifth_of_a_second_at_most(index: Path):
-    with closing(feed(index, images, loaders=2)) as given:
+    with closing(feed(index, loaders=2)) as given:
         next(given.passes([range(1)], start=0, stop=1))  # the processes are up
         seconds = []
         for start in (1, 7_000, 99_999, 300_001, 450_000):  # each in another epoch, whose permutation it needs
@@ -145,7 +145,7 @@ def resident(pids: list[int]) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ten_thousand_batches_grow_nothing(index: Path):
-    with closing(feed(index, images, per_worker=1, loaders=2)) as given:
+    with closing(feed(index, per_worker=1, loaders=2)) as given:
         held = []
         for number, _ in enumerate(given.passes([range(4)], start=0, stop=10_000)):
             if number in (1000, 9999):

@@ -277,7 +277,7 @@ def counted(group: Group, reduce: Reduce) -> list[list[float]]:
 
     def batches() -> Iterator[Batch]:
         for workers in own * 2:
-            skipped.add(range(sum(workers)))
+            skipped.add(list(range(sum(workers))))
             wrong = torch.tensor([row <= j for j in workers for row in range(7)])
             yield torch.eye(2)[wrong.long()], torch.zeros(len(wrong), dtype=torch.int64)
 

@@ -239,8 +239,8 @@ def _twins(sides: list[_Side], digests: np.ndarray) -> Iterator[FaultError]:
         index = int(images[row - ends[number]])  # from behind
         return number, source.name(index), source.classes[source.labels[index]]
 
-    for row in np.flatnonzero((firsts[groups] != np.arange(len(digests))) & (digests != b"")):
-        first, again = place(firsts[groups[row]]), place(row)
+    for row in np.flatnonzero((firsts[groups] != np.arange(len(digests))) & (digests != b"")).tolist():
+        first, again = place(int(firsts[groups[row]])), place(row)
         other = "in another class" if first[2] != again[2] else "too"
         where = "to train and to validate" if first[0] != again[0] else other
         problem = f"has the same bytes as {first[1]}, {where}"

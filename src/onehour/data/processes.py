@@ -173,6 +173,7 @@ def in_child(work: Callable[[], Result], what: str, *, patience: float | None = 
                 _awaited(pid, 1.0)  # one that waits for a disk ends when that answers
         file.seek(0)
         answer = file.read()
+    assert status is not None
     code = os.waitstatus_to_exitcode(status)
     if code == 0 and answer:
         made, result = pickle.loads(answer)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -166,3 +167,15 @@ def work(
         except OSError:  # the parent is gone
             break
     held.release()
+
+
+@contextmanager
+def _only_own_modules() -> Iterator[None]:
+    """What is started meanwhile does not look into the current folder for Python's modules."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
+        os.environ |= {SAFE_PATH: before} if before is not None else {}
