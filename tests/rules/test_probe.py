@@ -73,6 +73,20 @@ class RmspropTF(Own):
         return g / square.sqrt()
 
 
+class MadeAtOnce(Own):
+    """Adagrad that makes its state in its constructor, as torch's did up to 2.12."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.state[p] = {"step": torch.tensor(0.0), "sum": torch.zeros_like(p)}
+
+    def direction(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[p]
+        state["step"] += 1
+        return g / state["sum"].addcmul_(g, g).sqrt().add_(1e-10)
+
+
 class Decaying(Own):
     """SGD with a decay under another name, and a counter in a tensor of its own."""
 
@@ -139,6 +153,7 @@ DIVIDES: dict[str, Callable[[Params], Optimizer]] = {
     "LARS": Lars,
     "LAMB": Lamb,
     "RmspropTF": RmspropTF,
+    "Adagrad whose state is there at once": MadeAtOnce,
     "wrapped Adam": lambda p: Wrapped(torch.optim.Adam(p)),
     "SGD and Adam": lambda p: Wrapped(torch.optim.AdamW([{"params": p}, {"params": weights()}])),
 }

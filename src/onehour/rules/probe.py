@@ -62,23 +62,11 @@ def probe(optimizer: Optimizer, *, rates: Sequence[float], gradients: Sequence[f
     Raises:
         ValueError: if it cannot be stepped without arguments.
     """
-    twins = _Twins(weight)
-    twin = twins.optimizer(optimizer)
-    parameters = [group["params"][0] for group in twin.param_groups]
-    # The class's own step without torch's wrapper: schedulers patch `step` on the instance, users hang hooks on it or
-    # on all optimizers, and every one of those would act on the real thing.
-    step = type(optimizer).step
-    step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
-    before = parameters
     try:
-        with torch.random.fork_rng(devices=[]):
-            for rate, gradient in zip(rates, gradients, strict=True):
-                before = [parameter.clone() for parameter in parameters]
-                for group in twin.param_groups:
-                    group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
-                for parameter in twins.parameters:
-                    parameter.grad = torch.full_like(parameter, gradient)
-                step(twin)  # type: ignore[call-arg]
+        try:
+            parameters, before, state = _stepped(optimizer, rates, gradients, weight, kept=False)
+        except KeyError:  # it makes its state in its constructor, as Adagrad did up to torch 2.12
+            parameters, before, state = _stepped(optimizer, rates, gradients, weight, kept=True)
     except Exception as error:
         raise ValueError(
             f"optimizer {type(optimizer).__name__} cannot be probed: its step() without arguments failed with"
@@ -87,10 +75,37 @@ def probe(optimizer: Optimizer, *, rates: Sequence[float], gradients: Sequence[f
     return Probed(
         moved=[float(new - old) for new, old in zip(parameters, before, strict=True)],
         state=[
-            {key: float(value) for key, value in twin.state[parameter].items() if _is_scalar(value)}
+            {key: float(value) for key, value in state[parameter].items() if _is_scalar(value)}
             for parameter in parameters
         ],
     )
+
+
+def _stepped(
+    optimizer: Optimizer, rates: Sequence[float], gradients: Sequence[float], weight: float, *, kept: bool
+) -> tuple[list[Tensor], list[Tensor], dict[Tensor, dict[str, Any]]]:
+    """A copy's parameters after its steps and before the last one, and its state.
+
+    Args:
+        kept: whether it begins with what the optimizer keeps for its parameters, set to zero, rather than with nothing.
+    """
+    twins = _Twins(weight, kept=kept)
+    twin = twins.optimizer(optimizer)
+    parameters = [group["params"][0] for group in twin.param_groups]
+    # The class's own step without torch's wrapper: schedulers patch `step` on the instance, users hang hooks on it or
+    # on all optimizers, and every one of those would act on the real thing.
+    step = type(optimizer).step
+    step = getattr(step, "__wrapped__", step) if getattr(step, "hooked", False) else step
+    before = parameters
+    with torch.random.fork_rng(devices=[]):
+        for rate, gradient in zip(rates, gradients, strict=True):
+            before = [parameter.clone() for parameter in parameters]
+            for group in twin.param_groups:
+                group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
+            for parameter in twins.parameters:
+                parameter.grad = torch.full_like(parameter, gradient)
+            step(twin)  # type: ignore[call-arg]
+    return parameters, before, twin.state
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
@@ -106,8 +121,8 @@ class _Twins:
     Whatever several of them share is shared by their copies: a wrapper's groups are those of the optimizer in it.
     """
 
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
+    def __init__(self, weight: float, *, kept: bool) -> None:
+        self.weight, self.kept = weight, kept
         self.parameters: list[Tensor] = []
         self._shapes: set[torch.Size] = set()
         self._known: dict[int, Any] = {}
@@ -120,6 +135,13 @@ class _Twins:
         self._shapes |= {p.shape for group in real.param_groups for p in group["params"]}
         twin.param_groups = [self._group(group) for group in real.param_groups if group["params"]]
         twin.state = defaultdict(dict)
+        if self.kept:
+            for group in real.param_groups:
+                for parameter in group["params"][:1]:
+                    twin.state[self._parameter(parameter)] = {
+                        key: torch.zeros_like(self._tensor(value)) if isinstance(value, Tensor) else value
+                        for key, value in real.state.get(parameter, {}).items()
+                    }
         for name, value in vars(real).items():
             if name not in ("param_groups", "state"):
                 twin.__dict__[name] = self._copied(value)

@@ -364,17 +364,20 @@ def deterministic(recipe: Recipe) -> Generator[None]:
 def _repeatable(threads: int) -> Generator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
+    memory: Any = torch.utils.deterministic
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    coarse = cudnn.allow_tf32, matmul.allow_tf32
+    coarse, filled = (cudnn.allow_tf32, matmul.allow_tf32), memory.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     cudnn.allow_tf32 = matmul.allow_tf32 = False
+    memory.fill_uninitialized_memory = False  # it would write all of each result twice
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         cudnn.allow_tf32, matmul.allow_tf32 = coarse
+        memory.fill_uninitialized_memory = filled
 
 
 def build_of(device: torch.device) -> dict[str, str]:

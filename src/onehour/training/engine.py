@@ -219,9 +219,9 @@ class RunningStatistics:
         repeat_parameters(self.layers, 1)
         if not self._seen:
             return
-        numbers = [self._numbers[layer] for layer, _ in self._seen]
-        parts = [part for _, part in self._seen]
+        seen = sorted(((self._numbers[layer], part) for layer, part in self._seen), key=lambda pair: pair[0])
         self._seen.clear()
+        numbers, parts = [number for number, _ in seen], [part for _, part in seen]
         if numbers == list(range(len(self.layers))):
             self._add(torch.cat(parts, 2), slice(None), slice(None))
             return
