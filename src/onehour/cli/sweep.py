@@ -185,7 +185,7 @@ def _ended(task: Task) -> str:
         spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
         parts.append(f"{statistics.fmean(errors):.2f}{spread} % ({len(errors)} seed{'s' * (len(errors) > 1)})")
     if bad:
-        parts.append(f"{bad} left the finite numbers")
+        parts.append(f"{bad} diverged (NaN or infinity)")
     seconds = sum(run.summary.get("seconds_training") or 0.0 for run in runs)
     return f"{_name(task)}: {', '.join(parts)}, {seconds:.0f} s"
 
