@@ -40,7 +40,7 @@ RUNS = {
     "digits canonical on 2": [f"{DIGITS} --reduce canonical --processes 2"],
     "digits cosine, nesterov, decay": [f"{DIGITS} --decay cosine --nesterov --weight-decay 0.001"],
     "digits float64": [f"{DIGITS} --precision float64 --seed 3"],
-    "digits adamw": [f"{DIGITS} --optimizer adamw --scaling sqrt --base-lr 0.001"],
+    "digits adamw": [f"{DIGITS} --optimizer adamw --scaling fixed --base-lr 0.001"],
     "digits, warmup, small": [
         "train digits --minibatch 256 --epochs 2 --warmup-epochs 1 --milestones 1 --device cpu --threads 1"
     ],

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onehour.config import ADAPTIVE, Recipe
+from onehour.rules.adam import adam_scaling
+from onehour.training.record import Run, differences
 
 NAN, INF = math.nan, math.inf
 
@@ -257,3 +259,39 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path):
     (tmp_path / "latin.toml").write_bytes('name = "é"'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.toml is not UTF-8: byte 8 is 0xe9"):
         Recipe.from_toml(tmp_path / "latin.toml")
+
+
+def adamw(**changes: Any) -> Recipe:
+    """At four times the base minibatch."""
+    common = {"optimizer": "adamw", "base_lr": 0.001, "weight_decay": 0.05, "minibatch": 1024, "scaling": "sqrt"}
+    return Recipe.from_dict(common | changes)
+
+
+def test_adams_kind_follows_the_square_root_rule_as_a_whole():
+    assert adamw().adam == adam_scaling(base_minibatch=256, minibatch=1024, lr=0.001, weight_decay=0.05)
+    assert adamw().target_weight_decay == 0.1
+    assert adamw(optimizer="adam").target_weight_decay == 0.05
+    assert adamw(optimizer="rmsprop").adam is None
+
+
+@pytest.mark.parametrize("changes", [{"scale_betas": False}, {"scaling": "fixed"}])
+def test_without_the_rule_adams_numbers_are_the_recipes_own(changes):
+    adam = adamw(**changes).adam
+    assert adam is not None
+    assert (adam["betas"], adam["eps"], adam["weight_decay"]) == ((0.9, 0.999), 1e-8, 0.05)
+    assert adam["lr"] == (0.001 if "scaling" in changes else 0.002)
+
+
+def test_a_minibatch_that_leaves_no_average_is_refused_with_what_works():
+    with pytest.raises(ValueError, match=r"beta1 0\.9 .* below 10 times, or with a beta1 above 0\.9375 .* scale_betas"):
+        adamw(minibatch=4096)
+    adam = adamw(minibatch=4096, beta1=0.95).adam
+    assert adam is not None
+    assert adam["betas"] == pytest.approx((0.2, 0.984))
+
+
+def test_a_folder_from_before_the_rule_keeps_the_rate_alone(tmp_path):
+    for recipe, changed in ((adamw(), ["scale_betas: False → True"]), (Recipe(), []), (adamw(scaling="fixed"), [])):
+        older = [line for line in recipe.to_toml().splitlines() if not line.startswith("scale_betas")]
+        (tmp_path / "recipe.toml").write_text("\n".join(older))
+        assert differences(Run(tmp_path).recipe, recipe) == changed

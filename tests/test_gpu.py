@@ -40,7 +40,7 @@ OPTIONS = [
     {"channels_last": True, "reduce": "canonical"},
     {"compile": True},
     {"compile": True, "channels_last": True, "precision": "bf16"},
-    {"optimizer": "adamw", "scaling": "sqrt", "base_lr": 0.01},
+    {"optimizer": "adamw", "scaling": "sqrt", "base_lr": 0.01, "scale_betas": False},
     {"optimizer": "rmsprop", "scaling": "sqrt", "base_lr": 0.01},
 ]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onehour.data.dataset import KeyedDataset as KeyedDataset
     from onehour.planner import plan as plan
     from onehour.recipes import recipe as recipe
+    from onehour.rules.adam import adam_scaling as adam_scaling
     from onehour.rules.aggregate import global_mean as global_mean
     from onehour.rules.batchnorm import GhostBatchNorm1d as GhostBatchNorm1d
     from onehour.rules.batchnorm import GhostBatchNorm2d as GhostBatchNorm2d
@@ -50,6 +51,7 @@ _HOMES = {
     "data.dataset": ["KeyedDataset"],
     "planner": ["plan"],
     "recipes": ["recipe"],
+    "rules.adam": ["adam_scaling"],
     "rules.aggregate": ["global_mean"],
     "rules.batchnorm": [
         "GhostBatchNorm1d",

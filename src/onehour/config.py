@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 from onehour.messages import nearest
 from onehour.rules import schedule as schedules
+from onehour.rules.adam import AdamOptions, adam_scaling
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.minibatch import (
     Minibatch,
@@ -27,6 +29,9 @@ __all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe"]
 
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
+
+ADAM = ("adam", "adamw", "nadam", "radam")
+"""Those with two averages, whose β the square-root rule scales too."""
 
 PITFALLS = (
     "gradient-sum-not-mean",
@@ -110,6 +115,10 @@ class Recipe:
     scale_adaptive: bool = _said(False, "allow linear scaling with an optimizer that divides by the gradient's size")
     optimizer: str = _said("sgd", f"sgd, {', '.join(ADAPTIVE)}, or package.module:Class")
     momentum: float = _said(0.9, "m; for SGD")
+    beta1: float = _said(0.9, "β₁ of Adam's kind that is right at base_minibatch")
+    beta2: float = _said(0.999, "β₂ of Adam's kind that is right at base_minibatch")
+    epsilon: float = _said(1e-8, "ε of Adam's kind that is right at base_minibatch")
+    scale_betas: bool = _said(True, "with scaling sqrt, β, ε and AdamW's λ follow the minibatch as the rate does")
     nesterov: bool = _said(True, "Nesterov's form; plain momentum is equally good (§5.1)")
     weight_decay: float = _said(1e-4, "λ, coupled, not on normalisation's parameters (§3, Remark 1)")
     epochs: int = _said(90, "passes over the data, whatever the minibatch")
@@ -139,7 +148,9 @@ class Recipe:
             self._set(name, positive(name, getattr(self, name)))
         self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
         self._set("warmup_epochs", _whole(not_negative("warmup_epochs", self.warmup_epochs)))
-        self._set("momentum", fraction("momentum", self.momentum, upper=1))
+        for name in ("momentum", "beta1", "beta2"):
+            self._set(name, fraction(name, getattr(self, name), upper=1))
+        self._set("epsilon", not_negative("epsilon", self.epsilon))
         self._set("seed", whole_number("seed", self.seed))
         self._check_choices()
         self._check_together()
@@ -192,6 +203,7 @@ class Recipe:
             raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
         if self.optimizer in ADAPTIVE:
             self.refuse_linear()
+        _ = self.adam
 
     @property
     def scales_linearly(self) -> bool:
@@ -238,6 +250,37 @@ class Recipe:
         0.2
         """
         return SCALINGS[self.scaling](self.base_lr, self.base_minibatch, self.minibatch)
+
+    @cached_property
+    def adam(self) -> AdamOptions | None:
+        """What an optimizer of Adam's kind takes at this minibatch; None for others.
+
+        >>> recipe = Recipe(optimizer="adamw", scaling="sqrt", base_lr=1e-3, weight_decay=0.05, minibatch=1024)
+        >>> recipe.adam["weight_decay"], round(recipe.adam["betas"][0], 6)
+        (0.1, 0.6)
+        """
+        if self.optimizer not in ADAM:
+            return None
+        follows = self.scaling == "sqrt" and self.scale_betas
+        scaled = adam_scaling(
+            base_minibatch=self.base_minibatch,
+            minibatch=self.minibatch if follows else self.base_minibatch,
+            lr=self.base_lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            decoupled=self.optimizer == "adamw",
+        )
+        return {**scaled, "lr": self.target_lr}
+
+    @property
+    def target_weight_decay(self) -> float:
+        """λ at this minibatch: AdamW's follows it by the square-root rule, all others stay.
+
+        >>> Recipe(minibatch=8192).target_weight_decay
+        0.0001
+        """
+        return self.weight_decay if self.adam is None else self.adam["weight_decay"]
 
     @property
     def warms_up(self) -> bool:
@@ -347,8 +390,12 @@ class Recipe:
         return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
 
     @classmethod
-    def from_toml(cls, path: Path) -> Self:
+    def from_toml(cls, path: Path, *, unless_given: Mapping[str, Any] | None = None) -> Self:
         """Read a recipe from a TOML file; its texts are `Read`, and name no code unless somebody asks for it.
+
+        Args:
+            path: the file.
+            unless_given: values in place of the defaults, of fields that files may be older than.
 
         Raises:
             ValueError: naming the file, and the line or the key that is wrong.
@@ -359,7 +406,7 @@ class Recipe:
         """
         values = read_toml(path)
         try:
-            return cls.from_dict(Read.every(values, path))
+            return cls.from_dict({**(unless_given or {}), **Read.every(values, path)})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -18,7 +18,7 @@ __all__ = ["Derived", "Plan", "plan", "tabulate"]
 
 @dataclass(frozen=True)
 class Derived:
-    """A value, the rule it comes from and the paper's section; `base` is the same at the base minibatch.
+    """A value, the rule it comes from and the paper's section, if it is the paper's; `base` is at the base minibatch.
 
     >>> Derived(3.2, "0.1 · 8192/256", "2.1").value
     3.2
@@ -108,7 +108,13 @@ def tabulate(plans: list[Plan]) -> str:
         recipe = plans[0].recipe
         head = [("value", f"at {recipe.minibatch}", f"at {recipe.base_minibatch}", "rule", "section")]
         rows = [
-            (name, _shown(d.value), "" if d.base is None else _shown(d.base), d.rule, f"§{d.section}")
+            (
+                name,
+                _shown(d.value),
+                "" if d.base is None else _shown(d.base),
+                d.rule,
+                f"§{d.section}" if d.section else "",
+            )
             for name, d in plans[0].values.items()
         ]
     else:
@@ -146,6 +152,7 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     b = recipe.base_minibatch
     rule = {"linear": f"η · kn/{b}", "sqrt": f"η · √(kn/{b})", "fixed": "η, whatever kn"}[recipe.scaling]
     yield "target_lr", Derived(recipe.target_lr, f"η̂ = {rule}", "2.1", base.target_lr)
+    yield from _derive_adam(recipe, base)
     if recipe.warms_up:
         text = {
             "gradual": "η + (η̂ − η)·t/T, added at every iteration",
@@ -168,6 +175,28 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
                     f"lr_at_epoch_{milestone}",
                     Derived(next(rates), f"× {recipe.decay_factor}", "5.1", next(rates)),
                 )
+
+
+def _derive_adam(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
+    """What Adam's kind of optimizer takes beside the rate."""
+    if recipe.adam is None or base.adam is None:
+        return
+    follows = recipe.scaling == "sqrt" and recipe.scale_betas
+    rules = {
+        "beta1": "1 − κ·(1 − β₁), κ = kn / base (Malladi et al. 2022)",
+        "beta2": "1 − κ·(1 − β₂) (Malladi et al. 2022)",
+        "epsilon": "ε / √κ (Malladi et al. 2022)",
+        "weight_decay": "λ·√κ, decoupled (Wang & Aitchison 2024)",
+    }
+    if recipe.optimizer != "adamw":
+        rules["weight_decay"] = "λ, coupled: part of the loss"
+    for (name, rule), now, then in zip(rules.items(), _adam_values(recipe), _adam_values(base), strict=True):
+        yield name, Derived(now, rule if follows else "the recipe's own", "", then)
+
+
+def _adam_values(recipe: Recipe) -> tuple[float, ...]:
+    assert recipe.adam is not None
+    return (*recipe.adam["betas"], recipe.adam["eps"], recipe.adam["weight_decay"])
 
 
 def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable[tuple[str, Derived]]:

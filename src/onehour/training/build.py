@@ -200,10 +200,12 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     ghosts = ghost_layers(model)
     weights = [layer.weight for layer in ghosts]
     zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
-    decayed, *kept = (len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.weight_decay))
+    decayed, *kept = (
+        len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
+    )
     return (
         f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
-        f" weight decay {recipe.weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
+        f" weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
     )
 
 
@@ -218,7 +220,7 @@ def build_optimizer(
     Raises:
         ValueError: for an unknown name, a class that cannot be built, or the linear rule with one that is adaptive.
     """
-    groups = parameter_groups(model, weight_decay=recipe.weight_decay, without=without)
+    groups = parameter_groups(model, weight_decay=recipe.target_weight_decay, without=without)
     lr = recipe.schedule(0.0)
     if recipe.optimizer == "sgd":
         fused = all(is_dense(p) for group in groups for p in group["params"])  # else it would write into the gaps
@@ -230,7 +232,10 @@ def build_optimizer(
         return sgd
     if recipe.optimizer in OPTIMIZERS:
         on_cuda = next(model.parameters()).is_cuda and recipe.precision != "float64"
-        return OPTIMIZERS[recipe.optimizer](groups, lr=lr, **(ON_CUDA[recipe.optimizer] if on_cuda else {}))
+        options = dict(ON_CUDA[recipe.optimizer]) if on_cuda else {}
+        if recipe.adam is not None:
+            options |= {"betas": recipe.adam["betas"], "eps": recipe.adam["eps"]}
+        return OPTIMIZERS[recipe.optimizer](groups, lr=lr, **options)
     make = resolve("optimizer", recipe.optimizer)
     takes = inspect.signature(make).parameters
     options = {"momentum": recipe.momentum} if "momentum" in takes else {}

@@ -114,8 +114,10 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What was run."""
-        return Recipe.from_toml(self.folder / RECIPE)
+        """What was run; Adam's kind scaled the rate alone where the file is older than `scale_betas`."""
+        path = self.folder / RECIPE
+        older = Recipe.from_toml(path, unless_given={"scale_betas": False})
+        return older if older.adam is not None and older.scaling == "sqrt" else Recipe.from_toml(path)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

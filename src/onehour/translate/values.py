@@ -51,6 +51,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         "processes": processes,
         "passes": passes,
         "together": n * passes,
+        "weight_decay": recipe.target_weight_decay,
         "iterations": recipe.workers.iterations(samples, recipe.epochs),
         "once": max(1, round(samples / recipe.minibatch)),
         "nodes": nodes,
@@ -61,7 +62,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         "schedules": ", ".join(re.findall(r"\w+(?=\()", schedule)),
         "zero": "" if recipe.zero_gamma else ", zero_gamma=False",
         "speed": layout * recipe.channels_last + compiles * recipe.compile,
-        "optim": f"{OPTIMIZERS[recipe.optimizer]}(groups, lr=SCHEDULE(0.0){momentum})",
+        "optim": f"{OPTIMIZERS[recipe.optimizer]}(groups, lr=SCHEDULE(0.0){momentum}{_adam(recipe)})",
         "timm_flags": " \\\n    ".join(_timm_flags(recipe)),
     }
 
@@ -83,6 +84,10 @@ def schedule_code(recipe: Recipe) -> str:
     return f"{recipe.warmup}_warmup({usual}, start_lr={recipe.base_lr!r}, epochs={recipe.warmup_epochs})"
 
 
+def _adam(recipe: Recipe) -> str:
+    return "" if recipe.adam is None else f", betas={recipe.adam['betas']!r}, eps={recipe.adam['eps']!r}"
+
+
 def _timm_flags(recipe: Recipe) -> list[str]:
     """Of train.py, a line each, where they depend on the recipe."""
     name = recipe.model.removeprefix("timm:")
@@ -90,10 +95,13 @@ def _timm_flags(recipe: Recipe) -> list[str]:
     optimizer = TIMM_OPTIMIZERS.get(recipe.optimizer, recipe.optimizer)
     if recipe.optimizer == "sgd":
         optimizer = f"{'sgd' if recipe.nesterov else 'momentum'} --momentum {recipe.momentum!r}"
+    betas = ""
+    if recipe.adam is not None:
+        betas = f" --opt-betas {' '.join(map(repr, recipe.adam['betas']))} --opt-eps {recipe.adam['eps']!r}"
     classes = "" if recipe.classes is None else f" --num-classes {recipe.classes}"
     return [
         f"--data-dir DATA --model {shlex.quote(model)}{classes}",
-        f"--opt {optimizer} --weight-decay {recipe.weight_decay!r} --lr {recipe.schedule(0.0)!r}",
+        f"--opt {optimizer} --weight-decay {recipe.target_weight_decay!r}{betas} --lr {recipe.schedule(0.0)!r}",
         *["--train-interpolation bilinear --interpolation bilinear --crop-pct 0.875"] * (model != "MODEL"),
         *["--amp --amp-dtype bfloat16"] * (recipe.precision == "bf16"),
         *["--channels-last"] * recipe.channels_last,
