@@ -54,7 +54,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--weight-decay -1e-4", "weight_decay must be finite and not below zero, got -0.0001"),
         ("--decay-factor -1", "decay_factor must be finite and not below zero"),
         ("--momentum 1", "momentum must be below 1"),
-        ("--epochs 3", "warmup_epochs 5 is longer than the run of 3 epochs"),
+        ("--epochs 3 --warmup-epochs 5", "warmup_epochs 5 is longer than the run of 3 epochs"),
         ("--scaling linaer", "scaling is 'linaer'; expected linear"),
         ("--precision fp16", "use bf16, which has float32's range"),
         ("--optimizer adam --minibatch 64", "linear scaling does not hold for adam"),

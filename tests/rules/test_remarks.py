@@ -74,7 +74,7 @@ def test_a_remark_is_true_of_the_rates_of_a_run():
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--minibatch", "256,512"], ["--as", "torch"]])
 def test_a_plan_says_it_beside_what_it_prints(flags: list[str], capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "resnet50", "--epochs", "70", *flags]) == 0
+    assert main(["plan", "resnet50", "--epochs", "70", "--milestones", "30,60,80", *flags]) == 0
     printed = capsys.readouterr()
     note = "note: milestone 80 is not before the end of the run of 70 epochs: the rate never drops there\n"
     assert printed.err == note
