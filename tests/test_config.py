@@ -293,5 +293,6 @@ def test_a_minibatch_that_leaves_no_average_is_refused_with_what_works():
 def test_a_folder_from_before_the_rule_keeps_the_rate_alone(tmp_path):
     for recipe, changed in ((adamw(), ["scale_betas: False → True"]), (Recipe(), []), (adamw(scaling="fixed"), [])):
         older = [line for line in recipe.to_toml().splitlines() if not line.startswith("scale_betas")]
+        assert not any(line.startswith(("beta", "epsilon")) for line in older)
         (tmp_path / "recipe.toml").write_text("\n".join(older))
         assert differences(Run(tmp_path).recipe, recipe) == changed

@@ -33,6 +33,9 @@ ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
 
+LATER = ("beta1", "beta2", "epsilon", "scale_betas")
+"""Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
+
 PITFALLS = (
     "gradient-sum-not-mean",
     "decay-on-batchnorm",
@@ -348,16 +351,19 @@ class Recipe:
         return moved
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as plain values, without those that are not given.
+        """The recipe as plain values, without those that are not given, or are newer than it needs.
 
         >>> Recipe(minibatch=512).as_dict()["minibatch"]
         512
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        said = {f.name for f in fields(self) if f.name not in LATER or values[f.name] != f.default}
+        if self.adam is not None and self.scaling == "sqrt":
+            said.add("scale_betas")
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()
-            if value is not None
+            if value is not None and key in said
         }
 
     @classmethod

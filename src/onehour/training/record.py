@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from contextlib import nullcontext, suppress
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,8 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """What a recipe changes of another, a field each."""
-    before, after = old.as_dict(), new.as_dict()
-    return [
-        f"{key}: {before.get(key)} → {after.get(key)}" for key in after | before if before.get(key) != after.get(key)
-    ]
+    values = [(field.name, getattr(old, field.name), getattr(new, field.name)) for field in fields(Recipe)]
+    return [f"{name}: {before} → {after}" for name, before, after in values if before != after]
 
 
 def ended_on_purpose(folder: Path, job: str | None) -> tuple[str, str] | None:
