@@ -54,6 +54,19 @@ def figure_wide(results: dict[str, Any]) -> str:
     return "\n\n".join([table(head, rows), said, source("digits_wide", results)])
 
 
+def adam(results: dict[str, Any]) -> str:
+    """Adam's rule at many times the minibatch, and the rate alone."""
+    base = results["rows"][0]["minibatch"]
+    names = [
+        (f"{row['minibatch']}, " + ("the rate alone" if row["arm"] else "all of the rule"))
+        if row["minibatch"] != base
+        else f"{base}, the base"
+        for row in results["rows"]
+    ]
+    rows = [(name, mean(row), str(row["n"])) for name, row in zip(names, results["rows"], strict=True)]
+    return f"{table(('AdamW on digits at', 'error %, mean ± std', 'seeds'), rows)}\n\n{source('adam_rule', results)}"
+
+
 def power(results: dict[str, Any]) -> str:
     """How often a true difference of a quarter point is said to hold."""
     rows = [

@@ -26,6 +26,7 @@ from onehour.training.build import effects
 sys.path.insert(0, str(Path(__file__).parent))
 from figure_blocks import (
     COSTS,
+    adam,
     cost,
     figure,
     figure_claims,
@@ -313,6 +314,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "figure_n": ("digits_figure", figure_n),
     "figure_claims": ("digits_figure", figure_claims),
     "figure_wide": ("digits_wide", figure_wide),
+    "adam": ("adam_rule", adam),
     "power": ("verdicts", power),
     "sweep": ("sweep", sweep),
     "input": ("input", input_rates),
