@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
+from simulated_gpu import SimulatedGpu
 from torch._C._distributed_c10d import HashStore
 
 from onehour.dist.group import Group, PeerLostError, joined, peer_lost
@@ -59,6 +61,27 @@ def test_the_group_is_left_when_the_run_fails(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ZeroDivisionError):
         run()
     assert left == ["gloo", "left"]
+
+
+def test_an_error_on_gpus_aborts_what_is_pending_before_the_group_is_left(monkeypatch: pytest.MonkeyPatch):
+    left: list[str] = []
+
+    def run() -> None:
+        with joined("cuda"):
+            raise ZeroDivisionError
+
+    with SimulatedGpu(gpus=2), monkeypatch.context() as patched:
+        second_of_two(
+            patched,
+            init_process_group=lambda **options: left.append(options["backend"]),
+            destroy_process_group=lambda: left.append("left"),
+        )
+        patched.setenv("LOCAL_RANK", "1")
+        world = SimpleNamespace(abort=lambda: left.append("aborted"))
+        patched.setattr("onehour.dist.group.dist.group", SimpleNamespace(WORLD=world))
+        with pytest.raises(ZeroDivisionError):
+            run()
+    assert left == ["nccl", "aborted", "left"]
 
 
 SAID = [

@@ -140,6 +140,10 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
         came = True
         try:
             yield Group(rank=dist.get_rank(), size=place.size, device=where)
+        except BaseException:
+            if device == "cuda" and dist.group.WORLD is not None:
+                dist.group.WORLD.abort()  # NCCL would first wait for what a failed process never sends
+            raise
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
