@@ -12,10 +12,10 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
-from digits_wide import described
 from onehour.cli import main as onehour
-from onehour.study.findings import findings_of
+from onehour.study.findings import Row, findings_of
 from onehour.study.results import read_study
 from results import claim, write
 
@@ -27,6 +27,19 @@ COMMAND = [
 ]
 
 
+def described(row: Row, arm: str = "") -> dict[str, Any]:
+    """A minibatch, or an arm at one, with every run."""
+    return {
+        "minibatch": row.entry.minibatch,
+        "arm": arm,
+        "mean": row.entry.mean,
+        "std": row.entry.std,
+        "n": row.entry.n,
+        "non_finite": row.non_finite,
+        "errors": {str(result.seed): result.error for result in row.entry.results},
+    }
+
+
 def main() -> int:
     """Train what is missing; say what was claimed and what was seen."""
     claim(OUT, __file__)
@@ -34,8 +47,7 @@ def main() -> int:
     if code:
         return code
     findings = findings_of(read_study([OUT]))
-    rows = [described(row) | {"arm": ""} for row in findings.sizes]
-    rows += [described(row) | {"arm": row.name} for row in findings.arms]
+    rows = [described(row) for row in findings.sizes] + [described(row, arm=row.name) for row in findings.arms]
     whole, alone = (row["mean"] for row in rows if row["minibatch"] == 512)
     claims = [
         {
