@@ -21,6 +21,7 @@ from onehour import Recipe
 from onehour.data import augment
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.models.small import resnet8
+from onehour.training import engine
 from onehour.training.capture import WARMUPS, CapturedIteration
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.step import Step
@@ -30,7 +31,9 @@ REPLAYED = ITERATIONS - WARMUPS
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_of_another_device() -> None:
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are added in one order on both devices, and nothing is left of another one."""
+    monkeypatch.setattr(engine, "IN_ORDER", ("cpu", "cuda"))
     augment._constants.cache_clear()
 
 
