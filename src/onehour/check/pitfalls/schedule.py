@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import math
 
 from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, most_common, schedule_of
 from onehour.check.finding import Finding, pitfall
@@ -53,7 +54,9 @@ def _more_on_several(case: Case) -> Finding | None:
         return None
     unit = "an update" if by_update else "an epoch"
     epochs = case.story.planned or UNKNOWN_EPOCHS
-    for epoch in (epochs * part / 64 for part in range(64)):
+    places = [epochs * part / 64 for part in range(64)]
+    start = max(_reaches_highest(schedule, places) for schedule in (one, now))  # warmups may begin where they like
+    for epoch in (place for place in places if place >= start):
         alone, together = one.at(epoch * one.an_epoch), now.at(epoch * now.an_epoch)
         if together is None or alone is None or abs(alone / one.target - together / now.target) < 0.02:
             continue
@@ -65,6 +68,15 @@ def _more_on_several(case: Case) -> Finding | None:
             steps=epochs * (case.story.updates_an_epoch or 1),
         )
     return None
+
+
+def _reaches_highest(schedule: RateSchedule, epochs: list[float]) -> float:
+    """The first of some epochs at which a schedule is at its highest rate; infinite if none is."""
+    for epoch in epochs:
+        rate = schedule.at(epoch * (schedule.an_epoch or 0))
+        if rate is not None and schedule.target and rate >= 0.98 * schedule.target:
+            return epoch
+    return math.inf
 
 
 @pitfall(
