@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 import onehour.check as check
 from onehour.check.run import checking
@@ -132,7 +131,6 @@ def test_other_errors_are_not_taken_for_age(text: str, forkserver: ForkServer, t
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     "text",
     [
@@ -177,7 +175,6 @@ torch.ones(1, device=device)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_script_that_only_fails_on_two_processes_is_judged_on_one(
     loops: Path, forkserver: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
