@@ -6,6 +6,7 @@ import pytest
 import torch
 from simulated_gpu import GpuError, SimulatedGpu
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 
 
 @pytest.fixture
@@ -111,6 +112,23 @@ def test_memory_that_is_freed_while_another_stream_uses_it_must_be_recorded(gpu:
     use(recorded=True)
     with pytest.raises(GpuError, match="record_stream is missing"):
         use(recorded=False)
+
+
+def test_a_sum_over_processes_must_be_waited_for_before_it_is_used(gpu: SimulatedGpu):
+    """A reduction goes on in a stream of its own, as NCCL's does."""
+    torch.distributed.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
+    try:
+        x = torch.ones(4, device="cuda")
+        work = torch.distributed.all_reduce(x, async_op=True)
+        assert work is not None
+        with pytest.raises(GpuError, match=r"race: .* reads what another stream still writes"):
+            _ = x + 1
+        work.wait()
+        assert (x + 1).tolist() == [2.0] * 4
+        with pytest.raises(GpuError, match="all_reduce on a CPU tensor, and the group is NCCL's"):
+            torch.distributed.all_reduce(torch.ones(4))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def captured(act: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from simulated_gpu import GpuError, SimulatedGpu
-from simulated_gpu.device import Event, Stream
+from simulated_gpu.streams import Event, Stream
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

@@ -10,6 +10,7 @@ It does not know what kernels compute on a GPU (those of our own are not used on
 themselves, or several threads.
 """
 
-from .device import GpuError, SimulatedGpu
+from .device import SimulatedGpu
+from .streams import GpuError
 
 __all__ = ["GpuError", "SimulatedGpu"]

@@ -1,4 +1,4 @@
-"""The device: its streams and their clocks, what is known of each storage, what waited, what was captured."""
+"""The device: what a program sees of it, what waited, what raced, what was captured."""
 
 from __future__ import annotations
 
@@ -7,155 +7,30 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves, tree_map
 
 from onehour.rules import batchnorm
 
-GPU = torch.device("cuda", 0)
-GARBAGE = 0xA5
-STAGED = 65536
-"""Bytes up to which CUDA stages a pageable copy, so that the host goes on."""
-
-
-class GpuError(RuntimeError):
-    """What CUDA, NCCL or the caching allocator would refuse or get wrong."""
-
-
-Clock = dict["Stream", int]
-"""Up to which time each stream's work is known to be done."""
-
-
-class Stream:
-    """A queue of work: its own time, and how far it knows the others to be."""
-
-    def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
-        SimulatedGpu.now().must_be_own("torch.cuda.Stream")
-        self.time = 0
-        self.seen: Clock = {}
-
-    def knows(self, other: Stream, time: int) -> bool:
-        return other is self or self.seen.get(other, 0) >= time
-
-    def learn(self, clock: Clock) -> None:
-        for stream, time in clock.items():
-            self.seen[stream] = max(time, self.seen.get(stream, 0))
-
-    def clock(self) -> Clock:
-        return self.seen | {self: self.time}
-
-    def tick(self) -> int:
-        self.time += 1
-        return self.time
-
-    def wait_stream(self, other: Stream) -> None:
-        self.learn(other.clock())
-
-    def wait_event(self, event: Event) -> None:
-        self.learn(event.clock)
-
-    def synchronize(self) -> None:
-        SimulatedGpu.now().waited("Stream.synchronize", self.clock())
-
-
-class Event:
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, **_: Any) -> None:
-        self.timing = enable_timing
-        self.clock: Clock = {}
-
-    def record(self, stream: Stream | None = None) -> None:
-        gpu = SimulatedGpu.now()
-        gpu.must_be_own("Event.record")
-        stream = stream or gpu.current
-        stream.tick()
-        self.clock = stream.clock()
-
-    def synchronize(self) -> None:
-        SimulatedGpu.now().waited("Event.synchronize", self.clock)
-
-    def query(self) -> bool:
-        return SimulatedGpu.now().host_knows(self.clock)
-
-    def elapsed_time(self, other: Event) -> float:
-        if not (self.timing and other.timing):
-            raise GpuError("elapsed_time of events without timing")
-        if not other.query():
-            raise GpuError("elapsed_time of an event that the host has not waited for")
-        return 1.0
-
-
-class Work:
-    """A collective that was launched; what is given to it lies there once this was waited for."""
-
-    def __init__(self, work: Any, clock: Clock) -> None:
-        self.work, self.clock = work, clock
-
-    def wait(self) -> None:
-        gpu = SimulatedGpu.now()
-        with gpu.unseen():
-            self.work.wait()
-        gpu.current.learn(self.clock)
-
-
-class Memory:
-    """What is known of a storage: where it lies, who wrote it last and reads it since."""
-
-    __slots__ = ("copies", "on_gpu", "owner", "pinned", "readers", "recorded", "ref", "writer")
-
-    def __init__(self, ref: StorageWeakRef, *, on_gpu: bool, pinned: bool, owner: Stream) -> None:
-        self.ref, self.on_gpu, self.pinned, self.owner = ref, on_gpu, pinned, owner
-        self.writer: tuple[Stream, int] | None = None
-        self.readers: Clock = {}
-        self.recorded: set[Stream] = set()
-        self.copies: list[tuple[str, Stream, int]] = []
-        """Copies in flight "from" or "to" this host memory."""
-
-
-class Graph:
-    """What was launched while it was captured; nothing of it has run, and each replay runs all of it."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., Any], Any, Any, list[Tensor]]] = []
-        self.before: dict[int, tuple[Tensor, Tensor]] = {}
-        self.reads: list[Tensor] = []
-        self.writes: list[Tensor] = []
-
-    def keep(self, tensor: Tensor) -> None:
-        """Remember what this held before the capture, which changes nothing."""
-        cdata = tensor.untyped_storage()._cdata
-        if cdata not in self.before:
-            content = _bytes_of(tensor)
-            self.before[cdata] = (content, content.clone())
-
-    def add(self, call: Callable[..., Any], args: Any, kwargs: Any, made: list[Tensor]) -> None:
-        """A launch reads a number of the host's when it is captured, and memory of the device's when it runs."""
-        gpu = SimulatedGpu.now()
-
-        def frozen(leaf: Any) -> Any:
-            return leaf.clone() if isinstance(leaf, Tensor) and not gpu.on_gpu(leaf) else leaf
-
-        self.calls.append((call, tree_map(frozen, args), tree_map(frozen, kwargs), made))
-
-    def replay(self) -> None:
-        gpu = SimulatedGpu.now()
-        gpu.must_be_own("CUDAGraph.replay")
-        stream = gpu.current
-        stream.tick()
-        stream.learn(gpu.host)
-        for tensor in self.reads:
-            gpu.reads(tensor, stream, "a graph")
-        with gpu.unseen(), torch.no_grad():
-            for call, args, kwargs, made in self.calls:
-                for old, new in zip(made, gpu.new_tensors(call(*args, **kwargs), (args, kwargs)), strict=True):
-                    old.copy_(new)
-        for tensor in self.writes:
-            gpu.writes(tensor, stream, "a graph")
-        gpu.launches["a graph", gpu.line()] += 1
+from .streams import (
+    ACTIVE,
+    GARBAGE,
+    GPU,
+    STAGED,
+    Clock,
+    Event,
+    GpuError,
+    Graph,
+    Memory,
+    Stream,
+    Work,
+    bytes_of,
+    tensors,
+)
 
 
 class SimulatedGpu:
@@ -168,8 +43,6 @@ class SimulatedGpu:
         waits: what made the host wait, and the line.
         uploads, launches: how often which line copied to the device or launched something.
     """
-
-    _active: ClassVar[SimulatedGpu | None] = None
 
     def __init__(self, *, gpus: int = 1) -> None:
         self.gpus, self.process = gpus, os.getpid()
@@ -185,15 +58,10 @@ class SimulatedGpu:
         self.reduction: Stream | None = None
         self._stack = ExitStack()
 
-    @classmethod
-    def now(cls) -> SimulatedGpu:
-        assert cls._active is not None
-        return cls._active
-
     def __enter__(self) -> Self:
         from .modes import Devices, Launches
 
-        type(self)._active = self
+        ACTIVE.append(self)
         self.default = self.current = Stream()
         for target, name, value in self._patches():
             self._stack.enter_context(mock.patch.object(target, name, value, create=True))
@@ -203,7 +71,7 @@ class SimulatedGpu:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        type(self)._active = None
+        ACTIVE.pop()
 
     # What torch.cuda is.
 
@@ -320,7 +188,7 @@ class SimulatedGpu:
                     content.copy_(before)
                 for call in graph.calls:
                     for tensor in call[3]:
-                        _bytes_of(tensor).fill_(GARBAGE)
+                        bytes_of(tensor).fill_(GARBAGE)
 
     # Memory.
 
@@ -493,12 +361,3 @@ class SimulatedGpu:
 
 def _is_elsewhere(path: str) -> bool:
     return path.startswith("<") or any(part in path for part in ("/simulated_gpu/", "/lib/python", "/site-packages/"))
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """All of its storage."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # pyright: ignore[reportArgumentType]
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

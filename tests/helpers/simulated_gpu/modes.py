@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .device import GPU, GpuError, SimulatedGpu, tensors
+from .device import SimulatedGpu
+from .streams import GPU, GpuError, tensors
 
 WAITS = {
     f"aten::{name}"
