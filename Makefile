@@ -10,6 +10,8 @@ VISION := .venv-vision
 TESTS_NEED := filelock hypothesis pytest pytest-timeout pytest-xdist scipy
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# The files with such tests alone: others import what these environments do not have.
+marked = $(shell grep -rlE --include='test_*.py' 'mark\.$(1)|"$(1)"' tests)
 
 .PHONY: train test test-all test-gpu test-browser test-frameworks test-vision cluster-test faults fuzz check-matrix figure lint setup clean
 
@@ -35,10 +37,10 @@ cluster-test: $(READY)  ## runs on a real Slurm of several nodes on this machine
 	$(BIN)/python -m campaigns.cluster.cases
 
 test-frameworks: $(FRAMEWORKS)/.ready  ## with Lightning, Accelerate and Transformers, in an environment of their own; a skip fails
-	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks tests
+	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks $(call marked,frameworks)
 
 test-vision: $(VISION)/.ready  ## with torchvision and timm, and a newer torch, in an environment of their own; a skip fails
-	$(VISION)/bin/python -m pytest -n 2 --dist worksteal -m vision tests
+	$(VISION)/bin/python -m pytest -n 2 --dist worksteal -m vision $(call marked,vision)
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
 	for campaign in kills signals interrupts restarts together soak hosts writer disk corruptions hostile cli; do \
