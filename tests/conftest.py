@@ -83,7 +83,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The folder in which p = 1, 2 or 4 processes have acted tests/helpers/worlds.py, once for every test worker."""
+    """The folder in which p = 1, 2, 3 or 4 processes have acted tests/helpers/worlds.py, once for every test worker."""
     base = tmp_path_factory.getbasetemp()
     place = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "worlds"
     with FileLock(f"{place}.lock"):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from onehour.rules.schedule import step_decay as step_decay
     from onehour.rules.scheduler import ScheduleLR as ScheduleLR
     from onehour.rules.shuffle import SampleStream as SampleStream
+    from onehour.training.task import Sums as Sums
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ _HOMES = {
     "rules.schedule": ["constant_warmup", "cosine_decay", "gradual_warmup", "scaled_step_schedule", "step_decay"],
     "rules.scheduler": ["ScheduleLR"],
     "rules.shuffle": ["SampleStream"],
+    "training.task": ["Sums"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -20,6 +20,7 @@ from onehour.study.spec import spec_of
 from onehour.sweeps.sweep import pick_jobs, train_sweep
 from onehour.training.build import complete
 from onehour.training.record import Run
+from onehour.training.task import Sums
 from onehour.training.watchdog import never
 
 __all__ = ["sweep", "train"]
@@ -30,6 +31,8 @@ def train(
     *,
     model: nn.Module | Callable[[], nn.Module] | str | None = None,
     data: Any = None,
+    task: Callable[[Any, Any], Sums] | str | None = None,
+    collate: Callable[[list[Any]], Any] | str | None = None,
     trust: bool = False,
     stop_asked: Callable[[], bool] = never,
     **options: Any,
@@ -42,6 +45,8 @@ def train(
         recipe: a `Recipe`, a recipe's name or a .toml file.
         model: in place of the recipe's: a torch.nn.Module, a function that returns one, or a name.
         data: in place of the recipe's: (train, validation), two map-style data sets of (image, label), or a name.
+        task: what is learned, in place of classification: a function (model, batch) that returns `onehour.Sums`.
+        collate: makes a batch of a list of a task's samples.
         trust: import what a .toml file names, without its being named here.
         stop_asked: read at every iteration; saves and stops when it says yes.
         options: fields of `Recipe` (minibatch=256) and of `Execution` (out="runs/mine", fresh=True).
@@ -69,10 +74,12 @@ def train(
         places["out"] = Path(places["out"])
     execution = Execution(**places)
     changes = {key: value for key, value in options.items() if key not in where}
-    if isinstance(model, str):
-        changes["model"] = model
-    elif model is not None:
-        changes["model"] = f"<{getattr(model, '__qualname__', type(model).__qualname__)}>"
+    given: dict[str, Any] = {"model": model, "task": task, "collate": collate}
+    for name, value in given.items():
+        if isinstance(value, str):
+            changes[name], given[name] = value, None
+        elif value is not None:
+            changes[name] = f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
     if isinstance(data, str):
         changes["data"] = data
     elif data is not None:
@@ -81,7 +88,7 @@ def train(
     return run(
         asked_for(chosen, trust=trust),
         execution,
-        model=None if isinstance(model, str) else model,
+        **given,
         data=None if isinstance(data, str) else data,
         stop_asked=stop_asked,
     )

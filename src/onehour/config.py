@@ -33,7 +33,7 @@ ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
 
-LATER = ("beta1", "beta2", "epsilon", "scale_betas")
+LATER = ("task", "collate", "beta1", "beta2", "epsilon", "scale_betas")
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
 PITFALLS = (
@@ -100,6 +100,10 @@ class Recipe:
     data: str = _said(
         "", "named data, a folder with train/ and val/, or package.module:function -> (train, validation)"
     )
+    task: str | None = _said(
+        None, "package.module:function (model, batch) -> onehour.Sums; else classification by cross-entropy"
+    )
+    collate: str | None = _said(None, "package.module:function that makes a batch of a list of a task's samples")
     samples: int | None = _said(None, "N, training samples; a run reads them from its data")
     classes: int | None = _said(None, "labels; read from the data where it is not given")
     resized: int | None = _said(
@@ -193,6 +197,8 @@ class Recipe:
                 f"minibatch {self.minibatch} is larger than the data set of {self.samples} samples;"
                 f" use a minibatch of at most {self.samples}"
             )
+        if self.collate is not None and self.task is None:
+            raise ValueError("collate makes batches for a task of your own; give a task too")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov needs momentum above zero; set nesterov to false or give a momentum")
         if self.warmup != "none" and self.warmup_epochs > self.epochs:

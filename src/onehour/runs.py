@@ -40,6 +40,7 @@ from onehour.training.record import (
     move_aside,
 )
 from onehour.training.refusals import less_memory, out_of_memory
+from onehour.training.task import Sums
 from onehour.training.watchdog import GRACE, Watchdog, never
 
 __all__ = ["check_start", "refuse_together", "run"]
@@ -74,6 +75,8 @@ def run(
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
     data: Any = None,
+    task: Callable[..., Sums] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
     stop_asked: Callable[[], bool] = never,
     signals: StopSignals | None = None,
 ) -> Run:
@@ -98,10 +101,12 @@ def run(
     execution = dataclasses.replace(execution, processes=processes)
     device = pick_device(execution.device)
     facts: Facts = {}
-    failed, loaded = None, None
+    given, failed, loaded = recipe, None, None
     with _watching(execution):
         try:
-            facts, recipe, loaded = _prepared(recipe, execution, device, model, data)
+            recipe, loaded = _completed(recipe, execution, data, collate)
+            if execution.processes > 1:
+                facts = _facts(given, device, recipe, loaded, (execution.log, model, data, task, collate))
         except ValueError as error:
             failed = error
     # The watchdog, which names who is stuck, comes first.
@@ -116,7 +121,7 @@ def run(
         execution = dataclasses.replace(execution, loaders=pick_loaders(execution, loaded, share))
         folder = execution.folder(recipe)
         if not _agreed_to_be_finished(folder, recipe, execution, group):
-            train_run(recipe, loaded, execution, group, model=model, stop_asked=stop_asked, signals=signals)
+            train_run(recipe, loaded, execution, group, model=model, task=task, stop_asked=stop_asked, signals=signals)
         return Run(folder)
 
 
@@ -137,15 +142,19 @@ def _watching(execution: Execution) -> Watchdog:
     return Watchdog(None, rank=rank, size=execution.processes, timeout=execution.hang_timeout)
 
 
-def _prepared(given: Recipe, execution: Execution, device: str, model: Any, data: Any) -> tuple[Facts, Recipe, Data]:
-    """What all processes must agree on, and the recipe and the data."""
+def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> tuple[Recipe, Data]:
     place(given.workers.workers, execution.processes)
-    recipe, loaded = complete(given, data)
-    if execution.processes == 1:
-        return {}, recipe, loaded
-    named = (given.model, given.data, given.optimizer, execution.log, model, data)
-    facts = facts_of_start(given, torch.device(device), named) | facts_of_data(recipe, loaded)
-    return facts, recipe, loaded
+    return complete(given, data, collate=collate)
+
+
+def _facts(given: Recipe, device: str, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
+    """What all processes must agree on.
+
+    Args:
+        objects: given beside the recipe, which may be someone's own.
+    """
+    names = (given.model, given.data, given.optimizer, given.task, given.collate)
+    return facts_of_start(given, torch.device(device), (*names, *objects)) | facts_of_data(recipe, data)
 
 
 def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:

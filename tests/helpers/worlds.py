@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from onehour import Recipe, SampleStream, parameter_groups
 from onehour import recipe as named
@@ -27,6 +28,7 @@ from onehour.data.digits import digits
 from onehour.data.loader import Feed
 from onehour.data.sources import Data
 from onehour.dist.group import Group, joined
+from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.models.load import load_model
 from onehour.training.build import build_model, complete
@@ -53,6 +55,9 @@ RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {
 }
 """The recipe's changes, workers a pass, and the numbers of processes that run it."""
 
+TASKS = Path(__file__).parents[2] / "examples" / "tasks"
+EXAMPLES = ("segmentation", "regression", "pairs", "characters")
+ONE: dict[str, Any] = {"epochs": 2, "warmup_epochs": 1, "milestones": ("1.5",)}
 SIZES = (1001, 100)
 """Validation samples: four chunks, the last one short; and fewer than a chunk, so that some processes have none."""
 
@@ -87,6 +92,21 @@ def act(group: Group, folder: Path) -> None:
         stop_and_resume(group, folder)
         not_finite(group, folder)
         exchange(group, folder)
+
+
+def tasks(group: Group, folder: Path) -> None:
+    """The examples' tasks: five workers whose counts differ, 20 iterations in float64."""
+    sys.path.append(str(TASKS))
+    for name in EXAMPLES:
+        mine, given = importlib.import_module(name), Recipe.from_toml(TASKS / f"{name}.toml")
+        recipe = asked_for(given, trust=True).replace(samples=400, precision="float64", **ONE)
+        recipe, data = complete(recipe, tuple(Subset(side, range(400)) for side in mine.data()[:1] * 2))
+        torch.manual_seed(0)
+        model = mine.Model() if name == "characters" else mine.net()
+        if group.rank == 0:
+            torch.save(model.state_dict(), folder / f"{name}-start.pt")
+        execution = Execution(processes=group.size, out=folder / name, loaders=0)
+        train_run(recipe, data, execution, group, model=model)
 
 
 def evaluations(group: Group, folder: Path) -> None:
@@ -234,7 +254,10 @@ def live(folder: Path, rank: int, processes: int, ports: list[str]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
     with joined("cpu") as group:
-        act(group, folder)
+        if processes <= 3:
+            tasks(group, folder)
+        if processes != 3:
+            act(group, folder)
     if processes == 2:
         commands(folder, ports[1:])
 
@@ -276,5 +299,5 @@ if __name__ == "__main__":
     base, *all_ports = sys.argv[1:]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # newer Pythons'; no thread runs
-    failed = [world(Path(base) / f"world-{p}", p, all_ports) for p in (1, 2, 4)]
+    failed = [world(Path(base) / f"world-{p}", p, all_ports) for p in (1, 2, 3, 4)]
     sys.exit(any(failed))

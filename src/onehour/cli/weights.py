@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -51,18 +50,22 @@ def add_export(commands: Any) -> None:
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """The error of a run's newest checkpoint, or of a file's weights, on validation data."""
+    from onehour.training.record import Metric
     from onehour.training.weights import evaluate_weights
 
     recipe = _recipe(options)
     changes = {name: getattr(options, name) for name in ("data", "model", "classes") if getattr(options, name)}
     if "data" in changes:
         changes["samples"] = None
-    recipe = asked_for(recipe.replace(**changes), trust=options.trust, uses=("model", "data"))
+    recipe = asked_for(recipe.replace(**changes), trust=options.trust, uses=("model", "data", "task", "collate"))
     result = evaluate_weights(options.source, recipe=recipe, device=options.device)
     if options.json:
-        print(to_json(dataclasses.asdict(result) | {"top1_error": result.top1_error}))
+        print(to_json(result.as_dict()))
     else:
-        print(f"top-1 error  {result.top1_error:.2f} % ({result.errors} of {result.samples})")
+        if result.errors is not None:
+            print(f"top-1 error  {result.top1_error:.2f} % ({result.errors} of {result.samples})")
+        for metric, value in ((Metric.called(name), value) for name, value in result.metrics.items()):
+            print(f"{metric.name:<12} {metric.of(value)}")
         loss = f"{result.loss:.4f}"
         if not math.isfinite(result.loss):
             loss = "NaN or infinite, as the model's outputs are, though the data is finite"

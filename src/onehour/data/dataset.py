@@ -104,7 +104,7 @@ def seed_generators(key: int) -> None:
 
 def in_memory(dataset: Any) -> bool:
     """Whether the samples are tensors in memory that are the same each time: batches are then plain gathers."""
-    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
+    return type(dataset) is TensorDataset and len(dataset.tensors) > 0
 
 
 def as_label(value: Any) -> int:

@@ -6,12 +6,11 @@ Nothing of a batch depends on the number of loader processes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,17 +19,19 @@ from torch import Tensor
 from onehour.data.dataset import Classes, FaultError, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader_processes import PATIENCE, LoaderProcesses
 from onehour.data.processes import in_child
-from onehour.data.samples import Keyed, mapped
+from onehour.data.samples import IMAGES_AND_LABELS, Form, Keyed, leaves, mapped
 from onehour.data.sources import Look, look
 from onehour.files import append_whole
 from onehour.messages import shown
 from onehour.rules.shuffle import SampleStream
 
 __all__ = [
-    *("BAD_IMAGES", "CHUNK", "PATIENCE", "Batch", "Feed", "Skipped", "moved", "name_skipped", "prepared", "too_many"),
+    *("BAD_IMAGES", "CHUNK", "PATIENCE", "Batch", "Feed", "Skipped", "moved", "name_skipped"),
+    *("prepared", "prepared_batch", "too_many"),
 ]
 
-Batch = tuple[Tensor, Tensor]
+Batch = Any
+"""(images, labels), or the tree that a task's own samples make."""
 CHUNK = 256
 """Validation samples evaluated together, whatever the number of processes, so that no bit depends on it."""
 SPARE = 1024
@@ -43,13 +44,14 @@ class Feed:
     Tensors in memory are gathered, without a process.
 
     Args:
-        dataset: map-style, of (image, label).
+        dataset: map-style, of (image, label), or of a task's own samples.
         seed: keys whatever is random in a sample.
         loaders: processes that load; 0 loads in this one. Changes no sample.
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
         stream: the run's samples, for training.
         classes: that labels must be of: those of tensors in memory are checked now, others as they are read.
         look: at the data set; where there is none, it is looked at when the first batch is asked for.
+        form: of samples and batches.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
 
@@ -73,6 +75,7 @@ class Feed:
         stream: SampleStream | None = None,
         classes: Classes | None = None,
         look: Look | None = None,
+        form: Form = IMAGES_AND_LABELS,
         patience: float | None = PATIENCE,
         warn: Callable[[str], None] | None = None,
     ) -> None:
@@ -81,10 +84,11 @@ class Feed:
         """Images that could not be read, of the batches given so far."""
         side = "training" if stream is not None else "validation"
         substitutes = stream if isinstance(dataset, KeyedDataset) and dataset.skips else None
-        self._keyed = Keyed(dataset, seed, substitutes, classes=classes, side=side)
+        self._keyed = Keyed(dataset, seed, substitutes, classes=classes, side=side, form=form)
         if classes is not None and in_memory(dataset):
             refuse_labels(self.dataset.tensors[1], classes, self.called)
         self._patience, self._warn = patience, warn
+        self._gathers = in_memory(dataset) and form.collate is None
         self._look = look
         self._processes: LoaderProcesses | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -95,22 +99,22 @@ class Feed:
         return self._looked().samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
-        """(images, labels) of every pass of the iterations [start, stop).
+        """The batch of every pass of the iterations [start, stop).
 
         Args:
             passes: the workers of each of this process's passes.
         """
         assert self.stream is not None
-        if in_memory(self.dataset):
-            return _gathered(self.dataset.tensors, self.stream, passes, range(start, stop), self.device)
+        if self._gathers:
+            return _gathered(self._tensors(), self.stream, passes, range(start, stop), self.device)
         largest = self.stream.minibatch.per_worker * max(map(len, passes), default=1)
         return self._loaded(_pass_keys(self.stream, passes, range(start, stop)), largest)
 
     def chunks(self, chunks: range) -> Iterator[Batch]:
-        """(images, labels) of the chunks of `CHUNK` consecutive samples with these numbers."""
+        """The batches of the chunks of `CHUNK` consecutive samples with these numbers."""
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
-        if in_memory(self.dataset):
-            return _sliced(self.dataset.tensors, spans, self.device)
+        if self._gathers:
+            return _sliced(self._tensors(), spans, self.device)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
@@ -129,8 +133,15 @@ class Feed:
         return self._processes.pids if self._processes is not None else []
 
     def _looked(self) -> Look:
-        self._look = self._look or look(self._keyed.side, self.dataset)
+        self._look = self._look or look(self._keyed.side, self.dataset, self._keyed.form)
         return self._look
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """In memory; labels as cross-entropy takes them."""
+        if self._keyed.form.own:
+            return self.dataset.tensors
+        images, labels = self.dataset.tensors
+        return images, labels.long()
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
         """The batches of these keys, from the processes where there are some.
@@ -138,10 +149,11 @@ class Feed:
         Args:
             largest: samples of a batch at most.
         """
-        image = self._looked().image
-        self._keyed.kind = tuple(image.shape), image.dtype
+        seen = self._looked()
+        self._keyed.kind = tuple(seen.image.shape), seen.image.dtype
         if self.loaders and self._processes is None:
-            batch_bytes = largest * (math.prod(image.shape) * image.itemsize + 8) + SPARE
+            tensors = [leaf for leaf in leaves(seen.sample) if isinstance(leaf, Tensor)] or [seen.image]
+            batch_bytes = largest * (sum(tensor.nbytes for tensor in tensors) + 8) + SPARE
             self._processes = LoaderProcesses(
                 self._keyed, loaders=self.loaders, batch_bytes=batch_bytes, patience=self._patience, warn=self._warn
             )
@@ -151,19 +163,30 @@ class Feed:
             made = (self._keyed.batch(keys.tolist()) for keys in batches)
         for tree, skipped in made:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
-                images, labels = mapped(tree, partial(moved, device=self.device))
+                batch = mapped(tree, partial(moved, device=self.device))
             if self._copies is not None:
                 computing = torch.cuda.current_stream(self.device)
                 computing.wait_stream(self._copies)
-                for tensor in (images, labels):
-                    tensor.record_stream(computing)
+                for tensor in leaves(batch):
+                    if isinstance(tensor, Tensor):
+                        tensor.record_stream(computing)
             self.skipped.add(skipped)
-            yield prepared(self.dataset, images), labels
+            yield prepared_batch(self.dataset, batch)
 
 
 def prepared(dataset: Any, images: Tensor) -> Tensor:
     """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one."""
     return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
+
+
+def prepared_batch(dataset: Any, batch: Any) -> Any:
+    """The images of a pair through `prepared`; any other tree as a whole."""
+    if not isinstance(dataset, KeyedDataset):
+        return batch
+    if not (isinstance(batch, tuple) and len(cast("tuple[Any, ...]", batch)) == 2):
+        return dataset.prepare(batch)
+    images, labels = cast("tuple[Tensor, Any]", batch)
+    return dataset.prepare(images), labels
 
 
 def moved(leaf: Any, device: torch.device) -> Any:
@@ -199,17 +222,16 @@ def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> 
 def _gathered(
     tensors: tuple[Tensor, ...], stream: SampleStream, passes: list[range], iterations: range, device: torch.device
 ) -> Iterator[Batch]:
-    images, labels = (tensor.to(device) for tensor in tensors)
+    placed = [tensor.to(device) for tensor in tensors]
     for iteration in iterations:
         for workers in passes:
             chosen = moved(torch.from_numpy(stream.indices(iteration, workers)), device)
-            yield images.index_select(0, chosen), labels.index_select(0, chosen).long()
+            yield tuple(tensor.index_select(0, chosen) for tensor in placed)
 
 
 def _sliced(tensors: tuple[Tensor, ...], spans: list[range], device: torch.device) -> Iterator[Batch]:
-    images, labels = tensors
     for span in spans:
-        yield images[span.start : span.stop].to(device), labels[span.start : span.stop].to(device).long()
+        yield tuple(tensor[span.start : span.stop].to(device) for tensor in tensors)
 
 
 BAD_IMAGES = "bad_images.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from onehour.messages import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["IN_A_ROW", "Empty", "Key", "Keyed", "collate", "empty", "following", "mapped"]
+__all__ = [
+    *("IMAGES_AND_LABELS", "IN_A_ROW", "Empty", "Form", "Key", "Keyed"),
+    *("collate", "empty", "following", "leaves", "mapped"),
+]
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes a tensor of a shape and a type, to be filled."""
@@ -68,6 +72,17 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     return function(tree)
 
 
+def leaves(tree: Any) -> list[Any]:
+    """All that is no tuple, list or dict, in the tree's order.
+
+    >>> leaves({"image": 1, "sizes": (2, [3])})
+    [1, 2, 3]
+    """
+    found: list[Any] = []
+    mapped(tree, found.append)
+    return found
+
+
 def _stacked(tensors: list[Tensor], empty: Empty) -> Tensor:
     first, count = tensors[0], len(tensors)
     for other in tensors:
@@ -111,6 +126,35 @@ def following(stream: SampleStream, position: int) -> Iterator[tuple[int, int]]:
         yield int(epochs[row]), int(indices[row])
 
 
+@dataclass(frozen=True)
+class Form:
+    """What samples are, and how they become a batch.
+
+    Args:
+        own: whether they are a task's, of any kind; else (image, label).
+        collate: makes a batch of a list of them; None for `collate`.
+    """
+
+    own: bool = False
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def batch(self, samples: list[Any], empty: Empty = empty) -> Any:
+        """Samples as a batch.
+
+        Raises:
+            ValueError: if they cannot be one.
+        """
+        if self.collate is None:
+            return collate(samples, empty)
+        try:
+            return self.collate(samples)
+        except Exception as error:
+            raise ValueError(f"collate failed for {len(samples)} samples: {blame(error)}") from error
+
+
+IMAGES_AND_LABELS = Form()
+
+
 class Keyed:
     """A data set asked by (epoch, index): `keyed` is given their key, else it seeds every global generator before.
 
@@ -122,6 +166,7 @@ class Keyed:
         stream: where another sample comes from when one is bad; None where a bad one is an error.
         classes: what labels are checked against; None where any whole number will do.
         side: of the data, "training" or "validation", for messages.
+        form: of samples and batches.
     """
 
     def __init__(
@@ -132,8 +177,10 @@ class Keyed:
         *,
         classes: Classes | None = None,
         side: str = "",
+        form: Form = IMAGES_AND_LABELS,
     ) -> None:
         self.dataset, self.seed, self.stream, self.classes, self.side = dataset, seed, stream, classes, side
+        self.form = form
         self.kind: tuple[tuple[int, ...], torch.dtype] | None = None
         """Shape and type that every image must have; None where they are not known yet."""
 
@@ -151,28 +198,27 @@ class Keyed:
             begun: is told of the index of each sample before it is made.
 
         Returns:
-            (images, labels), and the indices of samples that could not be read and were replaced.
+            The batch, and the indices of samples that could not be read and were replaced.
 
         Raises:
             ValueError: if a sample cannot be read, its label is no class, or its image is not like the others.
         """
-        samples: list[tuple[Tensor, int]] = []
+        samples: list[Any] = []
         skipped: list[int] = []
         for epoch, index, position in keys:
             begun(index)
             try:
-                image, label = self[(epoch, index)]
+                sample = self[(epoch, index)]
             except FaultError as fault:
                 if self.stream is None:
                     raise
                 skipped.append(index)
-                index, (image, label) = self._substitute(self.stream, position, fault)
+                index, sample = self._substitute(self.stream, position, fault)
             try:
-                image = self._like_all(torch.as_tensor(image))
-                samples.append((image, as_label(label) if self.classes is None else self.classes.checked(label)))
+                samples.append(sample if self.form.own else self._checked(*sample))
             except ValueError as error:
                 raise ValueError(f"{self.called(index)}: {error}") from None
-        return collate(samples, empty), skipped
+        return self.form.batch(samples, empty), skipped
 
     def name(self, index: int) -> str:
         """What a message calls sample `index`."""
@@ -182,6 +228,10 @@ class Keyed:
     def called(self, index: int) -> str:
         """`name` behind the side that it is of."""
         return f"{self.side} {self.name(index)}".strip()
+
+    def _checked(self, image: Any, label: Any) -> tuple[Tensor, int]:
+        image = self._like_all(torch.as_tensor(image))
+        return image, as_label(label) if self.classes is None else self.classes.checked(label)
 
     def _like_all(self, image: Tensor) -> Tensor:
         shape, dtype = self.kind or (tuple(image.shape), image.dtype)
@@ -208,7 +258,7 @@ class Keyed:
         """The next sample of the position's worker that can be read, its crop keyed by the position that it fills.
 
         Returns:
-            Its index, and (image, label).
+            Its index, and the sample.
         """
         number = seed_for(self.seed, "substitute", position)
         for _, (_, index) in zip(range(IN_A_ROW), following(stream, position), strict=False):

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
 from onehour.data.digits import digits, digits_wide
 from onehour.data.processes import in_child
-from onehour.data.samples import IN_A_ROW
+from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapped
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest
 
@@ -34,6 +34,7 @@ class Data:
         classes: number of labels where the data says so (an attribute `classes`, or labels in memory).
         channels: of the images.
         looks: at the first samples of each.
+        form: of samples and batches.
     """
 
     train: Any
@@ -41,14 +42,19 @@ class Data:
     classes: int | None
     channels: int
     looks: tuple[Look, Look]
+    form: Form = IMAGES_AND_LABELS
 
     @classmethod
-    def of(cls, train: Any, validation: Any) -> Data:
+    def of(cls, train: Any, validation: Any, form: Form = IMAGES_AND_LABELS) -> Data:
         """Look at two data sets, in processes of their own unless they are tensors in memory.
 
         Raises:
             ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
         """
+        if form.own:
+            looks = look("training", train, form), look("validation", validation, form)
+            first = looks[0].image
+            return cls(train, validation, looks[0].classes, len(first) if first.ndim > 2 else 1, looks, form)
         train, validation = _simplest("training", train), _simplest("validation", validation)
         ours, theirs = look("training", train), look("validation", validation)
         shape, other = tuple(ours.image.shape), tuple(theirs.image.shape)
@@ -63,13 +69,14 @@ class Data:
         return cls(train, validation, classes, shape[0] if shape else 1, (ours, theirs))
 
 
-def load_data(spec: str, **options: Any) -> Data:
+def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data:
     """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
 
     A path is a folder of images, its index or a pack (`image_folder`), or CIFAR-10's archive, .tar.gz or .tgz
     (`cifar10`).
 
     Args:
+        form: of samples and batches.
         options: of `ImageOptions`, for images at a path; other data is read as its reader likes.
 
     Raises:
@@ -79,16 +86,16 @@ def load_data(spec: str, **options: Any) -> Data:
     if name in DATA:
         if not (split.isdecimal() or spec == name):
             raise ValueError(f"data {spec!r} names no division of {name}; expected {name}, or {name}:1, {name}:2 …")
-        return Data.of(*DATA[name](int(split or 0)))
+        return Data.of(*DATA[name](int(split or 0)), form=form)
     # Imported here, so that what reads images is loaded only for those who have some.
     if os.path.isdir(spec) or spec.endswith(".index"):
         from onehour.data.images import ImageOptions, image_folder
 
-        return Data.of(*image_folder(spec, ImageOptions(**options)))
+        return Data.of(*image_folder(spec, ImageOptions(**options)), form=form)
     if spec.endswith((".tar.gz", ".tgz")):
         from onehour.data.cifar import cifar10
 
-        return Data.of(*cifar10(spec))
+        return Data.of(*cifar10(spec), form=form)
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
@@ -101,7 +108,7 @@ def load_data(spec: str, **options: Any) -> Data:
         raise ValueError(f"data {spec} failed when called: {blame(error)}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise ValueError(f"data {spec} returned {type(returned).__name__}; expected (train, validation)")
-    return Data.of(*returned)
+    return Data.of(*returned, form=form)
 
 
 @dataclass(frozen=True)
@@ -110,16 +117,19 @@ class Look:
 
     Args:
         samples: how many there are.
-        image: the first one, as the data set gives it; all have its shape and type.
+        image: the first one, as the data set gives it; all have its shape and type. Of a task's own samples the first
+            tensor of the first one, or an empty one.
         classes: how many, where the data set says so.
+        sample: the first one, of a task's own.
     """
 
     samples: int
     image: Tensor
     classes: int | None
+    sample: Any = None
 
 
-def look(side: str, dataset: Any) -> Look:
+def look(side: str, dataset: Any, form: Form = IMAGES_AND_LABELS) -> Look:
     """Look at a data set, in a process of its own: nothing of it is opened, cached or drawn in this one.
 
     Tensors in memory are looked at here.
@@ -130,9 +140,24 @@ def look(side: str, dataset: Any) -> Look:
     Raises:
         ValueError: if it is not map-style, is empty, or does not hold (image, label) pairs.
     """
+    see = _look_at_own if form.own else _look
     if in_memory(dataset):
-        return _look(side, dataset)
-    return in_child(lambda: _look(side, dataset), f"the first look at the {side} data")
+        return see(side, dataset)
+    return in_child(lambda: see(side, dataset), f"the first look at the {side} data")
+
+
+def _look_at_own(side: str, dataset: Any) -> Look:
+    """At samples of any kind, of which a task knows more."""
+    samples = _samples(side, dataset)
+    sample = mapped(_item(side, "first", dataset, 0), _as_tensor)
+    tensors = [leaf for leaf in leaves(sample) if isinstance(leaf, Tensor)]
+    return Look(samples, tensors[0] if tensors else torch.empty(0), _classes(dataset), sample)
+
+
+def _as_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor | np.ndarray | np.generic):
+        return torch.as_tensor(leaf).detach().cpu().clone()
+    return leaf
 
 
 def _simplest(side: str, dataset: Any) -> Any:
@@ -143,6 +168,8 @@ def _simplest(side: str, dataset: Any) -> Any:
     """
     if not in_memory(dataset):
         return dataset
+    if len(dataset.tensors) != 2:
+        raise ValueError(f"the {side} data has {len(dataset.tensors)} tensors; expected images and labels")
     images, labels = dataset.tensors
     try:
         whole = as_labels(labels)
@@ -203,15 +230,19 @@ def _first(side: str, dataset: Any, samples: int) -> Tensor:
     raise ValueError(f"{faults[0]} ({len(faults) - 1} samples after it cannot be read either: is the disk there?)")
 
 
-def _image(side: str, which: str, dataset: Any, index: int) -> Tensor:
+def _item(side: str, which: str, dataset: Any, index: int) -> Any:
     keyed = isinstance(dataset, KeyedDataset)
     try:
-        item = dataset.keyed(index, 0) if keyed else dataset[index]
+        return dataset.keyed(index, 0) if keyed else dataset[index]
     except Exception as error:
         if keyed and isinstance(error, ValueError):
             raise  # it names the place and the remedy
         read = f"item, {index} of {index + 1}, cannot be read" if which == "last" else "item cannot be read"
         raise ValueError(f"the {side} data's {which} {read}: {blame(error)}") from error
+
+
+def _image(side: str, which: str, dataset: Any, index: int) -> Tensor:
+    item = _item(side, which, dataset, index)
     if not (isinstance(item, tuple | list) and len(item) == 2):
         content = f" of {', '.join(map(repr, list(item)[:5]))}" if isinstance(item, dict) else ""
         content = f" of {len(item)}" if isinstance(item, tuple | list) else content

@@ -57,7 +57,8 @@ def outcome_lines(run: Run) -> Iterator[str]:
         yield f"{run.folder} ended as {summary.get('outcome', 'unfinished')}"
         return
     last = min(MEDIAN_OF, len(run.metrics))
-    yield f"final error  {run.final_error:.2f} % (median of the last {last} epochs)"
+    final = "final error " if run.recipe.task is None else f"final {run.metric.name}"
+    yield f"{final} {run.metric.of(run.final_error)} (median of the last {last} epochs)"
     recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
     same = all(getattr(recipe, name) == getattr(named, name, None) for name in ("model", "data", "epochs"))
     reference = reference_of(recipe.name) if same else None  # of the named recipe's task and length
@@ -69,7 +70,7 @@ def outcome_lines(run: Run) -> Iterator[str]:
         yield f"verdict      {reference.verdict(run.final_error)}"
     if speed := summary.get("images_per_second"):
         most = f"; most time goes to {summary['bottleneck']}" if "bottleneck" in summary else ""
-        yield f"speed        {speed:,.0f} images/s{most}"
+        yield f"speed        {speed:,.0f} {'images' if recipe.task is None else 'samples'}/s{most}"
     yield f"run          {run.folder}"
     curve = draw_curve(run)
     yield f"curve        {curve}" if curve else "curve        needs matplotlib: pip install 'onehour[report]'"
@@ -89,7 +90,7 @@ def draw_curve(run: Run) -> Path | None:
     metrics, recipe = run.metrics, run.recipe
     epochs = [record["epoch"] for record in metrics]
     last, lowest = min(MEDIAN_OF, len(metrics)), min(record["top1_error"] for record in metrics)
-    found = f"validation: {run.final_error:.2f} %, the median of the last {last} epoch{'s' * (last > 1)}"
+    found = f"validation: {run.metric.of(run.final_error)}, the median of the last {last} epoch{'s' * (last > 1)}"
     size = f"minibatch {recipe.minibatch} = {recipe.workers.workers} workers × {recipe.per_worker}"
     with looks():
         figure = Figure(figsize=(7, 4.4), layout="constrained")
@@ -98,9 +99,10 @@ def draw_curve(run: Run) -> Path | None:
             values = [record[kind] for record in metrics]
             errors.plot(epochs, values, color=color, marker=".", markersize=4, label=label)
         errors.axhline(run.final_error, color=ACCENT, linewidth=0.7, linestyle=":")
-        errors.set_ylim(0, min(100.0, max(6 * lowest, 5.0)))
-        errors.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        errors.set_ylabel("top-1 error, %", fontsize=10)
+        if recipe.task is None:
+            errors.set_ylim(0, min(100.0, max(6 * lowest, 5.0)))
+        errors.yaxis.set_major_locator(MaxNLocator(5, integer=recipe.task is None))
+        errors.set_ylabel(", ".join(filter(None, (run.metric.name, run.metric.unit))), fontsize=10)
         errors.legend(loc="upper right", framealpha=1, edgecolor="none", fontsize=10)
         title = f"{short(recipe.name)}: {size}, seed {recipe.seed}"
         errors.set_title(title, fontsize=10, loc="left", color=INK)

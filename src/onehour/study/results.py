@@ -17,7 +17,7 @@ from onehour.sidefile import read_lines
 from onehour.study.spec import SPEC, Arm, SweepSpec, arm_of, label_of, parse_arm
 from onehour.training.record import MEDIAN_OF, Run, differences, final_error
 
-SAME = ("model", "data", "samples", "classes", "epochs")
+SAME = ("model", "data", "task", "samples", "classes", "epochs")
 """What runs must share to be compared: the task and its length."""
 
 NEEDED, CONSTANT = ("epoch", "error"), ("minibatch", "seed", "arm")
@@ -236,9 +236,9 @@ def _result(run: Run, base: Recipe) -> Result:
         outcome, error = "finished", final_error([point.top1_error for point in curve])
         seconds = summary.get("seconds_training")
     elif summary.get("outcome") == "non-finite":
-        if recipe.classes is None:
+        if recipe.classes is None and run.untrained is None:
             raise ValueError(f"{run.folder / 'recipe.toml'} has no classes, which the error of chance needs")
-        outcome, error = "non-finite", 100 * (1 - 1 / recipe.classes)
+        outcome, error = "non-finite", _of_no_use(run)
     return Result(
         source=str(run.folder),
         arm=arm_of(recipe, base),
@@ -251,6 +251,14 @@ def _result(run: Run, base: Recipe) -> Result:
         together=summary.get("seeds_together", 1),
         environment=run.environment,
     )
+
+
+def _of_no_use(run: Run) -> float:
+    """What a run has that has learnt nothing: chance, or the error of its untrained network."""
+    if run.untrained is not None:
+        return run.untrained["top1_error"]
+    assert run.recipe.classes is not None
+    return 100 * (1 - 1 / run.recipe.classes)
 
 
 def check_run(folder: Path) -> None:

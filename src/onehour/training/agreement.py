@@ -31,7 +31,7 @@ from onehour.config import Recipe
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, in_memory
 from onehour.data.images import Images
 from onehour.data.processes import in_child
-from onehour.data.samples import Keyed
+from onehour.data.samples import Keyed, leaves
 from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.entry import is_entry, make_importable
@@ -266,12 +266,13 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
     """
     sides = {"training": data.train, "validation": data.validation}
     numbers = {side: look.samples for side, look in zip(sides, data.looks, strict=True)}
+    own = data.form.own
     given = {"classes": recipe.classes, "channels": data.channels, "resized": recipe.resized}
     samples: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for side, dataset in sides.items():
         if in_memory(dataset):
-            samples |= _gathered(side, dataset, _chosen(side, recipe.seed, numbers[side]))
+            samples |= _gathered(side, dataset, _chosen(side, recipe.seed, numbers[side]), own=own)
             continue
         others[side] = dataset
         if isinstance(dataset, Images):
@@ -281,7 +282,8 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
     def look() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for side, dataset in others.items():
-            found |= _read_some(side, Keyed(dataset, recipe.seed), _chosen(side, recipe.seed, numbers[side]))
+            keyed = Keyed(dataset, recipe.seed, form=data.form)
+            found |= _read_some(side, keyed, _chosen(side, recipe.seed, numbers[side]))
         return found
 
     looked = in_child(look, "the look at samples that all processes compare") if others else {}
@@ -293,7 +295,10 @@ def _chosen(side: str, seed: int, number: int) -> list[int]:
     return list(dict.fromkeys((random_bits(seed_for(seed, f"agreement {side}"), MOST) % np.uint64(number)).tolist()))
 
 
-def _gathered(side: str, dataset: Any, chosen: list[int]) -> dict[str, Any]:
+def _gathered(side: str, dataset: Any, chosen: list[int], *, own: bool) -> dict[str, Any]:
+    if own:
+        called = [f"the bytes of all {side} samples' tensor {number}" for number in range(len(dataset.tensors))]
+        return {name: _described(t[:: _step(t)]) for name, t in zip(called, dataset.tensors, strict=True)}
     images, labels = dataset.tensors
     return {f"the label of {side} sample {index}": labels[index].item() for index in chosen} | {
         f"the bytes of all {side} images": _described(images[:: _step(images)]),
@@ -317,20 +322,29 @@ def _read_some(side: str, keyed: Keyed, chosen: list[int]) -> dict[str, Any]:
         first = _read(keyed, index)
         again = first if isinstance(keyed.dataset, Images) else _read(keyed, index)
         stable = stable and first[1] == again[1]
-        if first[0] == again[0]:
+        if first[0] == again[0] and not keyed.form.own:
             labels[f"the label of {side} sample {index}"] = first[0]
-        images[f"the image of {side} sample {index}"] = first[1]
+        images[f"the {'tensors' if keyed.form.own else 'image'} of {side} sample {index}"] = first[1]
     return labels | (images if stable else {})
 
 
 def _read(keyed: Keyed, index: int) -> tuple[int | None, str]:
     try:
-        image, label = keyed[(0, index)]
+        sample = keyed[(0, index)]
     except FaultError as fault:
         if isinstance(keyed.dataset, KeyedDataset) and keyed.dataset.skips:
             return None, f"none, since it {fault.problem}"
         raise
+    if keyed.form.own:
+        return None, "; ".join(_described_leaf(leaf) for leaf in leaves(sample))
+    image, label = sample
     return as_label(label), _described(image)
+
+
+def _described_leaf(leaf: Any) -> str:
+    if isinstance(leaf, Tensor | np.ndarray | np.generic):
+        return _described(torch.as_tensor(leaf))
+    return ADDRESS.sub("", repr(leaf))
 
 
 def facts_of_model(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Any]]:

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
-from onehour.data.loader import PATIENCE, Feed, prepared
-from onehour.data.samples import Keyed
+from onehour.data.loader import PATIENCE, Feed, moved, prepared, prepared_batch
+from onehour.data.samples import Form, Keyed, mapped
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
 from onehour.dist.launched import launched
@@ -33,8 +33,8 @@ from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
-from onehour.training.engine import forward
-from onehour.training.refusals import refuse_model
+from onehour.training.refusals import refuse_state, refuse_training_output
+from onehour.training.task import CLASSIFICATION, Task, task_of
 
 __all__ = [
     "OPTIMIZERS",
@@ -78,26 +78,36 @@ PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
 
-def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool = True) -> tuple[Recipe, Data]:
+def complete(
+    recipe: Recipe,
+    data: Sequence[Any] | None = None,
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    trains: bool = True,
+) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 
     Args:
         recipe: names the data, unless `data` is given.
         data: (train, validation) as objects.
+        collate: in place of the recipe's name.
         trains: False evaluates alone, which takes data of any size: N stays open.
 
     Raises:
         ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
+    if collate is None and recipe.collate is not None:
+        collate = resolve("collate", recipe.collate)
+    form = Form(own=recipe.task is not None, collate=collate)
     if data is None:
         skip = recipe.bad_images == "skip"
-        loaded = load_data(recipe.data, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
+        loaded = load_data(recipe.data, form, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
     elif isinstance(data, tuple | list) and len(data) == 2:
-        loaded = Data.of(*data)
+        loaded = Data.of(*data, form=form)
     else:
         raise ValueError(f"data is a {type(data).__name__}; expected (train, validation)")
     classes = recipe.classes or loaded.classes
-    if classes is not None:
+    if classes is not None and not form.own:
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
         if loaded.classes is not None and classes < loaded.classes:
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
@@ -138,11 +148,19 @@ def pick_device(device: str) -> str:
 
 
 def build_model(
-    recipe: Recipe, data: Data, device: torch.device, model: nn.Module | Callable[[], nn.Module] | None = None
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    task: Task | None = None,
 ) -> nn.Module:
     """The model with its initial weights, keyed by the recipe's seed, converted to BatchNorm over n, on the device.
 
     A model that comes as an object or from package.module:function keeps the weights it came with.
+
+    Args:
+        task: of one's own, which is tried on a sample; None for the recipe's.
 
     Raises:
         ValueError: if it cannot be built, converted, or run on the data.
@@ -162,6 +180,10 @@ def build_model(
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
+    if recipe.task is not None:
+        _prove(task or task_of(recipe, None, device), built, recipe, data)
+        refuse_state(built)
+        return _in_order(built, recipe)
     outputs = _outputs(built, recipe, data, device)
     if recipe.classes is not None and outputs < recipe.classes:
         misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
@@ -171,8 +193,22 @@ def build_model(
             raise ValueError(f"{misfit}; {error}") from error
         raise ValueError(misfit)
     if model is not None or recipe.model not in MODELS:  # ours are known
-        refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
-    return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
+        refuse_state(built)
+        refuse_training_output(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
+    return _in_order(built, recipe)
+
+
+def _in_order(model: nn.Module, recipe: Recipe) -> nn.Module:
+    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model  # type: ignore[call-overload]
+
+
+def _prove(task: Task, model: nn.Module, recipe: Recipe, data: Data) -> None:
+    """Ask a task of one's own the first time, by a validation sample."""
+    model.eval()
+    sample, device = data.looks[1].sample, next(model.parameters()).device
+    batches = [mapped(data.form.batch([sample] * size), partial(moved, device=device)) for size in (2, 4)]
+    some, twice = (prepared_batch(data.validation, batch) for batch in batches)
+    task.prove(model, some, twice, recipe)
 
 
 def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
@@ -187,7 +223,7 @@ def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device)
     """How many the model has, by one validation image, so that a misfit is one message before the run."""
     image = prepared(data.validation, data.looks[1].image[None].to(device))
     model.eval()
-    return forward(model, image, recipe).shape[1]
+    return CLASSIFICATION.logits(model, image, recipe).shape[1]
 
 
 def effects(recipe: Recipe, model: nn.Module) -> str:
@@ -280,11 +316,12 @@ def open_feeds(
         model: whose outputs the labels must be, where the recipe does not say.
         warn: is told of processes that were replaced, in process 0.
     """
-    classes, loaders = classes_of(recipe, data, model, group.device), pick_loaders(execution, data)
+    classes = None if data.form.own else classes_of(recipe, data, model, group.device)
+    loaders = pick_loaders(execution, data)
     # A stuck loader is replaced long before the watchdog would end the run for it.
     patience = execution.hang_timeout / 4 if execution.hang_timeout else PATIENCE
     options: Any = {"patience": patience, "warn": warn if group.rank == 0 else None}
-    feed = partial(Feed, loaders=loaders, device=group.device, classes=classes, **options)
+    feed = partial(Feed, loaders=loaders, device=group.device, classes=classes, form=data.form, **options)
     return Feeds(
         feed(data.train, seed=recipe.seed, stream=stream, look=data.looks[0]),
         feed(data.validation, seed=seed_for(recipe.seed, "validation"), look=data.looks[1]),
@@ -300,8 +337,8 @@ def pick_share(recipe: Recipe, group: Group) -> range:
 def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, model: nn.Module, device: str) -> int:
     """How many workers share a pass: what was asked for, else as many as `PASS_BYTES` of images allow.
 
-    One where the model draws random numbers (dropout), since those are keyed by the pass; and for channels_last, where
-    fusing would copy.
+    One where the model draws random numbers (dropout), since those are keyed by the pass; for channels_last, where
+    fusing would copy; and for a task of one's own, which may look at all samples of its worker together.
     """
     if recipe.reduce == "canonical":
         if (execution.workers_per_pass or 1) > 1:
@@ -310,7 +347,7 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
     together = execution.workers_per_pass
     if together is None:
-        one = (recipe.channels_last and device != "cuda") or draws_numbers(model)
+        one = (recipe.channels_last and device != "cuda") or draws_numbers(model) or recipe.task is not None
         together = 1 if one else PASS_BYTES[device] // (data.looks[1].image.numel() * 4 * recipe.per_worker)
     together = max(1, min(together, max(shares)))
     if not recipe.compile and (device != "cuda" or execution.workers_per_pass is not None):
@@ -343,7 +380,7 @@ def pick_loaders(execution: Execution, data: Data, share: int | None = None) -> 
     """
     if execution.loaders is not None:
         return execution.loaders
-    if in_memory(data.train):
+    if in_memory(data.train) and data.form.collate is None:
         return 0
     share = own_share(launched().local_size or execution.processes) if share is None else share
     return max(1, share if pick_device(execution.device) == "cuda" else share // 2)

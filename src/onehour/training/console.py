@@ -18,6 +18,7 @@ from onehour.config import Recipe
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, encodable, nearest, say
 from onehour.training.measure import Metrics
+from onehour.training.record import Metric
 
 __all__ = ["Console", "Logger", "Loggers", "load_logger"]
 
@@ -70,11 +71,16 @@ class Console:
 
     def evaluated(self, metrics: Metrics, images_per_second: float) -> None:
         """An evaluation is done; one that is made up for after a restart follows no image, and has no rate."""
-        rate = f"  {images_per_second:8,.0f} images/s" if images_per_second else ""
+        samples = "images" if metrics.metrics is None else "samples"
+        rate = f"  {images_per_second:8,.0f} {samples}/s" if images_per_second else ""
+        if metrics.metrics is None:
+            found = f" train error {metrics.train_error:6.2f} %  validation error {metrics.top1_error:6.2f} %"
+        else:
+            loss = f" train loss {metrics.train_loss:<8.4g}" if metrics.iteration else f"{'':>12}untrained"
+            found = f"{loss}  validation {_named(metrics.metrics)}"
         self._say(
             f"epoch {metrics.epoch:>3}/{self.recipe.epochs}  iteration {metrics.iteration:>6}"
-            f"  rate {metrics.lr:<8.4g} train error {metrics.train_error:6.2f} %"
-            f"  validation error {metrics.top1_error:6.2f} %{rate}"
+            f"  rate {metrics.lr:<8.4g}{found}{rate}"
         )
 
     def warn(self, text: str) -> None:
@@ -104,6 +110,11 @@ class Console:
                 self.terminal.end_capture()  # forgets the line: it would be said again with each other
 
 
+def _named(metrics: dict[str, float]) -> str:
+    said = [(Metric.called(name), value) for name, value in metrics.items()]
+    return ", ".join(f"{metric.name} {metric.of(value)}" for metric, value in said)
+
+
 class Logger(Protocol):
     """What `--log package.module:Class` must have; it is built without arguments, on process 0."""
 
@@ -126,7 +137,8 @@ class TensorBoard:
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
+        own = {f"{kind}/{name}": x for kind in ("metrics", "train_metrics") for name, x in record.get(kind, {}).items()}
+        for name, value in (record | own).items():
             if isinstance(value, float):
                 self.writer.add_scalar(name, value, record["iteration"])
         self.writer.flush()

@@ -1,104 +1,38 @@
-"""How batches go through a model: precision, loss and errors, BatchNorm's running statistics (§2.3), evaluation."""
+"""What a loop trains, BatchNorm's running statistics (§2.3), and evaluation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.loader import CHUNK, Batch, Feed
+from onehour.data.loader import CHUNK, Feed
 from onehour.dist.group import Group
-from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
-from onehour.training.refusals import out_of_memory, refuse_batch
+from onehour.training.refusals import refuse_batch
+from onehour.training.task import CLASSIFICATION, Evaluation, Task
 from onehour.training.watchdog import never
 
 __all__ = [
-    "Evaluation",
     "EvaluationStoppedError",
     "ModelAndOptimizer",
     "Network",
     "RunningStatistics",
-    "Sums",
-    "classification",
     "evaluate",
-    "forward",
 ]
 
-Model = Callable[[Tensor], Any]
 IN_ORDER = ("cuda",)
 """Where the statistics of all layers are added at once, in whatever order a model calls them.
 
 On a CPU this saves nothing, and would add over the workers in another order: other bits than those of runs that exist.
 """
-
-
-def forward(model: Model, images: Tensor, recipe: Recipe) -> Tensor:
-    """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse.
-
-    Raises:
-        ValueError: if the model fails, or returns no logits.
-    """
-    if recipe.precision == "float64":
-        images = images.double()
-    images = images.contiguous(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
-    halved = recipe.precision == "bf16"
-    try:
-        with torch.autocast(images.device.type, torch.bfloat16) if halved else nullcontext():
-            logits = model(images)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        taken = f"{tuple(images.shape[1:])}, {images.dtype}"
-        hint = "" if halved or images.dtype == torch.float32 else "; give float32 images, or precision float64"
-        raise ValueError(f"the model cannot take the data's images {taken}: {blame(error)}{hint}") from error
-    if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.is_floating_point():
-        shape = type(logits).__name__
-        if torch.is_tensor(logits):
-            shape = f"{tuple(logits.shape)}" + ("" if logits.is_floating_point() else f" of {logits.dtype}")
-        raise ValueError(f"the model returned {shape}; expected logits of shape (N, classes)")
-    return logits.float() if halved else logits
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What a batch adds, over its samples; of shape () for one seed, (S,) for S seeds as one network."""
-
-    loss: Tensor
-    errors: Tensor
-
-
-def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bool = False) -> Sums:
-    """Σ of the samples' cross-entropies, and how many the model gets wrong: all that a run knows of its task.
-
-    What they are divided by, the number of images of an iteration or of the validation data, is known in advance. A
-    sample for which the model gives NaN is an error.
-
-    Args:
-        batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S).
-        in_float64: add up in float64, as evaluations do.
-    """
-    images, labels = batch
-    logits = forward(model, images, recipe)
-    logits = logits.double() if in_float64 else logits
-    if labels.ndim == 1:
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-    else:
-        logits = logits.view(labels.numel(), -1)
-        loss = F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape).sum(0)
-    with torch.no_grad():
-        largest, chosen = logits.max(1)
-        wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()
-    return Sums(loss, wrong.sum(0))
 
 
 @dataclass(frozen=True)
@@ -264,21 +198,6 @@ class EvaluationStoppedError(Exception):
     """All processes have left the evaluation before the same chunk."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model gets wrong."""
-
-    errors: int
-    samples: int
-    loss: float
-    """Mean cross-entropy; not finite where the model's outputs are not, though every sample is."""
-
-    @property
-    def top1_error(self) -> float:
-        """Errors in percent of the samples."""
-        return 100 * self.errors / self.samples
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -286,12 +205,13 @@ def evaluate(
     recipe: Recipe,
     *,
     group: Group,
+    task: Task = CLASSIFICATION,
     seeds: int = 1,
     stop_asked: Callable[[], bool] = never,
 ) -> list[Evaluation]:
     """Evaluate on every sample once; for each of the model's seeds.
 
-    Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's loss has a place of its own in
+    Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's sums have a place of their own in
     the vector that is summed, so that no order of adding depends on p.
 
     Args:
@@ -302,10 +222,11 @@ def evaluate(
     Raises:
         InputError: where the loss is not finite because a sample is not; in all processes, naming it.
         EvaluationStoppedError: in all processes together, once any was asked to stop.
+        ValueError: where a task of one's own has counted nothing.
     """
     every = -(-feed.samples // CHUNK)
     own = range(group.rank, every, group.size)
-    sums = torch.zeros(every + 1, seeds, dtype=torch.float64, device=group.device)
+    sums = torch.zeros(every, task.rows, seeds, dtype=torch.float64, device=group.device)
     was_training = model.training
     model.eval()
     try:
@@ -314,24 +235,20 @@ def evaluate(
             if _any_process(stop_asked, group):
                 raise EvaluationStoppedError
             if turn < len(own):
-                found = classification(model, next(batches), recipe, in_float64=True)
-                sums[own[turn]] = found.loss
-                sums[-1] += found.errors  # counts are exact in float64
+                found = task(model, next(batches), recipe, in_float64=True)
+                sums[own[turn], 0], sums[own[turn], 1:] = found.loss, found.others
     finally:
         model.train(was_training)
-    rows = group.sum(sums).cpu().numpy().tolist()
-    by_seed, errors = list(zip(*rows[:-1], strict=True)), rows[-1]
-    for chunk in sorted({chunk for losses in by_seed for chunk in _first_not_finite(losses)}):
-        images, _ = next(feed.chunks(range(chunk, chunk + 1)))
-        images = images if seeds == 1 else images.chunk(seeds, 1)[0]  # all seeds have the same
-        refuse_batch(images, lambda row, first=chunk * CHUNK: feed.called(first + row))
-    return [
-        Evaluation(errors=int(wrong), samples=feed.samples, loss=sum(losses) / feed.samples)
-        for wrong, losses in zip(errors, by_seed, strict=True)
-    ]
+    by_seed = group.sum(sums).cpu().permute(2, 1, 0).numpy().tolist()
+    for chunk in sorted({chunk for losses, *_ in by_seed for chunk in _first_not_finite(losses)}):
+        batch = next(feed.chunks(range(chunk, chunk + 1)))
+        if seeds > 1:  # all have the same
+            batch = batch[0].chunk(seeds, 1)[0], batch[1]
+        refuse_batch(batch, lambda row, first=chunk * CHUNK: feed.called(first + row))
+    return [task.evaluated([sum(row) for row in rows], feed.samples) for rows in by_seed]
 
 
-def _first_not_finite(losses: tuple[float, ...]) -> Iterator[int]:
+def _first_not_finite(losses: list[float]) -> Iterator[int]:
     yield from [chunk for chunk, loss in enumerate(losses) if not math.isfinite(loss)][:1]
 
 

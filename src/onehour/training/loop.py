@@ -30,6 +30,7 @@ from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
 from onehour.training.refusals import InputError, Skipping, in_words, refuse_batch, refuse_iterations, refuse_optimizer
 from onehour.training.step import HostFlags, Iteration, Step
+from onehour.training.task import Sums, task_of
 from onehour.training.watchdog import Stopping, Watchdog, never
 
 __all__ = ["Loop", "iterate", "train_run"]
@@ -42,6 +43,7 @@ def train_run(
     group: Group,
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
+    task: Callable[..., Sums] | None = None,
     stop_asked: Callable[[], bool] = never,
     signals: StopSignals | None = None,
 ) -> None:
@@ -49,7 +51,7 @@ def train_run(
 
     Args:
         recipe: completed by `complete`.
-        model: an object or a function in place of the recipe's name.
+        model, task: an object or a function in place of the recipe's name.
         stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop.
         signals: ask for the same, and are looked for during evaluations too.
 
@@ -74,7 +76,8 @@ def train_run(
                 stack.callback(run.close)  # also where what comes next fails: another try needs the folder
                 watchdog.folder = run.inside
                 decisions = decisions_of(recipe)
-                net = build.build_model(recipe, data, group.device, model)
+                learns = task_of(recipe, task, group.device)
+                net = build.build_model(recipe, data, group.device, model, task=learns)
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
                     refuse_optimizer(decisions.optimizer, group.device)
@@ -88,6 +91,7 @@ def train_run(
                     network.optimizer,
                     passes=passes(build.pick_share(recipe, group), per_pass),
                     group=group,
+                    task=learns,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
                     before_update=run.checkpoints.detach,
                     draws=build.draws_numbers(net) or model is not None or recipe.model not in MODELS,
@@ -154,8 +158,8 @@ class Loop:
         self.decisions, self.network, self.step, self.feeds = decisions, network, step, feeds
         self.runs, self.stopping, self.watchdog, self.interval = runs, stopping, watchdog, interval
         self.clock, self.flags = Clock(), HostFlags(stopping.group.device)
-        self.totals = torch.zeros(2, len(runs), dtype=torch.float64, device=stopping.group.device)
-        """Σ of the iterations' mean losses and of their errors for each seed, since the last evaluation."""
+        self.totals = torch.zeros(step.task.rows, len(runs), dtype=torch.float64, device=stopping.group.device)
+        """Σ of the iterations' mean losses and of the task's other rows for each seed, since the last evaluation."""
         self.skipping = None
         if decisions.recipe.bad_images == "skip":
             folder = {"folder": runs[0].folder, "inside": runs[0].inside}
@@ -194,6 +198,8 @@ class Loop:
         """The iteration to go on with; the evaluation before it is made up for where it was not made."""
         self.clock.begin(0)
         if progress[0] is None:
+            if self.step.task.counts:  # "broken" is no better than this
+                self._evaluate(0)
             return 0
         start = progress[0].iteration
         if start:  # a velocity that has the rate inside was made at this one
@@ -231,6 +237,7 @@ class Loop:
                     self.feeds.validation,
                     recipe,
                     group=group,
+                    task=self.step.task,
                     seeds=together,
                     stop_asked=self.stopping.is_signalled,
                 )
@@ -255,7 +262,7 @@ class Loop:
                 self.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
-            metrics = measured(self.decisions, done, totals[seed], results[seed], skipped=skipped)
+            metrics = measured(self.decisions, done, totals[seed], results[seed], task=self.step.task, skipped=skipped)
             timing = timed(
                 metrics,
                 images,
@@ -344,6 +351,11 @@ class Loop:
         self._are_saved()
         done -= self.flags.late
         self._refuse_samples(range(done - 1, done))
+        if self.step.empty.item():
+            raise ValueError(
+                f"the task counted nothing over all workers of iteration {done}: a mean over none has no value; leave"
+                " out the samples that count nothing, or use a larger minibatch"
+            )
         self._finish("non-finite")
         recipe, rate = self.decisions.recipe, self.decisions.rate(done - 1)
         message = (

@@ -21,9 +21,9 @@ from onehour.config import Recipe
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
 from onehour.training.decisions import Decisions
-from onehour.training.engine import Evaluation
 from onehour.training.record import MEDIAN_OF, PARTS, Run
 from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
 __all__ = ["NOT_FINITE", "Clock", "Metrics", "StepTimer", "measured", "profiled", "summarise", "timed"]
 
@@ -162,38 +162,55 @@ class Metrics:
     top1_error: float
     skipped: int | None = None
     """Images that were replaced so far; only in runs that may."""
+    train_metrics: dict[str, float] | None = None
+    metrics: dict[str, float] | None = None
+    """Of a task of one's own: in place of `train_error` and `top1_error`, which are the first of them."""
+    higher_is_better: tuple[str, ...] | None = None
+    """Names of metrics where more is better; with the first line of a task of one's own."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The line, as JSON has it."""
-        line = asdict(self)
-        if self.skipped is None:
-            del line["skipped"]
-        return line
+        """The line, as JSON has it: what is not finite is null."""
+        line = {name: value for name, value in asdict(self).items() if value is not None or name == "val_loss"}
+        if self.metrics is None:
+            return line
+        del line["train_error"], line["top1_error"]
+        for name, values in (("train_metrics", self.train_metrics), ("metrics", self.metrics)):
+            line[name] = {key: value if math.isfinite(value) else None for key, value in (values or {}).items()}
+        return line | {"train_loss": self.train_loss if self.iteration else None}
 
 
 def measured(
-    decisions: Decisions, done: int, totals: list[float], result: Evaluation, *, skipped: int | None = None
+    decisions: Decisions,
+    done: int,
+    totals: list[float],
+    result: Evaluation,
+    *,
+    task: Task = CLASSIFICATION,
+    skipped: int | None = None,
 ) -> Metrics:
-    """What is known after iteration `done`.
+    """What is known after iteration `done`; of the untrained network, after none.
 
     Args:
-        totals: Σ of the iterations' mean losses and of their errors since the evaluation before.
+        totals: Σ of the iterations' mean losses and of the task's other rows since the evaluation before.
         result: on the validation data; a loss that is not finite is None, which JSON can say.
     """
     recipe, samples = decisions.recipe, decisions.samples
     position = done * recipe.minibatch
     first, last = _span(position, recipe, samples)
-    loss, errors = totals
+    error, metrics = task.trained(totals, last - first, recipe.minibatch) if done else (math.nan, {})
     return Metrics(
         epoch=position // samples,
         iteration=done,
         position=position,
-        lr=decisions.rate(done - 1),
-        train_loss=loss / (last - first),
-        train_error=100 * errors / ((last - first) * recipe.minibatch),
+        lr=decisions.rate(max(done - 1, 0)),
+        train_loss=totals[0] / (last - first) if done else math.nan,
+        train_error=error,
         val_loss=result.loss if math.isfinite(result.loss) else None,
         top1_error=result.top1_error,
         skipped=skipped,
+        train_metrics=metrics if task.counts else None,
+        metrics=result.metrics if task.counts else None,
+        higher_is_better=task.higher_is_better if task.counts and not done else None,
     )
 
 
@@ -221,7 +238,7 @@ def timed(
         "images": images,
         "seconds": seconds / runs,
         "cpu_seconds": cpu_seconds / runs,
-        "images_per_second": images * runs / seconds,
+        "images_per_second": images * runs / seconds if images else 0.0,
         "evaluate_seconds": evaluating / runs,
         "parts": list(PARTS),
         "steps_ms": [[round(step[part] / runs, 3) for part in PARTS] for step in steps],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ __all__ = [
     "OUTCOME",
     "PARTS",
     "RECIPE",
+    "Metric",
     "NonFiniteError",
     "Run",
     "StoppedError",
@@ -57,13 +60,17 @@ PARTS = ("data", "compute", "reduction", "update")
 
 
 ERRORS: Kind = ("a list of errors in percent", is_list(PERCENT[1]))
+OWN_ERRORS: Kind = ("a list of numbers", is_list(NUMBER_OR_NONE[1]))
 STEPS: Kind = (f"lists of {len(PARTS)} numbers", is_list(is_list(NUMBER[1], len(PARTS))))
 SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value) and value != [])
 SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and value > 0)
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
+VALUES: Kind = ("numbers by name", lambda value: is_object(NUMBER_OR_NONE[1])(value) and value != {})
 METRICS = {"epoch": NUMBER, "iteration": COUNT, "position": COUNT, "train_error": PERCENT, "top1_error": PERCENT}
 """Of a line; its losses may have left the finite numbers."""
+OWN_METRICS = {"epoch": NUMBER, "iteration": COUNT, "metrics": VALUES, "higher_is_better": ("names", is_list(TEXT[1]))}
+"""Of a line of a task of one's own."""
 TIMING = {"images": NUMBER, "seconds": NUMBER, "evaluate_seconds": NUMBER, "steps_ms": STEPS}
 SUMMARY = {
     "outcome": TEXT,
@@ -75,6 +82,44 @@ SUMMARY = {
     "seeds_together": SEEDS,
 }
 ENDS = {"outcome": TEXT, "message": TEXT, "job": TEXT_OR_NONE}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a run's error is: its name, its unit, and which way it is better."""
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool = False
+
+    @classmethod
+    def called(cls, text: str, higher_is_better: Collection[str] = ()) -> Metric:
+        """The metric that a task's `onehour.Sums` calls so.
+
+        >>> Metric.called("distance [m]")
+        Metric(name='distance', unit='m', higher_is_better=False)
+        """
+        name, _, unit = text.rpartition(" ")
+        if name and (unit == "%" or (unit.startswith("[") and unit.endswith("]"))):
+            return cls(name, unit.strip("[]"), text in higher_is_better)
+        return cls(text, "", text in higher_is_better)
+
+    @property
+    def short(self) -> str:
+        """What one line calls it."""
+        return "error" if self == TOP1_ERROR else self.name
+
+    def of(self, value: float | None) -> str:
+        """A value with its unit.
+
+        >>> Metric.called("pixel error %").of(3.14159), Metric("perplexity").of(12.3456)
+        ('3.14 %', '12.35')
+        """
+        number = "not finite" if value is None or not math.isfinite(value) else f"{value:.4g}"
+        return f"{value:.2f} %" if self.unit == "%" and number != "not finite" else f"{number} {self.unit}".rstrip()
+
+
+TOP1_ERROR = Metric("top-1 error", "%")
 
 
 class NonFiniteError(ArithmeticError):
@@ -110,7 +155,7 @@ class Run:
             raise ValueError(_name_rest(self.folder))
 
     def __repr__(self) -> str:
-        state = f"final error {self.final_error:.2f} %" if self.finished else "unfinished"
+        state = f"final {self.metric.short} {self.metric.of(self.final_error)}" if self.finished else "unfinished"
         return f"Run({str(self.folder)!r}: {state})"
 
     @cached_property
@@ -122,9 +167,36 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …"""
+        """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …
+
+        Of a task of one's own `metrics` and `train_metrics` by name; `top1_error` and `train_error` are the first of
+        them, infinite where it is not finite.
+        """
+        return [line for line in self._lines if line.get("iteration") != 0]
+
+    @cached_property
+    def metric(self) -> Metric:
+        """What the run's error is."""
+        if self.recipe.task is None or self.untrained is None:
+            return TOP1_ERROR
+        return Metric.called(next(iter(self.untrained["metrics"])), self.untrained.get("higher_is_better", ()))
+
+    @property
+    def untrained(self) -> dict[str, Any] | None:
+        """The record of the network before its first update; only where the task is one's own."""
+        return next((line for line in self._lines if line.get("iteration") == 0), None)
+
+    @property
+    def _lines(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
-        return read_lines(path, METRICS, ("epoch", "train_error", "top1_error"), head=["recipe"])[1:]
+        if self.recipe.task is None:
+            return read_lines(path, METRICS, ("epoch", "train_error", "top1_error"), head=["recipe"])[1:]
+        lines = read_lines(path, OWN_METRICS, ("epoch", "iteration", "metrics"), head=["recipe"])[1:]
+        for line in lines:
+            for short, name in (("train_error", "train_metrics"), ("top1_error", "metrics")):
+                first = next(iter(line.get(name, {}).values()), None)
+                line[short] = math.inf if first is None else first
+        return lines
 
     @property
     def timing(self) -> list[dict[str, Any]]:
@@ -135,7 +207,8 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """summary.json; empty while the run has not ended."""
         path = self.folder / "summary.json"
-        return read_object(path, SUMMARY) if path.is_file() else {}
+        kinds = SUMMARY if self.recipe.task is None else SUMMARY | {"last_errors": OWN_ERRORS}
+        return read_object(path, kinds) if path.is_file() else {}
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -150,7 +223,7 @@ class Run:
 
     @property
     def final_error(self) -> float:
-        """Median top-1 error, in percent, of the last five epochs evaluated so far."""
+        """Median of `metric` over the last five epochs evaluated so far: of the top-1 error in percent."""
         errors = [record["top1_error"] for record in self.metrics]
         if not errors:
             raise ValueError(f"{self.folder} has no evaluation yet")

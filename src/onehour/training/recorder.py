@@ -42,7 +42,7 @@ class Progress:
     iteration: int
     position: int
     totals: list[float]
-    """Σ of the iterations' mean losses and of their errors since the last evaluation."""
+    """Σ of the iterations' mean losses and of the task's other rows since the last evaluation."""
     build: dict[str, str]
     evaluated: bool = True
     """Whether the record has this iteration's evaluation, if there is one."""
@@ -109,7 +109,7 @@ class RunFolder:
         if self._held is None:
             return
         start = 0 if progress is None else progress.iteration
-        last = start if progress is None or progress.evaluated else start - 1
+        last = -1 if progress is None else start if progress.evaluated else start - 1
         files: dict[str, str] = {}
         for name, head in zip(LINES, ([to_json({"recipe": self.recipe.as_dict()})], []), strict=True):
             lines = read_lines(self.folder / name, {"iteration": METRICS["iteration"]})

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.loader import BAD_IMAGES, Feed, name_skipped, too_many
+from onehour.data.samples import leaves
 from onehour.dist.group import Group
 from onehour.messages import blame
 from onehour.training.state import load_optimizer, model_state, optimizer_state
@@ -28,8 +29,9 @@ __all__ = [
     "out_of_memory",
     "refuse_batch",
     "refuse_iterations",
-    "refuse_model",
     "refuse_optimizer",
+    "refuse_state",
+    "refuse_training_output",
 ]
 
 random: Any = torch.random  # which has no types
@@ -91,19 +93,19 @@ def less_memory(per_pass: int) -> str:
     )
 
 
-def refuse_batch(images: Tensor, name: Callable[[int], str]) -> None:
+def refuse_batch(batch: Any, name: Callable[[int], str]) -> None:
     """Refuse a batch for its first sample that is not finite.
 
     Looked for once a loss is not: no iteration pays for the look, and none waits for a device.
 
     Args:
-        images: of N samples, as the model takes them.
+        batch: of N samples, as the model takes them.
         name: what a message calls row i.
 
     Raises:
         InputError: naming it.
     """
-    found = _first_bad_row(images)
+    found = _first_bad_row(batch)
     if found is not None:
         row, *counts = found
         raise _input_error(name(row), *counts)
@@ -124,8 +126,8 @@ def refuse_iterations(iterations: range, feed: Feed, passes: list[range], group:
     assert feed.stream is not None
     found = torch.zeros(group.size, 5, dtype=torch.float64, device=group.device)
     batches = feed.passes(passes, start=iterations.start, stop=iterations.stop)
-    for (iteration, workers), (images, _) in zip(product(iterations, passes), batches, strict=True):
-        first = _first_bad_row(images)
+    for (iteration, workers), batch in zip(product(iterations, passes), batches, strict=True):
+        first = _first_bad_row(batch)
         if first is not None:
             row, *counts = first
             index = int(feed.stream.indices(iteration, workers)[row])
@@ -139,14 +141,19 @@ def refuse_iterations(iterations: range, feed: Feed, passes: list[range], group:
             raise _input_error(called, nans, infinities, count)
 
 
-def _first_bad_row(images: Tensor) -> tuple[int, int, int, int] | None:
-    """The first row that is not finite: its number, how many NaN and infinities it has, and how many values."""
-    values = images.reshape(len(images), -1)
-    rows = (~values.isfinite().all(1)).nonzero()
-    if not len(rows):
-        return None
-    row = values[int(rows[0])]
-    return int(rows[0]), int(row.isnan().sum()), int(row.isinf().sum()), row.numel()
+def _first_bad_row(batch: Any) -> tuple[int, int, int, int] | None:
+    """The first row that is not finite: its number, how many NaN and infinities it has, and how many values.
+
+    Of a task's own batches those tensors are looked at that have a row a sample, as far as can be told.
+    """
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
+    for tensor in tensors:
+        values = tensor.reshape(len(tensor), -1)
+        rows = (~values.isfinite().all(1)).nonzero()
+        if len(rows):
+            row = values[int(rows[0])]
+            return int(rows[0]), int(row.isnan().sum()), int(row.isinf().sum()), row.numel()
+    return None
 
 
 def _input_error(name: str, nans: int, infinities: int, count: int) -> InputError:
@@ -216,12 +223,8 @@ class Skipping:
         return self.group.sum(tensor.to(self.group.device)).cpu()
 
 
-def refuse_model(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
-    """Say why a model cannot be saved, or cannot be trained for what it returns in training.
-
-    Args:
-        model: converted.
-        image: as the model takes it, (C, H, W).
+def refuse_state(model: nn.Module) -> None:
+    """Say why a model cannot be saved, or has nothing to train.
 
     Raises:
         ValueError: naming what is wrong.
@@ -241,11 +244,17 @@ def refuse_model(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
             raise ValueError(f"the model keeps {name} {kind}, and a checkpoint holds plain tensors alone")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the model has no parameter that is trained; requires_grad is off in all of them")
-    _refuse_training_output(model, recipe, image)
 
 
-def _refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
-    """What a model returns in training, where its copy without memory can tell; else its first pass does."""
+def refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
+    """Refuse what a model returns in training, where its copy without memory can tell; else its first pass does.
+
+    Args:
+        image: as the model takes it, (C, H, W).
+
+    Raises:
+        ValueError: if it is no logits.
+    """
     bare = {id(tensor): _bare(tensor) for tensor in chain(model.parameters(), model.buffers())}
     batch = torch.empty((recipe.per_worker, *image.shape), dtype=image.dtype, device="meta")
     try:

@@ -233,6 +233,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
     """
     if not (in_memory(data.train) and in_memory(data.validation)):
         raise ValueError("the data does not lie in memory as tensors")
+    if recipe.task is not None:
+        raise ValueError("the task is one's own")
     if recipe.reduce != "fast" or recipe.compile or recipe.channels_last:
         raise ValueError("reduce canonical, compile and channels_last are for single runs")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):

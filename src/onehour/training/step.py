@@ -19,8 +19,9 @@ from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
 from onehour.training.capture import CapturedIteration
 from onehour.training.decisions import Decisions
-from onehour.training.engine import RunningStatistics, classification
+from onehour.training.engine import RunningStatistics
 from onehour.training.measure import StepTimer
+from onehour.training.task import CLASSIFICATION, Task
 
 __all__ = ["HostFlags", "Iteration", "Step"]
 
@@ -30,7 +31,7 @@ class Iteration:
     """What an iteration was, over all workers, as tensors on the device: the host has not waited for them."""
 
     sums: Tensor
-    """float64 (2, S): of each seed the mean loss over the minibatch, and how many it got wrong."""
+    """float64 (R, S): of each seed the mean loss over the minibatch, and its task's other rows (`Task.rows`)."""
     stop: Tensor
     """(): how many processes were asked to stop."""
     skipped: Tensor
@@ -46,7 +47,9 @@ def _nothing() -> None:
 class Step:
     """Takes S networks that are one through an iteration; every process then holds the same weights and statistics.
 
-    The reduced vector is gradients ‖ losses, errors, stop, skipped ‖ which parameters were used ‖ BatchNorm statistics.
+    The reduced vector is gradients ‖ the task's rows, stop, skipped ‖ which parameters were used ‖ BatchNorm's sums.
+    Where a task knows its count only behind the forward pass, gradients and loss are divided by kn at first, and
+    multiplied by kn / Σ count once all workers' counts are summed.
 
     A value in it that is not finite, on any worker, masks this update and all later ones on the device: weights,
     velocity and statistics stay as they were before, and `alive` is false. Of several seeds, whose gradients do not
@@ -56,6 +59,7 @@ class Step:
         model: converted to ghost BatchNorm, on the group's device.
         optimizer: over the model's trainable parameters.
         passes: the workers of each of this process's passes.
+        task: what the model learns.
         seeds: S; 1 for a run alone, whose batches have labels (N,), else (N, S).
         replaced: counts the images of this process's batches that were replaced; None where none may be.
         before_update: called when weights, velocity and statistics are about to change.
@@ -70,6 +74,7 @@ class Step:
         *,
         passes: list[range],
         group: Group,
+        task: Task = CLASSIFICATION,
         seeds: int = 1,
         replaced: Skipped | None = None,
         before_update: Callable[[], None] = _nothing,
@@ -77,23 +82,26 @@ class Step:
         warn: Callable[[str], None] = print,
     ) -> None:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
-        self.passes, self.timer, self.seeds = passes, StepTimer(group.device), seeds
+        self.passes, self.timer, self.seeds, self.task = passes, StepTimer(group.device), seeds, task
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
         self._group = group
         self._statistics = RunningStatistics(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        sizes = [2 * seeds, 1, 1, len(parameters), self._statistics.floats]
+        sizes = [task.rows * seeds, 1, 1, len(parameters), self._statistics.floats]
         if decisions.recipe.reduce == "canonical":
             share = range(passes[0].start, passes[-1].stop)
             self.reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
         else:
             self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
         sums, self._stop, self._skipped, self._used, self._collected = self.reducer.tail.split_with_sizes(sizes)
-        self._losses, self._errors = sums.view(2, seeds).unbind()
+        self._sums = sums.view(task.rows, seeds)
+        self._losses, self._others = self._sums[0], self._sums[1:]
         self._halted, self._one = torch.zeros((), device=group.device), torch.ones((), device=group.device)
         self._always = self._one > 0
         self.alive = self._always.repeat(seeds)
         """As in the last iteration's `Iteration`."""
+        self.empty = torch.zeros((), dtype=torch.bool, device=group.device)
+        """Whether a task's count over all workers has been 0."""
         untyped: Any = torch
         self._forward = untyped.compile(model, dynamic=False) if decisions.recipe.compile else model
         self._inside = decisions.corrected(optimizer)
@@ -129,7 +137,7 @@ class Step:
         self.timer.begin()
         seen = self._run(self._keyed(iteration, batches), self.decisions.rate(iteration), stopping)
         self.timer.end()
-        return Iteration(seen[:-2].view(2, self.seeds), seen[-2], seen[-1], self.alive)
+        return Iteration(seen[:-2].view(-1, self.seeds), seen[-2], seen[-1], self.alive)
 
     def _keyed(self, iteration: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Its batches; once one is taken, the random numbers are those of its pass."""
@@ -137,7 +145,9 @@ class Step:
             batch = next(batches)
             self.timer.lap("data")
             if self._draws:
-                seed_generators(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), batch[0].device)
+                seed_generators(
+                    seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), self._group.device
+                )
             yield batch
 
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
@@ -155,7 +165,7 @@ class Step:
         self.timer.lap("reduction")
         self._before_update()
         self._update(unused, rate)
-        seen = self.reducer.tail[: 2 * self.seeds + 2].to(torch.float64, copy=True)
+        seen = self.reducer.tail[: self._sums.numel() + 2].to(torch.float64, copy=True)
         self.timer.lap("update")
         return seen
 
@@ -168,7 +178,8 @@ class Step:
         masked = self.seeds > 1 or self._masks_on_device
         alone = self._group.device.type == "cuda" and self._group.size == 1
         exact = self.decisions.recipe.precision != "float64"
-        return alone and masked and exact and not (keyed_by_pass or self._inside) and self._replaced is None
+        known = not (keyed_by_pass or self._inside or self.task.counts)
+        return alone and masked and exact and known and self._replaced is None
 
     def _add_gradient(self, workers: range, batch: Batch, *, last: bool) -> None:
         """Add a pass's share of (1/kn)·Σ ∇l, of the mean loss and of the errors."""
@@ -176,16 +187,17 @@ class Step:
         if self._replaced is not None:
             self._skipped.add_(self._replaced.take())
         self._statistics.begin_pass(workers)
-        sums = classification(self._forward, batch, recipe)
+        found = self.task(self._forward, batch, recipe)
         self._statistics.end_pass()
-        if not sums.loss.requires_grad:
-            raise ValueError("the model's logits depend on no trained parameter: is it under no_grad, or detached?")
+        if not found.loss.requires_grad and not (self.task.counts and float(found.others[0]) == 0):
+            raise ValueError("the loss depends on no trained parameter: is the model under no_grad, or detached?")
         if last:
             self.reducer.arm()
-        global_mean(sums.loss, self.decisions.divisor).backward(torch.ones_like(sums.loss))
+        if found.loss.requires_grad:
+            global_mean(found.loss, self.decisions.divisor).backward(torch.ones_like(found.loss))
         with torch.no_grad():
-            self._losses.add_(global_mean(sums.loss, recipe.minibatch))
-            self._errors.add_(sums.errors)
+            self._losses.add_(global_mean(found.loss, recipe.minibatch))
+            self._others.add_(found.others)
 
     def _take(self) -> set[int]:
         """Give what was added to the reducer; the parameters that have no gradient in it, by number."""
@@ -201,11 +213,23 @@ class Step:
         for number in unused:  # what no worker used keeps its value; only who left one out itself must ask
             if self._group.size == 1 or self._used[number] == 0:
                 self.reducer.parameters[number].grad = None
+        if self.task.counts:
+            self._divide()
         live = self._look()
         if self.seeds > 1 or self._masks_on_device or bool(live):
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
+
+    def _divide(self) -> None:
+        """Divide gradients and loss by the count over all workers, where they were divided by kn (Remark 3)."""
+        count = self._others[0, 0]
+        self.empty.logical_or_(count == 0)
+        share = self.decisions.recipe.minibatch / count
+        gradients = [p.grad for p in self.reducer.parameters if p.grad is not None]
+        torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+            [self._losses, *gradients], share
+        )
 
     def _look(self) -> Tensor:
         """Look for what is not finite; whether the update counts, a boolean scalar on the device."""

@@ -44,9 +44,16 @@ KINDS: dict[str, Kind] = {
     "sha256": TEXT,
 }
 """Of a manifest."""
+
+
+def is_float(value: Any) -> bool:
+    """Whether a number has a fraction, if only a zero."""
+    return isinstance(value, float)
+
+
 PROGRESS: dict[str, Kind] = {
     "position": COUNT,
-    "totals": ("two numbers", is_list(lambda value: isinstance(value, float), 2)),
+    "totals": ("two numbers or more", lambda value: is_list(is_float)(value) and len(value) > 1),
     "build": ("texts by name", is_object(lambda value: isinstance(value, str) and value.isprintable())),
     "evaluated": FLAG,
     "skipped": COUNT,

@@ -31,6 +31,7 @@ from onehour.training.loop import iterate
 from onehour.training.refusals import refuse_iterations
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
+from onehour.training.task import task_of
 
 __all__ = ["MODES", "TOLERANCE", "Comparison", "compare", "trace"]
 
@@ -61,13 +62,14 @@ def trace(recipe: Recipe, *, steps: int, group: Group, folder: Path) -> None:
 def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], float, dict[str, Tensor]]:
     recipe, data = complete(recipe)
     execution = Execution(processes=group.size)
-    model, decisions = build_model(recipe, data, group.device), decisions_of(recipe)
+    task = task_of(recipe, None, group.device)
+    model, decisions = build_model(recipe, data, group.device, task=task), decisions_of(recipe)
     optimizer = decisions.optimizer(model)
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
     feeds = open_feeds(recipe, data, execution, model, decisions.stream(), group)
     history, state = list[History](), dict[str, Tensor]()
-    with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group) as step:
+    with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group, task=task) as step:
         model.train()
         for _ in iterate(step, feeds.training, range(steps)):
             velocity = optimizer_state(optimizer, model)

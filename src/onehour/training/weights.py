@@ -23,9 +23,10 @@ from onehour.rules.keys import seed_for
 from onehour.sidefile import is_object
 from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.training.checkpoint import latest_contents
-from onehour.training.engine import Evaluation, evaluate
+from onehour.training.engine import evaluate
 from onehour.training.record import Run
 from onehour.training.store import as_safetensors
+from onehour.training.task import Evaluation, task_of
 
 __all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
 
@@ -108,12 +109,21 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
     weights = read_weights(source)
     recipe, loaded = complete(recipe, data, trains=False)
     where = torch.device(pick_device(device))
-    model = build_model(recipe, loaded, where)
+    task = task_of(recipe, None, where)
+    model = build_model(recipe, loaded, where, task=task)
     fit(model, weights, source)
     seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), loaded)
-    classes, look = classes_of(recipe, loaded, model, where), loaded.looks[1]
-    with closing(Feed(loaded.validation, seed=seed, loaders=loaders, device=where, classes=classes, look=look)) as feed:
-        return evaluate(model, feed, recipe, group=Group(device=where))[0]
+    feed = Feed(
+        loaded.validation,
+        seed=seed,
+        loaders=loaders,
+        device=where,
+        classes=None if loaded.form.own else classes_of(recipe, loaded, model, where),
+        look=loaded.looks[1],
+        form=loaded.form,
+    )
+    with closing(feed):
+        return evaluate(model, feed, recipe, group=Group(device=where), task=task)[0]
 
 
 def export_weights(source: Path, to: Path) -> Path:

@@ -1,0 +1,344 @@
+"""What a batch adds to a run's sums: classification, or a task of one's own (paper §3, Remark 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onehour.config import Recipe
+from onehour.data.samples import mapped
+from onehour.entry import resolve
+from onehour.messages import blame
+from onehour.training.refusals import out_of_memory
+
+__all__ = ["CLASSIFICATION", "Classification", "Evaluation", "Found", "OwnTask", "Sums", "Task", "task_of"]
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a task returns for a batch: sums over what this worker saw, and the count they belong to.
+
+    Loss, gradient and metrics are divided once, by the sums of the counts over all workers of an iteration, or over all
+    validation data: Σᵢ loss / Σᵢ count. A mean of workers' means would weigh each sample of a worker with few more.
+
+    Args:
+        loss: Σ of the losses, of shape (), with its graph.
+        count: how many losses those are: a number, or a tensor of shape ().
+        metrics: of each name (Σ a, Σ b); the metric is Σ a / Σ b. A last word "%" or in brackets is its unit. The first
+            is the run's; with none it is the loss.
+        higher_is_better: the names of those metrics where more is better.
+
+    >>> def segmentation(model, batch):
+    ...     images, masks = batch
+    ...     logits, valid = model(images), masks != 255
+    ...     losses = F.cross_entropy(logits, masks, ignore_index=255, reduction="sum")
+    ...     wrong = ((logits.argmax(1) != masks) & valid).sum()
+    ...     return Sums(losses, valid.sum(), {"pixel error %": (100 * wrong, valid.sum())})
+    >>> masks = torch.tensor([[[0, 1], [255, 1]]])
+    >>> segmentation(lambda images: torch.zeros(1, 2, 2, 2), (None, masks)).metrics
+    {'pixel error %': (tensor(200), tensor(3))}
+    """
+
+    loss: Tensor
+    count: Tensor | float
+    metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict[str, Any])
+    higher_is_better: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a batch adds to the rows of a task's sums; of shape () or (1,) a row for one seed, (S,) for S seeds."""
+
+    loss: Tensor
+    others: Tensor
+    """The rows behind the loss, (R − 1, S), or what broadcasts to it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model gets wrong, or what a task of one's own adds up."""
+
+    errors: int | None
+    """None where the task is one's own."""
+    samples: int
+    loss: float
+    """Mean of the losses; not finite where the model's outputs are not, though every sample is."""
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    """Of a task of one's own, the run's first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        if self.errors is None:
+            return {"samples": self.samples, "loss": self.loss, "metrics": self.metrics}
+        return {"errors": self.errors, "samples": self.samples, "loss": self.loss, "top1_error": self.top1_error}
+
+    @property
+    def top1_error(self) -> float:
+        """Errors in percent of the samples; the run's metric where the task is one's own."""
+        return next(iter(self.metrics.values())) if self.errors is None else 100 * self.errors / self.samples
+
+
+class Task(Protocol):
+    """What a step and an evaluation need to know of what a run learns."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the count is known only behind the forward pass; else it is the number of samples."""
+        ...
+
+    @property
+    def higher_is_better(self) -> tuple[str, ...]:
+        """The names of metrics where more is better."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """R: how many sums a batch has, its loss first; with `counts` the count is the second."""
+        ...
+
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found: ...
+
+    def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
+        """Be asked the first time, for some samples and for all of them twice."""
+        ...
+
+    def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
+        """What the sums over all validation data say."""
+        ...
+
+    def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
+        """The run's metric, and all metrics of a task of one's own, of some iterations' sums.
+
+        Args:
+            rows: Σ of the iterations' mean losses, then of their other rows.
+        """
+        ...
+
+
+class Classification:
+    """Σ of the samples' cross-entropies, and how many the model gets wrong.
+
+    A sample for which the model gives NaN is an error.
+    """
+
+    counts, rows, higher_is_better = False, 2, ()
+
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found:
+        """Its rows: loss, errors.
+
+        Args:
+            batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S).
+            in_float64: add up in float64, as evaluations do.
+        """
+        images, labels = batch
+        logits = self.logits(model, images, recipe)
+        logits = logits.double() if in_float64 else logits
+        if labels.ndim == 1:
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        else:
+            logits = logits.view(labels.numel(), -1)
+            loss = F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape).sum(0)
+        with torch.no_grad():
+            largest, chosen = logits.max(1)
+            wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()
+        return Found(loss, wrong.sum(0))
+
+    def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
+        """Nothing: what it adds up is known."""
+
+    def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
+        """As `Task.evaluated`."""
+        return Evaluation(errors=int(rows[1]), samples=samples, loss=rows[0] / samples)
+
+    def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
+        """As `Task.trained`: errors in percent."""
+        return 100 * rows[1] / (iterations * minibatch), {}
+
+    def logits(self, model: Model, images: Tensor, recipe: Recipe) -> Tensor:
+        """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse.
+
+        Raises:
+            ValueError: if the model fails, or returns no logits.
+        """
+        images = _as_computed(images, recipe)
+        halved = recipe.precision == "bf16"
+        try:
+            with _autocast(images.device, recipe):
+                logits = model(images)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            taken = f"{tuple(images.shape[1:])}, {images.dtype}"
+            hint = "" if halved or images.dtype == torch.float32 else "; give float32 images, or precision float64"
+            raise ValueError(f"the model cannot take the data's images {taken}: {blame(error)}{hint}") from error
+        if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.is_floating_point():
+            shape = type(logits).__name__
+            if torch.is_tensor(logits):
+                shape = f"{tuple(logits.shape)}" + ("" if logits.is_floating_point() else f" of {logits.dtype}")
+            raise ValueError(
+                f"the model returned {shape}; expected logits of shape (N, classes), or a task of your own (--task)"
+            )
+        return logits.float() if halved else logits
+
+
+CLASSIFICATION = Classification()
+
+
+class OwnTask:
+    """A function (model, batch) → `Sums`; its count is known only once all workers have theirs.
+
+    Args:
+        function: what it is.
+        name: what messages call it.
+        device: where its sums must lie.
+    """
+
+    counts = True
+
+    def __init__(self, function: Callable[[Model, Any], Sums], name: str, device: torch.device) -> None:
+        self.function, self.name, self.device = function, name, device
+        self.metrics: tuple[str, ...] | None = None
+        """The names, once it was asked the first time."""
+        self.higher_is_better: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Loss, count, and two for each metric."""
+        assert self.metrics is not None
+        return 2 + 2 * len(self.metrics)
+
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found:
+        """Its rows: Σ loss, Σ count, and Σ a, Σ b of each metric.
+
+        Raises:
+            ValueError: if it fails, or returns anything but such sums.
+        """
+        batch = mapped(batch, partial(_as_computed, recipe=recipe))
+        try:
+            with _autocast(self.device, recipe):
+                sums = self.function(model, batch)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise ValueError(f"task {self.name} failed: {blame(error)}") from error
+        if not isinstance(sums, Sums):  # pyright: ignore[reportUnnecessaryIsInstance]
+            kind = type(sums).__name__
+            raise ValueError(f"task {self.name} returned a {kind}; expected onehour.Sums(loss=Σ, count=Σ)")
+        loss: Any = sums.loss
+        if not torch.is_tensor(loss) or not loss.is_floating_point():
+            kind = loss.dtype if torch.is_tensor(loss) else type(loss).__name__
+            raise ValueError(f"task {self.name}: its loss is a {kind}; expected a floating-point tensor with its graph")
+        names = tuple(sums.metrics)
+        if self.metrics is None:
+            self.metrics, self.higher_is_better = names, self._known(sums)
+        elif names != self.metrics:
+            before, now = (", ".join(each) or "none" for each in (self.metrics, names))
+            raise ValueError(f"task {self.name} named its metrics {before} at first, and {now} now: keep their names")
+        dtype = torch.float64 if in_float64 else sums.loss.dtype if recipe.precision != "bf16" else torch.float32
+        pairs = [self._pair(name, sums.metrics[name]) for name in names]
+        numbers = [self._number("count", sums.count), *(n for pair in pairs for n in pair)]
+        loss = self._number("loss", sums.loss)
+        return Found(loss.to(dtype), torch.stack([n.detach().to(dtype) for n in numbers])[:, None])
+
+    def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
+        """Ask the task the first time, for some samples and for all of them twice: sums double.
+
+        Raises:
+            ValueError: for what it refuses, or if its loss is a mean.
+        """
+        loss, count = (float(value) for value in self._loss_and_count(model, batch, recipe))
+        doubled, counted = (float(value) for value in self._loss_and_count(model, twice, recipe))
+        same = math.isfinite(loss) and loss != 0 and math.isclose(doubled, loss, rel_tol=1e-3)
+        if same and (math.isclose(counted, 2 * count) or counted == count):
+            raise ValueError(
+                f"task {self.name} returns a mean: for all samples twice its loss is {doubled:.6g} as for once. Return"
+                " sums (reduction='sum') and how many losses they add; the division by the count over all workers"
+                " is done once, here (Remark 3)"
+            )
+
+    def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
+        """As `Task.evaluated`.
+
+        Raises:
+            ValueError: if nothing was counted.
+        """
+        if rows[1] == 0:
+            raise ValueError(f"task {self.name} counted nothing in all {samples} validation samples: its count is 0")
+        loss = rows[0] / rows[1]
+        return Evaluation(errors=None, samples=samples, loss=loss, metrics=self._divided(rows, loss))
+
+    def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
+        """As `Task.trained`."""
+        metrics = self._divided(rows, rows[0] / iterations)
+        return next(iter(metrics.values())), metrics
+
+    def _divided(self, rows: Sequence[float], loss: float) -> dict[str, float]:
+        """Each metric as Σ a / Σ b; the loss where there is none."""
+        names = self.metrics or ()
+        pairs = {name: rows[2 + 2 * number : 4 + 2 * number] for number, name in enumerate(names)}
+        return {name: a / b if b else math.nan for name, (a, b) in pairs.items()} or {"loss": loss}
+
+    @torch.no_grad()
+    def _loss_and_count(self, model: Model, batch: Any, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        found = self(model, batch, recipe, in_float64=True)
+        return found.loss, found.others[0]
+
+    def _known(self, sums: Sums) -> tuple[str, ...]:
+        unknown = [name for name in sums.higher_is_better if name not in sums.metrics]
+        if unknown:
+            raise ValueError(f"task {self.name}: higher_is_better names {unknown[0]!r}, which is none of its metrics")
+        return tuple(sums.higher_is_better)
+
+    def _pair(self, name: str, pair: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"task {self.name}: metric {name!r} is a {type(pair).__name__}; expected (Σ a, Σ b)")
+        one, other = (self._number(f"metric {name!r}", value) for value in pair)
+        return one, other
+
+    def _number(self, what: str, value: Any) -> Tensor:
+        if torch.is_tensor(value):
+            if value.numel() != 1:
+                raise ValueError(f"task {self.name}: its {what} has shape {tuple(value.shape)}; expected one number")
+            if value.device.type != self.device.type:
+                raise ValueError(
+                    f"task {self.name}: its {what} lies on {value.device}, the model on {self.device}; add it up there"
+                )
+            return value.reshape(())
+        if not isinstance(value, int | float):
+            raise ValueError(f"task {self.name}: its {what} is a {type(value).__name__}; expected one number")
+        return torch.full((), float(value), dtype=torch.float64, device=self.device)
+
+
+def task_of(recipe: Recipe, given: Callable[[Model, Any], Sums] | None, device: torch.device) -> Task:
+    """A recipe's task.
+
+    Args:
+        given: in place of the recipe's name.
+    """
+    if recipe.task is None:
+        return CLASSIFICATION
+    return OwnTask(resolve("task", recipe.task) if given is None else given, recipe.task, device)
+
+
+def _autocast(device: torch.device, recipe: Recipe) -> Any:
+    return torch.autocast(device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+
+
+def _as_computed(leaf: Any, recipe: Recipe) -> Any:
+    """A tensor of a batch in the recipe's precision and order in memory."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if recipe.precision == "float64" and leaf.is_floating_point():
+        leaf = leaf.double()
+    last = recipe.channels_last and leaf.ndim == 4
+    return leaf.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
