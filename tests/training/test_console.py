@@ -10,10 +10,10 @@ import torch
 
 from onehour import Recipe, train
 from onehour.training.console import Console, load_logger
-from onehour.training.engine import forward
 from onehour.training.measure import Metrics, StepTimer
 from onehour.training.record import PARTS
 from onehour.training.step import HostFlags
+from onehour.training.task import CLASSIFICATION
 
 RECIPE = Recipe(name="mine", minibatch=512, samples=5120, epochs=90)
 RECORD = Metrics(
@@ -90,7 +90,7 @@ def test_autocast_computes_coarsely_but_logits_are_float32(precision: str, insid
         seen.append(layer(images).dtype)
         return layer(images)
 
-    logits = forward(model, torch.randn(2, 4), Recipe().replace(precision=precision))
+    logits = CLASSIFICATION.logits(model, torch.randn(2, 4), Recipe().replace(precision=precision))
     assert logits.dtype == torch.float32
     assert seen == [inside]
 

@@ -33,7 +33,7 @@ from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
-from onehour.training.refusals import refuse_state, refuse_training_output
+from onehour.training.refusals import refuse_model
 from onehour.training.task import CLASSIFICATION, Task, task_of
 
 __all__ = [
@@ -182,7 +182,7 @@ def build_model(
     built = built.to(device)
     if recipe.task is not None:
         _prove(task or task_of(recipe, None, device), built, recipe, data)
-        refuse_state(built)
+        refuse_model(built, recipe, None)
         return _in_order(built, recipe)
     outputs = _outputs(built, recipe, data, device)
     if recipe.classes is not None and outputs < recipe.classes:
@@ -193,8 +193,7 @@ def build_model(
             raise ValueError(f"{misfit}; {error}") from error
         raise ValueError(misfit)
     if model is not None or recipe.model not in MODELS:  # ours are known
-        refuse_state(built)
-        refuse_training_output(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
+        refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
     return _in_order(built, recipe)
 
 

@@ -29,9 +29,8 @@ __all__ = [
     "out_of_memory",
     "refuse_batch",
     "refuse_iterations",
+    "refuse_model",
     "refuse_optimizer",
-    "refuse_state",
-    "refuse_training_output",
 ]
 
 random: Any = torch.random  # which has no types
@@ -223,8 +222,12 @@ class Skipping:
         return self.group.sum(tensor.to(self.group.device)).cpu()
 
 
-def refuse_state(model: nn.Module) -> None:
-    """Say why a model cannot be saved, or has nothing to train.
+def refuse_model(model: nn.Module, recipe: Recipe, image: Tensor | None) -> None:
+    """Say why a model cannot be saved, or cannot be trained for what it returns in training.
+
+    Args:
+        model: converted.
+        image: as the model takes it, (C, H, W); None where a task of one's own says what the model returns.
 
     Raises:
         ValueError: naming what is wrong.
@@ -244,17 +247,12 @@ def refuse_state(model: nn.Module) -> None:
             raise ValueError(f"the model keeps {name} {kind}, and a checkpoint holds plain tensors alone")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the model has no parameter that is trained; requires_grad is off in all of them")
+    if image is not None:
+        _refuse_training_output(model, recipe, image)
 
 
-def refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
-    """Refuse what a model returns in training, where its copy without memory can tell; else its first pass does.
-
-    Args:
-        image: as the model takes it, (C, H, W).
-
-    Raises:
-        ValueError: if it is no logits.
-    """
+def _refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
+    """What a model returns in training, where its copy without memory can tell; else its first pass does."""
     bare = {id(tensor): _bare(tensor) for tensor in chain(model.parameters(), model.buffers())}
     batch = torch.empty((recipe.per_worker, *image.shape), dtype=image.dtype, device="meta")
     try:
