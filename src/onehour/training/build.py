@@ -27,13 +27,14 @@ from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import blame
 from onehour.models.load import MODELS, brings_weights, call, load_model
-from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
+from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
 from onehour.training.engine import forward
+from onehour.training.kept_batchnorm import refuse_synchronised, tracked_layers
 from onehour.training.refusals import refuse_model
 
 __all__ = [
@@ -158,7 +159,10 @@ def build_model(
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
                 init_weights_(built, zero_gamma=recipe.zero_gamma)
-    built = convert_batchnorm(built, recipe.per_worker)
+    if recipe.batchnorm == "keep":
+        refuse_synchronised(built)
+    else:
+        built = convert_batchnorm(built, recipe.per_worker)
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
@@ -197,14 +201,15 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(init_weights_(resnet8()), 32))
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
-    ghosts = ghost_layers(model)
-    weights = [layer.weight for layer in ghosts]
+    layers = tracked_layers(model)
+    weights = [layer.weight for layer in layers]
     zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
     decayed, *kept = (
         len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
     )
+    whose = "BatchNorm" if recipe.batchnorm == "ghost" else "the network's own BatchNorm, one worker a pass, hence"
     return (
-        f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
+        f"{whose} over n = {recipe.per_worker} in {len(layers)} layers, γ = 0 in {zeros} of them;"
         f" weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
     )
 
@@ -303,9 +308,11 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     One where the model draws random numbers (dropout), since those are keyed by the pass; and for channels_last, where
     fusing would copy.
     """
-    if recipe.reduce == "canonical":
+    canonical = recipe.reduce == "canonical"
+    if canonical or recipe.batchnorm == "keep":
         if (execution.workers_per_pass or 1) > 1:
-            raise ValueError("reduce canonical takes one worker a pass: leave --workers-per-pass out, or reduce fast")
+            one, several = ("reduce canonical", "reduce fast") if canonical else ("batchnorm keep", "batchnorm ghost")
+            raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
         return 1
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
     together = execution.workers_per_pass

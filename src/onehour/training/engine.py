@@ -155,8 +155,11 @@ class RunningStatistics:
         ValueError: for a layer with momentum None: a cumulative average has no meaning for a schedule.
     """
 
+    find: Callable[[nn.Module], list[Any]] = staticmethod(ghost_layers)
+    """The layers of a model that it moves."""
+
     def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
-        self.layers = ghost_layers(model)
+        self.layers = self.find(model)
         widths = [layer.num_features for layer in self.layers]
         ends = list(accumulate(widths, initial=0))
         self._channels, self._columns = ends[-1], [slice(*pair) for pair in pairwise(ends)]
@@ -198,10 +201,14 @@ class RunningStatistics:
         for number, (layer, own) in enumerate(zip(self.layers, self._columns, strict=True)):
             layer.running_mean, layer.running_var = self._running[:, own].unbind()
             layer.num_batches_tracked = self._counts[number]
-            if in_place:
-                layer.sums = (self._sums[:, own], self._workers[number : number + 1])
-            else:
-                layer.seen = self._seen
+            self._collect_from(number, in_place=in_place)
+
+    def _collect_from(self, number: int, *, in_place: bool) -> None:
+        layer = self.layers[number]
+        if in_place:
+            layer.sums = (self._sums[:, self._columns[number]], self._workers[number : number + 1])
+        else:
+            layer.seen = self._seen
 
     def detach(self) -> None:
         """Leave the layers as they would be without a trainer: a forward alone is an iteration again."""

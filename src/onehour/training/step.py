@@ -20,6 +20,7 @@ from onehour.rules.momentum import set_rate
 from onehour.training.capture import CapturedIteration
 from onehour.training.decisions import Decisions
 from onehour.training.engine import RunningStatistics, classification
+from onehour.training.kept_batchnorm import KeptStatistics
 from onehour.training.measure import StepTimer
 
 __all__ = ["HostFlags", "Iteration", "Step"]
@@ -80,7 +81,8 @@ class Step:
         self.passes, self.timer, self.seeds = passes, StepTimer(group.device), seeds
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
         self._group = group
-        self._statistics = RunningStatistics(model, decisions)
+        kept = decisions.recipe.batchnorm == "keep"
+        self._statistics = (KeptStatistics if kept else RunningStatistics)(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
         sizes = [2 * seeds, 1, 1, len(parameters), self._statistics.floats]
         if decisions.recipe.reduce == "canonical":

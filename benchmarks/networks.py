@@ -1,0 +1,164 @@
+"""Every family of timm that has BatchNorm: built, converted, compared with k separate passes, trained for an iteration.
+
+    python benchmarks/networks.py
+
+Needs timm and torchvision, as `make test-vision` installs them. A family is what a model's name begins with, up to the
+first digit or underscore, in one of timm's modules; its smallest model stands for it, on images as small as it takes.
+Writes results/networks.json, which names the modules without BatchNorm too, so that none is forgotten.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from importlib import import_module
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import TensorDataset
+
+import onehour
+from onehour.rules.batchnorm import convert_batchnorm
+from results import write
+
+PER_WORKER, WORKERS, CLASSES = 4, 2, 3
+SIZES = (64, 96, 128, 192, 224, 256, 288)
+"""Sides of images, the smallest first that a model takes."""
+
+
+def tried(name: str, size: int) -> dict[str, Any]:
+    """A model as a run takes it: what it has, how far it is from k separate passes, and the loss of a first iteration.
+
+    Args:
+        name: of timm.
+        size: its images' side.
+
+    Raises:
+        ValueError: if it cannot be built, converted or trained.
+    """
+    torch.manual_seed(0)
+    own = without_draws(made(name)).double()
+    layers = [module for module in own.modules() if isinstance(module, _BatchNorm)]
+    for parameter in (p for layer in layers for p in layer.parameters(recurse=False)):
+        nn.init.uniform_(parameter, 0.5, 1.5)  # as they are later: γ = 0 hides what a block does
+    ghost = convert_batchnorm(copy.deepcopy(own), PER_WORKER)
+    images = torch.randn(WORKERS * PER_WORKER, 3, size, size, dtype=torch.float64)
+    whole = outputs_and_gradients(ghost, [images])
+    apart = outputs_and_gradients(own, [images[worker::WORKERS] for worker in range(WORKERS)])
+    outputs = torch.empty_like(whole[0])
+    for worker in range(WORKERS):
+        outputs[worker::WORKERS] = apart[0][worker * PER_WORKER : (worker + 1) * PER_WORKER]
+    return {
+        "batchnorms": len(layers),
+        "classes": sorted({type(layer).__name__ for layer in layers}),
+        "outputs_apart": distance(whole[0], outputs),
+        "gradients_apart": distance(whole[1], apart[1]),
+        "pooled_apart": distance(whole[0], outputs_and_gradients(own, [images])[0]),
+        "loss": first_loss(name, size),
+    }
+
+
+def made(name: str) -> nn.Module:
+    """A model of timm with as many classes as there are here."""
+    return import_module("timm").create_model(name, pretrained=False, num_classes=CLASSES)
+
+
+def without_draws(model: nn.Module) -> nn.Module:
+    """The model in training, but for what draws random numbers, which are keyed by the pass."""
+    for module in model.train().modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) or hasattr(module, "drop_prob"):
+            module.eval()
+    return model
+
+
+def outputs_and_gradients(model: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The logits, and Σ of all gradients as one vector."""
+    outputs = [model(batch) for batch in batches]
+    sum(output.square().sum() for output in outputs).backward()  # type: ignore[union-attr]
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat(outputs).detach(), torch.cat(gradients)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def first_loss(name: str, size: int) -> float:
+    """The mean loss of the one iteration of a run, with its evaluation and its checkpoint."""
+    draw = torch.Generator().manual_seed(0)
+    count = WORKERS * PER_WORKER
+    side = TensorDataset(torch.randn(count, 3, size, size, generator=draw), torch.arange(count) % CLASSES)
+    recipe = onehour.Recipe(
+        model=f"timm:{name}", classes=CLASSES, minibatch=count, per_worker=PER_WORKER, base_minibatch=count,
+        base_lr=1e-3, epochs=1, milestones=(), warmup="none",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        run = onehour.train(recipe, data=(side, side), out=folder, device="cpu")
+        return float(run.metrics[-1]["train_loss"])
+
+
+def families() -> Iterator[tuple[str, str, list[str]]]:
+    """Module, family, and the names of its models."""
+    timm = import_module("timm")
+    for module in sorted(timm.list_modules()):
+        found: dict[str, list[str]] = {}
+        for name in timm.list_models(module=module):
+            found.setdefault(re.split(r"[\d_]", name)[0], []).append(name)
+        for family, names in found.items():
+            yield module, family, names
+
+
+def smallest(names: list[str]) -> str | None:
+    """The model of fewest parameters that has BatchNorm."""
+    sizes = {}
+    for name in names:
+        with torch.device("meta"):
+            model = made(name)
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+    return min(sizes, key=lambda name: sizes[name]) if sizes else None
+
+
+def smallest_images(name: str) -> int:
+    """The side of the smallest images that a model takes."""
+    model = made(name).train()
+    for size in SIZES:
+        try:
+            with torch.no_grad():
+                model(torch.randn(PER_WORKER, 3, size, size))
+        except Exception:
+            continue
+        return size
+    raise ValueError(f"{name} takes no images of {SIZES}")
+
+
+def main() -> int:
+    """Try every family; 1 if one fails."""
+    rows, without = [], {}
+    for module, family, names in families():
+        name = smallest(names)
+        if name is None:
+            without.setdefault(module, []).append(family)
+            continue
+        row = {"module": module, "family": family, "model": name, "size": smallest_images(name)}
+        try:
+            row |= tried(name, row["size"])
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {error}"
+        rows.append(row)
+        print(*row.values(), flush=True)
+    versions = {library: import_module(library).__version__ for library in ("timm", "torchvision")}
+    write(__file__, "networks", {**versions, "n": PER_WORKER, "k": WORKERS, "rows": rows, "without": without})
+    return int(any("failed" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
