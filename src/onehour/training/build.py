@@ -332,13 +332,13 @@ def draws_numbers(model: nn.Module) -> bool:
     """Whether the model's forward pass draws random numbers: dropout, drop-path."""
     return any(
         isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
-        or _drops(vars(module).get("drop_prob"))
+        or any(_drops(vars(module).get(name)) for name in ("drop_prob", "drop_rate"))
         for module in model.modules()
     )
 
 
 def _drops(probability: Any) -> bool:
-    """Whether drop-path's attribute says so; one of someone's may hold anything."""
+    """Whether an attribute of timm's or torchvision's says so; one of someone's may hold anything."""
     return isinstance(probability, int | float) and probability > 0
 
 

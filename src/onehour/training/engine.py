@@ -19,7 +19,7 @@ from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.dist.group import Group
 from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
-from onehour.training.refusals import out_of_memory, refuse_batch
+from onehour.training.refusals import out_of_memory, refuse_batch, refuse_rows
 from onehour.training.watchdog import never
 
 __all__ = [
@@ -166,6 +166,7 @@ class RunningStatistics:
         self.floats = 2 * self._channels + len(widths)
         self._shares: Tensor | None = None
         self._seen: list[tuple[nn.Module, Tensor]] = []
+        self._pass: range | None = None
         self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
             return
@@ -231,6 +232,8 @@ class RunningStatistics:
         repeat_parameters(self.layers, 1)
         if not self._seen:
             return
+        if self._pass is not None:
+            refuse_rows(self._seen, len(self._pass))
         seen = [(self._numbers[layer], part) for layer, part in self._seen]
         self._seen.clear()
         if self._running.device.type in IN_ORDER:
@@ -245,6 +248,7 @@ class RunningStatistics:
     def _add(self, by_worker: Tensor, columns: slice, layers: slice) -> None:
         workers: Any = by_worker.shape[1]
         if self._shares is not None:
+            assert self._pass is not None
             shares = self._shares[:, self._pass.start : self._pass.stop]
             by_worker = by_worker * shares[self._layer_of[columns]].t()
             workers = shares[layers].sum(1)
