@@ -4,7 +4,7 @@
 
 Needs timm and torchvision, as `make test-vision` installs them. A family is what a model's name begins with, up to the
 first digit or underscore, in one of timm's modules; its smallest model stands for it, on images as small as it takes.
-Writes results/networks.json, which names the modules without BatchNorm too, so that none is forgotten.
+Writes results/networks.json, which names the families without BatchNorm too, so that none is forgotten.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ def smallest_images(name: str) -> int:
 
 def main() -> int:
     """Try every family; 1 if one fails."""
-    rows, without = [], {}
+    rows, without = [], []
     for module, family, names in families():
         name = smallest(names)
         if name is None:
-            without.setdefault(module, []).append(family)
+            without.append({"module": module, "family": family})
             continue
         row: dict[str, Any] = {"module": module, "family": family, "model": name, "size": smallest_images(name)}
         try:
