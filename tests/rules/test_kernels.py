@@ -26,7 +26,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernels must write holds NaN before."""
     for name in ("empty", "empty_like"):
         made: Callable[..., Tensor] = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, made=made, **options: made(*a, **options).fill_(torch.nan))
+        monkeypatch.setattr(torch, name, lambda *a, made=made, **options: spoilt(made(*a, **options)))
+
+
+def spoilt(tensor: Tensor) -> Tensor:
+    return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
 
 
 def nhwc(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, mean: float = 0.0) -> Tensor:

@@ -32,7 +32,7 @@ class Cubing(nn.BatchNorm2d):
         mean = input.mean((0, 2, 3))
         if self.training:
             self.running_mean = 0.5 * self.running_mean + mean.detach() ** 3  # pyright: ignore[reportOperatorIssue]
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += 1  # pyright: ignore[reportOperatorIssue]
         return input - mean.view(-1, 1, 1)
 
 
@@ -42,7 +42,9 @@ class Net(nn.Module):
     def __init__(self, layer: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm, self.unused, self.last = nn.Conv2d(1, 4, 3), layer(4), layer(4), nn.Linear(16, 3)
+        self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Linear(16, 3)
+        self.norm: Any = layer(4)
+        self.unused = layer(4)
         self.double()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,11 +95,11 @@ def test_canonical_gives_the_same_bits_on_any_number_of_processes(monkeypatch: p
 def test_a_masked_update_and_a_forward_that_failed_leave_what_the_iteration_began_with():
     model = Net()
     statistics = KeptStatistics(model, Decisions(Recipe(samples=1024)))
-    statistics.attach(torch.zeros(statistics.floats, dtype=torch.float64))
+    sums = torch.zeros(statistics.floats, dtype=torch.float64)
+    statistics.attach(sums)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for live in (False, True):
-        statistics._sums.zero_()
-        statistics._workers.zero_()
+        sums.zero_()
         statistics.begin_pass(range(1))
         model(images(0)[0] + 1e6)  # and the pass failed behind it
         statistics.begin_pass(range(1))

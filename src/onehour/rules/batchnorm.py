@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from onehour.rules.arguments import positive_int
@@ -434,7 +435,7 @@ def _tried(module: _BatchNorm) -> tuple[str, bool]:
     """Why someone's class cannot be converted, empty if it can; and whether it is BatchNorm and a ReLU alone."""
     if isinstance(module, nn.SyncBatchNorm):
         return "its statistics are those of all processes", False
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+    if isinstance(module, LazyModuleMixin):
         return "it does not know its channels yet", False
     try:
         own = varied(module)
