@@ -3,8 +3,8 @@
     python benchmarks/networks.py
 
 Needs timm and torchvision, as `make test-vision` installs them. A family is one of timm's modules; a small model
-of it with BatchNorm stands for it, and those of `ALSO`, on images as small as each takes. Writes results/networks.json, which
-names the families without BatchNorm too, so that none is forgotten.
+of it with BatchNorm stands for it, on images as small as it takes; and those of `ALSO`. Writes results/networks.json,
+which names the families without BatchNorm too, so that none is forgotten.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from results import write
 
 PER_WORKER, WORKERS, CLASSES = 2, 2, 3
 ALSO = ("mobilenetv4_conv_small", "regnety_002", "repvgg_a0", "resnext26ts", "mobileone_s0")
-"""Named in issues, and smallest in no module."""
+"""Of large families."""
+
 BOUND = 1e-9
 """How far float64 may be from k separate passes, relative to what they give; what is over other samples is 1e-2 off."""
 

@@ -229,6 +229,79 @@ def check_start(results: dict[str, Any]) -> str:
     """What a check of a small script costs."""
     (row,) = results["rows"]
     said = (
+        f"A script of ten updates takes {row['script_cpu_s']:.1f} s of CPU alone and {row['check_cpu_s']:.1f} s"
+        f" checked: a check costs {row['above_import_torch_s']:.1f} s above one `import torch`"
+        f" ({row['lowest_s']:.1f} to {row['highest_s']:.1f} s in {row['rounds']} rounds)."
+    )
+    return f"{said}\n\n{source('check_start', results)}"
+
+
+def checkpoint(results: dict[str, Any]) -> str:
+    """What a save costs, each way, and what verifying it does."""
+    rows = [
+        (
+            row["way"],
+            f"{row['held_ms']:.1f}",
+            f"{row['beside_cpu_ms']:.1f}",
+            f"{row['slower_ms']:.0f}",
+            f"{row['cost_percent_at_one_a_minute']:.2f} %",
+        )
+        for row in results["rows"]
+    ]
+    v = results["verifying"]
+    head = ("way", "ms held", "ms of CPU beside it", "ms later by the clock", "cost at one a minute")
+    verified = (
+        f"Writing {v['bytes'] / 1e6:.0f} MB takes {v['write_ms']:.0f} ms, verifying them {v['verify_ms']:.0f} ms."
+        f" An update that follows at once waits {v['held_ms_if_an_update_follows_at_once']:.0f} ms, for the copy."
+    )
+    return f"{table(head, rows)}\n\n{verified}\n\n{source('checkpoint', results)}"
+
+
+def faults(results: dict[str, Any]) -> str:
+    """What was killed, stopped, corrupted or filled up, how often it did harm, and on which commits."""
+    rows = [
+        (
+            name,
+            f"{row['runs']:,}",
+            str(row["failures"]),
+            _happened(row),
+            ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in row["commits"]),
+        )
+        for name, row in results["campaigns"].items()
+    ]
+    made = f"`benchmarks/results/faults.json`, by `make faults`: {results['provenance']['date']} (+: and changes)."
+    return f"{table(('campaign', 'runs', 'failures', 'what happened in them', 'commits'), rows)}\n\n{made}"
+
+
+def _happened(campaign: dict[str, Any]) -> str:
+    kinds = [f"{count} {kind}" for kind, count in campaign.get("kinds", {}).items()]
+    times = [f"{campaign[key]:.1f} s {name}" for key, name in TIMES.items() if key in campaign]
+    return ", ".join([*(kinds if len(kinds) <= MANY else []), *times])
+
+
+TIMES = {"median_s": "median", "p95_s": "95th percentile", "slowest": "the slowest"}
+
+
+def cluster(results: dict[str, Any]) -> str:
+    """Runs on a real Slurm, and whether each ended with the undisturbed weights."""
+    rows = [
+        (each["case"], "yes" + (", at the second try" if "first_try" in each else "") if each["ok"] else "NO")
+        for each in results["cases"]
+    ]
+    return f"{table(('on Slurm', 'the undisturbed weights'), rows)}\n\n{source('cluster', results)}"
+
+
+def networks(results: dict[str, Any]) -> str:
+    """How many of timm's families train, and how far ghost BatchNorm is from k separate passes in them."""
+    by_kind: dict[str, list[dict[str, Any]]] = {"ghost": [], "keep": [], "": []}
+    for row in results["rows"]:
+        by_kind[row["batchnorm"] if row["ok"] else ""].append(row)
+    ghost, keep, failed = by_kind.values()
+    apart = max(max(row["outputs_apart"], row["gradients_apart"]) for row in ghost)
+    pooled = min(row["pooled_apart"] for row in ghost)
+    kept = f" With `--batchnorm keep` alone: {', '.join(row['model'] for row in keep)}." if keep else ""
+    bad = f" Not: {', '.join(row['model'] for row in failed)}." if failed else ""
+    said = (
         f"Of {len(results['rows'])} networks, one at least of each family with BatchNorm in timm {results['timm']},"
         f" {len(ghost)} are converted and trained for an iteration. Outputs and gradients in float64 are within"
         f" {apart:.0e} of k separate passes of n; the outputs of one BatchNorm over all kn are {pooled:.0e} away or"
