@@ -293,20 +293,30 @@ def cluster(results: dict[str, Any]) -> str:
 
 def networks(results: dict[str, Any]) -> str:
     """How many of timm's families train, and how far ghost BatchNorm is from k separate passes in them."""
-    by_kind: dict[str, list[dict[str, Any]]] = {"ghost": [], "keep": [], "": []}
-    for row in results["rows"]:
-        by_kind[row["batchnorm"] if row["ok"] else ""].append(row)
-    ghost, keep, failed = by_kind.values()
-    apart = max(max(row["outputs_apart"], row["gradients_apart"]) for row in ghost)
-    pooled = min(row["pooled_apart"] for row in ghost)
-    kept = f" With `--batchnorm keep` alone: {', '.join(row['model'] for row in keep)}." if keep else ""
-    bad = f" Not: {', '.join(row['model'] for row in failed)}." if failed else ""
+    rows = results["rows"]
+    ghost, keep = ([row for row in rows if row.get("batchnorm") == kind] for kind in ("ghost", "keep"))
+    exact = [row for row in ghost if row["ok"]]
+    apart = max(max(row["outputs_apart"], row["gradients_apart"]) for row in exact)
+    others = [
+        f"{row['model']} ({row['outputs_apart']:.0e} and {row['gradients_apart']:.0e})"
+        for row in ghost
+        if not row["ok"]
+    ]
     said = (
-        f"Of {len(results['rows'])} networks, one at least of each family with BatchNorm in timm {results['timm']},"
-        f" {len(ghost)} are converted and trained for an iteration. Outputs and gradients in float64 are within"
-        f" {apart:.0e} of k separate passes of n; the outputs of one BatchNorm over all kn are {pooled:.0e} away or"
-        f" more.{kept}{bad}"
+        f"Of {len(rows)} networks, one at least of each family with BatchNorm in timm {results['timm']}, {len(ghost)}"
+        f" are converted and trained for an iteration. Outputs and gradients in float64 are within {apart:.0e} of"
+        f" {results['k']} separate passes of {results['n']} images; the outputs of one BatchNorm over all are"
+        f" {min(row['pooled_apart'] for row in ghost):.0e} away or more."
     )
+    if others:
+        said += (
+            f" Further off: {', '.join(others)}, some of whose BatchNorms see two values a channel, which become ±1."
+        )
+    if keep:
+        said += f" With `--batchnorm keep` alone: {', '.join(row['model'] for row in keep)}."
+    failed = [row["model"] for row in rows if "failed" in row]
+    if failed:
+        said += f" Not: {', '.join(failed)}."
     return f"{said}\n\n{source('networks', results)}"
 
 

@@ -14,6 +14,7 @@ from onehour.api import train
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
+from onehour.planner import plan
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import build_model, complete, effects, pick_share, pick_workers_per_pass
 from onehour.training.decisions import Decisions
@@ -128,11 +129,22 @@ def test_the_network_is_left_as_it_is_and_that_is_said(tiny: ModuleType):
     assert pick_workers_per_pass(Execution(), recipe.replace(batchnorm="ghost"), data, model, "cpu") == 2
 
 
+def test_a_plan_says_it_and_a_recipe_only_where_it_is_asked_for():
+    kept = Recipe(batchnorm="keep")
+    assert plan(kept)["per_worker"].rule.endswith("; the network's own BatchNorm sees it, one worker a pass")
+    assert kept.as_dict()["batchnorm"] == "keep"
+    assert "batchnorm" not in Recipe().as_dict(), "recipes that exist keep their digest"
+    with pytest.raises(ValueError, match="pitfall batchnorm-stats-k-times is for batchnorm ghost"):
+        kept.replace(pitfall="batchnorm-stats-k-times")
+
+
 def test_what_would_see_more_than_n_is_refused(tiny: ModuleType):
     recipe, data = complete(tiny.recipe(batchnorm="keep"))
     with pytest.raises(ValueError, match="batchnorm keep takes one worker a pass: leave --workers-per-pass out, or"):
         pick_workers_per_pass(Execution(workers_per_pass=2), recipe, data, nn.Linear(1, 1), "cpu")
     with pytest.raises(ValueError, match="0 is a SyncBatchNorm, whose statistics are those of all processes"):
         build_model(recipe, data, CPU, nn.Sequential(nn.SyncBatchNorm(1)))
-    with pytest.raises(ValueError, match="batchnorm keep, compile and channels_last are for single runs"):
+    with pytest.raises(
+        ValueError, match="batchnorm keep, reduce canonical, compile and channels_last are for single runs"
+    ):
         refuse_joining(recipe, data, Group())
