@@ -291,6 +291,35 @@ def cluster(results: dict[str, Any]) -> str:
     return f"{table(('on Slurm', 'the undisturbed weights'), rows)}\n\n{source('cluster', results)}"
 
 
+def networks(results: dict[str, Any]) -> str:
+    """How many of timm's families train, and how far ghost BatchNorm is from k separate passes in them."""
+    rows = results["rows"]
+    ghost, keep = ([row for row in rows if row.get("batchnorm") == kind] for kind in ("ghost", "keep"))
+    exact = [row for row in ghost if row["ok"]]
+    apart = max(max(row["outputs_apart"], row["gradients_apart"]) for row in exact)
+    others = [
+        f"{row['model']} ({row['outputs_apart']:.0e} and {row['gradients_apart']:.0e})"
+        for row in ghost
+        if not row["ok"]
+    ]
+    said = (
+        f"Of {len(rows)} networks, one at least of each family with BatchNorm in timm {results['timm']}, {len(ghost)}"
+        f" are converted and trained for an iteration. Outputs and gradients in float64 are within {apart:.0e} of"
+        f" {results['k']} separate passes of {results['n']} images; the outputs of one BatchNorm over all are"
+        f" {min(row['pooled_apart'] for row in ghost):.0e} away or more."
+    )
+    if others:
+        said += (
+            f" Further off: {', '.join(others)}, some of whose BatchNorms see two values a channel, which become ±1."
+        )
+    if keep:
+        said += f" With `--batchnorm keep` alone: {', '.join(row['model'] for row in keep)}."
+    failed = [row["model"] for row in rows if "failed" in row]
+    if failed:
+        said += f" Not: {', '.join(failed)}."
+    return f"{said}\n\n{source('networks', results)}"
+
+
 MANY = 8
 """Kinds that a table still shows one by one."""
 
@@ -323,6 +352,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "checkpoint": ("checkpoint", checkpoint),
     "faults": ("faults", faults),
     "cluster": ("cluster", cluster),
+    "networks": ("networks", networks),
     "recipe_fields": ("", recipe_fields),
     "reduce": ("reduce", reduce),
     "check": ("check", check),

@@ -33,7 +33,7 @@ ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
 
-LATER = ("task", "collate", "beta1", "beta2", "epsilon", "scale_betas")
+LATER = ("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm")
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
 PITFALLS = (
@@ -116,6 +116,9 @@ class Recipe:
     pixel_cap: int = _said(64_000_000, "refuse images of more pixels, by their header")
     minibatch: int = _said(256, "kn, images an update over all workers")
     per_worker: int = _said(32, "n, images a worker sees at once; BatchNorm's group, so part of the loss (§2.3)")
+    batchnorm: Literal["ghost", "keep"] = _said(
+        "ghost", "keep leaves the network's BatchNorm as it is, and takes one worker a pass, so that it sees n (§2.3)"
+    )
     base_lr: float = _said(0.1, "η, the rate that is right at base_minibatch")
     base_minibatch: int = _said(256, "the minibatch that base_lr belongs to")
     scaling: Literal["linear", "sqrt", "fixed"] = _said("linear", "how the rate follows the minibatch (§2.1)")
@@ -208,6 +211,8 @@ class Recipe:
             )
         if self.pitfall == "momentum-inside-uncorrected" and not (self.optimizer == "sgd" and self.momentum):
             raise ValueError("pitfall momentum-inside-uncorrected needs optimizer sgd with momentum")
+        if self.pitfall and self.pitfall.startswith("batchnorm") and self.batchnorm == "keep":
+            raise ValueError(f"pitfall {self.pitfall} is for batchnorm ghost: a kept BatchNorm moves by its own rule")
         if self.pitfall and self.reduce == "canonical":
             raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
         if self.optimizer in ADAPTIVE:
@@ -365,7 +370,7 @@ class Recipe:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         said = {f.name for f in fields(self) if f.name not in LATER or values[f.name] != f.default}
         if self.adam is not None and self.scaling == "sqrt":
-            said.add("scale_betas")
+            said.add("scale_betas", "batchnorm")
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()

@@ -145,7 +145,8 @@ def _has_base(recipe: Recipe) -> bool:
 def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     kn, n, k = recipe.minibatch, recipe.per_worker, recipe.workers.workers
     yield "minibatch", Derived(kn, "kn, the one dial", "2.1", base.minibatch)
-    yield "per_worker", Derived(n, "n stays: BatchNorm makes it part of the loss", "2.3", base.per_worker)
+    kept = "; the network's own BatchNorm sees it, one worker a pass" if recipe.batchnorm == "keep" else ""
+    yield "per_worker", Derived(n, f"n stays: BatchNorm makes it part of the loss{kept}", "2.3", base.per_worker)
     yield "workers", Derived(k, f"k = kn / n = {kn} / {n}", "2.3", base.workers.workers)
     yield "base_lr", Derived(recipe.base_lr, "η, the recipe's own", "5.1", base.base_lr)
     yield "base_minibatch", Derived(recipe.base_minibatch, "where η is right", "5.1", base.base_minibatch)

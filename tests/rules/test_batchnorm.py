@@ -338,18 +338,6 @@ def test_a_bare_batchnorm_is_converted_to_what_is_returned():
     assert isinstance(convert_batchnorm(nn.BatchNorm2d(C), per_worker=N), GhostBatchNorm2d)
 
 
-class OwnBatchNorm(nn.BatchNorm2d):
-    """A class of its own may compute something else, so it is not replaced silently."""
-
-
-@pytest.mark.parametrize("layer", [nn.SyncBatchNorm(C), nn.LazyBatchNorm2d(), OwnBatchNorm(C)], ids=type)
-def test_a_batchnorm_that_cannot_be_converted_is_refused_by_name_and_nothing_changes(layer):
-    model = nn.Sequential(nn.BatchNorm2d(C), nn.ModuleDict({"odd": layer}))
-    with pytest.raises(ValueError, match=rf"1\.odd is a {type(layer).__name__}"):
-        convert_batchnorm(model, per_worker=N)
-    assert type(model[0]) is nn.BatchNorm2d
-
-
 SHARES = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 
 

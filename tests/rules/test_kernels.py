@@ -26,7 +26,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernels must write holds NaN before."""
     for name in ("empty", "empty_like"):
         made: Callable[..., Tensor] = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, made=made, **options: made(*a, **options).fill_(torch.nan))
+        monkeypatch.setattr(torch, name, lambda *a, made=made, **options: spoilt(made(*a, **options)))
+
+
+def spoilt(tensor: Tensor) -> Tensor:
+    return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
 
 
 def nhwc(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, mean: float = 0.0) -> Tensor:
@@ -199,6 +203,50 @@ def test_a_sequence_of_ones_own_class_is_left_alone(taken: list[bool]):
     assert type(model) is Own
     model(nhwc(8, 6, 3, 3))
     assert taken == [False]
+
+
+class NormAct(nn.BatchNorm2d):
+    """A class of someone's own."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.act, self.drop = act, nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+class Twice(NormAct):
+    """Does more than a ReLU, though it has no other layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("make", "relu"),
+    [
+        (lambda: NormAct(6, nn.ReLU(inplace=True)), True),
+        (lambda: NormAct(6, nn.SiLU()), False),
+        (lambda: NormAct(6, nn.LeakyReLU()), False),
+        (lambda: Twice(6, nn.ReLU()), False),
+    ],
+)
+def test_a_class_of_ones_own_applies_its_relu_in_the_same_pass_and_nothing_else(
+    make: Callable[[], nn.Module], relu: bool, taken: list[bool]
+):
+    model = convert_batchnorm(nn.Sequential(make(), nn.ReLU()), 4)
+    taken.clear()  # of the trial
+    x = nhwc(8, 6, 3, 3)
+    found = model(x)
+    assert taken == [relu]
+    torch.testing.assert_close(found, model(x.contiguous()))
+    assert taken == [relu]
+    seen: list[Tensor] = []
+    model[0].act.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))  # type: ignore[index]
+    model(x)
+    assert taken == [relu, False], "somebody looks at what lies between"
+    assert seen[0].min() < 0
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,14 @@ def test_a_layer_that_a_model_uses_twice_counts_twice():
     assert sums[0][-2:].tolist() == [4, 2]
 
 
+def test_a_pass_in_which_a_layer_is_given_other_rows_than_samples_is_refused():
+    net, statistics, _ = attached()
+    statistics.begin_pass(range(1))
+    net[0](torch.randn(6, 2).double())  # three rows for each sample
+    with pytest.raises(ValueError, match="a BatchNorm of 2 channels is given 6 rows for 2 samples"):
+        statistics.end_pass()
+
+
 def test_what_a_forward_that_failed_has_left_does_not_count():
     model, statistics, sums = attached()
     statistics.begin_pass(range(2))

@@ -21,6 +21,7 @@ from onehour.api import train
 from onehour.cli import main
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.dist.group import Group
+from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import OPTIMIZERS, complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import NonFiniteError, Run
@@ -210,6 +211,24 @@ def with_buffer(tensor: Tensor) -> nn.Module:
 def test_a_model_that_cannot_be_trained_or_saved_is_refused(model: nn.Module, words: str):
     with pytest.raises(ValueError, match=words):
         refuse_model(model, Recipe(per_worker=16, minibatch=64), IMAGE)
+
+
+class Tokens(nn.Module):
+    """Normalises each row of an image as if it were a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(IMAGE.shape[-1]), nn.Linear(IMAGE.numel(), 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(x.flatten(0, 2)).view(len(x), -1))
+
+
+def test_a_batchnorm_over_more_rows_than_samples_is_refused():
+    recipe = Recipe(per_worker=16, minibatch=64)
+    with pytest.raises(ValueError, match=r"a BatchNorm of 8 channels is given 128 rows for 16 samples, .*"):
+        refuse_model(convert_batchnorm(Tokens(), 16), recipe, IMAGE)
+    refuse_model(Tokens(), recipe.replace(batchnorm="keep"), IMAGE)
 
 
 def test_looking_at_a_model_moves_nothing_of_it():

@@ -8,17 +8,22 @@ that is channels_last goes through `onehour.rules.kernels`, which also take the 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.overrides import TorchFunctionMode
 
 from onehour.rules.arguments import positive_int
+from onehour.rules.trial import SAMPLES, batch_for, varied, why_not_alone
 
 __all__ = [
     "GhostBatchNorm1d",
@@ -57,6 +62,22 @@ class _Ghost(_BatchNorm):
         if not self.training:
             return _finish(super().forward(input), shortcut, relu)
         self._check_input_dim(input)
+        output, statistics = self._normalised(input, self.weight, self.bias, self.eps, shortcut, relu=relu)
+        if self.track_running_stats:
+            self._keep(statistics)
+        return output
+
+    def _normalised(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        shortcut: Tensor | None = None,
+        *,
+        relu: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """A training batch, and its workers' means and unbiased variances, (2, g, C)."""
         n, c = self.per_worker, self.num_features
         g, remainder = input.shape[0] // n, input.shape[0] % n  # torch.compile cannot trace divmod
         if remainder or g == 0:
@@ -64,30 +85,26 @@ class _Ghost(_BatchNorm):
                 f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
                 " give full batches (a StreamBatchSampler does, or drop_last=True) or another per_worker"
             )
-        both = (self.weight is None) == (self.bias is None)
+        both = (weight is None) == (bias is None)
         if kernels_take(input) and _is_like(shortcut, input) and both and input[0, 0].numel() * n > 1:
             from onehour.rules.kernels import Ghost  # needs triton
 
-            output, statistics = Ghost.apply(input, self.weight, self.bias, shortcut, n, self.eps, relu)
-            if self.track_running_stats:
-                self._keep(statistics)
-            return output
+            return Ghost.apply(input, weight, bias, shortcut, n, eps, relu)
         # Two rows that the native call, with momentum 1, fills with the batch's own means and unbiased variances, in
         # the type of γ (or of the running statistics), which mixed precision keeps wider than the input's.
-        own = self.weight if self.weight is not None else self.running_mean
+        own = weight if weight is not None else self.running_mean
         statistics = torch.zeros(2, g * c, dtype=input.dtype if own is None else own.dtype, device=input.device)
         means, variances = statistics
         if g == 1:
-            output = F.batch_norm(input, means, variances, self.weight, self.bias, True, 1.0, self.eps)
+            output = F.batch_norm(input, means, variances, weight, bias, True, 1.0, eps)
         else:
-            gamma, beta = self.repeated or (p if p is None else p.repeat(g) for p in (self.weight, self.bias))
+            repeated = self.repeated if weight is self.weight and bias is self.bias else None
+            gamma, beta = repeated or (p if p is None else p.repeat(g) for p in (weight, bias))
             viewed = input.reshape(n, g * c, *input.shape[2:])
-            output = F.batch_norm(viewed, means, variances, gamma, beta, True, 1.0, self.eps)
+            output = F.batch_norm(viewed, means, variances, gamma, beta, True, 1.0, eps)
             # Not a view to autograd, so that an in-place ReLU may follow cheaply; nobody else holds the memory.
             output = _UNSAFE_VIEW(output, input.shape)
-        if self.track_running_stats:
-            self._keep(statistics.view(2, g, c))
-        return _finish(output, shortcut, relu)
+        return _finish(output, shortcut, relu), statistics.view(2, g, c)
 
     def _keep(self, by_worker: Tensor) -> None:
         if self.seen is not None:
@@ -135,7 +152,7 @@ def batchnorm_relu(layer: nn.Module, x: Tensor, shortcut: Tensor | None = None) 
     >>> batchnorm_relu(layer, torch.randn(8, 3, 5, 5)).min()
     tensor(0., grad_fn=<MinBackward1>)
     """
-    if isinstance(layer, _Ghost):
+    if _takes_relu(layer):
         return layer(x, shortcut, relu=True)
     return _finish(layer(x), shortcut, relu=True)
 
@@ -156,11 +173,20 @@ class _Sequence(nn.Sequential):
 
 def _is_pair(layer: nn.Module, after: nn.Module) -> bool:
     return (
-        isinstance(layer, _Ghost)
+        _takes_relu(layer)
         and type(after) is nn.ReLU
         and not (layer._forward_hooks or layer._backward_hooks or after._forward_pre_hooks or after._forward_hooks)
         and not (layer._backward_pre_hooks or after._backward_hooks or after._backward_pre_hooks)
     )
+
+
+def _takes_relu(layer: nn.Module) -> TypeGuard[_Ghost]:
+    return isinstance(layer, _Ghost) and not isinstance(layer, _GhostOfSubclass)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    forward, backward = module._forward_hooks or module._forward_pre_hooks, module._backward_hooks
+    return bool(forward or backward or module._backward_pre_hooks)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -223,6 +249,68 @@ class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
     """
 
 
+class _GhostOfSubclass(_Ghost):
+    """A class of someone's own that normalises and then does more: its forward is its own, but for `F.batch_norm`."""
+
+    is_relu = False
+    """Whether all it does more is a ReLU, which the kernels apply in the same pass."""
+
+    def forward(self, *given: Any, **options: Any) -> Tensor:
+        """What the class itself returns for each worker's samples."""
+        own = super(_Ghost, self).forward
+        if not self.training:
+            return own(*given, **options)
+        if self.is_relu and given and kernels_take(given[0]) and not any(map(_has_hooks, self.children())):
+            return super().forward(given[0], relu=True)
+        tracks, self.track_running_stats = self.track_running_stats, False  # so that it counts no batch
+        try:
+            with _InGroups(self, tracks=tracks):
+                return own(*given, **options)
+        finally:
+            self.track_running_stats = tracks
+
+    def __reduce__(self) -> Any:  # its class has no place in a module that pickle could find
+        return _blank, (type(self).__bases__[1],), vars(self)
+
+
+class _InGroups(TorchFunctionMode):
+    """Within it, `F.batch_norm` of a training batch is over a layer's groups of n."""
+
+    def __init__(self, layer: _Ghost, *, tracks: bool) -> None:
+        super().__init__()
+        self.layer, self.tracks = layer, tracks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        output, statistics = self.layer._normalised(input, weight, bias, eps)
+        if self.tracks:
+            self.layer._keep(statistics)
+        return output
+
+
+@cache
+def _subclass_of(own: type[_BatchNorm]) -> type[_Ghost]:
+    return type(f"Ghost{own.__name__}", (_GhostOfSubclass, own), {"__module__": own.__module__})
+
+
+def _blank(own: type[_BatchNorm]) -> _Ghost:
+    return object.__new__(_subclass_of(own))
+
+
 GHOSTS: dict[type[nn.Module], type[_Ghost]] = {
     nn.BatchNorm1d: GhostBatchNorm1d,
     nn.BatchNorm2d: GhostBatchNorm2d,
@@ -237,11 +325,16 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
         model: changed in place, unless it is itself a BatchNorm.
         per_worker: n of the recipe whose accuracy is to be kept.
 
+    A class of someone's own that normalises and then does more, such as timm's BatchNormAct2d, keeps its forward; only
+    what it calls of `torch.nn.functional.batch_norm` is over groups of n. That this is what it computes for each worker
+    alone is tried on a copy.
+
     Returns:
         The model.
 
     Raises:
-        ValueError: for a BatchNorm that this cannot convert: synchronised, lazy, or of a class of its own.
+        ValueError: for a BatchNorm that this cannot convert: synchronised, lazy, or of a class of its own that does
+            something else.
 
     >>> model = convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3)), per_worker=32)
     >>> type(model[0]).__name__, model[0].per_worker
@@ -319,21 +412,38 @@ def _converted(name: str, module: _BatchNorm, per_worker: int) -> _Ghost:
     if isinstance(module, _Ghost):
         module.per_worker = per_worker
         return module
-    if type(module) not in GHOSTS:
-        raise ValueError(
-            f"{name or 'the model'} is a {type(module).__name__}, which cannot be given groups of n;"
-            " use torch.nn.BatchNorm1d, 2d or 3d there"
-        )
-    ghost = GHOSTS[type(module)](
-        module.num_features,
-        per_worker=per_worker,
-        eps=module.eps,
-        momentum=module.momentum,
-        affine=module.affine,
-        track_running_stats=module.track_running_stats,
-    )
-    ghost.weight, ghost.bias = module.weight, module.bias
-    ghost.running_mean, ghost.running_var = module.running_mean, module.running_var
-    ghost.num_batches_tracked = module.num_batches_tracked
-    ghost.train(module.training)
+    ghost = _as_ghost(module, per_worker)
+    if isinstance(ghost, _GhostOfSubclass):
+        reason, ghost.is_relu = _tried(module)
+        if reason:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, which cannot be given groups of n: {reason}; use"
+                " torch.nn.BatchNorm1d, 2d or 3d there, or leave all as they are (--batchnorm keep)"
+            )
     return ghost
+
+
+def _as_ghost(module: _BatchNorm, per_worker: int) -> _Ghost:
+    """What shares all that a module holds, its hooks too, but no forward that someone has put in its place."""
+    ghost = object.__new__(GHOSTS.get(type(module)) or _subclass_of(type(module)))
+    vars(ghost).update({**vars(module), "per_worker": per_worker, "_compiled_call_impl": None})
+    vars(ghost).pop("forward", None)
+    return ghost
+
+
+def _tried(module: _BatchNorm) -> tuple[str, bool]:
+    """Why someone's class cannot be converted, empty if it can; and whether it is BatchNorm and a ReLU alone."""
+    if isinstance(module, nn.SyncBatchNorm):
+        return "its statistics are those of all processes", False
+    if isinstance(module, LazyModuleMixin):
+        return "it does not know its channels yet", False
+    try:
+        own = varied(module)
+        ghost, x = _as_ghost(copy.deepcopy(own), SAMPLES), batch_for(own)
+    except Exception as error:
+        return f"it cannot be copied: {type(error).__name__}", False
+    reason = why_not_alone(own, ghost, x)
+    if reason or [type(child) for child in own.children() if type(child) is not nn.Identity] != [nn.ReLU]:
+        return reason, False
+    rectified, _ = ghost._normalised(x, own.weight, own.bias, own.eps, relu=True)
+    return "", torch.equal(ghost(x), rectified)

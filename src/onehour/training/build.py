@@ -27,12 +27,13 @@ from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import blame
 from onehour.models.load import MODELS, brings_weights, call, load_model
-from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
+from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
+from onehour.training.kept_batchnorm import refuse_synchronised, tracked_layers
 from onehour.training.refusals import refuse_model
 from onehour.training.task import CLASSIFICATION, Task, task_of
 
@@ -176,7 +177,10 @@ def build_model(
             built = load_model(recipe.model, channels=data.channels, classes=recipe.classes)
             if not brings_weights(recipe.model):
                 init_weights_(built, zero_gamma=recipe.zero_gamma)
-    built = convert_batchnorm(built, recipe.per_worker)
+    if recipe.batchnorm == "keep":
+        refuse_synchronised(built)
+    else:
+        built = convert_batchnorm(built, recipe.per_worker)
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
@@ -232,14 +236,15 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(init_weights_(resnet8()), 32))
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
-    ghosts = ghost_layers(model)
-    weights = [layer.weight for layer in ghosts]
+    layers = tracked_layers(model)
+    weights = [layer.weight for layer in layers]
     zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
     decayed, *kept = (
         len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
     )
+    whose = "BatchNorm" if recipe.batchnorm == "ghost" else "the network's own BatchNorm, one worker a pass, hence"
     return (
-        f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
+        f"{whose} over n = {recipe.per_worker} in {len(layers)} layers, γ = 0 in {zeros} of them;"
         f" weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
     )
 
@@ -339,9 +344,11 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     One where the model draws random numbers (dropout), since those are keyed by the pass; for channels_last, where
     fusing would copy; and for a task of one's own, which may look at all samples of its worker together.
     """
-    if recipe.reduce == "canonical":
+    canonical = recipe.reduce == "canonical"
+    if canonical or recipe.batchnorm == "keep":
         if (execution.workers_per_pass or 1) > 1:
-            raise ValueError("reduce canonical takes one worker a pass: leave --workers-per-pass out, or reduce fast")
+            one, several = ("reduce canonical", "reduce fast") if canonical else ("batchnorm keep", "batchnorm ghost")
+            raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
         return 1
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
     together = execution.workers_per_pass
@@ -361,13 +368,13 @@ def draws_numbers(model: nn.Module) -> bool:
     """Whether the model's forward pass draws random numbers: dropout, drop-path."""
     return any(
         isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
-        or _drops(vars(module).get("drop_prob"))
+        or any(_drops(vars(module).get(name)) for name in ("drop_prob", "drop_rate"))
         for module in model.modules()
     )
 
 
 def _drops(probability: Any) -> bool:
-    """Whether drop-path's attribute says so; one of someone's may hold anything."""
+    """Whether an attribute of timm's or torchvision's says so; one of someone's may hold anything."""
     return isinstance(probability, int | float) and probability > 0
 
 

@@ -16,7 +16,7 @@ from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Feed
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
-from onehour.training.refusals import refuse_batch
+from onehour.training.refusals import refuse_batch, refuse_rows
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 from onehour.training.watchdog import never
 
@@ -89,14 +89,18 @@ class RunningStatistics:
         ValueError: for a layer with momentum None: a cumulative average has no meaning for a schedule.
     """
 
+    find: Callable[[nn.Module], list[Any]] = staticmethod(ghost_layers)
+    """The layers of a model that it moves."""
+
     def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
-        self.layers = ghost_layers(model)
+        self.layers = self.find(model)
         widths = [layer.num_features for layer in self.layers]
         ends = list(accumulate(widths, initial=0))
         self._channels, self._columns = ends[-1], [slice(*pair) for pair in pairwise(ends)]
         self.floats = 2 * self._channels + len(widths)
         self._shares: Tensor | None = None
         self._seen: list[tuple[nn.Module, Tensor]] = []
+        self._pass: range | None = None
         self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
             return
@@ -132,10 +136,14 @@ class RunningStatistics:
         for number, (layer, own) in enumerate(zip(self.layers, self._columns, strict=True)):
             layer.running_mean, layer.running_var = self._running[:, own].unbind()
             layer.num_batches_tracked = self._counts[number]
-            if in_place:
-                layer.sums = (self._sums[:, own], self._workers[number : number + 1])
-            else:
-                layer.seen = self._seen
+            self._collect_from(number, in_place=in_place)
+
+    def _collect_from(self, number: int, *, in_place: bool) -> None:
+        layer = self.layers[number]
+        if in_place:
+            layer.sums = (self._sums[:, self._columns[number]], self._workers[number : number + 1])
+        else:
+            layer.seen = self._seen
 
     def detach(self) -> None:
         """Leave the layers as they would be without a trainer: a forward alone is an iteration again."""
@@ -158,6 +166,8 @@ class RunningStatistics:
         repeat_parameters(self.layers, 1)
         if not self._seen:
             return
+        if self._pass is not None:
+            refuse_rows(self._seen, len(self._pass))
         seen = [(self._numbers[layer], part) for layer, part in self._seen]
         self._seen.clear()
         if self._running.device.type in IN_ORDER:
@@ -172,6 +182,7 @@ class RunningStatistics:
     def _add(self, by_worker: Tensor, columns: slice, layers: slice) -> None:
         workers: Any = by_worker.shape[1]
         if self._shares is not None:
+            assert self._pass is not None
             shares = self._shares[:, self._pass.start : self._pass.stop]
             by_worker = by_worker * shares[self._layer_of[columns]].t()
             workers = shares[layers].sum(1)

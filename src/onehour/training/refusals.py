@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain, product
 from pathlib import Path
@@ -19,6 +19,7 @@ from onehour.data.loader import BAD_IMAGES, Feed, name_skipped, too_many
 from onehour.data.samples import leaves
 from onehour.dist.group import Group
 from onehour.messages import blame
+from onehour.rules.batchnorm import ghost_layers
 from onehour.training.state import load_optimizer, model_state, optimizer_state
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "refuse_iterations",
     "refuse_model",
     "refuse_optimizer",
+    "refuse_rows",
 ]
 
 random: Any = torch.random  # which has no types
@@ -255,17 +257,41 @@ def _refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> 
     """What a model returns in training, where its copy without memory can tell; else its first pass does."""
     bare = {id(tensor): _bare(tensor) for tensor in chain(model.parameters(), model.buffers())}
     batch = torch.empty((recipe.per_worker, *image.shape), dtype=image.dtype, device="meta")
+    seen: list[tuple[nn.Module, Tensor]] = []
     try:
         with random.fork_rng(devices=[]):
-            logits = copy.deepcopy(model, dict(bare)).train()(batch)
+            copied = copy.deepcopy(model, dict(bare)).train()
+            for layer in ghost_layers(copied):
+                layer.seen = seen
+            logits = copied(batch)
     except Exception:  # it computes with the values
         return
+    refuse_rows(seen, workers=1)
     if not torch.is_tensor(logits) or logits.ndim != 2:
         shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise ValueError(
             f"the model returned {shape} in training; expected logits of shape (N, classes): leave its auxiliary"
             " outputs out"
         )
+
+
+def refuse_rows(seen: Iterable[tuple[Any, Tensor]], workers: int) -> None:
+    """Refuse a BatchNorm that is given more rows than a pass has samples, such as every token of an image.
+
+    Args:
+        seen: ghost layers with the statistics that each has of a pass, (2, g, C).
+        workers: g of the pass.
+
+    Raises:
+        ValueError: saying which.
+    """
+    for layer, statistics in seen:
+        n, found = layer.per_worker, statistics.shape[1]
+        if found != workers:
+            raise ValueError(
+                f"a BatchNorm of {layer.num_features} channels is given {found * n} rows for {workers * n} samples, so"
+                f" groups of {n} are not those of a worker; use --batchnorm keep"
+            )
 
 
 def _bare(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from onehour.rules.momentum import set_rate
 from onehour.training.capture import CapturedIteration
 from onehour.training.decisions import Decisions
 from onehour.training.engine import RunningStatistics
+from onehour.training.kept_batchnorm import KeptStatistics
 from onehour.training.measure import StepTimer
 from onehour.training.task import CLASSIFICATION, Task
 
@@ -85,7 +86,8 @@ class Step:
         self.passes, self.timer, self.seeds, self.task = passes, StepTimer(group.device), seeds, task
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
         self._group = group
-        self._statistics = RunningStatistics(model, decisions)
+        kept = decisions.recipe.batchnorm == "keep"
+        self._statistics = (KeptStatistics if kept else RunningStatistics)(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
         sizes = [task.rows * seeds, 1, 1, len(parameters), self._statistics.floats]
         if decisions.recipe.reduce == "canonical":
