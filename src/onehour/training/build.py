@@ -47,6 +47,7 @@ __all__ = [
     "deterministic",
     "draws_numbers",
     "effects",
+    "image_options",
     "open_feeds",
     "pick_device",
     "pick_loaders",
@@ -90,8 +91,7 @@ def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool 
         ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
     if data is None:
-        skip = recipe.bad_images == "skip"
-        loaded = load_data(recipe.data, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
+        loaded = load_data(recipe.data, **image_options(recipe))
     elif isinstance(data, tuple | list) and len(data) == 2:
         loaded = Data.of(*data)
     else:
@@ -103,6 +103,11 @@ def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool 
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
     samples = loaded.looks[0].samples if trains else None
     return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def image_options(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe reads images at a path: options of `ImageOptions`."""
+    return {"exif": recipe.exif_orientation, "pixels": recipe.pixel_cap, "skip": recipe.bad_images == "skip"}
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:
