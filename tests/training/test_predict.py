@@ -111,6 +111,7 @@ def test_images_are_found_in_the_order_of_paths_and_names(tmp_path: Path):
         (["empty"], "empty holds no files that are named as images"),
         (["one.png", "--format", "cvs"], "--format is 'cvs'; expected csv"),
         (["one.png", "--top", "4"], "--top is 4, and the model has 3 classes"),
+        (["one.png", "--output", "one.png"], "one.png exists; choose another name"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -119,7 +120,9 @@ def test_bad_input_is_one_message(
     Path("empty").mkdir()
     Path("one.png").write_bytes(images.saved(images.picture(), "PNG"))
     assert main(["predict", str(run.folder), *arguments, *NAMES]) == 2
-    assert capsys.readouterr().err.startswith(f"onehour: {said}")
+    said_here = capsys.readouterr()
+    assert said_here.err.startswith(f"onehour: {said}")
+    assert said_here.out == ""
 
 
 def test_digits_are_read_as_their_composites_are_standardised():

@@ -53,6 +53,8 @@ def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
     paths = find_images(options.paths)
     predictor = Predictor(options.source, recipe=recipe_of(options), device=options.device)
+    if options.top > predictor.outputs:
+        raise ValueError(f"--top is {options.top}, and the model has {predictor.outputs} classes")
     line, bad = (_csv_line if options.format == "csv" else _json_line), 0
     with _output(options.output) as write, _progress(len(paths), to_file=options.output is not None) as done:
         if options.format == "csv":
@@ -105,7 +107,7 @@ def _progress(images: int, *, to_file: bool) -> Iterator[Callable[[int], object]
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False)
     with bar:
         task = bar.add_task("images", total=images)
         yield lambda images: bar.update(task, advance=images)

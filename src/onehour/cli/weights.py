@@ -20,8 +20,15 @@ if TYPE_CHECKING:
     from onehour.training.weights import WeightsEvaluation
 
 __all__ = [
-    *("add_device", "add_evaluate", "add_export", "add_recalibrate", "add_source", "evaluate_command"),
-    *("export_command", "recalibrate_command", "recipe_of"),
+    "add_device",
+    "add_evaluate",
+    "add_export",
+    "add_recalibrate",
+    "add_source",
+    "evaluate_command",
+    "export_command",
+    "recalibrate_command",
+    "recipe_of",
 ]
 
 
@@ -170,6 +177,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         from onehour.training.record import Run
 
         return Run(options.source).recipe
+    if not options.source.exists():
+        raise ValueError(f"{options.source} does not exist")
     if options.recipe is not None:
         return named(options.recipe)
     if not (options.model and options.data):

@@ -88,6 +88,9 @@ class Predictor:
         self._reader = file_reader(recipe.data, **image_options(recipe))
         self.model = build_model(recipe, _data_of(recipe, _Files([], self._reader)), self.device)
         fit(self.model, weights, source)
+        with torch.no_grad():
+            one = self._reader.dataset.prepare(self._reader.image[None].to(self.device))
+            self.outputs = forward(self.model.eval(), one, recipe).shape[1]
         names = Run(source).class_names if source.is_dir() else []
         self.names = names or self._reader.names()
 
@@ -98,22 +101,20 @@ class Predictor:
         """The `top` likeliest classes of each image, by softmax, in the order of the paths.
 
         Args:
+            top: at most `outputs`, the model's classes.
             done: is told how many images each batch had.
 
         Raises:
-            ValueError: if the model has fewer classes, or its outputs for an image are not finite.
+            ValueError: if the model's outputs for an image are not finite.
         """
         files = _Files(paths, self._reader)
         data = _data_of(self.recipe, files)
         # A process that loads takes longer to start than some images to read.
         loaders = min(pick_loaders(Execution(device=self.device.type), data), len(paths) // CHUNK)
-        self.model.eval()
         with closing(Feed(files, seed=0, loaders=loaders, device=self.device, look=data.looks[1])) as feed:
             batches = feed.chunks(range(-(-len(paths) // CHUNK)))
             for number, (images, readable) in enumerate(batches):
                 logits = forward(self.model, images, self.recipe).double()
-                if top > logits.shape[1]:
-                    raise ValueError(f"--top is {top}, and the model has {logits.shape[1]} classes")
                 largest = logits.softmax(1).topk(top)
                 values, labels = (tensor.cpu().numpy().tolist() for tensor in largest)
                 finite = logits.isfinite().all(1).cpu().numpy().tolist()
