@@ -104,6 +104,16 @@ def test_images_are_found_in_the_order_of_paths_and_names(tmp_path: Path):
     assert found == [tmp_path / name for name in ("z.jpg", *inside, "one")]
 
 
+def test_names_of_classes_that_were_damaged_are_one_message(run: Run, tmp_path: Path):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "run"))
+    assert copy.class_names == list(images.CLASSES)
+    sessions = json.loads((copy.folder / "environment.json").read_text())
+    sessions["sessions"][-1]["class_names"] = [1]
+    (copy.folder / "environment.json").write_text(json.dumps(sessions))
+    with pytest.raises(ValueError, match=r"environment\.json is damaged: class_names is not a list of texts"):
+        _ = copy.class_names
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

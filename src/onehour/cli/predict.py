@@ -107,7 +107,7 @@ def _progress(images: int, *, to_file: bool) -> Iterator[Callable[[int], object]
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False)
+    bar = Progress(console=Console(stderr=True, soft_wrap=True), transient=True, redirect_stdout=False)
     with bar:
         task = bar.add_task("images", total=images)
         yield lambda images: bar.update(task, advance=images)
