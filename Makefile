@@ -80,7 +80,7 @@ endef
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(call torch,$(VENV),constraints.txt,torch==2.13.0)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,tensorboard,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,onnx,tensorboard,dev]'
 	touch $(READY)
 
 $(FRAMEWORKS)/.ready: pyproject.toml constraints.txt constraints-frameworks.txt

@@ -87,6 +87,6 @@ def test_torchs_build_for_the_cpu_is_asked_for_where_it_can_be_had_and_is_wanted
     torch, rest = (tmp_path / "installed").read_text().splitlines()
     assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in torch) == from_it
     assert torch.endswith("--constraint constraints.txt torch==2.13.0")
-    assert rest.endswith("--editable .[report,tensorboard,dev]")
+    assert rest.endswith("--editable .[report,onnx,tensorboard,dev]")
     size = "200 MB" if from_it else "3 GB"
     assert [line for line in ran.stdout.splitlines() if "installs torch==2.13.0 from" in line and size in line]

@@ -21,6 +21,7 @@ from onehour.rules.minibatch import (
     linear_scaling,
     parse_size,
     sqrt_scaling,
+    whole_workers,
 )
 from onehour.rules.remarks import schedule_remarks
 from onehour.sidefile import read_toml
@@ -33,7 +34,7 @@ ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
 
-LATER = ("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm")
+LATER = ("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate")
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
 PITFALLS = (
@@ -47,7 +48,10 @@ PITFALLS = (
 )
 """What training loops get wrong; a run can do one of them on purpose, to measure its cost (training/pitfalls.py)."""
 
-SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads")
+SIZES = (
+    *("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads"),
+    "recalibrate",
+)
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
 
 
@@ -143,6 +147,9 @@ class Recipe:
     precision: Literal["float32", "bf16", "float64"] = _said("float32", "bf16 is autocast; weights stay float32")
     channels_last: bool = _said(False, "NHWC memory, faster for convolutions in bf16")
     compile: bool = _said(False, "torch.compile the model")
+    recalibrate: int | None = _said(
+        None, "training images from which BatchNorm's statistics are computed anew for each evaluation, for curves"
+    )
     pitfall: str | None = _said(None, "one rule broken on purpose, to measure what it costs: " + ", ".join(PITFALLS))
     seed: int = _said(0, "decides weights, order and augmentation")
 
@@ -151,7 +158,7 @@ class Recipe:
         self._set("milestones", milestones)
         for name in ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads", "pixel_cap"):
             self._set(name, positive_int(name, getattr(self, name)))
-        for name in ("samples", "classes", "resized"):
+        for name in ("samples", "classes", "resized", "recalibrate"):
             if getattr(self, name) is not None:
                 self._set(name, positive_int(name, getattr(self, name)))
         for name in ("base_lr", "decay_factor"):
@@ -215,9 +222,19 @@ class Recipe:
             raise ValueError(f"pitfall {self.pitfall} is for batchnorm ghost: a kept BatchNorm moves by its own rule")
         if self.pitfall and self.reduce == "canonical":
             raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
+        if self.recalibrate is not None:
+            self._check_recalibrate(self.recalibrate)
         if self.optimizer in ADAPTIVE:
             self.refuse_linear()
         _ = self.adam
+
+    def _check_recalibrate(self, images: int) -> None:
+        whole_workers("recalibrate", images, per_worker=self.per_worker, samples=self.samples)
+        if (self.pitfall or "").startswith("batchnorm-"):
+            raise ValueError(
+                f"pitfall {self.pitfall} is measured on the running statistics, which recalibrate replaces; leave out"
+                " one of the two"
+            )
 
     @property
     def scales_linearly(self) -> bool:
@@ -370,7 +387,7 @@ class Recipe:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         said = {f.name for f in fields(self) if f.name not in LATER or values[f.name] != f.default}
         if self.adam is not None and self.scaling == "sqrt":
-            said.add("scale_betas", "batchnorm")
+            said.add("scale_betas", "batchnorm", "recalibrate")
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()

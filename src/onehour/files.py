@@ -16,7 +16,7 @@ import shutil
 import stat
 import struct
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -82,13 +82,14 @@ def open_inside(folder: Folder, name: str, flags: int) -> int:
 
 
 @contextmanager
-def written(folder: Folder, name: str) -> Generator[BinaryIO]:
+def written(folder: Folder, name: str, *, check: Callable[[Path], None] | None = None) -> Generator[BinaryIO]:
     """A file to write that gets its name, in place of what had it, once it is on disk and everything went well.
 
     Only one process at a time may do so under one name. Several files that belong together are for `replace_all`.
 
     Args:
         name: of the file; folders before it are there already.
+        check: is given the whole file by the name that it has until then; what it raises leaves the old file in place.
     """
     with ExitStack() as stack:
         held, last = stack.enter_context(_place(folder, name))
@@ -100,6 +101,8 @@ def written(folder: Folder, name: str) -> Generator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check(_shown(held, temporary))
             os.rename(temporary, last, src_dir_fd=held, dst_dir_fd=held)
         except BaseException as error:
             if isinstance(error, OSError):

@@ -102,8 +102,9 @@ def leave(code: int, text: str) -> NoReturn:
         with suppress(Exception):
             last()
     with suppress(OSError):
-        if sys.__stdout__ is not None and os.isatty(1):
-            os.write(1, b"\r\x1b[K\x1b[?25h")  # a bar may be on this line, and the cursor hidden
+        number, stream = (1, sys.__stdout__) if os.isatty(1) else (2, sys.__stderr__)
+        if stream is not None and os.isatty(number):
+            os.write(number, b"\r\x1b[K\x1b[?25h")  # a bar may be on this line, and the cursor hidden
         if text:
             os.write(2, f"onehour: {text}\n".encode(errors="backslashreplace"))
     os._exit(code)

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from onehour.data.digits import digits, digits_wide
-from onehour.data.sources import Data, load_data
+from onehour.data.sources import Data, file_reader, load_data
 
 
 def side(images: Tensor, labels: Tensor | None = None) -> TensorDataset:
@@ -100,3 +101,37 @@ def test_data_that_cannot_be_found_or_made_is_one_message(tiny: ModuleType, spec
 def test_unusable_data_is_refused(train: Any, validation: Any, message: str):
     with pytest.raises(ValueError, match=message):
         Data.of(train, validation)
+
+
+class Named(Dataset[Any]):
+    """Two samples, and classes as somebody calls them."""
+
+    def __init__(self, classes: Any) -> None:
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.zeros(1, 2, 2), index
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [(["cat", "dog"], ["cat", "dog"]), (np.array(["a", "b"]), ["a", "b"]), (2, []), ([0, 1], []), ("cat", [])],
+)
+def test_classes_are_called_as_the_training_data_calls_them(classes: Any, names: list[str]):
+    assert Data.of(Named(classes), Named(None)).names == names
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("digits:x", "names no division of digits"),
+        ("", "this recipe needs data"),
+        ("<tuple>", "no data is called '<tuple>'"),
+    ],
+)
+def test_a_recipe_without_data_that_can_be_found_reads_no_files(spec: str, said: str):
+    with pytest.raises(ValueError, match=said):
+        file_reader(spec)

@@ -19,9 +19,10 @@ from onehour.api import train
 from onehour.data.dataset import KeyedDataset
 from onehour.dist.group import Group
 from onehour.training.build import complete
+from onehour.training.export import export_weights
 from onehour.training.seeds import train_seeds
 from onehour.training.verify import trace
-from onehour.training.weights import evaluate_weights, export_weights
+from onehour.training.weights import evaluate_weights
 
 AT = 5
 RIGHT = object()

@@ -1,6 +1,6 @@
-"""Weights outside their run: evaluated, exported, refused."""
+"""Weights outside their run: read, evaluated, refused."""
 
-import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,10 +13,11 @@ from torch.utils.data import TensorDataset
 import onehour
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.data.digits import digits
 from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.record import Run
-from onehour.training.weights import evaluate_weights, export_weights, fit, read_weights
+from onehour.training.weights import OpenedWeights, evaluate_weights, fit, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +26,46 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return onehour.train("digits", minibatch=1024, epochs=1, warmup="none", out=folder)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_an_exported_file_loads_in_a_plain_model_with_the_same_logits(run: Run, suffix: str, tmp_path: Path):
-    path = export_weights(run.folder, tmp_path / f"model.{suffix}")
-    plain = load_model("resnet8", channels=1, classes=10)
-    missing = plain.load_state_dict(read_weights(path))
-    assert not missing.missing_keys
-    result = evaluate_weights(path, recipe=run.recipe)
-    assert result.top1_error == run.metrics[-1]["top1_error"]
-    assert result.loss == run.metrics[-1]["val_loss"]
-
-
 def test_evaluate_says_what_the_run_logged(run: Run, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run.folder)]) == 0
-    assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{run.metrics[-1]['top1_error']:.2f} %" in said
+    assert len(said.splitlines()) == 3
+    assert main(["evaluate", str(run.folder), "--per-class"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3 + 2 + 10
+
+
+def test_evaluate_counts_the_five_likeliest_and_each_class(run: Run, capsys: pytest.CaptureFixture[str]):
+    """Against a loop of one sample at a time over the logits of the plain model."""
+    plain = load_model("resnet8", channels=1, classes=10).eval()
+    plain.load_state_dict(read_weights(run.folder))
+    images, labels = digits()[1].tensors
+    with torch.no_grad():
+        logits = torch.cat([plain(chunk) for chunk in images.split(256)])
+    top5, by_class = 0, [[0, 0] for _ in range(10)]
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        order = row.argsort(descending=True).tolist()
+        top5 += label not in order[:5]
+        by_class[label][0] += order[0] != label
+        by_class[label][1] += 1
+    assert main(["evaluate", str(run.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top5_errors"] == top5 > 0
+    assert found["top5_error"] == 100 * top5 / 4096
+    assert [[row["errors"], row["samples"]] for row in found["by_class"]] == by_class
+    assert [row["name"] for row in found["by_class"]] == list("0123456789")
+    assert sum(errors for errors, _ in by_class) == found["errors"]
+    assert found["by_class"][3]["error"] == 100 * by_class[3][0] / by_class[3][1]
+
+
+def test_five_classes_or_fewer_have_no_top_5_error_and_nan_is_an_error_of_its_class(tmp_path: Path):
+    torch.save({"1.weight": torch.full((4, 2), torch.nan), "1.bias": torch.zeros(4)}, tmp_path / "a.pt")
+    data = TensorDataset(torch.ones(3, 1, 1, 2), torch.tensor([0, 2, 2]))
+    opened = OpenedWeights(tmp_path / "a.pt", recipe=Recipe(model="tinytask:flat"), data=(data, data), device="cpu")
+    found = opened.evaluate()
+    assert found.top5_errors is None
+    assert [(row.errors, row.samples) for row in found.by_class] == [(1, 1), (0, 0), (2, 2)]
+    assert found.by_class[1].error is None
 
 
 @pytest.mark.parametrize("samples", [1, 90])
@@ -109,22 +136,18 @@ def test_what_is_no_weights_file_is_one_message(name: str, content: bytes, said:
         read_weights(tmp_path / name)
 
 
+def test_a_file_needs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert main(["evaluate", str(tmp_path / "a.safetensors")]) == 2
+    assert "give --recipe, or --model and --data" in capsys.readouterr().err
+
+
 def test_weights_of_another_model_name_what_differs(tmp_path: Path):
     model = torch.nn.Sequential(torch.nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"lacks 0\.weight, 0\.bias and it also has other"):
         fit(model, {"other": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"0\.weight is \(3, 9\), expected \(3, 2\)"):
         fit(model, {"0.weight": torch.zeros(3, 9), "0.bias": torch.zeros(3)}, tmp_path / "x.pt")
-
-
-def test_export_overwrites_nothing_and_knows_its_formats(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "there.pt").write_bytes(b"mine")
-    assert main(["export", str(run.folder), "--to", str(tmp_path / "there.pt")]) == 2
-    assert (tmp_path / "there.pt").read_bytes() == b"mine"
-    assert main(["export", str(run.folder), "--to", str(tmp_path / "model.onnx")]) == 2
-    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    assert main(["evaluate", str(tmp_path / "a.safetensors")]) == 2
-    assert "give --recipe, or --model and --data" in capsys.readouterr().err
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_says_so_and_uses_the_one_before(
@@ -163,31 +186,3 @@ def test_what_is_no_plain_state_dict_is_refused(state: object, said: str, tmp_pa
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=said):
         read_weights(tmp_path / "x.pt")
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_tied_and_transposed_weights_are_exported_as_they_are(suffix: str, tmp_path: Path):
-    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
-    torch.save({"a": weight, "b": weight, "c": weight.T}, tmp_path / "in.pt")
-    found = read_weights(export_weights(tmp_path / "in.pt", tmp_path / "new" / f"out.{suffix}"))
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {
-        "a": weight.tolist(),
-        "b": weight.tolist(),
-        "c": weight.T.tolist(),
-    }
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_a_full_disk_leaves_nothing_and_is_one_message(
-    run: Run, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        assert main(["export", str(run.folder), "--to", str(tmp_path / f"x.{suffix}")]) == 2
-    said = capsys.readouterr().err
-    assert f"x.{suffix} cannot be written: No space left on device" in said
-    assert "bytes are needed" in said
-    assert list(tmp_path.iterdir()) == []

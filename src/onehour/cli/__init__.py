@@ -9,11 +9,12 @@ from onehour.cli.check import add_check
 from onehour.cli.data import add_data
 from onehour.cli.parser import EXIT_BAD_INPUT, Parser, parse
 from onehour.cli.plan import add_plan
+from onehour.cli.predict import add_predict
 from onehour.cli.report import add_report
 from onehour.cli.sweep import add_sweep
 from onehour.cli.train import add_train
 from onehour.cli.verify import add_verify
-from onehour.cli.weights import add_evaluate, add_export
+from onehour.cli.weights import add_evaluate, add_export, add_recalibrate
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
 from onehour.messages import in_one_message, shown
 from onehour.recipes import RECIPES
@@ -62,6 +63,8 @@ def make_parser() -> Parser:
     add_verify(commands)
     add_check(commands)
     add_evaluate(commands)
+    add_predict(commands)
+    add_recalibrate(commands)
     add_export(commands)
     add_data(commands)
     return parser

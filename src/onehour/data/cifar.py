@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from onehour.data.augment import drawn_key, normalise, uniform
 from onehour.data.dataset import KeyedDataset
+from onehour.data.decode import decode, of_size
 
 __all__ = ["CLASSES", "Cifar", "cifar10"]
 
@@ -63,6 +64,10 @@ class Cifar(KeyedDataset):
         top, left = int(vertical * (2 * PADDING + 1)), int(horizontal * (2 * PADDING + 1))
         image = F.pad(image, (PADDING,) * 4)[:, top : top + SIDE, left : left + SIDE]
         return image.flip(-1) if flip < 0.5 else image, label
+
+    def from_file(self, data: bytes, name: str) -> Tensor:
+        """An image file of 32×32 pixels as uint8 (3, 32, 32); FaultError for another size."""
+        return torch.from_numpy(of_size(decode(data, name), SIDE, name)).permute(2, 0, 1).contiguous()
 
     def prepare(self, images: Tensor) -> Tensor:
         """A batch (N, 3, 32, 32) of uint8 as the normalised float32 that networks take."""

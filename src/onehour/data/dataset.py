@@ -90,6 +90,18 @@ class KeyedDataset(Dataset[Any]):
         """What the model takes of a batch on the device, e.g. floats of bytes."""
         return images
 
+    def from_file(self, data: bytes, name: str) -> Tensor:
+        """The image of a file that is not of the data set, as its own are before `prepare`: for `onehour predict`.
+
+        Args:
+            data: the file's bytes.
+            name: its path, for messages.
+
+        Raises:
+            FaultError: a ValueError, if it is no such image.
+        """
+        raise NotImplementedError
+
     def name(self, index: int) -> str:
         """Where sample `index` lies, for messages; opens nothing."""
         return ""

@@ -15,7 +15,18 @@ from PIL import Image
 from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
 
-__all__ = ["FORMATS", "LARGEST_PIXELS", "PIXELS", "QUALITY", "decode", "orientation_of", "oriented", "plain", "shrunk"]
+__all__ = [
+    "FORMATS",
+    "LARGEST_PIXELS",
+    "PIXELS",
+    "QUALITY",
+    "decode",
+    "of_size",
+    "orientation_of",
+    "oriented",
+    "plain",
+    "shrunk",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """What Pillow may try; named, because its others include some that start programs (EPS)."""
@@ -93,6 +104,14 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         raise FaultError(name, f"cannot be decoded: {text}", "replace or remove it") from error
+
+
+def of_size(image: np.ndarray, side: int, name: str) -> np.ndarray:
+    """An image (H, W, 3) itself, if it has `side` × `side` pixels; else a FaultError."""
+    if image.shape[:2] != (side, side):
+        height, width = image.shape[:2]
+        raise FaultError(name, f"has {width}×{height} pixels; this run's images have {side}×{side}", "resize it first")
+    return image
 
 
 def plain(data: bytes) -> bytes:

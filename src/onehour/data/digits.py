@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from onehour.data.augment import uniform
+from onehour.data.dataset import KeyedDataset
 from onehour.rules.keys import random_bits, seed_for
 
-__all__ = ["digits", "digits_wide", "originals"]
+__all__ = ["DigitFiles", "digits", "digits_wide", "originals"]
 
-TRAIN, VALIDATION = 8192, 4096
+TRAIN, WIDE, VALIDATION, SIDE = 8192, 4 * 8192, 4096, 8
+Labelled = tuple[Tensor, Tensor]
 ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1
 """± degrees, ± share, ± pixels, standard deviation in units of the brightest value."""
 
@@ -46,12 +48,7 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
     >>> len(train), len(validation), train.tensors[0].shape
     (8192, 4096, torch.Size([8192, 1, 8, 8]))
     """
-    images, labels = originals()
-    order = torch.from_numpy(np.argsort(random_bits(seed_for(split, "digits split"), len(images)), kind="stable"))
-    cut = len(images) * 4 // 5
-    train = _composites(images[order[:cut]], labels[order[:cut]], samples, seed_for(split, "digits train"))
-    validation = _composites(images[order[cut:]], labels[order[cut:]], VALIDATION, seed_for(split, "digits val"))
-    mean, std = train[0].mean(), train[0].std()
+    train, validation, mean, std = _drawn(split, samples)
     return (
         TensorDataset((train[0] - mean) / std, train[1]),
         TensorDataset((validation[0] - mean) / std, validation[1]),
@@ -60,7 +57,35 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
 
 def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
     """As `digits`, with 32,768 training samples: four times the iterations an epoch, for larger minibatches."""
-    return digits(split, samples=4 * TRAIN)
+    return digits(split, samples=WIDE)
+
+
+class DigitFiles(KeyedDataset):
+    """No samples of its own: reads files of 8×8 pixels, bright on dark, as `digits` of that split are.
+
+    >>> DigitFiles().from_file(b"P5 8 8 255 " + bytes(64), "black.pgm").shape
+    torch.Size([1, 8, 8])
+    """
+
+    def __init__(self, split: int = 0, *, samples: int = TRAIN) -> None:
+        _, _, self.mean, self.std = _drawn(split, samples)
+
+    def from_file(self, data: bytes, name: str) -> Tensor:
+        """The mean of an image's colours, standardised: float32 (1, 8, 8); FaultError for another size."""
+        from onehour.data.decode import decode, of_size  # here: training digits decodes no images
+
+        grey = torch.from_numpy(of_size(decode(data, name), SIDE, name)).float().mean(2) / 255
+        return ((grey - self.mean) / self.std)[None]
+
+
+def _drawn(split: int, samples: int) -> tuple[Labelled, Labelled, Tensor, Tensor]:
+    """Both sides, images and labels, and the mean and the deviation by which they are standardised."""
+    images, labels = originals()
+    order = torch.from_numpy(np.argsort(random_bits(seed_for(split, "digits split"), len(images)), kind="stable"))
+    cut = len(images) * 4 // 5
+    train = _composites(images[order[:cut]], labels[order[:cut]], samples, seed_for(split, "digits train"))
+    validation = _composites(images[order[cut:]], labels[order[cut:]], VALIDATION, seed_for(split, "digits val"))
+    return train, validation, train[0].mean(), train[0].std()
 
 
 def _composites(images: Tensor, labels: Tensor, count: int, key: int) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.index import index_of, read_index
-from onehour.data.listing import SIDES, Files, Source, expected, list_sides, refuse
+from onehour.data.listing import SIDES, Files, Names, Source, Table, expected, list_sides, refuse
 from onehour.data.pack import Shards, shards_of
 from onehour.rules.arguments import positive_int
 
-__all__ = ["ImageOptions", "Images", "image_folder", "open_sides"]
+__all__ = ["ImageOptions", "Images", "image_files", "image_folder", "open_sides"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of ImageNet's training images (§5.1)."""
@@ -74,11 +75,16 @@ class Images(KeyedDataset):
         Raises:
             FaultError: a ValueError, naming the file, if it cannot be read or decoded.
         """
-        options = self.options
-        data = self.source.read(index)
-        pixels = decode(data, self.source.name(index), exif=options.exif, pixels=options.pixels)
+        pixels = self._decoded(self.source.read(index), self.source.name(index))
         image = training_crop(pixels, key) if self.augmented else validation_crop(pixels)
         return image, int(self.source.labels[index])
+
+    def from_file(self, data: bytes, name: str) -> Tensor:
+        """The test crop of an image file's bytes; FaultError, naming the file, if it cannot be decoded."""
+        return validation_crop(self._decoded(data, name))
+
+    def _decoded(self, data: bytes, name: str) -> np.ndarray:
+        return decode(data, name, exif=self.options.exif, pixels=self.options.pixels)
 
     def name(self, index: int) -> str:
         """Where image `index` lies."""
@@ -116,6 +122,12 @@ def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple
     sides = open_sides(Path(root))
     train, validation = (Images(sides[side], augmented=side == "train", options=options) for side in SIDES)
     return train, validation
+
+
+def image_files(options: ImageOptions | None = None) -> Images:
+    """No samples of its own: reads files by the test crop."""
+    none = Table([], np.zeros(0, np.int32), Names.of(()), None, None)
+    return Images(Files(Path(), none), augmented=False, options=options)
 
 
 def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:

@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "Table",
     "expected",
+    "image_by_name",
     "list_class",
     "list_classes",
     "list_sides",
@@ -241,7 +242,7 @@ def list_classes(root: Path, faults: list[FaultError]) -> list[str]:
         if kind != "a folder":
             problem = f"is {kind} beside the class folders, where nothing is read"
             remedy = "move it into its class's folder, or away"
-            faults.append(FaultError(str(root / name), problem, remedy, note=not _image_by_name(name)))
+            faults.append(FaultError(str(root / name), problem, remedy, note=not image_by_name(name)))
     return classes
 
 
@@ -256,7 +257,7 @@ def list_class(folder: Path, faults: list[FaultError], *, sizes: bool = False) -
         if kind != "a file":
             problem = f"is {kind}, where images are expected"
             faults.append(FaultError(entry.path, problem, "restore it, or move it away"))
-        elif not _image_by_name(entry.name):
+        elif not image_by_name(entry.name):
             remedy = "move it out of the class's folder"
             faults.append(FaultError(entry.path, "is not named like an image file", remedy))
         else:
@@ -328,7 +329,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return f"a link that cannot be followed ({error.strerror})"
 
 
-def _image_by_name(name: str) -> bool:
+def image_by_name(name: str) -> bool:
+    """Whether a file is named as an image is."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 

@@ -184,7 +184,7 @@ def prepared_batch(dataset: Any, batch: Any) -> Any:
     if not isinstance(dataset, KeyedDataset):
         return batch
     if not (isinstance(batch, tuple) and len(cast("tuple[Any, ...]", batch)) == 2):
-        return dataset.prepare(batch)
+        return dataset.prepare(cast("Any", batch))
     images, labels = cast("tuple[Tensor, Any]", batch)
     return dataset.prepare(images), labels
 

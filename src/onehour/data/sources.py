@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,22 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
-from onehour.data.digits import digits, digits_wide
+from onehour.data.digits import SIDE, WIDE, DigitFiles, digits, digits_wide
 from onehour.data.processes import in_child
 from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapped
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest
 
-__all__ = ["DATA", "Data", "Look", "load_data", "look"]
+__all__ = ["DATA", "Data", "FileReader", "Look", "file_reader", "load_data", "look"]
 
 DATA: dict[str, Callable[[int], tuple[Any, Any]]] = {"digits": digits, "digits-wide": digits_wide}
 """Embedded data by name; NAME:SPLIT takes another division of the originals."""
+DIGIT_FILES: dict[str, Callable[[int], DigitFiles]] = {
+    "digits": DigitFiles,
+    "digits-wide": partial(DigitFiles, samples=WIDE),
+}
+BLACK = b"P6 1 1 255 " + bytes(3)
+"""An image file."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class Data:
             classes = 1 + max(0, *(int(side.tensors[1].max()) for side in (train, validation)))
         return cls(train, validation, classes, shape[0] if shape else 1, (ours, theirs))
 
+    @property
+    def names(self) -> list[str]:
+        """Of the classes, where the training data has them: as many as `classes`, or none."""
+        return list(self.looks[0].names)
+
 
 def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data:
     """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
@@ -82,11 +94,9 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
     Raises:
         ValueError: for an unknown name, or what the path's reader or `Data.of` refuses.
     """
-    name, _, split = spec.partition(":")
+    name = spec.partition(":")[0]
     if name in DATA:
-        if not (split.isdecimal() or spec == name):
-            raise ValueError(f"data {spec!r} names no division of {name}; expected {name}, or {name}:1, {name}:2 …")
-        return Data.of(*DATA[name](int(split or 0)), form=form)
+        return Data.of(*DATA[name](_split_of(spec)), form=form)
     # Imported here, so that what reads images is loaded only for those who have some.
     if os.path.isdir(spec) or spec.endswith(".index"):
         from onehour.data.images import ImageOptions, image_folder
@@ -111,6 +121,64 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
     return Data.of(*returned, form=form)
 
 
+def _split_of(spec: str) -> int:
+    name, _, split = spec.partition(":")
+    if not (split.isdecimal() or spec == name):
+        raise ValueError(f"data {spec!r} names no division of {name}; expected {name}, or {name}:1, {name}:2 …")
+    return int(split or 0)
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """How image files that are not of a recipe's data are read as its validation images are.
+
+    Args:
+        dataset: whose `from_file` and `prepare` do it.
+        image: all have its shape and type.
+        names: asks for those of the classes; none where they are not known.
+    """
+
+    dataset: KeyedDataset
+    image: Tensor
+    names: Callable[[], list[str]]
+
+
+def file_reader(spec: str, **options: Any) -> FileReader:
+    """What reads image files as the validation data of a recipe does; a path's data need not be there any more.
+
+    Args:
+        spec, options: as of `load_data`; what is neither a name nor a function is a path.
+
+    Raises:
+        ValueError: for someone's data set that reads no files.
+    """
+    name = spec.partition(":")[0]
+    if name in DATA:
+        return FileReader(DIGIT_FILES[name](_split_of(spec)), torch.zeros(1, SIDE, SIDE), list)
+    if is_entry(spec) or not spec or spec.startswith("<"):  # given from Python: nobody can find it by that
+        data = load_data(spec)
+        kind = type(data.validation)
+        if not issubclass(kind, KeyedDataset) or kind.from_file is KeyedDataset.from_file:
+            raise ValueError(
+                f"the validation data of {spec} is a {kind.__name__}, which does not say how it reads an image file;"
+                " derive it from onehour.KeyedDataset, and define from_file(data, name)"
+            )
+        return FileReader(data.validation, data.looks[1].image, lambda: data.names)
+    if spec.endswith((".tar.gz", ".tgz")):
+        from onehour.data.cifar import CLASSES, Cifar
+
+        one = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+        return FileReader(Cifar(one, [0], augmented=False), one[0], lambda: list(CLASSES))
+    from onehour.data.images import ImageOptions, image_files
+
+    files = image_files(ImageOptions(**options))
+
+    def names() -> list[str]:
+        return load_data(spec, **options).names if os.path.exists(spec) else []
+
+    return FileReader(files, files.from_file(BLACK, "a black image"), names)
+
+
 @dataclass(frozen=True)
 class Look:
     """What a data set's first samples say of all.
@@ -121,12 +189,14 @@ class Look:
             tensor of the first one, or an empty one.
         classes: how many, where the data set says so.
         sample: the first one, of a task's own.
+        names: of the classes, where its `classes` are texts.
     """
 
     samples: int
     image: Tensor
     classes: int | None
     sample: Any = None
+    names: tuple[str, ...] = ()
 
 
 def look(side: str, dataset: Any, form: Form = IMAGES_AND_LABELS) -> Look:
@@ -186,7 +256,8 @@ def _look(side: str, dataset: Any) -> Look:
         image, classes = _checked(side, dataset, dataset.tensors[0][:1])[0], None
     else:
         image, classes = _first(side, dataset, samples), _classes(dataset)
-    return Look(samples, image.detach().cpu().clone(), classes)
+    names = _names(dataset) if classes else ()
+    return Look(samples, image.detach().cpu().clone(), classes, names)
 
 
 def _samples(side: str, dataset: Any) -> int:
@@ -285,3 +356,9 @@ def _classes(dataset: Any) -> int | None:
         return max(as_label(classes), 0) or None if not isinstance(classes, bool) else None
     except ValueError:
         return None
+
+
+def _names(dataset: Any) -> tuple[str, ...]:
+    """The texts that a data set's `classes` are, if all are."""
+    names = list(dataset.classes) if isinstance(dataset.classes, Sequence | np.ndarray) else []
+    return tuple(map(str, names)) if all(isinstance(name, str) for name in names) else ()

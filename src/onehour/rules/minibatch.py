@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from onehour.rules.arguments import positive, positive_int
 
-__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "parse_size", "size_of", "sqrt_scaling"]
+__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "parse_size", "size_of", "sqrt_scaling", "whole_workers"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,7 @@ class Minibatch:
         256
         """
         size, per_worker = positive_int("minibatch", size), positive_int("per_worker", per_worker)
-        if size % per_worker:
-            lower = max(size // per_worker, 1) * per_worker
-            raise ValueError(
-                f"minibatch {size} is not a multiple of per_worker {per_worker}, so it is no whole number of"
-                f" workers; use {lower} or {lower + per_worker}, or another per_worker"
-            )
-        return cls(per_worker, size // per_worker)
+        return cls(per_worker, whole_workers("minibatch", size, per_worker=per_worker))
 
     @property
     def size(self) -> int:
@@ -126,3 +120,27 @@ def parse_size(text: str | int) -> int:
 def size_of(minibatch: int | Minibatch) -> int:
     """kn, in whichever way it was given."""
     return minibatch.size if isinstance(minibatch, Minibatch) else positive_int("minibatch", minibatch)
+
+
+def whole_workers(name: str, images: int, *, per_worker: int, samples: int | None = None) -> int:
+    """How many workers of n see `images` together.
+
+    Args:
+        name: of the images, in a message.
+        samples: N, where no more than these may be taken.
+
+    Raises:
+        ValueError: if n does not divide them, or there are not so many.
+
+    >>> whole_workers("minibatch", 8192, per_worker=32)
+    256
+    """
+    if samples is not None and images > samples:
+        raise ValueError(f"{name} is {images} images, and the data has {samples}; use at most these")
+    if images % per_worker:
+        lower = max(images // per_worker, 1) * per_worker
+        raise ValueError(
+            f"{name} {images} is not a multiple of per_worker {per_worker}, so it is no whole number of"
+            f" workers; use {lower} or {lower + per_worker}, or another per_worker"
+        )
+    return images // per_worker

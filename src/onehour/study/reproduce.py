@@ -13,7 +13,7 @@ from onehour.study.spec import Arm, SweepSpec, applied
 
 BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
 OWN = ("name", "minibatch", "seed", "samples", "classes")  # what a command says by itself, or reads from the data
-HIDDEN = ("command", "from_iteration")  # of an environment: how it was started, which may name private places
+HIDDEN = ("command", "from_iteration", "class_names")  # of an environment: what may name private places, or is long
 
 
 def commands(study: Study) -> list[str]:

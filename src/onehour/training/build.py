@@ -48,6 +48,7 @@ __all__ = [
     "deterministic",
     "draws_numbers",
     "effects",
+    "image_options",
     "open_feeds",
     "pick_device",
     "pick_loaders",
@@ -101,8 +102,7 @@ def complete(
         collate = resolve("collate", recipe.collate)
     form = Form(own=recipe.task is not None, collate=collate)
     if data is None:
-        skip = recipe.bad_images == "skip"
-        loaded = load_data(recipe.data, form, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
+        loaded = load_data(recipe.data, form, **image_options(recipe))
     elif isinstance(data, tuple | list) and len(data) == 2:
         loaded = Data.of(*data, form=form)
     else:
@@ -114,6 +114,11 @@ def complete(
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
     samples = loaded.looks[0].samples if trains else None
     return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def image_options(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe reads images at a path: options of `ImageOptions`."""
+    return {"exif": recipe.exif_orientation, "pixels": recipe.pixel_cap, "skip": recipe.bad_images == "skip"}
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:

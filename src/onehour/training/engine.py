@@ -25,6 +25,7 @@ __all__ = [
     "ModelAndOptimizer",
     "Network",
     "RunningStatistics",
+    "any_process",
     "evaluate",
 ]
 
@@ -229,6 +230,7 @@ def evaluate(
         feed: of the validation data.
         seeds: S, how many networks the model is.
         stop_asked: whether to leave early: on a slow device an evaluation may take hours. Asked before each chunk.
+        task: what a chunk adds, as `classification`.
 
     Raises:
         InputError: where the loss is not finite because a sample is not; in all processes, naming it.
@@ -243,7 +245,7 @@ def evaluate(
     try:
         batches = feed.chunks(own)
         for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
-            if _any_process(stop_asked, group):
+            if any_process(stop_asked, group):
                 raise EvaluationStoppedError
             if turn < len(own):
                 found = task(model, next(batches), recipe, in_float64=True)
@@ -263,7 +265,8 @@ def _first_not_finite(losses: list[float]) -> Iterator[int]:
     yield from [chunk for chunk, loss in enumerate(losses) if not math.isfinite(loss)][:1]
 
 
-def _any_process(asked: Callable[[], bool], group: Group) -> bool:
+def any_process(asked: Callable[[], bool], group: Group) -> bool:
+    """Whether any process was asked; all processes call it together."""
     if group.size == 1:  # a GPU need not be waited for
         return asked()
     return group.sum(torch.tensor(float(asked()), device=group.device)).item() > 0

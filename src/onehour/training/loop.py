@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
 from onehour.training.measure import Clock, measured, profiled, timed
+from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
 from onehour.training.refusals import InputError, Skipping, in_words, refuse_batch, refuse_iterations, refuse_optimizer
@@ -101,6 +102,10 @@ def train_run(
                 interval = SaveInterval(execution.save_every, execution.save_minutes)
                 stopping = Stopping(group, stop_asked, signals)
                 loop = Loop(decisions, network, step, feeds, [run], stopping, watchdog, interval)
+                if recipe.recalibrate is not None:
+                    options = {"images": recipe.recalibrate, "loaders": build.pick_loaders(execution, data)}
+                    loop.recalibration = Recalibration(net, recipe, data, group=group, task=learns, **options)
+                    stack.callback(loop.recalibration.close)
         except ValueError as error:
             agree(group, failed=error)
             raise
@@ -114,7 +119,7 @@ def train_run(
                 "workers_per_pass": per_pass,
                 "loaders": build.pick_loaders(execution, data),
                 "device": group.device.type,
-            }
+            } | ({"class_names": data.names} if data.names else {})
             run.begin(progress, partial(environment, places))
             start = progress.iteration if progress is not None else 0
             console.start(start, decisions.iterations, processes=group.size, folder=folder, rules=rules)
@@ -160,6 +165,8 @@ class Loop:
         self.clock, self.flags = Clock(), HostFlags(stopping.group.device)
         self.totals = torch.zeros(step.task.rows, len(runs), dtype=torch.float64, device=stopping.group.device)
         """Σ of the iterations' mean losses and of the task's other rows for each seed, since the last evaluation."""
+        self.recalibration: Recalibration | None = None
+        """What evaluations have in place of the running statistics, where the recipe says so."""
         self.skipping = None
         if decisions.recipe.bad_images == "skip":
             folder = {"folder": runs[0].folder, "inside": runs[0].inside}
@@ -232,15 +239,17 @@ class Loop:
             for run in self.runs:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
             try:
-                results = evaluate(
-                    self.network.model,
-                    self.feeds.validation,
-                    recipe,
-                    group=group,
-                    task=self.step.task,
-                    seeds=together,
-                    stop_asked=self.stopping.is_signalled,
-                )
+                asked, recalibration = self.stopping.is_signalled, self.recalibration
+                with nullcontext() if recalibration is None else recalibration.applied(asked):
+                    results = evaluate(
+                        self.network.model,
+                        self.feeds.validation,
+                        recipe,
+                        group=group,
+                        task=self.step.task,
+                        seeds=together,
+                        stop_asked=asked,
+                    )
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
             except ValueError as error:  # of the validation data: what was trained until here stays

@@ -63,6 +63,7 @@ ERRORS: Kind = ("a list of errors in percent", is_list(PERCENT[1]))
 OWN_ERRORS: Kind = ("a list of numbers", is_list(NUMBER_OR_NONE[1]))
 STEPS: Kind = (f"lists of {len(PARTS)} numbers", is_list(is_list(NUMBER[1], len(PARTS))))
 SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value) and value != [])
+CLASS_NAMES: Kind = ("a list of texts", is_list(TEXT[1]))
 SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and value > 0)
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
@@ -215,6 +216,14 @@ class Run:
         """What it last ran on: versions, machine, processes; empty before it began."""
         path = self.folder / "environment.json"
         return sessions_of(path)[-1] if path.is_file() else {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the classes, by their labels, where its data had names for them; else empty."""
+        names, holds = self.environment.get("class_names", []), CLASS_NAMES[1]
+        if not holds(names):
+            raise ValueError(f"{self.folder / 'environment.json'} is damaged: class_names is not {CLASS_NAMES[0]}")
+        return names
 
     @property
     def finished(self) -> bool:

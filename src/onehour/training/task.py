@@ -76,12 +76,6 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     """Of a task of one's own, the run's first."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        if self.errors is None:
-            return {"samples": self.samples, "loss": self.loss, "metrics": self.metrics}
-        return {"errors": self.errors, "samples": self.samples, "loss": self.loss, "top1_error": self.top1_error}
-
     @property
     def top1_error(self) -> float:
         """Errors in percent of the samples; the run's metric where the task is one's own."""

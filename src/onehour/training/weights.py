@@ -1,23 +1,23 @@
-"""A model's weights outside its run: read, evaluated, exported under torch's own names."""
+"""A model's weights outside its run: read, fitted to a model, evaluated."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import closing
-from io import BytesIO
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import load  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import load_file as load_safetensors  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from onehour.config import Recipe
 from onehour.data.loader import Feed
 from onehour.dist.group import Group
 from onehour.execution import Execution
-from onehour.files import written
 from onehour.messages import shown
 from onehour.rules.keys import seed_for
 from onehour.sidefile import is_object
@@ -25,10 +25,9 @@ from onehour.training.build import build_model, classes_of, complete, pick_devic
 from onehour.training.checkpoint import latest_contents
 from onehour.training.engine import evaluate
 from onehour.training.record import Run
-from onehour.training.store import as_safetensors
-from onehour.training.task import Evaluation, task_of
+from onehour.training.task import Classification, Evaluation, Found, Model, task_of
 
-__all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
+__all__ = ["ClassErrors", "OpenedWeights", "WeightsEvaluation", "evaluate_weights", "fit", "load_file", "read_weights"]
 
 FORMATS = (".safetensors", ".pt", ".pth")
 
@@ -61,7 +60,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is in the oldest of torch's formats, a tar; load it there, and save it again")
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch says of odd files beside refusing them
-            state = _loaded(path)
+            state = load_file(path, path.suffix)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
     except Exception as error:  # torch raises its unpickler's own class for what weights_only refuses
@@ -98,68 +97,110 @@ def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> Evaluation:
-    """The error on the recipe's validation data of the weights in `source`.
+@dataclass(frozen=True)
+class ClassErrors:
+    """What a model gets wrong of one class."""
+
+    name: str
+    errors: int
+    samples: int
+
+    @property
+    def error(self) -> float | None:
+        """In percent of the class's samples; None where there are none."""
+        return 100 * self.errors / self.samples if self.samples else None
+
+
+@dataclass(frozen=True)
+class WeightsEvaluation(Evaluation):
+    """An `Evaluation`, and what it says of the five likeliest classes and of each class."""
+
+    top5_errors: int | None = None
+    """Samples whose class is not among the five likeliest; None for five classes or fewer."""
+    by_class: list[ClassErrors] = field(default_factory=list[ClassErrors])
+
+    @property
+    def top5_error(self) -> float | None:
+        """Top-5 errors in percent of the samples."""
+        return None if self.top5_errors is None else 100 * self.top5_errors / self.samples
+
+
+class OpenedWeights:
+    """A model with the weights of a run or a file, converted as in training, and the recipe's data.
 
     Args:
         source: as for `read_weights`.
         recipe: names model and data, and the precision.
         data: (train, validation) in place of the recipe's.
     """
-    weights = read_weights(source)
-    recipe, loaded = complete(recipe, data, trains=False)
-    where = torch.device(pick_device(device))
-    task = task_of(recipe, None, where)
-    model = build_model(recipe, loaded, where, task=task)
-    fit(model, weights, source)
-    seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), loaded)
-    feed = Feed(
-        loaded.validation,
-        seed=seed,
-        loaders=loaders,
-        device=where,
-        classes=None if loaded.form.own else classes_of(recipe, loaded, model, where),
-        look=loaded.looks[1],
-        form=loaded.form,
-    )
-    with closing(feed):
-        return evaluate(model, feed, recipe, group=Group(device=where), task=task)[0]
+
+    def __init__(self, source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> None:
+        weights = read_weights(source)
+        self.recipe, self.data = complete(recipe, data, trains=False)
+        self.device = torch.device(pick_device(device))
+        self.task = task_of(self.recipe, None, self.device)
+        self.model = build_model(self.recipe, self.data, self.device, task=self.task)
+        fit(self.model, weights, source)
+
+    def evaluate(self) -> WeightsEvaluation:
+        """Evaluate on every validation sample once."""
+        recipe, data = self.recipe, self.data
+        seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), data)
+        options: Any = {"loaders": loaders, "device": self.device, "look": data.looks[1], "form": data.form}
+        if self.task.counts:
+            with closing(Feed(data.validation, seed=seed, **options)) as feed:
+                found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=self.task)[0]
+            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
+        classes = classes_of(recipe, data, self.model, self.device)
+        counts = _Counts(classes.count, self.device)
+        with closing(Feed(data.validation, seed=seed, classes=classes, **options)) as feed:
+            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts)[0]
+        names = data.names if len(data.names) == classes.count else list(map(str, range(classes.count)))
+        errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
+        top5 = int(counts.top5)
+        by_class = [ClassErrors(*row) for row in zip(names, errors, samples, strict=True)]
+        five = {"top5_errors": top5 if classes.count > 5 else None, "by_class": by_class}
+        return WeightsEvaluation(found.errors, found.samples, found.loss, **five)
 
 
-def export_weights(source: Path, to: Path) -> Path:
-    """Write the weights of a run, or of a file, as a plain state dict, whole or not at all.
+class _Counts(Classification):
+    """Classification, and integer counts beside its sums.
 
     Args:
-        source: as for `read_weights`.
-        to: ends in .safetensors or .pt; loads in torchvision's and timm's model of the same name.
-
-    Raises:
-        ValueError: for another ending, a file that is there already, or a disk that refuses; nothing is left then.
+        classes: that labels may have.
     """
-    if to.suffix not in FORMATS:
-        raise ValueError(f"--to {to} must end in .safetensors or .pt")
-    if to.exists():
-        raise ValueError(f"{to} exists; remove it first, or choose another name")
-    # A tensor of its own for each name: tied weights share one, and a view would bring all that it is a view of.
-    weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_weights(source).items()
-    }
-    buffer = BytesIO()
-    if to.suffix != ".safetensors":
-        torch.save(weights, buffer)  # to the file itself, it would call a full disk by another name
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with written(to.parent, to.name) as file:
-            for part in as_safetensors(weights) if to.suffix == ".safetensors" else [buffer.getbuffer()]:
-                file.write(part)
-    except OSError as error:
-        size = sum(tensor.nbytes for tensor in weights.values())
-        raise ValueError(f"{to} cannot be written: {error.strerror or error} ({size:,} bytes are needed)") from error
-    return to
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.errors, self.samples = torch.zeros(2, classes, dtype=torch.int64, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found:
+        kept: list[Tensor] = []
+
+        def watched(images: Tensor) -> Any:
+            kept.append(model(images))
+            return kept[0]
+
+        found = super().__call__(watched, batch, recipe, in_float64=in_float64)
+        logits, labels = kept[0], batch[1]
+        largest, chosen = logits.max(1)
+        wrong = (chosen != labels) | largest.isnan()
+        classes = len(self.samples)
+        self.samples += labels.bincount(minlength=classes)
+        self.errors += labels[wrong].bincount(minlength=classes)
+        five = logits.topk(min(5, logits.shape[1])).indices
+        self.top5 += ((five != labels[:, None]).all(1) | largest.isnan()).sum()
+        return found
 
 
-def _loaded(path: Path) -> Any:
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> WeightsEvaluation:
+    """The error on the recipe's validation data of the weights in `source`; arguments as of `OpenedWeights`."""
+    return OpenedWeights(source, recipe=recipe, data=data, device=device).evaluate()
+
+
+def load_file(path: Path, suffix: str) -> Any:
+    """What a file of weights holds; anything but tensors and plain containers of them is refused."""
+    return load_safetensors(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
 
 
 def _is_tar(path: Path) -> bool:
