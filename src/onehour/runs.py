@@ -143,7 +143,7 @@ def _prepared(given: Recipe, execution: Execution, device: str, model: Any, data
     recipe, loaded = complete(given, data)
     if execution.processes == 1:
         return {}, recipe, loaded
-    named = (given.model, given.data, given.optimizer, execution.log, model, data)
+    named = (given.model, given.data, given.train_transform, given.optimizer, execution.log, model, data)
     facts = facts_of_start(given, torch.device(device), named) | facts_of_data(recipe, loaded)
     return facts, recipe, loaded
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
+from onehour.data.augment import SHORTER, SIZE, TrainTransform, drawn_key, normalise, training_crop, validation_crop
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.index import index_of, read_index
@@ -30,22 +30,37 @@ class ImageOptions:
         exif: turn images as their EXIF orientation says; the paper's tools did not.
         pixels: refuse larger images, by their header, before decoding.
         skip: in training, take the stream's next sample of the same worker in place of an image that cannot be read.
+        size: side of the crops.
+        resize: shorter side of test images before their centre is taken; None is 8/7 of `size`.
+        transform: package.module:function, see `TrainTransform`; in place of the training crop and flip.
 
     Raises:
-        ValueError: if `pixels` is not a whole number above zero, or more than Pillow ever decodes.
+        ValueError: if a number is not whole and above zero, `pixels` is more than Pillow ever decodes, or `resize` is
+            below `size`.
     """
 
     exif: bool = False
     pixels: int = PIXELS
     skip: bool = False
+    size: int = SIZE
+    resize: int | None = None
+    transform: str = ""
 
     def __post_init__(self) -> None:
         if positive_int("pixel_cap", self.pixels) > LARGEST_PIXELS:
             raise ValueError(f"pixel_cap is {self.pixels}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
+        size = positive_int("image_size", self.size)
+        if positive_int("test_resize", self.shorter) < size:
+            raise ValueError(f"test_resize is {self.resize}; expected at least image_size, {size}")
+
+    @property
+    def shorter(self) -> int:
+        """The shorter side of test images, before their centre is taken."""
+        return round(self.size * SHORTER / SIZE) if self.resize is None else self.resize
 
 
 class Images(KeyedDataset):
-    """Images of any size and format as the paper's crops (§5.1); a map-style data set of uint8 (3, 224, 224).
+    """Images of any size and format as the paper's crops (§5.1); a map-style data set of uint8 (3, size, size).
 
     Args:
         source: where the files come from.
@@ -56,6 +71,7 @@ class Images(KeyedDataset):
     def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
         self.skips = augmented and self.options.skip
+        self._transformed = TrainTransform(self.options.transform) if augmented and self.options.transform else None
 
     @property
     def classes(self) -> list[str]:
@@ -77,7 +93,12 @@ class Images(KeyedDataset):
         options = self.options
         data = self.source.read(index)
         pixels = decode(data, self.source.name(index), exif=options.exif, pixels=options.pixels)
-        image = training_crop(pixels, key) if self.augmented else validation_crop(pixels)
+        if self._transformed is not None:
+            image = self._transformed(pixels, key)
+        elif self.augmented:
+            image = training_crop(pixels, key, options.size)
+        else:
+            image = validation_crop(pixels, options.size, options.shorter)
         return image, int(self.source.labels[index])
 
     def name(self, index: int) -> str:
@@ -96,6 +117,9 @@ class Images(KeyedDataset):
             "bad_images": "skip" if options.skip else "error",
             "exif_orientation": options.exif,
             "pixel_cap": options.pixels,
+            "image_size": options.size,
+            "test_resize": options.resize,
+            "train_transform": options.transform,
             "resized": getattr(self.source, "resized", None),
         }
 

@@ -30,7 +30,8 @@ __all__ = [
     *("BAD_IMAGES", "CHUNK", "PATIENCE", "Batch", "Feed", "Skipped", "moved", "name_skipped", "prepared", "too_many"),
 ]
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""Images and labels; once images are mixed, more (`onehour.data.mixing.Mixing`)."""
 CHUNK = 256
 """Validation samples evaluated together, whatever the number of processes, so that no bit depends on it."""
 SPARE = 1024

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader import PATIENCE, Feed, prepared
+from onehour.data.mixing import refuse_mixing
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
@@ -74,6 +75,8 @@ ON_CUDA: dict[str, dict[str, Any]] = {
 
 On the device the rate, and what nadam and radam count with, are float32.
 """
+OF_IMAGES = ("bad_images", "exif_orientation", "pixel_cap", "image_size", "test_resize", "train_transform")
+"""Fields that data of another kind must not be asked for."""
 PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
@@ -90,8 +93,15 @@ def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool 
         ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
     if data is None:
-        skip = recipe.bad_images == "skip"
-        loaded = load_data(recipe.data, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
+        loaded = load_data(
+            recipe.data,
+            exif=recipe.exif_orientation,
+            pixels=recipe.pixel_cap,
+            skip=recipe.bad_images == "skip",
+            size=recipe.image_size,
+            resize=recipe.test_resize,
+            transform=recipe.train_transform if trains else "",
+        )
     elif isinstance(data, tuple | list) and len(data) == 2:
         loaded = Data.of(*data)
     else:
@@ -101,7 +111,10 @@ def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool 
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
         if loaded.classes is not None and classes < loaded.classes:
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    samples = loaded.looks[0].samples if trains else None
+    samples = None
+    if trains:
+        samples = loaded.looks[0].samples
+        refuse_mixing(recipe, loaded.looks[0].image)
     return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
 
 
@@ -114,12 +127,11 @@ def _refuse_labels(data: Data, classes: Classes) -> None:
 
 def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """How images are read, as the data has it; other data must not be asked for it."""
-    usual = Recipe()
-    known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
-    facts = data.train.facts if isinstance(data.train, KeyedDataset) else None
-    if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
-        raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
-    return facts or {"resized": None}
+    usual, facts = Recipe(), data.train.facts if isinstance(data.train, KeyedDataset) else None
+    facts = {"resized": None} | (facts or {})
+    if any(getattr(recipe, name) != getattr(usual, name) for name in OF_IMAGES if name not in facts):
+        raise ValueError(f"{', '.join(OF_IMAGES)} are for images in a folder, an index or a pack; leave them out")
+    return facts
 
 
 def pick_device(device: str) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "classification",
     "evaluate",
     "forward",
+    "summed_cross_entropy",
 ]
 
 Model = Callable[[Tensor], Any]
@@ -77,24 +78,47 @@ class Sums:
     errors: Tensor
 
 
-def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bool = False) -> Sums:
+def summed_cross_entropy(logits: Tensor, labels: Tensor, *mixed: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Σ CE(y) over the samples; of mixed images Σ s·CE(y₁) + (1 − s)·CE(y₂).
+
+    With smoothing ε the target of class y is 1 − ε + ε/C, of every other one ε/C, as in torch's cross-entropy.
+
+    Args:
+        logits: (N, C); of S seeds as one network (N·S, C).
+        labels: y or y₁, (N,); of S seeds (N, S), whose sums are (S,).
+        mixed: y₂ and s, (N,) each, where images are mixed.
+    """
+    if labels.ndim == 1 and not mixed:
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    losses = F.cross_entropy(logits, labels.flatten(), reduction="none", label_smoothing=smoothing).view(labels.shape)
+    if mixed:
+        others, shares = mixed
+        shares = shares.to(losses.dtype)
+        second = F.cross_entropy(logits, others, reduction="none", label_smoothing=smoothing)
+        losses = shares * losses + (1 - shares) * second
+    return losses.sum(0)
+
+
+def classification(
+    model: Model, batch: Batch, recipe: Recipe, *, smoothing: float = 0.0, in_float64: bool = False
+) -> Sums:
     """Σ of the samples' cross-entropies, and how many the model gets wrong: all that a run knows of its task.
 
     What they are divided by, the number of images of an iteration or of the validation data, is known in advance. A
     sample for which the model gives NaN is an error.
 
     Args:
-        batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S).
+        batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S). Of mixed images,
+            what `Mixing` gives: an error is counted against the label with the larger share.
+        smoothing: of the labels; evaluations have none.
         in_float64: add up in float64, as evaluations do.
     """
-    images, labels = batch
+    images, labels, *mixed = batch
     logits = forward(model, images, recipe)
     logits = logits.double() if in_float64 else logits
-    if labels.ndim == 1:
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-    else:
+    if labels.ndim > 1:
         logits = logits.view(labels.numel(), -1)
-        loss = F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape).sum(0)
+    loss = summed_cross_entropy(logits, labels, *mixed, smoothing=smoothing)
     with torch.no_grad():
         largest, chosen = logits.max(1)
         wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()

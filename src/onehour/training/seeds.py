@@ -235,6 +235,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("the data does not lie in memory as tensors")
     if recipe.reduce != "fast" or recipe.compile or recipe.channels_last:
         raise ValueError("reduce canonical, compile and channels_last are for single runs")
+    if recipe.random_erasing or recipe.mixup or recipe.cutmix:
+        raise ValueError("random_erasing, mixup and cutmix draw other numbers for each seed")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):
         raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.data.loader import Batch, Skipped
+from onehour.data.mixing import Mixing
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
@@ -79,7 +80,7 @@ class Step:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
         self.passes, self.timer, self.seeds = passes, StepTimer(group.device), seeds
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
-        self._group = group
+        self._group, self._mixing = group, Mixing(decisions.recipe, decisions.stream())
         self._statistics = RunningStatistics(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
         sizes = [2 * seeds, 1, 1, len(parameters), self._statistics.floats]
@@ -134,7 +135,7 @@ class Step:
     def _keyed(self, iteration: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Its batches; once one is taken, the random numbers are those of its pass."""
         for workers in self.passes:
-            batch = next(batches)
+            batch = self._mixing(next(batches), iteration, workers)
             self.timer.lap("data")
             if self._draws:
                 seed_generators(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), batch[0].device)
@@ -176,7 +177,7 @@ class Step:
         if self._replaced is not None:
             self._skipped.add_(self._replaced.take())
         self._statistics.begin_pass(workers)
-        sums = classification(self._forward, batch, recipe)
+        sums = classification(self._forward, batch, recipe, smoothing=recipe.label_smoothing)
         self._statistics.end_pass()
         if not sums.loss.requires_grad:
             raise ValueError("the model's logits depend on no trained parameter: is it under no_grad, or detached?")
