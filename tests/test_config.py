@@ -41,7 +41,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"random_erasing": 1.5}, ["random_erasing", "at most 1", "1.5"]),
     ({"mixup": -0.2}, ["mixup", "-0.2"]),
     ({"cutmix": NAN}, ["cutmix", "nan"]),
-    ({"mixup": 0.2, "per_worker": 1}, ["mixup", "per_worker is 1", "at least 2"]),
+    ({"mixup": 0.2, "per_worker": 1}, ["mixup", "per_worker", "at least 2, got 1"]),
     ({"label_smoothing": 1}, ["label_smoothing", "below 1", "1"]),
     ({"label_smoothing": -0.1}, ["label_smoothing", "-0.1"]),
     ({"base_lr": 0}, ["base_lr", "0"]),

@@ -114,12 +114,8 @@ class Recipe:
     exif_orientation: bool = _said(False, "turn images as their EXIF says; the paper's tools did not")
     pixel_cap: int = _said(64_000_000, "refuse images of more pixels, by their header")
     image_size: int = _said(224, "side of the crops of images in a folder, an index or a pack, in pixels")
-    test_resize: int | None = _said(
-        None, "shorter side of test images, before the crop; 8/7 of image_size if not given"
-    )
-    train_transform: str = _said(
-        "", "package.module:function of a decoded image, in place of the training crop and flip"
-    )
+    test_resize: int | None = _said(None, "shorter side of test images before the crop; 8/7 of image_size unless given")
+    train_transform: str = _said("", "package.module:function of decoded images in place of the training crop and flip")
     random_erasing: float = _said(0.0, "probability that a rectangle of a training image is set to zero")
     mixup: float = _said(0.0, "α: a worker's images are mixed in pairs by λ ~ Beta(α, α)")
     cutmix: float = _said(0.0, "α: a rectangle of an image is another one's; with mixup, one of the two is drawn")
@@ -207,9 +203,7 @@ class Recipe:
         if self.random_erasing > 1:
             raise ValueError(f"random_erasing is a probability, so at most 1; got {self.random_erasing}")
         if (self.mixup or self.cutmix) and self.per_worker == 1:
-            raise ValueError(
-                "mixup and cutmix mix a worker's images with each other, and per_worker is 1; use at least 2"
-            )
+            raise ValueError("mixup and cutmix mix a worker's own images: per_worker must be at least 2, got 1")
         if self.samples is not None and self.minibatch > self.samples:
             raise ValueError(
                 f"minibatch {self.minibatch} is larger than the data set of {self.samples} samples;"

@@ -147,7 +147,7 @@ def test_a_recipe_without_them_leaves_a_batch_as_it_is():
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (16,)])
 def test_what_cannot_be_cut_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match=r"^cutmix cuts rectangles out of images .* the data's have shape \("):
+    with pytest.raises(ValueError, match=r"^cutmix: rectangles are cut out of images .* the data's have shape \("):
         refuse_mixing(Recipe(cutmix=1.0, mixup=0.2), torch.zeros(shape))
     refuse_mixing(Recipe(mixup=0.2), torch.zeros(shape))
     refuse_mixing(Recipe(cutmix=1.0, random_erasing=0.2), torch.zeros(1, 2, 1))

@@ -123,10 +123,10 @@ class Mixing:
 
     def _mixed(self, images: Tensor, labels: Tensor, iteration: int, workers: range) -> Batch:
         mixup, cutmix = self.recipe.mixup, self.recipe.cutmix
-        sides = dict(zip(("height", "width"), images.shape[2:], strict=True)) if cutmix else {}
+        height, width = images.shape[2:] if cutmix else (1, 1)
         keys = [seed_for(self.recipe.seed, "mix", iteration, worker) for worker in workers]
-        drawn = torch.tensor([draw_mix(key, mixup=mixup, cutmix=cutmix, **sides) for key in keys], dtype=torch.float64)
-        mixes = moved(drawn, images.device).repeat(self.recipe.per_worker, 1)
+        drawn = [draw_mix(key, mixup=mixup, cutmix=cutmix, height=height, width=width) for key in keys]
+        mixes = moved(torch.tensor(drawn, dtype=torch.float64), images.device).repeat(self.recipe.per_worker, 1)
         weights = mixes[:, 0].to(images.dtype).view(-1, *[1] * (images.ndim - 1))
         if cutmix:
             weights = weights.masked_fill(_inside(mixes[:, 1:5], images), 0)
@@ -156,6 +156,6 @@ def refuse_mixing(recipe: Recipe, image: Tensor) -> None:
     asked = [name for name in ("random_erasing", "cutmix") if getattr(recipe, name)]
     if asked and (image.ndim != 3 or image[0].numel() < 2):
         raise ValueError(
-            f"{' and '.join(asked)} cut{'s' * (len(asked) == 1)} rectangles out of images (C, H, W) of several pixels,"
-            f" and the data's have shape {tuple(image.shape)}; leave {'it' if len(asked) == 1 else 'them'} out"
+            f"{' and '.join(asked)}: rectangles are cut out of images (C, H, W) of several pixels, and the data's have"
+            f" shape {tuple(image.shape)}; use mixup, or none"
         )

@@ -129,8 +129,11 @@ def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """How images are read, as the data has it; other data must not be asked for it."""
     usual, facts = Recipe(), data.train.facts if isinstance(data.train, KeyedDataset) else None
     facts = {"resized": None} | (facts or {})
-    if any(getattr(recipe, name) != getattr(usual, name) for name in OF_IMAGES if name not in facts):
-        raise ValueError(f"{', '.join(OF_IMAGES)} are for images in a folder, an index or a pack; leave them out")
+    asked = [name for name in OF_IMAGES if name not in facts and getattr(recipe, name) != getattr(usual, name)]
+    if asked:
+        raise ValueError(
+            f"{', '.join(asked)}: such fields are for images in a folder, an index or a pack; leave them out"
+        )
     return facts
 
 
