@@ -59,7 +59,8 @@ def test_lambda_is_of_a_symmetric_beta_distribution(alpha: float):
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_images_and_labels_are_mixed_as_the_equations_say(kind: str):
-    mix, workers = mixing(**{kind: 0.8}), range(1, 3)
+    alpha: dict[str, Any] = {kind: 0.8}
+    mix, workers = mixing(**alpha), range(1, 3)
     images, *labels = changed(mix, workers)
     for j, worker in enumerate(workers):
         key, chosen = seed_for(3, "mix", T, worker), mix.stream.indices(T, worker)

@@ -116,7 +116,8 @@ class Mixing:
     def _erased(self, images: Tensor, iteration: int, workers: range) -> Tensor:
         epochs, indices = (array.tolist() for array in self.stream.epochs_and_indices(iteration, workers))
         keys = [seed_for(self.recipe.seed, "erase", *sample) for sample in zip(epochs, indices, strict=True)]
-        drawn = [draw_erasure(*images.shape[2:], key, self.recipe.random_erasing) for key in keys]
+        height, width = images.shape[2:]
+        drawn = [draw_erasure(height, width, key, self.recipe.random_erasing) for key in keys]
         if not any(map(any, drawn)):
             return images
         return images.masked_fill(_inside(moved(torch.tensor(drawn), images.device), images), 0)
@@ -132,7 +133,7 @@ class Mixing:
             weights = weights.masked_fill(_inside(mixes[:, 1:5], images), 0)
         # Rows of a worker lie g apart, so the row before it is its own too.
         before, others, shares = images.roll(len(workers), 0), labels.roll(len(workers), 0), mixes[:, 5]
-        mixed, own = images * weights + before * (1 - weights), shares >= 0.5
+        mixed, own = before.mul_(1 - weights).add_(images * weights), shares >= 0.5
         return mixed, torch.where(own, labels, others), torch.where(own, others, labels), shares.where(own, 1 - shares)
 
 
