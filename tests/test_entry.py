@@ -183,6 +183,7 @@ def test_what_is_no_code_of_ones_own_needs_no_trust(tmp_path: Path, change: dict
         ({"data": "timm:create_model"}, "timm"),
         ({"optimizer": "torch.optim:SGD"}, "torch/optim/__init__.py"),
         ({"data": "os:abort"}, "os.py"),
+        ({"train_transform": "os:abort"}, "type them (--train-transform os:abort)"),
         ({"data": "builtins:input"}, "built-in"),
         ({"data": "no_such_module.of.mine:data"}, "no module no_such_module is found"),
         ({"model": "package.inner:net"}, "package/inner/__init__.py"),

@@ -34,7 +34,10 @@ ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
 
-LATER = ("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate")
+LATER = (
+    *("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate"),
+    *("image_size", "test_resize", "train_transform", "random_erasing", "mixup", "cutmix", "label_smoothing"),
+)
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
 PITFALLS = (
@@ -118,6 +121,13 @@ class Recipe:
     )
     exif_orientation: bool = _said(False, "turn images as their EXIF says; the paper's tools did not")
     pixel_cap: int = _said(64_000_000, "refuse images of more pixels, by their header")
+    image_size: int = _said(224, "side of the crops of images in a folder, an index or a pack, in pixels")
+    test_resize: int | None = _said(None, "shorter side of test images before the crop; 8/7 of image_size unless given")
+    train_transform: str = _said("", "package.module:function of decoded images in place of the training crop and flip")
+    random_erasing: float = _said(0.0, "probability that a rectangle of a training image is set to zero")
+    mixup: float = _said(0.0, "α: a worker's images are mixed in pairs by λ ~ Beta(α, α)")
+    cutmix: float = _said(0.0, "α: a rectangle of an image is another one's; with mixup, one of the two is drawn")
+    label_smoothing: float = _said(0.0, "ε of torch's cross-entropy, in training")
     minibatch: int = _said(256, "kn, images an update over all workers")
     per_worker: int = _said(32, "n, images a worker sees at once; BatchNorm's group, so part of the loss (§2.3)")
     batchnorm: Literal["ghost", "keep"] = _said(
@@ -156,18 +166,20 @@ class Recipe:
     def __post_init__(self) -> None:
         milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
         self._set("milestones", milestones)
-        for name in ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads", "pixel_cap"):
+        counts = ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads")
+        for name in (*counts, "pixel_cap", "image_size"):
             self._set(name, positive_int(name, getattr(self, name)))
-        for name in ("samples", "classes", "resized", "recalibrate"):
+        for name in ("samples", "classes", "resized", "recalibrate", "test_resize"):
             if getattr(self, name) is not None:
                 self._set(name, positive_int(name, getattr(self, name)))
         for name in ("base_lr", "decay_factor"):
             self._set(name, positive(name, getattr(self, name)))
         self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
         self._set("warmup_epochs", _whole(not_negative("warmup_epochs", self.warmup_epochs)))
-        for name in ("momentum", "beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2", "label_smoothing"):
             self._set(name, fraction(name, getattr(self, name), upper=1))
-        self._set("epsilon", not_negative("epsilon", self.epsilon))
+        for name in ("epsilon", "random_erasing", "mixup", "cutmix"):
+            self._set(name, not_negative(name, getattr(self, name)))
         self._set("seed", whole_number("seed", self.seed))
         self._check_choices()
         self._check_together()
@@ -202,11 +214,18 @@ class Recipe:
             raise ValueError(f"no pitfall is called {self.pitfall!r}; expected {nearest(self.pitfall, PITFALLS)}")
 
     def _check_together(self) -> None:
+        if self.random_erasing > 1:
+            raise ValueError(f"random_erasing is a probability, so at most 1; got {self.random_erasing}")
+        if (self.mixup or self.cutmix) and self.per_worker == 1:
+            raise ValueError("mixup and cutmix mix a worker's own images: per_worker must be at least 2, got 1")
         if self.samples is not None and self.minibatch > self.samples:
             raise ValueError(
                 f"minibatch {self.minibatch} is larger than the data set of {self.samples} samples;"
                 f" use a minibatch of at most {self.samples}"
             )
+        mixes = [name for name in ("mixup", "cutmix", "random_erasing", "label_smoothing") if getattr(self, name)]
+        if self.task is not None and mixes:
+            raise ValueError(f"{', '.join(mixes)}: for classification; a task of your own does it itself")
         if self.collate is not None and self.task is None:
             raise ValueError("collate makes batches for a task of your own; give a task too")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:

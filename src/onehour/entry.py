@@ -132,7 +132,7 @@ def _refuse(names: Mapping[str, Read]) -> None:
     if not names:
         return
     code = "; ".join(f"{what} {spec} ({_place(spec)})" for what, spec in names.items())
-    flags = " ".join(f"--{what} {spec}" for what, spec in names.items())
+    flags = " ".join(f"--{what.replace('_', '-')} {spec}" for what, spec in names.items())
     file = next(iter(names.values())).file
     raise ValueError(
         f"{file} names code, which would run: {code}. Nobody has typed these names, so nothing was imported; type them"

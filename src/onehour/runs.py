@@ -153,7 +153,7 @@ def _facts(given: Recipe, device: str, recipe: Recipe, data: Data, objects: tupl
     Args:
         objects: given beside the recipe, which may be someone's own.
     """
-    names = (given.model, given.data, given.optimizer, given.task, given.collate)
+    names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
     return facts_of_start(given, torch.device(device), (*names, *objects)) | facts_of_data(recipe, data)
 
 

@@ -2,6 +2,8 @@
 
 import math
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from onehour.data.augment import Crop, draw_crop, normalise, training_crop, validation_crop
+from onehour.data.augment import TRIALS, Crop, TrainTransform, draw_crop, normalise, training_crop, validation_crop
 
 RANDOM = np.random.default_rng(0)
 SIDES = st.integers(1, 3000)
@@ -120,27 +122,29 @@ def test_training_crops_have_the_pixels_of_pillows_crop_and_resize(rows, columns
     for key in range(8):
         top, left, height, width, flip = draw_crop(rows, columns, key)
         part = Image.fromarray(image[top : top + height, left : left + width])
-        expected = np.asarray(part.resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+        size = 96 if key == 7 else 224
+        expected = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
         expected = expected[:, ::-1] if flip else expected
-        ours = training_crop(image, key)
-        assert (ours.shape, ours.dtype) == ((3, 224, 224), torch.uint8)
+        ours = training_crop(image, key, size)
+        assert (ours.shape, ours.dtype) == ((3, size, size), torch.uint8)
         assert np.abs(array(ours) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("size", [*SIZES, (16, 255), (100, 1599)])
-def test_validation_crops_have_the_pixels_of_pillows_resize_and_crop(size):
+@pytest.mark.parametrize(("side", "resize"), [(224, 256), (95, 110)])
+def test_validation_crops_have_the_pixels_of_pillows_resize_and_crop(size, side, resize):
     height, width = size
     image = picture(height, width)
     if max(size) > 16 * min(size):
         image = image[:, 242:258] if height == 1 else image[242:258]
         height, width = image.shape[:2]
     shorter = min(height, width)
-    height, width = int(256 * height / shorter), int(256 * width / shorter)
+    height, width = int(resize * height / shorter), int(resize * width / shorter)
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
-    top, left = round((height - 224) / 2), round((width - 224) / 2)
-    ours = validation_crop(image)
-    assert (ours.shape, ours.dtype) == ((3, 224, 224), torch.uint8)
-    assert np.abs(array(ours) - resized[top : top + 224, left : left + 224]).max() <= 1
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    ours = validation_crop(image, side, resize)
+    assert (ours.shape, ours.dtype) == ((3, side, side), torch.uint8)
+    assert np.abs(array(ours) - resized[top : top + side, left : left + side]).max() <= 1
 
 
 def test_a_line_of_ten_thousand_pixels_is_cropped_from_its_centre():
@@ -173,3 +177,57 @@ def test_normalisation_is_the_equation_and_keeps_the_layout(layout):
     assert ours.is_contiguous(memory_format=layout)
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=2e-6)
     assert torch.equal(normalise(images[1:2], mean, std), ours[1:2])
+
+
+def transform(function: Any, monkeypatch: pytest.MonkeyPatch) -> TrainTransform:
+    monkeypatch.setattr("onehour.data.augment.resolve", lambda what, spec: function)
+    return TrainTransform("mine:transform")
+
+
+PICTURE = picture(9, 12)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda image: image, Image.fromarray, lambda image: torch.from_numpy(image).permute(2, 0, 1)]
+)
+def test_a_transform_returns_an_array_a_picture_or_a_tensor(kind, monkeypatch: pytest.MonkeyPatch):
+    made = transform(lambda image: kind(image[2:5, ::-1].copy()), monkeypatch)(PICTURE, 7)
+    assert made.dtype == torch.uint8
+    assert np.array_equal(array(made), PICTURE[2:5, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda image: image / 255, r"returned torch.float64 \(3, 9, 12\); expected uint8: an array \(H, W, 3\)"),
+        (lambda image: torch.from_numpy(image), r"returned torch.uint8 \(9, 12, 3\); expected uint8"),
+        (lambda image: Image.fromarray(image).convert("L"), r"returned torch.uint8 \(9, 12\); expected uint8"),
+        (lambda image: {"image": image}, "returned dict; expected uint8"),
+        (lambda image: 1 / 0, r"failed: ZeroDivisionError: division by zero \(.*test_augment\.py:\d+\)"),
+        (lambda image: image + RANDOM.integers(9, dtype=np.uint8), "two images of one under the same seeds"),
+    ],
+)
+def test_what_a_transform_must_not_do_is_one_message(function, message: str, monkeypatch: pytest.MonkeyPatch):
+    made = transform(function, monkeypatch)
+    with pytest.raises(ValueError, match=f"^train_transform mine:transform .*{message}"):
+        list(map(made, [PICTURE] * TRIALS, range(TRIALS)))
+
+
+def test_a_transform_that_is_no_function_by_name_is_one_message():
+    for spec, message in (("augment", "expected package.module:function"), ("math:augment", "math has no 'augment'")):
+        with pytest.raises(ValueError, match=f"train_transform .*{message}"):
+            TrainTransform(spec)
+
+
+@pytest.mark.vision
+def test_torchvisions_transforms_are_keyed_as_the_recipes_page_has_them(monkeypatch: pytest.MonkeyPatch):
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(from PIL.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    made = transform(names["augment"], monkeypatch)
+    first = [made(PICTURE.copy(), key) for key in range(TRIALS + 2)]
+    torch.manual_seed(5)
+    assert all(torch.equal(made(PICTURE.copy(), key), image) for key, image in enumerate(first))
+    assert len({image.numpy().tobytes() for image in first}) > TRIALS
+    assert {tuple(image.shape) for image in first} == {(3, 224, 224)}

@@ -5,6 +5,7 @@ import pickle
 import random
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import images
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from onehour.data.images import MEAN, STD, Images, image_folder
+from onehour.data.images import MEAN, STD, ImageOptions, Images, image_folder
 from onehour.data.listing import Names
 from onehour.data.loader import Feed, prepared
 from onehour.data.samples import Keyed
@@ -96,6 +97,29 @@ def test_batches_are_normalised_floats_of_the_images_bytes(zoo: Path):
     expected = (raw.double() / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
     assert torch.equal(images, prepared(train, raw))
+
+
+def test_a_transform_takes_the_place_of_the_training_crop_whoever_loads(tmp_path: Path):
+    root = images.tree(tmp_path / "data", train=4, val=1)
+    train, _ = image_folder(root, ImageOptions(transform="images:noisy"))
+    stream = SampleStream(samples=12, minibatch=4, seed=3)
+    batches: list[list[torch.Tensor]] = []
+    for loaders, start in ((0, 0), (2, 0), (1, 3)):
+        with closing(Feed(train, seed=3, loaders=loaders, device=CPU, stream=stream)) as feed:
+            batches.append([images for images, _ in feed.passes([range(1)], start=start, stop=5)])
+    assert batches[0][0].shape == (4, 3, 8, 8)
+    assert all(map(torch.equal, batches[0], batches[1]))
+    assert all(map(torch.equal, batches[0][3:], batches[2]))
+    assert not torch.equal(train.keyed(0, key=1)[0], train.keyed(0, key=2)[0])
+
+
+def test_other_sizes_are_cropped_and_a_recipe_says_so(small: Path):
+    with pytest.raises(ValueError, match="test_resize is 90; expected at least image_size, 96"):
+        ImageOptions(size=96, resize=90)
+    assert (ImageOptions().shorter, ImageOptions(size=96).shorter) == (256, 110)
+    for side in image_folder(small, ImageOptions(size=96, resize=100)):
+        assert side[0][0].shape == (3, 96, 96)
+        assert side.facts.items() >= {"image_size": 96, "test_resize": 100, "train_transform": ""}.items()
 
 
 def test_names_of_any_bytes_cost_little_more_than_these():

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import images
 import numpy
 import tinytask
 import torch
@@ -213,6 +214,13 @@ def source_of_optimizer(host: Host) -> dict[str, Any]:
 def source_of_logger(host: Host) -> dict[str, Any]:
     text = f"class Mine:\n    def start(self, *a): pass{host.comment}\n    log = finish = start"
     return {"log": host.module(text) + ":Mine"}
+
+
+@case("the source of case_source_of_transform is", "process 1")
+def source_of_transform(host: Host) -> dict[str, Any]:
+    transform = host.module(f"from images import noisy{host.comment}") + ":noisy"
+    images.tree(Path("few"), train=8, val=2)
+    return {"data": "few", "image_size": 8, "train_transform": transform}
 
 
 @case("the initial 0.weight", "seed before the model is built")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
@@ -142,6 +144,21 @@ def flipped(data: bytes, at: float = 0.7) -> bytes:
     """With one bit another, somewhere in the compressed pixels: most decoders notice nothing."""
     place = int(at * len(data))
     return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+
+
+def noisy(image: np.ndarray) -> np.ndarray:
+    """A transform: 8 by 8 pixels from anywhere, with numbers of Python, numpy and torch in them."""
+    top, left = random.randrange(image.shape[0] - 7), np.random.randint(image.shape[1] - 7)
+    image[top : top + 8, left : left + 8] //= 2
+    return image[top : top + 8, left : left + 8] + torch.randint(99, (8, 8, 3), dtype=torch.uint8).numpy()
+
+
+OWN = np.random.default_rng(0)
+
+
+def of_its_own(image: np.ndarray) -> np.ndarray:
+    """A transform that draws from a generator that nobody seeds."""
+    return image[:8, :8] + OWN.integers(99, size=(8, 8, 3), dtype=np.uint8)
 
 
 def net() -> nn.Module:

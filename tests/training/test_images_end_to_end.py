@@ -72,10 +72,12 @@ def test_a_folder_trains_in_one_process(folder: Path, tmp_path: Path, capsys: py
     line[line.index("--processes") + 1] = "1"
     line[line.index("--epochs") + 1] = "1"
     line[line.index("--model") + 1] = "resnet8"
+    line += ["--train-transform", "images:noisy", "--image-size", "8", "--mixup", "0.2", "--label-smoothing", "0.1"]
     assert main(line) == 0
     run = Run(tmp_path / "run")
     assert run.recipe.samples == 48
     assert run.recipe.classes == 3
+    assert (run.recipe.train_transform, run.recipe.image_size) == ("images:noisy", 8)
     capsys.readouterr()
     assert main(["evaluate", str(run.folder), "--device", "cpu"]) == 0
     assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out

@@ -6,9 +6,9 @@ import pytest
 
 from onehour import Recipe
 from onehour.training.decisions import decisions_of
-from onehour.training.engine import Evaluation
 from onehour.training.measure import Metrics, measured, timed
 from onehour.training.record import PARTS
+from onehour.training.task import Evaluation
 
 RESULT = Evaluation(errors=3, samples=60, loss=0.25)
 

@@ -99,6 +99,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "plain momentum": {"nesterov": False},
     "no momentum": {"nesterov": False, "momentum": 0.0},
+    "smoothed labels": {"label_smoothing": 0.1},
     "adam": {"optimizer": "adam", "scaling": "sqrt", "base_lr": 0.01},
     "rmsprop": {"optimizer": "rmsprop", "scaling": "sqrt", "base_lr": 0.001},
     "straddling": {"minibatch": 20, "base_minibatch": 12, "epochs": 5},
@@ -240,6 +241,7 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_trained(tiny: 
     ("changes", "reason"),
     [
         ({"data": "tinytask:listed", "classes": 3}, "does not lie in memory"),
+        ({"cutmix": 1.0}, "random_erasing, mixup and cutmix draw other numbers for each seed"),
         ({"reduce": "canonical"}, "canonical, compile and channels_last are for single runs"),
         ({"compile": True}, "are for single runs"),
         ({"channels_last": True}, "are for single runs"),

@@ -111,6 +111,7 @@ CASES: dict[str, dict[str, Any]] = {
     "momentum inside": {"pitfall": "momentum-inside-uncorrected"},
     "statistics k times": {"pitfall": "batchnorm-stats-k-times"},
     "saves": {"save_every": 1},
+    "mixed": {"random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
 }
 
 

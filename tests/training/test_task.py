@@ -225,7 +225,7 @@ def test_metrics_are_shown_with_their_unit():
 
 def test_its_rows_are_the_loss_the_count_and_each_metrics_two_sums():
     task = OwnTask(squares, "squares", CPU)
-    found = task(nn.Linear(3, 1), data()[1].tensors, Recipe(), in_float64=True)
+    found = task(nn.Linear(3, 1), data()[1].tensors, Recipe(), evaluating=True)
     assert (found.loss.dtype, found.others.dtype, found.others.shape) == (torch.float64, torch.float64, (3, 1))
     assert (task.rows, CLASSIFICATION.rows) == (4, 2)
 

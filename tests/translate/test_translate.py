@@ -47,6 +47,7 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --minibatch 8k --processes 3 --as hf", "256 workers (k = kn / n) do not divide evenly among 3"),
         ("resnet50 --minibatch 6k --processes 5 --as hf", "use --processes 4 or 6, or `onehour train`"),
         ("resnet50 --processes 9 --as hf", "9 processes cannot share 8 workers"),
+        ("resnet50 --label-smoothing 0.1 --as timm", "label_smoothing is not translated; leave it out here"),
         ("resnet50 --precision float64 --as torch", "precision float64 is not translated; use --precision float32 or"),
         ("resnet50 --optimizer my.module:Mine --as torch", "optimizer my.module:Mine is your own"),
     ],

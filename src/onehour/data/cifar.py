@@ -7,13 +7,14 @@ import pickletools
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onehour.data.augment import drawn_key, normalise, uniform
+from onehour.data.augment import TrainTransform, drawn_key, normalise, uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.data.decode import decode, of_size
 
@@ -39,6 +40,7 @@ class Cifar(KeyedDataset):
         images: uint8 (N, 3, 32, 32).
         labels: N whole numbers.
         augmented: padded by 4 black pixels, cropped to 32 anywhere and flipped half of the time, by each sample's key.
+        transform: package.module:function, see `TrainTransform`; what is done to augmented images instead.
 
     >>> data = Cifar(torch.full((1, 3, 32, 32), 7, dtype=torch.uint8), [2], augmented=True)
     >>> image, label = data.keyed(0, key=5)
@@ -46,8 +48,10 @@ class Cifar(KeyedDataset):
     (torch.Size([3, 32, 32]), 2, True)
     """
 
-    def __init__(self, images: Tensor, labels: list[int], *, augmented: bool) -> None:
+    def __init__(self, images: Tensor, labels: list[int], *, augmented: bool, transform: str = "") -> None:
         self.images, self.labels, self.augmented, self.classes = images, np.array(labels), augmented, CLASSES
+        self.transform = transform
+        self._transformed = TrainTransform(transform) if augmented and transform else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,6 +64,8 @@ class Cifar(KeyedDataset):
         image, label = self.images[index], int(self.labels[index])
         if not self.augmented:
             return image, label
+        if self._transformed is not None:
+            return self._transformed(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), key), label
         vertical, horizontal, flip = uniform(key, 3).tolist()
         top, left = int(vertical * (2 * PADDING + 1)), int(horizontal * (2 * PADDING + 1))
         image = F.pad(image, (PADDING,) * 4)[:, top : top + SIDE, left : left + SIDE]
@@ -69,16 +75,22 @@ class Cifar(KeyedDataset):
         """An image file of 32×32 pixels as uint8 (3, 32, 32); FaultError for another size."""
         return torch.from_numpy(of_size(decode(data, name), SIDE, name)).permute(2, 0, 1).contiguous()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a recipe says of such data."""
+        return {"train_transform": self.transform}
+
     def prepare(self, images: Tensor) -> Tensor:
         """A batch (N, 3, 32, 32) of uint8 as the normalised float32 that networks take."""
         return normalise(images, MEAN, STD)
 
 
-def cifar10(path: str | Path) -> tuple[Cifar, Cifar]:
+def cifar10(path: str | Path, transform: str = "") -> tuple[Cifar, Cifar]:
     """Training and validation images of cifar-10-python.tar.gz; nothing in it is executed or written to disk.
 
     Args:
         path: the archive.
+        transform: of the training images, see `Cifar`.
 
     Returns:
         (train, validation): five batches of 10,000 images augmented, and the test batch as it is.
@@ -94,7 +106,7 @@ def cifar10(path: str | Path) -> tuple[Cifar, Cifar]:
             raise ValueError(f"{path} is not CIFAR-10's archive: it has no {', '.join(missing)}; {EXPECTED}")
         images, labels = zip(*(batches[name] for name in names), strict=True)
         sides.append((torch.cat(images), [label for part in labels for label in part]))
-    return Cifar(*sides[0], augmented=True), Cifar(*sides[1], augmented=False)
+    return Cifar(*sides[0], augmented=True, transform=transform), Cifar(*sides[1], augmented=False)
 
 
 def _batches(path: Path) -> dict[str, tuple[Tensor, list[int]]]:

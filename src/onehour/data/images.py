@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from onehour.data.augment import drawn_key, normalise, training_crop, validation_crop
+from onehour.data.augment import SHORTER, SIZE, TrainTransform, drawn_key, normalise, training_crop, validation_crop
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.index import index_of, read_index
@@ -31,22 +31,37 @@ class ImageOptions:
         exif: turn images as their EXIF orientation says; the paper's tools did not.
         pixels: refuse larger images, by their header, before decoding.
         skip: in training, take the stream's next sample of the same worker in place of an image that cannot be read.
+        size: side of the crops.
+        resize: shorter side of test images before their centre is taken; None is 8/7 of `size`.
+        transform: package.module:function, see `TrainTransform`; in place of the training crop and flip.
 
     Raises:
-        ValueError: if `pixels` is not a whole number above zero, or more than Pillow ever decodes.
+        ValueError: if a number is not whole and above zero, `pixels` is more than Pillow ever decodes, or `resize` is
+            below `size`.
     """
 
     exif: bool = False
     pixels: int = PIXELS
     skip: bool = False
+    size: int = SIZE
+    resize: int | None = None
+    transform: str = ""
 
     def __post_init__(self) -> None:
         if positive_int("pixel_cap", self.pixels) > LARGEST_PIXELS:
             raise ValueError(f"pixel_cap is {self.pixels}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
+        size = positive_int("image_size", self.size)
+        if positive_int("test_resize", self.shorter) < size:
+            raise ValueError(f"test_resize is {self.resize}; expected at least image_size, {size}")
+
+    @property
+    def shorter(self) -> int:
+        """The shorter side of test images, before their centre is taken."""
+        return round(self.size * SHORTER / SIZE) if self.resize is None else self.resize
 
 
 class Images(KeyedDataset):
-    """Images of any size and format as the paper's crops (§5.1); a map-style data set of uint8 (3, 224, 224).
+    """Images of any size and format as the paper's crops (§5.1); a map-style data set of uint8 (3, size, size).
 
     Args:
         source: where the files come from.
@@ -57,6 +72,7 @@ class Images(KeyedDataset):
     def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
         self.skips = augmented and self.options.skip
+        self._transformed = TrainTransform(self.options.transform) if augmented and self.options.transform else None
 
     @property
     def classes(self) -> list[str]:
@@ -75,13 +91,19 @@ class Images(KeyedDataset):
         Raises:
             FaultError: a ValueError, naming the file, if it cannot be read or decoded.
         """
+        options = self.options
         pixels = self._decoded(self.source.read(index), self.source.name(index))
-        image = training_crop(pixels, key) if self.augmented else validation_crop(pixels)
+        if self._transformed is not None:
+            image = self._transformed(pixels, key)
+        elif self.augmented:
+            image = training_crop(pixels, key, options.size)
+        else:
+            image = validation_crop(pixels, options.size, options.shorter)
         return image, int(self.source.labels[index])
 
     def from_file(self, data: bytes, name: str) -> Tensor:
         """The test crop of an image file's bytes; FaultError, naming the file, if it cannot be decoded."""
-        return validation_crop(self._decoded(data, name))
+        return validation_crop(self._decoded(data, name), self.options.size, self.options.shorter)
 
     def _decoded(self, data: bytes, name: str) -> np.ndarray:
         return decode(data, name, exif=self.options.exif, pixels=self.options.pixels)
@@ -102,6 +124,9 @@ class Images(KeyedDataset):
             "bad_images": "skip" if options.skip else "error",
             "exif_orientation": options.exif,
             "pixel_cap": options.pixels,
+            "image_size": options.size,
+            "test_resize": options.resize,
+            "train_transform": options.transform,
             "resized": getattr(self.source, "resized", None),
         }
 

@@ -89,7 +89,8 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
 
     Args:
         form: of samples and batches.
-        options: of `ImageOptions`, for images at a path; other data is read as its reader likes.
+        options: of `ImageOptions`, for images at a path; of them, CIFAR-10's archive takes `transform`. Other data is
+            read as its reader likes.
 
     Raises:
         ValueError: for an unknown name, or what the path's reader or `Data.of` refuses.
@@ -105,7 +106,7 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
     if spec.endswith((".tar.gz", ".tgz")):
         from onehour.data.cifar import cifar10
 
-        return Data.of(*cifar10(spec), form=form)
+        return Data.of(*cifar10(spec, options.get("transform", "")), form=form)
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")

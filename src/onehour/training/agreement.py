@@ -165,7 +165,7 @@ def facts_of_start(recipe: Recipe, device: torch.device, named: Iterable[Any]) -
     """The recipe as it was given, the versions, and the source of what is someone's own.
 
     Args:
-        named: models, data, optimizers and loggers: names as package.module:function, objects, or None.
+        named: models, data, transforms, optimizers and loggers: names as package.module:function, objects, or None.
     """
     return {"recipe": recipe.as_dict(), "versions": _versions(recipe, device), "source": dict(_sources(named))}
 

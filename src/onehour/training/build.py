@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader import PATIENCE, Feed, moved, prepared, prepared_batch
+from onehour.data.mixing import refuse_mixing
 from onehour.data.samples import Form, Keyed, mapped
 from onehour.data.sources import Data, load_data
 from onehour.dist.group import Group
@@ -76,6 +77,8 @@ ON_CUDA: dict[str, dict[str, Any]] = {
 
 On the device the rate, and what nadam and radam count with, are float32.
 """
+OF_IMAGES = ("bad_images", "exif_orientation", "pixel_cap", "image_size", "test_resize", "train_transform")
+"""Fields that data of another kind must not be asked for."""
 PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
@@ -102,7 +105,7 @@ def complete(
         collate = resolve("collate", recipe.collate)
     form = Form(own=recipe.task is not None, collate=collate)
     if data is None:
-        loaded = load_data(recipe.data, form, **image_options(recipe))
+        loaded = load_data(recipe.data, form, **image_options(recipe, trains=trains))
     elif isinstance(data, tuple | list) and len(data) == 2:
         loaded = Data.of(*data, form=form)
     else:
@@ -112,13 +115,23 @@ def complete(
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
         if loaded.classes is not None and classes < loaded.classes:
             raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
-    samples = loaded.looks[0].samples if trains else None
+    samples = None
+    if trains:
+        samples = loaded.looks[0].samples
+        refuse_mixing(recipe, loaded.looks[0].image)
     return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
 
 
-def image_options(recipe: Recipe) -> dict[str, Any]:
+def image_options(recipe: Recipe, *, trains: bool = False) -> dict[str, Any]:
     """How a recipe reads images at a path: options of `ImageOptions`."""
-    return {"exif": recipe.exif_orientation, "pixels": recipe.pixel_cap, "skip": recipe.bad_images == "skip"}
+    return {
+        "exif": recipe.exif_orientation,
+        "pixels": recipe.pixel_cap,
+        "skip": recipe.bad_images == "skip",
+        "size": recipe.image_size,
+        "resize": recipe.test_resize,
+        "transform": recipe.train_transform if trains else "",
+    }
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:
@@ -130,12 +143,14 @@ def _refuse_labels(data: Data, classes: Classes) -> None:
 
 def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
     """How images are read, as the data has it; other data must not be asked for it."""
-    usual = Recipe()
-    known = {"bad_images": usual.bad_images, "exif_orientation": usual.exif_orientation, "pixel_cap": usual.pixel_cap}
-    facts = data.train.facts if isinstance(data.train, KeyedDataset) else None
-    if facts is None and any(getattr(recipe, name) != value for name, value in known.items()):
-        raise ValueError(f"{', '.join(known)} are for images in a folder, an index or a pack; leave them out")
-    return facts or {"resized": None}
+    usual, facts = Recipe(), data.train.facts if isinstance(data.train, KeyedDataset) else None
+    facts = {"resized": None} | (facts or {})
+    asked = [name for name in OF_IMAGES if name not in facts and getattr(recipe, name) != getattr(usual, name)]
+    if asked:
+        raise ValueError(
+            f"{', '.join(asked)}: such fields are for images in a folder, an index or a pack; leave them out"
+        )
+    return facts
 
 
 def pick_device(device: str) -> str:

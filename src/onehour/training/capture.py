@@ -82,7 +82,7 @@ class CapturedIteration:
         return found
 
     def _capture(self, batches: Sequence[Batch]) -> None:
-        kept = [(images.clone(), labels.clone()) for images, labels in batches]
+        kept = [tuple(tensor.clone() for tensor in batch) for batch in batches]
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream), self._timer.silent():

@@ -248,7 +248,7 @@ def evaluate(
             if any_process(stop_asked, group):
                 raise EvaluationStoppedError
             if turn < len(own):
-                found = task(model, next(batches), recipe, in_float64=True)
+                found = task(model, next(batches), recipe, evaluating=True)
                 sums[own[turn], 0], sums[own[turn], 1:] = found.loss, found.others
     finally:
         model.train(was_training)

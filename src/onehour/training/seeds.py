@@ -239,6 +239,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("batchnorm keep, reduce canonical, compile and channels_last are for single runs")
     if recipe.recalibrate is not None:
         raise ValueError("recalibrate takes other images for each seed")
+    if recipe.random_erasing or recipe.mixup or recipe.cutmix:
+        raise ValueError("random_erasing, mixup and cutmix draw other numbers for each seed")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):
         raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]

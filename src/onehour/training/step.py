@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.data.loader import Batch, Skipped
+from onehour.data.mixing import Mixing
 from onehour.dist.canonical import CanonicalReducer
 from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
@@ -85,7 +86,7 @@ class Step:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
         self.passes, self.timer, self.seeds, self.task = passes, StepTimer(group.device), seeds, task
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
-        self._group = group
+        self._group, self._mixing = group, Mixing(decisions.recipe, decisions.stream())
         kept = decisions.recipe.batchnorm == "keep"
         self._statistics = (KeptStatistics if kept else RunningStatistics)(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -144,7 +145,7 @@ class Step:
     def _keyed(self, iteration: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Its batches; once one is taken, the random numbers are those of its pass."""
         for workers in self.passes:
-            batch = next(batches)
+            batch = self._mixing(next(batches), iteration, workers)
             self.timer.lap("data")
             if self._draws:
                 seed_generators(

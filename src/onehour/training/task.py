@@ -19,7 +19,17 @@ from onehour.entry import resolve
 from onehour.messages import blame
 from onehour.training.refusals import out_of_memory
 
-__all__ = ["CLASSIFICATION", "Classification", "Evaluation", "Found", "OwnTask", "Sums", "Task", "task_of"]
+__all__ = [
+    "CLASSIFICATION",
+    "Classification",
+    "Evaluation",
+    "Found",
+    "OwnTask",
+    "Sums",
+    "Task",
+    "summed_cross_entropy",
+    "task_of",
+]
 
 Model = Callable[..., Any]
 
@@ -100,7 +110,7 @@ class Task(Protocol):
         """R: how many sums a batch has, its loss first; with `counts` the count is the second."""
         ...
 
-    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found: ...
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found: ...
 
     def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
         """Be asked the first time, for some samples and for all of them twice."""
@@ -127,21 +137,21 @@ class Classification:
 
     counts, rows, higher_is_better = False, 2, ()
 
-    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found:
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
         """Its rows: loss, errors.
 
         Args:
-            batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S).
-            in_float64: add up in float64, as evaluations do.
+            batch: images (N, C, …) with labels (N,); of S seeds as one network (N, S·C, …) with (N, S). Of mixed
+                images, what `Mixing` gives: an error is counted against the label with the larger share.
+            evaluating: add up in float64, and smooth no labels.
         """
-        images, labels = batch
+        images, labels, *mixed = batch
         logits = self.logits(model, images, recipe)
-        logits = logits.double() if in_float64 else logits
-        if labels.ndim == 1:
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-        else:
+        logits = logits.double() if evaluating else logits
+        if labels.ndim > 1:
             logits = logits.view(labels.numel(), -1)
-            loss = F.cross_entropy(logits, labels.flatten(), reduction="none").view(labels.shape).sum(0)
+        smoothing = 0.0 if evaluating else recipe.label_smoothing
+        loss = summed_cross_entropy(logits, labels, *mixed, smoothing=smoothing)
         with torch.no_grad():
             largest, chosen = logits.max(1)
             wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()
@@ -188,6 +198,27 @@ class Classification:
 CLASSIFICATION = Classification()
 
 
+def summed_cross_entropy(logits: Tensor, labels: Tensor, *mixed: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Σ CE(y) over the samples; of mixed images Σ s·CE(y₁) + (1 − s)·CE(y₂).
+
+    With smoothing ε the target of class y is 1 − ε + ε/C, of every other one ε/C, as in torch's cross-entropy.
+
+    Args:
+        logits: (N, C); of S seeds as one network (N·S, C).
+        labels: y or y₁, (N,); of S seeds (N, S), whose sums are (S,).
+        mixed: y₂ and s, (N,) each, where images are mixed.
+    """
+    if labels.ndim == 1 and not mixed:
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    losses = F.cross_entropy(logits, labels.flatten(), reduction="none", label_smoothing=smoothing).view(labels.shape)
+    if mixed:
+        others, shares = mixed
+        shares = shares.to(losses.dtype)
+        second = F.cross_entropy(logits, others, reduction="none", label_smoothing=smoothing)
+        losses = shares * losses + (1 - shares) * second
+    return losses.sum(0)
+
+
 class OwnTask:
     """A function (model, batch) → `Sums`; its count is known only once all workers have theirs.
 
@@ -211,7 +242,7 @@ class OwnTask:
         assert self.metrics is not None
         return 2 + 2 * len(self.metrics)
 
-    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found:
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
         """Its rows: Σ loss, Σ count, and Σ a, Σ b of each metric.
 
         Raises:
@@ -238,7 +269,7 @@ class OwnTask:
         elif names != self.metrics:
             before, now = (", ".join(each) or "none" for each in (self.metrics, names))
             raise ValueError(f"task {self.name} named its metrics {before} at first, and {now} now: keep their names")
-        dtype = torch.float64 if in_float64 else sums.loss.dtype if recipe.precision != "bf16" else torch.float32
+        dtype = torch.float64 if evaluating else sums.loss.dtype if recipe.precision != "bf16" else torch.float32
         pairs = [self._pair(name, sums.metrics[name]) for name in names]
         numbers = [self._number("count", sums.count), *(n for pair in pairs for n in pair)]
         loss = self._number("loss", sums.loss)
@@ -284,7 +315,7 @@ class OwnTask:
 
     @torch.no_grad()
     def _loss_and_count(self, model: Model, batch: Any, recipe: Recipe) -> tuple[Tensor, Tensor]:
-        found = self(model, batch, recipe, in_float64=True)
+        found = self(model, batch, recipe, evaluating=True)
         return found.loss, found.others[0]
 
     def _known(self, sums: Sums) -> tuple[str, ...]:

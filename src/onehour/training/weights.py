@@ -159,8 +159,8 @@ class OpenedWeights:
         errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
         top5 = int(counts.top5)
         by_class = [ClassErrors(*row) for row in zip(names, errors, samples, strict=True)]
-        five = {"top5_errors": top5 if classes.count > 5 else None, "by_class": by_class}
-        return WeightsEvaluation(found.errors, found.samples, found.loss, **five)
+        five = top5 if classes.count > 5 else None
+        return WeightsEvaluation(found.errors, found.samples, found.loss, top5_errors=five, by_class=by_class)
 
 
 class _Counts(Classification):
@@ -174,14 +174,14 @@ class _Counts(Classification):
         self.errors, self.samples = torch.zeros(2, classes, dtype=torch.int64, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
 
-    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, in_float64: bool = False) -> Found:
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
         kept: list[Tensor] = []
 
         def watched(images: Tensor) -> Any:
             kept.append(model(images))
             return kept[0]
 
-        found = super().__call__(watched, batch, recipe, in_float64=in_float64)
+        found = super().__call__(watched, batch, recipe, evaluating=evaluating)
         logits, labels = kept[0], batch[1]
         largest, chosen = logits.max(1)
         wrong = (chosen != labels) | largest.isnan()

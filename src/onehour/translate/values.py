@@ -40,6 +40,9 @@ def values_of(plan: Plan) -> dict[str, Any]:
             f"optimizer {recipe.optimizer} is your own, and what it takes is not known here; translate with"
             " --optimizer sgd, and put your own in its place"
         )
+    for name in ("label_smoothing", "mixup", "cutmix"):
+        if getattr(recipe, name):
+            raise ValueError(f"{name} is not translated; leave it out here, and ask your own tool for it")
     if recipe.precision == "float64":
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
     passes, schedule, n = workers // processes, schedule_code(recipe), recipe.per_worker
