@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehour.dist import canonical, reducer
+from onehour.dist import canonical, group, reducer
 from onehour.dist.canonical import in_background
 from onehour.dist.group import Group
 
@@ -51,7 +51,7 @@ class Wires:
 
         return in_background(as_rank)
 
-    def all_reduce(self, tensor: Tensor, op: Any, async_op: bool) -> Any:
+    def all_reduce(self, tensor: Tensor, op: Any, async_op: bool = False) -> Any:
         """In the order of the ranks, as it must be the same everywhere."""
         assert op == self.ReduceOp.SUM
         own = tensor.clone()
@@ -70,7 +70,7 @@ class Wires:
 def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group], Any]) -> list[Any]:
     """What `act` returns on each of so many ranks."""
     wires = Wires(size)
-    for module in (canonical, reducer):
+    for module in (canonical, reducer, group):
         monkeypatch.setattr(module, "dist", wires)
     monkeypatch.setattr(canonical, "in_background", wires.in_background)
     results: list[Any] = [None] * size

@@ -111,6 +111,7 @@ CASES: dict[str, dict[str, Any]] = {
     "momentum inside": {"pitfall": "momentum-inside-uncorrected"},
     "statistics k times": {"pitfall": "batchnorm-stats-k-times"},
     "saves": {"save_every": 1},
+    "clipped, averaged": {"clip_norm": 0.5, "ema": 0.9, "freeze": ("conv1.*", "bn1.*"), "layer_rates": ("fc.*=0.5",)},
 }
 
 

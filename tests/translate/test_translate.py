@@ -48,6 +48,8 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --minibatch 6k --processes 5 --as hf", "use --processes 4 or 6, or `onehour train`"),
         ("resnet50 --processes 9 --as hf", "9 processes cannot share 8 workers"),
         ("resnet50 --precision float64 --as torch", "precision float64 is not translated; use --precision float32 or"),
+        ("resnet50 --layer-rates fc.*=10 --as torch", "layer_rates is not translated; leave it out"),
+        ("resnet50 --ema 0.999 --as timm", "ema is not translated; leave it out"),
         ("resnet50 --optimizer my.module:Mine --as torch", "optimizer my.module:Mine is your own"),
     ],
 )

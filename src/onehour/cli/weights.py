@@ -31,6 +31,7 @@ def add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--model", metavar="M", help="in place of the recipe's")
     evaluate.add_argument("--classes", type=size, help="labels, where the data does not say")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    _add_ema(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     add_trust(evaluate)
     evaluate.set_defaults(command=evaluate_command)
@@ -46,7 +47,12 @@ def add_export(commands: Any) -> None:
     )
     export.add_argument("source", metavar="RUN|FILE", type=Path, help="a run's folder, a .safetensors or a .pt file")
     export.add_argument("--to", metavar="FILE", type=Path, required=True, help="ends in .safetensors or .pt")
+    _add_ema(export)
     export.set_defaults(command=export_command)
+
+
+def _add_ema(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ema", action="store_true", help="a run's averaged weights in place of its weights")
 
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -58,7 +64,7 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     if "data" in changes:
         changes["samples"] = None
     recipe = asked_for(recipe.replace(**changes), trust=options.trust, uses=("model", "data"))
-    result = evaluate_weights(options.source, recipe=recipe, device=options.device)
+    result = evaluate_weights(options.source, recipe=recipe, device=options.device, ema=options.ema)
     if options.json:
         print(to_json(dataclasses.asdict(result) | {"top1_error": result.top1_error}))
     else:
@@ -74,7 +80,7 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """A run's weights as a file that other libraries load."""
     from onehour.training.weights import export_weights
 
-    print(f"wrote {export_weights(options.source, options.to)}")
+    print(f"wrote {export_weights(options.source, options.to, ema=options.ema)}")
     return 0
 
 

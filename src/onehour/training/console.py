@@ -71,10 +71,11 @@ class Console:
     def evaluated(self, metrics: Metrics, images_per_second: float) -> None:
         """An evaluation is done; one that is made up for after a restart follows no image, and has no rate."""
         rate = f"  {images_per_second:8,.0f} images/s" if images_per_second else ""
+        averaged = "" if metrics.ema_top1_error is None else f" averaged {metrics.ema_top1_error:6.2f} %"
         self._say(
             f"epoch {metrics.epoch:>3}/{self.recipe.epochs}  iteration {metrics.iteration:>6}"
             f"  rate {metrics.lr:<8.4g} train error {metrics.train_error:6.2f} %"
-            f"  validation error {metrics.top1_error:6.2f} %{rate}"
+            f"  validation error {metrics.top1_error:6.2f} %{averaged}{rate}"
         )
 
     def warn(self, text: str) -> None:

@@ -19,6 +19,7 @@ from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.dist.group import Group
 from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
+from onehour.training.average import AveragedWeights
 from onehour.training.refusals import out_of_memory, refuse_batch
 from onehour.training.watchdog import never
 
@@ -103,10 +104,11 @@ def classification(model: Model, batch: Batch, recipe: Recipe, *, in_float64: bo
 
 @dataclass(frozen=True)
 class ModelAndOptimizer:
-    """A run's own network and its optimizer."""
+    """A run's own network, its optimizer, and the average of its weights if it keeps one."""
 
     model: nn.Module
     optimizer: Optimizer
+    average: AveragedWeights | None = None
 
 
 class Network:
@@ -117,7 +119,7 @@ class Network:
     """
 
     def __init__(self, part: ModelAndOptimizer) -> None:
-        self.model, self.optimizer, self.parts = part.model, part.optimizer, [part]
+        self.model, self.optimizer, self.average, self.parts = part.model, part.optimizer, part.average, [part]
 
     def give_back(self) -> None:
         """Let each run's part hold what was trained; it does."""

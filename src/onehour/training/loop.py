@@ -21,6 +21,7 @@ from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
 from onehour.training import build
 from onehour.training.agreement import agree, environment, facts_of_model
+from onehour.training.average import AveragedWeights
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
@@ -77,8 +78,10 @@ def train_run(
                 net = build.build_model(recipe, data, group.device, model)
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
-                    refuse_optimizer(decisions.optimizer, group.device)
-                network = Network(ModelAndOptimizer(net, decisions.optimizer(net)))
+                    refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
+                average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
+                part = ModelAndOptimizer(net, decisions.optimizer(net), average)
+                network = Network(part)
                 feeds = build.open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
@@ -88,6 +91,7 @@ def train_run(
                     network.optimizer,
                     passes=passes(build.pick_share(recipe, group), per_pass),
                     group=group,
+                    average=average,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
                     before_update=run.checkpoints.detach,
                     draws=build.draws_numbers(net) or model is not None or recipe.model not in MODELS,
@@ -104,7 +108,7 @@ def train_run(
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer))
             look_for_folder(folder, group, inside=run.inside)
-            progress = run.load(network.model, network.optimizer, build.build_of(group.device))
+            progress = run.load(part, build.build_of(group.device))
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,
@@ -222,18 +226,16 @@ class Loop:
         steps = self.step.timer.steps()
         seconds, cpu_seconds = self.clock.read()
         recipe, group, together = self.decisions.recipe, self.stopping.group, len(self.runs)
+        model, feed, asked = self.network.model, self.feeds.validation, self.stopping.is_signalled
+        evaluated = partial(evaluate, model, feed, recipe, group=group, seeds=together, stop_asked=asked)
         with self.watchdog.slow():
             for run in self.runs:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
             try:
-                results = evaluate(
-                    self.network.model,
-                    self.feeds.validation,
-                    recipe,
-                    group=group,
-                    seeds=together,
-                    stop_asked=self.stopping.is_signalled,
-                )
+                results, averaged = evaluated(), None
+                if self.network.average is not None:
+                    with self.network.average.in_place():
+                        (averaged,) = evaluated()
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
             except ValueError as error:  # of the validation data: what was trained until here stays
@@ -255,7 +257,7 @@ class Loop:
                 self.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
-            metrics = measured(self.decisions, done, totals[seed], results[seed], skipped=skipped)
+            metrics = measured(self.decisions, done, totals[seed], results[seed], averaged=averaged, skipped=skipped)
             timing = timed(
                 metrics,
                 images,
@@ -304,7 +306,7 @@ class Loop:
                 for seed, (run, part) in enumerate(zip(self.runs, self.network.parts, strict=True)):
                     if alive[seed] and not run.ended:
                         progress = Progress(done, position, totals[seed], here, evaluated, skipped)
-                        run.save(part.model, part.optimizer, progress)
+                        run.save(part, progress)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
         if not any(self._alive()):
@@ -376,7 +378,6 @@ class Loop:
         if not saved and outcome == "finished" and run.lost is None:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {run.folder}")
         skipped = {} if self.skipping is None else {"skipped": int(self.skipping.skipped.item())}
-        part = self.network.parts[seed]
-        run.end(part.model, part.optimizer, outcome, **skipped)
+        run.end(self.network.parts[seed], outcome, **skipped)
         with self.watchdog.slow():
             run.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")

@@ -17,6 +17,7 @@ from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
+from onehour.training.average import AveragedWeights
 from onehour.training.capture import CapturedIteration
 from onehour.training.decisions import Decisions
 from onehour.training.engine import RunningStatistics, classification
@@ -57,6 +58,7 @@ class Step:
         optimizer: over the model's trainable parameters.
         passes: the workers of each of this process's passes.
         seeds: S; 1 for a run alone, whose batches have labels (N,), else (N, S).
+        average: of the model's weights, moved by every update that counts.
         replaced: counts the images of this process's batches that were replaced; None where none may be.
         before_update: called when weights, velocity and statistics are about to change.
         draws: False where the model draws no random numbers, so that no generator need be seeded.
@@ -71,6 +73,7 @@ class Step:
         passes: list[range],
         group: Group,
         seeds: int = 1,
+        average: AveragedWeights | None = None,
         replaced: Skipped | None = None,
         before_update: Callable[[], None] = _nothing,
         draws: bool = True,
@@ -79,7 +82,7 @@ class Step:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
         self.passes, self.timer, self.seeds = passes, StepTimer(group.device), seeds
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
-        self._group = group
+        self._group, self._average = group, average
         self._statistics = RunningStatistics(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
         sizes = [2 * seeds, 1, 1, len(parameters), self._statistics.floats]
@@ -201,20 +204,35 @@ class Step:
         for number in unused:  # what no worker used keeps its value; only who left one out itself must ask
             if self._group.size == 1 or self._used[number] == 0:
                 self.reducer.parameters[number].grad = None
-        live = self._look()
+        clip_norm = self.decisions.recipe.clip_norm
+        norms = [] if clip_norm is None else [self._norm()]
+        live = self._look(*norms)
         if self.seeds > 1 or self._masks_on_device or bool(live):
+            if clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.reducer.parameters, clip_norm, *norms)
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
+        if self._average is not None:
+            self._average.move(live)
 
-    def _look(self) -> Tensor:
-        """Look for what is not finite; whether the update counts, a boolean scalar on the device."""
+    def _norm(self) -> Tensor:
+        """‖(1/kn)·Σ ∇l‖ over all parameters: process 0's, as the bits of a sum depend on threads and processors."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.reducer.parameters if p.grad is not None])
+        return self._group.sum(norm if self._group.rank == 0 else torch.zeros_like(norm))
+
+    def _look(self, *norms: Tensor) -> Tensor:
+        """Look for what is not finite; whether the update counts, a boolean scalar on the device.
+
+        Args:
+            norms: of the gradient, which may overflow where it does not.
+        """
         if self.seeds > 1:
             self.alive &= self._losses.isfinite()
             return self._always
         # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
         torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            self.reducer.summed(), self._halted, self._one
+            [*self.reducer.summed(), *norms], self._halted, self._one
         )
         live = self._halted == 0
         self.alive.copy_(live)

@@ -21,6 +21,7 @@ from onehour.files import written
 from onehour.messages import shown
 from onehour.rules.keys import seed_for
 from onehour.sidefile import is_object
+from onehour.training.average import averages_in
 from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.training.checkpoint import latest_contents
 from onehour.training.engine import Evaluation, evaluate
@@ -32,22 +33,30 @@ __all__ = ["evaluate_weights", "export_weights", "fit", "read_weights"]
 FORMATS = (".safetensors", ".pt", ".pth")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     """The weights and buffers in a run's newest verified checkpoint, a .safetensors file, or a .pt file.
 
     A .pt file is read with `weights_only=True` alone: nothing in it is executed.
+
+    Args:
+        ema: a run's averaged weights in place of its weights, with the buffers beside these.
 
     Raises:
         ValueError: if there are none, or the file is none.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    if ema and not path.is_dir():
+        raise ValueError(f"--ema is for a run's folder, which may hold weights and their average; {path} is a file")
     if path.is_dir():
         contents = latest_contents(Run(path).folder)
         if contents is None:
             raise ValueError(f"{path} has no checkpoint yet")
         try:
-            return load(contents[0])
+            averages = averages_in(load(contents[1])) if ema else {}
+            if ema and not averages:
+                raise ValueError(f"{path} keeps no average of its weights: its recipe has no ema")
+            return load(contents[0]) | averages
         except SafetensorError as error:
             raise ValueError(f"{path}: the newest checkpoint holds no weights: {_line(error)}") from error
     if path.suffix not in FORMATS:
@@ -97,15 +106,17 @@ def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> Evaluation:
+def evaluate_weights(
+    source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto", ema: bool = False
+) -> Evaluation:
     """The error on the recipe's validation data of the weights in `source`.
 
     Args:
-        source: as for `read_weights`.
+        source, ema: as for `read_weights`.
         recipe: names model and data, and the precision.
         data: (train, validation) in place of the recipe's.
     """
-    weights = read_weights(source)
+    weights = read_weights(source, ema=ema)
     recipe, loaded = complete(recipe, data, trains=False)
     where = torch.device(pick_device(device))
     model = build_model(recipe, loaded, where)
@@ -116,11 +127,11 @@ def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: 
         return evaluate(model, feed, recipe, group=Group(device=where))[0]
 
 
-def export_weights(source: Path, to: Path) -> Path:
+def export_weights(source: Path, to: Path, *, ema: bool = False) -> Path:
     """Write the weights of a run, or of a file, as a plain state dict, whole or not at all.
 
     Args:
-        source: as for `read_weights`.
+        source, ema: as for `read_weights`.
         to: ends in .safetensors or .pt; loads in torchvision's and timm's model of the same name.
 
     Raises:
@@ -131,9 +142,8 @@ def export_weights(source: Path, to: Path) -> Path:
     if to.exists():
         raise ValueError(f"{to} exists; remove it first, or choose another name")
     # A tensor of its own for each name: tied weights share one, and a view would bring all that it is a view of.
-    weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read_weights(source).items()
-    }
+    read = read_weights(source, ema=ema)
+    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in read.items()}
     buffer = BytesIO()
     if to.suffix != ".safetensors":
         torch.save(weights, buffer)  # to the file itself, it would call a full disk by another name
