@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import defaultdict
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,8 @@ class Wires:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
+        # All at once: two threads that both find one missing would each make their own.
+        self.queues = {pair: queue.Queue[Tensor]() for pair in product(range(size), repeat=2)}
         self.local = threading.local()
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Any:

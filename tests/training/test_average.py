@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onehour.api import train
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.entry import asked_for
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.average import AveragedWeights
 from onehour.training.record import Run, StoppedError
@@ -98,11 +99,11 @@ def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, r
 
 
 def test_both_sets_of_weights_are_evaluated_and_exported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    last, found = run.metrics[-1], {}
+    last, found, recipe = run.metrics[-1], {}, asked_for(run.recipe, trust=True)
     for ema, prefix in ((False, ""), (True, "ema_")):
         file = export_weights(run.folder, tmp_path / f"{prefix}weights.safetensors", ema=ema)
         found[ema] = load_file(file)
-        assert evaluate_weights(file, recipe=run.recipe).loss == last[f"{prefix}val_loss"]
+        assert evaluate_weights(file, recipe=recipe).loss == last[f"{prefix}val_loss"]
     differs = {name for name, tensor in found[True].items() if not torch.equal(tensor, found[False][name])}
     assert differs == {name for name in found[False] if name.endswith(("weight", "bias"))}
     assert main(["evaluate", str(run.folder), "--ema", "--json", "--trust"]) == 0

@@ -248,14 +248,15 @@ def test_what_a_recipe_asks_for_beyond_the_paper_is_said(tiny: ModuleType):
 def test_a_name_that_the_model_does_not_have_is_refused_before_anything_starts(
     tiny: ModuleType, changes: dict[str, Any], tmp_path: Path
 ):
-    with pytest.raises(ValueError, match=r"matches no parameter.*; near it are .*\.weight"):
+    with pytest.raises(ValueError, match=r"matches no parameter.*; near it are [0-9]"):
         onehour.train(tiny.recipe(**changes), out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_rates_of_layers_keep_their_ratios_in_every_form_of_momentum(tiny: ModuleType, tmp_path: Path):
     """A class of one's own is tried before on other parameters, which have other names."""
-    recipe = tiny.recipe(precision="float64", base_minibatch=4, base_lr=0.02, layer_rates={"4.*": 0.1})
+    changes: dict[str, Any] = {"precision": "float64", "nesterov": False, "base_minibatch": 4, "base_lr": 0.02}
+    recipe = tiny.recipe(**changes, layer_rates={"4.*": 0.1})
     runs = [
         onehour.train(recipe, optimizer=optimizer, out=tmp_path / optimizer[:3])
         for optimizer in ("sgd", "onehour.training.decisions:InsideSGD")
