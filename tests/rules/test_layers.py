@@ -32,7 +32,10 @@ def network() -> nn.Sequential:
 def test_batchnorm_is_frozen_with_all_of_its_parameters(
     patterns: list[str], frozen: int, evaluating: list[int], *, ghosts: bool
 ):
-    model = freeze_(convert_batchnorm(network(), 2) if ghosts else network(), patterns).eval().train()
+    model = network()
+    if ghosts:
+        convert_batchnorm(model, 2)
+    freeze_(model, patterns).eval().train()
     for each in (model, copy.deepcopy(model).eval().train()):
         assert sum(not parameter.requires_grad for parameter in each.parameters()) == frozen
         layers: list[nn.Module] = [*each]
@@ -42,7 +45,8 @@ def test_batchnorm_is_frozen_with_all_of_its_parameters(
 
 
 def test_frozen_statistics_normalise_and_do_not_move():
-    model = convert_batchnorm(network(), 2)
+    model = network()
+    convert_batchnorm(model, 2)
     x = torch.randn(8, 3, dtype=torch.float64)
     expected = copy.deepcopy(model).eval()[:3](x)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

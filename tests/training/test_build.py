@@ -263,5 +263,5 @@ def test_rates_of_layers_keep_their_ratios_in_every_form_of_momentum(tiny: Modul
     ]
     first, second = (run.metrics[-1] for run in runs)
     assert first["train_loss"] == pytest.approx(second["train_loss"], abs=1e-12)
-    inside = decisions_of(recipe.replace(pitfall="momentum-inside-uncorrected")).optimizer(tiny.net())
+    inside = decisions_of(recipe.replace(samples=48, pitfall="momentum-inside-uncorrected")).optimizer(tiny.net())
     assert [group["lr"] for group in inside.param_groups] == [0.02, 0.02, 0.002]

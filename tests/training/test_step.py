@@ -126,6 +126,7 @@ def test_the_norm_that_is_cut_is_of_the_mean_over_the_whole_minibatch():
             F.cross_entropy(model(own), labels).backward()
             nn.utils.clip_grad_norm_(model.parameters(), NORM)
             for total, parameter in zip(gradients, model.parameters(), strict=True):
+                assert parameter.grad is not None
                 total += parameter.grad / 3
         for total, parameter in zip(gradients, model.parameters(), strict=True):
             parameter.grad = total
@@ -158,8 +159,8 @@ def test_a_norm_that_overflows_masks_the_update(clip_norm: float | None):
 
 def test_every_process_cuts_by_the_norm_of_process_0(monkeypatch: pytest.MonkeyPatch):
     """As on hosts with other processors, or threads, whose sums have other bits."""
-    norm, calls = nn.utils.get_total_norm, iter(range(99))
-    monkeypatch.setattr(nn.utils, "get_total_norm", lambda gradients: norm(gradients) * (1 + 1e-6 * next(calls)))
+    norms, calls = torch._foreach_norm, iter(range(99))  # pyright: ignore[reportPrivateImportUsage]
+    monkeypatch.setattr(torch, "_foreach_norm", lambda given: [n * (1 + 1e-6 * next(calls)) for n in norms(given)])
 
     def act(group: Group) -> list[Tensor]:
         recipe = Recipe(samples=60, minibatch=6, per_worker=2, base_minibatch=6, clip_norm=1e-3)

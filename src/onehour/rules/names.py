@@ -24,7 +24,7 @@ def patterns(name: str, given: Any) -> tuple[str, ...]:
     >>> patterns("freeze", ["stem.*"])
     ('stem.*',)
     """
-    listed = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    listed: list[Any] = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
     if not all(isinstance(pattern, str) and pattern for pattern in listed):
         raise ValueError(f"{name} must be a list of parameters' names or patterns such as stem.*, got {given!r}")
     return tuple(listed)

@@ -28,7 +28,7 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float) -> None:
         named = model.named_parameters(remove_duplicate=False)
         self._named = {name: parameter for name, parameter in named if parameter.requires_grad}
-        self._weights = list(dict.fromkeys(self._named.values()))
+        self._weights: list[Tensor] = list(dict.fromkeys(self._named.values()))
         self._averages = [weight.detach().clone() for weight in self._weights]
         self._share = self._averages[0].new_tensor(1 - decay)
 

@@ -208,8 +208,10 @@ class Step:
         norms = [] if clip_norm is None else [self._norm()]
         live = self._look(*norms)
         if self.seeds > 1 or self._masks_on_device or bool(live):
-            if clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.reducer.parameters, clip_norm, *norms)
+            if clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ has it
+                share = (clip_norm / (norms[0] + 1e-6)).clamp(max=1)
+                untyped: Any = torch
+                untyped._foreach_mul_(self._gradients(), share)
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
@@ -218,8 +220,12 @@ class Step:
 
     def _norm(self) -> Tensor:
         """‖(1/kn)·Σ ∇l‖ over all parameters: process 0's, as the bits of a sum depend on threads and processors."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.reducer.parameters if p.grad is not None])
+        untyped: Any = torch
+        norm: Tensor = untyped.linalg.vector_norm(torch.stack(untyped._foreach_norm(self._gradients())))
         return self._group.sum(norm if self._group.rank == 0 else torch.zeros_like(norm))
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.reducer.parameters if p.grad is not None]
 
     def _look(self, *norms: Tensor) -> Tensor:
         """Look for what is not finite; whether the update counts, a boolean scalar on the device.
