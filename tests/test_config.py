@@ -56,6 +56,18 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"momentum": 0}, ["nesterov", "momentum"]),
     ({"weight_decay": -1e-4}, ["weight_decay", "-0.0001"]),
     ({"weight_decay": INF}, ["weight_decay", "inf"]),
+    ({"clip_norm": 0}, ["clip_norm", "0"]),
+    ({"clip_norm": INF}, ["clip_norm", "inf"]),
+    ({"ema": 1}, ["ema", "below 1"]),
+    ({"ema": 0}, ["ema", "above zero"]),
+    ({"freeze": "stem.*"}, ["freeze", "list", "'stem.*'"]),
+    ({"freeze": ["stem.*", 3]}, ["freeze", "3"]),
+    ({"freeze": 3}, ["freeze", "3"]),
+    ({"layer_rates": ["stem.*"]}, ["layer_rates", "'stem.*'", "stem.*=0.1"]),
+    ({"layer_rates": {"stem.*": 0}}, ["layer_rates", "'stem.*=0'", "above zero"]),
+    ({"layer_rates": {"stem.*": "fast"}}, ["layer_rates", "'stem.*=fast'"]),
+    ({"layer_rates": ["=2"]}, ["layer_rates", "'=2'"]),
+    ({"layer_rates": ["a=1", "a=2"]}, ["layer_rates", "a twice"]),
     ({"decay_factor": 0}, ["decay_factor", "0"]),
     ({"warmup_epochs": -1}, ["warmup_epochs", "-1"]),
     ({"warmup_epochs": NAN}, ["warmup_epochs", "nan"]),
@@ -191,6 +203,8 @@ RECIPES = st.builds(
     ),
     warmup=st.sampled_from(["gradual", "constant", "none"]),
     warmup_epochs=st.integers(0, 90),
+    freeze=st.lists(st.text(min_size=1), max_size=2),
+    layer_rates=st.dictionaries(st.text(min_size=1), st.floats(1e-300, 1e300), max_size=2),
     precision=st.sampled_from(["float32", "bf16", "float64"]),
     zero_gamma=st.booleans(),
     compile=st.booleans(),
@@ -268,6 +282,20 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path):
     (tmp_path / "latin.toml").write_bytes('name = "é"'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.toml is not UTF-8: byte 8 is 0xe9"):
         Recipe.from_toml(tmp_path / "latin.toml")
+
+
+def test_rates_of_layers_are_a_table_or_texts_in_any_order():
+    table = tomllib.loads('[layer_rates]\n"stem.*" = 0.1\n"head.*" = 10\n')
+    recipe = Recipe.from_dict(table)
+    assert recipe == Recipe(layer_rates=("stem.*=0.1", "head.*=10"))
+    assert recipe.rate_factors == {"head.*": 10, "stem.*": 0.1}
+    assert recipe.as_dict()["layer_rates"] == ["head.*=10.0", "stem.*=0.1"]
+
+
+def test_fields_beyond_the_paper_are_written_only_where_they_are_given():
+    beyond: dict[str, Any] = {"clip_norm": 1.0, "ema": 0.99, "freeze": ["stem.*"], "layer_rates": ["head.*=0.5"]}
+    assert not beyond.keys() & Recipe().as_dict().keys()
+    assert Recipe(**beyond).as_dict() == Recipe().as_dict() | beyond
 
 
 def adamw(**changes: Any) -> Recipe:

@@ -42,6 +42,7 @@ OPTIONS = [
     {"compile": True, "channels_last": True, "precision": "bf16"},
     {"optimizer": "adamw", "scaling": "sqrt", "base_lr": 0.01, "scale_betas": False},
     {"optimizer": "rmsprop", "scaling": "sqrt", "base_lr": 0.01},
+    {"clip_norm": 1.0, "ema": 0.9, "freeze": ("conv1.*", "bn1.*"), "layer_rates": ("fc.*=0.5",)},
 ]
 
 

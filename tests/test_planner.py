@@ -53,6 +53,19 @@ def test_the_papers_8k_run_derives_this_value_and_this_at_the_base(name):
     assert (derived.value, derived.base) == pytest.approx(PAPER[name], rel=1e-12)
 
 
+def test_what_goes_beyond_the_paper_is_derived_where_it_is_asked_for():
+    beyond = {"clip_norm": 1, "ema": 0.999, "freeze": ("bn1.*", "conv1.*"), "layer_rates": ("fc.*=10",)}
+    found = plan("resnet50", minibatch=1024, **beyond)
+    values = {name: (found[name].value, found[name].base) for name in found.values if name not in PAPER}
+    assert values == {
+        "target_lr of fc.*": (4, 1),
+        "clip_norm": (1, 1),
+        "ema": (pytest.approx(0.999**4, rel=1e-15), 0.999),
+        "freeze": ("bn1.*, conv1.*", "bn1.*, conv1.*"),
+    }
+    assert "Busbridge" in found["ema"].rule
+
+
 def test_nothing_else_is_derived():
     assert list(plan("resnet50", minibatch=8192).values) == list(PAPER)
 

@@ -17,16 +17,18 @@ from onehour.rules.adam import AdamOptions, adam_scaling
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
 from onehour.rules.minibatch import (
     Minibatch,
+    ema_scaling,
     fixed_scaling,
     linear_scaling,
     parse_size,
     sqrt_scaling,
     whole_workers,
 )
+from onehour.rules.names import layer_rates, patterns
 from onehour.rules.remarks import schedule_remarks
-from onehour.sidefile import read_toml
+from onehour.sidefile import Read, read_toml
 
-__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Read", "Recipe"]
+__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe"]
 
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
@@ -37,6 +39,7 @@ ADAM = ("adam", "adamw", "nadam", "radam")
 LATER = (
     *("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate"),
     *("image_size", "test_resize", "train_transform", "random_erasing", "mixup", "cutmix", "label_smoothing"),
+    *("clip_norm", "ema", "freeze", "layer_rates"),
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
@@ -58,32 +61,9 @@ SIZES = (
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
 
 
-class Read(str):
-    """A text that was read from a file, which it remembers: nobody has typed it.
-
-    >>> Read("mine:net", Path("recipe.toml")) == "mine:net"
-    True
-    """
-
-    def __new__(cls, text: str, file: Path | None = None) -> Self:
-        made = super().__new__(cls, text)
-        made.file = file
-        return made
-
-    file: Path | None
-
-    @classmethod
-    def every(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
-        """Values of a file, with their texts marked.
-
-        >>> Read.every({"seed": 1, "model": "mine:net"}, Path("recipe.toml"))["model"].file.name
-        'recipe.toml'
-        """
-        return {name: cls(value, file) if isinstance(value, str) else value for name, value in values.items()}
-
-
-def _said(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _said(default: Any, text: str, **flag: Any) -> Any:
+    """A field with its help text, and what argparse is told of its flag beside that."""
+    return field(default=default, metadata={"help": text, **flag})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +125,12 @@ class Recipe:
     scale_betas: bool = _said(True, "with scaling sqrt, β, ε and AdamW's λ follow the minibatch as the rate does")
     nesterov: bool = _said(True, "Nesterov's form; plain momentum is equally good (§5.1)")
     weight_decay: float = _said(1e-4, "λ, coupled, not on normalisation's parameters (§3, Remark 1)")
+    clip_norm: float | None = _said(None, "what the gradient's global norm is cut to, after the division by kn (eq 2)")
+    ema: float | None = _said(None, "ρ of averaged weights, right at base_minibatch; evaluated beside the weights")
+    freeze: tuple[str, ...] = _said((), "parameters that do not train, by name: stem.*,layer1.*", metavar="NAME,…")
+    layer_rates: tuple[str, ...] = _said(
+        (), "factors of the rate, by parameters' names: stem.*=0.1,head.*=10; in TOML a table", metavar="NAME=X,…"
+    )
     epochs: int = _said(90, "passes over the data, whatever the minibatch")
     decay: Literal["step", "cosine"] = _said("step", "the usual schedule after warmup")
     milestones: tuple[str, ...] = _said(("30", "60", "80"), 'epochs at which the rate drops; fractions as "64/3"')
@@ -180,6 +166,12 @@ class Recipe:
             self._set(name, fraction(name, getattr(self, name), upper=1))
         for name in ("epsilon", "random_erasing", "mixup", "cutmix"):
             self._set(name, not_negative(name, getattr(self, name)))
+        if self.clip_norm is not None:
+            self._set("clip_norm", positive("clip_norm", self.clip_norm))
+        if self.ema is not None:
+            self._set("ema", positive("ema", fraction("ema", self.ema, upper=1)))
+        self._set("freeze", patterns("freeze", self.freeze))
+        self._set("layer_rates", layer_rates(self.layer_rates))
         self._set("seed", whole_number("seed", self.seed))
         self._check_choices()
         self._check_together()
@@ -333,6 +325,16 @@ class Recipe:
         return self.weight_decay if self.adam is None else self.adam["weight_decay"]
 
     @property
+    def target_ema(self) -> float | None:
+        """ρ' of the averaged weights at this minibatch; None where none are kept."""
+        return None if self.ema is None else ema_scaling(self.ema, self.base_minibatch, self.minibatch)
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """The factors of `layer_rates`, by their patterns."""
+        return {pattern: float(factor) for pattern, _, factor in (text.rpartition("=") for text in self.layer_rates)}
+
+    @property
     def warms_up(self) -> bool:
         """Whether the rate starts below its target: only where it grew (§2.2).
 
@@ -406,7 +408,7 @@ class Recipe:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         said = {f.name for f in fields(self) if f.name not in LATER or values[f.name] != f.default}
         if self.adam is not None and self.scaling == "sqrt":
-            said.add("scale_betas", "batchnorm", "recalibrate")
+            said.add("scale_betas")
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()

@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from onehour.config import Read, Recipe
+from onehour.config import Recipe
 from onehour.messages import blame, nearest
+from onehour.sidefile import Read
 
 __all__ = ["LIBRARIES", "asked_for", "is_entry", "make_importable", "resolve"]
 

@@ -153,7 +153,11 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     b = recipe.base_minibatch
     rule = {"linear": f"η · kn/{b}", "sqrt": f"η · √(kn/{b})", "fixed": "η, whatever kn"}[recipe.scaling]
     yield "target_lr", Derived(recipe.target_lr, f"η̂ = {rule}", "2.1", base.target_lr)
+    for pattern, factor in recipe.rate_factors.items():
+        rates = (r.target_lr * factor for r in (recipe, base))
+        yield f"target_lr of {pattern}", Derived(next(rates), f"{factor:g} · η̂, at every iteration", "", next(rates))
     yield from _derive_adam(recipe, base)
+    yield from _derive_others(recipe, base)
     if recipe.warms_up:
         text = {
             "gradual": "η + (η̂ − η)·t/T, added at every iteration",
@@ -193,6 +197,17 @@ def _derive_adam(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
         rules["weight_decay"] = "λ, coupled: part of the loss"
     for (name, rule), now, then in zip(rules.items(), _adam_values(recipe), _adam_values(base), strict=True):
         yield name, Derived(now, rule if follows else "the recipe's own", "", then)
+
+
+def _derive_others(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
+    """What else a recipe may ask for beyond the paper's."""
+    if recipe.clip_norm is not None:
+        yield "clip_norm", Derived(recipe.clip_norm, "of the mean over kn: it stays", "", base.clip_norm)
+    if recipe.ema is not None:
+        yield "ema", Derived(recipe.target_ema, "ρ^κ, κ = kn / base (Busbridge et al. 2023)", "", base.target_ema)
+    if recipe.freeze:
+        named = ", ".join(recipe.freeze)
+        yield "freeze", Derived(named, "these do not train; a run says how many of how many", "", named)
 
 
 def _adam_values(recipe: Recipe) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 __all__ = [
     "COUNT",
@@ -21,6 +21,7 @@ __all__ = [
     "TEXT",
     "TEXT_OR_NONE",
     "Kind",
+    "Read",
     "is_list",
     "is_object",
     "object_of",
@@ -33,6 +34,30 @@ __all__ = [
 Holds = Callable[[Any], bool]
 Kind = tuple[str, Holds]
 """What a value should be, in words, and whether it is."""
+
+
+class Read(str):
+    """A text that was read from a file, which it remembers: nobody has typed it.
+
+    >>> Read("mine:net", Path("recipe.toml")) == "mine:net"
+    True
+    """
+
+    def __new__(cls, text: str, file: Path | None = None) -> Self:
+        made = super().__new__(cls, text)
+        made.file = file
+        return made
+
+    file: Path | None
+
+    @classmethod
+    def every(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
+        """Values of a file, with their texts marked.
+
+        >>> Read.every({"seed": 1, "model": "mine:net"}, Path("recipe.toml"))["model"].file.name
+        'recipe.toml'
+        """
+        return {name: cls(value, file) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import defaultdict
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehour.dist import canonical, reducer
+from onehour.dist import canonical, group, reducer
 from onehour.dist.canonical import in_background
 from onehour.dist.group import Group
 
@@ -25,7 +25,8 @@ class Wires:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
+        # All at once: two threads that both find one missing would each make their own.
+        self.queues = {pair: queue.Queue[Tensor]() for pair in product(range(size), repeat=2)}
         self.local = threading.local()
 
     def isend(self, tensor: Tensor, dst: int, tag: int) -> Any:
@@ -51,7 +52,7 @@ class Wires:
 
         return in_background(as_rank)
 
-    def all_reduce(self, tensor: Tensor, op: Any, async_op: bool) -> Any:
+    def all_reduce(self, tensor: Tensor, op: Any, async_op: bool = False) -> Any:
         """In the order of the ranks, as it must be the same everywhere."""
         assert op == self.ReduceOp.SUM
         own = tensor.clone()
@@ -70,7 +71,7 @@ class Wires:
 def on_threads(monkeypatch: pytest.MonkeyPatch, size: int, act: Callable[[Group], Any]) -> list[Any]:
     """What `act` returns on each of so many ranks."""
     wires = Wires(size)
-    for module in (canonical, reducer):
+    for module in (canonical, reducer, group):
         monkeypatch.setattr(module, "dist", wires)
     monkeypatch.setattr(canonical, "in_background", wires.in_background)
     results: list[Any] = [None] * size

@@ -44,11 +44,21 @@ SMALL: dict[str, Any] = {"base_lr": 0.05, "base_minibatch": 32, "warmup": "none"
 """float32 is chaotic at large rates; .05 is where 20 steps stay below 1e-5 (design/measured.md)."""
 K2, K4, K5 = ({"minibatch": 8 * k, "epochs": 8 * k * STEPS // 160} for k in (2, 4, 5))
 
+BEYOND: dict[str, Any] = {
+    "reduce": "canonical",
+    "clip_norm": 0.5,
+    "ema": 0.9,
+    "freeze": ("conv1.*", "bn1.*"),
+    "layer_rates": ("fc.*=0.1",),
+}
+"""Fields beyond the paper's."""
+
 RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {
     "k4-together": (EXACT | K4, 4, (1, 2, 4)),
     "k4-apart": (EXACT | K4, 1, (1, 2)),
     "k5-together": (EXACT | K5, 5, (1, 2)),
     "k5-apart": (EXACT | K5, 1, (1, 2)),
+    "beyond": (SMALL | K4 | BEYOND, 1, (1, 2)),
     "k2": (EXACT | K2, 1, (1, 2)),
     "float32": (SMALL | K4, 4, (1, 2, 4)),
     # One iteration without decay: the velocity that it leaves is the gradient.
@@ -198,7 +208,7 @@ def start_of(recipe: Recipe, data: Data) -> nn.Module:
 
 def stop_and_resume(group: Group, folder: Path) -> None:
     """The last process alone is asked to stop in mid-epoch; the copy is for others to go on with."""
-    for name in ("float32", "k4-together"):
+    for name in ("float32", "k4-together", "beyond"):
         calls = []
         asked = group.rank == group.size - 1
         try:

@@ -18,10 +18,12 @@ from onehour.training.build import (
     build_model,
     build_optimizer,
     complete,
+    effects,
     pick_device,
     pick_loaders,
     pick_workers_per_pass,
 )
+from onehour.training.decisions import decisions_of
 
 CPU = torch.device("cpu")
 
@@ -220,3 +222,48 @@ def test_cores_are_divided_once_by_processes_or_by_the_parent(tiny: ModuleType, 
     assert pick_loaders(Execution(device="cpu", processes=2), listed) == 4
     monkeypatch.setenv("ONEHOUR_CORES", "8")
     assert pick_loaders(Execution(device="cpu", processes=2), listed) == 4
+
+
+BEYOND: dict[str, Any] = {
+    "minibatch": 16,
+    "clip_norm": 0.5,
+    "ema": 0.9,
+    "freeze": ("0.*", "1.*"),
+    "layer_rates": {"4.weight": 0.1},
+}
+
+
+def test_what_a_recipe_asks_for_beyond_the_paper_is_said(tiny: ModuleType):
+    recipe, data = complete(tiny.recipe(**BEYOND))
+    said = effects(recipe, build_model(recipe, data, CPU)).split("; ")
+    assert said == [
+        "BatchNorm over n = 4 in 0 layers, γ = 0 in 0 of them",
+        "weight decay 0.0001 on 2 of 2 tensors",
+        "4 of 6 tensors frozen, and BatchNorm's statistics in 1 layers",
+        "rate × 0.1 on 1 of 2 tensors (4.weight)",
+        "gradients cut to a norm of 0.5",
+        "weights averaged with ρ = 0.81",
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"freeze": ("conv.*",)}, {"layer_rates": ("5.weight=2",)}])
+def test_a_name_that_the_model_does_not_have_is_refused_before_anything_starts(
+    tiny: ModuleType, changes: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(ValueError, match=r"matches no parameter.*; near it are [0-9]"):
+        onehour.train(tiny.recipe(**changes), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_rates_of_layers_keep_their_ratios_in_every_form_of_momentum(tiny: ModuleType, tmp_path: Path):
+    """A class of one's own is tried before on other parameters, which have other names."""
+    changes: dict[str, Any] = {"precision": "float64", "nesterov": False, "base_minibatch": 4, "base_lr": 0.02}
+    recipe = tiny.recipe(**changes, layer_rates={"4.*": 0.1})
+    runs = [
+        onehour.train(recipe, optimizer=optimizer, out=tmp_path / optimizer[:3])
+        for optimizer in ("sgd", "onehour.training.decisions:InsideSGD")
+    ]
+    first, second = (run.metrics[-1] for run in runs)
+    assert first["train_loss"] == pytest.approx(second["train_loss"], abs=1e-12)
+    inside = decisions_of(recipe.replace(samples=48, pitfall="momentum-inside-uncorrected")).optimizer(tiny.net())
+    assert [group["lr"] for group in inside.param_groups] == [0.02, 0.02, 0.002]

@@ -150,6 +150,18 @@ def test_two_processes_resumed_leave_the_bits_of_an_undisturbed_run(world: World
     assert (resumed.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 
 
+def test_neither_processes_nor_a_stop_change_a_bit_of_what_goes_beyond_the_paper(
+    world: World, worlds: ModuleType, tmp_path: Path
+):
+    """Clipping, averaged weights, frozen layers and rates of layers; stopped on two processes, gone on with by one."""
+    shutil.copytree(world(2) / "copy-beyond", tmp_path / "beyond")
+    worlds.run(Group(), tmp_path, "beyond")
+    whole = Run(world(1) / "beyond")
+    for folder in (world(2) / "beyond", world(2) / "stopped-beyond", tmp_path / "beyond"):
+        assert Run(folder).summary["state_sha256"] == whole.summary["state_sha256"]
+        assert (folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+
+
 def test_one_process_goes_on_with_what_two_left(world: World, worlds: ModuleType, tmp_path: Path):
     """Stopped at iteration 8 on two processes; in float64 the end is that of one process from the beginning."""
     shutil.copytree(world(2) / "copy-k4-together", tmp_path / "k4-together")

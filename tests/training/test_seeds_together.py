@@ -102,6 +102,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "smoothed labels": {"label_smoothing": 0.1},
     "adam": {"optimizer": "adam", "scaling": "sqrt", "base_lr": 0.01},
     "rmsprop": {"optimizer": "rmsprop", "scaling": "sqrt", "base_lr": 0.001},
+    "frozen, and rates": {"freeze": ("0.*", "1.*"), "layer_rates": ("4.weight=0.1",)},
     "straddling": {"minibatch": 20, "base_minibatch": 12, "epochs": 5},
     **{pitfall: {"pitfall": pitfall} for pitfall in PITFALLS},
 }
@@ -244,6 +245,8 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_trained(tiny: 
         ({"cutmix": 1.0}, "random_erasing, mixup and cutmix draw other numbers for each seed"),
         ({"reduce": "canonical"}, "canonical, compile and channels_last are for single runs"),
         ({"compile": True}, "are for single runs"),
+        ({"clip_norm": 1.0}, "clip_norm and ema are for single runs"),
+        ({"ema": 0.9}, "clip_norm and ema are for single runs"),
         ({"channels_last": True}, "are for single runs"),
         ({"optimizer": "torch.optim:SGD"}, "optimizer torch.optim:SGD may look at whole tensors"),
         ({"model": "tinytask:failing"}, "failed when called: RuntimeError: no disk"),

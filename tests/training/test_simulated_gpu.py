@@ -112,6 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
     "statistics k times": {"pitfall": "batchnorm-stats-k-times"},
     "saves": {"save_every": 1},
     "mixed": {"random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
+    "clipped, averaged": {"clip_norm": 0.5, "ema": 0.9, "freeze": ("conv1.*", "bn1.*"), "layer_rates": ("fc.*=0.5",)},
 }
 
 

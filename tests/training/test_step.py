@@ -12,6 +12,7 @@ import pytest
 import torch
 from steps import step_of
 from torch import Tensor, nn
+from torch.nn import functional as F
 from wires import on_threads
 
 from onehour import Recipe
@@ -91,6 +92,90 @@ def test_the_gradient_is_the_sum_over_the_samples_divided_once_by_kn(together: i
     # Nesterov's first step: rate · (1 + m) · gradient.
     torch.testing.assert_close(bias.detach(), -0.5 * 1.9 * expected, rtol=0, atol=1e-12)
     assert found.sums[:, 0].tolist() == pytest.approx([math.log(3), 4], abs=1e-12)  # argmax of zeros is 0
+
+
+def clipped(clip: Callable[[nn.Module, Tensor], None]) -> list[Tensor]:
+    """The weights after 20 updates of plain SGD, whose gradients `clip` makes."""
+    model = curved()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, nesterov=True)
+    for images in IMAGES:
+        clip(model, images)
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def curved() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+IMAGES = torch.randn(20, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+NORM = 0.3
+
+
+def test_the_norm_that_is_cut_is_of_the_mean_over_the_whole_minibatch():
+    def whole(model: nn.Module, images: Tensor) -> None:
+        model.zero_grad()
+        F.cross_entropy(model(images), LABELS).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), NORM)))
+
+    def each_worker(model: nn.Module, images: Tensor) -> None:
+        gradients = [torch.zeros_like(parameter) for parameter in model.parameters()]
+        for own, labels in batches(images, LABELS):
+            model.zero_grad()
+            F.cross_entropy(model(own), labels).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), NORM)
+            for total, parameter in zip(gradients, model.parameters(), strict=True):
+                assert parameter.grad is not None
+                total += parameter.grad / 3
+        for total, parameter in zip(gradients, model.parameters(), strict=True):
+            parameter.grad = total
+
+    norms: list[float] = []
+    step, _ = make(curved(), together=2, clip_norm=NORM)
+    for iteration, images in enumerate(IMAGES):
+        step(iteration, batches(images, LABELS, 2))
+    expected, wrong = clipped(whole), clipped(each_worker)
+    assert min(norms) < NORM < max(norms)
+    for mine, right, other in zip(step.model.parameters(), expected, wrong, strict=True):
+        torch.testing.assert_close(mine.detach(), right, rtol=0, atol=1e-12)
+        assert (mine - other).abs().max() > 1e-3
+
+
+class Steep(Marked):
+    """Whose gradient is finite, and its square is not."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 1e200 * self.bias + 0 * images
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_norm_that_overflows_masks_the_update(clip_norm: float | None):
+    step, _ = make(Steep(), clip_norm=clip_norm)
+    found = step(0, batches(torch.zeros(6, 3).double(), LABELS))
+    assert found.alive.tolist() == [clip_norm is None]
+    assert bool(step.model.get_parameter("bias").any()) == (clip_norm is None)
+
+
+def test_every_process_cuts_by_the_norm_of_process_0(monkeypatch: pytest.MonkeyPatch):
+    """As on hosts with other processors, or threads, whose sums have other bits."""
+    norms, calls = torch._foreach_norm, iter(range(99))  # pyright: ignore[reportPrivateImportUsage]
+    monkeypatch.setattr(torch, "_foreach_norm", lambda given: [n * (1 + 1e-6 * next(calls)) for n in norms(given)])
+
+    def act(group: Group) -> list[Tensor]:
+        recipe = Recipe(samples=60, minibatch=6, per_worker=2, base_minibatch=6, clip_norm=1e-3)
+        own = passes(pick_share(recipe, group), 1)
+        model = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(model.weight)
+        step = step_of(recipe, model, own, group=group)
+        for iteration, images in enumerate(IMAGES[:3].float()):
+            whole = list(batches(images, LABELS))
+            step(iteration, iter([whole[workers.start] for workers in own]))
+        return [parameter.detach() for parameter in model.parameters()]
+
+    first, *others = on_threads(monkeypatch, 3, act)
+    for other in others:
+        assert all(map(torch.equal, first, other))
 
 
 def test_a_parameter_that_one_worker_used_has_that_workers_sum_over_kn():

@@ -49,6 +49,8 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --processes 9 --as hf", "9 processes cannot share 8 workers"),
         ("resnet50 --label-smoothing 0.1 --as timm", "label_smoothing is not translated; leave it out here"),
         ("resnet50 --precision float64 --as torch", "precision float64 is not translated; use --precision float32 or"),
+        ("resnet50 --layer-rates fc.*=10 --as torch", "layer_rates is not translated; leave it out"),
+        ("resnet50 --ema 0.999 --as timm", "ema is not translated; leave it out"),
         ("resnet50 --optimizer my.module:Mine --as torch", "optimizer my.module:Mine is your own"),
     ],
 )

@@ -63,6 +63,7 @@ def add_evaluate(commands: Any) -> None:
     )
     add_source(evaluate)
     add_device(evaluate)
+    _add_ema(evaluate)
     evaluate.add_argument("--per-class", action="store_true", help="also print the error of each class")
     evaluate.add_argument("--json", action="store_true", help="print JSON, with the error of each class")
     evaluate.set_defaults(command=evaluate_command)
@@ -82,8 +83,13 @@ def add_export(commands: Any) -> None:
     export.add_argument(
         "--to", metavar="FILE", type=Path, required=True, help="ends in .safetensors, .pt, .pt2 or .onnx"
     )
+    _add_ema(export)
     export.add_argument("--force", action="store_true", help="replace a file that is there")
     export.set_defaults(command=export_command)
+
+
+def _add_ema(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ema", action="store_true", help="a run's averaged weights in place of its weights")
 
 
 def add_recalibrate(commands: Any) -> None:
@@ -111,7 +117,7 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.training.weights import evaluate_weights
 
     recipe = recipe_of(options)
-    result = evaluate_weights(options.source, recipe=recipe, device=options.device)
+    result = evaluate_weights(options.source, recipe=recipe, device=options.device, ema=options.ema)
     if options.json:
         print(to_json(_as_json(result)))
         return 0
@@ -137,9 +143,11 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
     refuse_place(options.to, (*WEIGHTS, *PROGRAMS), force=options.force)
     if options.to.suffix not in PROGRAMS:
-        print(f"wrote {export_weights(options.source, options.to, force=options.force)}")
+        print(f"wrote {export_weights(options.source, options.to, force=options.force, ema=options.ema)}")
         return 0
-    shape, difference = export_program(options.source, options.to, recipe=recipe_of(options), force=options.force)
+    shape, difference = export_program(
+        options.source, options.to, recipe=recipe_of(options), force=options.force, ema=options.ema
+    )
     sizes = ", ".join(["N", *map(str, shape)])
     print(f"wrote {options.to}: float32 images ({sizes}) as the network takes them, to logits")
     print(f"opened again, its logits differ from the network's by {difference:.1e} at most")

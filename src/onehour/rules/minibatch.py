@@ -6,9 +6,18 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from onehour.rules.arguments import positive, positive_int
+from onehour.rules.arguments import fraction, positive, positive_int
 
-__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "parse_size", "size_of", "sqrt_scaling", "whole_workers"]
+__all__ = [
+    "Minibatch",
+    "ema_scaling",
+    "fixed_scaling",
+    "linear_scaling",
+    "parse_size",
+    "size_of",
+    "sqrt_scaling",
+    "whole_workers",
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,19 @@ def fixed_scaling(base_lr: float, base_minibatch: int, minibatch: int | Minibatc
     size_of(minibatch)
     positive_int("base_minibatch", base_minibatch)
     return positive("base_lr", base_lr)
+
+
+def ema_scaling(decay: float, base_minibatch: int, minibatch: int | Minibatch) -> float:
+    """ρ' = ρ^κ, κ = kn / base: an average of the weights spans as many images as before (Busbridge et al. 2023).
+
+    κ updates that leave the weights as they are move it by as much as one does at κ times the minibatch
+    (arXiv:2307.13813).
+
+    >>> ema_scaling(0.5, 256, 512)
+    0.25
+    """
+    times = Fraction(size_of(minibatch), positive_int("base_minibatch", base_minibatch))
+    return float(fraction("decay", decay, upper=1) ** times)
 
 
 def parse_size(text: str | int) -> int:

@@ -118,7 +118,7 @@ def correct_momentum(optimizer: Optimizer, lr: float) -> None:
 
     Args:
         optimizer: any torch optimizer.
-        lr: η_{t+1}, for every parameter group.
+        lr: η_{t+1}, for every parameter group, times its `lr_scale` where it has one, as timm's groups do.
 
     Raises:
         ValueError: if a velocity was made at rate 0 and so cannot be scaled: start the warmup above zero.
@@ -148,12 +148,13 @@ def set_rate(optimizer: Optimizer, lr: float | Tensor, inside: set[str]) -> None
 
     A tensor, as a CUDA graph reads its rate, becomes the groups' own; a number is written into theirs.
     """
-    scale_velocity(optimizer, [lr] * len(optimizer.param_groups), inside)
-    for group in optimizer.param_groups:
-        if torch.is_tensor(group["lr"]) and not torch.is_tensor(lr):
-            group["lr"].fill_(lr)
+    rates = [lr * group["lr_scale"] if "lr_scale" in group else lr for group in optimizer.param_groups]
+    scale_velocity(optimizer, rates, inside)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if torch.is_tensor(group["lr"]) and not torch.is_tensor(rate):
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = lr
+            group["lr"] = rate
 
 
 def scale_velocity(optimizer: Optimizer, rates: Sequence[float | Tensor], keys: set[str]) -> None:

@@ -9,10 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from onehour.config import PITFALLS, SIZES, Read, Recipe
+from onehour.config import PITFALLS, SIZES, Recipe
 from onehour.files import opened, replace_whole
 from onehour.rules.minibatch import parse_size
-from onehour.sidefile import read_toml
+from onehour.sidefile import Read, read_toml
 
 SPEC = "sweep.toml"
 Arm = tuple[tuple[str, str], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
+from onehour.rules.layers import freeze_, frozen_statistics, scale_rates
+from onehour.rules.names import match_names
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
 from onehour.training.kept_batchnorm import refuse_synchronised, tracked_layers
@@ -201,6 +203,7 @@ def build_model(
         refuse_synchronised(built)
     else:
         built = convert_batchnorm(built, recipe.per_worker)
+    built = freeze_(built, recipe.freeze)
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
@@ -250,7 +253,7 @@ def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device)
 
 
 def effects(recipe: Recipe, model: nn.Module) -> str:
-    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay.
+    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay, and what else was asked for.
 
     >>> from onehour.models.small import resnet8
     >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(init_weights_(resnet8()), 32))
@@ -263,10 +266,27 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
         len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
     )
     whose = "BatchNorm" if recipe.batchnorm == "ghost" else "the network's own BatchNorm, one worker a pass, hence"
-    return (
-        f"{whose} over n = {recipe.per_worker} in {len(layers)} layers, γ = 0 in {zeros} of them;"
-        f" weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
+    return "; ".join(
+        (
+            f"{whose} over n = {recipe.per_worker} in {len(layers)} layers, γ = 0 in {zeros} of them",
+            f"weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors",
+            *_asked_for(recipe, model),
+        )
     )
+
+
+def _asked_for(recipe: Recipe, model: nn.Module) -> Iterator[str]:
+    """What a recipe says beyond the paper's, of this model."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if recipe.freeze:
+        every, layers = len([*model.parameters()]), frozen_statistics(model)
+        yield f"{every - len(trained)} of {every} tensors frozen, and BatchNorm's statistics in {layers} layers"
+    for pattern, names in match_names([*recipe.rate_factors], trained, what="layer_rates", of="parameter").items():
+        yield f"rate × {recipe.rate_factors[pattern]:g} on {len(names)} of {len(trained)} tensors ({pattern})"
+    if recipe.clip_norm is not None:
+        yield f"gradients cut to a norm of {recipe.clip_norm:g}"
+    if recipe.target_ema is not None:
+        yield f"weights averaged with ρ = {recipe.target_ema:g}"
 
 
 def build_optimizer(
@@ -282,6 +302,8 @@ def build_optimizer(
     """
     groups = parameter_groups(model, weight_decay=recipe.target_weight_decay, without=without)
     lr = recipe.schedule(0.0)
+    if recipe.layer_rates:
+        groups = scale_rates(groups, model, recipe.rate_factors, lr=lr)
     if recipe.optimizer == "sgd":
         fused = all(is_dense(p) for group in groups for p in group["params"])  # else it would write into the gaps
         sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)

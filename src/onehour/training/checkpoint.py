@@ -23,6 +23,7 @@ from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.lock import FolderLostError
 from onehour.messages import say, shown
+from onehour.training.average import AveragedWeights
 from onehour.training.record import Run
 from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
 from onehour.training.store import FILES, Store, digest_of_recipe
@@ -82,7 +83,9 @@ class Checkpoints:
         self._failed = False
         self._bytes = 0
 
-    def load(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+    def load(
+        self, model: nn.Module, optimizer: Optimizer, *, average: AveragedWeights | None = None
+    ) -> dict[str, Any] | None:
         """Load the newest checkpoint that verifies, on every process; its progress, None where there is none.
 
         Raises:
@@ -105,7 +108,10 @@ class Checkpoints:
             return None
         try:
             model.load_state_dict(load(contents[0]))
-            load_optimizer(optimizer, model, load(contents[1]))
+            kept = load(contents[1])
+            if average is not None:
+                average.load(kept)
+            load_optimizer(optimizer, model, kept)
         except (SafetensorError, KeyError, RuntimeError) as error:
             said = shown(str(error).splitlines()[-1].strip())
             raise ValueError(f"{self.store.shown} is of another model: {said}") from error
@@ -117,6 +123,7 @@ class Checkpoints:
         optimizer: Optimizer,
         progress: dict[str, Any],
         *,
+        average: AveragedWeights | None = None,
         first: Callable[[], None] | None = None,
     ) -> None:
         """Write a checkpoint of iteration progress["iteration"], in the background.
@@ -131,6 +138,7 @@ class Checkpoints:
             return
         self.wait()
         states = [model_state(model, copy=False), optimizer_state(optimizer, model, copy=False)]
+        states[1] |= average.state() if average is not None else {}
         # A forward pass may change buffers before `detach`.
         buffers = dict(model.named_buffers(remove_duplicate=False))
         states[0] |= {name: buffer.clone() for name, buffer in buffers.items() if name in states[0]}

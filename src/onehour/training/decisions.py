@@ -127,7 +127,8 @@ class _MomentumInside(Decisions):
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         right = build_optimizer(self.recipe, model)
-        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in right.param_groups]
+        own = {"params", "weight_decay", "lr", "lr_scale"}
+        groups = [{key: group[key] for key in own & group.keys()} for group in right.param_groups]
         return InsideSGD(groups, lr=self.rate(0), momentum=self.recipe.momentum, nesterov=self.recipe.nesterov)
 
     def corrected(self, optimizer: Optimizer) -> set[str]:

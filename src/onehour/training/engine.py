@@ -16,6 +16,7 @@ from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Feed
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
+from onehour.training.average import AveragedWeights
 from onehour.training.refusals import refuse_batch, refuse_rows
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 from onehour.training.watchdog import never
@@ -38,10 +39,11 @@ On a CPU this saves nothing, and would add over the workers in another order: ot
 
 @dataclass(frozen=True)
 class ModelAndOptimizer:
-    """A run's own network and its optimizer."""
+    """A run's own network, its optimizer, and the average of its weights if it keeps one."""
 
     model: nn.Module
     optimizer: Optimizer
+    average: AveragedWeights | None = None
 
 
 class Network:
@@ -52,7 +54,7 @@ class Network:
     """
 
     def __init__(self, part: ModelAndOptimizer) -> None:
-        self.model, self.optimizer, self.parts = part.model, part.optimizer, [part]
+        self.model, self.optimizer, self.average, self.parts = part.model, part.optimizer, part.average, [part]
 
     def give_back(self) -> None:
         """Let each run's part hold what was trained; it does."""

@@ -51,11 +51,11 @@ def refuse_place(to: Path, suffixes: Iterable[str], *, force: bool) -> None:
         raise ValueError(f"{to} exists; remove it first, choose another name, or give --force to replace it")
 
 
-def export_weights(source: Path, to: Path, *, force: bool = False) -> Path:
+def export_weights(source: Path, to: Path, *, force: bool = False, ema: bool = False) -> Path:
     """Write the weights of a run, or of a file, as a plain state dict, whole or not at all.
 
     Args:
-        source: as for `read_weights`.
+        source, ema: as for `read_weights`.
         to: ends in .safetensors, .pt or .pth; loads in torchvision's and timm's model of the same name.
         force: replace a file that is there.
 
@@ -63,7 +63,7 @@ def export_weights(source: Path, to: Path, *, force: bool = False) -> Path:
         ValueError: for another ending, a file that is there already, or a disk that refuses; nothing is left then.
     """
     refuse_place(to, WEIGHTS, force=force)
-    return write_weights(read_weights(source), to)
+    return write_weights(read_weights(source, ema=ema), to)
 
 
 def write_weights(weights: dict[str, Tensor], to: Path) -> Path:
@@ -84,7 +84,7 @@ def write_weights(weights: dict[str, Tensor], to: Path) -> Path:
 
 
 def export_program(
-    source: Path, to: Path, *, recipe: Recipe, data: Any = None, force: bool = False
+    source: Path, to: Path, *, recipe: Recipe, data: Any = None, force: bool = False, ema: bool = False
 ) -> tuple[tuple[int, ...], float]:
     """Write the network itself, in float32, for batches of any size: images as the network takes them, to logits.
 
@@ -113,7 +113,7 @@ def export_program(
             f"{to.suffix} holds a classifier of images, and task {recipe.task} may be anything; export its weights to"
             " .safetensors or .pt"
         )
-    weights = read_weights(source)
+    weights = read_weights(source, ema=ema)
     recipe, loaded = complete(recipe, data, trains=False)
     model = load_model(recipe.model, channels=loaded.channels, classes=recipe.classes)
     fit(model, weights, source)

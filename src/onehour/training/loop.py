@@ -21,6 +21,7 @@ from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
 from onehour.training import build
 from onehour.training.agreement import agree, environment, facts_of_model
+from onehour.training.average import AveragedWeights
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
@@ -31,7 +32,7 @@ from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
 from onehour.training.refusals import InputError, Skipping, in_words, refuse_batch, refuse_iterations, refuse_optimizer
 from onehour.training.step import HostFlags, Iteration, Step
-from onehour.training.task import Sums, task_of
+from onehour.training.task import Evaluation, Sums, task_of
 from onehour.training.watchdog import Stopping, Watchdog, never
 
 __all__ = ["Loop", "iterate", "train_run"]
@@ -81,8 +82,10 @@ def train_run(
                 net = build.build_model(recipe, data, group.device, model, task=learns)
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
-                    refuse_optimizer(decisions.optimizer, group.device)
-                network = Network(ModelAndOptimizer(net, decisions.optimizer(net)))
+                    refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
+                average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
+                part = ModelAndOptimizer(net, decisions.optimizer(net), average)
+                network = Network(part)
                 feeds = build.open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
@@ -93,6 +96,7 @@ def train_run(
                     passes=passes(build.pick_share(recipe, group), per_pass),
                     group=group,
                     task=learns,
+                    average=average,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
                     before_update=run.checkpoints.detach,
                     draws=build.draws_numbers(net) or model is not None or recipe.model not in MODELS,
@@ -113,7 +117,7 @@ def train_run(
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer))
             look_for_folder(folder, group, inside=run.inside)
-            progress = run.load(network.model, network.optimizer, build.build_of(group.device))
+            progress = run.load(part, build.build_of(group.device))
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,
@@ -239,17 +243,10 @@ class Loop:
             for run in self.runs:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
             try:
-                asked, recalibration = self.stopping.is_signalled, self.recalibration
-                with nullcontext() if recalibration is None else recalibration.applied(asked):
-                    results = evaluate(
-                        self.network.model,
-                        self.feeds.validation,
-                        recipe,
-                        group=group,
-                        task=self.step.task,
-                        seeds=together,
-                        stop_asked=asked,
-                    )
+                results, averaged = self._evaluated(), None
+                if self.network.average is not None:
+                    with self.network.average.in_place():
+                        (averaged,) = self._evaluated()
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
             except ValueError as error:  # of the validation data: what was trained until here stays
@@ -271,7 +268,15 @@ class Loop:
                 self.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
-            metrics = measured(self.decisions, done, totals[seed], results[seed], task=self.step.task, skipped=skipped)
+            metrics = measured(
+                self.decisions,
+                done,
+                totals[seed],
+                results[seed],
+                task=self.step.task,
+                averaged=averaged,
+                skipped=skipped,
+            )
             timing = timed(
                 metrics,
                 images,
@@ -283,6 +288,20 @@ class Loop:
             )
             run.add(metrics, timing)
         self.clock.begin(done)
+
+    def _evaluated(self) -> list[Evaluation]:
+        """Of each seed, with the weights that the model has."""
+        asked, recalibration = self.stopping.is_signalled, self.recalibration
+        with nullcontext() if recalibration is None else recalibration.applied(asked):
+            return evaluate(
+                self.network.model,
+                self.feeds.validation,
+                self.decisions.recipe,
+                group=self.stopping.group,
+                task=self.step.task,
+                seeds=len(self.runs),
+                stop_asked=asked,
+            )
 
     def _alive(self) -> list[bool]:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
@@ -320,7 +339,7 @@ class Loop:
                 for seed, (run, part) in enumerate(zip(self.runs, self.network.parts, strict=True)):
                     if alive[seed] and not run.ended:
                         progress = Progress(done, position, totals[seed], here, evaluated, skipped)
-                        run.save(part.model, part.optimizer, progress)
+                        run.save(part, progress)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
         if not any(self._alive()):
@@ -397,7 +416,6 @@ class Loop:
         if not saved and outcome == "finished" and run.lost is None:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {run.folder}")
         skipped = {} if self.skipping is None else {"skipped": int(self.skipping.skipped.item())}
-        part = self.network.parts[seed]
-        run.end(part.model, part.optimizer, outcome, **skipped)
+        run.end(self.network.parts[seed], outcome, **skipped)
         with self.watchdog.slow():
             run.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")

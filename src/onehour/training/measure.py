@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
 from onehour.training.decisions import Decisions
-from onehour.training.record import MEDIAN_OF, PARTS, Run
+from onehour.training.engine import ModelAndOptimizer
+from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
@@ -162,6 +162,9 @@ class Metrics:
     top1_error: float
     skipped: int | None = None
     """Images that were replaced so far; only in runs that may."""
+    ema_val_loss: float | None = None
+    ema_top1_error: float | None = None
+    """Of the averaged weights, in runs that keep them."""
     train_metrics: dict[str, float] | None = None
     metrics: dict[str, float] | None = None
     """Of a task of one's own: in place of `train_error` and `top1_error`, which are the first of them."""
@@ -170,7 +173,8 @@ class Metrics:
 
     def as_dict(self) -> dict[str, Any]:
         """The line, as JSON has it: what is not finite is null."""
-        line = {name: value for name, value in asdict(self).items() if value is not None or name == "val_loss"}
+        losses = ("val_loss",) if self.ema_top1_error is None else ("val_loss", "ema_val_loss")
+        line = {name: value for name, value in asdict(self).items() if value is not None or name in losses}
         if self.metrics is None:
             return line
         del line["train_error"], line["top1_error"]
@@ -186,6 +190,7 @@ def measured(
     result: Evaluation,
     *,
     task: Task = CLASSIFICATION,
+    averaged: Evaluation | None = None,
     skipped: int | None = None,
 ) -> Metrics:
     """What is known after iteration `done`; of the untrained network, after none.
@@ -193,6 +198,7 @@ def measured(
     Args:
         totals: Σ of the iterations' mean losses and of the task's other rows since the evaluation before.
         result: on the validation data; a loss that is not finite is None, which JSON can say.
+        averaged: with the averaged weights.
     """
     recipe, samples = decisions.recipe, decisions.samples
     position = done * recipe.minibatch
@@ -205,13 +211,19 @@ def measured(
         lr=decisions.rate(max(done - 1, 0)),
         train_loss=totals[0] / (last - first) if done else math.nan,
         train_error=error,
-        val_loss=result.loss if math.isfinite(result.loss) else None,
+        val_loss=_finite(result.loss),
         top1_error=result.top1_error,
         skipped=skipped,
+        ema_val_loss=None if averaged is None else _finite(averaged.loss),
+        ema_top1_error=None if averaged is None else averaged.top1_error,
         train_metrics=metrics if task.counts else None,
         metrics=result.metrics if task.counts else None,
         higher_is_better=task.higher_is_better if task.counts and not done else None,
     )
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def timed(
@@ -253,7 +265,7 @@ def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
     return before, done
 
 
-def summarise(folder: Path, recipe: Recipe, model: nn.Module, optimizer: Optimizer, outcome: str) -> dict[str, Any]:
+def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:
     """summary.json from the run's records and its final state: error, speed, what it waited for, digests.
 
     Args:
@@ -265,13 +277,16 @@ def summarise(folder: Path, recipe: Recipe, model: nn.Module, optimizer: Optimiz
     seconds = sum(line["seconds"] for line in timing)
     steps = np.array([step for line in timing for step in line["steps_ms"]]).reshape(-1, len(PARTS))
     mean_ms = dict(zip(PARTS, steps.mean(0).tolist() if len(steps) else [0.0] * len(PARTS), strict=True))
-    weights, velocity = model_state(model, copy=False), optimizer_state(optimizer, model, copy=False)
+    weights, velocity = model_state(part.model, copy=False), optimizer_state(part.optimizer, part.model, copy=False)
+    averages = {} if part.average is None else part.average.state()
+    averaged = [record["ema_top1_error"] for record in metrics if "ema_top1_error" in record]
     return {
         "outcome": outcome,
         "recipe": recipe.name,
         "minibatch": recipe.minibatch,
         "seed": recipe.seed,
         "final_error": run.final_error if outcome == "finished" else None,
+        **({"ema_final_error": final_error(averaged)} if averaged else {}),
         "last_errors": errors[-MEDIAN_OF:],
         "epochs": metrics[-1]["epoch"] if metrics else 0,
         "iterations": metrics[-1]["iteration"] if metrics else 0,
@@ -281,8 +296,8 @@ def summarise(folder: Path, recipe: Recipe, model: nn.Module, optimizer: Optimiz
         "step_ms": mean_ms,
         "bottleneck": BOTTLENECKS[max(mean_ms, key=mean_ms.__getitem__)],
         "weights_sha256": digest_of(weights),
-        "state_sha256": digest_of(weights, velocity),
-        **_sizes(model, velocity),
+        "state_sha256": digest_of(weights, velocity | averages),
+        **_sizes(part.model, velocity),
     }
 
 

@@ -13,9 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from onehour.config import Recipe
 from onehour.data.loader import BAD_IMAGES
 from onehour.dist.group import Group
@@ -24,6 +21,7 @@ from onehour.lock import FolderLostError, HeldFolder
 from onehour.sidefile import read_lines
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.console import Console, Loggers
+from onehour.training.engine import ModelAndOptimizer
 from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.store import checkpoint_folders
@@ -81,13 +79,13 @@ class RunFolder:
         self._together: dict[str, int] = {}
         self._late = dict.fromkeys(LINES, "")
 
-    def load(self, model: nn.Module, optimizer: Optimizer, build: dict[str, str]) -> Progress | None:
+    def load(self, part: ModelAndOptimizer, build: dict[str, str]) -> Progress | None:
         """Load the newest checkpoint, on every process; None where there is none.
 
         Args:
             build: what bits depend on here.
         """
-        found = self.checkpoints.load(model, optimizer)
+        found = self.checkpoints.load(part.model, part.optimizer, average=part.average)
         if found is None:
             return None
         progress = Progress(**found)
@@ -148,16 +146,18 @@ class RunFolder:
             self.loggers.tell("log", metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
         self.console.evaluated(metrics, timing["images_per_second"])
 
-    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+    def save(self, part: ModelAndOptimizer, progress: Progress) -> None:
         """Write a checkpoint in the background, behind the record that it counts on."""
         if self.is_ours():
-            self.checkpoints.save(model, optimizer, progress.as_dict(), first=self._catch_up)
+            self.checkpoints.save(
+                part.model, part.optimizer, progress.as_dict(), average=part.average, first=self._catch_up
+            )
 
     def is_saved(self) -> bool:
         """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
         return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.is_ours() else b""))
 
-    def end(self, model: nn.Module, optimizer: Optimizer, outcome: str, **more: int) -> None:
+    def end(self, part: ModelAndOptimizer, outcome: str, **more: int) -> None:
         """Write the summary.
 
         Args:
@@ -166,7 +166,7 @@ class RunFolder:
         """
         self.ended = True
         if self.is_ours():
-            summary = summarise(self.inside, self.recipe, model, optimizer, outcome) | more | self._together
+            summary = summarise(self.inside, self.recipe, part, outcome) | more | self._together
             self._write({"summary.json": to_json(summary, indent=2) + "\n"})
             self.loggers.tell("finish", summary)
 

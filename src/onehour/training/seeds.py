@@ -92,7 +92,7 @@ def train_seeds(
             stack.callback(run.close)
             network = build_model(recipe, data, group.device)
             part = ModelAndOptimizer(network, decisions_of(recipe).optimizer(network))
-            progress = run.load(part.model, part.optimizer, build_of(group.device))
+            progress = run.load(part, build_of(group.device))
             found.append(_Member(run, part, progress))
         watchdog = stack.enter_context(Watchdog(None, rank=0, size=1, timeout=None))
         stopping = Stopping(group, stop_asked)
@@ -162,7 +162,7 @@ class Seeds(Network):
     def __init__(self, decisions: Decisions, parts: Sequence[ModelAndOptimizer]) -> None:
         self.parts = list(parts)
         self.model = join_models([part.model for part in parts])
-        self.optimizer = decisions.optimizer(self.model)
+        self.optimizer, self.average = decisions.optimizer(self.model), None
         join_optimizer(self.optimizer, self.model, parts)
 
     def give_back(self) -> None:
@@ -241,6 +241,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("recalibrate takes other images for each seed")
     if recipe.random_erasing or recipe.mixup or recipe.cutmix:
         raise ValueError("random_erasing, mixup and cutmix draw other numbers for each seed")
+    if recipe.clip_norm is not None or recipe.ema is not None:
+        raise ValueError("clip_norm and ema are for single runs")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):
         raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]

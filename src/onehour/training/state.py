@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 __all__ = ["digest_of", "host_copies", "load_optimizer", "model_state", "optimizer_state"]
 
 NUMBER = "#"
-OF_THE_RECIPE = {"params", "lr", "initial_lr", "weight_decay"}
+OF_THE_RECIPE = {"params", "lr", "lr_scale", "initial_lr", "weight_decay"}
 """What a run gives an optimizer's groups by itself."""
 
 

@@ -18,6 +18,7 @@ from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
+from onehour.training.average import AveragedWeights
 from onehour.training.capture import CapturedIteration
 from onehour.training.decisions import Decisions
 from onehour.training.engine import RunningStatistics
@@ -63,6 +64,7 @@ class Step:
         passes: the workers of each of this process's passes.
         task: what the model learns.
         seeds: S; 1 for a run alone, whose batches have labels (N,), else (N, S).
+        average: of the model's weights, moved by every update that counts.
         replaced: counts the images of this process's batches that were replaced; None where none may be.
         before_update: called when weights, velocity and statistics are about to change.
         draws: False where the model draws no random numbers, so that no generator need be seeded.
@@ -78,6 +80,7 @@ class Step:
         group: Group,
         task: Task = CLASSIFICATION,
         seeds: int = 1,
+        average: AveragedWeights | None = None,
         replaced: Skipped | None = None,
         before_update: Callable[[], None] = _nothing,
         draws: bool = True,
@@ -86,7 +89,8 @@ class Step:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
         self.passes, self.timer, self.seeds, self.task = passes, StepTimer(group.device), seeds, task
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
-        self._group, self._mixing = group, Mixing(decisions.recipe, decisions.stream())
+        self._group, self._average = group, average
+        self._mixing = Mixing(decisions.recipe, decisions.stream())
         kept = decisions.recipe.batchnorm == "keep"
         self._statistics = (KeptStatistics if kept else RunningStatistics)(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -218,30 +222,50 @@ class Step:
                 self.reducer.parameters[number].grad = None
         if self.task.counts:
             self._divide()
-        live = self._look()
+        clip_norm = self.decisions.recipe.clip_norm
+        norms = [] if clip_norm is None else [self._norm()]
+        live = self._look(*norms)
         if self.seeds > 1 or self._masks_on_device or bool(live):
+            if clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ has it
+                share = (clip_norm / (norms[0] + 1e-6)).clamp(max=1)
+                untyped: Any = torch
+                untyped._foreach_mul_(self._gradients(), share)
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
+        if self._average is not None:
+            self._average.move(live)
 
     def _divide(self) -> None:
         """Divide gradients and loss by the count over all workers, where they were divided by kn (Remark 3)."""
         count = self._others[0, 0]
         self.empty.logical_or_(count == 0)
-        share = self.decisions.recipe.minibatch / count
-        gradients = [p.grad for p in self.reducer.parameters if p.grad is not None]
-        torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            [self._losses, *gradients], share
-        )
+        untyped: Any = torch
+        untyped._foreach_mul_([self._losses, *self._gradients()], self.decisions.recipe.minibatch / count)
 
-    def _look(self) -> Tensor:
-        """Look for what is not finite; whether the update counts, a boolean scalar on the device."""
+    def _norm(self) -> Tensor:
+        """‖(1/kn)·Σ ∇l‖ over all parameters: process 0's, as the bits of a sum depend on threads and processors."""
+        untyped: Any = torch
+        norm: Tensor = untyped.linalg.vector_norm(
+            torch.stack(untyped._foreach_norm(self._gradients() or [0 * self._one]))
+        )
+        return self._group.sum(norm if self._group.rank == 0 else torch.zeros_like(norm))
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.reducer.parameters if p.grad is not None]
+
+    def _look(self, *norms: Tensor) -> Tensor:
+        """Look for what is not finite; whether the update counts, a boolean scalar on the device.
+
+        Args:
+            norms: of the gradient, which may overflow where it does not.
+        """
         if self.seeds > 1:
             self.alive &= self._losses.isfinite()
             return self._always
         # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
         torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            self.reducer.summed(), self._halted, self._one
+            [*self.reducer.summed(), *norms], self._halted, self._one
         )
         live = self._halted == 0
         self.alive.copy_(live)

@@ -21,6 +21,7 @@ from onehour.execution import Execution
 from onehour.messages import shown
 from onehour.rules.keys import seed_for
 from onehour.sidefile import is_object
+from onehour.training.average import averages_in
 from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
 from onehour.training.checkpoint import latest_contents
 from onehour.training.engine import evaluate
@@ -32,22 +33,30 @@ __all__ = ["ClassErrors", "OpenedWeights", "WeightsEvaluation", "evaluate_weight
 FORMATS = (".safetensors", ".pt", ".pth")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     """The weights and buffers in a run's newest verified checkpoint, a .safetensors file, or a .pt file.
 
     A .pt file is read with `weights_only=True` alone: nothing in it is executed.
+
+    Args:
+        ema: a run's averaged weights in place of its weights, with the buffers beside these.
 
     Raises:
         ValueError: if there are none, or the file is none.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    if ema and not path.is_dir():
+        raise ValueError(f"--ema is for a run's folder, which may hold weights and their average; {path} is a file")
     if path.is_dir():
         contents = latest_contents(Run(path).folder)
         if contents is None:
             raise ValueError(f"{path} has no checkpoint yet")
         try:
-            return load(contents[0])
+            averages = averages_in(load(contents[1])) if ema else {}
+            if ema and not averages:
+                raise ValueError(f"{path} keeps no average of its weights: its recipe has no ema")
+            return load(contents[0]) | averages
         except SafetensorError as error:
             raise ValueError(f"{path}: the newest checkpoint holds no weights: {_line(error)}") from error
     if path.suffix not in FORMATS:
@@ -129,13 +138,15 @@ class OpenedWeights:
     """A model with the weights of a run or a file, converted as in training, and the recipe's data.
 
     Args:
-        source: as for `read_weights`.
+        source, ema: as for `read_weights`.
         recipe: names model and data, and the precision.
         data: (train, validation) in place of the recipe's.
     """
 
-    def __init__(self, source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> None:
-        weights = read_weights(source)
+    def __init__(
+        self, source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto", ema: bool = False
+    ) -> None:
+        weights = read_weights(source, ema=ema)
         self.recipe, self.data = complete(recipe, data, trains=False)
         self.device = torch.device(pick_device(device))
         self.task = task_of(self.recipe, None, self.device)
@@ -193,9 +204,9 @@ class _Counts(Classification):
         return found
 
 
-def evaluate_weights(source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto") -> WeightsEvaluation:
+def evaluate_weights(source: Path, **options: Any) -> WeightsEvaluation:
     """The error on the recipe's validation data of the weights in `source`; arguments as of `OpenedWeights`."""
-    return OpenedWeights(source, recipe=recipe, data=data, device=device).evaluate()
+    return OpenedWeights(source, **options).evaluate()
 
 
 def load_file(path: Path, suffix: str) -> Any:
