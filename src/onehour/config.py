@@ -33,7 +33,7 @@ ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
 
-LATER = ("beta1", "beta2", "epsilon", "scale_betas")
+LATER = ("beta1", "beta2", "epsilon", "scale_betas", "init", "validation", "continues")
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
 PITFALLS = (
@@ -100,6 +100,11 @@ class Recipe:
     data: str = _said(
         "", "named data, a folder with train/ and val/, or package.module:function -> (train, validation)"
     )
+    init: str = _said(
+        "", "weights to start from: a file, a run, timm:NAME or torchvision:NAME; the classes may be others"
+    )
+    validation: float = _said(0.0, "share of each class to validate on, where the data has no validation part")
+    continues: str = _said("", "the run, iteration and state that this run went on from; --continue writes it")
     samples: int | None = _said(None, "N, training samples; a run reads them from its data")
     classes: int | None = _said(None, "labels; read from the data where it is not given")
     resized: int | None = _said(
@@ -151,7 +156,7 @@ class Recipe:
             self._set(name, positive(name, getattr(self, name)))
         self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
         self._set("warmup_epochs", _whole(not_negative("warmup_epochs", self.warmup_epochs)))
-        for name in ("momentum", "beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2", "validation"):
             self._set(name, fraction(name, getattr(self, name), upper=1))
         self._set("epsilon", not_negative("epsilon", self.epsilon))
         self._set("seed", whole_number("seed", self.seed))

@@ -28,6 +28,8 @@ from onehour.messages import say
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
 from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
 from onehour.training.console import load_logger
+from onehour.training.continued import begin_from, continued
+from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (
     DELIBERATE,
@@ -40,6 +42,7 @@ from onehour.training.record import (
     move_aside,
 )
 from onehour.training.refusals import less_memory, out_of_memory
+from onehour.training.store import checkpoint_folders
 from onehour.training.watchdog import GRACE, Watchdog, never
 
 __all__ = ["check_start", "refuse_together", "run"]
@@ -59,13 +62,19 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     with _watching(execution):
         load_logger(execution.log)
         recipe, data = complete(recipe)
+        recipe = continued(recipe, execution)
+        folder, here = execution.folder(recipe), torch.device("cpu")
         try:
-            build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
+            model = build_model(recipe, data, here)
+            begun = execution.continues or (checkpoint_folders(folder) and not execution.fresh)
+            if recipe.init and not begun:
+                start_from(recipe, data, model, here)
+            build_optimizer(recipe, model)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             raise ValueError(less_memory(1)) from error
-    return None if execution.fresh else finished_run(execution.folder(recipe), recipe)
+    return None if execution.fresh else finished_run(folder, recipe)
 
 
 def run(
@@ -141,9 +150,11 @@ def _prepared(given: Recipe, execution: Execution, device: str, model: Any, data
     """What all processes must agree on, and the recipe and the data."""
     place(given.workers.workers, execution.processes)
     recipe, loaded = complete(given, data)
+    recipe = continued(recipe, execution)
     if execution.processes == 1:
         return {}, recipe, loaded
     named = (given.model, given.data, given.optimizer, execution.log, model, data)
+    given = given.replace(continues=recipe.continues)
     facts = facts_of_start(given, torch.device(device), named) | facts_of_data(recipe, loaded)
     return facts, recipe, loaded
 
@@ -159,7 +170,8 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
     if group.rank == 0:
         # A host came or went, and torchrun starts all anew: what this job began is not started over.
         this_jobs = began < first_began(folder) < process_began(os.getpid())
-        found = _look_at(folder, recipe, began, fresh=execution.fresh and not this_jobs)
+        fresh = execution.fresh and not this_jobs
+        found = _look_at(recipe, dataclasses.replace(execution, fresh=fresh, out=folder), began)
     answer = group.broadcast(json.dumps(found).encode())
     assert answer is not None
     kind, message = json.loads(answer)
@@ -177,15 +189,19 @@ def _job_began(group: Group) -> float:
     return float(group.sum(began).min())
 
 
-def _look_at(folder: Path, recipe: Recipe, began: float, *, fresh: bool) -> tuple[str, str]:
+def _look_at(recipe: Recipe, execution: Execution, began: float) -> tuple[str, str]:
+    folder = execution.folder(recipe)
     try:
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         ended = ended_on_purpose(folder, os.environ.get(JOB)) if restarted else None
         # torchrun calls every job "none", unless told.
         if ended is not None and not (is_torchruns() and (folder / OUTCOME).stat().st_mtime < began):
             return ended
-        if fresh and not restarted:
+        if execution.fresh and not restarted:
             move_aside(folder)
-        return ("finished" if finished_run(folder, recipe) else "go"), ""
+        if finished_run(folder, recipe):
+            return "finished", ""
+        begin_from(recipe, execution)
+        return "go", ""
     except ValueError as error:
         return "refused", str(error)

@@ -59,8 +59,9 @@ def outcome_lines(run: Run) -> Iterator[str]:
     last = min(MEDIAN_OF, len(run.metrics))
     yield f"final error  {run.final_error:.2f} % (median of the last {last} epochs)"
     recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
-    same = all(getattr(recipe, name) == getattr(named, name, None) for name in ("model", "data", "epochs"))
-    reference = reference_of(recipe.name) if same else None  # of the named recipe's task and length
+    task = ("model", "data", "validation", "epochs", "init", "continues")
+    same = all(getattr(recipe, name) == getattr(named, name, None) for name in task)
+    reference = reference_of(recipe.name) if same else None  # of the named recipe's task, start and length
     if reference is not None:
         yield (
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ __all__ = [
     "draws_numbers",
     "effects",
     "open_feeds",
+    "outputs_of",
     "pick_device",
     "pick_loaders",
     "pick_share",
@@ -78,24 +79,22 @@ PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
 
-def complete(recipe: Recipe, data: Sequence[Any] | None = None, *, trains: bool = True) -> tuple[Recipe, Data]:
+def complete(recipe: Recipe, data: Any = None, *, trains: bool = True) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 
     Args:
         recipe: names the data, unless `data` is given.
-        data: (train, validation) as objects.
+        data: (train, validation) as objects, or one to divide.
         trains: False evaluates alone, which takes data of any size: N stays open.
 
     Raises:
         ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
     if data is None:
-        skip = recipe.bad_images == "skip"
-        loaded = load_data(recipe.data, exif=recipe.exif_orientation, pixels=recipe.pixel_cap, skip=skip)
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        loaded = Data.of(*data)
+        options = {"exif": recipe.exif_orientation, "pixels": recipe.pixel_cap, "skip": recipe.bad_images == "skip"}
+        loaded = load_data(recipe.data, share=recipe.validation, seed=recipe.seed, **options)
     else:
-        raise ValueError(f"data is a {type(data).__name__}; expected (train, validation)")
+        loaded = Data.given(data, "data is a", recipe.validation, recipe.seed)
     classes = recipe.classes or loaded.classes
     if classes is not None:
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
@@ -162,7 +161,7 @@ def build_model(
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
-    outputs = _outputs(built, recipe, data, device)
+    outputs = outputs_of(built, recipe, data, device)
     if recipe.classes is not None and outputs < recipe.classes:
         misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
         try:
@@ -178,13 +177,13 @@ def build_model(
 def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
     """What labels must be: of the recipe's classes, else of the model's outputs."""
     if recipe.classes is None:
-        return Classes(_outputs(model, recipe, data, device), "the model's outputs")
+        return Classes(outputs_of(model, recipe, data, device), "the model's outputs")
     return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
-    """How many the model has, by one validation image, so that a misfit is one message before the run."""
+def outputs_of(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
+    """How many outputs the model has, by one validation image, so that a misfit is one message before the run."""
     image = prepared(data.validation, data.looks[1].image[None].to(device))
     model.eval()
     return forward(model, image, recipe).shape[1]
@@ -203,8 +202,9 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     decayed, *kept = (
         len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
     )
+    gammas = "" if recipe.init else f", γ = 0 in {zeros} of them"  # a resume does not know those that it began with
     return (
-        f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers, γ = 0 in {zeros} of them;"
+        f"BatchNorm over n = {recipe.per_worker} in {len(ghosts)} layers{gammas};"
         f" weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors"
     )
 

@@ -28,7 +28,7 @@ from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.store import checkpoint_folders
 
-__all__ = ["Progress", "RunFolder", "look_for_folder", "take_folder"]
+__all__ = ["LINES", "Progress", "RunFolder", "look_for_folder", "take_folder"]
 
 LINES = ("metrics.jsonl", "timing.jsonl")
 TOKEN = ".seen-"
@@ -47,6 +47,8 @@ class Progress:
     evaluated: bool = True
     """Whether the record has this iteration's evaluation, if there is one."""
     skipped: int | None = None
+    rate: float | None = None
+    """Of the last iteration; None where it is the schedule's, as it is unless the run went on from another one."""
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""
@@ -88,6 +90,11 @@ class RunFolder:
             build: what bits depend on here.
         """
         found = self.checkpoints.load(model, optimizer)
+        if found is None and self.recipe.continues:
+            raise ValueError(
+                f"{self.folder} has no checkpoint, and its recipe goes on from {self.recipe.continues}: give that"
+                " --continue again, or take the line `continues` out of the recipe to train all of it"
+            )
         if found is None:
             return None
         progress = Progress(**found)

@@ -235,6 +235,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("the data does not lie in memory as tensors")
     if recipe.reduce != "fast" or recipe.compile or recipe.channels_last:
         raise ValueError("reduce canonical, compile and channels_last are for single runs")
+    if recipe.init or recipe.validation:
+        raise ValueError("init and validation are for single runs: each seed divides the data for itself")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):
         raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]
