@@ -176,7 +176,7 @@ def test_a_missing_network_or_package_is_one_message(library: SimpleNamespace, m
     with pytest.raises(ValueError, match=r"^init timm:net cannot be had: OSError: Name or service not") as refused:
         pretrained_weights("timm:net")
     assert "\n" not in str(refused.value)
-    assert "downloaded once: is the network there?" in str(refused.value)
+    assert "check the name, and the network that they are downloaded over" in str(refused.value)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"init timm:net needs a package: pip install 'onehour\[vision\]'"):
         pretrained_weights("timm:net")
@@ -229,7 +229,7 @@ def test_a_bad_start_is_one_message_before_anything_is_written(
 ):
     command = ["train", "digits", *tiny.FLAGS, "--out", "run", "--init"]
     assert main([*command, "nowhere.pt"]) == 2
-    assert capsys.readouterr().err == "onehour: nowhere.pt does not exist\n"
+    assert capsys.readouterr().err == "onehour: init nowhere.pt does not exist\n"
     assert list(alone.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,6 +40,19 @@ def test_an_exported_file_loads_in_a_plain_model_with_the_same_logits(run: Run, 
 def test_evaluate_says_what_the_run_logged(run: Run, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run.folder)]) == 0
     assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out
+
+
+def test_divided_data_is_divided_the_same_in_an_evaluation_and_other_data_is_not(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe = tiny.recipe(data="tinytask:one", validation=0.25, seed=5, epochs=1)
+    error = onehour.train(recipe, out=tmp_path / "run").metrics[-1]["top1_error"]
+    command = ["evaluate", str(tmp_path / "run"), "--model", "tinytask:net", "--data"]
+    capsys.readouterr()
+    assert main([*command, "tinytask:one"]) == 0
+    assert f"{error:.2f} % ({round(error * 12 / 100)} of 12)" in capsys.readouterr().out
+    assert main([*command, "tinytask:data"]) == 0
+    assert "of 20)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("samples", [1, 90])

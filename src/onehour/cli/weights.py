@@ -56,7 +56,8 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     recipe = _recipe(options)
     changes = {name: getattr(options, name) for name in ("data", "model", "classes") if getattr(options, name)}
     if "data" in changes:
-        changes |= {"samples": None, "validation": 0.0}
+        changes["samples"] = None
+        changes["validation"] = recipe.validation if changes["data"] == recipe.data else 0.0
     recipe = asked_for(recipe.replace(**changes), trust=options.trust, uses=("model", "data"))
     result = evaluate_weights(options.source, recipe=recipe, device=options.device)
     if options.json:

@@ -95,7 +95,7 @@ def pretrained_weights(spec: str) -> dict[str, Tensor]:
             model = found.models.get_model(name, weights="DEFAULT", progress=False)
     except Exception as error:
         raise ValueError(
-            f"init {spec} cannot be had: {blame(error)}; such weights are downloaded once: is the network there?"
+            f"init {spec} cannot be had: {blame(error)}; check the name, and the network that they are downloaded over"
         ) from error
     return model.state_dict()
 
@@ -105,6 +105,8 @@ def _imported(library: str, title: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         raise ValueError(f"{title} needs a package: pip install 'onehour[vision]'") from error
+    except Exception as error:  # a torchvision that was built for another torch
+        raise ValueError(f"{title}: {library} cannot be imported: {blame(error)}") from error
 
 
 def _from_library(library: str, name: str, *, channels: int, classes: int) -> nn.Module:

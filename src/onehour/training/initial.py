@@ -92,8 +92,12 @@ def start_from(recipe: Recipe, data: Data, model: nn.Module, device: torch.devic
         weights = pretrained_weights(recipe.init)
         digest = digest_of(weights)
     else:
-        content = bytes_of(Path(recipe.init))
-        weights, digest = weights_in(Path(recipe.init), content), hashlib.sha256(content).hexdigest()
+        try:
+            content = bytes_of(Path(recipe.init))
+            weights = weights_in(Path(recipe.init), content)
+        except ValueError as error:
+            raise ValueError(f"init {error}") from error
+        digest = hashlib.sha256(content).hexdigest()
     own = model.state_dict()
     both = [name for name in own if name in weights]
     other = [name for name in both if own[name].shape != weights[name].shape]
