@@ -163,9 +163,7 @@ def test_data_of_ones_own_may_be_one_data_set(tiny: ModuleType):
     train, _ = tiny.data()
     for given in (train, (train, None)):
         assert [look.samples for look in Data.given(given, "data is a", 0.25, 0).looks] == [36, 12]
-    with pytest.raises(
-        ValueError, match=r"is a TensorDataset; expected \(train, validation\), or one data set and"
-    ):
+    with pytest.raises(ValueError, match=r"is a TensorDataset; expected \(train, validation\), or one data set and"):
         Data.given(train, "data is a", 0.0, 0)
     with pytest.raises(ValueError, match="the training data is empty"):
         Data.given([], "data is a", 0.25, 0)

@@ -62,20 +62,20 @@ def test_the_command_leaves_the_old_run_and_says_what_the_schedule_becomes(
 ):
     copy = Path(shutil.copytree(old.folder, "old"))
     before, code = files(copy), ["--model", "tinytask:net", "--data", "tinytask:data"]
-    command = ["train", "old", "--continue", "--epochs", "4", *code]
+    command = ["train", "old", "--continue", "--epochs", "5", *code]
     assert main(command) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[:2] == [
-        "goes on at epoch 2 of 4 with rate 0.01",
-        "the rate jumps down there, from 0.1 to 0.01: warmup and decay are those of a run of 4 epochs; --milestones 1",
-    ] or said[0].startswith("goes on at epoch 2 of 4")
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "goes on from old at epoch 2 of 5 with rate 0.1, 0.01 from epoch 5/2",
+        "the rate jumps up there, from 0.01 to 0.1: warmup and decay are those of a run of 5 epochs; --milestones 1"
+        " keeps where the old run drops",
+    ]
     assert files(copy) == before
-    new = Run(Path("old-4-epochs"))
+    new = Run(Path("old-5-epochs"))
     assert new.recipe.continues == f"old iteration 12 state {old.summary['state_sha256']}"
-    assert (new.recipe.milestones, new.recipe.warmup_epochs) == (("2",), 2)
-    assert [line["epoch"] for line in new.metrics] == [1, 2, 3, 4]
+    assert (new.recipe.milestones, new.recipe.warmup_epochs) == (("5/2",), 2.5)
+    assert [line["epoch"] for line in new.metrics] == [1, 2, 3, 4, 5]
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith("old-4-epochs is finished")
+    assert capsys.readouterr().out.startswith("old-5-epochs is finished")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,13 @@ def test_what_is_no_run_is_one_message(old: Run, alone: Path, capsys: pytest.Cap
 
 def test_a_recipe_that_goes_on_is_not_trained_from_the_start(tiny: ModuleType, old: Run, tmp_path: Path):
     run = train(old.recipe.replace(epochs=3), continues=old.folder, out=tmp_path / "new", trust=True)
-    with pytest.raises(ValueError, match=r"has no checkpoint, and its recipe goes on from .*old iteration 12 state"):
+    with pytest.raises(
+        ValueError, match=r"the recipe goes on from .*old iteration 12 state .* has no checkpoint to do so"
+    ):
         train(run.recipe, out=tmp_path / "elsewhere", trust=True)
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(ValueError, match="no checkpoint to do so"):
+        train(run.recipe, out=run.folder, fresh=True, trust=True)
     assert spec_of(run.recipe, [8], range(1), ["none"], None).recipe.continues == ""
     assert not any("reference" in line for line in outcome_lines(run))
 
@@ -137,7 +142,7 @@ def test_a_folder_that_was_left_unprepared_is_prepared_again(tiny: ModuleType, o
             {"epochs": 48},
             24,
             [
-                "goes on at epoch 24 of 48 with rate 0.16, 0.016 from epoch 32, 0.0016 from epoch 128/3",
+                "at epoch 24 of 48 with rate 0.16, 0.016 from epoch 32, 0.0016 from epoch 128/3",
                 "the rate jumps up there, from 0.0016 to 0.16: warmup and decay are those of a run of 48 epochs;"
                 " --milestones 8,16,64/3 keeps where the old run drops",
             ],
@@ -146,14 +151,14 @@ def test_a_folder_that_was_left_unprepared_is_prepared_again(tiny: ModuleType, o
             {},
             {"epochs": 48, "milestones": ("8", "16", "64/3")},
             24,
-            ["goes on at epoch 24 of 48 with rate 0.0016"],
+            ["at epoch 24 of 48 with rate 0.0016"],
         ),
         (
             {},
             {"epochs": 48},
             1,
             [
-                "goes on at epoch 1 of 48 with rate 0.34, warms up to 1.6 at epoch 10, 0.16 from epoch 16, 0.016 from"
+                "at epoch 1 of 48 with rate 0.34, warms up to 1.6 at epoch 10, 0.16 from epoch 16, 0.016 from"
                 " epoch 32, 0.0016 from epoch 128/3",
                 "the rate jumps down there, from 0.4713 to 0.34: warmup and decay are those of a run of 48 epochs;"
                 " --milestones 8,16,64/3 keeps where the old run drops",
@@ -164,7 +169,7 @@ def test_a_folder_that_was_left_unprepared_is_prepared_again(tiny: ModuleType, o
             {"epochs": 48},
             24,
             [
-                "goes on at epoch 24 of 48 with rate 0.8, falls along a cosine to 0 at epoch 48",
+                "at epoch 24 of 48 with rate 0.8, falls along a cosine to 0 at epoch 48",
                 "the rate jumps up there, from 6.694e-06 to 0.8: warmup and decay are those of a run of 48 epochs",
             ],
         ),

@@ -27,6 +27,7 @@ from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import WHERE, Execution
 from onehour.messages import say
+from onehour.recipes import RECIPES
 from onehour.recipes import recipe as named
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     changes = recipe_changes(options)
     if options.goes_on:
         return Run(Path(options.recipe)).recipe.replace(**changes)
-    if Path(options.recipe, RECIPE).is_file():
+    if options.recipe not in RECIPES and Path(options.recipe, RECIPE).is_file():
         resumes = f"`onehour train {options.recipe}/{RECIPE} --out {options.recipe}` resumes it"
         raise ValueError(f"{options.recipe} is a run: {resumes}, and --continue goes on from it in a new folder")
     return named(options.recipe, **changes)

@@ -106,7 +106,10 @@ def draw_curve(run: Run) -> Path | None:
         title = f"{short(recipe.name)}: {size}, seed {recipe.seed}"
         errors.set_title(title, fontsize=10, loc="left", color=INK)
         points = [i * recipe.epochs / POINTS for i in range(POINTS)]
-        rates.semilogy(points, [recipe.schedule(point) or float("nan") for point in points], color=ALERT)
+        drawn = [recipe.schedule(point) or float("nan") for point in points]
+        if recipe.continues:  # what came before had another schedule
+            points, drawn = epochs, [record["lr"] for record in metrics]
+        rates.semilogy(points, drawn, color=ALERT)
         rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         rates.yaxis.set_minor_locator(NullLocator())
         rates.set_ylabel("rate", fontsize=10)

@@ -35,11 +35,16 @@ def continued(recipe: Recipe, execution: Execution) -> Recipe:
         recipe: completed.
 
     Raises:
-        ValueError: if it changes more than the schedule, or has no iteration left.
+        ValueError: if it changes more than the schedule, has no iteration left, or would begin without the old run.
     """
-    if execution.continues is None:
-        return recipe
     old, folder = execution.continues, execution.folder(recipe)
+    if old is None:
+        if recipe.continues and (execution.fresh or not checkpoint_folders(folder)):
+            raise ValueError(
+                f"the recipe goes on from {recipe.continues}, and {folder} has no checkpoint to do so: give that"
+                " --continue again, or take the line `continues` out of the recipe to train all of it"
+            )
+        return recipe
     if folder.resolve() == old.resolve():
         raise ValueError(f"--continue goes on in a new folder, and --out {folder} is the run itself; choose another")
     if (folder / RECIPE).is_file() and not execution.fresh:
@@ -95,7 +100,7 @@ def begin_from(recipe: Recipe, execution: Execution) -> None:
         raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         held.release()
-    say(changed_schedule(old.recipe, recipe, iteration))
+    say(f"goes on from {old.folder} {changed_schedule(old.recipe, recipe, iteration)}")
 
 
 def changed_schedule(old: Recipe, new: Recipe, iteration: int) -> str:
@@ -103,7 +108,7 @@ def changed_schedule(old: Recipe, new: Recipe, iteration: int) -> str:
     assert new.samples is not None
     epoch = iteration * new.minibatch / new.samples
     rate, before = new.schedule(epoch), old.schedule((iteration - 1) * new.minibatch / new.samples)
-    parts = [f"goes on at epoch {epoch:.4g} of {new.epochs} with rate {rate:.4g}"]
+    parts = [f"at epoch {epoch:.4g} of {new.epochs} with rate {rate:.4g}"]
     if new.warms_up and epoch < new.warmup_epochs:
         parts.append(f"warms up to {new.schedule(new.warmup_epochs):.4g} at epoch {new.warmup_epochs:g}")
     if new.decay == "cosine":

@@ -90,11 +90,6 @@ class RunFolder:
             build: what bits depend on here.
         """
         found = self.checkpoints.load(model, optimizer)
-        if found is None and self.recipe.continues:
-            raise ValueError(
-                f"{self.folder} has no checkpoint, and its recipe goes on from {self.recipe.continues}: give that"
-                " --continue again, or take the line `continues` out of the recipe to train all of it"
-            )
         if found is None:
             return None
         progress = Progress(**found)
