@@ -26,9 +26,9 @@ from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import say
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
-from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
+from onehour.training.build import build_model, build_optimizer, pick_device, pick_loaders
 from onehour.training.console import load_logger
-from onehour.training.continued import begin_from, continued
+from onehour.training.continued import begin_from, complete_for
 from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (
@@ -61,8 +61,7 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
     with _watching(execution):
         load_logger(execution.log)
-        recipe, data = complete(recipe)
-        recipe = continued(recipe, execution)
+        recipe, data = complete_for(recipe, execution)
         folder, here = execution.folder(recipe), torch.device("cpu")
         try:
             model = build_model(recipe, data, here)
@@ -149,8 +148,7 @@ def _watching(execution: Execution) -> Watchdog:
 def _prepared(given: Recipe, execution: Execution, device: str, model: Any, data: Any) -> tuple[Facts, Recipe, Data]:
     """What all processes must agree on, and the recipe and the data."""
     place(given.workers.workers, execution.processes)
-    recipe, loaded = complete(given, data)
-    recipe = continued(recipe, execution)
+    recipe, loaded = complete_for(given, execution, data)
     if execution.processes == 1:
         return {}, recipe, loaded
     named = (given.model, given.data, given.optimizer, execution.log, model, data)

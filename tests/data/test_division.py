@@ -18,7 +18,7 @@ from onehour.data.images import divided_folder
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data, load_data
 
-LABELS = np.repeat([4, 0, 2], (50, 30, 11))[np.random.default_rng(0).permutation(91)]
+LABELS = np.repeat([4, 0, 2], (50, 30, 11))[np.arange(91) * 37 % 91]
 
 
 def test_each_class_is_divided_alike_and_nothing_is_lost_or_on_both_sides():
@@ -32,7 +32,7 @@ def test_each_class_is_divided_alike_and_nothing_is_lost_or_on_both_sides():
 def test_the_seed_decides_and_nothing_else():
     parts = [divide(LABELS, 0.1, seed)[1].tolist() for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2]
-    assert parts[0] == [6, 7, 29, 31, 42, 51, 62, 74, 76]
+    assert parts[0] == [34, 35, 40, 63, 70, 83, 84, 86, 89]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_class_without_an_image_on_either_side_is_refused_with_what_works(
 def test_the_bound_that_is_named_works(count: int):
     for share in (0.0001, 0.9999):
         with pytest.raises(ValueError, match="use ") as refused:
-            divide(np.zeros(count), share, 0)
+            divide(np.zeros(count, int), share, 0)
         bound = float(str(refused.value).rpartition(" ")[2])
-        train, validation = divide(np.zeros(count), bound if share < 0.5 else bound - 1e-4, 0)
+        train, validation = divide(np.zeros(count, int), bound if share < 0.5 else bound - 1e-4, 0)
         assert len(train) >= 1
         assert len(validation) >= 1
 

@@ -87,7 +87,7 @@ def test_the_command_leaves_the_old_run_and_says_what_the_schedule_becomes(
         ("--epochs 3 --data tinytask:few_digits", "--continue changes nothing but the schedule of old (data: tinytask"),
         ("--epochs 3 --init old", "train anew from its weights: --init old"),
         ("--epochs 3 --out old", "--out old is the run itself; choose another"),
-        ("--epochs 3 --out other", "other is a run of another recipe (epochs: 2 → 3; "),
+        ("--epochs 3 --out other", "other is a run of another recipe (continues:  → old iteration 12 state "),
     ],
 )
 def test_what_cannot_be_is_one_message(
@@ -170,7 +170,7 @@ def test_a_folder_that_was_left_unprepared_is_prepared_again(tiny: ModuleType, o
             24,
             [
                 "at epoch 24 of 48 with rate 0.8, falls along a cosine to 0 at epoch 48",
-                "the rate jumps up there, from 6.694e-06 to 0.8: warmup and decay are those of a run of 48 epochs",
+                "the rate jumps up there, from 6.693e-06 to 0.8: warmup and decay are those of a run of 48 epochs",
             ],
         ),
     ],

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load
 
 from onehour.config import Recipe
 from onehour.data.loader import BAD_IMAGES
+from onehour.data.sources import Data
 from onehour.execution import Execution
 from onehour.files import replace_whole
 from onehour.messages import say
 from onehour.rules.schedule import parse_milestones
+from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.decisions import decisions_of
 from onehour.training.record import RECIPE, Run, differences
@@ -23,20 +26,25 @@ from onehour.training.recorder import LINES, take_folder
 from onehour.training.state import digest_of
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
 
-__all__ = ["begin_from", "changed_schedule", "continued"]
+__all__ = ["begin_from", "changed_schedule", "complete_for"]
 
 MAY_CHANGE = ("epochs", "base_lr", "decay", "decay_factor", "milestones", "warmup", "warmup_epochs", "continues")
 
 
-def continued(recipe: Recipe, execution: Execution) -> Recipe:
-    """The recipe of a run that goes on from `execution.continues`, which it names; any other recipe as it is.
-
-    Args:
-        recipe: completed.
+def complete_for(recipe: Recipe, execution: Execution, data: Any = None) -> tuple[Recipe, Data]:
+    """As `complete`; the recipe of a run that goes on from `execution.continues` names it.
 
     Raises:
-        ValueError: if it changes more than the schedule, has no iteration left, or would begin without the old run.
+        ValueError: as `complete`; if such a run changes more than the schedule, has no iteration left, or would begin
+            without the old run.
     """
+    if execution.continues is not None:
+        _refuse_changes(execution.continues, recipe)
+    recipe, loaded = complete(recipe, data)
+    return _continued(recipe, execution), loaded
+
+
+def _continued(recipe: Recipe, execution: Execution) -> Recipe:
     old, folder = execution.continues, execution.folder(recipe)
     if old is None:
         if recipe.continues and (execution.fresh or not checkpoint_folders(folder)):
@@ -51,18 +59,25 @@ def continued(recipe: Recipe, execution: Execution) -> Recipe:
         named = Run(folder).recipe.continues
         if named and Path(named.partition(BEHIND)[0]).resolve() == old.resolve():
             return recipe.replace(continues=named)  # whatever has become of the old run since
-    changed = [text for text in differences(Run(old).recipe, recipe) if text.partition(":")[0] not in MAY_CHANGE]
-    if changed:
-        raise ValueError(
-            f"--continue changes nothing but the schedule of {old} ({'; '.join(changed)}); leave that out, or train"
-            f" anew from its weights: --init {old}"
-        )
+    _refuse_changes(old, recipe)
     iteration, _, named = _stands(old)
     decisions = decisions_of(recipe)
     if iteration >= decisions.iterations:
         done = iteration * recipe.minibatch / decisions.samples
         raise ValueError(f"{old} has done {done:.4g} epochs, and epochs is {recipe.epochs}; give more --epochs")
     return recipe.replace(continues=named)
+
+
+def _refuse_changes(old: Path, recipe: Recipe) -> None:
+    """Refuse what is no schedule; what only the data says may be unsaid."""
+    unsaid = [name for name in ("samples", "classes", "resized") if getattr(recipe, name) is None]
+    changed = differences(Run(old).recipe, recipe)
+    changed = [text for text in changed if text.partition(":")[0] not in (*MAY_CHANGE, *unsaid)]
+    if changed:
+        raise ValueError(
+            f"--continue changes nothing but the schedule of {old} ({'; '.join(changed)}); leave that out, or train"
+            f" anew from its weights: --init {old}"
+        )
 
 
 BEHIND = " iteration "
@@ -75,7 +90,7 @@ def begin_from(recipe: Recipe, execution: Execution) -> None:
     For process 0. The checkpoint is written last: without one the folder is not trained in.
 
     Args:
-        recipe: as `continued` gave it.
+        recipe: as `complete_for` gave it.
 
     Raises:
         ValueError: if the old run has gone on in the meantime, or the disk refuses.
