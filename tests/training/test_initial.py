@@ -77,8 +77,8 @@ def test_what_the_two_have_not_in_common_is_said_and_begins_as_without(
     start, after, before = started(tiny, data, tmp_path / "a.pt")
     assert (start.anew, start.classifier, start.left_out) == (["0.bias"], ["4.weight", "4.bias"], ["aux.weight"])
     assert str(start).endswith(
-        ": 5 of 8 tensors; 4.weight, 4.bias begin anew, since the classes are others; 0.bias begin anew, since it lacks"
-        " them; its aux.weight are left out"
+        ": 5 of 8 tensors; 4.weight, 4.bias start anew, for another number of classes; 0.bias start anew, since it"
+        " lacks them; not used: aux.weight"
     )
     for name in (*start.anew, *start.classifier):
         assert torch.equal(after[name], before[name])

@@ -53,11 +53,11 @@ class Start:
         loaded = self.tensors - len(self.anew) - len(self.classifier)
         yield f"starts from {self.source}, SHA-256 {self.sha256[:16]}…: {loaded} of {self.tensors} tensors"
         if self.classifier:
-            yield f"{few(self.classifier)} begin anew, since the classes are others"
+            yield f"{few(self.classifier)} start anew, for another number of classes"
         if self.anew:
-            yield f"{few(self.anew)} begin anew, since it lacks them"
+            yield f"{few(self.anew)} start anew, since it lacks them"
         if self.left_out:
-            yield f"its {few(self.left_out)} are left out"
+            yield f"not used: {few(self.left_out)}"
 
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -104,7 +104,7 @@ def start_from(recipe: Recipe, data: Data, model: nn.Module, device: torch.devic
     if other:
         outputs = outputs_of(model, recipe, data, device)
         wrong = [name for name in other if own[name].shape != (outputs, *weights[name].shape[1:])]
-        if wrong or len({weights[name].shape[0] for name in other}) > 1:
+        if wrong or len({weights[name].shape[:1] for name in other}) > 1:
             name = (wrong or other)[0]
             shapes = f"{tuple(weights[name].shape)} there, and {tuple(own[name].shape)} here"
             raise ValueError(
