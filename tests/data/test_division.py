@@ -64,7 +64,7 @@ def test_the_bound_that_is_named_works(count: int):
 class Named(KeyedDataset):
     """Draws from a key, names its samples, and says how they are read."""
 
-    classes, skips, facts = ("a", "b", "c"), True, {"resized": 7}  # pyright: ignore[reportAssignmentType]
+    classes, skips = ("a", "b", "c"), True
 
     def __init__(self, tensors: TensorDataset) -> None:
         self.tensors = tensors
@@ -81,6 +81,10 @@ class Named(KeyedDataset):
 
     def name(self, index: int) -> str:
         return f"{index}.npy"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"resized": 7}
 
 
 def test_the_parts_of_a_data_set_offer_what_it_offers(tiny: ModuleType):

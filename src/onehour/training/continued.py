@@ -38,13 +38,6 @@ def complete_for(recipe: Recipe, execution: Execution, data: Any = None) -> tupl
         ValueError: as `complete`; if such a run changes more than the schedule, has no iteration left, or would begin
             without the old run.
     """
-    if execution.continues is not None:
-        _refuse_changes(execution.continues, recipe)
-    recipe, loaded = complete(recipe, data)
-    return _continued(recipe, execution), loaded
-
-
-def _continued(recipe: Recipe, execution: Execution) -> Recipe:
     old, folder = execution.continues, execution.folder(recipe)
     if old is None:
         if recipe.continues and (execution.fresh or not checkpoint_folders(folder)):
@@ -52,20 +45,22 @@ def _continued(recipe: Recipe, execution: Execution) -> Recipe:
                 f"the recipe goes on from {recipe.continues}, and {folder} has no checkpoint to do so: give that"
                 " --continue again, or take the line `continues` out of the recipe to train all of it"
             )
-        return recipe
+        return complete(recipe, data)
     if folder.resolve() == old.resolve():
         raise ValueError(f"--continue goes on in a new folder, and --out {folder} is the run itself; choose another")
-    if (folder / RECIPE).is_file() and not execution.fresh:
-        named = Run(folder).recipe.continues
-        if named and Path(named.partition(BEHIND)[0]).resolve() == old.resolve():
-            return recipe.replace(continues=named)  # whatever has become of the old run since
+    named = Run(folder).recipe.continues if (folder / RECIPE).is_file() and not execution.fresh else ""
+    if named and Path(named.partition(BEHIND)[0]).resolve() == old.resolve():
+        recipe, loaded = complete(recipe, data)  # whatever has become of the old run since
+        return recipe.replace(continues=named), loaded
+    _refuse_changes(old, recipe)
+    recipe, loaded = complete(recipe, data)
     _refuse_changes(old, recipe)
     iteration, _, named = _stands(old)
     decisions = decisions_of(recipe)
     if iteration >= decisions.iterations:
         done = iteration * recipe.minibatch / decisions.samples
         raise ValueError(f"{old} has done {done:.4g} epochs, and epochs is {recipe.epochs}; give more --epochs")
-    return recipe.replace(continues=named)
+    return recipe.replace(continues=named), loaded
 
 
 def _refuse_changes(old: Path, recipe: Recipe) -> None:
