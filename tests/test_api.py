@@ -13,7 +13,7 @@ from torch import nn
 from onehour.api import train
 from onehour.execution import Execution
 from onehour.runs import check_start
-from onehour.training.record import NonFiniteError, Run
+from onehour.training.record import NonFiniteError, Run, StoppedError
 
 
 def test_a_run_comes_back_as_an_object(tiny: ModuleType, tmp_path: Path):
@@ -96,6 +96,17 @@ def test_loader_processes_change_nothing(tiny: ModuleType, tmp_path: Path, loade
         for count in (0, loaders)
     }
     assert len(digests) == 1
+
+
+def test_divided_data_does_not_depend_on_how_it_is_read_or_where_the_run_is_resumed(tiny: ModuleType, tmp_path: Path):
+    recipe = tiny.recipe(validation=0.25, classes=3)
+    tensors = tiny.one()
+    whole = train(recipe, data=tensors, out=tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(recipe, data=tensors, out=tmp_path / "read", stop_asked=iter([False, False, True]).__next__)
+    read = train(recipe, data=tiny.Listed(tensors), out=tmp_path / "read", loaders=1)
+    assert read.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert read.metrics == whole.metrics
 
 
 def test_dropout_does_not_depend_on_loaders_or_where_the_run_is_resumed(tiny: ModuleType, tmp_path: Path):

@@ -44,9 +44,10 @@ def train(
     Args:
         recipe: a `Recipe`, a recipe's name or a .toml file.
         model: in place of the recipe's: a torch.nn.Module, a function that returns one, or a name.
-        data: in place of the recipe's: (train, validation), two map-style data sets of (image, label), or a name.
         task: what is learned, in place of classification: a function (model, batch) that returns `onehour.Sums`.
         collate: makes a batch of a list of a task's samples.
+        data: in place of the recipe's: (train, validation), two map-style data sets of (image, label), or a name; one
+            data set, where `validation` says how much of it is validated on.
         trust: import what a .toml file names, without its being named here.
         stop_asked: read at every iteration; saves and stops when it says yes.
         options: fields of `Recipe` (minibatch=256) and of `Execution` (out="runs/mine", fresh=True).
@@ -70,8 +71,9 @@ def train(
     """
     where = {f.name for f in fields(Execution)}
     places: dict[str, Any] = {key: value for key, value in options.items() if key in where}
-    if places.get("out") is not None:
-        places["out"] = Path(places["out"])
+    for name in ("out", "continues"):
+        if places.get(name) is not None:
+            places[name] = Path(places[name])
     execution = Execution(**places)
     changes = {key: value for key, value in options.items() if key not in where}
     given: dict[str, Any] = {"model": model, "task": task, "collate": collate}

@@ -39,7 +39,7 @@ ADAM = ("adam", "adamw", "nadam", "radam")
 LATER = (
     *("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate"),
     *("image_size", "test_resize", "train_transform", "random_erasing", "mixup", "cutmix", "label_smoothing"),
-    *("clip_norm", "ema", "freeze", "layer_rates"),
+    *("clip_norm", "ema", "freeze", "layer_rates", "init", "validation", "continues"),
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
@@ -91,6 +91,11 @@ class Recipe:
         None, "package.module:function (model, batch) -> onehour.Sums; else classification by cross-entropy"
     )
     collate: str | None = _said(None, "package.module:function that makes a batch of a list of a task's samples")
+    init: str = _said(
+        "", "weights to start from: a file, a run, timm:NAME or torchvision:NAME; the classes may be others"
+    )
+    validation: float = _said(0.0, "share of each class to validate on, where the data has no validation part")
+    continues: str = _said("", "the run, iteration and state that this run went on from; --continue writes it")
     samples: int | None = _said(None, "N, training samples; a run reads them from its data")
     classes: int | None = _said(None, "labels; read from the data where it is not given")
     resized: int | None = _said(
@@ -162,7 +167,7 @@ class Recipe:
             self._set(name, positive(name, getattr(self, name)))
         self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
         self._set("warmup_epochs", _whole(not_negative("warmup_epochs", self.warmup_epochs)))
-        for name in ("momentum", "beta1", "beta2", "label_smoothing"):
+        for name in ("momentum", "beta1", "beta2", "label_smoothing", "validation"):
             self._set(name, fraction(name, getattr(self, name), upper=1))
         for name in ("epsilon", "random_erasing", "mixup", "cutmix"):
             self._set(name, not_negative(name, getattr(self, name)))
@@ -218,6 +223,8 @@ class Recipe:
         mixes = [name for name in ("mixup", "cutmix", "random_erasing", "label_smoothing") if getattr(self, name)]
         if self.task is not None and mixes:
             raise ValueError(f"{', '.join(mixes)}: for classification; a task of your own does it itself")
+        if self.task is not None and self.validation:
+            raise ValueError("validation divides by class; a task of your own brings (train, validation)")
         if self.collate is not None and self.task is None:
             raise ValueError("collate makes batches for a task of your own; give a task too")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:

@@ -126,7 +126,7 @@ def _exit(self: argparse.ArgumentParser, status: int = 0, message: str | None = 
 
 
 def _is_code(field: str, value: str) -> bool:
-    return is_entry(value) and not (field == "model" and value.partition(":")[0] in LIBRARIES)
+    return is_entry(value) and field != "init" and not (field == "model" and value.partition(":")[0] in LIBRARIES)
 
 
 def _refuse(names: Mapping[str, Read]) -> None:

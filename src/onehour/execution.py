@@ -37,6 +37,8 @@ class Execution:
     loaders: int | None = _said(None, "processes that load data, for each process (auto)", metavar="auto|L")
     device: str = _said("auto", "where to compute (auto)", choices=("auto", "cpu", "cuda"))
     threads: int | None = _said(None, "threads that each process computes with (cores / P)", metavar="T")
+    continues: Path | None = None
+    """A run's folder to go on from in a new one: its weights, optimizer and position, with another schedule."""
     out: Path | None = _said(None, "the run's folder (runs/RECIPE-kn-sSEED)", metavar="DIR", group=FOLDER)
     fresh: bool = _said(
         False, "start over; keep the old folder under a numbered name", action="store_true", group=FOLDER
@@ -83,6 +85,9 @@ class Execution:
         >>> Execution().folder(Recipe(name="digits", minibatch=64))
         PosixPath('runs/digits-64-s0')
         """
+        if self.out is None and self.continues is not None:
+            old = self.continues if self.continues.name else self.continues.absolute()
+            return old.with_name(f"{old.name}-{recipe.epochs}-epochs")
         return self.out or default_folder(recipe, f"{recipe.minibatch}-s{recipe.seed}")
 
 

@@ -26,8 +26,10 @@ from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import say
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
-from onehour.training.build import build_model, build_optimizer, complete, pick_device, pick_loaders
+from onehour.training.build import build_model, build_optimizer, pick_device, pick_loaders
 from onehour.training.console import load_logger
+from onehour.training.continued import begin_from, complete_for
+from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (
     DELIBERATE,
@@ -40,6 +42,7 @@ from onehour.training.record import (
     move_aside,
 )
 from onehour.training.refusals import less_memory, out_of_memory
+from onehour.training.store import checkpoint_folders
 from onehour.training.task import Sums
 from onehour.training.watchdog import GRACE, Watchdog, never
 
@@ -59,14 +62,19 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
     with _watching(execution):
         load_logger(execution.log)
-        recipe, data = complete(recipe)
+        recipe, data = complete_for(recipe, execution)
+        folder, here = execution.folder(recipe), torch.device("cpu")
         try:
-            build_optimizer(recipe, build_model(recipe, data, torch.device("cpu")))
+            model = build_model(recipe, data, here)
+            begun = execution.continues or (checkpoint_folders(folder) and not execution.fresh)
+            if recipe.init and not begun:
+                start_from(recipe, data, model, here)
+            build_optimizer(recipe, model)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             raise ValueError(less_memory(1)) from error
-    return None if execution.fresh else finished_run(execution.folder(recipe), recipe)
+    return None if execution.fresh else finished_run(folder, recipe)
 
 
 def run(
@@ -144,7 +152,7 @@ def _watching(execution: Execution) -> Watchdog:
 
 def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> tuple[Recipe, Data]:
     place(given.workers.workers, execution.processes)
-    return complete(given, data, collate=collate)
+    return complete_for(given, execution, data, collate)
 
 
 def _facts(given: Recipe, device: str, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
@@ -154,6 +162,7 @@ def _facts(given: Recipe, device: str, recipe: Recipe, data: Data, objects: tupl
         objects: given beside the recipe, which may be someone's own.
     """
     names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
+    given = given.replace(continues=recipe.continues)
     return facts_of_start(given, torch.device(device), (*names, *objects)) | facts_of_data(recipe, data)
 
 
@@ -168,7 +177,8 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
     if group.rank == 0:
         # A host came or went, and torchrun starts all anew: what this job began is not started over.
         this_jobs = began < first_began(folder) < process_began(os.getpid())
-        found = _look_at(folder, recipe, began, fresh=execution.fresh and not this_jobs)
+        fresh = execution.fresh and not this_jobs
+        found = _look_at(recipe, dataclasses.replace(execution, fresh=fresh, out=folder), began)
     answer = group.broadcast(json.dumps(found).encode())
     assert answer is not None
     kind, message = json.loads(answer)
@@ -186,15 +196,19 @@ def _job_began(group: Group) -> float:
     return float(group.sum(began).min())
 
 
-def _look_at(folder: Path, recipe: Recipe, began: float, *, fresh: bool) -> tuple[str, str]:
+def _look_at(recipe: Recipe, execution: Execution, began: float) -> tuple[str, str]:
+    folder = execution.folder(recipe)
     try:
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         ended = ended_on_purpose(folder, os.environ.get(JOB)) if restarted else None
         # torchrun calls every job "none", unless told.
         if ended is not None and not (is_torchruns() and (folder / OUTCOME).stat().st_mtime < began):
             return ended
-        if fresh and not restarted:
+        if execution.fresh and not restarted:
             move_aside(folder)
-        return ("finished" if finished_run(folder, recipe) else "go"), ""
+        if finished_run(folder, recipe):
+            return "finished", ""
+        begin_from(recipe, execution)
+        return "go", ""
     except ValueError as error:
         return "refused", str(error)

@@ -51,6 +51,11 @@ def data() -> tuple[TensorDataset, TensorDataset]:
     return tensors(SAMPLES, 0), tensors(20, 1)
 
 
+def one() -> TensorDataset:
+    """Data without a validation part."""
+    return data()[0]
+
+
 def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, CLASSES))
 

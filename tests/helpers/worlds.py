@@ -61,6 +61,7 @@ RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {
     "beyond": (SMALL | K4 | BEYOND, 1, (1, 2)),
     "k2": (EXACT | K2, 1, (1, 2)),
     "float32": (SMALL | K4, 4, (1, 2, 4)),
+    "start": (EXACT | K2 | {"init": "start.safetensors", "validation": 0.2}, 1, (1, 2)),
     # One iteration without decay: the velocity that it leaves is the gradient.
     "gradient": (SMALL | {"minibatch": 32, "epochs": 1, "weight_decay": 0.0, "samples": 32}, 4, (1, 2, 4)),
 }
@@ -83,7 +84,8 @@ def run(group: Group, folder: Path, name: str, *, as_name: str = "", **options: 
     changes, together, _ = RUNS[name]
     common = {"per_worker": 8, "zero_gamma": False, "samples": 160, "milestones": ("3", "4")}
     recipe = named("digits", **(common | changes))
-    recipe, data = complete(recipe, sources(recipe.samples or 160))
+    given = sources(recipe.samples or 160)
+    recipe, data = complete(recipe, given[0] if recipe.validation else given)
     execution = Execution(processes=group.size, workers_per_pass=together, out=folder / (as_name or name))
     train_run(recipe, data, execution, group, **options)
 
@@ -319,6 +321,7 @@ def world(folder: Path, processes: int, ports: list[str]) -> int:
 if __name__ == "__main__":
     base, *all_ports = sys.argv[1:]
     torch.set_num_threads(1)
+    save_file(load_model("resnet8", channels=1, classes=7).state_dict(), "start.safetensors")
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # newer Pythons'; no thread runs
     failed = [world(Path(base) / f"world-{p}", p, all_ports) for p in (1, 2, 3, 4)]
     sys.exit(any(failed))

@@ -53,6 +53,17 @@ def test_float64_runs_are_equal_on_any_number_of_processes(world: World, process
     assert Run(some).summary["iterations"] == 20
 
 
+def test_a_run_with_other_weights_and_divided_data_is_equal_on_two_processes(world: World):
+    for alone, shared in zip(*(state(world(p) / "start") for p in (1, 2)), strict=True):
+        assert farthest(alone, shared) <= 1e-12
+    runs = [Run(world(p) / "start") for p in (1, 2)]
+    assert runs[0].metrics[-1]["top1_error"] == runs[1].metrics[-1]["top1_error"]
+    for run in runs:
+        assert run.recipe.samples == run.environment["training_samples"] == 160 - run.environment["validation_samples"]
+        assert run.environment["init_anew"] == ["fc.weight", "fc.bias"]
+    assert runs[0].environment["init_sha256"] == runs[1].environment["init_sha256"]
+
+
 def test_a_run_that_passes_workers_together_differs_where_they_are_others(world: World):
     weights = [state(world(1) / f"{name}-together")[0] for name in ("k4", "k5")]
     assert farthest(*weights) > 1e-3

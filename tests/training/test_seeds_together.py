@@ -248,6 +248,8 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_trained(tiny: 
         ({"clip_norm": 1.0}, "clip_norm and ema are for single runs"),
         ({"ema": 0.9}, "clip_norm and ema are for single runs"),
         ({"channels_last": True}, "are for single runs"),
+        ({"init": "a.pt"}, "init and validation are for single runs"),
+        ({"data": "tinytask:one", "validation": 0.25}, "each seed divides the data for itself"),
         ({"optimizer": "torch.optim:SGD"}, "optimizer torch.optim:SGD may look at whole tensors"),
         ({"model": "tinytask:failing"}, "failed when called: RuntimeError: no disk"),
         (lambda tiny: tiny.net().append(nn.Dropout(0.5)), "the model draws random numbers"),

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -66,6 +67,19 @@ def test_five_classes_or_fewer_have_no_top_5_error_and_nan_is_an_error_of_its_cl
     assert found.top5_errors is None
     assert [(row.errors, row.samples) for row in found.by_class] == [(1, 1), (0, 0), (2, 2)]
     assert found.by_class[1].error is None
+
+
+def test_divided_data_is_divided_the_same_in_an_evaluation_and_other_data_is_not(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe = tiny.recipe(data="tinytask:one", validation=0.25, seed=5, epochs=1)
+    error = onehour.train(recipe, out=tmp_path / "run").metrics[-1]["top1_error"]
+    command = ["evaluate", str(tmp_path / "run"), "--model", "tinytask:net", "--data"]
+    capsys.readouterr()
+    assert main([*command, "tinytask:one"]) == 0
+    assert f"{error:.2f} % ({round(error * 12 / 100)} of 12)" in capsys.readouterr().out
+    assert main([*command, "tinytask:data"]) == 0
+    assert "of 20)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("samples", [1, 90])

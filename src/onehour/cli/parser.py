@@ -147,7 +147,7 @@ def add_recipe_fields(
     group = parser.add_argument_group("the recipe (default: the recipe's own)")
     hints = get_type_hints(Recipe)
     for field in fields(Recipe):
-        if field.name == "name" or field.name in but:
+        if field.name in ("name", "continues", *but):
             continue
         options = _options(field, hints[field.name])
         if field.name in several:

@@ -27,6 +27,7 @@ from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import WHERE, Execution
 from onehour.messages import say
+from onehour.recipes import RECIPES
 from onehour.recipes import recipe as named
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def add_train(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_recipe_argument(train)
+    train.add_argument(
+        "--continue",
+        dest="goes_on",
+        action="store_true",
+        help="RECIPE is a run's folder: go on from it in a new one, with more --epochs and what its schedule then is",
+    )
     groups = add_execution_fields(train)
     groups[WHERE].add_argument(
         "--restarts", type=int, default=0, metavar="R", help="how often to start all processes anew if one fails (0)"
@@ -73,7 +80,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
 
     adopt()
     try:
-        recipe = asked_for(named(options.recipe, **recipe_changes(options)), trust=options.trust)
+        recipe = asked_for(_recipe(options), trust=options.trust)
         execution = execution_of(options)
     except ValueError as error:
         return _refuse_here(error, options)
@@ -114,6 +121,19 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
             say(f"onehour: {error}", sys.stderr)
             return error.code
     return code or _print_outcome(Run(folder))
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that was named, or with --continue that of the run, with what the options change."""
+    from onehour.training.record import RECIPE, Run
+
+    changes = recipe_changes(options)
+    if options.goes_on:
+        return Run(Path(options.recipe)).recipe.replace(**changes)
+    if options.recipe not in RECIPES and Path(options.recipe, RECIPE).is_file():
+        resumes = f"`onehour train {options.recipe}/{RECIPE} --out {options.recipe}` resumes it"
+        raise ValueError(f"{options.recipe} is a run: {resumes}, and --continue goes on from it in a new folder")
+    return named(options.recipe, **changes)
 
 
 def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
@@ -206,6 +226,8 @@ def execution_of(options: argparse.Namespace) -> Execution:
         given["save_minutes"] = given.pop("save_every")
     if "allow_different" in given:
         given["allow_different"] = tuple(given["allow_different"])
+    if vars(options).get("goes_on"):
+        given["continues"] = Path(options.recipe)
     if is_launched():
         started = launched().size
         if given.get("processes", started) != started:

@@ -183,6 +183,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     changes = {name: getattr(options, name) for name in (*CODE, "classes") if getattr(options, name)}
     if "data" in changes:
         changes["samples"] = None
+        changes["validation"] = recipe.validation if changes["data"] == recipe.data else 0.0
     return asked_for(recipe.replace(**changes), trust=options.trust, uses=CODE)
 
 

@@ -12,12 +12,24 @@ from torch import Tensor
 from onehour.data.augment import SHORTER, SIZE, TrainTransform, drawn_key, normalise, training_crop, validation_crop
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
+from onehour.data.division import divide
 from onehour.data.index import index_of, read_index
-from onehour.data.listing import SIDES, Files, Names, Source, Table, expected, list_sides, refuse
+from onehour.data.listing import (
+    SIDES,
+    Files,
+    Names,
+    Source,
+    Table,
+    expected,
+    list_classes,
+    list_side,
+    list_sides,
+    refuse,
+)
 from onehour.data.pack import Shards, shards_of
 from onehour.rules.arguments import positive_int
 
-__all__ = ["ImageOptions", "Images", "image_files", "image_folder", "open_sides"]
+__all__ = ["ImageOptions", "Images", "divided_folder", "image_files", "image_folder", "open_sides"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of ImageNet's training images (§5.1)."""
@@ -153,6 +165,34 @@ def image_files(options: ImageOptions | None = None) -> Images:
     """No samples of its own: reads files by the test crop."""
     none = Table([], np.zeros(0, np.int32), Names.of(()), None, None)
     return Images(Files(Path(), none), augmented=False, options=options)
+
+
+def divided_folder(
+    root: str | Path, share: float, seed: int, options: ImageOptions | None = None
+) -> tuple[Images, Images]:
+    """Training and validation images of one folder DIR/CLASS/*, or DIR/train/CLASS/* where there is no DIR/val.
+
+    Args:
+        root: DIR.
+        share, seed: as of `divide`.
+
+    Returns:
+        As `image_folder`.
+
+    Raises:
+        ValueError: for a folder that is missing or empty or has a validation part, or what `divide` refuses.
+    """
+    root = Path(root)
+    part = root / "train"
+    if index_of(root) is not None or (part.is_dir() and (root / "val").is_dir()):
+        raise ValueError(f"{root} has a validation part; leave validation {share:g} out")
+    if not (part.is_dir() and any(path.is_dir() for path in part.iterdir())):  # else it is a class of that name
+        part = root
+    faults: list[FaultError] = []
+    table = list_side(part, list_classes(part, faults), faults)
+    refuse(faults, None)
+    parts = [Files(part, table.take(indices)) for indices in divide(table.labels, share, seed, table.classes)]
+    return Images(parts[0], augmented=True, options=options), Images(parts[1], augmented=False, options=options)
 
 
 def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:

@@ -32,6 +32,7 @@ __all__ = [
     "image_by_name",
     "list_class",
     "list_classes",
+    "list_side",
     "list_sides",
     "read_file",
     "refuse",
@@ -93,6 +94,11 @@ class Table:
     def where(self, index: int) -> str:
         """CLASS/NAME of image `index`."""
         return f"{self.classes[self.labels[index]]}/{self.names[index]}"
+
+    def take(self, indices: np.ndarray) -> Table:
+        """Some of the images; `indices` ascend."""
+        sizes, checks = (None if column is None else column[indices] for column in (self.sizes, self.checks))
+        return Table(self.classes, self.labels[indices], Names.of(map(self.names.__getitem__, indices)), sizes, checks)
 
     def by_name(self, label: int) -> dict[str, int]:
         """The indices of a class's images by their names."""
@@ -210,14 +216,15 @@ def list_sides(root: Path, faults: list[FaultError], *, sizes: bool = False, don
     sides: dict[str, Table] = {}
     for side in SIDES:
         if not (root / side).is_dir():
-            faults.append(FaultError(str(root / side), "is not a folder", expected(root)))
+            remedy = f"{expected(root)}, or --validation 0.1 to divide one folder"
+            faults.append(FaultError(str(root / side), "is not a folder", remedy))
             continue
         classes = list_classes(root / side, faults)
         if "train" in sides:
             order = {_form(name): number for number, name in enumerate(sides["train"].classes)}
             if {_form(name) for name in classes} == set(order):
                 classes.sort(key=lambda name: order[_form(name)])
-        sides[side] = _list_side(root / side, classes, faults, sizes, done)
+        sides[side] = list_side(root / side, classes, faults, sizes=sizes, done=done)
     if len(sides) == len(SIDES):
         _compare(root, sides["train"].classes, sides["val"].classes, faults)
     return sides
@@ -268,19 +275,26 @@ def list_class(folder: Path, faults: list[FaultError], *, sizes: bool = False) -
     return sorted(files)
 
 
-def refuse(faults: Sequence[FaultError], root: Path) -> None:
+def refuse(faults: Sequence[FaultError], root: Path | None) -> None:
     """Raise the first of the faults, if there are any, and say how many more there are; notes do not count.
+
+    Args:
+        root: the folder, index or pack of both sides, which the doctor lists; None where it is something else.
 
     Raises:
         ValueError: one line.
     """
     wrong = [fault for fault in faults if not fault.note]
     if wrong:
-        more = f" ({len(wrong) - 1} more; `onehour data doctor {root}` lists them)" if len(wrong) > 1 else ""
+        doctor = f"; `onehour data doctor {root}` lists them" if root is not None else ""
+        more = f" ({len(wrong) - 1} more{doctor})" if len(wrong) > 1 else ""
         raise ValueError(f"{wrong[0]}{shown(more)}")
 
 
-def _list_side(root: Path, classes: list[str], faults: list[FaultError], sizes: bool, done: Done) -> Table:
+def list_side(
+    root: Path, classes: list[str], faults: list[FaultError], *, sizes: bool = False, done: Done = ignore
+) -> Table:
+    """The images ROOT/CLASS/* of some classes; arguments as of `list_sides`."""
     counts, found = array("q"), array("q")
 
     def names() -> Iterator[str]:

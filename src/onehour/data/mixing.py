@@ -106,6 +106,9 @@ class Mixing:
             Images and labels; of mixed images also the other label y₂ (g·n,) and the share (g·n,), float64, of y₁ in
             the loss. y₁ is the one with the larger share.
         """
+        recipe = self.recipe
+        if not (recipe.random_erasing or recipe.mixup or recipe.cutmix):
+            return batch
         images, labels = batch
         if self.recipe.random_erasing:
             images = self._erased(images, iteration, workers)

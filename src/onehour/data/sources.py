@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
 from onehour.data.digits import SIDE, WIDE, DigitFiles, digits, digits_wide
+from onehour.data.division import divided
 from onehour.data.processes import in_child
 from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapped
 from onehour.entry import is_entry, resolve
@@ -52,6 +53,30 @@ class Data:
     form: Form = IMAGES_AND_LABELS
 
     @classmethod
+    def given(cls, given: Any, whose: str, share: float, seed: int, form: Form = IMAGES_AND_LABELS) -> Data:
+        """Data that somebody's code has made: (train, validation), or one data set (alone, or beside None) to divide.
+
+        Args:
+            whose: "data is a" or "data mine:data returned", for messages.
+            share: of the one data set that is validated on; 0 where there are two.
+            seed: of the run, which decides the division.
+
+        Raises:
+            ValueError: for what `of` or `divided` refuses, or if there are not as many as there should be.
+        """
+        kind = type(given).__name__
+        pair: list[Any] = [*given] if isinstance(given, tuple | list) and len(given) == 2 else [given, None]
+        if not share:
+            if pair[1] is None:
+                raise ValueError(f"{whose} {kind}; expected (train, validation), or one data set and --validation 0.1")
+            return cls.of(*pair, form=form)
+        if pair[1] is not None:
+            raise ValueError(f"{whose} {kind} with a validation part; leave validation {share:g} out")
+        whole = _simplest("training", pair[0])
+        look("training", whole)  # says what is wrong with it, before all of it is read
+        return cls.of(*divided(whole, share, seed))
+
+    @classmethod
     def of(cls, train: Any, validation: Any, form: Form = IMAGES_AND_LABELS) -> Data:
         """Look at two data sets, in processes of their own unless they are tensors in memory.
 
@@ -81,7 +106,7 @@ class Data:
         return list(self.looks[0].names)
 
 
-def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data:
+def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, seed: int = 0, **options: Any) -> Data:
     """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
 
     A path is a folder of images, its index or a pack (`image_folder`), or CIFAR-10's archive, .tar.gz or .tgz
@@ -89,6 +114,8 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
 
     Args:
         form: of samples and batches.
+        share: of each class that is validated on, where the data is one part; 0 where it has two.
+        seed: of the run, which decides the division.
         options: of `ImageOptions`, for images at a path; of them, CIFAR-10's archive takes `transform`. Other data is
             read as its reader likes.
 
@@ -96,12 +123,16 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
         ValueError: for an unknown name, or what the path's reader or `Data.of` refuses.
     """
     name = spec.partition(":")[0]
+    if share and (name in DATA or spec.endswith((".index", ".tar.gz", ".tgz"))):
+        raise ValueError(f"data {spec} has a validation part; leave validation {share:g} out")
     if name in DATA:
         return Data.of(*DATA[name](_split_of(spec)), form=form)
     # Imported here, so that what reads images is loaded only for those who have some.
     if os.path.isdir(spec) or spec.endswith(".index"):
-        from onehour.data.images import ImageOptions, image_folder
+        from onehour.data.images import ImageOptions, divided_folder, image_folder
 
+        if share:
+            return Data.of(*divided_folder(spec, share, seed, ImageOptions(**options)), form=form)
         return Data.of(*image_folder(spec, ImageOptions(**options)), form=form)
     if spec.endswith((".tar.gz", ".tgz")):
         from onehour.data.cifar import cifar10
@@ -117,9 +148,7 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, **options: Any) -> Data
         returned = function()
     except Exception as error:
         raise ValueError(f"data {spec} failed when called: {blame(error)}") from error
-    if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise ValueError(f"data {spec} returned {type(returned).__name__}; expected (train, validation)")
-    return Data.of(*returned, form=form)
+    return Data.given(returned, f"data {spec} returned", share, seed, form)
 
 
 def _split_of(spec: str) -> int:

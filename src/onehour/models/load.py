@@ -6,13 +6,13 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from onehour.entry import LIBRARIES, is_entry, resolve
 from onehour.messages import blame, nearest
 from onehour.models import resnet, small
 
-__all__ = ["MODELS", "brings_weights", "call", "load_model"]
+__all__ = ["MODELS", "brings_weights", "call", "load_model", "pretrained_weights"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": small.resnet8,
@@ -77,11 +77,40 @@ def call(title: str, function: Callable[[], Any]) -> nn.Module:
     return model
 
 
-def _from_library(library: str, name: str, *, channels: int, classes: int) -> nn.Module:
+def pretrained_weights(spec: str) -> dict[str, Tensor]:
+    """The weights that timm or torchvision has for a model, its own classifier among them.
+
+    Args:
+        spec: timm:NAME or torchvision:NAME.
+
+    Raises:
+        ValueError: for a library that is not installed, a model without weights, or weights that cannot be downloaded.
+    """
+    library, _, name = spec.partition(":")
+    found = _imported(library, f"init {spec}")
     try:
-        found = importlib.import_module(library)
+        if library == "timm":
+            model = found.create_model(name, pretrained=True)
+        else:
+            model = found.models.get_model(name, weights="DEFAULT", progress=False)
+    except Exception as error:
+        raise ValueError(
+            f"init {spec} cannot be had: {blame(error)}; check the name, and the network that they are downloaded over"
+        ) from error
+    return model.state_dict()
+
+
+def _imported(library: str, title: str) -> Any:
+    try:
+        return importlib.import_module(library)
     except ImportError as error:
-        raise ValueError(f"model {library}:{name} needs a package: pip install 'onehour[vision]'") from error
+        raise ValueError(f"{title} needs a package: pip install 'onehour[vision]'") from error
+    except Exception as error:  # a torchvision that was built for another torch
+        raise ValueError(f"{title}: {library} cannot be imported: {blame(error)}") from error
+
+
+def _from_library(library: str, name: str, *, channels: int, classes: int) -> nn.Module:
+    found = _imported(library, f"model {library}:{name}")
     try:
         if library == "timm":
             return found.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)

@@ -60,8 +60,9 @@ def outcome_lines(run: Run) -> Iterator[str]:
     final = "final error " if run.recipe.task is None else f"final {run.metric.name}"
     yield f"{final} {run.metric.of(run.final_error)} (median of the last {last} epochs)"
     recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
-    same = all(getattr(recipe, name) == getattr(named, name, None) for name in ("model", "data", "epochs"))
-    reference = reference_of(recipe.name) if same else None  # of the named recipe's task and length
+    task = ("model", "data", "validation", "epochs", "init", "continues")
+    same = all(getattr(recipe, name) == getattr(named, name, None) for name in task)
+    reference = reference_of(recipe.name) if same else None  # of the named recipe's task, start and length
     if reference is not None:
         yield (
             f"reference    {reference.mean:.2f} ± {reference.std:.2f} % at minibatch {reference.minibatch}"
@@ -107,7 +108,10 @@ def draw_curve(run: Run) -> Path | None:
         title = f"{short(recipe.name)}: {size}, seed {recipe.seed}"
         errors.set_title(title, fontsize=10, loc="left", color=INK)
         points = [i * recipe.epochs / POINTS for i in range(POINTS)]
-        rates.semilogy(points, [recipe.schedule(point) or float("nan") for point in points], color=ALERT)
+        drawn = [recipe.schedule(point) or float("nan") for point in points]
+        if recipe.continues:  # what came before had another schedule
+            points, drawn = epochs, [record["lr"] for record in metrics]
+        rates.semilogy(points, drawn, color=ALERT)
         rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         rates.yaxis.set_minor_locator(NullLocator())
         rates.set_ylabel("rate", fontsize=10)

@@ -13,7 +13,8 @@ from onehour.study.spec import Arm, SweepSpec, applied
 
 BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
 OWN = ("name", "minibatch", "seed", "samples", "classes")  # what a command says by itself, or reads from the data
-HIDDEN = ("command", "from_iteration", "class_names")  # of an environment: what may name private places, or is long
+HIDDEN = ("command", "from_iteration", "class_names", "init", "init_anew", "init_left_out")
+"""Of an environment: how it was started, which may name private places, and what is long."""
 
 
 def commands(study: Study) -> list[str]:
@@ -106,7 +107,7 @@ def _blocks(seeds: Sequence[int]) -> list[range]:
 
 def _flags(recipe: Recipe, file: str) -> tuple[str, list[str]]:
     """A named recipe and the flags that change it; a file that holds it where it has no name."""
-    if recipe.name not in RECIPES:
+    if recipe.name not in RECIPES or recipe.continues:
         return file, []
     named = RECIPES[recipe.name]().as_dict()
     flags: list[str] = []

@@ -17,7 +17,7 @@ from onehour.sidefile import read_lines
 from onehour.study.spec import SPEC, Arm, SweepSpec, arm_of, label_of, parse_arm
 from onehour.training.record import MEDIAN_OF, Run, differences, final_error
 
-SAME = ("model", "data", "task", "samples", "classes", "epochs")
+SAME = ("model", "data", "task", "validation", "samples", "classes", "epochs")
 """What runs must share to be compared: the task and its length."""
 
 NEEDED, CONSTANT = ("epoch", "error"), ("minibatch", "seed", "arm")

@@ -18,7 +18,7 @@ SPEC = "sweep.toml"
 Arm = tuple[tuple[str, str], ...]
 """(field, value) of what is changed in a recipe; () for the recipe itself."""
 
-NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "epochs")
+NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "validation", "epochs")
 """What an arm cannot change: the axes, and the task, without which errors cannot be compared."""
 
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # times the base minibatch: the paper's 256 … 16k
@@ -192,6 +192,7 @@ def spec_of(
     """
     if len(seeds) < 1:
         raise ValueError(f"--seeds is {len(seeds)}; expected at least 1, and 5 for the paper's table")
+    recipe = recipe.replace(continues="")  # every cell trains all of it
     base, samples = recipe.base_minibatch, recipe.samples or 0
     if sizes is None:
         sizes = tuple(base * factor for factor in FACTORS if base * factor <= samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ __all__ = [
     "effects",
     "image_options",
     "open_feeds",
+    "outputs_of",
     "pick_device",
     "pick_loaders",
     "pick_share",
@@ -87,7 +88,7 @@ PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 
 def complete(
     recipe: Recipe,
-    data: Sequence[Any] | None = None,
+    data: Any = None,
     *,
     collate: Callable[[list[Any]], Any] | None = None,
     trains: bool = True,
@@ -96,7 +97,7 @@ def complete(
 
     Args:
         recipe: names the data, unless `data` is given.
-        data: (train, validation) as objects.
+        data: (train, validation) as objects, or one to divide.
         collate: in place of the recipe's name.
         trains: False evaluates alone, which takes data of any size: N stays open.
 
@@ -107,11 +108,10 @@ def complete(
         collate = resolve("collate", recipe.collate)
     form = Form(own=recipe.task is not None, collate=collate)
     if data is None:
-        loaded = load_data(recipe.data, form, **image_options(recipe, trains=trains))
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        loaded = Data.of(*data, form=form)
+        division: Any = {"share": recipe.validation, "seed": recipe.seed}
+        loaded = load_data(recipe.data, form, **division, **image_options(recipe, trains=trains))
     else:
-        raise ValueError(f"data is a {type(data).__name__}; expected (train, validation)")
+        loaded = Data.given(data, "data is a", recipe.validation, recipe.seed, form)
     classes = recipe.classes or loaded.classes
     if classes is not None and not form.own:
         _refuse_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
@@ -211,7 +211,7 @@ def build_model(
         _prove(task or task_of(recipe, None, device), built, recipe, data)
         refuse_model(built, recipe, None)
         return _in_order(built, recipe)
-    outputs = _outputs(built, recipe, data, device)
+    outputs = outputs_of(built, recipe, data, device)
     if recipe.classes is not None and outputs < recipe.classes:
         misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
         try:
@@ -240,13 +240,13 @@ def _prove(task: Task, model: nn.Module, recipe: Recipe, data: Data) -> None:
 def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
     """What labels must be: of the recipe's classes, else of the model's outputs."""
     if recipe.classes is None:
-        return Classes(_outputs(model, recipe, data, device), "the model's outputs")
+        return Classes(outputs_of(model, recipe, data, device), "the model's outputs")
     return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
-    """How many the model has, by one validation image, so that a misfit is one message before the run."""
+def outputs_of(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
+    """How many outputs the model has, by one validation image, so that a misfit is one message before the run."""
     image = prepared(data.validation, data.looks[1].image[None].to(device))
     model.eval()
     return CLASSIFICATION.logits(model, image, recipe).shape[1]
@@ -265,10 +265,11 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     decayed, *kept = (
         len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
     )
+    gammas = "" if recipe.init else f", γ = 0 in {zeros} of them"  # a resume does not know those that it began with
     whose = "BatchNorm" if recipe.batchnorm == "ghost" else "the network's own BatchNorm, one worker a pass, hence"
     return "; ".join(
         (
-            f"{whose} over n = {recipe.per_worker} in {len(layers)} layers, γ = 0 in {zeros} of them",
+            f"{whose} over n = {recipe.per_worker} in {len(layers)} layers{gammas}",
             f"weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors",
             *_asked_for(recipe, model),
         )

@@ -26,6 +26,7 @@ from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
+from onehour.training.initial import has_begun, start_from
 from onehour.training.measure import Clock, measured, profiled, timed
 from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
@@ -68,6 +69,7 @@ def train_run(
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
     folder = execution.folder(recipe)
+    begun, start = not recipe.init or has_begun(folder, group), None
     watch = Watchdog(None, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
     with build.deterministic(recipe), watch as watchdog, ExitStack() as stack:
         try:
@@ -80,6 +82,8 @@ def train_run(
                 decisions = decisions_of(recipe)
                 learns = task_of(recipe, task, group.device)
                 net = build.build_model(recipe, data, group.device, model, task=learns)
+                if not begun:
+                    start = start_from(recipe, data, net, group.device)
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
                     refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
@@ -115,7 +119,7 @@ def train_run(
             raise
         with in_words(folder, per_pass):
             if group.size > 1:
-                agree(group, facts_of_model(network.model, network.optimizer))
+                agree(group, facts_of_model(network.model, network.optimizer) | (start.facts if start else {}))
             look_for_folder(folder, group, inside=run.inside)
             progress = run.load(part, build.build_of(group.device))
             places = {
@@ -124,9 +128,16 @@ def train_run(
                 "loaders": build.pick_loaders(execution, data),
                 "device": group.device.type,
             } | ({"class_names": data.names} if data.names else {})
+            if recipe.validation:
+                train, held = (look.samples for look in data.looks)
+                places |= {"training_samples": train, "validation_samples": held}
+                rules += f"\nvalidation {recipe.validation:g} of each class: {train} samples train, {held} validate"
+            if start is not None:
+                places |= start.record
+                rules += f"\n{start}"
             run.begin(progress, partial(environment, places))
-            start = progress.iteration if progress is not None else 0
-            console.start(start, decisions.iterations, processes=group.size, folder=folder, rules=rules)
+            done = progress.iteration if progress is not None else 0
+            console.start(done, decisions.iterations, processes=group.size, folder=folder, rules=rules)
             loop.run([progress], profile=execution.profile)
 
 
@@ -212,9 +223,10 @@ class Loop:
             if self.step.task.counts:  # "broken" is no better than this
                 self._evaluate(0)
             return 0
-        start = progress[0].iteration
+        start, rate = progress[0].iteration, progress[0].rate
         if start:  # a velocity that has the rate inside was made at this one
-            set_rate(self.network.optimizer, self.decisions.rate(start - 1), inside=set())
+            rate = self.decisions.rate(start - 1) if rate is None else rate
+            set_rate(self.network.optimizer, rate, inside=set())
         known = [stood.totals for stood in progress if stood is not None]
         self.totals.copy_(torch.tensor(known, dtype=torch.float64).T)
         if self.skipping is not None:

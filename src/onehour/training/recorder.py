@@ -26,7 +26,7 @@ from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.store import checkpoint_folders
 
-__all__ = ["Progress", "RunFolder", "look_for_folder", "take_folder"]
+__all__ = ["LINES", "Progress", "RunFolder", "look_for_folder", "take_folder"]
 
 LINES = ("metrics.jsonl", "timing.jsonl")
 TOKEN = ".seen-"
@@ -45,6 +45,8 @@ class Progress:
     evaluated: bool = True
     """Whether the record has this iteration's evaluation, if there is one."""
     skipped: int | None = None
+    rate: float | None = None
+    """Of the last iteration; None where it is the schedule's, as it is unless the run went on from another one."""
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""

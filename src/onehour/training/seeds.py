@@ -243,6 +243,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("random_erasing, mixup and cutmix draw other numbers for each seed")
     if recipe.clip_norm is not None or recipe.ema is not None:
         raise ValueError("clip_norm and ema are for single runs")
+    if recipe.init or recipe.validation:
+        raise ValueError("init and validation are for single runs: each seed divides the data for itself")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):
         raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]

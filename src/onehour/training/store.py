@@ -23,7 +23,7 @@ from torch import Tensor
 
 from onehour.config import Recipe
 from onehour.files import make_folder, remove, sync_folder, write_new
-from onehour.sidefile import COUNT, FLAG, TEXT, Kind, is_list, is_object, object_of
+from onehour.sidefile import COUNT, FLAG, NUMBER, TEXT, Kind, is_list, is_object, object_of
 
 __all__ = ["FILES", "Store", "Stored", "as_safetensors", "checkpoint_folders", "digest_of_recipe", "read_manifest"]
 
@@ -57,8 +57,9 @@ PROGRESS: dict[str, Kind] = {
     "build": ("texts by name", is_object(lambda value: isinstance(value, str) and value.isprintable())),
     "evaluated": FLAG,
     "skipped": COUNT,
+    "rate": NUMBER,
 }
-"""Of progress.json, beside the iteration; the last two may be missing."""
+"""Of progress.json, beside the iteration; the last three may be missing."""
 TYPES = (
     {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     | {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}

@@ -27,6 +27,7 @@ from onehour.training.build import (
     pick_workers_per_pass,
 )
 from onehour.training.decisions import decisions_of
+from onehour.training.initial import start_from
 from onehour.training.loop import iterate
 from onehour.training.refusals import refuse_iterations
 from onehour.training.state import digest_of, model_state, optimizer_state
@@ -64,6 +65,8 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     execution = Execution(processes=group.size)
     task = task_of(recipe, None, group.device)
     model, decisions = build_model(recipe, data, group.device, task=task), decisions_of(recipe)
+    if recipe.init:
+        start_from(recipe, data, model, group.device)
     optimizer = decisions.optimizer(model)
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import closing
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,31 @@ from onehour.training.build import build_model, classes_of, complete, pick_devic
 from onehour.training.checkpoint import latest_contents
 from onehour.training.engine import evaluate
 from onehour.training.record import Run
+from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
 from onehour.training.task import Classification, Evaluation, Found, Model, task_of
 
-__all__ = ["ClassErrors", "OpenedWeights", "WeightsEvaluation", "evaluate_weights", "fit", "load_file", "read_weights"]
+__all__ = [
+    "ClassErrors",
+    "OpenedWeights",
+    "WeightsEvaluation",
+    "bytes_of",
+    "evaluate_weights",
+    "few",
+    "fit",
+    "load_file",
+    "read_weights",
+    "weights_in",
+]
 
 FORMATS = (".safetensors", ".pt", ".pth")
+INSIDE = ("state_dict", "model")
+"""Where trainers' checkpoints have the weights, beside what else they hold."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What every name begins with where DDP's or torch.compile's wrapper was saved in place of the model."""
 
 
 def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
-    """The weights and buffers in a run's newest verified checkpoint, a .safetensors file, or a .pt file.
+    """The weights and buffers in a run's newest verified checkpoint, in one of its checkpoints, or in a file.
 
     A .pt file is read with `weights_only=True` alone: nothing in it is executed.
 
@@ -44,38 +61,71 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     Raises:
         ValueError: if there are none, or the file is none.
     """
+    weights = weights_in(path, bytes_of(path))
+    if not ema:
+        return weights
+    if not path.is_dir():
+        raise ValueError(f"--ema is for a run's folder, which may hold weights and their average; {path} is a file")
+    contents = latest_contents(Run(path).folder)
+    averages = averages_in(load(contents[1])) if contents is not None else {}
+    if not averages:
+        raise ValueError(f"{path} keeps no average of its weights: its recipe has no ema")
+    return weights | averages
+
+
+def bytes_of(path: Path) -> bytes:
+    """The file that holds the weights, whole: of a run or a checkpoint its model.safetensors, once it is verified.
+
+    Raises:
+        ValueError: if there is none, or it cannot be one.
+    """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    if ema and not path.is_dir():
-        raise ValueError(f"--ema is for a run's folder, which may hold weights and their average; {path} is a file")
+    whole = path.absolute()
+    folder = whole.parent.parent
+    if whole in checkpoint_folders(folder):
+        try:
+            return Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).verified(whole).contents[0]
+        except ValueError as error:
+            raise ValueError(f"{path} is no checkpoint that can be trusted: {error}") from error
     if path.is_dir():
         contents = latest_contents(Run(path).folder)
         if contents is None:
             raise ValueError(f"{path} has no checkpoint yet")
-        try:
-            averages = averages_in(load(contents[1])) if ema else {}
-            if ema and not averages:
-                raise ValueError(f"{path} keeps no average of its weights: its recipe has no ema")
-            return load(contents[0]) | averages
-        except SafetensorError as error:
-            raise ValueError(f"{path}: the newest checkpoint holds no weights: {_line(error)}") from error
+        return contents[0]
     if path.suffix not in FORMATS:
         raise ValueError(
             f"{path} is not a weights file; expected a run's folder or a file ending in {', '.join(FORMATS)}"
         )
     if not path.is_file():  # a pipe, say, which would be waited for
         raise ValueError(f"{path} is not a regular file")
-    if path.suffix != ".safetensors" and _is_tar(path):
-        raise ValueError(f"{path} is in the oldest of torch's formats, a tar; load it there, and save it again")
+    try:
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
+
+
+def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
+    """The weights and buffers in what `bytes_of` gave; of a file under the model's own names, without `WRAPPERS`.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    ours = path.is_dir()
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch says of odd files beside refusing them
-            state = load_file(path, path.suffix)
+            if ours or path.suffix == ".safetensors":
+                state: Any = load(content)
+            elif content[257:262] == b"ustar":  # torch would unpack it into a folder before it refuses it
+                raise ValueError("it is in the oldest of torch's formats, a tar; load it there, and save it again")
+            else:
+                state = torch.load(BytesIO(content), "cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read as weights: {_line(error)}") from error
     except Exception as error:  # torch raises its unpickler's own class for what weights_only refuses
         raise ValueError(f"{path} holds more than tensors, or is damaged; it was not loaded") from error
-    if is_object()(state) and is_object()(state.get("state_dict")):
-        state = state["state_dict"]
+    if is_object()(state):
+        state = next((state[name] for name in INSIDE if is_object()(state.get(name))), state)
     if not (is_object()(state) and state and all(isinstance(name, str) for name in state)):
         raise ValueError(f"{path} holds no state dict of tensors")
     for name, tensor in state.items():
@@ -83,7 +133,10 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
             raise ValueError(f"{path} holds no state dict of tensors: {shown(name)} is a {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_quantized or _grows(tensor):
             raise ValueError(f"{path}: {shown(name)} is not a plain tensor; expected one that is stored as it is")
-    return {name.removeprefix("module."): tensor.detach() for name, tensor in state.items()}
+    found = {str(name): tensor.detach() for name, tensor in state.items()}
+    while not ours and (wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in found)), None)):
+        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    return found
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
@@ -98,7 +151,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     extra = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if missing or extra:
-        parts = (f"it {verb} {_few(names)}" for verb, names in (("lacks", missing), ("also has", extra)) if names)
+        parts = (f"it {verb} {few(names)}" for verb, names in (("lacks", missing), ("also has", extra)) if names)
         raise ValueError(f"{source} is of another model: {' and '.join(parts)}")
     if wrong:
         there, here = tuple(weights[wrong[0]].shape), tuple(own[wrong[0]].shape)
@@ -214,12 +267,6 @@ def load_file(path: Path, suffix: str) -> Any:
     return load_safetensors(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
 
 
-def _is_tar(path: Path) -> bool:
-    """What torch would unpack into a folder before it refuses it."""
-    with path.open("rb") as file:
-        return file.read(512)[257:262] == b"ustar"
-
-
 def _grows(tensor: Tensor) -> bool:
     """Whether it is larger in memory than in its file: a few bytes may claim to be terabytes."""
     return tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes()
@@ -229,5 +276,6 @@ def _line(error: BaseException) -> str:
     return shown((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
     return shown(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
