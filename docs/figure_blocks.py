@@ -54,6 +54,52 @@ def figure_wide(results: dict[str, Any]) -> str:
     return "\n\n".join([table(head, rows), said, source("digits_wide", results)])
 
 
+def noise(results: dict[str, Any]) -> str:
+    """What the gradient noise is claimed to be."""
+    covers, cost = results["coverage"], results["cost"]
+    more = f"{100 * (cost['mean'] - 1):+.1f} ± {100 * cost['std']:.1f} %"
+    return (
+        f"The interval has the true B in {covers['covered']} of {covers['problems']} problems, and B is estimable in"
+        f" {covers['estimable']} of them. It changes the processor's time for training by {more} ({cost['n']} pairs of runs).\n\n{source('noise', results)}"
+    )
+
+
+def foreseen(results: dict[str, Any]) -> str:
+    """What was predicted of each task."""
+    rows = [
+        (
+            row["case"],
+            _size(row["noise_scale"]),
+            f"{_size(row['low'])} … {_size(row['high'])}",
+            f"{_size(row['break_from'])} … {_size(row['break_to'])}",
+            ", ".join(map(_size, row["noise_scale_by_seed"])),
+        )
+        for row in results["rows"]
+    ]
+    head = ("task", "B, of 3 runs", "95 %", "the break is predicted between", "B of each run")
+    return f"{table(head, rows)}\n\n{source('foresee', results)}"
+
+
+def foreseen_sweeps(results: dict[str, Any]) -> str:
+    """What the sweeps then showed."""
+    said = {True: "hit", False: "MISS", None: "open"}
+    rows = [
+        (
+            row["case"],
+            _size(row["noise_scale"]),
+            _size(row["break"]),
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            said[row["hit"]],
+        )
+        for row in results["rows"]
+    ]
+    return f"{table(('task', 'B', 'the break', 'break / B', ''), rows)}\n\n{source('foresee_sweeps', results)}"
+
+
+def _size(size: float | None) -> str:
+    return "not seen" if size is None else f"{size:.0f}"
+
+
 def adam(results: dict[str, Any]) -> str:
     """Adam's rule at many times the minibatch, and the rate alone."""
     base = results["rows"][0]["minibatch"]

@@ -145,7 +145,7 @@ def _prepared(given: Recipe, execution: Execution, device: str, model: Any, data
         return {}, recipe, loaded
     named = (given.model, given.data, given.optimizer, execution.log, model, data)
     facts = facts_of_start(given, torch.device(device), named) | facts_of_data(recipe, loaded)
-    return facts, recipe, loaded
+    return facts | {"measurement": {"noise": execution.noise}}, recipe, loaded
 
 
 def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:

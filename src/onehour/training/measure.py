@@ -162,17 +162,23 @@ class Metrics:
     top1_error: float
     skipped: int | None = None
     """Images that were replaced so far; only in runs that may."""
+    noise: list[list[float]] | None = None
+    """(iteration, tr Σ, |G|²) of the points since the evaluation before, where some were measured."""
 
     def as_dict(self) -> dict[str, Any]:
         """The line, as JSON has it."""
-        line = asdict(self)
-        if self.skipped is None:
-            del line["skipped"]
-        return line
+        left_out = {name for name in ("skipped", "noise") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def measured(
-    decisions: Decisions, done: int, totals: list[float], result: Evaluation, *, skipped: int | None = None
+    decisions: Decisions,
+    done: int,
+    totals: list[float],
+    result: Evaluation,
+    *,
+    skipped: int | None = None,
+    noise: list[list[float]] | None = None,
 ) -> Metrics:
     """What is known after iteration `done`.
 
@@ -194,6 +200,7 @@ def measured(
         val_loss=result.loss if math.isfinite(result.loss) else None,
         top1_error=result.top1_error,
         skipped=skipped,
+        noise=noise,
     )
 
 

@@ -57,12 +57,14 @@ PARTS = ("data", "compute", "reduction", "update")
 
 
 ERRORS: Kind = ("a list of errors in percent", is_list(PERCENT[1]))
+POINTS: Kind = ("lists of 3 numbers", is_list(is_list(NUMBER[1], 3)))
 STEPS: Kind = (f"lists of {len(PARTS)} numbers", is_list(is_list(NUMBER[1], len(PARTS))))
 SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value) and value != [])
 SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and value > 0)
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
 METRICS = {"epoch": NUMBER, "iteration": COUNT, "position": COUNT, "train_error": PERCENT, "top1_error": PERCENT}
+METRICS |= {"noise": POINTS}
 """Of a line; its losses may have left the finite numbers."""
 TIMING = {"images": NUMBER, "seconds": NUMBER, "evaluate_seconds": NUMBER, "steps_ms": STEPS}
 SUMMARY = {
@@ -125,6 +127,11 @@ class Run:
         """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …"""
         path = self.folder / "metrics.jsonl"
         return read_lines(path, METRICS, ("epoch", "train_error", "top1_error"), head=["recipe"])[1:]
+
+    @property
+    def noise(self) -> list[list[float]]:
+        """(iteration, tr Σ, |G|²) of every point of its gradient noise; none of a run without --noise."""
+        return [point for line in self.metrics for point in line.get("noise", [])]
 
     @property
     def timing(self) -> list[dict[str, Any]]:

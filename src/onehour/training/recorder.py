@@ -47,6 +47,8 @@ class Progress:
     evaluated: bool = True
     """Whether the record has this iteration's evaluation, if there is one."""
     skipped: int | None = None
+    noise: list[list[float]] | None = None
+    """Points of the gradient noise since the last evaluation, where some were measured."""
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""
