@@ -3,10 +3,10 @@
     python benchmarks/foresee.py            # the predictions: commit results/foresee.json
     python benchmarks/foresee.py --judge    # then the sweeps, against what was committed: results/foresee_sweeps.json
 
-A prediction is B = Σ tr Σ / Σ |G|² over the points of three runs at 1×, with `--noise`. What it predicts is the break:
-the minibatch at which the mean error over seeds rises by half a point above that at 1×, between two sizes of the sweep
-along log2(kn). It is a hit where the break lies within a factor of 2 of B. Splits and seeds were used for nothing
-else, and those of the sweeps not for the predictions. Both are resumable (runs/foresee).
+A prediction is B = Σ tr Σ / Σ |G|² over the points of three runs at 1× with `--noise`, trained to their first drop. It
+predicts the break: the minibatch at which the mean error over seeds has risen by half a point above that at 1×,
+between two sizes of the sweep along log2(kn). It is a hit where the break lies within a factor of 2 of B. Splits 41 and
+42 and these seeds were never used for anything, and the sweeps' seeds are others. Both are resumable (runs/foresee).
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ import math
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-from onehour.cli import main as onehour
+import onehour
+from onehour.cli import main as main_command
 from onehour.noise import noise_scale
 from onehour.recipes import RECIPES
 from onehour.study.advice import FACTOR, Advice
 from onehour.study.results import Study, read_study
-from onehour.training.record import Run
+from onehour.training.build import complete
+from onehour.training.decisions import decisions_of
+from onehour.training.noise import peak_epochs
+from onehour.training.record import Run, StoppedError
 from results import RESULTS, ROOT, claim, write
 
 OUT = Path("runs") / "foresee"
@@ -44,42 +49,55 @@ class Case:
 
     name: str
     recipe: str
-    flags: str
+    changes: dict[str, Any]
     sizes: str
+
+    @property
+    def flags(self) -> list[str]:
+        """Its changes on the command line."""
+        return [part for name, value in self.changes.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 CASES = (
-    Case("digits-0.2", "digits", "--data digits:41 --base-lr 0.2", "32,64,128,256,512,1024,2048,4096"),
-    Case("digits-0.05", "digits", "--data digits:41 --base-lr 0.05", "32,64,128,256,512,1024,2048,4096"),
-    Case("wide-0.05", "digits", "--data digits-wide:42 --base-lr 0.05", "32,256,512,1024,2048,4096,8192"),
-    Case("wide-0.2", "digits", "--data digits-wide:42 --base-lr 0.2", "32,128,256,512,1024,2048,4096"),
-    Case("fashion", "fashion", "", "64,128,256,512,1024,2048,4096"),
+    Case("digits-0.2", "digits", {"data": "digits:41", "base_lr": 0.2}, "32,64,128,256,512,1024,2048,4096"),
+    Case("digits-0.05", "digits", {"data": "digits:41", "base_lr": 0.05}, "32,64,128,256,512,1024,2048,4096"),
+    Case("wide-0.05", "digits", {"data": "digits-wide:42", "base_lr": 0.05}, "32,256,512,1024,2048,4096,8192"),
+    Case("wide-0.2", "digits", {"data": "digits-wide:42", "base_lr": 0.2}, "32,128,256,512,1024,2048,4096"),
+    Case("fashion", "fashion", {}, "64,128,256,512,1024,2048,4096"),
 )
 
 
 def predict(case: Case) -> dict[str, Any]:
-    """Train a case at 1× and say where it breaks."""
-    runs = []
-    for seed in SEEDS:
-        folder = OUT / f"{case.name}-s{seed}"
-        command = ["train", case.recipe, *case.flags.split(), "--seed", str(seed), "--noise", "--out", str(folder)]
-        if code := onehour(command):
-            raise SystemExit(code)
-        runs.append(Run(folder))
+    """Train a case at 1×, as far as its rate is at its peak, and say where it breaks."""
+    runs = [train_to_the_drop(case, seed) for seed in SEEDS]
     points = [[(trace, square) for _, trace, square in run.noise] for run in runs]
     base = runs[0].recipe.minibatch
     advice = Advice(base, noise_scale([point for each in points for point in each]))
     scale = advice.noise.scale
     return {
         "case": case.name,
-        "command": f"onehour train {case.recipe} {case.flags} --noise --seed {SEEDS.start} … {SEEDS.stop - 1}",
+        "command": f"onehour train {shlex.join([case.recipe, *case.flags])} --noise",
+        "seeds": list(SEEDS),
         "sizes": case.sizes,
         **advice.as_dict(),
         "break_from": scale / FACTOR if scale else None,
         "break_to": scale * FACTOR if scale else None,
         "noise_scale_by_seed": [noise_scale(each).scale for each in points],
-        "errors_at_base": [run.final_error for run in runs],
+        "epochs": [len(run.metrics) for run in runs],
     }
+
+
+def train_to_the_drop(case: Case, seed: int) -> Run:
+    """A run with its noise, which no later iteration measures: it is stopped there."""
+    recipe, _ = complete(onehour.recipe(case.recipe, **case.changes))
+    decisions, folder = decisions_of(recipe), OUT / f"{case.name}-s{seed}"
+    last = peak_epochs(decisions).stop
+    if not folder.is_dir() or len(Run(folder).metrics) < last:
+        asked = count(1)
+        stop = -(-last * decisions.samples // recipe.minibatch)
+        with suppress(StoppedError):
+            onehour.train(recipe, seed=seed, out=folder, noise=True, fresh=True, stop_asked=lambda: next(asked) == stop)
+    return Run(folder)
 
 
 def break_of(study: Study) -> tuple[float | None, dict[int, float]]:
@@ -98,8 +116,8 @@ def judge(case: Case, foreseen: dict[str, Any], jobs: int) -> dict[str, Any]:
     """Train a case's sweep and compare."""
     out = OUT / f"{case.name}-sweep"
     seeds = ["--seed", str(SWEPT["first"]), "--seeds", str(SWEPT["seeds"]), "--seeds-together", str(SWEPT["seeds"])]
-    command = ["sweep", case.recipe, *case.flags.split(), "--minibatch", case.sizes, *seeds, "--arm", "none"]
-    if code := onehour([*command, "--jobs", str(jobs), "--out", str(out)]):
+    command = ["sweep", case.recipe, *case.flags, "--minibatch", case.sizes, *seeds, "--arm", "none"]
+    if code := main_command([*command, "--jobs", str(jobs), "--out", str(out)]):
         raise SystemExit(code)
     study = read_study([out])
     seen, excess = break_of(study)

@@ -57,10 +57,13 @@ def figure_wide(results: dict[str, Any]) -> str:
 def noise(results: dict[str, Any]) -> str:
     """What the gradient noise is claimed to be."""
     covers, cost = results["coverage"], results["cost"]
-    more = f"{100 * (cost['mean'] - 1):+.1f} ± {100 * cost['std']:.1f} %"
+    seen = (
+        f"in {covers['covered']} of {covers['problems']} problems, and B is estimable in {covers['estimable']} of them"
+    )
+    more = f"by {100 * (cost['mean'] - 1):+.1f} ± {100 * cost['std']:.1f} % ({cost['n']} pairs of runs)"
     return (
-        f"The interval has the true B in {covers['covered']} of {covers['problems']} problems, and B is estimable in"
-        f" {covers['estimable']} of them. It changes the processor's time for training by {more} ({cost['n']} pairs of runs).\n\n{source('noise', results)}"
+        f"The interval has the true B {seen}. It changes the processor's time for training {more}."
+        f"\n\n{source('noise', results)}"
     )
 
 

@@ -29,7 +29,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_it_says_the_minibatch_what_it_rests_on_and_how_sure_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = said(capsys, str(run(tmp_path, POINTS))).splitlines()
-    assert lines[0] == "noise scale  382 samples (95 %: 358 to 409)"
+    assert lines[0] == "noise scale  382 samples (95 %: 358 to 408)"
     assert lines[1].startswith("rests on     12 points at the peak rate: tr Σ = 21, |G|² = 0.055 ± 0.0015")
     assert lines[2] == "advice       the linear rule should hold to minibatch 256 (8×)"
     assert "within a factor of 2" in lines[3]

@@ -155,7 +155,7 @@ def test_the_noise_of_runs_at_the_base_is_said_and_drawn(tmp_path: Path, quick: 
     report = write_report([tmp_path / "32", tmp_path / "256", tmp_path / "512"], tmp_path / "out")
     words = Page(report.page).words
     assert "the linear rule should hold to minibatch 256 (8×)" in words
-    assert "382 samples (95 %: 358 to 409), from 12 points" in words
+    assert "382 samples (95 %: 358 to 408), from 12 points" in words
     assert json.loads(report.results.read_text(encoding="utf-8"))["advice"]["holds_to"] == 256
     assert "noise scale" in (tmp_path / "out/figures/error-against-minibatch.svg").read_text(encoding="utf-8")
 

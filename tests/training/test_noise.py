@@ -1,5 +1,6 @@
 """The gradient noise of a run: right to rounding, the same wherever workers run, and without a trace in the run."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,11 @@ from onehour.runs import _prepared
 from onehour.training import noise as measuring
 from onehour.training.build import build_model, complete, pick_share
 from onehour.training.decisions import decisions_of
+from onehour.training.loop import train_run
 from onehour.training.noise import MINIBATCHES, GradientNoise, peak_epochs
 from onehour.training.record import Run, StoppedError
 
-CPU = torch.device("cpu")
+CPU, ALONE = torch.device("cpu"), Group()
 
 
 @pytest.fixture
@@ -36,17 +38,18 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "SHARE", 1)
 
 
-def task(tiny: ModuleType, **changes: Any) -> tuple[Recipe, Data]:
-    """k = 4 workers of 4."""
-    return complete(tiny.recipe(**({"minibatch": 16, "base_minibatch": 16} | changes)))
+def start_of(tiny: ModuleType, reduce: str = "fast") -> tuple[Recipe, Data, nn.Module]:
+    """k = 4 workers of 4, in float64 where the order of adding may differ."""
+    precision = "float64" if reduce == "fast" else "float32"
+    recipe, data = complete(tiny.recipe(minibatch=16, base_minibatch=16, reduce=reduce, precision=precision))
+    return recipe, data, build_model(recipe, data, CPU)
 
 
-def point(tiny: ModuleType, group: Group | None = None, *, together: int = 1, **changes: Any) -> list[float]:
-    """A point at the initial weights."""
-    recipe, data = task(tiny, **changes)
-    group, decisions = group or Group(), decisions_of(recipe)
-    own = passes(pick_share(recipe, group), together)
-    step = step_of(recipe, build_model(recipe, data, CPU).train(), own, group=group, draws=False)
+def point(start: tuple[Recipe, Data, nn.Module], group: Group = ALONE, *, together: int = 1) -> list[float]:
+    """A point at these weights."""
+    recipe, data, model = start
+    decisions, own = decisions_of(recipe), passes(pick_share(recipe, group), together)
+    step = step_of(recipe, copy.deepcopy(model).train(), own, group=group, draws=False)
     feed = Feed(data.train, seed=recipe.seed, loaders=0, device=CPU, stream=decisions.stream())
     noise = GradientNoise(decisions, step)
     taken = noise.measure(0, feed.passes(own, start=0, stop=MINIBATCHES))
@@ -56,9 +59,9 @@ def point(tiny: ModuleType, group: Group | None = None, *, together: int = 1, **
 
 
 def test_a_point_is_its_transcription(tiny: ModuleType):
-    recipe, data = task(tiny, precision="float64")
+    recipe, data, model = start = start_of(tiny)
     plain = tiny.net().double()  # BatchNorm2d itself, a worker at a time
-    plain.load_state_dict(build_model(recipe, data, CPU).state_dict())
+    plain.load_state_dict(model.state_dict())
     images, labels = data.train.tensors
     stream, gradients = decisions_of(recipe).stream(), list[Tensor]()
     for minibatch in range(MINIBATCHES):
@@ -70,20 +73,20 @@ def test_a_point_is_its_transcription(tiny: ModuleType):
     products = torch.stack(gradients) @ torch.stack(gradients).T
     square = (products.sum() - products.trace()) / (MINIBATCHES * (MINIBATCHES - 1))
     trace = 16 * (products.trace() / MINIBATCHES - square)
-    assert point(tiny, precision="float64") == pytest.approx([0, trace.item(), square.item()], rel=1e-10)
+    assert point(start) == pytest.approx([0, trace.item(), square.item()], rel=1e-10)
 
 
 @pytest.mark.parametrize("together", [2, 4])
 def test_workers_of_a_pass_change_rounding_alone(tiny: ModuleType, together: int):
-    alone = point(tiny, precision="float64")
-    assert point(tiny, together=together, precision="float64") == pytest.approx(alone, rel=1e-12)
+    start = start_of(tiny)
+    assert point(start, together=together) == pytest.approx(point(start), rel=1e-12)
 
 
 @pytest.mark.parametrize("reduce", ["fast", "canonical"])
 def test_processes_do_not_change_it(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, reduce: str):
-    changes = {"reduce": reduce, "precision": "float64" if reduce == "fast" else "float32"}
-    alone = point(tiny, **changes)
-    for found in on_threads(monkeypatch, 2, lambda group: point(tiny, group, **changes)):
+    start = start_of(tiny, reduce)
+    alone = point(start)
+    for found in on_threads(monkeypatch, 2, lambda group: point(start, group)):
         assert found == (pytest.approx(alone, rel=1e-12) if reduce == "fast" else alone)
 
 
@@ -164,8 +167,11 @@ def test_points_are_spread_over_the_peak_and_cost_a_sixtieth_of_the_iterations(t
 
 
 def test_images_that_may_be_skipped_are_refused(tiny: ModuleType, tmp_path: Path):
+    recipe, data, _ = start_of(tiny)
+    execution = Execution(noise=True, out=tmp_path / "run")
     with pytest.raises(ValueError, match="--noise reads minibatches ahead, and with bad_images skip"):
-        train(tiny.recipe(bad_images="skip"), out=tmp_path / "run", noise=True)
+        train_run(recipe.replace(bad_images="skip"), data, execution, ALONE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_agree_on_whether_it_is_measured(tiny: ModuleType):

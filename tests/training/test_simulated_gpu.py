@@ -78,9 +78,8 @@ def recipe(**changes: Any) -> Recipe:
 
 def train(out: Path, *, device: str, **options: Any) -> Run:
     given: dict[str, Any] = {"workers_per_pass": 2, "loaders": 0, "data": images()}
-    changes = {
-        name: options.pop(name) for name in list(options) if name not in (*given, "save_every", "stop_asked", "model")
-    }
+    places = (*given, "save_every", "stop_asked", "model", "noise")
+    changes = {name: options.pop(name) for name in list(options) if name not in places}
     return onehour.train(recipe(**changes), out=out, device=device, **(given | options))
 
 
@@ -134,6 +133,17 @@ def test_other_optimizers_end_as_on_the_cpu_but_for_rounding(optimizer: str, tmp
         found = train(tmp_path / "gpu", device="cuda", **options)
     for mine, other in zip(found.metrics, expected.metrics, strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-12)
+
+
+def test_the_gradient_noise_is_measured_beside_captured_iterations(tmp_path: Path):
+    expected = train(tmp_path / "cpu", device="cpu", noise=True, epochs=4)
+    with SimulatedGpu() as gpu:
+        found = train(tmp_path / "gpu", device="cuda", noise=True, epochs=4)
+    assert digest(found) == digest(expected)
+    ((iteration, *noise),) = found.noise
+    assert iteration > WARMUPS
+    assert noise == pytest.approx(expected.noise[0][1:], rel=1e-6)
+    assert sum(count for (what, _), count in gpu.launches.items() if what == "a graph") == 16 - WARMUPS
 
 
 def test_data_in_memory_lies_on_the_device(tmp_path: Path):
