@@ -3,7 +3,7 @@
     python benchmarks/foresee.py            # the predictions: commit results/foresee.json
     python benchmarks/foresee.py --judge    # then the sweeps, against what was committed: results/foresee_sweeps.json
 
-A prediction is B = Σ tr Σ / Σ |G|² over the points of three runs at 1× with `--noise`, trained to their first drop. It
+A prediction is B = Σ tr Σ / Σ |G|² over the points of one run at 1× with `--noise`, trained to its first drop. It
 predicts the break: the minibatch at which the mean error over seeds has risen by half a point above that at 1×,
 between two sizes of the sweep along log2(kn). It is a hit where the break lies within a factor of 2 of B. Splits 41 and
 42 and these seeds were never used for anything, and the sweeps' seeds are others. Both are resumable (runs/foresee).
@@ -25,9 +25,8 @@ from typing import Any
 
 import onehour
 from onehour.cli import main as main_command
-from onehour.noise import noise_scale
 from onehour.recipes import RECIPES
-from onehour.study.advice import FACTOR, Advice
+from onehour.study.advice import FACTOR, advice_of
 from onehour.study.results import Study, read_study
 from onehour.training.build import complete
 from onehour.training.decisions import decisions_of
@@ -39,7 +38,7 @@ OUT = Path("runs") / "foresee"
 FORESEEN = RESULTS / "foresee.json"
 MARGIN = 0.5
 """Points above 1× that are the break."""
-SEEDS = range(8000, 8003)
+SEED = 8000
 SWEPT = {"first": 8100, "seeds": 5}
 
 
@@ -69,21 +68,19 @@ CASES = (
 
 def predict(case: Case) -> dict[str, Any]:
     """Train a case at 1×, as far as its rate is at its peak, and say where it breaks."""
-    runs = [train_to_the_drop(case, seed) for seed in SEEDS]
-    points = [[(trace, square) for _, trace, square in run.noise] for run in runs]
-    base = runs[0].recipe.minibatch
-    advice = Advice(base, noise_scale([point for each in points for point in each]))
+    run = train_to_the_drop(case, SEED)
+    advice = advice_of(run)
     scale = advice.noise.scale
     return {
         "case": case.name,
         "command": f"onehour train {shlex.join([case.recipe, *case.flags])} --noise",
-        "seeds": list(SEEDS),
+        "seed": SEED,
+        "epochs": len(run.metrics),
         "sizes": case.sizes,
         **advice.as_dict(),
         "break_from": scale / FACTOR if scale else None,
         "break_to": scale * FACTOR if scale else None,
-        "noise_scale_by_seed": [noise_scale(each).scale for each in points],
-        "epochs": [len(run.metrics) for run in runs],
+        "measured": run.noise,
     }
 
 

@@ -75,11 +75,11 @@ def foreseen(results: dict[str, Any]) -> str:
             _size(row["noise_scale"]),
             f"{_size(row['low'])} … {_size(row['high'])}",
             f"{_size(row['break_from'])} … {_size(row['break_to'])}",
-            ", ".join(map(_size, row["noise_scale_by_seed"])),
+            str(row["points"]),
         )
         for row in results["rows"]
     ]
-    head = ("task", "B, of 3 runs", "95 %", "the break is predicted between", "B of each run")
+    head = ("task", "B", "95 %", "the break is predicted between", "points")
     return f"{table(head, rows)}\n\n{source('foresee', results)}"
 
 

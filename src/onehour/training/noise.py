@@ -84,7 +84,7 @@ class GradientNoise:
         squares: list[Tensor] = []
         with self._slow():
             for number in range(iteration, iteration + MINIBATCHES):
-                gradient = [part.double() for part in self._step.gradient(number, copies)]
+                gradient = [g.to(torch.float64, copy=True) for g in self._step.gradient(number, copies)]
                 squares.append(_square(gradient))
                 total = [a.add_(b) for a, b in zip(total, gradient, strict=True)] if total else gradient
         for buffer, value in zip(buffers, kept, strict=True):
