@@ -60,10 +60,10 @@ def noise(results: dict[str, Any]) -> str:
     seen = (
         f"in {covers['covered']} of {covers['problems']} problems, and B is estimable in {covers['estimable']} of them"
     )
-    more = f"by {100 * (cost['mean'] - 1):+.1f} ± {100 * cost['std']:.1f} % ({cost['n']} pairs of runs)"
+    share = f"{100 * cost['mean']:.1f} ± {100 * cost['std']:.1f} % ({cost['n']} runs)"
     return (
-        f"The interval has the true B {seen}. It changes the processor's time for training {more}."
-        f"\n\n{source('noise', results)}"
+        f"The interval has the true B {seen}. Measuring takes {share} of the processor's time for the rest of the"
+        f" training.\n\n{source('noise', results)}"
     )
 
 

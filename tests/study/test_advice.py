@@ -8,6 +8,7 @@ import pytest
 import studies
 
 from onehour.cli import main
+from onehour.study import outcome
 from onehour.study.outcome import outcome_lines
 from onehour.training.record import Run
 
@@ -89,7 +90,8 @@ def test_what_it_cannot_tell_is_one_message(
     assert str(folder) in line
 
 
-def test_a_run_that_measured_it_ends_with_it_and_others_do_not(tmp_path: Path):
+def test_a_run_that_measured_it_ends_with_it_and_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(outcome, "draw_curve", lambda run: None)
     lines = [line.split("  ")[0] for line in outcome_lines(Run(run(tmp_path, POINTS)))]
     assert lines[-4:] == ["noise scale", "advice", "run", "curve"]
     plain = studies.write_run(tmp_path / "plain", studies.BASE, 3.6)
