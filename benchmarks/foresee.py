@@ -77,9 +77,9 @@ def predict(case: Case) -> dict[str, Any]:
         "seed": SEED,
         "epochs": len(run.metrics),
         "sizes": case.sizes,
-        **advice.as_dict(),
         "break_from": scale / FACTOR if scale else None,
         "break_to": scale * FACTOR if scale else None,
+        "advice": advice.as_dict(),
         "measured": run.noise,
     }
 
@@ -118,7 +118,7 @@ def judge(case: Case, foreseen: dict[str, Any], jobs: int) -> dict[str, Any]:
         raise SystemExit(code)
     study = read_study([out])
     seen, excess = break_of(study)
-    scale = foreseen["noise_scale"]
+    scale = foreseen["advice"]["noise_scale"]
     hit = None
     if scale and seen:
         hit = foreseen["break_from"] <= seen <= foreseen["break_to"]
@@ -128,8 +128,8 @@ def judge(case: Case, foreseen: dict[str, Any], jobs: int) -> dict[str, Any]:
         "case": case.name,
         "command": f"onehour {shlex.join(command)}",
         "noise_scale": scale,
-        "low": foreseen["low"],
-        "high": foreseen["high"],
+        "low": foreseen["advice"]["low"],
+        "high": foreseen["advice"]["high"],
         "break": seen,
         "ratio": seen / scale if seen and scale else None,
         "hit": hit,
@@ -172,15 +172,14 @@ def main() -> int:
     name = "foresee_sweeps" if options.judge else "foresee"
     path = RESULTS / f"{name}.json"
     known = {row["case"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]} if path.is_file() else {}
+    claim(OUT, __file__)
     if options.judge:
         commit, foreseen = committed()
-        claim(OUT / "sweeps", __file__)
         for case in cases:
             if case.name in foreseen:
                 known[case.name] = judge(case, foreseen[case.name], options.jobs)
         content: dict[str, Any] = {"foreseen_at": commit}
     else:
-        claim(OUT / "runs", __file__)
         known |= {case.name: predict(case) for case in cases if case.name not in known}
         content = {"says": "the break is within a factor of 2 of B", "factor": FACTOR, "margin": MARGIN}
     rows = [known[case.name] for case in CASES if case.name in known]

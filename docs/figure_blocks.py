@@ -72,10 +72,10 @@ def foreseen(results: dict[str, Any]) -> str:
     rows = [
         (
             row["case"],
-            _size(row["noise_scale"]),
-            f"{_size(row['low'])} … {_size(row['high'])}",
+            _size(row["advice"]["noise_scale"]),
+            f"{_size(row['advice']['low'])} … {_size(row['advice']['high'])}",
             f"{_size(row['break_from'])} … {_size(row['break_to'])}",
-            str(row["points"]),
+            str(row["advice"]["points"]),
         )
         for row in results["rows"]
     ]
