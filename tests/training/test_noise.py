@@ -21,6 +21,7 @@ from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
+from onehour.noise import noise_scale
 from onehour.runs import _prepared
 from onehour.training import noise as measuring
 from onehour.training.build import build_model, complete, pick_share
@@ -93,6 +94,17 @@ def test_processes_do_not_change_it(tiny: ModuleType, monkeypatch: pytest.Monkey
 def longer(tiny: ModuleType, **changes: Any) -> Recipe:
     """6 epochs of 6 iterations, all at one rate: points at 6, 14 and 22 where there may be many."""
     return tiny.recipe(**({"epochs": 6} | changes))
+
+
+def test_the_summary_has_the_noise_scale(
+    tiny: ModuleType, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(measuring, "MINIBATCHES", 2)
+    run = train(longer(tiny), out=tmp_path / "run", noise=True)
+    assert len(run.noise) == 15
+    noise = noise_scale((trace, square) for _, trace, square in run.noise)
+    found = [run.summary[name] for name in ("noise_scale", "noise_scale_low", "noise_scale_high")]
+    assert found == [noise.scale, noise.low, noise.high]
 
 
 def without_noise(run: Run) -> list[dict[str, Any]]:

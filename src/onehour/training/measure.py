@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
+from onehour.noise import FEWEST, noise_scale
 from onehour.training.decisions import Decisions
 from onehour.training.engine import Evaluation
 from onehour.training.record import MEDIAN_OF, PARTS, Run
@@ -272,8 +273,18 @@ def summarise(folder: Path, recipe: Recipe, model: nn.Module, optimizer: Optimiz
         "bottleneck": BOTTLENECKS[max(mean_ms, key=mean_ms.__getitem__)],
         "weights_sha256": digest_of(weights),
         "state_sha256": digest_of(weights, velocity),
+        **_noise(run),
         **_sizes(model, velocity),
     }
+
+
+def _noise(run: Run) -> dict[str, Any]:
+    """The noise scale and its interval, of a run that measured some."""
+    points = [(trace, square) for _, trace, square in run.noise]
+    if len(points) < FEWEST:
+        return {}
+    noise = noise_scale(points)
+    return {"noise_scale": noise.scale, "noise_scale_low": noise.low, "noise_scale_high": noise.high}
 
 
 def _sizes(model: nn.Module, velocity: dict[str, Tensor]) -> dict[str, Any]:

@@ -63,8 +63,14 @@ SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value)
 SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and value > 0)
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
-METRICS = {"epoch": NUMBER, "iteration": COUNT, "position": COUNT, "train_error": PERCENT, "top1_error": PERCENT}
-METRICS |= {"noise": POINTS}
+METRICS = {
+    "epoch": NUMBER,
+    "iteration": COUNT,
+    "position": COUNT,
+    "train_error": PERCENT,
+    "top1_error": PERCENT,
+    "noise": POINTS,
+}
 """Of a line; its losses may have left the finite numbers."""
 TIMING = {"images": NUMBER, "seconds": NUMBER, "evaluate_seconds": NUMBER, "steps_ms": STEPS}
 SUMMARY = {
