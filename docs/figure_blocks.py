@@ -60,7 +60,7 @@ def noise(results: dict[str, Any]) -> str:
     seen = (
         f"in {covers['covered']} of {covers['problems']} problems, and B is estimable in {covers['estimable']} of them"
     )
-    share = f"{100 * cost['mean']:.1f} ± {100 * cost['std']:.1f} % ({cost['n']} runs)"
+    share = f"{100 * cost['mean']:.1f} % ({len(cost['shares'])} runs)"
     return (
         f"The interval has the true B {seen}. Measuring takes {share} of the processor's time for the rest of the"
         f" training.\n\n{source('noise', results)}"
