@@ -54,6 +54,55 @@ def figure_wide(results: dict[str, Any]) -> str:
     return "\n\n".join([table(head, rows), said, source("digits_wide", results)])
 
 
+def noise(results: dict[str, Any]) -> str:
+    """What the gradient noise is claimed to be."""
+    covers, cost = results["coverage"], results["cost"]
+    seen = (
+        f"in {covers['covered']} of {covers['problems']} problems, and B is estimable in {covers['estimable']} of them"
+    )
+    share = f"{100 * cost['mean']:.1f} % ({len(cost['shares'])} runs)"
+    return (
+        f"The interval has the true B {seen}. Measuring takes {share} of the processor's time for the rest of the"
+        f" training.\n\n{source('noise', results)}"
+    )
+
+
+def foreseen(results: dict[str, Any]) -> str:
+    """What was predicted of each task."""
+    rows = [
+        (
+            row["case"],
+            _size(row["advice"]["noise_scale"]),
+            f"{_size(row['advice']['low'])} … {_size(row['advice']['high'])}",
+            f"{_size(row['break_from'])} … {_size(row['break_to'])}",
+            str(row["advice"]["points"]),
+        )
+        for row in results["rows"]
+    ]
+    head = ("task", "B", "95 %", "the break is predicted between", "points")
+    return f"{table(head, rows)}\n\n{source('foresee', results)}"
+
+
+def foreseen_sweeps(results: dict[str, Any]) -> str:
+    """What the sweeps then showed."""
+    said = {True: "hit", False: "MISS", None: "open"}
+    rows = [
+        (
+            row["case"],
+            _size(row["noise_scale"]),
+            _size(row["break"]),
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            said[row["hit"]],
+        )
+        for row in results["rows"]
+    ]
+    return f"{table(('task', 'B', 'the break', 'break / B', ''), rows)}\n\n{source('foresee_sweeps', results)}"
+
+
+def _size(size: float | None) -> str:
+    return "not seen" if size is None else f"{size:.0f}"
+
+
 def adam(results: dict[str, Any]) -> str:
     """Adam's rule at many times the minibatch, and the rate alone."""
     base = results["rows"][0]["minibatch"]

@@ -15,8 +15,8 @@ import onehour
 SOURCE = Path(onehour.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists())
-SHARED = ("config", "entry", "files", "leaving", "lock", "machine", "messages", "sidefile")
-"""What a recipe is, how anyone's code is found, what is written and by whom, cores, what is shown and read."""
+SHARED = ("config", "entry", "files", "leaving", "lock", "machine", "messages", "noise", "sidefile")
+"""What a recipe is, how anyone's code is found, what is written and by whom, cores, what is shown and read; noise."""
 
 
 def name_of(path: Path) -> str:

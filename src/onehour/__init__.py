@@ -74,8 +74,8 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-_PARTS = ("check",)
-"""Packages that come with the first use of their name."""
+_PARTS = ("check", "noise")
+"""Packages and modules that come with the first use of their name."""
 
 _DEPRECATED = {"StreamSampler", "initialize"}
 """Here for one version more, but neither listed nor imported by a star."""

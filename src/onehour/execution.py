@@ -54,6 +54,12 @@ class Execution:
     log: str | None = _said(
         None, "also log to tensorboard, wandb or package.module:Class", metavar="LOGGER", group=FOLDER
     )
+    noise: bool = _said(
+        False,
+        "measure the gradient noise while the rate is at its peak, for `onehour advise` (under 2 % of the time)",
+        action="store_true",
+        group=FOLDER,
+    )
     profile: int = _said(0, "iterations to trace into trace-RANK.json", metavar="I", group=FOLDER)
     port: int = _said(0, "where the processes meet (a free one)", metavar="PORT")
     allow_different: tuple[str, ...] = _said(

@@ -114,7 +114,7 @@ def run(
         try:
             recipe, loaded = _completed(recipe, execution, data, collate)
             if execution.processes > 1:
-                facts = _facts(given, device, recipe, loaded, (execution.log, model, data, task, collate))
+                facts = _facts(given, execution, recipe, loaded, (execution.log, model, data, task, collate))
         except ValueError as error:
             failed = error
     # The watchdog, which names who is stuck, comes first.
@@ -155,7 +155,7 @@ def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> 
     return complete_for(given, execution, data, collate)
 
 
-def _facts(given: Recipe, device: str, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
+def _facts(given: Recipe, execution: Execution, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
     """What all processes must agree on.
 
     Args:
@@ -163,7 +163,10 @@ def _facts(given: Recipe, device: str, recipe: Recipe, data: Data, objects: tupl
     """
     names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
     given = given.replace(continues=recipe.continues)
-    return facts_of_start(given, torch.device(device), (*names, *objects)) | facts_of_data(recipe, data)
+    facts = facts_of_start(given, torch.device(pick_device(execution.device)), (*names, *objects)) | facts_of_data(
+        recipe, data
+    )
+    return facts | {"measurement": {"noise": execution.noise}}
 
 
 def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:

@@ -76,16 +76,19 @@ def write_run(
     seconds: float | None = None,
     together: int = 1,
     environment: dict[str, Any] | None = None,
+    noise: Sequence[Sequence[float]] = (),
 ) -> Path:
     """A run's folder, as training/record.py leaves it; "unfinished" and "non-finite" end after half of their epochs."""
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     lines = curve(error, recipe.epochs, early=early, key=folder.name)
     lines = lines if outcome == "finished" else lines[: recipe.epochs // 2]
-    metrics = [
+    metrics: list[dict[str, Any]] = [
         {"epoch": int(epoch), "iteration": int(epoch), "lr": 0.1, "train_error": train, "top1_error": shown}
         for epoch, shown, train in lines
     ]
+    if noise:
+        metrics[1]["noise"] = [list(point) for point in noise]
     _write_lines(folder / "metrics.jsonl", [{"recipe": recipe.as_dict()}, *metrics])
     seconds = 12 + 40 * 32 / recipe.minibatch if seconds is None else seconds
     each = [{"epoch": line["epoch"], "seconds": seconds / len(metrics)} for line in metrics]

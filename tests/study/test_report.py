@@ -147,6 +147,19 @@ def test_the_verdict_comes_first(report: WrittenReport, page: Page):
     assert "less than 0.5 points above the reference’s with 95 % confidence" in text
 
 
+def test_the_noise_of_runs_at_the_base_is_said_and_drawn(tmp_path: Path, quick: None):
+    points = [[10.0 * number, 20.0 + number % 3, 0.05 + 0.01 * (number % 2)] for number in range(12)]
+    for minibatch, error in ((32, 3.6), (256, 3.6), (512, 4.5)):
+        recipe = studies.BASE.replace(minibatch=minibatch)
+        studies.write_run(tmp_path / str(minibatch), recipe, error, noise=points if minibatch == 32 else ())
+    report = write_report([tmp_path / "32", tmp_path / "256", tmp_path / "512"], tmp_path / "out")
+    words = Page(report.page).words
+    assert "the linear rule should hold to minibatch 256 (8×)" in words
+    assert "382 samples (95 %: 358 to 408), from 12 points" in words
+    assert json.loads(report.results.read_text(encoding="utf-8"))["advice"]["holds_to"] == 256
+    assert "noise scale" in (tmp_path / "out/figures/error-against-minibatch.svg").read_text(encoding="utf-8")
+
+
 def test_the_tables_numbers_are_the_entries(report: WrittenReport, page: Page):
     for row in report.findings.sizes:
         assert error_text(row.entry.mean, row.entry.std) in page.words

@@ -21,7 +21,7 @@ from onehour import Recipe
 from onehour.data import augment
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.models.small import resnet8
-from onehour.training import engine
+from onehour.training import engine, noise
 from onehour.training.capture import WARMUPS, CapturedIteration
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.step import Step
@@ -78,9 +78,8 @@ def recipe(**changes: Any) -> Recipe:
 
 def train(out: Path, *, device: str, **options: Any) -> Run:
     given: dict[str, Any] = {"workers_per_pass": 2, "loaders": 0, "data": images()}
-    changes = {
-        name: options.pop(name) for name in list(options) if name not in (*given, "save_every", "stop_asked", "model")
-    }
+    places = (*given, "save_every", "stop_asked", "model", "noise")
+    changes = {name: options.pop(name) for name in list(options) if name not in places}
     return onehour.train(recipe(**changes), out=out, device=device, **(given | options))
 
 
@@ -136,6 +135,18 @@ def test_other_optimizers_end_as_on_the_cpu_but_for_rounding(optimizer: str, tmp
         found = train(tmp_path / "gpu", device="cuda", **options)
     for mine, other in zip(found.metrics, expected.metrics, strict=True):
         assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-12)
+
+
+def test_the_gradient_noise_is_measured_beside_captured_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(noise, "MINIBATCHES", 2)
+    expected = train(tmp_path / "cpu", device="cpu", noise=True)
+    with SimulatedGpu() as gpu:
+        found = train(tmp_path / "gpu", device="cuda", noise=True)
+    assert digest(found) == digest(expected)
+    (point,) = found.noise
+    assert point[0] > WARMUPS
+    assert point == pytest.approx(expected.noise[0], rel=1e-6)
+    assert sum(count for (what, _), count in gpu.launches.items() if what == "a graph") == REPLAYED
 
 
 def test_data_in_memory_lies_on_the_device(tmp_path: Path):

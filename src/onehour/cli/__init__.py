@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from onehour.cli.advise import add_advise
 from onehour.cli.check import add_check
 from onehour.cli.data import add_data
 from onehour.cli.parser import EXIT_BAD_INPUT, Parser, parse
@@ -62,6 +63,7 @@ def make_parser() -> Parser:
     add_report(commands)
     add_verify(commands)
     add_check(commands)
+    add_advise(commands)
     add_evaluate(commands)
     add_predict(commands)
     add_recalibrate(commands)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from onehour.study.advice import advice_of_study
 from onehour.study.findings import Findings, Row
 from onehour.study.marks import (
     NOTE,
@@ -70,6 +71,11 @@ def _ours(findings: Findings) -> Panel:
     base = recipe.base_minibatch if recipe else reference.minibatch if reference else None
     about = f"{recipe.model} on {recipe.data}, {recipe.epochs} epochs" if recipe else "from others’ files"
     marks = {row.entry.minibatch or 1: row for row in findings.sizes if row.entry.n}
+    advice = advice_of_study(findings.study)
+    noise = advice.noise if advice is not None else None
+    foreseen = None
+    if noise is not None and noise.scale and noise.low and noise.high:
+        foreseen = math.log2(noise.low), math.log2(noise.scale), math.log2(noise.high)
     return Panel(
         title=short(recipe.name, 24) if recipe else "These runs",
         about=f"{short(about, 36)}; top-1 error, %",
@@ -77,6 +83,7 @@ def _ours(findings: Findings) -> Panel:
         ticks=_sizes(marks, base or 1),
         margin=findings.margin,
         breaks=True,
+        foreseen=foreseen,
     )
 
 

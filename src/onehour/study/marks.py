@@ -173,6 +173,7 @@ class Panel:
         color: of its line and title.
         breaks: whether the first size that does not hold is marked; places are then log2 of sizes.
         names: of the marks, written beside them.
+        foreseen: the noise scale's interval and the noise scale, between its ends, on the lower axis.
         pad: beyond the first and last mark.
         room: points that a tick's text needs.
     """
@@ -185,6 +186,7 @@ class Panel:
     color: str = ACCENT
     breaks: bool = False
     names: tuple[str, ...] = ()
+    foreseen: tuple[float, float, float] | None = None
     pad: float = 0.6
     room: float = 25
 
@@ -253,6 +255,18 @@ def _draw_panel(
     _name(axes, panel, window, 30 * point)
     if panel.breaks:
         _draw_break(axes, panel)
+    if panel.foreseen is not None:
+        low, middle, high = panel.foreseen
+        line: dict[str, Any] = {"color": SOFT, "transform": axes.get_xaxis_transform(), "zorder": 1}
+        axes.plot([low, high], [0.03, 0.03], linewidth=2, solid_capstyle="butt", **line)
+        axes.plot([middle], [0.03], marker="|", markersize=9, markeredgewidth=2, **line)
+        where: dict[str, Any] = {
+            "xycoords": ("data", "axes fraction"),
+            "xytext": (0, 7),
+            "ha": "center",
+            "va": "bottom",
+        }
+        axes.annotate("noise scale", (min(middle, ends[1]), 0.03), **where, **SMALL)
 
 
 def _draw_frame(axes: Axes, panel: Panel, window: Window, point: float) -> None:

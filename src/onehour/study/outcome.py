@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from onehour.files import replace_whole
 from onehour.recipes import RECIPES
+from onehour.study.advice import advice_of
 from onehour.study.picture import ACCENT, ALERT, FAINT, INK, SOFT, looks
 from onehour.study.wording import short
 from onehour.training.record import MEDIAN_OF, Run
@@ -72,6 +74,8 @@ def outcome_lines(run: Run) -> Iterator[str]:
     if speed := summary.get("images_per_second"):
         most = f"; most time goes to {summary['bottleneck']}" if "bottleneck" in summary else ""
         yield f"speed        {speed:,.0f} {'images' if recipe.task is None else 'samples'}/s{most}"
+    with suppress(ValueError):  # it was not measured, or cannot tell
+        yield from advice_of(run).lines()[:3:2]
     yield f"run          {run.folder}"
     curve = draw_curve(run)
     yield f"curve        {curve}" if curve else "curve        needs matplotlib: pip install 'onehour[report]'"

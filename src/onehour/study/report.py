@@ -22,6 +22,7 @@ from typing import Any
 from onehour.files import open_inside, opened, replace_all, to_json
 from onehour.leaving import undisturbed
 from onehour.study import wording
+from onehour.study.advice import advice_of_study
 from onehour.study.curves import curve_pictures
 from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
 from onehour.study.findings import Findings, Row, curve_of, findings_of
@@ -173,6 +174,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "about": _about(findings),
         "headline": [(sentence, more_seeds(study, sentence.seeds)) for sentence in wording.headline(findings)],
         "findings": findings,
+        "advice": advice_of_study(study),
         "last": _last(findings),
         "early": any(math.isfinite(row.early) for row in (*findings.sizes, *findings.arms)),
         "groups": [_group(findings, size, kind, rows) for (size, kind), rows in findings.groups.items()],
@@ -240,7 +242,7 @@ def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: s
         pictures: names of the figures beside it.
         written_by: the version that wrote it.
     """
-    study = findings.study
+    study, advice = findings.study, advice_of_study(findings.study)
     groups = [("", findings.sizes), *((group, rows) for (_, group), rows in findings.groups.items())]
     content = {
         "format": FORMAT,
@@ -252,6 +254,7 @@ def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: s
         "entries": [_entry(row, group) for group, rows in groups for row in rows],
         "curves": [{"label": entry.label, "runs": [_run(run) for run in entry.results]} for entry in findings.loose],
         "figures": list(pictures),
+        **({} if advice is None else {"advice": advice.as_dict()}),
     }
     return wording.printable(to_json(content, indent=1)) + "\n"
 

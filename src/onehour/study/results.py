@@ -44,6 +44,7 @@ class Result:
             while it is unfinished.
         seconds: of training, without evaluation.
         together: with how many seeds it was trained as one network; `seconds` is then its share.
+        noise: (tr Σ, |G|²) of the points of its gradient noise.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Result:
     curve: tuple[Point, ...] = ()
     seconds: float | None = None
     together: int = 1
+    noise: tuple[tuple[float, float], ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -249,6 +251,7 @@ def _result(run: Run, base: Recipe) -> Result:
         curve=curve,
         seconds=seconds,
         together=summary.get("seeds_together", 1),
+        noise=tuple((trace, square) for _, trace, square in run.noise),
         environment=run.environment,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from itertools import chain
 from typing import NoReturn
 
 import torch
@@ -28,6 +29,7 @@ from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
 from onehour.training.initial import has_begun, start_from
 from onehour.training.measure import Clock, measured, profiled, timed
+from onehour.training.noise import GradientNoise
 from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
@@ -67,6 +69,11 @@ def train_run(
         raise ValueError(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
+        )
+    if execution.noise and recipe.bad_images == "skip":
+        raise ValueError(
+            "--noise reads minibatches ahead, and with bad_images skip each iteration counts the images that it skips;"
+            " leave --noise out, or use bad_images error"
         )
     folder = execution.folder(recipe)
     begun, start = not recipe.init or has_begun(folder, group), None
@@ -109,7 +116,8 @@ def train_run(
                 stack.enter_context(step)
                 interval = SaveInterval(execution.save_every, execution.save_minutes)
                 stopping = Stopping(group, stop_asked, signals)
-                loop = Loop(decisions, network, step, feeds, [run], stopping, watchdog, interval)
+                noise = GradientNoise(decisions, step, slow=watchdog.slow) if execution.noise else None
+                loop = Loop(decisions, network, step, feeds, [run], stopping, watchdog, interval, noise)
                 if recipe.recalibrate is not None:
                     options = {"images": recipe.recalibrate, "loaders": build.pick_loaders(execution, data)}
                     loop.recalibration = Recalibration(net, recipe, data, group=group, task=learns, **options)
@@ -142,11 +150,18 @@ def train_run(
 
 
 def iterate(
-    step: Step, feed: Feed, iterations: range, *, stop_asked: Callable[[], bool] = never
+    step: Step,
+    feed: Feed,
+    iterations: range,
+    *,
+    stop_asked: Callable[[], bool] = never,
+    noise: GradientNoise | None = None,
 ) -> Iterator[tuple[int, Iteration]]:
     """The training loop: takes iterations one after another, and gives how many are done and what the last one was."""
-    batches = feed.passes(step.passes, start=iterations.start, stop=iterations.stop)
+    batches = loaded = feed.passes(step.passes, start=iterations.start, stop=iterations.stop)
     for iteration in iterations:
+        if noise is not None and noise.is_due(iteration):
+            batches = chain(noise.measure(iteration, loaded), loaded)
         yield iteration + 1, step(iteration, batches, stopping=stop_asked())
 
 
@@ -162,6 +177,7 @@ class Loop:
         stopping: whether to stop.
         watchdog: is told of progress.
         interval: when to save between evaluations; of several seeds, at which evaluations.
+        noise: measures the gradient noise, where that was asked for.
     """
 
     def __init__(
@@ -174,9 +190,11 @@ class Loop:
         stopping: Stopping,
         watchdog: Watchdog,
         interval: SaveInterval,
+        noise: GradientNoise | None = None,
     ) -> None:
         self.decisions, self.network, self.step, self.feeds = decisions, network, step, feeds
         self.runs, self.stopping, self.watchdog, self.interval = runs, stopping, watchdog, interval
+        self.noise = noise
         self.clock, self.flags = Clock(), HostFlags(stopping.group.device)
         self.totals = torch.zeros(step.task.rows, len(runs), dtype=torch.float64, device=stopping.group.device)
         """Σ of the iterations' mean losses and of the task's other rows for each seed, since the last evaluation."""
@@ -198,7 +216,7 @@ class Loop:
         with profiled(profile, first.inside, rank, warn=warn) as profile_step:
             self.step.model.train()
             for done, iteration in iterate(
-                self.step, self.feeds.training, range(start, last), stop_asked=self._is_stop_asked
+                self.step, self.feeds.training, range(start, last), stop_asked=self._is_stop_asked, noise=self.noise
             ):
                 profile_step()
                 self.watchdog.beat(done)
@@ -231,6 +249,8 @@ class Loop:
         self.totals.copy_(torch.tensor(known, dtype=torch.float64).T)
         if self.skipping is not None:
             self.skipping.skipped.fill_(progress[0].skipped or 0)
+        if self.noise is not None:
+            self.noise.points = progress[0].noise or []
         self.clock.begin(start)
         if not progress[0].evaluated:
             self._evaluate(start)
@@ -273,6 +293,9 @@ class Loop:
         totals = self._totals()
         self.totals.zero_()
         skipped = self.skipping.count() if self.skipping is not None else None
+        points: list[list[float]] = []
+        if self.noise is not None:
+            points, self.noise.points = self.noise.points, []
         for seed, run in enumerate(self.runs):
             if run.ended:
                 continue
@@ -288,6 +311,7 @@ class Loop:
                 task=self.step.task,
                 averaged=averaged,
                 skipped=skipped,
+                noise=points or None,
             )
             timing = timed(
                 metrics,
@@ -343,14 +367,14 @@ class Loop:
             if self.skipping is not None:
                 skipped = self.skipping.count() if together else int(self.skipping.skipped.item())
             here, position = build.build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
-            totals = self._totals()
+            totals, points = self._totals(), None if self.noise is None else [*self.noise.points] or None
             with self.watchdog.slow():
                 for run in self.runs:
                     run.checkpoints.wait()  # what is being written lies in the parts, which are filled now
                 self.network.give_back()
                 for seed, (run, part) in enumerate(zip(self.runs, self.network.parts, strict=True)):
                     if alive[seed] and not run.ended:
-                        progress = Progress(done, position, totals[seed], here, evaluated, skipped)
+                        progress = Progress(done, position, totals[seed], here, evaluated, skipped, noise=points)
                         run.save(part, progress)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from onehour.config import Recipe
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
+from onehour.noise import FEWEST, noise_scale
 from onehour.training.decisions import Decisions
 from onehour.training.engine import ModelAndOptimizer
 from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
@@ -165,6 +166,8 @@ class Metrics:
     ema_val_loss: float | None = None
     ema_top1_error: float | None = None
     """Of the averaged weights, in runs that keep them."""
+    noise: list[list[float]] | None = None
+    """(iteration, tr Σ, |G|²) of the points since the evaluation before, where some were measured."""
     train_metrics: dict[str, float] | None = None
     metrics: dict[str, float] | None = None
     """Of a task of one's own: in place of `train_error` and `top1_error`, which are the first of them."""
@@ -192,6 +195,7 @@ def measured(
     task: Task = CLASSIFICATION,
     averaged: Evaluation | None = None,
     skipped: int | None = None,
+    noise: list[list[float]] | None = None,
 ) -> Metrics:
     """What is known after iteration `done`; of the untrained network, after none.
 
@@ -214,6 +218,7 @@ def measured(
         val_loss=_finite(result.loss),
         top1_error=result.top1_error,
         skipped=skipped,
+        noise=noise,
         ema_val_loss=None if averaged is None else _finite(averaged.loss),
         ema_top1_error=None if averaged is None else averaged.top1_error,
         train_metrics=metrics if task.counts else None,
@@ -298,7 +303,17 @@ def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: st
         "weights_sha256": digest_of(weights),
         "state_sha256": digest_of(weights, velocity | averages),
         **_sizes(part.model, velocity),
+        **_noise(run),
     }
+
+
+def _noise(run: Run) -> dict[str, Any]:
+    """The noise scale and its interval, of a run that measured some."""
+    points = [(trace, square) for _, trace, square in run.noise]
+    if len(points) < FEWEST:
+        return {}
+    noise = noise_scale(points)
+    return {"noise_scale": noise.scale, "noise_scale_low": noise.low, "noise_scale_high": noise.high}
 
 
 def _sizes(model: nn.Module, velocity: dict[str, Tensor]) -> dict[str, Any]:

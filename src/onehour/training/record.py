@@ -61,6 +61,7 @@ PARTS = ("data", "compute", "reduction", "update")
 
 ERRORS: Kind = ("a list of errors in percent", is_list(PERCENT[1]))
 OWN_ERRORS: Kind = ("a list of numbers", is_list(NUMBER_OR_NONE[1]))
+POINTS: Kind = ("lists of 3 numbers", is_list(is_list(NUMBER[1], 3)))
 STEPS: Kind = (f"lists of {len(PARTS)} numbers", is_list(is_list(NUMBER[1], len(PARTS))))
 SESSIONS: Kind = ("a list of objects", lambda value: is_list(is_object())(value) and value != [])
 CLASS_NAMES: Kind = ("a list of texts", is_list(TEXT[1]))
@@ -68,7 +69,14 @@ SEEDS: Kind = ("a whole number of at least 1", lambda value: COUNT[1](value) and
 SECONDS: Kind = ("a number of seconds", lambda value: value is None or (NUMBER[1](value) and value >= 0))
 
 VALUES: Kind = ("numbers by name", lambda value: is_object(NUMBER_OR_NONE[1])(value) and value != {})
-METRICS = {"epoch": NUMBER, "iteration": COUNT, "position": COUNT, "train_error": PERCENT, "top1_error": PERCENT}
+METRICS = {
+    "epoch": NUMBER,
+    "iteration": COUNT,
+    "position": COUNT,
+    "train_error": PERCENT,
+    "top1_error": PERCENT,
+    "noise": POINTS,
+}
 """Of a line; its losses may have left the finite numbers."""
 OWN_METRICS = {"epoch": NUMBER, "iteration": COUNT, "metrics": VALUES, "higher_is_better": ("names", is_list(TEXT[1]))}
 """Of a line of a task of one's own."""
@@ -198,6 +206,11 @@ class Run:
                 first = next(iter(line.get(name, {}).values()), None)
                 line[short] = math.inf if first is None else first
         return lines
+
+    @property
+    def noise(self) -> list[list[float]]:
+        """(iteration, tr Σ, |G|²) of every point of its gradient noise; none of a run without --noise."""
+        return [point for line in self.metrics for point in line.get("noise", [])]
 
     @property
     def timing(self) -> list[dict[str, Any]]:

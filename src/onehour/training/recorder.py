@@ -47,6 +47,8 @@ class Progress:
     skipped: int | None = None
     rate: float | None = None
     """Of the last iteration; None where it is the schedule's, as it is unless the run went on from another one."""
+    noise: list[list[float]] | None = None
+    """Points of the gradient noise since the last evaluation, where some were measured."""
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content."""

@@ -146,6 +146,14 @@ class Step:
         self.timer.end()
         return Iteration(seen[:-2].view(-1, self.seeds), seen[-2], seen[-1], self.alive)
 
+    def gradient(self, iteration: int, batches: Iterator[Batch]) -> list[Tensor]:
+        """Iteration t's mean gradient over all workers at the present weights, by parameter; nothing of it is kept."""
+        with self.timer.silent():
+            self._accumulate(self._keyed(iteration, batches), stopping=False)
+        if self.task.counts:
+            self._divide()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.reducer.parameters]
+
     def _keyed(self, iteration: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Its batches; once one is taken, the random numbers are those of its pass."""
         for workers in self.passes:
@@ -159,6 +167,15 @@ class Step:
 
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
         """All that an iteration does on the device; what it found, over all workers, as one vector."""
+        unused = self._accumulate(batches, stopping)
+        self._before_update()
+        self._update(unused, rate)
+        seen = self.reducer.tail[: self._sums.numel() + 2].to(torch.float64, copy=True)
+        self.timer.lap("update")
+        return seen
+
+    def _accumulate(self, batches: Iterable[Batch], stopping: float | Tensor) -> set[int]:
+        """Sum the vector over all workers; the parameters that no pass of this process used, by number."""
         self.reducer.zero()
         self._stop.fill_(stopping)
         unused = set(range(len(self.reducer.parameters)))
@@ -170,11 +187,7 @@ class Step:
             self.timer.lap("compute")
         self.reducer.finish()
         self.timer.lap("reduction")
-        self._before_update()
-        self._update(unused, rate)
-        seen = self.reducer.tail[: self._sums.numel() + 2].to(torch.float64, copy=True)
-        self.timer.lap("update")
-        return seen
+        return unused
 
     def _can_be_captured(self) -> bool:
         """Whether nothing in an iteration is the host's to decide, so that it may be one CUDA graph.

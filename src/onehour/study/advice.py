@@ -1,0 +1,125 @@
+"""Up to which minibatch the linear rule should hold, foreseen from runs at the base minibatch alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from onehour.config import ADAPTIVE
+from onehour.noise import FEWEST, NoiseScale, noise_scale
+from onehour.study.results import Study
+from onehour.study.wording import number, size_label
+from onehour.training.record import Run
+
+__all__ = ["FACTOR", "Advice", "advice_of", "advice_of_study"]
+
+FACTOR = 2
+"""The error is expected to begin to rise at a minibatch within this factor of B, to either side."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a run's gradient noise foresees.
+
+    Args:
+        base: the run's minibatch.
+        noise: the noise scale and its interval.
+    """
+
+    base: int
+    noise: NoiseScale
+
+    def to(self, scale: float | None) -> int | None:
+        """The largest doubling of the base minibatch that is not above a noise scale; the base where even that is."""
+        return None if scale is None else self.base * 2 ** max(0, math.floor(math.log2(max(scale, 1) / self.base)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what is not known is None."""
+        noise = self.noise
+        return {
+            "base_minibatch": self.base,
+            "points": noise.points,
+            "trace": noise.trace,
+            "square": noise.square,
+            "square_error": noise.square_error,
+            "noise_scale": noise.scale,
+            "low": noise.low,
+            "high": noise.high,
+            "holds_to": self.to(noise.scale),
+            "holds_to_low": self.to(noise.low),
+            "holds_to_high": self.to(noise.high),
+        }
+
+    def lines(self) -> list[str]:
+        """In words."""
+        noise = self.noise
+        found = f"tr Σ = {noise.trace:.3g}, |G|² = {noise.square:.3g} ± {noise.square_error:.2g} (standard error)"
+        return [
+            f"noise scale  {self.noise_words}",
+            f"rests on     {noise.points} points at the peak rate: {found}",
+            f"advice       {self.sentence}",
+            f"how sure     a rule of thumb: expect the error to begin to rise within a factor of {FACTOR} of the noise"
+            " scale; `onehour sweep` finds out",
+        ]
+
+    @property
+    def noise_words(self) -> str:
+        """The noise scale and its interval."""
+        noise = self.noise
+        if noise.scale is None:
+            least = "" if noise.low is None else f"; above {number(noise.low, 0)} samples with 97.5 % confidence"
+            return f"not estimable: |G|² is not above its own error{least}"
+        assert noise.low is not None
+        assert noise.high is not None
+        return f"{number(noise.scale, 0)} samples (95 %: {number(noise.low, 0)} to {number(noise.high, 0)})"
+
+    @property
+    def sentence(self) -> str:
+        """To which minibatch the rule should hold."""
+        rule = "the linear rule should hold to minibatch"
+        low, high = self.to(self.noise.low), self.to(self.noise.high)
+        if self.noise.scale is None:
+            return "none is possible" if low is None else f"{rule} {size_label(low)} at least"
+        size = self.to(self.noise.scale)
+        assert size is not None
+        assert low is not None
+        assert high is not None
+        between = f"; by the interval to {size_label(low)} … {size_label(high)}" if low < high else ""
+        return f"{rule} {size_label(size)} ({size // self.base}×){between}"
+
+
+def advice_of(run: Run) -> Advice:
+    """The advice of a run at its base minibatch, finished or not.
+
+    Raises:
+        ValueError: where the run cannot tell: none was measured, too little was, or it is of another kind.
+    """
+    recipe = run.recipe
+    if recipe.minibatch != recipe.base_minibatch:
+        raise ValueError(
+            f"{run.folder} is a run at minibatch {recipe.minibatch}; what foresees the rule's end is the noise at the"
+            f" base minibatch, {recipe.base_minibatch}: give a run at that"
+        )
+    if recipe.optimizer in ADAPTIVE:
+        raise ValueError(f"{run.folder} was trained with {recipe.optimizer}, for which the linear rule does not hold")
+    points = run.noise
+    if not points:
+        raise ValueError(f"{run.folder} has no gradient noise recorded; train it with --noise, into another folder")
+    if len(points) < FEWEST:
+        raise ValueError(
+            f"{run.folder} has {len(points)} point{'s' * (len(points) != 1)} of gradient noise, and an interval needs"
+            f" {FEWEST}: {'its iterations at the peak rate are too few' if run.finished else 'let it go on'}"
+        )
+    return Advice(recipe.minibatch, noise_scale((t, s) for _, t, s in points))
+
+
+def advice_of_study(study: Study) -> Advice | None:
+    """The advice of all runs at the base minibatch together; None where they were too few, or measured no noise."""
+    recipe, reference = study.recipe, study.reference
+    if recipe is None or reference is None or reference.minibatch != recipe.base_minibatch:
+        return None
+    if recipe.optimizer in ADAPTIVE:
+        return None
+    points = [point for result in reference.results for point in result.noise]
+    return Advice(recipe.base_minibatch, noise_scale(points)) if len(points) >= FEWEST else None
