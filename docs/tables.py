@@ -27,18 +27,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 from figure_blocks import (
     COSTS,
     adam,
+    beside,
     cost,
+    draw_figure,
     figure,
     figure_claims,
     figure_n,
     figure_wide,
+    gaps,
+    papers,
     power,
     sweep,
+    wrong,
 )
-from parts import claims, script, source, table
+from parts import RESULTS, ROOT, claims, script, source, table
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 SHOWN = 256
 """The minibatch of `make train`."""
@@ -316,6 +319,10 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "figure_wide": ("digits_wide", figure_wide),
     "adam": ("adam_rule", adam),
     "power": ("verdicts", power),
+    "wrong": ("verdicts", wrong),
+    "papers": ("", papers),
+    "beside": ("digits_figure", beside),
+    "gaps": ("digits_figure", gaps),
     "sweep": ("sweep", sweep),
     "input": ("input", input_rates),
     "input_claims": ("input", input_claims),
@@ -355,7 +362,8 @@ def _block(name: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages that are not up to date."""
+    """Rewrite the pages that are not up to date, and draw the README's picture."""
+    draw_figure(ROOT / "docs" / "images")
     for page in pages():
         old = page.read_text(encoding="utf-8")
         new = render(old)
