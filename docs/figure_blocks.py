@@ -17,8 +17,8 @@ from onehour.study.findings import Findings, Row, findings_of
 from onehour.study.paper import paper_verdicts
 from onehour.study.results import Result, study_of
 from onehour.study.spec import parse_arm
-from onehour.study.verdict import breaks, points
-from onehour.study.wording import error_text, multiple, size_label
+from onehour.study.verdict import points
+from onehour.study.wording import broke_words, error_text, multiple, size_label
 
 CHANCE = 90.0
 """The error of digits by guessing, with which a run that is not finite counts."""
@@ -47,14 +47,18 @@ def lines(rows: tuple[Row, ...]) -> list[tuple[str, ...]]:
         (
             row.name,
             error_text(row.entry.mean, row.entry.std),
-            " broke, ".join(breaks(row.broke, row.entry.n)),
-            row.verdict.text if row.verdict else "the reference",
+            "{} ({})".format(*broke_words(row)),
+            f"broke: {points(row.cost)} on average"
+            if row.broke
+            else row.verdict.text
+            if row.verdict
+            else "the reference",
         )
         for row in rows
     ]
 
 
-HEAD = ("error %, mean ± std", "runs", "points [90 % interval]")
+HEAD = ("error %, mean ± std", "broke", "points [90 % interval]")
 
 
 def figure(results: dict[str, Any], group: str) -> str:

@@ -41,8 +41,8 @@ def test_arms_are_judged_seed_by_seed_and_grouped_by_their_question(findings: Fi
         for row in rows:
             own = findings.study.beside(row.entry)
             assert own is not None
-            samples = [Sample.of(entry.errors, range(5)) for entry in (row.entry, own)]
-            assert row.state == "broke" or row.verdict == judge(*samples, pair=True)
+            arm, recipe = (Sample.of(entry.errors, range(5)) for entry in (row.entry, own))
+            assert row.state == "broke" or row.verdict == judge(arm, recipe, pair=True)
             assert row.verdict is not None
             assert row.verdict.paired == (row.state != "broke")
         assert [row.cost for row in rows] == sorted((row.cost for row in rows), reverse=True)
@@ -71,9 +71,9 @@ def test_the_rule_holds_up_to_the_first_that_is_not_within(study: Study):
 
 def test_a_run_breaks_when_it_diverges_or_ends_ten_margins_above_the_reference():
     def entry(size: int, *errors: float, lost: int = 0) -> Entry:
-        outcomes = ["non-finite"] * lost + ["finished"] * len(errors)
-        pairs = enumerate(zip(outcomes, errors, strict=False))
-        return Entry((), size, tuple(Result("", (), size, seed, o, error) for seed, (o, error) in pairs))
+        runs = enumerate(errors)
+        results = [Result("", (), size, n, "non-finite" if n < lost else "finished", error) for n, error in runs]
+        return Entry((), size, tuple(results))
 
     base = entry(32, 3.0, 3.1, 90.0)
     for margin, broke in ((0.5, [1, 0, 1, 2]), (0.6, [1, 0, 0, 2])):

@@ -178,7 +178,6 @@ def _context(findings: Findings) -> dict[str, Any]:
         "headline": [(sentence, more_seeds(findings, sentence.seeds)) for sentence in wording.headline(findings)],
         "findings": findings,
         "last": _last(findings),
-        "early": any(math.isfinite(row.early) for row in (*findings.sizes, *findings.arms)),
         "groups": [_group(findings, size, kind, rows) for (size, kind), rows in findings.groups.items()],
         "times": [(row, start / row.mean_seconds) for row in findings.timed],
         "spread": lambda row: 100 * statistics.stdev(row.seconds) / row.mean_seconds,

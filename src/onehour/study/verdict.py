@@ -90,7 +90,8 @@ class Verdict:
         if self.state == "no verdict":
             return f"no verdict: {self.why}"
         if self.state == "broke":
-            return "{} broke: {}".format(*breaks(self.broke or 0, self.n))
+            count, share = breaks(self.broke or 0, self.n)
+            return f"{count} broke: {share}; {points(self.difference)} points on average"
         words = {"within": "within the margin", "beyond": "beyond the margin", "above": "above zero, margin open"}
         text = f"{words.get(self.state, self.state)}: {self.found}"
         if not self.open:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from onehour.study.findings import Findings, Row
 from onehour.study.paper import PAPER_REFERENCE, paper_verdicts
-from onehour.study.verdict import BROKEN, breaks, points
+from onehour.study.verdict import BROKEN, break_share, breaks, points
 
 
 def size_label(minibatch: float) -> str:
@@ -95,8 +95,8 @@ def headline(findings: Findings) -> list[Sentence]:
     if held:
         largest = "" if failure else ", the largest tried,"
         text = f"Train at minibatch {multiple(findings, held[-1])}{largest} or below: up to there the error stays"
-        text += f" within {findings.margin:g} points of {own}’s {found}{_faster(reference, held[-1])}. There"
-        text += " {} runs broke: {}, at 95 % confidence.".format(*breaks(0, held[-1].entry.n))
+        text += f" within {findings.margin:g} points of {own}’s {found}{_faster(reference, held[-1])}. None of the"
+        text += f" {held[-1].entry.n} runs there broke; {breaks(0, held[-1].entry.n)[1]} (95 % confidence)."
         sentences.append(Sentence(text, "within"))
     if failure is not None:
         sentences.append(_failure(findings, failure, "" if held else f"{own}, {found}"))
@@ -152,19 +152,22 @@ WORDS = {
 
 
 def verdict_words(row: Row) -> tuple[str, str]:
-    """A row's verdict as a table's cell holds it: words, and what is left out where there is little room."""
+    """A row's verdict as a table's cell holds it: a word, and what is left out where there is little room."""
     verdict = row.verdict
     if not row.entry.n:
         return "no run", ""
     if verdict is None or not verdict.open:
-        return WORDS[row.state], ""
+        return row.state, ""
     more = verdict.more_seeds
-    return WORDS[row.state], f"{more} more seed{'s' * (more != 1)}" if more else "over 100 more seeds"
+    return row.state, f"{more} more seed{'s' * (more != 1)}" if more else "over 100 more seeds"
 
 
 def broke_words(row: Row) -> tuple[str, str]:
     """How many of a row's runs broke, and what share that allows, as a table's cell holds it."""
-    return breaks(row.broke, row.entry.n) if row.entry.n else ("–", "")
+    if not row.entry.n:
+        return "–", ""
+    low, high = (f"{100 * share:.0f}" for share in break_share(row.broke, row.entry.n))
+    return breaks(row.broke, row.entry.n)[0], f"{low} to {high} %" if row.broke else f"≤ {high} %"
 
 
 def break_caption(findings: Findings, *, papers: bool = False) -> str:
