@@ -203,7 +203,7 @@ def test_no_more_curves_than_a_page_can_hold(tmp_path: Path):
 def test_time_is_told_with_each_halving(findings: Findings, tmp_path: Path):
     (picture,) = seconds_picture(findings)
     assert "From minibatch 32 to 512 a run’s time goes from 52 s to 14.5 s, 3.6 times as fast," in picture.caption
-    assert f"and the error by {points(0.1)} points" in picture.caption
+    assert f"and its error changes by {points(0.1)} points" in picture.caption
     assert len(picture.notes) == 1
     assert {"32", "64", "128", "256", "512", "2k", "15 s", "30 s", "1 min"} <= set(texts(drawn(picture)))
     studies.write_sweep(tmp_path, seeds=2, minibatches=(32, 64), arms=(), together=2)

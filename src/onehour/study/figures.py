@@ -179,7 +179,9 @@ def _seconds_caption(findings: Findings, reference: Row, rows: Sequence[Row]) ->
     sizes = f"{size_label(reference.entry.minibatch or 0)} to {size_label(end.entry.minibatch or 0)}"
     times = f"from {seconds_text(start)} to {seconds_text(stop)}"
     faster = f", {start / stop:.1f} times as fast," if stop < start else ""
-    return f"From minibatch {sizes} a run’s time goes {times}{faster} and the error by {points(end.cost)} points."
+    return (
+        f"From minibatch {sizes} a run’s time goes {times}{faster} and its error changes by {points(end.cost)} points."
+    )
 
 
 def arm_pictures(findings: Findings, *, elsewhere: Sequence[str] = ()) -> list[Picture]:
