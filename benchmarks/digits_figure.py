@@ -3,14 +3,13 @@
     make figure
 
 Resumable: what runs/figure holds is not run again. Split 7 of the originals and seeds from 1000 on: no setting was ever
-chosen on them. Writes results/digits_figure.json and docs/images/figure.*.
+chosen on them. Writes results/digits_figure.json, of which docs/tables.py draws docs/images/figure.*.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from onehour.study.results import Study, read_study
 from results import claim, write
 
 OUT = Path("runs") / "figure"
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
 COMMAND = [
     *("sweep", "digits", "--data", "digits:7", "--seed", "1000", "--seeds", "10", "--seeds-together", "5"),
     *("--arm", "table", "--arm", "pitfalls", "--arm", "per_worker=4,8,32,64", "--out", str(OUT)),
@@ -89,8 +87,6 @@ def main() -> int:
         "claims": claims(findings.study),
     }
     write(__file__, "digits_figure", content)
-    for kind in ("png", "svg"):
-        shutil.copyfile(OUT / "figures" / f"error-against-minibatch.{kind}", IMAGES / f"figure.{kind}")
     return 0
 
 

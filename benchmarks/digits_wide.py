@@ -52,8 +52,8 @@ def main() -> int:
     rows = [described(row) for row in findings_of(read_study([OUT])).sizes]
     states = {row["minibatch"]: row["state"] for row in rows}
     claims = [
-        {"claim": f"it holds at {HOLDS}", "seen": states[HOLDS], "holds": states[HOLDS] == "holds"},
-        {"claim": f"it does not hold at {BREAKS}", "seen": states[BREAKS], "holds": states[BREAKS] != "holds"},
+        {"claim": f"it holds at {HOLDS}", "seen": states[HOLDS], "holds": states[HOLDS] == "within"},
+        {"claim": f"it does not hold at {BREAKS}", "seen": states[BREAKS], "holds": states[BREAKS] != "within"},
     ]
     write(__file__, "digits_wide", {"command": f"onehour {shlex.join(COMMAND)}", "rows": rows, "claims": claims})
     return 0

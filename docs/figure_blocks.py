@@ -1,28 +1,82 @@
-"""Blocks of the digits' figure and of what belongs to it: arms, pitfalls and their costs, verdicts, speed."""
+"""Blocks of the digits' figure and of what belongs to it: arms, pitfalls and their costs, verdicts, speed.
+
+Verdicts are made anew of each run's error in the results, so that they are those of the code as it is.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from parts import claims, mean, points, source, table
+from parts import RESULTS, claims, mean, source, table
 
 from onehour.config import Recipe
+from onehour.study.figures import minibatch_picture
+from onehour.study.findings import Findings, Row, findings_of
+from onehour.study.paper import paper_verdicts
+from onehour.study.results import Result, study_of
+from onehour.study.spec import parse_arm
+from onehour.study.verdict import points
+from onehour.study.wording import broke_words, error_text, multiple, size_label
+
+CHANCE = 90.0
+"""The error of digits by guessing, with which a run that is not finite counts."""
+
+
+def judged(rows: list[dict[str, Any]], recipe: Recipe | None = None) -> Findings:
+    """The study that results hold: each run's error by its seed, for every entry."""
+    found = []
+    for row in rows:
+        (arm,) = parse_arm(row["arm"]) if row.get("arm") else [()]
+        for seed, error in row["errors"].items():
+            lost = bool(row["non_finite"]) and error == CHANCE
+            name, outcome = f"{row.get('arm', '')}-{row['minibatch']}-s{seed}", "non-finite" if lost else "finished"
+            found.append(Result(name, arm, row["minibatch"], int(seed), outcome, error))
+    return findings_of(study_of(found, recipe))
+
+
+def of_figure(results: dict[str, Any]) -> Findings:
+    """The digits' figure."""
+    return judged(results["entries"], Recipe.from_dict({"name": "digits"} | results["recipe"]))
+
+
+def lines(rows: tuple[Row, ...]) -> list[tuple[str, ...]]:
+    """Entries with their error, how many runs broke, and the verdict."""
+    return [
+        (
+            row.name,
+            error_text(row.entry.mean, row.entry.std),
+            "{} ({})".format(*broke_words(row)),
+            f"broke: {points(row.cost)} on average"
+            if row.broke
+            else row.verdict.text
+            if row.verdict
+            else "the reference",
+        )
+        for row in rows
+    ]
+
+
+HEAD = ("error %, mean ± std", "broke", "points [90 % interval]")
 
 
 def figure(results: dict[str, Any], group: str) -> str:
     """A group of the digits' figure: what each entry costs, and the verdict."""
-    rows = [
-        (
-            str(row["minibatch"]) if group == "minibatch" else row["name"],
-            mean(row),
-            points(row),
-            row["verdict"] or "the reference",
-        )
-        for row in results["entries"]
-        if row["group"] == group
-    ]
-    head = ("minibatch" if group == "minibatch" else "the recipe with", "error %, mean ± std", "points", "verdict")
-    return table(head, rows) + (f"\n\n{source('digits_figure', results)}" if group == "minibatch" else "")
+    findings = of_figure(results)
+    if group == "minibatch":
+        return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source('digits_figure', results)}"
+    rows = next(rows for (_, kind), rows in findings.groups.items() if kind == group)
+    return table(("the recipe with", *HEAD), lines(rows))
+
+
+def draw_figure(folder: Path) -> None:
+    """The README's picture: the digits' figure beside the paper's, of the committed results."""
+    results = json.loads((RESULTS / "digits_figure.json").read_text(encoding="utf-8"))
+    (picture,) = minibatch_picture(of_figure(results), papers=True)
+    for name, content in picture.files().items():
+        if not name.endswith("pdf"):
+            (folder / f"figure{Path(name).suffix}").write_bytes(content)
 
 
 def figure_n(results: dict[str, Any]) -> str:
@@ -34,8 +88,8 @@ def figure_n(results: dict[str, Any]) -> str:
         for row in results["entries"]
         if row["group"] == "n" or (row["group"] == "minibatch" and row["minibatch"] in shown)
     }
-    lines = [(str(n), mean(row), str(row["n"])) for n, row in sorted(rows.items())]
-    return table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), lines)
+    shown_rows = [(str(n), mean(row), str(row["n"])) for n, row in sorted(rows.items())]
+    return table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), shown_rows)
 
 
 def figure_claims(results: dict[str, Any]) -> str:
@@ -45,13 +99,11 @@ def figure_claims(results: dict[str, Any]) -> str:
 
 def figure_wide(results: dict[str, Any]) -> str:
     """A variant of digits on which the rule was claimed to hold further, and what was seen."""
-    head = ("minibatch", "error %, mean ± std", "points", "verdict")
-    rows = [
-        (str(row["minibatch"]), mean(row), points(row), row["verdict"] or "the reference") for row in results["rows"]
-    ]
-    claimed = [(row["claim"], row["seen"], "yes" if row["holds"] else "NO") for row in results["claims"]]
-    said = table(("claimed beforehand", "seen", "true"), claimed)
-    return "\n\n".join([table(head, rows), said, source("digits_wide", results)])
+    said = table(
+        ("claimed beforehand", "true"), [(row["claim"], "yes" if row["holds"] else "NO") for row in results["claims"]]
+    )
+    rows = lines(judged(results["rows"]).sizes)
+    return "\n\n".join([table(("minibatch", *HEAD), rows), said, source("digits_wide", results)])
 
 
 def noise(results: dict[str, Any]) -> str:
@@ -117,13 +169,66 @@ def adam(results: dict[str, Any]) -> str:
 
 
 def power(results: dict[str, Any]) -> str:
-    """How often a true difference of a quarter point is said to hold."""
+    """What is said of a minibatch half the margin above the reference."""
+    states = {"within": "within", "above": "above, margin open", "undecided": "undecided"}
     rows = [
-        (f"{row['std']:g}", str(row["seeds"]), f"{100 * row['holds']['share']:.0f} %")
+        (f"{row['std']:g}", f"{row['seeds']}, {row['reference_seeds']}", *(_percent(row[state]) for state in states))
         for row in results["power"]
-        if row["difference"] == 0.25
+        if row["difference"] == 0.25 and row["law"] == "normal"
     ]
-    return f"{table(('std of the errors', 'seeds', 'it is said to hold'), rows)}\n\n{source('verdicts', results)}"
+    return table(("std of the errors", "seeds, of the reference", *states.values()), rows)
+
+
+def wrong(results: dict[str, Any]) -> str:
+    """How often verdicts are false, at one look and at two."""
+    rows = []
+    for law in dict.fromkeys(row["law"] for row in results["false_states"]):
+        for kind in ("Welch's", "paired"):
+            found = [row for row in results["false_states"] if (row["law"], row["interval"]) == (law, kind)]
+            worst = [max(row[state]["share"] for row in found) for state in ("within", "beyond", "above")]
+            rows.append((f"{law}, {kind}", *map(_percent, worst)))
+    head = ("errors and interval", "at the margin, said to be within", "said to be beyond", "equal, said to be above")
+    looks = [
+        (row["law"], str(row["looks"]), _percent(row["first"]["share"]), _percent(row["either"]["share"]))
+        for row in results["looks"]
+    ]
+    twice = table(("errors", "`--looks`", "falsely within at the first look", "at either of two"), looks)
+    unseen = "; ".join(f"{_percent(row['within']['share'])} with {row['seeds']}" for row in results["breaks"])
+    said = f"Where one run in ten breaks, a minibatch is all the same said to be within the margin in {unseen} seeds."
+    return "\n\n".join([table(head, rows), twice, said, source("verdicts", results)])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def papers(_: dict[str, Any]) -> str:
+    """Every entry of the paper's tables with its verdict."""
+    tables = ("minibatches", "T1", "T2a", "T2b", "T2c", "T3a, box AP", "T3a, mask AP")
+    rows = [
+        (
+            "F1" if name == "minibatches" else name,
+            size_label(row["minibatch"]),
+            f"{row.get('label', '')}",
+            f"{row['mean']:.{1 if 'AP' in name else 2}f} ± {row['std']:.{1 if 'AP' in name else 2}f}",
+            verdict.text if verdict else "the reference",
+        )
+        for name in tables
+        for row, verdict in paper_verdicts(name)
+    ]
+    return table(("table", "minibatch", "with", "the paper", "points [90 % interval]"), rows)
+
+
+def beside(results: dict[str, Any]) -> str:
+    """The paper's warmups, rates and γ beside ours, in points above the recipe at the large minibatch."""
+    rows = [
+        (row.name, points(row.paper), row.verdict.text)
+        for row in of_figure(results).arms
+        if row.paper is not None and row.verdict
+    ]
+    shown = next(row["minibatch"] for row in results["entries"] if row["group"] == "rate")
+    head = ("the recipe with", "the paper at 8k, points", f"digits at {shown}")
+    return f"{table(head, rows)}\n\n{source('digits_figure', results)}"
 
 
 def sweep(results: dict[str, Any]) -> str:
@@ -137,15 +242,27 @@ def sweep(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{whole}\n\n{source('sweep', results)}"
 
 
+def gaps(results: dict[str, Any]) -> str:
+    """The early sign of each minibatch: whether its training curve lies over the base's (F3, F4)."""
+    rows = [
+        (str(row["minibatch"]), points(row["early_gap"]))
+        for row in results["entries"]
+        if row["group"] == "minibatch" and row["early_gap"] is not None
+    ]
+    return table(("minibatch", "mean gap of the training errors, points"), rows)
+
+
 def cost(results: dict[str, Any], name: str) -> str:
     """What one thing wrong costs at the figure's large minibatch."""
-    row = next(row for row in results["entries"] if row["name"] == name)
-    same = [r for r in results["entries"] if r["group"] == "minibatch" and r["minibatch"] == row["minibatch"]]
-    base = next(r["minibatch"] for r in results["entries"] if r["state"] == "reference")
+    findings = of_figure(results)
+    row = next(row for row in findings.arms if row.name == name)
+    own = findings.study.beside(row.entry)
+    assert own is not None
+    assert row.verdict is not None
     return (
-        f"On digits at minibatch {row['minibatch']} ({row['minibatch'] // base}×), {row['n']} seeds, with {name}:"
-        f" {mean(row)} % against {mean(same[0])} %. The verdict: {row['verdict']}."
-        f"\n\n{source('digits_figure', results)}"
+        f"On digits at minibatch {multiple(findings, row)}, {row.entry.n} seeds, with {name}:"
+        f" {error_text(row.entry.mean, row.entry.std)} % against {error_text(own.mean, own.std)} %. The verdict:"
+        f" {row.verdict.text}.\n\n{source('digits_figure', results)}"
     )
 
 

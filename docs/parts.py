@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 CAMPAIGNS = {
     "cluster": "campaigns/cluster/cases.py",
     "faults": "campaigns/ledger.py",
@@ -18,11 +19,6 @@ def mean(row: dict[str, Any]) -> str:
     """An entry's error with its deviation."""
     broken = f" ({row['non_finite']} of {row['n']} not finite)" if row["non_finite"] else ""
     return f"{row['mean']:.2f} ± {row['std']:.2f}{broken}"
-
-
-def points(row: dict[str, Any]) -> str:
-    """How far an entry lies above its reference."""
-    return "" if row["state"] == "reference" else f"{row['difference']:+.2f}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

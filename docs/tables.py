@@ -27,21 +27,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 from figure_blocks import (
     COSTS,
     adam,
+    beside,
     cost,
+    draw_figure,
     figure,
     figure_claims,
     figure_n,
     figure_wide,
     foreseen,
     foreseen_sweeps,
+    gaps,
     noise,
+    papers,
     power,
     sweep,
+    wrong,
 )
-from parts import claims, script, source, table
+from parts import RESULTS, ROOT, claims, script, source, table
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 SHOWN = 256
 """The minibatch of `make train`."""
@@ -351,6 +354,10 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "foreseen_sweeps": ("foresee_sweeps", foreseen_sweeps),
     "adam": ("adam_rule", adam),
     "power": ("verdicts", power),
+    "wrong": ("verdicts", wrong),
+    "papers": ("", papers),
+    "beside": ("digits_figure", beside),
+    "gaps": ("digits_figure", gaps),
     "sweep": ("sweep", sweep),
     "input": ("input", input_rates),
     "input_claims": ("input", input_claims),
@@ -391,7 +398,8 @@ def _block(name: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages that are not up to date."""
+    """Rewrite the pages that are not up to date, and draw the README's picture."""
+    draw_figure(ROOT / "docs" / "images")
     for page in pages():
         old = page.read_text(encoding="utf-8")
         new = render(old)

@@ -1,5 +1,6 @@
 """Figures: that they draw what the entries hold, that outside text is text, and that scales keep order."""
 
+import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,14 +12,16 @@ import pytest
 import studies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from onehour.recipes import resnet50
 from onehour.study.curves import MOST, curve_pictures
 from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
 from onehour.study.findings import Findings, findings_of
 from onehour.study.marks import Mark, Panel, draw_mark, draw_panels, sheet_with_key, window_of
 from onehour.study.picture import FORMATS, NARROW, VARIABLES, WIDE, Picture, Sheet, Window, looks
-from onehour.study.results import read_paths, read_study
-from onehour.study.wording import number, points
+from onehour.study.results import Result, read_paths, read_study, study_of
+from onehour.study.verdict import points
 
 
 def pictures_of(findings: Findings) -> list[Picture]:
@@ -65,7 +68,7 @@ def test_a_window_keeps_order_and_goes_back(low: float, near: float, far: float,
 )
 def test_every_mean_and_seed_is_inside_its_window(base: float, differences: list[float], std: float, margin: float):
     errors = [min(max(base + difference, 0.0), 100.0) for difference in (0.0, *differences)]
-    marks = [Mark(place, error, std, "holds", dots=(error,)) for place, error in enumerate(errors)]
+    marks = [Mark(place, error, std, "within", dots=(error,)) for place, error in enumerate(errors)]
     window = window_of(marks, base=base, margin=margin, floor=0.0)
     assume(window.knee > window.low)
     assert window.low <= min(errors) + 1e-9
@@ -74,10 +77,32 @@ def test_every_mean_and_seed_is_inside_its_window(base: float, differences: list
 
 
 def test_one_value_far_off_is_put_on_a_logarithm_and_near_ones_are_not():
-    near = [Mark(0, 3.6, 0.1, "reference"), Mark(1, 3.7, 0.1, "holds")]
+    near = [Mark(0, 3.6, 0.1, "reference"), Mark(1, 3.7, 0.1, "within")]
     assert not window_of(near, base=3.6, margin=0.5, floor=0).broken
-    window = window_of([*near, Mark(2, 43.0, 30.0, "worse")], base=3.6, margin=0.5, floor=0)
+    window = window_of([*near, Mark(2, 43.0, 30.0, "beyond")], base=3.6, margin=0.5, floor=0)
     assert [round(end, 2) for end in (window.low, window.knee, window.high)] == [2.7, 6.0, 82.91]
+
+
+def test_the_papers_figure_stands_beside_its_own_task_alone():
+    recipe = resnet50(data="DIR", classes=1000)
+    results = [Result(f"{size}", (), size, 0, "finished", 23.6) for size in (256, 512)]
+    for changes, found in (({}, True), ({"samples": 50_000}, False), ({"model": "resnet101"}, False)):
+        (picture,) = minibatch_picture(findings_of(study_of(results, recipe.replace(**changes))))
+        assert ("The paper" in texts(drawn(picture))) == found
+
+
+def test_an_axis_that_turns_logarithmic_has_two_strokes():
+    with looks():
+        sheet = Sheet(200, 200)
+        axes = sheet.axes(left=20, top=20, width=160, height=160)
+        Window(2.0, 6.0, 90.0, base=3.0).apply(axes)
+        broken = [line for line in axes.lines if line.get_transform() == axes.transAxes]
+        (strokes,) = broken
+        heights = np.asarray(strokes.get_ydata(), float)
+        assert heights.mean() == pytest.approx(0.7)
+        assert len(heights) == 2
+        Window(2.0, 6.0, 6.0).apply(sheet.axes(left=20, top=20, width=160, height=160))
+    assert not list(sheet.figure.axes[1].lines)
 
 
 def test_the_first_figure_shows_every_entry_and_marks_the_break(findings: Findings):
@@ -85,9 +110,12 @@ def test_the_first_figure_shows_every_entry_and_marks_the_break(findings: Findin
     for width in (WIDE, NARROW):
         found = texts(drawn(picture, width))
         assert {"32", "64", "128", "256", "512", "1k", "2k"} <= set(found)
-        assert {"holds to 512", "holds to 8k", "64k", "256×", "digits", "The paper"} <= set(found)
+        assert {"holds to 512", "digits", "64×"} <= set(found)
+        assert "The paper" not in found
+    (beside,) = minibatch_picture(findings, papers=True)
+    assert {"holds to 512", "holds to 8k", "64k", "256×", "The paper"} <= set(texts(drawn(beside)))
     with looks():
-        ours, papers = picture.draw(WIDE).figure.axes
+        ours, papers = beside.draw(WIDE).figure.axes
         for axes, means in ((ours, [row.entry.mean for row in findings.sizes]), (papers, None)):
             line = next(line for line in axes.lines if len(np.asarray(line.get_xdata())) > 6)
             assert len(np.asarray(line.get_xdata())) == (7 if means else 10)
@@ -106,11 +134,14 @@ def test_the_first_figure_shows_every_entry_and_marks_the_break(findings: Findin
 @pytest.mark.parametrize(
     ("mark", "crosses", "bar"),
     [
-        (Mark(5, 50, 40, "worse", dots=(10.0,), crosses=(90.0, 90.0)), [90.0, 90.0], [0, 100]),  # no error lies outside
-        (Mark(5, 3.0, math.nan, "one seed", dots=(3.0,)), [], []),
+        (Mark(5, 50, 40, "beyond", dots=(10.0,), crosses=(90.0, 90.0)), [90.0, 90.0], [0, 100]),  # none lies outside
+        (Mark(5, 50, 40, "broke", dots=(10.0, 90.0)), [], []),  # of two kinds
+        (Mark(5, 3.0, math.nan, "no verdict", dots=(3.0,)), [], []),
     ],
 )
-def test_a_non_finite_run_is_a_cross_and_one_seed_has_no_bar(mark: Mark, crosses: list[float], bar: list[float]):
+def test_a_non_finite_run_is_a_cross_and_one_seed_or_a_break_has_no_bar(
+    mark: Mark, crosses: list[float], bar: list[float]
+):
     with looks():
         axes = Sheet(90, 90).axes(left=0, top=0, width=90, height=90)
         draw_mark(axes, mark, width=1, ends=(0, 100))
@@ -134,7 +165,7 @@ def test_arms_stand_by_their_cost_with_the_papers_beside(findings: Findings):
             else:
                 assert [text for text in found if text in names] == names
                 assert {points(row.cost) for row in rows} <= set(found)
-        assert {"the paper, at 8k", "holds", "worse"} <= set(found)
+        assert {"the paper, at 8k", "within the margin", "some runs broke"} <= set(found)
     assert "loss divided by n, not kn (+" in picture.caption
     assert "at 512" in picture.title
     (axes,) = drawn(picture).figure.axes
@@ -171,11 +202,10 @@ def test_no_more_curves_than_a_page_can_hold(tmp_path: Path):
 
 def test_time_is_told_with_each_halving(findings: Findings, tmp_path: Path):
     (picture,) = seconds_picture(findings)
-    halvings = math.log2(52 / 14.5)
-    assert f"from 52 s to 14.5 s, {number(halvings)} halvings" in picture.caption
-    assert f"{points(0.1)} points: {points(0.1 / halvings)} for each halving" in picture.caption
+    assert "From minibatch 32 to 512 a run’s time goes from 52 s to 14.5 s, 3.6 times as fast," in picture.caption
+    assert f"and its error changes by {points(0.1)} points" in picture.caption
     assert len(picture.notes) == 1
-    assert {"32", "64", "128", "256", "512", "2k", "15 s", "30 s", "60 s"} <= set(texts(drawn(picture)))
+    assert {"32", "64", "128", "256", "512", "2k", "15 s", "30 s", "1 min"} <= set(texts(drawn(picture)))
     studies.write_sweep(tmp_path, seeds=2, minibatches=(32, 64), arms=(), together=2)
     (together,) = seconds_picture(findings_of(read_study([tmp_path])))
     assert "2 seeds were trained at once, as one network: a run’s time is its share" in together.notes[1]
@@ -258,6 +288,10 @@ def test_files_are_pictures_and_the_same_twice_whatever_the_users_settings(
         assert content.startswith(begins)
         assert len(content) > 10_000
     ElementTree.fromstring(first[f"{picture.name}.svg"])
+    with Image.open(io.BytesIO(first[f"{picture.name}.png"])) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
+        assert (edge == 255).all(), "something is cut at an edge"
 
 
 def test_a_panel_without_a_break_says_what_is_undecided():
@@ -274,14 +308,14 @@ def test_sizes_that_lie_close_are_not_written_over_each_other(tmp_path: Path):
     sizes = [32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 1024]
     paths = [studies.write_run(tmp_path / str(size), recipe.replace(minibatch=size), 3.6) for size in sizes]
     (picture,) = minibatch_picture(findings_of(read_study(paths)))
-    found = set(texts(drawn(picture)))
+    found = set(texts(drawn(picture, NARROW)))
     assert {"32", "1k"} <= found
     assert not {"40", "88", "104"} & found
     assert len(np.asarray(drawn(picture).figure.axes[0].get_xticks())) == len(sizes)
 
 
 def test_a_key_takes_the_lines_that_it_needs():
-    states = ["reference", "holds", "worse", "untested", "one seed", "paper"]
+    states = ["reference", "within", "beyond", "broke", "no verdict", "paper"]
     marks = [Mark(5, 3.6, 0.3, state, crosses=(90.0,)) for state in states]
     with looks():
         heights = [sheet_with_key(width, 100, marks).height for width in (WIDE, NARROW)]

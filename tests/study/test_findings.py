@@ -7,8 +7,8 @@ import pytest
 import studies
 
 from onehour.study.findings import Findings, Row, curve_of, early_gap, findings_of, mean_curve, sign_of
-from onehour.study.results import Study, read_paths, read_study
-from onehour.study.verdict import Sample, judge_arms, judge_minibatches
+from onehour.study.results import Entry, Result, Study, read_paths, read_study
+from onehour.study.verdict import Sample, judge
 
 BASE = [(1.0, 50.0), (2.0, 40.0), (3.0, 30.0), (4.0, 20.0)]
 
@@ -20,28 +20,69 @@ def states(rows: tuple[Row, ...]) -> dict[str, str]:
 def test_it_holds_to_16_times_the_base_and_no_further(findings: Findings):
     assert states(findings.sizes) == {
         "32": "reference",
-        **dict.fromkeys(("64", "128", "256", "512"), "holds"),
-        "1024": "worse",
-        "2048": "untested",
+        **dict.fromkeys(("64", "128", "256", "512"), "within"),
+        "1024": "broke",
+        "2048": "broke",
     }
     assert [row.name for row in findings.held] == ["64", "128", "256", "512"]
     failure = findings.first_failure
     assert failure is not None
     assert failure.name == "1024"
     assert failure.cost == pytest.approx(12.0 - 3.6)
-    samples = {row.entry.minibatch or 0: Sample.of(row.entry.errors) for row in findings.sizes}
-    expected = judge_minibatches(32, samples, 0.5)
-    assert {row.entry.minibatch: row.verdict for row in findings.sizes if row.verdict} == expected
+    reference = Sample.of(findings.sizes[0].entry.errors)
+    for row in findings.held:
+        assert row.verdict == judge(Sample.of(row.entry.errors), reference)
 
 
-def test_each_question_is_its_own_family(findings: Findings):
+def test_arms_are_judged_seed_by_seed_and_grouped_by_their_question(findings: Findings):
     assert [kind for _, kind in findings.groups] == ["rate", "pitfall", "n"]
     assert [len(rows) for rows in findings.groups.values()] == [6, 9, 4]
     for rows in findings.groups.values():
-        pairs = [(row.entry, findings.study.beside(row.entry)) for row in rows]
-        samples = [(Sample.of(arm.errors), Sample.of(own.errors)) for arm, own in pairs if own]
-        assert [row.verdict for row in rows] == judge_arms(samples, 0.5)
+        for row in rows:
+            own = findings.study.beside(row.entry)
+            assert own is not None
+            arm, recipe = (Sample.of(entry.errors, range(5)) for entry in (row.entry, own))
+            assert row.state == "broke" or row.verdict == judge(arm, recipe, pair=True)
+            assert row.verdict is not None
+            assert row.verdict.paired == (row.state != "broke")
         assert [row.cost for row in rows] == sorted((row.cost for row in rows), reverse=True)
+
+
+def test_a_verdict_is_the_same_alone_and_in_company(findings: Findings):
+    """Of every arm and minibatch: what else was run does not count."""
+    study = findings.study
+    base, own = study.flat[0], next(entry for entry in study.flat if entry.minibatch == 512)
+    for row in (*findings.arms, *findings.sizes[1:]):
+        entries = {id(entry): entry for entry in (base, own, row.entry)}
+        alone = findings_of(Study(study.recipe, tuple(entries.values())))
+        (same,) = [other for other in (*alone.arms, *alone.sizes) if other.entry is row.entry]
+        assert same.verdict == row.verdict, row.name
+
+
+def test_the_rule_holds_up_to_the_first_that_is_not_within(study: Study):
+    """512 is within a wide margin and 1024 is not, though 2048 may be."""
+    flat = {entry.minibatch: entry for entry in study.flat}
+    swapped = [Entry((), 2048, flat[64].results) if size == 2048 else entry for size, entry in flat.items()]
+    findings = findings_of(Study(study.recipe, tuple(swapped)))
+    assert states(findings.sizes)["2048"] == "within"
+    assert [row.name for row in findings.held] == ["64", "128", "256", "512"]
+    assert findings.first_failure is findings.sizes[5]
+
+
+def test_a_run_breaks_when_it_diverges_or_ends_ten_margins_above_the_reference():
+    def entry(size: int, *errors: float, lost: int = 0) -> Entry:
+        runs = enumerate(errors)
+        results = [Result("", (), size, n, "non-finite" if n < lost else "finished", error) for n, error in runs]
+        return Entry((), size, tuple(results))
+
+    base = entry(32, 3.0, 3.1, 90.0)
+    for margin, broke in ((0.5, [1, 0, 1, 2]), (0.6, [1, 0, 0, 2])):
+        rows = findings_of(
+            Study(studies.BASE, (base, entry(64, 8.0, 8.1), entry(128, 8.2, 3.0), entry(256, 3.0, 9.2, lost=1))), margin
+        ).sizes
+        assert [row.broke for row in rows] == broke
+        assert rows[3].state == "broke"
+        assert rows[1].state == "no verdict"  # the reference broke
 
 
 def test_the_costs_of_arms_are_those_that_were_written_and_the_papers_stand_beside(findings: Findings):
@@ -116,15 +157,16 @@ def test_one_seed_has_no_verdict_and_no_arm_a_cost_without_the_recipe_beside_it(
     ]
     findings = findings_of(read_study(runs))
     (row,) = findings.arms
-    assert (states(findings.sizes), row.state) == ({"32": "reference", "128": "one seed"}, "one seed")
+    assert (states(findings.sizes), row.state) == ({"32": "reference", "128": "no verdict"}, "no verdict")
     assert math.isnan(row.cost)
 
 
 def test_the_margin_moves_the_verdict(study: Study):
-    assert states(findings_of(study, 0.5).sizes)["512"] == "holds"
-    assert states(findings_of(study, 0.05).sizes)["512"] != "holds"
-    with pytest.raises(ValueError, match="margin"):
-        findings_of(study, 0.0)
+    assert states(findings_of(study, 0.5).sizes)["512"] == "within"
+    assert states(findings_of(study, 0.05).sizes)["512"] != "within"
+    for arguments, message in (((0.0, 1), "margin"), ((0.5, 0), "looks")):
+        with pytest.raises(ValueError, match=message):
+            findings_of(Study(None, ()), *arguments)
 
 
 def test_others_runs_have_verdicts_without_a_recipe(tmp_path: Path):
@@ -134,7 +176,7 @@ def test_others_runs_have_verdicts_without_a_recipe(tmp_path: Path):
         for seed in range(5)
     ]
     findings = findings_of(read_paths(paths))
-    assert states(findings.sizes) == {"256": "reference", "512": "holds"}
+    assert states(findings.sizes) == {"256": "reference", "512": "within"}
     assert findings.sizes[0].recipe is None
 
 

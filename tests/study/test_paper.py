@@ -4,10 +4,10 @@ import pytest
 
 from onehour.config import Recipe
 from onehour.rules.minibatch import fixed_scaling, linear_scaling, sqrt_scaling
-from onehour.study.paper import SEEDS, paper_cost, paper_samples, paper_table
-from onehour.study.verdict import Sample, judge_arms, judge_minibatches
+from onehour.study.paper import paper_cost, paper_table, paper_verdicts
+from onehour.study.verdict import Sample, judge
 
-TABLES = ("minibatches", "T1", "T2a", "T2b")
+TABLES = ("minibatches", "T1", "T2a", "T2b", "T2c", "T3a, box AP", "T3a, mask AP")
 RULES = {"scaling=fixed": fixed_scaling, "scaling=sqrt": sqrt_scaling}
 BASE_RATES = {"base_lr=0.05": 0.05, "base_lr=0.2": 0.2}
 
@@ -20,7 +20,12 @@ def test_the_tables_are_the_papers():
     errors = [(row["mean"], row["std"]) for row in paper_table("T1")]
     assert errors == [(23.60, 0.12), (24.84, 0.37), (25.88, 0.56), (23.74, 0.09)]
     assert [row["mean"] for row in paper_table("T2a")] == [23.92, 23.60, 23.68, 24.27, 23.74, 24.05, 41.67, 26.22]
+    assert [row["std"] for row in paper_table("T2a")] == [0.10, 0.12, 0.09, 0.08, 0.09, 0.18, 0.10, 0.03]
     assert [row["mean"] for row in paper_table("T2b")] == [23.84, 23.60, 24.11, 23.74]
+    assert [row["std"] for row in paper_table("T2b")] == [0.18, 0.12, 0.07, 0.09]
+    assert [(row["mean"], row["std"]) for row in paper_table("T2c")] == [(22.08, 0.06), (22.36, 0.09)]
+    assert [row["mean"] for row in paper_table("T3a, box AP")] == [35.9, 35.8, 35.9, 35.9, 35.8, 35.8, 35.1]
+    assert [row["mean"] for row in paper_table("T3a, mask AP")] == [33.9, 33.8, 33.9, 33.9, 33.8, 33.9, 33.2]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -33,33 +38,39 @@ def test_every_rate_follows_from_its_rule(name: str):
 
 @pytest.mark.parametrize("label", ["baseline", "warmup=gradual", "base_lr=0.1", "zero_gamma=true"])
 def test_the_papers_recipe_has_one_error_in_every_table(label: str):
-    flat = {row["minibatch"]: row["mean"] for row in paper_table()}
+    flat = {row["minibatch"]: (row["mean"], row["std"]) for row in paper_table()}
     found = [row for name in TABLES for row in paper_table(name) if row.get("label") == label]
     assert found
-    assert all(row["mean"] == flat[row["minibatch"]] for row in found)
+    assert all((row["mean"], row["std"]) == flat[row["minibatch"]] for row in found)
 
 
-def test_the_paper_holds_to_8k_and_is_worse_at_16k():
-    samples = paper_samples()
-    assert samples[8192] == Sample(23.74, 0.09, 5)
-    verdicts = judge_minibatches(256, samples)
-    assert {size: verdict.state for size, verdict in verdicts.items()} == {
-        **dict.fromkeys((128, 512, 1024, 2048, 4096, 8192), "holds"),
-        16384: "worse",
-        32768: "untested",
-        65536: "untested",
-    }
-    assert verdicts[8192].text == "holds: at most 0.27 points above"
-    assert verdicts[16384].text == "worse: 1.19 points, p < 0.001"
-    assert verdicts[32768].text == "not tested: minibatch 16384 does not hold; 3.95 points above"
+STATES = {
+    "minibatches": ["within", "reference", *["within"] * 5, "beyond", "beyond", "beyond"],
+    "T1": ["reference", "beyond", "beyond", "within"],
+    "T2a": ["within", "reference", "within", "above", "within", "within", "beyond", "beyond"],
+    "T2b": ["within", "reference", "within", "within"],
+    "T2c": ["reference", "within"],
+    "T3a, box AP": ["reference", *["within"] * 5, "beyond"],
+    "T3a, mask AP": ["reference", *["within"] * 5, "above"],
+}
 
 
-def test_the_papers_other_warmups_are_worse():
-    rows = {row["label"]: Sample(row["mean"], row["std"], SEEDS) for row in paper_table("T1")}
-    arms = [(rows[f"warmup={kind}"], rows["warmup=gradual"]) for kind in ("none", "constant")]
-    verdicts = judge_arms(arms)
-    assert [verdict.state for verdict in verdicts] == ["worse", "worse"]
-    assert [round(verdict.difference, 2) for verdict in verdicts] == [1.10, 2.14]
+@pytest.mark.parametrize("name", TABLES)
+def test_each_of_the_papers_entries_has_its_state(name: str):
+    """In its own order: T1 none, constant, gradual; T2a three rates at 256 and at 8k, fixed, √k."""
+    found = [verdict.state if verdict else "reference" for _, verdict in paper_verdicts(name)]
+    assert found == STATES[name]
+
+
+def test_an_entry_stands_beside_the_recipe_at_its_minibatch_and_that_beside_256():
+    by_label = {row["label"]: verdict for row, verdict in paper_verdicts("T2a") if row["minibatch"] == 8192}
+    own = Sample(23.74, 0.09, 5)
+    assert by_label["base_lr=0.2"] == judge(Sample(24.05, 0.18, 5), own)
+    assert by_label["base_lr=0.1"] == judge(own, Sample(23.60, 0.12, 5))
+    lost = {row["minibatch"]: verdict for row, verdict in paper_verdicts("T3a, box AP")}[16384]
+    assert lost is not None
+    assert lost.difference == pytest.approx(35.9 - 35.1)
+    assert lost.broke is None
 
 
 def test_the_papers_cost_needs_the_papers_own_recipe():

@@ -18,7 +18,8 @@ from onehour.study.findings import Findings, findings_of
 from onehour.study.picture import FORMATS
 from onehour.study.report import WrittenReport, render, results_csv, results_json, write_report
 from onehour.study.results import read_paths
-from onehour.study.wording import error_text, headline, points
+from onehour.study.verdict import points
+from onehour.study.wording import error_text, headline
 
 VOID = {"meta", "br", "link", "img", "hr", "path", "use", "rect"}
 FORMULAS = (
@@ -144,7 +145,8 @@ def test_the_verdict_comes_first(report: WrittenReport, page: Page):
     for title in ("Error against minibatch", "What each change costs", "BatchNorm’s n", "Curves", "What it ran on"):
         places.append(text.index(title, places[-1]))
     assert places == sorted(places)
-    assert "less than 0.5 points above the reference’s with 95 % confidence" in text
+    assert text.index("Train at minibatch 512 (16×) or below") == places[0]
+    assert "judged alone, by the 90 % interval of its points above what it is compared with" in text
 
 
 def test_the_noise_of_runs_at_the_base_is_said_and_drawn(tmp_path: Path, quick: None):
@@ -164,15 +166,20 @@ def test_the_tables_numbers_are_the_entries(report: WrittenReport, page: Page):
     for row in report.findings.sizes:
         assert error_text(row.entry.mean, row.entry.std) in page.words
     for row in report.findings.arms:
-        assert f"{row.name} {row.entry.n} {error_text(row.entry.mean, row.entry.std)}" in page.words, row.name
+        assert re.search(
+            rf"{re.escape(row.name)} {row.broke} of {row.entry.n} \([^)]+\) "
+            rf"{re.escape(error_text(row.entry.mean, row.entry.std))}",
+            page.words,
+        ), row.name
         assert points(row.cost) in page.words
     for text in (
-        "p is Holm-corrected for the 9 changes in this table.",
-        "the recipe 5 3.70 ± 0.15",
-        "32 (1×) 2 0.2 5 3.60 ± 0.15 reference –",
-        "2k (64×) 128 12.8 5 74.92 ± 15.00 ✕2 +71.32 not tested",
-        "no warmup 5 4.60 ± 0.15 +0.90 +1.10 worse (p = 0.024)",
-        "512 (16×) 14.5 s ± 0 % 3.59× 1.84 3.70 ± 0.15 +0.05",
+        "Points and their interval are of the same seeds with and without the change.",
+        "the recipe 0 of 5 (≤ 45 %) 3.70 ± 0.15",
+        "32 (1×) 2 0.2 0 of 5 (≤ 45 %) 3.60 ± 0.15 reference",
+        "2k (64×) 128 12.8 5 of 5 (55 to 100 %) 74.92 ± 15.00 ✕2 +71.32 broke",
+        "no warmup 0 of 5 (≤ 45 %) 4.60 ± 0.15 +0.90 [+0.80, +1.00] +1.10 beyond",
+        "the rate scaled by √k 0 of 5 (≤ 45 %) 4.05 ± 0.15 +0.35 [+0.10, +0.60] +2.48 above (6 more seeds)",
+        "512 (16×) 14.5 s ± 0 % 3.59 3.70 ± 0.15 +0.10",
     ):
         assert text in page.words, text
 
@@ -180,7 +187,9 @@ def test_the_tables_numbers_are_the_entries(report: WrittenReport, page: Page):
 def test_what_it_ran_on_and_how_to_run_it_again(page: Page):
     assert "torch 2.13.0+cpu" in page.words
     assert "seeds 0 to 4" in page.words
-    assert "onehour sweep digits --minibatch 32,64,128,256,512,1024,2048 --seeds 5 --arm" in page.words
+    assert (
+        "onehour sweep digits --minibatch 32,64,128,256,512,1024,2048 --seeds 5 --reference-seeds 5 --arm" in page.words
+    )
     assert 'milestones = ["8", "16", "64/3"]' in page.words
     assert "2 runs have not ended, and are not counted: 128-s4, zero_gamma=false-512-s4." in page.words
     assert "5 seeds were trained at once, as one network" in page.words
@@ -203,7 +212,7 @@ def test_an_old_report_is_replaced_with_its_figures(tmp_path: Path):
     write_report(paths[:1], out)
     assert not (out / "figures" / "error-against-time.svg").exists()
     assert (out / "figures" / "error-against-minibatch.svg").exists()
-    (out / "results.json").write_text('{"format": "onehour report 1", "fig')  # cut
+    (out / "results.json").write_text('{"format": "onehour report 1", "fig')  # an earlier version's, cut
     write_report(paths[:1], out)
     assert json.loads((out / "results.json").read_text())["entries"]
 
@@ -257,7 +266,7 @@ def test_curves_alone_make_a_report(tmp_path: Path, epochs: tuple[float, ...], l
     report = write_report(paths)
     assert report.page.parent == tmp_path / "report"
     page = Page(report.page)
-    assert "There is no minibatch to judge" in page.words
+    assert "without it there is nothing to judge" in page.words
     assert page.tags.count("svg") == 2
     assert "The CSVs do not say." in page.words
     assert f"the median of its last five {last};" in page.words
@@ -267,7 +276,7 @@ def test_curves_alone_make_a_report(tmp_path: Path, epochs: tuple[float, ...], l
 def test_one_seed_is_said(tmp_path: Path):
     studies.write_sweep(tmp_path, seeds=1, minibatches=(32, 64), arms=())
     page = Page(write_report([tmp_path]).page)
-    assert "there is no verdict: one seed has no standard deviation" in page.words
+    assert "there is no verdict: one seed has no std; train at least 2." in page.words
     assert "One seed has no std, so none is given." in page.words
     assert "nan" not in page.words
     assert f"--seeds 5 --arm none --out {tmp_path}" in page.words
@@ -286,8 +295,8 @@ def test_the_command_prints_the_verdict_and_what_would_decide(tmp_path: Path, ca
     studies.write_sweep(tmp_path / "sweep", seeds=5, minibatches=(32, 64, 1024), arms=())
     assert main(["report", str(tmp_path / "sweep"), "--margin", "0.7"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("The recipe holds to minibatch 64 (2×): its error stays within 0.7 points")
-    assert said[1].startswith("At 1k (32×) it is 8.40 points worse")
+    assert said[0].startswith("Train at minibatch 64 (2×) or below: up to there the error stays within 0.7 points")
+    assert said[1].startswith("At 1k (32×) 4 of 5 runs broke")
     assert said[-1] == f"report  {tmp_path / 'sweep' / 'report.html'}"
     assert main(["report", str(tmp_path / "sweep"), "--json", "--out", str(tmp_path / "out")]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -343,12 +352,14 @@ def test_the_data_are_the_studys_entries(findings: Findings):
         assert found["mean"] == statistics.fmean(errors)
         assert [len(run["curve"]) for run in found["runs"]] == [len(result.curve) for result in entry.results]
     states = [by_key["", size]["verdict"] for size in (32, 512, 1024, 2048)]
-    assert states == ["reference", "holds", "worse", "untested"]
+    assert states == ["reference", "within", "broke", "broke"]
+    assert (content["format"], content["looks"]) == ("onehour report 2", 1)
     assert (content["margin"], content["reference"], content["figures"]) == (0.5, 32, ["a-figure"])
     assert content["written_by"] == "1.2.3"
-    assert [sentence["state"] for sentence in content["verdict"]] == ["holds", "worse"]
+    assert [sentence["state"] for sentence in content["verdict"]] == ["within", "broke"]
     arm = by_key["warmup=none", 512]
-    assert (arm["group"], arm["name"], arm["family"]) == ("rate", "no warmup", 6)
+    assert (arm["group"], arm["name"], arm["paired"], arm["broke"]) == ("rate", "no warmup", True, 0)
+    assert arm["lower"] < arm["difference"] < arm["upper"]
     assert arm["paper_difference"] == pytest.approx(1.1)
 
 

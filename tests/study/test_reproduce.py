@@ -10,6 +10,7 @@ from onehour.cli import make_parser
 from onehour.cli.parser import parse, recipe_changes
 from onehour.recipes import digits
 from onehour.recipes import recipe as named
+from onehour.study.findings import findings_of
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
 from onehour.study.results import read_paths, read_study
 from onehour.study.spec import SweepSpec, spec_of
@@ -23,7 +24,8 @@ def asked(command: str) -> SweepSpec:
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = named(options.recipe, **changes).replace(classes=10)
-    return spec_of(recipe, sizes, range(seed, seed + options.seeds), options.arm, options.arms_at)
+    seeds = range(seed, seed + options.seeds)
+    return spec_of(recipe, sizes, seeds, options.arm, options.arms_at, options.reference_seeds)
 
 
 def names(spec: SweepSpec) -> set[str]:
@@ -50,13 +52,28 @@ def test_seeds_with_a_gap_are_two_commands(tmp_path: Path):
     assert names(asked(found[0])) | names(asked(found[1])) == names(spec)
 
 
+@pytest.mark.parametrize(
+    ("reference", "flags"), [((), 1), (tuple(range(4)), 0), (tuple(range(7)), 1)], ids=["same", "twice", "more"]
+)
+def test_the_references_seeds_are_asked_for_again(tmp_path: Path, reference: tuple[int, ...], flags: int):
+    spec = SweepSpec(recipe=studies.BASE, minibatches=(32, 64), seeds=(0, 1), reference_seeds=reference)
+    spec.write(tmp_path)
+    studies.write_run(tmp_path / "cells" / "32-s0", studies.BASE, 3.5)
+    (command,) = commands(read_study([tmp_path]))
+    assert command.count("--reference-seeds") == flags
+    assert names(asked(command)) == names(spec)
+    assert len(names(spec)) == 4 + max(len(reference) - 2, 0)
+
+
 def test_more_seeds_go_on_in_the_same_folder(tmp_path: Path):
+    """With twice as many at the reference, and judged as before."""
     folder = tmp_path / "my sweep"
     spec = studies.write_sweep(folder, seeds=2, minibatches=(32, 64), arms=())
-    words = shlex.split(more_seeds(read_study([folder]), 9))
-    assert words[-2:] == ["--out", str(folder)]
-    assert names(asked(shlex.join(words[:-2]))) > names(spec)
-    assert len(names(asked(shlex.join(words[:-2])))) == 18
+    found = findings_of(read_study([folder]), 0.7, 2)
+    words = shlex.split(more_seeds(found, 9))
+    assert words[-6:] == ["--margin", "0.7", "--looks", "2", "--out", str(folder)]
+    assert names(asked(shlex.join(words[:-6]))) > names(spec)
+    assert len(names(asked(shlex.join(words[:-6])))) == 27
 
 
 def test_a_recipe_without_a_name_is_a_file_beside_the_report(tmp_path: Path):
@@ -64,7 +81,7 @@ def test_a_recipe_without_a_name_is_a_file_beside_the_report(tmp_path: Path):
     studies.write_sweep(tmp_path, recipe=recipe, seeds=1, minibatches=(32,), arms=())
     study = read_study([tmp_path])
     assert shlex.split(commands(study)[0])[:3] == ["onehour", "sweep", BASE]
-    assert str(tmp_path / BASE) in more_seeds(study, 5)
+    assert str(tmp_path / BASE) in more_seeds(findings_of(study), 5)
 
 
 def test_runs_have_a_command_each(tmp_path: Path):

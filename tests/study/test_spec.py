@@ -147,7 +147,8 @@ def test_the_default_is_the_papers_axis_and_its_tables_at_16_times_the_base():
     assert spec.seeds == (0, 1, 2, 3, 4)
     assert spec.arms_at == (512,)
     assert labels(spec) == TABLE
-    assert len(list(spec.cells())) == 7 * 5 + 6 * 5
+    assert spec.reference_seeds == tuple(range(10))
+    assert len(list(spec.cells())) == 7 * 5 + 5 + 6 * 5
     assert spec.recipe == BASE
 
 
@@ -216,7 +217,38 @@ def test_minibatches_of_the_arms_join_the_axis_and_every_cell_is_there_once(
     assert spec.minibatches == tuple(sorted({*alone, *at}))
     assert spec.arms_at == tuple(sorted(set(at)))
     names = [cell.name for cell in spec.cells()]
-    assert len(set(names)) == len(names) == seeds * (len(spec.minibatches) + len(spec.arms_at))
+    more = seeds * (len(spec.minibatches) > 1)  # of the reference
+    assert len(set(names)) == len(names) == seeds * (len(spec.minibatches) + len(spec.arms_at)) + more
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "expected"),
+    [
+        ((32, 64), None, {32: 4, 64: 2}),
+        ((32, 64), 7, {32: 7, 64: 2}),
+        ((64, 128), None, {64: 4, 128: 2}),  # without the base the smallest is the reference
+        ((16, 32), None, {16: 2, 32: 4}),
+        ((64,), None, {64: 2}),  # nothing is compared with it
+    ],
+)
+def test_the_reference_has_twice_the_seeds(sizes: tuple[int, ...], given: int | None, expected: dict[int, int]):
+    made = spec_of(BASE, sizes, range(3, 5), ["none"], None, given)
+    seeds = {size: [cell.recipe.seed for cell in made.cells() if cell.recipe.minibatch == size] for size in sizes}
+    assert {size: len(found) for size, found in seeds.items()} == expected
+    assert all(found == list(range(3, 3 + len(found))) for found in seeds.values())
+
+
+def test_fewer_seeds_at_the_reference_are_refused():
+    with pytest.raises(ValueError, match="--reference-seeds is 1; expected at least the 2 of --seeds"):
+        spec_of(BASE, (32, 64), range(2), ["none"], None, 1)
+
+
+def test_a_file_without_seeds_of_the_reference_has_none(tmp_path: Path):
+    """As earlier versions wrote it."""
+    spec().write(tmp_path)
+    path = tmp_path / SPEC
+    path.write_text(path.read_text().replace("reference_seeds = []\n", ""))
+    assert SweepSpec.read(tmp_path) == spec()
 
 
 @pytest.mark.parametrize(

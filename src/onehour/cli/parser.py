@@ -125,13 +125,16 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_margin(parser: argparse.ArgumentParser) -> None:
-    """When a minibatch is as good as the reference."""
+    """When a minibatch is as good as the reference, and how often that is looked at."""
     parser.add_argument(
         "--margin",
         type=float,
         default=0.5,
         metavar="POINTS",
         help="points above the reference that still count as equal (0.5)",
+    )
+    parser.add_argument(
+        "--looks", type=int, default=1, metavar="N", help="verdicts while seeds are added: N err as often as one (1)"
     )
 
 

@@ -29,21 +29,21 @@ def add_report(commands: Any) -> None:
 
 def report_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """Write a report and print its verdict, or everything as JSON."""
-    return print_report(options.paths, options.out, options.margin, as_json=options.json)
+    return print_report(options.paths, options.out, options.margin, options.looks, as_json=options.json)
 
 
-def print_report(paths: Sequence[Path], out: Path | None, margin: float, *, as_json: bool = False) -> int:
+def print_report(paths: Sequence[Path], out: Path | None, margin: float, looks: int, *, as_json: bool = False) -> int:
     """Write the report of these paths and print its verdict and where it lies; returns the exit code.
 
     Args:
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
-        margin: of the verdicts, in points.
+        margin, looks: of the verdicts.
         as_json: print results.json instead.
 
     Raises:
         ValueError: for bad input; nothing is written then.
 
-    >>> print_report([Path("nowhere.csv")], None, 0.5)
+    >>> print_report([Path("nowhere.csv")], None, 0.5, 1)
     Traceback (most recent call last):
     ValueError: nowhere.csv cannot be read: No such file or directory
     """
@@ -51,13 +51,13 @@ def print_report(paths: Sequence[Path], out: Path | None, margin: float, *, as_j
     from onehour.study.reproduce import more_seeds
     from onehour.study.wording import headline, printable
 
-    report = write_report(paths, out, margin)
+    report = write_report(paths, out, margin, looks)
     if as_json:
         print(report.results.read_text(encoding="utf-8"), end="")
         return 0
     for sentence in headline(report.findings):
         print(printable(sentence.text))
-        command = more_seeds(report.findings.study, sentence.seeds) if sentence.seeds else ""
+        command = more_seeds(report.findings, sentence.seeds) if sentence.seeds else ""
         if command:
             print(printable(f"  {command}"))
     print(printable(f"report  {report.page}"))

@@ -51,6 +51,9 @@ def add_sweep(commands: Any) -> None:
     add_recipe_argument(sweep)
     sweep.add_argument("--seeds", type=size, default=5, metavar="N", help="runs of each cell, from --seed on (5)")
     sweep.add_argument(
+        "--reference-seeds", type=size, metavar="N", help="runs of the reference, from --seed on (twice --seeds)"
+    )
+    sweep.add_argument(
         "--arm", action="append", metavar="FIELD=V[,V…]", help="one thing changed, or: table, pitfalls, none (table)"
     )
     sweep.add_argument("--arms-at", type=sizes, metavar="KN[,KN…]", help="minibatches of the arms (16 times base)")
@@ -85,7 +88,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
     jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device or "auto")
     recipe, _ = complete(recipe)
-    spec = spec_of(recipe, sizes, range(seed, seed + options.seeds), options.arm, options.arms_at)
+    seeds = range(seed, seed + options.seeds)
+    spec = spec_of(recipe, sizes, seeds, options.arm, options.arms_at, options.reference_seeds)
     folder = options.out or default_folder(recipe, "sweep")
     if options.dry_run:
         work = work_of(spec, folder, jobs=jobs, together=options.seeds_together)
@@ -110,7 +114,7 @@ def _sweep(options: argparse.Namespace) -> int:
             watch.close()
             print(f"onehour: {stop.text}", file=sys.stderr)
             return EXIT_STOPPED
-    return print_report([folder], None, options.margin)
+    return print_report([folder], None, options.margin, options.looks)
 
 
 def _rows(work: Work) -> list[str]:

@@ -14,7 +14,8 @@ from onehour.study.findings import Curve, Findings, Row, curve_of, sign_of
 from onehour.study.marks import SHAPES
 from onehour.study.picture import ACCENT, ALERT, FAINT, INK, SOFT, WIDE, Picture, Sheet
 from onehour.study.results import Entry
-from onehour.study.wording import multiple, number, points, short, size_label
+from onehour.study.verdict import points
+from onehour.study.wording import multiple, number, short, size_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

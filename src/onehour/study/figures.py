@@ -20,29 +20,23 @@ from onehour.study.marks import (
     sheet_with_key,
     window_of,
 )
-from onehour.study.paper import PAPER_REFERENCE, paper_samples, paper_states
+from onehour.study.paper import PAPER_REFERENCE, paper_verdicts
 from onehour.study.picture import FAINT, INK, SOFT, WASH, WIDE, Picture, Sheet, Window
 from onehour.study.results import Entry
 from onehour.study.spec import GROUPS
-from onehour.study.wording import (
-    break_caption,
-    joined,
-    non_finite_notes,
-    number,
-    points,
-    seconds_text,
-    short,
-    size_label,
-)
+from onehour.study.verdict import points
+from onehour.study.wording import break_caption, joined, non_finite_notes, number, seconds_text, short, size_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 READ = (
-    "Bars are ±2 std over seeds, faint dots are seeds; the band is the reference’s ±2 std, the dashed line the margin."
-    " The same number of points above the reference lies at the same height in both panels; above the dotted line the"
-    " scale is logarithmic."
+    "Bars are ±2 std over seeds, dots are seeds; the band is the reference’s ±2 std, the dashed line the margin. Above"
+    " the break of the axis the scale is logarithmic."
 )
+READ_BOTH = "The same number of points above the reference lies at the same height in both panels."
+PAPER_TASK = ("resnet50", 1_281_167)
+"""The model and the number of samples, ImageNet-1k's, with which a report has the paper's figure beside its own."""
 FEWEST = 3  # values of n, beside the recipe's own, that make a figure
 
 ROUND_SECONDS = {
@@ -50,18 +44,24 @@ ROUND_SECONDS = {
 }
 
 
-def minibatch_picture(findings: Findings) -> list[Picture]:
-    """The figure; none without a minibatch that has a run which ended."""
+def minibatch_picture(findings: Findings, *, papers: bool = False) -> list[Picture]:
+    """The figure; none without a minibatch that has a run which ended.
+
+    Args:
+        papers: with the paper's own beside it, whatever the task.
+    """
     if findings.reference is None:
         return []
-    panels = [_ours(findings), _papers(findings.margin)]
+    recipe = findings.study.recipe
+    papers = papers or (recipe is not None and (recipe.model, recipe.samples) == PAPER_TASK)
+    panels = [_ours(findings), *([_papers(findings.margin)] if papers else [])]
     return [
         Picture(
             name="error-against-minibatch",
             title="Error against minibatch",
-            caption=break_caption(findings),
+            caption=break_caption(findings, papers=papers),
             draw=lambda width: draw_panels(panels, width),
-            notes=(READ, *non_finite_notes(findings.sizes)),
+            notes=(READ, *([READ_BOTH] if papers else []), *non_finite_notes(findings.sizes)),
         )
     ]
 
@@ -88,12 +88,15 @@ def _ours(findings: Findings) -> Panel:
 
 
 def _papers(margin: float) -> Panel:
-    samples, states = paper_samples(), paper_states(margin)
+    rows = paper_verdicts(margin=margin)
     return Panel(
         title="The paper",
         about="ResNet-50 on ImageNet, 90 epochs; top-1 error, %",
-        marks=tuple(Mark(math.log2(size), s.mean, s.std, states[size]) for size, s in samples.items()),
-        ticks=_sizes(samples, PAPER_REFERENCE),
+        marks=tuple(
+            Mark(math.log2(row["minibatch"]), row["mean"], row["std"], verdict.state if verdict else "reference")
+            for row, verdict in rows
+        ),
+        ticks=_sizes([row["minibatch"] for row, _ in rows], PAPER_REFERENCE),
         margin=margin,
         color=SOFT,
         breaks=True,
@@ -143,7 +146,7 @@ def _per_worker_picture(margin: float, size: int, found: dict[int, Row], own: in
 
 
 def seconds_picture(findings: Findings) -> list[Picture]:
-    """What accuracy each halving of a run's time costs; none where fewer than two minibatches have a time."""
+    """What a shorter run costs in accuracy; none where fewer than two minibatches have a time."""
     rows, reference = findings.timed, findings.reference
     if reference is None or not rows:
         return []
@@ -155,7 +158,7 @@ def seconds_picture(findings: Findings) -> list[Picture]:
         title=short(recipe.name, 24) if recipe else "These runs",
         about="top-1 error, %, against the time of training a run",
         marks=marks,
-        ticks=tuple((math.log2(time), seconds_text(time).replace(".0", ""), "") for time in times),
+        ticks=tuple((math.log2(time), seconds_text(time), "") for time in times),
         margin=findings.margin,
         names=tuple(size_label(row.entry.minibatch or 0) for row in rows),
         pad=pad,
@@ -179,14 +182,12 @@ def seconds_picture(findings: Findings) -> list[Picture]:
 def _seconds_caption(findings: Findings, reference: Row, rows: Sequence[Row]) -> str:
     held = [row for row in findings.held if row.seconds]
     end = held[-1] if held else next(row for row in reversed(rows) if row is not reference)
-    start, halvings = reference.mean_seconds, math.log2(reference.mean_seconds / end.mean_seconds)
-    sizes = f"From minibatch {size_label(reference.entry.minibatch or 0)} to {size_label(end.entry.minibatch or 0)}"
-    times = f"{seconds_text(start)} to {seconds_text(end.mean_seconds)}"
-    if halvings <= 0:
-        return f"{sizes} a run’s time does not fall ({times}), and the error changes by {points(end.cost)} points."
+    start, stop = reference.mean_seconds, end.mean_seconds
+    sizes = f"{size_label(reference.entry.minibatch or 0)} to {size_label(end.entry.minibatch or 0)}"
+    times = f"from {seconds_text(start)} to {seconds_text(stop)}"
+    faster = f", {start / stop:.1f} times as fast," if stop < start else ""
     return (
-        f"{sizes} a run’s time falls from {times}, {number(halvings)} halvings, and the error changes by"
-        f" {points(end.cost)} points: {points(end.cost / halvings)} for each halving."
+        f"From minibatch {sizes} a run’s time goes {times}{faster} and its error changes by {points(end.cost)} points."
     )
 
 
@@ -213,13 +214,13 @@ def _arm_picture(findings: Findings, size: int, groups: Sequence[tuple[str, Sequ
     rows = [row for _, rows in groups for row in rows]
     own = findings.study.beside(rows[0].entry)
     assert own is not None
-    worse = sum(row.state == "worse" for row in rows)
+    worse = sum(row.state in ("beyond", "broke") for row in rows)
     most = [f"{short(row.name)} ({points(row.cost)})" for row in sorted(rows, key=lambda row: -row.cost)[:3]]
     caption = f"At minibatch {size_label(size)}, where the recipe has {number(own.mean)} % error, "
-    if all(row.state == "one seed" for row in rows):
-        caption += "no change has a verdict from one seed; "
+    if all(row.state == "no verdict" for row in rows):
+        caption += "no change has a verdict; "
     else:
-        caption += f"{worse} of {len(rows)} changes {'is' if worse == 1 else 'are'} worse; "
+        caption += f"{worse} of {len(rows)} changes {'is' if worse == 1 else 'are'} beyond the margin or broke; "
     return Picture(
         name=f"arms-at-{size}",
         title=f"What each change costs at {size_label(size)}",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from onehour.config import Recipe
+from onehour.rules.arguments import positive, positive_int
 from onehour.rules.schedule import parse_milestones
 from onehour.study.paper import paper_cost
 from onehour.study.results import Entry, Study
 from onehour.study.spec import GROUPS, OTHERS, applied, group_of, plain_name
-from onehour.study.verdict import Sample, Verdict, judge_arms, judge_minibatches
+from onehour.study.verdict import BROKEN, Sample, Verdict, judge
 
 Curve = list[tuple[float, float]]
 
@@ -29,6 +31,7 @@ class Row:
         name: in plain words.
         recipe: what its runs had; None for others' curves.
         verdict: against the reference, or of an arm against the recipe at the same minibatch; None for the reference.
+        broke: how many runs diverged to NaN or infinity, or ended ten margins above the reference's median.
         paper: of an arm, what it costs in the paper at 8k, in points.
         early: the early sign, in points: the mean gap of the training curves from the end of warmup to the first drop.
     """
@@ -37,6 +40,7 @@ class Row:
     name: str
     recipe: Recipe | None = None
     verdict: Verdict | None = None
+    broke: int = 0
     paper: float | None = None
     early: float = math.nan
 
@@ -73,12 +77,14 @@ class Findings:
     Args:
         study: what was run.
         margin: in points, under which a difference does not matter.
+        looks: how often the verdicts are looked at while seeds are added.
         sizes: a row a minibatch, the recipe's own.
-        groups: rows of arms by (minibatch, one of `GROUPS`), the costliest first; each group is Holm's family.
+        groups: rows of arms by (minibatch, one of `GROUPS`), the costliest first.
     """
 
     study: Study
     margin: float
+    looks: int
     sizes: tuple[Row, ...]
     groups: Mapping[tuple[int, str], tuple[Row, ...]]
 
@@ -117,37 +123,55 @@ class Findings:
 
     @property
     def held(self) -> tuple[Row, ...]:
-        """The rows above the reference that hold: all up to the first that does not."""
-        return tuple(row for row in self.above if row.state == "holds")
+        """The rows above the reference to which the rule holds: all up to the first that is not within the margin.
+
+        A fixed sequence: each is claimed only if all smaller ones are, so that the chance of claiming any that lies
+        beyond the margin stays that of one verdict, however many there are.
+        """
+        return tuple(itertools.takewhile(lambda row: row.state == "within", self.above))
 
     @property
     def first_failure(self) -> Row | None:
-        """The smallest minibatch above the reference that does not hold."""
-        return next((row for row in self.above if row.state != "holds"), None)
+        """The smallest minibatch above the reference that is not within the margin."""
+        return next((row for row in self.above if row.state != "within"), None)
 
 
-def findings_of(study: Study, margin: float = 0.5) -> Findings:
-    """Judge a study: minibatches as a fixed sequence, arms by Holm within each group.
+def findings_of(study: Study, margin: float = 0.5, looks: int = 1) -> Findings:
+    """Judge a study: each minibatch beside the reference, each arm beside the recipe at its minibatch.
 
     Raises:
-        ValueError: if margin is not above zero, or scipy is missing.
+        ValueError: if margin or looks is not above zero, or scipy is missing.
     """
-    flat = {entry.minibatch: entry for entry in study.flat if entry.minibatch is not None}
-    reference, verdicts = study.reference, {}
-    if reference is not None and reference.minibatch is not None:
-        samples = {minibatch: _sample(entry) for minibatch, entry in flat.items()}
-        verdicts = judge_minibatches(reference.minibatch, samples, margin)
-    sizes = [
-        Row(
+    positive("margin", margin)
+    positive_int("looks", looks)
+    reference = study.reference
+
+    def row(entry: Entry, base: Entry | None, name: str, *, arm: bool) -> Row:
+        sample = _sample(study, entry, margin)
+        judged = entry is not base and (arm or base is not None)
+        return Row(
             entry,
-            str(minibatch),
+            name,
             recipe=_recipe(study, entry),
-            verdict=verdicts.get(minibatch),
-            early=_early(study, entry, reference),
+            verdict=judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks) if judged else None,
+            broke=sample.broke or 0,
+            paper=paper_cost(entry.arm, study.recipe),
+            early=_early(study, entry, base),
         )
-        for minibatch, entry in flat.items()
-    ]
-    return Findings(study, margin, tuple(sizes), _groups(study, margin))
+
+    sizes = [row(e, reference, str(e.minibatch), arm=False) for e in study.flat if e.minibatch is not None]
+    groups: dict[tuple[int, str], list[Row]] = {}
+    for entry in study.arms:
+        if entry.minibatch is not None:
+            name = plain_name(entry.arm, study.recipe, entry.minibatch)
+            key = (entry.minibatch, group_of(entry.arm, entry.minibatch))
+            groups.setdefault(key, []).append(row(entry, study.beside(entry), name, arm=True))
+    order = list(GROUPS)
+    arms = {
+        key: tuple(sorted(groups[key], key=lambda row: -row.cost if math.isfinite(row.cost) else math.inf))
+        for key in sorted(groups, key=lambda key: (key[0], order.index(key[1])))
+    }
+    return Findings(study, margin, looks, tuple(sizes), arms)
 
 
 def curve_of(entry: Entry, kind: Literal["top1_error", "train_error"] = "top1_error") -> Curve:
@@ -201,36 +225,13 @@ def sign_of(recipe: Recipe | None) -> tuple[float, float] | None:
     return (float(recipe.warmup_epochs), drops[0]) if drops else None
 
 
-def _groups(study: Study, margin: float) -> dict[tuple[int, str], tuple[Row, ...]]:
-    groups: dict[tuple[int, str], list[Entry]] = {}
-    for entry in study.arms:
-        if entry.minibatch is not None:
-            groups.setdefault((entry.minibatch, group_of(entry.arm, entry.minibatch)), []).append(entry)
-    order = list(GROUPS)
-    keys = sorted(groups, key=lambda key: (key[0], order.index(key[1])))
-    return {key: _arm_rows(study, groups[key], margin) for key in keys}
-
-
-def _arm_rows(study: Study, entries: Sequence[Entry], margin: float) -> tuple[Row, ...]:
-    """One family of arms, the costliest first; what cannot be compared has the cost nan, and stands last."""
-    pairs = [(entry, study.beside(entry)) for entry in entries]
-    verdicts = judge_arms([(_sample(entry), _sample(own)) for entry, own in pairs], margin)
-    rows = [
-        Row(
-            entry,
-            plain_name(entry.arm, study.recipe, entry.minibatch),
-            recipe=_recipe(study, entry),
-            verdict=verdict,
-            paper=paper_cost(entry.arm, study.recipe),
-            early=_early(study, entry, own),
-        )
-        for (entry, own), verdict in zip(pairs, verdicts, strict=True)
-    ]
-    return tuple(sorted(rows, key=lambda row: -row.cost if math.isfinite(row.cost) else math.inf))
-
-
-def _sample(entry: Entry | None) -> Sample:
-    return Sample.of(entry.errors if entry else ())
+def _sample(study: Study, entry: Entry | None, margin: float) -> Sample:
+    """An entry's ended runs; of these broke those that diverged, and those far above the reference's median."""
+    reference = study.reference
+    limit = statistics.median(reference.errors) + BROKEN * margin if reference else math.inf
+    ended = [(r.seed, r.error, r.outcome) for r in (entry.results if entry else ()) if r.error is not None]
+    broke = sum(outcome == "non-finite" or error > limit for _, error, outcome in ended)
+    return Sample.of([error for _, error, _ in ended], [seed for seed, _, _ in ended], broke)
 
 
 def _recipe(study: Study, entry: Entry) -> Recipe | None:

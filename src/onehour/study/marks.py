@@ -10,30 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 from onehour.study.findings import Row
 from onehour.study.picture import ACCENT, ALERT, INK, PAPER, SOFT, WASH, WIDE, Sheet, Window
-from onehour.study.wording import number, size_label
+from onehour.study.wording import WORDS, number, size_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHAPES: dict[str, dict[str, Any]] = {
     "reference": {"marker": "o", "markerfacecolor": INK, "markeredgecolor": INK},
-    "holds": {"marker": "o", "markerfacecolor": ACCENT, "markeredgecolor": ACCENT},
+    "within": {"marker": "o", "markerfacecolor": ACCENT, "markeredgecolor": ACCENT},
     "undecided": {"marker": "o", "markerfacecolor": PAPER, "markeredgecolor": ACCENT},
-    "worse": {"marker": "D", "markerfacecolor": ALERT, "markeredgecolor": ALERT},
-    "untested": {"marker": "D", "markerfacecolor": PAPER, "markeredgecolor": ALERT},
-    "one seed": {"marker": "o", "markerfacecolor": PAPER, "markeredgecolor": SOFT},
+    "above": {"marker": "D", "markerfacecolor": PAPER, "markeredgecolor": ALERT},
+    "beyond": {"marker": "D", "markerfacecolor": ALERT, "markeredgecolor": ALERT},
+    "broke": {"marker": "X", "markerfacecolor": ALERT, "markeredgecolor": ALERT},
+    "no verdict": {"marker": "o", "markerfacecolor": PAPER, "markeredgecolor": SOFT},
     "cross": {"marker": "x", "markerfacecolor": ALERT, "markeredgecolor": ALERT},
     "paper": {"marker": "s", "markerfacecolor": PAPER, "markeredgecolor": SOFT},
 }
 """Of a mark by its state, and of what else is drawn; colour never says it alone."""
 
-WORDS = {
-    "untested": "beyond the break, not tested",
-    "one seed": "one seed, no verdict",
+KEYS = {
+    **WORDS,
+    "broke": "some runs broke",
     "cross": "diverged (NaN or ∞), scored as chance",
     "paper": "the paper, at 8k",
 }
-"""What a shape means, where the state's own name does not say it."""
+"""What a shape means."""
 
 FAR = 8  # margins from the reference, up to which a bar of ±2 std stretches the even part of a scale
 SMALLEST = 1e-6  # of margins: below it floats do not tell a scale's ends apart
@@ -99,11 +100,11 @@ def draw_mark(axes: Axes, mark: Mark, *, upright: bool = True, width: float, end
         pair = (places, list(values)) if upright else (list(values), places)
         axes.plot(*pair, **({"linestyle": "none", "color": color} | style))
 
-    dot = {"marker": "o", "markersize": 3.2, "alpha": 0.35, "markeredgewidth": 0}
+    dot = {"marker": "o", "markersize": 4.4, "alpha": 0.6, "markeredgewidth": 0}
     cross = {"marker": "x", "markersize": 4.6, "markeredgecolor": ALERT, "markeredgewidth": 1.1, "zorder": 5}
     plot([mark.place + width * offset for offset in _spaced(mark.dots)], mark.dots, **dot)
     plot([mark.place + width * (2 + 0.7 * offset) for offset in _spaced(mark.crosses)], mark.crosses, **cross)
-    if math.isfinite(mark.std):
+    if math.isfinite(mark.std) and mark.state != "broke":  # whose runs are of two kinds
         low, high = (min(max(mark.mean + sign * 2 * mark.std, ends[0]), ends[1]) for sign in (-1, 1))
         plot([mark.place] * 2, [low, high], linestyle="-", linewidth=1.3, solid_capstyle="butt")
     plot([mark.place], [mark.mean], markersize=6.2, markeredgewidth=1.4, zorder=4, **SHAPES[mark.state])
@@ -146,7 +147,7 @@ def sheet_with_key(width: float, height: float, marks: Iterable[Mark]) -> Sheet:
     marks = list(marks)
     states = {mark.state for mark in marks} | {"cross" for mark in marks if mark.crosses}
     keys, place, line = [], 0.0, 0
-    for state, words in ((state, WORDS.get(state, state)) for state in SHAPES if state in states):
+    for state, words in ((state, KEYS[state]) for state in SHAPES if state in states):
         length = 26 + 5.7 * len(words)
         if place and place + length - 12 > width:
             place, line = 0.0, line + 1
@@ -171,7 +172,7 @@ class Panel:
         ticks: (place, text, second line) on the lower axis; those that have no room are left out.
         margin: above the reference, in points.
         color: of its line and title.
-        breaks: whether the first size that does not hold is marked; places are then log2 of sizes.
+        breaks: whether the first size that is not within the margin is marked; places are then log2 of sizes.
         names: of the marks, written beside them.
         foreseen: the noise scale's interval and the noise scale, between its ends, on the lower axis.
         pad: beyond the first and last mark.
@@ -194,6 +195,11 @@ class Panel:
     def reference(self) -> Mark:
         """What the others are compared with."""
         return next(mark for mark in self.marks if mark.state == "reference")
+
+    @property
+    def above(self) -> list[Mark]:
+        """The marks behind it, in the order of their places."""
+        return sorted((mark for mark in self.marks if mark.place > self.reference.place), key=lambda mark: mark.place)
 
     @property
     def window(self) -> Window:
@@ -233,6 +239,7 @@ def _draw_panel(
     sheet.text(left, top + 28, panel.about, color=SOFT, fontsize=10)
     axes = sheet.axes(left=left + LEFT, top=top + HEAD, width=width - LEFT - RIGHT, height=tall)
     places, means = [mark.place for mark in panel.marks], [mark.mean for mark in panel.marks]
+    first = next((mark for mark in panel.above if mark.state != "within"), None)  # the break's line is on its left
     ends = (min(places) - panel.pad, max(places) + panel.pad)
     point = (ends[1] - ends[0]) / (width - LEFT - RIGHT)
     window.apply(axes)
@@ -242,14 +249,14 @@ def _draw_panel(
     for mark in panel.marks:
         draw_mark(axes, mark, width=5 * point, ends=(0, 100))
         if mark.mean > window.knee and not panel.names:  # where the scale says little
-            right = mark.state == "worse"  # the break's line is on its left
+            right = mark is first
             axes.annotate(
                 number(mark.mean, 1),
                 (mark.place, mark.mean),
                 xytext=(8, -3) if right else (0, 6) if mark.crosses else (-8, 0),
                 ha="left" if right else "center" if mark.crosses else "right",
                 va="top" if right else "bottom" if mark.crosses else "center",
-                color=SOFT if mark.state == "one seed" else ALERT,
+                color=SOFT if mark.state == "no verdict" else ALERT,
                 **NOTE,
             )
     _name(axes, panel, window, 30 * point)
@@ -310,16 +317,16 @@ def _name(axes: Axes, panel: Panel, window: Window, least: float) -> None:
 
 
 def _draw_break(axes: Axes, panel: Panel) -> None:
-    """A line between the largest size that holds and the first that does not."""
-    above = [mark for mark in panel.marks if mark.place >= panel.reference.place]
-    for before, after in pairwise(above):
-        if after.state in ("worse", "undecided"):
-            middle, color = (before.place + after.place) / 2, ALERT if after.state == "worse" else SOFT
+    """A line between the largest size to which the rule holds and the first to which it does not."""
+    for before, after in pairwise([panel.reference, *panel.above]):
+        if after.state == "within":
+            continue
+        if after.state != "no verdict":
+            middle, color = (before.place + after.place) / 2, SOFT if after.state == "undecided" else ALERT
             axes.axvline(middle, color=color, linewidth=0.9, dashes=(2, 2), zorder=1)
             at: dict[str, Any] = {"xy": (middle, 1), "xycoords": ("data", "axes fraction"), "color": color, **NOTE}
-            if before.state == "holds":
+            if before.state == "within":
                 axes.annotate(f"holds to {size_label(2**before.place)}", xytext=(-3, 3), ha="right", **at)
-            if before.state != "holds" or after.state == "undecided":
-                axes.annotate(after.state, xytext=(3, 3), ha="left", **at)
-        if after.state != "holds":
-            return
+            else:
+                axes.annotate(KEYS[after.state], xytext=(3, 3), ha="left", **at)
+        return

@@ -29,6 +29,7 @@ class Reference:
         minibatch: the recipe's base minibatch.
         mean, std, seeds: of the final errors; std with n − 1.
         low, high: the 95 % prediction interval mean ± t(0.975, n − 1) · std · √(1 + 1/n).
+        power: the share of runs that lie outside of it where their true error is 2 std worse.
     """
 
     minibatch: int
@@ -37,12 +38,14 @@ class Reference:
     seeds: int
     low: float
     high: float
+    power: float
 
     def verdict(self, error: float) -> str:
-        """Whether a run's error is what another seed of the reference could have given."""
+        """Whether a run's error is what another seed of the reference could have given, and what that is worth."""
         if self.low <= error <= self.high:
-            return "matches the reference"
-        return f"does not match the reference: it is {'worse' if error > self.high else 'better'}"
+            apart = f"a run 2 std worse would be told apart in {100 * self.power:.0f} %"
+            return f"not distinguishable from the reference; {apart}"
+        return f"distinguishable from the reference: it is {'worse' if error > self.high else 'better'}"
 
 
 def reference_of(name: str) -> Reference | None:

@@ -1,4 +1,4 @@
-"""The paper's own tables as data (F1, T1, T2a, T2b): what a study is held beside."""
+"""The paper's own tables as data (F1, T1, T2, T3a), judged as any study is: what a study is held beside."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from importlib import resources
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.study.verdict import Sample, judge_minibatches
+from onehour.study.verdict import Sample, Verdict, judge
 
 SEEDS = 5  # behind each entry of the paper (§5.1)
 PAPER_REFERENCE = 256  # the minibatch that the paper compares the others with
+OWN = (None, "baseline", "warmup=gradual", "base_lr=0.1", "zero_gamma=true")
+"""Labels of the paper's recipe itself; of the entries of a table over minibatches, which have none, too."""
 
 
 @cache
@@ -20,12 +22,15 @@ def _tables() -> dict[str, Any]:
 
 
 def paper_table(name: str = "minibatches") -> list[dict[str, Any]]:
-    """A table of the paper: error over minibatches (the numbers of F1), warmups (T1), rates (T2a) or the last γ (T2b).
+    """A table of the paper, a row an entry: ResNet-50 on ImageNet-1k, 90 epochs.
+
+    Args:
+        name: "minibatches" (the numbers of F1), "T1" (warmups), "T2a" (rates), "T2b" (the last γ), "T2c" (ResNet-101),
+            "T3a, box AP" or "T3a, mask AP" (Mask R-CNN from the weights of each minibatch).
 
     Returns:
-        ResNet-50 on ImageNet-1k, 90 epochs, a row an entry: `minibatch`, `target_lr` (after warmup), `mean` top-1 error
-        in percent over 5 seeds; `std` in points where it is known (not in T2a and T2b); `label`, which is what
-        distinguishes it, as an arm is written (not in the table over minibatches).
+        `minibatch`, `target_lr` (after warmup), `mean` top-1 error in percent over 5 seeds, or average precision; `std`
+        in points; `label`, which is what distinguishes it, as an arm is written (not in tables over minibatches).
 
     >>> [(row["label"], row["mean"]) for row in paper_table("T1") if row["minibatch"] == 8192]
     [('warmup=none', 24.84), ('warmup=constant', 25.88), ('warmup=gradual', 23.74)]
@@ -33,15 +38,25 @@ def paper_table(name: str = "minibatches") -> list[dict[str, Any]]:
     return _tables()[name]
 
 
-def paper_samples() -> dict[int, Sample]:
-    """The table over minibatches, ready for `judge_minibatches`."""
-    return {row["minibatch"]: Sample(row["mean"], row["std"], SEEDS) for row in paper_table()}
+def paper_verdicts(name: str = "minibatches", margin: float = 0.5) -> list[tuple[dict[str, Any], Verdict | None]]:
+    """Each row of a table of the paper with its verdict, or None where the table has nothing to compare it with.
 
+    It is compared with the paper's recipe at its minibatch; that recipe itself with the one at 256. Of average
+    precision what is lost counts as error.
+    """
+    table = paper_table(name)
+    sign = -1 if name.startswith("T3a") else 1
+    own = {row["minibatch"]: row for row in table if row.get("label") in OWN}
 
-def paper_states(margin: float) -> dict[int, str]:
-    """The verdict on each of the paper's minibatches."""
-    verdicts = judge_minibatches(PAPER_REFERENCE, paper_samples(), margin)
-    return {size: verdicts[size].state if size in verdicts else "reference" for size in paper_samples()}
+    def judged(row: dict[str, Any]) -> Verdict | None:
+        other = own.get(row["minibatch"])
+        other = own.get(PAPER_REFERENCE) if other is row else other
+        if other is None or other is row:
+            return None
+        sample, beside = (Sample(sign * each["mean"], each["std"], SEEDS) for each in (row, other))
+        return judge(sample, beside, margin)
+
+    return [(row, judged(row)) for row in table]
 
 
 def paper_cost(arm: tuple[tuple[str, str], ...], recipe: Recipe | None) -> float | None:

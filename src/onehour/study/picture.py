@@ -27,6 +27,8 @@ VARIABLES = {INK: "ink", SOFT: "soft", FAINT: "faint", WASH: "wash", PAPER: "pap
 WIDE, NARROW = 760, 350  # widths in points: of a page's column, and of a telephone's
 APART = 0.07  # of an axis, between two ticks of the logarithmic part
 SHARE = 0.7  # of an axis, below the knee
+BREAK = 0.008  # of an axis, from the knee to each of the two strokes of a break
+PAD = 10  # points of paper around a figure in a file, so that no mark or letter lies on its edge
 
 FORMATS = ("png", "svg", "pdf")
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -155,7 +157,7 @@ class Window:
         return ticks
 
     def apply(self, axes: Axes, which: Literal["x", "y"] = "y") -> None:
-        """Set the axis to it: ticks, faint lines, and a dotted line where the logarithmic part begins."""
+        """Set the axis to it: ticks, faint lines, and where the logarithmic part begins a dotted line and a break."""
         ticks = self.ticks()
         set_scale, axis = (axes.set_yscale, axes.yaxis) if which == "y" else (axes.set_xscale, axes.xaxis)
         set_scale("function", functions=(self.forward, self.backward))
@@ -166,6 +168,11 @@ class Window:
         if self.broken:
             line = axes.axhline if which == "y" else axes.axvline
             line(self.knee, color=SOFT, linewidth=0.7, dashes=(1, 3))
+            ends = [0.0] * 2, [SHARE - BREAK, SHARE + BREAK]
+            slash = [(-1, -0.6), (1, 0.6)] if which == "y" else [(-0.6, -1), (0.6, 1)]
+            mark: dict[str, Any] = {"marker": slash, "markersize": 6.5, "linestyle": "none", "color": SOFT}
+            ends = ends if which == "y" else ends[::-1]
+            axes.plot(*ends, transform=axes.transAxes, clip_on=False, zorder=6, **mark)
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,7 @@ class Picture:
             kind: for a page's column and for paper, or for a telephone.
             classes: class names by their style, which grow by those that it needs.
         """
-        root = _stripped(ElementTree.fromstring(self._wide_svg if kind == "wide" else self._drawn(NARROW, "svg")))
+        root = _stripped(ElementTree.fromstring(self._drawn(WIDE if kind == "wide" else NARROW, "svg")))
         prefix = f"{self.name}-{kind}-"
         used = set(re.findall(r"#([\w.-]+)", " ".join(value for e in root.iter() for value in e.attrib.values())))
         fine = set(root.iterfind(".//defs/path"))  # shapes of marks, which are small
@@ -215,22 +222,20 @@ class Picture:
 
     def files(self) -> dict[str, bytes]:
         """The figure's files by name, for papers and pages elsewhere."""
-        kinds = {kind: self._wide_svg if kind == "svg" else self._drawn(WIDE, kind) for kind in FORMATS}
-        return {f"{self.name}.{kind}": content for kind, content in kinds.items()}
-
-    @cached_property
-    def _wide_svg(self) -> bytes:
-        return self._drawn(WIDE, "svg")
+        return {f"{self.name}.{kind}": self._drawn(WIDE, kind, pad=PAD) for kind in FORMATS}
 
     @cached_property
     def _wide_sheet(self) -> Sheet:
         return self.draw(WIDE)
 
-    def _drawn(self, width: float, kind: str) -> bytes:
+    def _drawn(self, width: float, kind: str, pad: float = 0) -> bytes:
+        from matplotlib.transforms import Bbox
+
         content = io.BytesIO()
         with looks():
             sheet = self._wide_sheet if width == WIDE else self.draw(width)
-            sheet.figure.savefig(content, format=kind, dpi=200, metadata=UNDATED[kind])
+            box = Bbox.from_extents(-pad / 72, -pad / 72, (sheet.width + pad) / 72, (sheet.height + pad) / 72)
+            sheet.figure.savefig(content, format=kind, dpi=200, metadata=UNDATED[kind], bbox_inches=box)
         return content.getvalue().replace(b"font-family: 'DejaVu Sans'", f"font-family: {SANS}".encode())
 
 

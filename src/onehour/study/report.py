@@ -30,12 +30,17 @@ from onehour.study.picture import FORMATS, Picture
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
 from onehour.study.results import Result, read_paths
 from onehour.study.spec import GROUPS, SPEC
+from onehour.study.verdict import points
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, JSON, CSV, FIGURES = "report.html", "results.json", "results.csv", "figures"
-FORMAT = "onehour report 1"
-MARK = f'<meta name="generator" content="{FORMAT}">'
-"""By which a page of ours is known, so that nobody else's file is overwritten."""
+FORMAT = "onehour report 2"
+MARKS = {
+    PAGE: '<meta name="generator" content="onehour report ',
+    JSON: '"format": "onehour report ',
+    CSV: "arm,minibatch,per_worker,",
+}
+"""By which files of ours are known, of earlier formats too, so that nobody else's are overwritten."""
 
 COLUMNS = (
     *("arm", "minibatch", "per_worker", "workers", "target_lr", "seed", "outcome", "error"),
@@ -54,18 +59,18 @@ class WrittenReport:
     results: Path
 
 
-def write_report(paths: Sequence[Path], out: Path | None = None, margin: float = 0.5) -> WrittenReport:
+def write_report(paths: Sequence[Path], out: Path | None = None, margin: float = 0.5, looks: int = 1) -> WrittenReport:
     """Read, judge, draw and write; nothing is written before all of it is known to be right.
 
     Args:
         paths: a sweep's folder, runs' folders, CSVs.
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
-        margin: of the verdicts, in points.
+        margin, looks: of the verdicts (`onehour.study.verdict.judge`).
 
     Raises:
         ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
     """
-    findings = findings_of(read_paths(paths), margin)
+    findings = findings_of(read_paths(paths), margin, looks)
     folder = out or (paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report")
     _refuse_others(folder)
     page, pictures = render(findings)
@@ -88,8 +93,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None, margin: float =
 
 def _refuse_others(folder: Path) -> None:
     """Refuse to write over files that are not of a report, or through a link."""
-    first = {PAGE: MARK, JSON: f'"format": "{FORMAT}"', CSV: "arm,minibatch,per_worker,"}
-    for name, mark in first.items():
+    for name, mark in MARKS.items():
         text = _text(folder, name)
         if text is not None and mark not in text[:2000]:
             raise ValueError(
@@ -148,14 +152,14 @@ def render(findings: Findings) -> tuple[str, list[Picture]]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": wording.number, "points": wording.points, "seconds": wording.seconds_text}
-    environment.filters |= {"tied": _tied, "verdict": wording.verdict_words}
+    environment.filters |= {"number": wording.number, "points": points, "seconds": wording.seconds_text}
+    environment.filters |= {"tied": _tied, "verdict": wording.verdict_words, "broke": wording.broke_words}
     environment.filters["multiple"] = partial(wording.multiple, findings)
     environment.filters["error"] = lambda row: wording.error_text(row.entry.mean, row.entry.std)
     rules = [f".{name} {{ {style} }}\n" for style, name in classes.items()]
     page = environment.get_template("report.html.j2").render(
         style=Markup("".join([(TEMPLATES / "report.css").read_text(encoding="utf-8"), *rules])),
-        mark=Markup(MARK),
+        mark=Markup(f'<meta name="generator" content="{FORMAT}">'),
         pictures=sections,
         svgs=svgs,
         written_by=metadata.version("onehour"),
@@ -172,13 +176,12 @@ def _context(findings: Findings) -> dict[str, Any]:
     return {
         "title": f"{recipe.name}: {title}" if recipe else title.capitalize(),
         "about": _about(findings),
-        "headline": [(sentence, more_seeds(study, sentence.seeds)) for sentence in wording.headline(findings)],
+        "headline": [(sentence, more_seeds(findings, sentence.seeds)) for sentence in wording.headline(findings)],
         "findings": findings,
         "advice": advice_of_study(study),
         "last": _last(findings),
-        "early": any(math.isfinite(row.early) for row in (*findings.sizes, *findings.arms)),
         "groups": [_group(findings, size, kind, rows) for (size, kind), rows in findings.groups.items()],
-        "times": [(row, start / row.mean_seconds, math.log2(start / row.mean_seconds)) for row in findings.timed],
+        "times": [(row, start / row.mean_seconds) for row in findings.timed],
         "spread": lambda row: 100 * statistics.stdev(row.seconds) / row.mean_seconds,
         "environment": environment_of(study),
         "seeds": _seeds(findings),
@@ -212,20 +215,16 @@ def _last(findings: Findings) -> str:
 
 
 def _group(findings: Findings, size: int, kind: str, rows: Sequence[Row]) -> dict[str, Any]:
-    own = findings.study.beside(rows[0].entry)
-    verdicts = [row.verdict for row in rows if row.verdict]
-    family = max((verdict.family for verdict in verdicts), default=1)
+    own = next((row for row in findings.sizes if row.entry.minibatch == size and row.entry.n), None)
     notes = []
-    if own is None or not own.n:
+    if own is None:
         notes.append(f"The recipe itself has no run at {wording.size_label(size)} to compare these with.")
-    if family > 1:
-        notes.append(f"p is Holm-corrected for the {family} changes in this table.")
-    if any(verdict.out_of_reach for verdict in verdicts):
-        notes.append("With so few seeds nothing here could be called worse, however bad; train more.")
+    if any(row.verdict and row.verdict.paired for row in rows):
+        notes.append("Points and their interval are of the same seeds with and without the change.")
     if any(row.paper is not None for row in rows):
         notes.append("The paper’s differences are those at 8k on ImageNet (T1, T2).")
     title = f"{GROUPS[kind]}, at minibatch {wording.size_label(size)}"
-    return {"title": title, "own": Row(own, "the recipe") if own and own.n else None, "rows": rows, "notes": notes}
+    return {"title": title, "own": own, "rows": rows, "notes": notes}
 
 
 def _seeds(findings: Findings) -> str:
@@ -248,6 +247,7 @@ def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: s
         "format": FORMAT,
         "written_by": written_by,
         "margin": findings.margin,
+        "looks": findings.looks,
         "verdict": [{"text": sentence.text, "state": sentence.state} for sentence in wording.headline(findings)],
         "recipe": study.recipe.as_dict() if study.recipe else None,
         "reference": findings.reference.entry.minibatch if findings.reference else None,
@@ -297,13 +297,14 @@ def _entry(row: Row, group: str) -> dict[str, Any]:
         "mean": row.entry.mean,
         "std": row.entry.std,
         "non_finite": row.non_finite,
+        "broke": row.broke,
         "difference": row.cost,
         "verdict": row.state,
         "text": verdict.text if verdict else "",
+        "lower": verdict.lower if verdict else None,
         "upper": verdict.upper if verdict else None,
-        "p": verdict.p if verdict else None,
+        "paired": verdict.paired if verdict else None,
         "more_seeds": verdict.more_seeds if verdict else None,
-        "family": verdict.family if verdict else None,
         "paper_difference": row.paper,
         "early_gap": row.early,
         "mean_seconds": row.mean_seconds,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
 
 from onehour.config import Recipe
 from onehour.recipes import RECIPES
+from onehour.study.findings import Findings
 from onehour.study.results import Result, Study
-from onehour.study.spec import Arm, SweepSpec, applied
+from onehour.study.spec import Arm, SweepSpec, applied, usual_reference_seeds
 
 BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
 OWN = ("name", "minibatch", "seed", "samples", "classes")  # what a command says by itself, or reads from the data
@@ -35,14 +37,17 @@ def commands(study: Study) -> list[str]:
     return found
 
 
-def more_seeds(study: Study, seeds: int) -> str:
+def more_seeds(findings: Findings, seeds: int) -> str:
     """What to type so that a sweep has so many seeds in all; "" where it is no sweep, and for no seeds."""
+    study = findings.study
     if study.spec is None or not seeds or not commands(study):
         return ""
     first = min(study.spec.seeds)
     folder = PurePath(study.results[0].source).parent.parent if study.results else PurePath("DIR")
-    command = _sweep(study.spec, range(first, first + seeds), str(folder / BASE))
-    return f"{command} --out {shlex.quote(str(folder))}"
+    command = _sweep(study.spec, range(first, first + seeds), str(folder / BASE), usual=True)
+    judged = f" --margin {findings.margin:g}" * (findings.margin != 0.5)
+    judged += f" --looks {findings.looks}" * (findings.looks != 1)
+    return f"{command}{judged} --out {shlex.quote(str(folder))}"
 
 
 def environment_of(study: Study) -> list[tuple[str, str]]:
@@ -80,10 +85,15 @@ def _key(result: Result) -> tuple[Arm, int | None, int | None]:
     return result.arm, result.minibatch, result.seed
 
 
-def _sweep(spec: SweepSpec, seeds: range, file: str = BASE) -> str:
+def _sweep(spec: SweepSpec, seeds: range, file: str = BASE, *, usual: bool = False) -> str:
+    """The command for these seeds; the reference has the seeds that it has, or the usual ones."""
     recipe, flags = _flags(spec.recipe, file)
     words = ["onehour", "sweep", recipe, *flags]
     words += ["--minibatch", ",".join(map(str, spec.minibatches)), "--seeds", str(len(seeds))]
+    known = {*spec.seeds, *spec.reference_seeds}
+    reference = next(n for n in itertools.count(len(seeds)) if seeds.start + n not in known)
+    if not usual and reference != usual_reference_seeds(len(seeds), spec.minibatches):
+        words += ["--reference-seeds", str(reference)]
     words += ["--seed", str(seeds.start)] if seeds.start else []
     fields: dict[str, list[str]] = {}
     for ((name, value),) in (arm for arm in spec.arms if len(arm) == 1):

@@ -107,6 +107,7 @@ class SweepSpec:
         recipe: completed (samples and classes are known); its own minibatch and seed do not matter.
         minibatches: the axis.
         seeds: of each cell.
+        reference_seeds: of the reference's cell beside these: it is one side of every comparison.
         arms: what each changes; at the minibatches `arms_at`.
 
     Raises:
@@ -116,11 +117,12 @@ class SweepSpec:
     recipe: Recipe
     minibatches: tuple[int, ...]
     seeds: tuple[int, ...]
+    reference_seeds: tuple[int, ...] = ()
     arms: tuple[Arm, ...] = ()
     arms_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("minibatches", "seeds", "arms", "arms_at"):
+        for name in ("minibatches", "seeds", "reference_seeds", "arms", "arms_at"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} holds a value twice: {', '.join(map(str, values))}")
@@ -137,14 +139,18 @@ class SweepSpec:
         """Every run, the recipe's own first."""
         rows: list[tuple[Arm, int]] = [((), minibatch) for minibatch in self.minibatches]
         rows += [(arm, minibatch) for minibatch in self.arms_at for arm in self.arms]
+        base = self.recipe.base_minibatch
+        reference = base if base in self.minibatches else min(self.minibatches)
         for arm, minibatch in rows:
-            for seed in self.seeds:
+            more = self.reference_seeds if (arm, minibatch) == ((), reference) else ()
+            for seed in dict.fromkeys((*self.seeds, *more)):
                 yield Cell(arm, applied(self.recipe, arm, minibatch, seed))
 
     def to_toml(self) -> str:
         """The text of sweep.toml."""
         arms = [label_of(arm) for arm in self.arms]
-        axes = {"minibatches": self.minibatches, "seeds": self.seeds, "arms": arms, "arms_at": self.arms_at}
+        axes = {"minibatches": self.minibatches, "seeds": self.seeds, "reference_seeds": self.reference_seeds}
+        axes |= {"arms": arms, "arms_at": self.arms_at}
         lines = [f"{name} = {json.dumps(values, ensure_ascii=False)}" for name, values in axes.items()]
         return "\n".join(lines) + "\n\n[recipe]\n" + self.recipe.to_toml()
 
@@ -162,6 +168,7 @@ class SweepSpec:
                 recipe=Recipe.from_dict(Read.every(values["recipe"], path)),
                 minibatches=tuple(values["minibatches"]),
                 seeds=tuple(values["seeds"]),
+                reference_seeds=tuple(values.get("reference_seeds", ())),
                 arms=tuple(_arm_from(text, path) for text in values["arms"]),
                 arms_at=tuple(values["arms_at"]),
             )
@@ -177,7 +184,12 @@ class SweepSpec:
 
 
 def spec_of(
-    recipe: Recipe, sizes: Sequence[int] | None, seeds: range, arms: Sequence[str] | None, arms_at: Sequence[int] | None
+    recipe: Recipe,
+    sizes: Sequence[int] | None,
+    seeds: range,
+    arms: Sequence[str] | None,
+    arms_at: Sequence[int] | None,
+    reference_seeds: int | None = None,
 ) -> SweepSpec:
     """The sweep that options ask for.
 
@@ -186,6 +198,7 @@ def spec_of(
         sizes: minibatches; None is 1 … 64 times the base, as far as the data goes.
         arms: FIELD=VALUE[,VALUE…], or "table" (the paper's T1 and T2a), "pitfalls", "none"; None is "table".
         arms_at: minibatches of the arms; None is 16 times the base where the axis has it, else its largest.
+        reference_seeds: how many the reference has, from the first on; None is twice those of the others.
 
     Raises:
         ValueError: for what no sweep can have.
@@ -193,6 +206,8 @@ def spec_of(
     if len(seeds) < 1:
         raise ValueError(f"--seeds is {len(seeds)}; expected at least 1, and 5 for the paper's table")
     recipe = recipe.replace(continues="")  # every cell trains all of it
+    if reference_seeds is not None and reference_seeds < len(seeds):
+        raise ValueError(f"--reference-seeds is {reference_seeds}; expected at least the {len(seeds)} of --seeds")
     base, samples = recipe.base_minibatch, recipe.samples or 0
     if sizes is None:
         sizes = tuple(base * factor for factor in FACTORS if base * factor <= samples)
@@ -214,13 +229,21 @@ def spec_of(
     # A value that the recipe has is the recipe's own entry.
     chosen = [arm for arm in dict.fromkeys(chosen) if arm_of(applied(recipe, arm, arms_at[0], 0), recipe)]
     at = tuple(sorted(set(arms_at))) if chosen else ()
+    minibatches = tuple(sorted({*sizes, *at}))
+    most = reference_seeds or usual_reference_seeds(len(seeds), minibatches)
     return SweepSpec(
         recipe=recipe,
-        minibatches=tuple(sorted({*sizes, *at})),
+        minibatches=minibatches,
         seeds=tuple(seeds),
+        reference_seeds=tuple(range(seeds.start, seeds.start + most)),
         arms=tuple(chosen),
         arms_at=at,
     )
+
+
+def usual_reference_seeds(seeds: int, minibatches: Sequence[int]) -> int:
+    """How many seeds the reference has where nobody says: twice as many, if any minibatch is compared with it."""
+    return 2 * seeds if len(minibatches) > 1 else seeds
 
 
 OTHERS = ("arm", "curve")

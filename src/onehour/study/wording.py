@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from onehour.study.findings import Findings, Row
-from onehour.study.paper import PAPER_REFERENCE, paper_states
-from onehour.study.verdict import p_text
+from onehour.study.paper import PAPER_REFERENCE, paper_verdicts
+from onehour.study.verdict import BROKEN, break_share, breaks, points
 
 
 def size_label(minibatch: float) -> str:
@@ -23,24 +23,20 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def points(value: float) -> str:
-    """A difference with its sign; a dash for nan."""
-    return f"{value:+z.2f}".replace("+0.00", "0.00").replace("-", "−") if math.isfinite(value) else "–"
-
-
 def error_text(mean: float, std: float) -> str:
     """An entry as the paper's tables write it."""
     return f"{number(mean)} ± {number(std)}" if math.isfinite(std) else number(mean)
 
 
 def seconds_text(seconds: float) -> str:
-    """A time that people can read."""
+    """A time that people can read: 14.5 s, 1 min 30 s, 2 h 5 min."""
     if not math.isfinite(seconds):
         return "–"
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.3g} s"
+    if seconds < 59.5:
+        return f"{seconds:.3g} s"
+    names, total = (("min", "s"), round(seconds)) if seconds < 3570 else (("h", "min"), round(seconds / 60))
+    parts = [f"{part} {name}" for part, name in zip(divmod(total, 60), names, strict=True) if part]
+    return " ".join(parts)
 
 
 def joined(words: Sequence[str]) -> str:
@@ -82,48 +78,77 @@ def multiple(findings: Findings, row: Row) -> str:
 
 
 def headline(findings: Findings) -> list[Sentence]:
-    """The verdict in a sentence or two."""
-    reference, failure = findings.reference, findings.first_failure
+    """What to do, and why, in a sentence or two."""
+    reference, failure, held = findings.reference, findings.first_failure, findings.held
     if reference is None:
-        return [Sentence("There is no minibatch to judge: none of these curves names its minibatch.")]
+        return [Sentence("Name each curve’s minibatch (a column minibatch): without it there is nothing to judge.")]
     entry = reference.entry
     seeds = f"{entry.n} seed{'s' * (entry.n != 1)}"
-    own = f"minibatch {size_label(entry.minibatch or 0)}’s {error_text(entry.mean, entry.std)} % ({seeds})"
+    own = f"minibatch {size_label(entry.minibatch or 0)}"
+    found = f"{error_text(entry.mean, entry.std)} % ({seeds})"
     if len(findings.sizes) == 1:
-        text = f"There is one minibatch, {size_label(entry.minibatch or 0)}, and nothing to compare it with"
-        return [Sentence(f"{text}: {error_text(entry.mean, entry.std)} % error ({seeds}).")]
+        return [Sentence(f"Train another minibatch too: {own} alone, {found}, has nothing to be compared with.")]
+    if reference.broke:
+        text = f"Mend the reference first: at {own} {_broke(findings, reference)}; nothing can be compared with it."
+        return [Sentence(text, "broke")]
     sentences = []
-    if held := findings.held:
-        end = "" if failure else ", the largest tried"
-        text = f"The recipe holds to minibatch {multiple(findings, held[-1])}{end}: its error stays within"
-        sentences.append(Sentence(f"{text} {findings.margin:g} points of {own}.", "holds"))
+    if held:
+        largest = "" if failure else ", the largest tried,"
+        text = f"Train at minibatch {multiple(findings, held[-1])}{largest} or below: up to there the error stays"
+        text += f" within {findings.margin:g} points of {own}’s {found}{_faster(reference, held[-1])}. None of the"
+        text += f" {held[-1].entry.n} runs there broke; {breaks(0, held[-1].entry.n)[1]} (95 % confidence)."
+        sentences.append(Sentence(text, "within"))
     if failure is not None:
-        sentences.append(_failure(findings, failure, "" if held else f" than {own}"))
+        sentences.append(_failure(findings, failure, "" if held else f"{own}, {found}"))
     # Below the reference: whether it is small enough itself.
-    wrong = [row for row in findings.sizes if row not in findings.above and row.state in ("worse", "undecided")]
-    below = [(f"Below it, {multiple(findings, row)} is {row.verdict.text}.", row.state) for row in wrong if row.verdict]
+    smaller = [row for row in findings.sizes if row not in findings.above and row.verdict and row.state != "within"]
+    below = [(f"Below it, {multiple(findings, row)}: {row.verdict.text}.", row.state) for row in smaller if row.verdict]
     return sentences + [Sentence(*sentence) for sentence in below]
 
 
-def _failure(findings: Findings, row: Row, than: str) -> Sentence:
-    verdict, where, n = row.verdict, f"At {multiple(findings, row)}", row.entry.n
+def _broke(findings: Findings, row: Row) -> str:
+    count, share = breaks(row.broke, row.entry.n)
+    above = f"{BROKEN * findings.margin:g} points above the reference’s median"
+    return f"{count} runs broke ({share}): they diverged, or ended more than {above}"
+
+
+def _faster(reference: Row, row: Row) -> str:
+    """What is won, where it is known."""
+    start, end = reference.mean_seconds, row.mean_seconds
+    return f", and a run takes {seconds_text(end)} in place of {seconds_text(start)}" if end < start else ""
+
+
+def _failure(findings: Findings, row: Row, stay: str) -> Sentence:
+    """Of the first minibatch to which it does not hold; where none does, with the minibatch to stay at."""
+    verdict, n = row.verdict, row.entry.n
     assert verdict is not None
-    untested = [size_label(other.entry.minibatch or 0) for other in findings.above if other.state == "untested"]
-    have = "has" if len(untested) == 1 else "have"
-    rest = f" Testing stops there: {joined(untested)} {have} no verdict." if untested else ""
-    if verdict.state == "worse":
-        by = f"{number(verdict.difference)} points worse ({p_text(verdict.p)})"
-        return Sentence(f"{where} it is {by}{than or ' than the reference'}.{rest}", "worse")
-    if verdict.state == "undecided":
-        more = verdict.more_seeds
-        few = f"about {more} more seed{'s' * (more != 1)}" if more else "not even 100 more seeds"
-        found = f"{points(verdict.difference)} points, perhaps up to {points(verdict.upper)}; {few} would decide it."
-        found += f" ({n} seeds cannot show worse.)" if verdict.out_of_reach else ""
-        return Sentence(f"{where} it is undecided: {found}{rest}", "undecided", n + more if more else 0)
-    if n == 0:
-        return Sentence(f"{where} no run has ended yet, so there is no verdict.{rest}", "one seed")
-    why = "one seed has no standard deviation" if n == 1 else "the reference, of one seed, has no standard deviation"
-    return Sentence(f"{where} there is no verdict: {why}.{rest}", "one seed", max(5, n))
+    begins = f"at {multiple(findings, row)}"
+    begins = f"Stay at {stay}: {begins}" if stay else begins.capitalize()
+    if verdict.state == "no verdict":
+        return Sentence(f"{begins} there is no verdict: {verdict.why}.", verdict.state, max(5, n) if n else 0)
+    if verdict.state == "broke":
+        return Sentence(f"{begins} {_broke(findings, row)}.", verdict.state)
+    if verdict.state == "beyond":
+        return Sentence(f"{begins} the error lies {verdict.found} points above it, beyond the margin.", verdict.state)
+    more = verdict.more_seeds or 0
+    many = f"about {more} more seed{'s' * (more != 1)}" if more else "not even 100 more seeds"
+    text = f"{begins} it is {WORDS[verdict.state]}: {verdict.found} points; {many} would decide it, if means and std"
+    text += " stayed."
+    if more and findings.looks == 1:
+        text += " Looking again makes a false “within” likelier; --looks 2 from the start keeps it at 5 %."
+    return Sentence(text, verdict.state, n + more if more else 0)
+
+
+WORDS = {
+    "reference": "reference",
+    "within": "within the margin",
+    "beyond": "beyond the margin",
+    "above": "above, margin open",
+    "undecided": "undecided",
+    "broke": "broke",
+    "no verdict": "no verdict",
+}
+"""A state, where it stands alone."""
 
 
 def verdict_words(row: Row) -> tuple[str, str]:
@@ -131,20 +156,22 @@ def verdict_words(row: Row) -> tuple[str, str]:
     verdict = row.verdict
     if not row.entry.n:
         return "no run", ""
-    if verdict is None:
-        return "reference", ""
-    if verdict.state == "holds" and verdict.family == 1:
-        return "holds", f"at most {points(verdict.upper)}"
-    if verdict.state == "undecided":
-        more = verdict.more_seeds
-        return "undecided", f"{more} more seed{'s' * (more != 1)}" if more else "over 100 more seeds"
-    if verdict.state in ("holds", "worse"):
-        return verdict.state, p_text(verdict.p if verdict.state == "worse" else verdict.p_holds)
-    return "not tested" if verdict.state == "untested" else "no verdict", ""
+    if verdict is None or not verdict.open:
+        return row.state, ""
+    more = verdict.more_seeds
+    return row.state, f"{more} more seed{'s' * (more != 1)}" if more else "over 100 more seeds"
 
 
-def break_caption(findings: Findings) -> str:
-    """The first figure's finding, with the paper's beside it."""
+def broke_words(row: Row) -> tuple[str, str]:
+    """How many of a row's runs broke, and what share that allows, as a table's cell holds it."""
+    if not row.entry.n:
+        return "–", ""
+    low, high = (f"{100 * share:.0f}" for share in break_share(row.broke, row.entry.n))
+    return breaks(row.broke, row.entry.n)[0], f"{low} to {high} %" if row.broke else f"≤ {high} %"
+
+
+def break_caption(findings: Findings, *, papers: bool = False) -> str:
+    """The first figure's finding, with the paper's beside it where that is drawn."""
     reference, failure, held = findings.reference, findings.first_failure, findings.held
     assert reference is not None
     text = f"Minibatch {size_label(reference.entry.minibatch or 0)} has {number(reference.entry.mean)} % error"
@@ -153,11 +180,15 @@ def break_caption(findings: Findings) -> str:
     if failure is not None and failure.entry.n:
         at, error = multiple(findings, failure), number(failure.entry.mean)
         text += f"; at {at} it is {error} %, {points(failure.cost)} points"
-    above = {size: state for size, state in paper_states(findings.margin).items() if size > PAPER_REFERENCE}
-    end = next((size for size, state in above.items() if state != "holds"), None)
+        text += f", and {failure.broke} of {failure.entry.n} runs broke" if failure.broke else ""
+    if not papers:
+        return f"{text}."
+    above = {row["minibatch"]: verdict for row, verdict in paper_verdicts(margin=findings.margin) if verdict}
+    above = {size: verdict.state for size, verdict in above.items() if size > PAPER_REFERENCE}
+    end = next((size for size, state in above.items() if state != "within"), None)
     sizes = [size for size in above if end is None or size < end]
     parts = [f"holds to {size_label(sizes[-1])}"] if sizes else []
-    parts += [f"is {above[end]} at {size_label(end)}"] if end else []
+    parts += [f"is {WORDS[above[end]]} at {size_label(end)}"] if end else []
     return f"{text}; the paper’s recipe {' and '.join(parts)}."
 
 

@@ -189,6 +189,7 @@ def _merged(spec: SweepSpec, folder: Path) -> SweepSpec:
     changed = [text for text in changes if not text.startswith(("minibatch: ", "seed: "))]
     if changed:
         raise ValueError(f"{folder} is a sweep of another recipe ({'; '.join(changed)}); choose another --out")
-    axes = {name: sorted({*getattr(old, name), *getattr(spec, name)}) for name in ("minibatches", "seeds", "arms_at")}
+    names = ("minibatches", "seeds", "reference_seeds", "arms_at")
+    axes = {name: sorted({*getattr(old, name), *getattr(spec, name)}) for name in names}
     arms = tuple(dict.fromkeys((*old.arms, *spec.arms)))
     return replace(spec, arms=arms, **{name: tuple(values) for name, values in axes.items()})
