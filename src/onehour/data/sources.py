@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
 from onehour.data.digits import digits, digits_wide
+from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
 from onehour.data.samples import IN_A_ROW
 from onehour.entry import is_entry, resolve
@@ -66,7 +67,8 @@ class Data:
 def load_data(spec: str, **options: Any) -> Data:
     """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
 
-    A path is a folder of images, its index or a pack (`image_folder`), or CIFAR-10's archive, .tar.gz or .tgz
+    fashion-mnist:DIR is read from a folder of one's own. A path is a folder of images, its index or a pack
+    (`image_folder`), MNIST's four files or others in their format (`idx`), or CIFAR-10's archive, .tar.gz or .tgz
     (`cifar10`).
 
     Args:
@@ -75,11 +77,15 @@ def load_data(spec: str, **options: Any) -> Data:
     Raises:
         ValueError: for an unknown name, or what the path's reader or `Data.of` refuses.
     """
-    name, _, split = spec.partition(":")
+    name, colon, rest = spec.partition(":")
     if name in DATA:
-        if not (split.isdecimal() or spec == name):
+        if not (rest.isdecimal() or spec == name):
             raise ValueError(f"data {spec!r} names no division of {name}; expected {name}, or {name}:1, {name}:2 …")
-        return Data.of(*DATA[name](int(split or 0)))
+        return Data.of(*DATA[name](int(rest or 0)))
+    if name == "fashion-mnist":
+        return Data.of(*(fashion_mnist(rest) if colon else fashion_mnist()))
+    if idx_files(spec):
+        return Data.of(*idx(spec))
     # Imported here, so that what reads images is loaded only for those who have some.
     if os.path.isdir(spec) or spec.endswith(".index"):
         from onehour.data.images import ImageOptions, image_folder
@@ -92,7 +98,7 @@ def load_data(spec: str, **options: Any) -> Data:
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
-        expected = f"{nearest(spec, DATA)}, a folder that exists, or package.module:function"
+        expected = f"{nearest(spec, [*DATA, 'fashion-mnist'])}, a folder that exists, or package.module:function"
         raise ValueError(f"no data is called {spec!r}; expected {expected}")
     function = resolve("data", spec)
     try:
