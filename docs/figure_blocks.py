@@ -9,20 +9,19 @@ from parts import claims, mean, points, source, table
 from onehour.config import Recipe
 
 
-def figure(results: dict[str, Any], group: str) -> str:
-    """A group of the digits' figure: what each entry costs, and the verdict."""
-    rows = [
-        (
-            str(row["minibatch"]) if group == "minibatch" else row["name"],
-            mean(row),
-            points(row),
-            row["verdict"] or "the reference",
-        )
-        for row in results["entries"]
-        if row["group"] == group
-    ]
+def figure(results: dict[str, Any], group: str, stem: str = "digits_figure") -> str:
+    """A group of a figure: what each entry costs, and the verdict."""
+    entries = [row for row in results["entries"] if row["group"] == group]
+    several = len({row["minibatch"] for row in entries}) > 1
+
+    def name(row: dict[str, Any]) -> str:
+        if group == "minibatch":
+            return str(row["minibatch"])
+        return f"{row['name']}, at {row['minibatch']}" if several else row["name"]
+
+    rows = [(name(row), mean(row), points(row), row["verdict"] or "the reference") for row in entries]
     head = ("minibatch" if group == "minibatch" else "the recipe with", "error %, mean ± std", "points", "verdict")
-    return table(head, rows) + (f"\n\n{source('digits_figure', results)}" if group == "minibatch" else "")
+    return table(head, rows) + (f"\n\n{source(stem, results)}" if group == "minibatch" else "")
 
 
 def figure_n(results: dict[str, Any]) -> str:
@@ -65,6 +64,41 @@ def adam(results: dict[str, Any]) -> str:
     ]
     rows = [(name, mean(row), str(row["n"])) for name, row in zip(names, results["rows"], strict=True)]
     return f"{table(('AdamW on digits at', 'error %, mean ± std', 'seeds'), rows)}\n\n{source('adam_rule', results)}"
+
+
+def choice(results: dict[str, Any]) -> str:
+    """What a recipe was chosen from, on images that were held out of the training images."""
+    rows = [
+        (
+            "-".join(map(str, row["widths"])),
+            f"{row['base_lr']:g}",
+            f"{row['weight_decay']:g}",
+            str(row["epochs"]),
+            f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
+            str(row["n"]),
+            f"{row['epoch_seconds']:.0f}",
+        )
+        for row in results["candidates"]
+    ]
+    head = ("widths", "rate at 64", "weight decay", "epochs", "error %, held out", "seeds", "s an epoch")
+    return f"{table(head, rows)}\n\n{source('fashion_choice', results)}"
+
+
+def foreseen(results: dict[str, Any]) -> str:
+    """Iterations on several processes as a plan foresees them, beside what they took."""
+    rows = [
+        (
+            row["case"],
+            f"{row['from']} → {row['processes']}",
+            f"{row['gigabits']:g}",
+            f"{row['foreseen_s']:.3f} ({row['foreseen_reduction_s']:.3f})",
+            f"{row['measured_s']:.3f} ({row['measured_reduction_s']:.3f})",
+            f"{100 * (row['ratio'] - 1):+.1f} %",
+        )
+        for row in results["rows"]
+    ]
+    head = ("gradients", "processes", "Gbit/s", "foreseen, s (reduction)", "measured, s (reduction)", "off by")
+    return f"{table(head, rows)}\n\n{source('cluster_model', results)}"
 
 
 def power(results: dict[str, Any]) -> str:
