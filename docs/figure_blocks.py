@@ -71,16 +71,16 @@ def choice(results: dict[str, Any]) -> str:
     rows = [
         (
             "-".join(map(str, row["widths"])),
-            f"{row['base_lr']:g}",
             f"{row['weight_decay']:g}",
             str(row["epochs"]),
+            "half of the time" if row["flipped"] else "no",
             f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
             str(row["n"]),
             f"{row['epoch_seconds']:.0f}",
         )
         for row in results["candidates"]
     ]
-    head = ("widths", "rate at 64", "weight decay", "epochs", "error %, held out", "seeds", "s an epoch")
+    head = ("widths", "weight decay", "epochs", "flipped", "error %, held out", "seeds", "s an epoch")
     return f"{table(head, rows)}\n\n{source('fashion_choice', results)}"
 
 
