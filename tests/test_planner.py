@@ -185,6 +185,14 @@ def test_what_a_run_cannot_tell_is_one_message(tmp_path: Path, options: dict[str
         plan("digits", minibatch=64, run=run_of(tmp_path / "run"), **options)
 
 
+def test_a_share_of_several_seeds_time_is_no_runs(tmp_path: Path):
+    run = run_of(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text()) | {"seeds_together": 5}
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="has a share of the time of 5 seeds as one network; give a run alone"):
+        plan("digits", minibatch=64, run=run)
+
+
 def test_the_canonical_reduction_is_not_modelled(tmp_path: Path):
     run = run_of(tmp_path / "run", reduce="canonical")
     with pytest.raises(ValueError, match="reduce canonical costs on 2 processes is not modelled"):

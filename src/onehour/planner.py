@@ -291,7 +291,7 @@ def _measured(folder: Path, recipe: Recipe) -> Measured:
     """What a run says of its iterations.
 
     Raises:
-        ValueError: if it has not ended, or is of another model, n or precision.
+        ValueError: if it has not ended, was not alone, or is of another model, n or precision.
     """
     from onehour.training.record import Run  # needs torch
 
@@ -306,6 +306,8 @@ def _measured(folder: Path, recipe: Recipe) -> Measured:
     steps = [step for line in run.timing for step in line.get("steps_ms", [])]
     if not (steps and run.summary.get("images_per_second") and run.summary.get("parameter_bytes")):
         raise ValueError(f"{folder} has no images_per_second yet: it has no summary.json")
+    if (seeds := run.summary.get("seeds_together", 1)) > 1:
+        raise ValueError(f"{folder} has a share of the time of {seeds} seeds as one network; give a run alone")
     processes = positive_int("processes", run.environment.get("processes", 1))
     together = positive_int("workers_per_pass", run.environment.get("workers_per_pass", 1))
     division = place_by_halving if recipe.reduce == "canonical" else place
