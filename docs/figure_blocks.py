@@ -71,6 +71,7 @@ def choice(results: dict[str, Any]) -> str:
     rows = [
         (
             "-".join(map(str, row["widths"])),
+            f"{row['base_lr']:g}",
             f"{row['weight_decay']:g}",
             str(row["epochs"]),
             "half of the time" if row["flipped"] else "no",
@@ -80,7 +81,7 @@ def choice(results: dict[str, Any]) -> str:
         )
         for row in results["candidates"]
     ]
-    head = ("widths", "weight decay", "epochs", "flipped", "error %, held out", "seeds", "s an epoch")
+    head = ("widths", "rate at 64", "weight decay", "epochs", "flipped", "error %, held out", "seeds", "s an epoch")
     return f"{table(head, rows)}\n\n{source('fashion_choice', results)}"
 
 
