@@ -13,7 +13,7 @@ TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # The files with such tests alone: others import what these environments do not have.
 marked = $(shell grep -rlE --include='test_*.py' 'mark\.$(1)|"$(1)"' tests)
 
-.PHONY: train test test-all test-gpu test-browser test-frameworks test-vision cluster-test faults fuzz check-matrix figure lint setup clean
+.PHONY: train test test-all test-gpu test-browser test-frameworks test-vision cluster-test faults fuzz check-matrix figure figure-fashion lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
 	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
@@ -58,6 +58,10 @@ check-matrix: $(READY)  ## every loop that `onehour check` is tested on (resumab
 
 figure: $(READY)  ## the digits' figure anew: error against minibatch, arms, pitfalls (half an hour; resumable)
 	$(BIN)/python benchmarks/digits_figure.py
+	$(BIN)/python docs/tables.py
+
+figure-fashion: $(READY)  ## Fashion-MNIST's (needs dataset-fashion-mnist; 8 hours on two cores, minutes on a GPU; resumable)
+	$(BIN)/python benchmarks/fashion_figure.py
 	$(BIN)/python docs/tables.py
 
 lint: $(READY)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from onehour.study.findings import Row, findings_of
 from onehour.study.results import Study, read_study
 from results import claim, write
 
+__all__ = ["claimed", "draw_figure"]
+
 OUT = Path("runs") / "figure"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 COMMAND = [
     *("sweep", "digits", "--data", "digits:7", "--seed", "1000", "--seeds", "10", "--seeds-together", "5"),
     *("--arm", "table", "--arm", "pitfalls", "--arm", "per_worker=4,8,32,64", "--out", str(OUT)),
@@ -55,39 +60,62 @@ def claims(study: Study) -> list[dict[str, Any]]:
     arms = {entry.label: entry.mean for entry in study.arms}
     base, shown = flat[BASE], flat[SHOWN]
     return [
-        _claim("8× within 0.7 points of 1×", abs(flat[8 * BASE] - base), "≤", 0.7),
-        _claim("16× at most 1.0 point above 1×", shown - base, "≤", 1.0),
-        _claim("no warmup at least 0.5 points above gradual", arms["warmup=none"] - shown, "≥", 0.5),
-        _claim("constant warmup at least 5 points above gradual", arms["warmup=constant"] - shown, "≥", 5.0),
-        _claim("a fixed rate at least 0.4 points above the linear rule", arms["scaling=fixed"] - shown, "≥", 0.4),
-        _claim("a break by 64×", flat[64 * BASE] - base, "≥", 5.0),
+        claimed("8× within 0.7 points of 1×", abs(flat[8 * BASE] - base), "≤", 0.7),
+        claimed("16× at most 1.0 point above 1×", shown - base, "≤", 1.0),
+        claimed("no warmup at least 0.5 points above gradual", arms["warmup=none"] - shown, "≥", 0.5),
+        claimed("constant warmup at least 5 points above gradual", arms["warmup=constant"] - shown, "≥", 5.0),
+        claimed("a fixed rate at least 0.4 points above the linear rule", arms["scaling=fixed"] - shown, "≥", 0.4),
+        claimed("a break by 64×", flat[64 * BASE] - base, "≥", 5.0),
     ]
 
 
-def _claim(text: str, points: float, relation: str, bound: float) -> dict[str, Any]:
+def claimed(text: str, points: float, relation: str, bound: float) -> dict[str, Any]:
+    """A claim, what was seen, and whether it holds."""
     holds = points <= bound if relation == "≤" else points >= bound
     return {"claim": text, "points": points, "relation": relation, "bound": bound, "holds": holds}
 
 
-def main() -> int:
-    """Train what is missing, report it, write the results."""
-    claim(OUT, __file__)
-    code = onehour(COMMAND)
-    if code:
-        return code
-    findings = findings_of(read_study([OUT]))
+def draw_figure(
+    script: str,
+    out: Path,
+    commands: Iterable[list[str]],
+    claims: Callable[[Study], list[dict[str, Any]]],
+    pictures: dict[str, str] | None = None,
+) -> int:
+    """Train what a figure's sweeps lack, write results/SCRIPT.json and the pictures.
+
+    Args:
+        script: the caller's `__file__`.
+        out: the one folder of all sweeps.
+        commands: of onehour, each made once those before have ended.
+        claims: what is promised of the figure.
+        pictures: names in docs/images of the report's figures.
+
+    Returns:
+        The code of the first command that did not end well, else 0.
+    """
+    claim(out, script)
+    given: list[str] = []
+    for command in commands:
+        if code := onehour(command):
+            return code
+        given.append(f"onehour {shlex.join(command)}")
+    findings = findings_of(read_study([out]))
     rows = [described(row, "minibatch") for row in findings.sizes]
     rows += [described(row, group) for (_, group), arms in findings.groups.items() for row in arms]
     assert findings.study.recipe is not None
     recipe = findings.study.recipe.as_dict()
-    content = {
-        "command": f"onehour {shlex.join(COMMAND)}",
-        "recipe": recipe,
-        "entries": rows,
-        "claims": claims(findings.study),
-    }
-    write(__file__, "digits_figure", content)
+    content = {"commands": given, "recipe": recipe, "entries": rows, "claims": claims(findings.study)}
+    write(script, Path(script).stem, content)
+    for figure, picture in (pictures or {}).items():
+        for kind in ("png", "svg"):
+            shutil.copyfile(out / "figures" / f"{figure}.{kind}", IMAGES / f"{picture}.{kind}")
     return 0
+
+
+def main() -> int:
+    """Train what is missing, report it, write the results."""
+    return draw_figure(__file__, OUT, [COMMAND], claims)
 
 
 if __name__ == "__main__":

@@ -171,3 +171,7 @@ BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 alone("pickles in CIFAR-10", "x.tar.gz", lambda: cifar({f"cifar-10-batches-py/{n}": PICKLE for n in BATCHES}), CIFAR)
 alone("traversal in CIFAR-10", "x.tar.gz", lambda: cifar({f"../../outside/{n}": b"x" for n in BATCHES}), CIFAR)
 alone("pickle as CIFAR-10's archive", "x.tar.gz", lambda: PICKLE, CIFAR)
+
+IDX = ["train", "fashion", "--data", "train-images-idx3-ubyte", "--out", "run", "--device", "cpu"]
+alone("pickle as MNIST's images", "train-images-idx3-ubyte", lambda: PICKLE, IDX)
+alone("MNIST's images of 2⁹⁶ bytes", "train-images-idx3-ubyte", lambda: b"\0\0\x08\3" + b"\xff" * 12, IDX)

@@ -61,11 +61,11 @@ def lines(rows: tuple[Row, ...]) -> list[tuple[str, ...]]:
 HEAD = ("error %, mean ± std", "broke", "points [90 % interval]")
 
 
-def figure(results: dict[str, Any], group: str) -> str:
-    """A group of the digits' figure: what each entry costs, and the verdict."""
+def figure(results: dict[str, Any], group: str, stem: str = "digits_figure") -> str:
+    """A group of a figure: what each entry costs, and the verdict."""
     findings = of_figure(results)
     if group == "minibatch":
-        return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source('digits_figure', results)}"
+        return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source(stem, results)}"
     rows = next(rows for (_, kind), rows in findings.groups.items() if kind == group)
     return table(("the recipe with", *HEAD), lines(rows))
 
@@ -166,6 +166,42 @@ def adam(results: dict[str, Any]) -> str:
     ]
     rows = [(name, mean(row), str(row["n"])) for name, row in zip(names, results["rows"], strict=True)]
     return f"{table(('AdamW on digits at', 'error %, mean ± std', 'seeds'), rows)}\n\n{source('adam_rule', results)}"
+
+
+def choice(results: dict[str, Any]) -> str:
+    """What a recipe was chosen from, on images that were held out of the training images."""
+    rows = [
+        (
+            "-".join(map(str, row["widths"])),
+            f"{row['base_lr']:g}",
+            f"{row['weight_decay']:g}",
+            str(row["epochs"]),
+            "half of the time" if row["flipped"] else "no",
+            f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
+            str(row["n"]),
+            f"{row['epoch_seconds']:.0f}",
+        )
+        for row in results["candidates"]
+    ]
+    head = ("widths", "rate at 64", "weight decay", "epochs", "flipped", "error %, held out", "seeds", "s an epoch")
+    return f"{table(head, rows)}\n\n{source('fashion_choice', results)}"
+
+
+def cluster_model(results: dict[str, Any]) -> str:
+    """Iterations on several processes as a plan foresees them, beside what they took."""
+    rows = [
+        (
+            row["case"],
+            f"{row['from']} → {row['processes']}",
+            f"{row['gigabits']:g}",
+            f"{row['foreseen_s']:.3f} ({row['foreseen_reduction_s']:.3f})",
+            f"{row['measured_s']:.3f} ({row['measured_reduction_s']:.3f})",
+            f"{100 * (row['ratio'] - 1):+.1f} %",
+        )
+        for row in results["rows"]
+    ]
+    head = ("gradients", "processes", "Gbit/s", "foreseen, s (reduction)", "measured, s (reduction)", "off by")
+    return f"{table(head, rows)}\n\n{source('cluster_model', results)}"
 
 
 def power(results: dict[str, Any]) -> str:

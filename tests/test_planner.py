@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +119,113 @@ def test_a_placement_says_how_many_workers_a_process_hosts(processes, each):
 def test_more_processes_than_workers_are_refused():
     with pytest.raises(ValueError, match="257 processes cannot share 256 workers"):
         plan("resnet50", minibatch=8192, processes=257)
+
+
+STEPS = [[1.0, 59.0, 0.0, 10.0], [1.0, 67.0, 0.0, 10.0]] * 4
+"""Milliseconds of data, computing, reduction and update: of 64 images, 1 ms each, and 10 more."""
+
+
+def run_of(folder: Path, steps: list[list[float]] = STEPS, processes: int = 1, **changes: Any) -> Path:
+    """A run of digits at 64 that took so long."""
+    folder.mkdir()
+    files = {
+        "summary.json": {"images_per_second": 864.0, "parameter_bytes": 10**6, "buffer_bytes": 0},
+        "timing.jsonl": {"seconds": sum(map(sum, steps)) / 1e3, "images": 64 * len(steps), "steps_ms": steps},
+        "environment.json": {"sessions": [{"processes": processes, "workers_per_pass": 4}]},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content) + "\n")
+    (folder / "recipe.toml").write_text(digits(minibatch=64, **changes).to_toml())
+    return folder
+
+
+def test_hours_follow_from_a_runs_iterations_and_differ_between_minibatches(tmp_path: Path):
+    """An image takes 1 ms, the rest of an iteration 10 ms, which a larger minibatch spends less often."""
+    run = run_of(tmp_path / "run")
+    for size in (32, 64, 512):
+        planned = plan("digits", minibatch=size, run=run)
+        assert planned["iteration_seconds"].value == pytest.approx(1e-3 * size + 10e-3)
+        assert planned["hours"].value == pytest.approx(24 * 8192 / size * (1e-3 * size + 10e-3) / 3600)
+        assert (planned["placement"].value, planned["efficiency"].value) == (1, 1.0)
+
+
+def test_other_processes_wait_for_the_slowest_one_and_for_the_network(tmp_path: Path):
+    run = run_of(tmp_path / "run")
+    planned = plan("digits", minibatch=128, run=run, processes=4, bandwidth=0.1, latency=100, spread=0.05, price=3)
+    ring = 2 * 3 / 4 * 8e6 / 1e8 + 2 * 3 * 1e-4
+    slowest = 1 + 0.05 * 1.02938
+    seconds = 32e-3 * slowest + ring + 10e-3
+    assert planned["slowest"].value == pytest.approx(slowest, abs=1e-5)
+    assert planned["reduction_seconds"].value == pytest.approx(ring)
+    assert planned["iteration_seconds"].value == pytest.approx(seconds, rel=1e-5)
+    assert planned["efficiency"].value == pytest.approx((128e-3 + 10e-3) / 4 / seconds, rel=1e-5)
+    assert planned["price"].value == pytest.approx(planned["hours"].value * 4 * 3)
+    for name, said in (("slowest", "0.05"), ("reduction_seconds", "1 MB at 0.1 Gbit/s"), ("image_seconds", "the same")):
+        assert said in planned[name].rule
+
+
+def test_the_spread_is_the_runs_own_unless_it_is_given(tmp_path: Path):
+    run = run_of(tmp_path / "run", [[0.0, 64.0 + 6.4 * (number - 50) / 34, 0.0, 0.0] for number in range(101)])
+    planned = plan("digits", minibatch=128, run=run, processes=2, bandwidth=1)
+    assert planned["slowest"].value == pytest.approx(1 + 0.1 / math.sqrt(math.pi), abs=1e-9)
+    assert plan("digits", minibatch=128, run=run, processes=2, bandwidth=1, spread=0)["slowest"].value == 1
+
+
+def test_as_many_processes_as_the_run_had_wait_as_it_did(tmp_path: Path):
+    run = run_of(tmp_path / "run", [[0.0, 32.0, 20.0, 10.0]] * 3, processes=2)
+    planned = plan("digits", minibatch=128, run=run)
+    assert planned["placement"].value == 2
+    assert planned["iteration_seconds"].value == pytest.approx(64e-3 + 20e-3 + 10e-3)
+    assert plan("digits", minibatch=128, run=run, processes=1)["iteration_seconds"].value == pytest.approx(138e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"processes": 2}, "the run had 1 process: what the reduction costs on 2 depends on the network; give bandw"),
+        ({"processes": 2, "bandwidth": 0}, "bandwidth must be above zero, got 0"),
+        ({"processes": 2, "bandwidth": 1, "latency": -1}, "latency must be"),
+        ({"processes": 2, "bandwidth": 1, "spread": math.nan}, "spread must be"),
+        ({"price": 0}, "price must be above zero"),
+        ({"images_per_second": 9}, "give images per second or a run, not both"),
+        ({"model": "resnet18"}, r"does not tell how fast this recipe is \(model: resnet8 → resnet18\)"),
+        ({"per_worker": 32}, r"\(per_worker: 16 → 32\)"),
+        ({"processes": 5}, "5 processes cannot share 4 workers"),
+    ],
+)
+def test_what_a_run_cannot_tell_is_one_message(tmp_path: Path, options: dict[str, Any], told: str):
+    with pytest.raises(ValueError, match=told):
+        plan("digits", minibatch=64, run=run_of(tmp_path / "run"), **options)
+
+
+def test_a_share_of_several_seeds_time_is_no_runs(tmp_path: Path):
+    run = run_of(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text()) | {"seeds_together": 5}
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="has a share of the time of 5 seeds as one network; give a run alone"):
+        plan("digits", minibatch=64, run=run)
+
+
+def test_the_canonical_reduction_is_not_modelled(tmp_path: Path):
+    run = run_of(tmp_path / "run", reduce="canonical")
+    with pytest.raises(ValueError, match="reduce canonical costs on 2 processes is not modelled"):
+        plan("digits", minibatch=64, reduce="canonical", run=run, processes=2, bandwidth=1)
+
+
+def test_a_price_needs_hours_and_processes():
+    with pytest.raises(ValueError, match="a price needs hours and processes"):
+        plan("digits", price=1, processes=2)
+    with pytest.raises(ValueError, match="a price needs hours and processes"):
+        plan("digits", price=1, images_per_second=9)
+    assert plan("digits", processes=2, images_per_second=24 * 8192 / 3600, price=4)["price"].value == pytest.approx(8)
+
+
+def test_the_largest_k_is_that_of_the_interval():
+    largest = plan("resnet50", holds_to=(5000, 9000))["largest_workers"]
+    assert largest.value == 281
+    assert "from 156 workers on" in largest.rule
+    with pytest.raises(ValueError, match="holds_to is 9000 to 5000"):
+        plan("resnet50", holds_to=(9000, 5000))
 
 
 def test_no_placement_or_hours_are_made_up():

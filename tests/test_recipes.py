@@ -51,7 +51,7 @@ def test_the_linear_rule_gives_every_recipe_k_times_its_rate(name, times):
     ("name", "told"),
     [
         ("resnet5", "no recipe is called 'resnet5'; expected resnet50, or a path that ends in .toml"),
-        ("vgg", "no recipe is called 'vgg'; expected one of digits, cifar10, resnet50, resnet101"),
+        ("vgg", "no recipe is called 'vgg'; expected one of digits, fashion, cifar10, resnet50, resnet101"),
         ("", "no recipe is called ''"),
         ("resnet50.tml", "no recipe is called 'resnet50.tml'; expected resnet50"),
     ],

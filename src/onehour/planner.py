@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.dist.placement import place
+from onehour.dist.cost import Links, Measured, expected_iteration
+from onehour.dist.placement import place, place_by_halving
 from onehour.files import to_json
 from onehour.recipes import recipe as named
+from onehour.rules.arguments import not_negative, positive, positive_int
 from onehour.rules.schedule import parse_milestones
 
 __all__ = ["Derived", "Plan", "plan", "tabulate"]
+
+DECIDES_SPEED = ("model", "per_worker", "precision", "channels_last", "compile", "reduce")
+"""Fields that a run must share with a recipe to say how long it takes."""
+TIMES = ("image_seconds", "slowest", "reduction_seconds", "iteration_seconds", "hours", "efficiency", "price")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ def plan(
     *,
     processes: int | None = None,
     images_per_second: float | None = None,
+    run: str | Path | None = None,
+    bandwidth: float | None = None,
+    latency: float = 50,
+    spread: float | None = None,
+    price: float | None = None,
+    holds_to: tuple[float, float] | None = None,
     **changes: Any,
 ) -> Plan:
     """Everything a run derives from its recipe, before anything runs.
@@ -74,30 +88,55 @@ def plan(
         recipe: a `Recipe`, a recipe's name or a .toml file.
         processes: p, to place the k workers on.
         images_per_second: of the whole run; adds the hours it would take.
+        run: a run's folder in its place: hours as it measured them on as many processes, modelled on others.
+        bandwidth: Gbit/s of each process's link, each way; for a number of processes that the run did not have.
+        latency: µs from one process to the next.
+        spread: σ of a process's iterations, as a share of their mean; None takes the run's.
+        price: of an hour of one process.
+        holds_to: the interval in which the largest minibatch lies to which the rule holds; adds the largest k.
         changes: any field of `Recipe`, for example minibatch=8192.
 
     Raises:
-        ValueError: if the recipe cannot be, or p > k.
+        ValueError: if the recipe cannot be, p > k, or hours cannot be said.
 
     >>> plan("resnet50", minibatch=8192)["iterations"].value
     14076
     """
     recipe = named(recipe, **changes) if isinstance(recipe, str) else recipe.replace(**changes)
     base = recipe.replace(minibatch=recipe.base_minibatch) if _has_base(recipe) else recipe
+    measured = None if run is None else _measured(Path(run), recipe)
+    if measured is not None and images_per_second is not None:
+        raise ValueError("give images per second or a run, not both")
     values = dict(_derive(recipe, base))
     if recipe.samples is not None:
         values |= dict(_derive_from_samples(recipe, base, recipe.samples))
         if images_per_second is not None:
             values["hours"] = _hours(recipe, recipe.samples, images_per_second)
-    elif images_per_second is not None:
+    elif images_per_second is not None or measured is not None:
         raise ValueError("hours need the number of training samples; give samples")
+    if measured is not None and processes is None:
+        processes = measured.processes
     if processes is not None:
         values["placement"] = _placement(recipe.workers.workers, processes)
+    if measured is not None and processes is not None:
+        links = None
+        if bandwidth is not None:
+            links = Links(1e9 * positive("bandwidth", bandwidth), 1e-6 * not_negative("latency", latency))
+        values |= dict(_derive_time(recipe, measured, processes, links, spread))
+    if price is not None:
+        if "hours" not in values or processes is None:
+            raise ValueError("a price needs hours and processes: give a run, or images per second and processes")
+        cost = values["hours"].value * processes * positive("price", price)
+        values["price"] = Derived(cost, f"hours · p · {price:g}", "")
+    if holds_to is not None:
+        values["largest_workers"] = _largest_workers(recipe.per_worker, *holds_to)
     return Plan(recipe, values)
 
 
 def tabulate(plans: list[Plan]) -> str:
-    """One plan as lines of value, base value, rule and section; several as the paper's table, a row a minibatch.
+    """One plan as lines of value, base value, rule and section; several as the paper's table, a row each.
+
+    Below that table stands how its hours were found.
 
     >>> print(tabulate([plan("resnet50", minibatch=size) for size in (256, 8192)]))
     minibatch  workers  target_lr  warmup_epochs  iterations
@@ -106,6 +145,7 @@ def tabulate(plans: list[Plan]) -> str:
     """
     if len(plans) == 1:
         recipe = plans[0].recipe
+        below = []
         head = [("value", f"at {recipe.minibatch}", f"at {recipe.base_minibatch}", "rule", "section")]
         rows = [
             (
@@ -118,14 +158,17 @@ def tabulate(plans: list[Plan]) -> str:
             for name, d in plans[0].values.items()
         ]
     else:
-        columns = ["minibatch", "workers", "target_lr", "warmup_epochs", "iterations", "hours"]
+        columns = ["minibatch", "workers", "target_lr", "warmup_epochs", "iterations", "placement"]
+        columns += ["hours", "efficiency", "price", "largest_workers"]
         columns = [column for column in columns if column in plans[0].values]
-        head = [tuple(columns)]
+        head = [tuple("processes" if column == "placement" else column for column in columns)]
         rows = [tuple(_shown(p[column].value) for column in columns) for p in plans]
+        found = [(name, p[name].rule) for name in TIMES for p in plans if name in p.values]
+        below = [f"{name}: {rule}" for name, rule in dict.fromkeys(found)]
     table = head + rows
     widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
     padded = ("  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in padded)
+    return "\n".join([*(line.rstrip() for line in padded), *below])
 
 
 def _width(cell: str) -> int:
@@ -258,3 +301,99 @@ def _placement(workers: int, processes: int) -> Derived:
     few, many = min(shares), max(shares)
     each = f"{few}" if few == many else f"{few} or {many}"
     return Derived(processes, f"{workers} workers on {processes} processes: {each} each", "2.3")
+
+
+def _measured(folder: Path, recipe: Recipe) -> Measured:
+    """What a run says of its iterations.
+
+    Raises:
+        ValueError: if it has not ended, was not alone, or is of another model, n or precision.
+    """
+    from onehour.training.record import Run  # needs torch
+
+    run = Run(folder)
+    changed = [
+        f"{name}: {getattr(run.recipe, name)} → {getattr(recipe, name)}"
+        for name in DECIDES_SPEED
+        if getattr(run.recipe, name) != getattr(recipe, name)
+    ]
+    if changed:
+        raise ValueError(f"{folder} does not tell how fast this recipe is ({'; '.join(changed)}); give a run like it")
+    steps = [step for line in run.timing for step in line.get("steps_ms", [])]
+    if not (steps and run.summary.get("images_per_second") and run.summary.get("parameter_bytes")):
+        raise ValueError(f"{folder} has no images_per_second yet: it has no summary.json")
+    if (seeds := run.summary.get("seeds_together", 1)) > 1:
+        raise ValueError(f"{folder} has a share of the time of {seeds} seeds as one network; give a run alone")
+    processes = positive_int("processes", run.environment.get("processes", 1))
+    together = positive_int("workers_per_pass", run.environment.get("workers_per_pass", 1))
+    division = place_by_halving if recipe.reduce == "canonical" else place
+    own = len(division(run.recipe.workers.workers, processes)[0])
+    computing = [1e-3 * (data + compute) for data, compute, _, _ in steps]
+    mean, reduction = statistics.fmean(computing), 1e-3 * statistics.fmean(step[2] for step in steps)
+    whole = sum(line.get("seconds", 0.0) for line in run.timing) / len(steps)
+    return Measured(
+        processes=processes,
+        image=mean / (own * recipe.per_worker),
+        fixed=max(0.0, whole - mean - reduction),
+        reduction=reduction,
+        spread=_spread(computing),
+        gradient_bytes=run.summary["parameter_bytes"] + run.summary.get("buffer_bytes", 0),
+        pass_images=min(own, together) * recipe.per_worker,
+    )
+
+
+def _spread(seconds: list[float]) -> float:
+    """σ as a share of the mean, by the middle 68 % of them: a first iteration or a save says nothing of the others."""
+    if len(seconds) < 2:
+        return 0.0
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return (cuts[83] - cuts[15]) / 2 / statistics.fmean(seconds)
+
+
+def _derive_time(
+    recipe: Recipe, measured: Measured, processes: int, links: Links | None, spread: float | None
+) -> Iterable[tuple[str, Derived]]:
+    """How long an iteration and the run take on p processes, each as fast as the run's."""
+    modelled = processes not in (1, measured.processes)
+    if modelled and links is None:
+        raise ValueError(
+            f"the run had {measured.processes} process{'es' * (measured.processes > 1)}: what the reduction costs on"
+            f" {processes} depends on the network; give bandwidth, Gbit/s of each process's link"
+        )
+    if modelled and recipe.reduce == "canonical":
+        raise ValueError(f"what reduce canonical costs on {processes} processes is not modelled; plan with reduce fast")
+    sigma = measured.spread if spread is None else not_negative("spread", spread)
+    images = recipe.per_worker * max(map(len, place(recipe.workers.workers, processes)))
+    time, alone = (
+        expected_iteration(measured, images=share, processes=p, links=links, spread=sigma)
+        for share, p in ((images, processes), (recipe.minibatch, 1))
+    )
+    rule = "of the run: data, forward and backward of an image on one process, taken to be the same on any number"
+    yield "image_seconds", Derived(measured.image, rule, "")
+    if modelled and links is not None:
+        source = "given" if spread is not None else "the middle 68 % of the run's iterations"
+        rule = f"1 + σ·E[max of p normals], σ = {sigma:.3g} of an iteration ({source})"
+        yield "slowest", Derived(time.slowest, rule, "5.5")
+        rule = (
+            f"2·(p − 1)/p · {measured.gradient_bytes / 1e6:.3g} MB at {links.bandwidth / 1e9:g} Gbit/s and 2·(p − 1)"
+            f" times {1e6 * links.latency:g} µs; buckets of 25 MiB but the last behind backward, 2/3 of computing"
+        )
+        yield "reduction_seconds", Derived(time.reduction, rule, "4")
+    else:
+        rule = "of the run: waiting for the reduction" if processes > 1 else "none: one process"
+        yield "reduction_seconds", Derived(time.reduction, rule, "4")
+    rule = f"image · images of a process · slowest + reduction + {time.fixed:.3g} s of the run's for the update"
+    yield "iteration_seconds", Derived(time.seconds, rule, "5.5")
+    assert recipe.samples is not None
+    hours = recipe.workers.iterations(recipe.samples, recipe.epochs) * time.seconds / 3600
+    yield "hours", Derived(hours, "iterations · iteration_seconds / 3600, without evaluating and saving", "5.5")
+    yield "efficiency", Derived(alone.seconds / processes / time.seconds, "time on one process / p / time on p", "5.5")
+
+
+def _largest_workers(per_worker: int, low: float, high: float) -> Derived:
+    """The largest k whose minibatch may still hold."""
+    if not 0 < low <= high:
+        raise ValueError(f"holds_to is {low:g} to {high:g}; expected a smaller and a larger minibatch")
+    least, most = int(low // per_worker), int(high // per_worker)
+    rule = f"kn ≤ B, which lies between {low:g} and {high:g}: from {least} workers on it may break"
+    return Derived(most, rule, "")

@@ -83,22 +83,47 @@ def test_several_as_json_are_exact(capsys: pytest.CaptureFixture[str]):
 def test_speed_adds_hours(capsys: pytest.CaptureFixture[str]):
     plan = json.loads(said(["resnet50", "--minibatch", "8k", "--images-per-second", "32029", "--json"], capsys))
     assert plan["hours"]["value"] == pytest.approx(1, abs=1e-4)
-    assert "hours" in said(["resnet50", "--minibatch", "256,8k", "--images-per-second", "1000"], capsys).splitlines()[0]
     assert "hours" not in json.loads(said(["resnet50", "--json"], capsys))
 
 
+def test_one_speed_is_not_taken_for_several_minibatches(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "resnet50", "--minibatch", "256,8k", "--images-per-second", "1000"]) == 2
+    assert "--images-per-second is one minibatch's; for several give --run" in capsys.readouterr().err
+
+
 def test_a_runs_own_speed_adds_hours(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run = train(tiny.recipe(), out=tmp_path / "run")
+    """Without another recipe the run's own is planned."""
+    run = train(tiny.recipe(milestones=("3/2",)), out=tmp_path / "run")
     capsys.readouterr()
-    plan = json.loads(said(["resnet50", "--run", str(run.folder), "--json"], capsys))
-    hours = 90 * 1_281_167 / run.summary["images_per_second"] / 3600
-    assert plan["hours"]["value"] == pytest.approx(hours)
+    plan = json.loads(said(["--run", str(run.folder), "--json"], capsys))
+    seconds = sum(line["seconds"] for line in run.timing)
+    assert plan["iterations"]["value"] == run.summary["iterations"]
+    assert plan["hours"]["value"] == pytest.approx(seconds / 3600, rel=1e-3)
+    sizes = f"{run.recipe.minibatch},{2 * run.recipe.minibatch}"
+    flags = ["--minibatch", sizes, "--processes", "1,2", "--bandwidth", "10", "--price", "2", "--holds-to", "8,64"]
+    head, *rows = said(["--run", str(run.folder), *flags], capsys).splitlines()
+    columns = head.split()
+    assert columns[-5:] == ["processes", "hours", "efficiency", "price", "largest_workers"]
+    table = [dict(zip(columns, row.split(), strict=True)) for row in rows[:4]]
+    assert [row["processes"] for row in table] == ["1", "2", "1", "2"]
+    assert len({row["hours"] for row in table}) == 4
+    for row in table:
+        assert float(row["price"]) == pytest.approx(2 * int(row["processes"]) * float(row["hours"]), rel=1e-4)
+    below = [line.partition(":")[0] for line in rows[4:]]
+    assert list(dict.fromkeys(below)) == [
+        *("image_seconds", "slowest", "reduction_seconds", "iteration_seconds", "hours", "efficiency", "price")
+    ]
 
 
 def test_a_run_that_has_not_ended_has_no_speed(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "recipe.toml").write_text(tiny.recipe().to_toml())
-    assert main(["plan", "resnet50", "--run", str(tmp_path)]) == 2
+    assert main(["plan", "--run", str(tmp_path)]) == 2
     assert "has no images_per_second yet" in capsys.readouterr().err
+
+
+def test_an_interval_has_two_ends(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "digits", "--holds-to", "512"]) == 2
+    assert "--holds-to is an interval of minibatches, for example 512,2k" in capsys.readouterr().err
 
 
 def test_flags_and_files_change_the_plan(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -105,6 +105,14 @@ def test_resnet8_is_that_of_the_digits():
     assert strides == [(1, 1), (2, 2), (2, 2)]
 
 
+def test_the_wide_resnet8_halves_images_in_its_stem():
+    model, seen = small.resnet8_wide(), []
+    model.layer3.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    assert sum(p.numel() for p in model.parameters()) == 283_770
+    assert tuple(model(torch.randn(2, 1, 28, 28)).shape) == (2, 10)
+    assert seen == [(2, 128, 4, 4)]
+
+
 @pytest.mark.parametrize(("channels", "classes"), [(3, 100), (1, 2)])
 def test_channels_and_classes_are_the_datas(channels: int, classes: int):
     model = small.resnet8(channels=channels, classes=classes)

@@ -42,7 +42,7 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --as pytorch", "no tool is called 'pytorch'; expected torch"),
         ("resnet50 --as keras", "expected one of torch, timm, lightning, accelerate, hf"),
         ("--base 0.1@256 --minibatch 8k --as torch", "needs the number of training samples; give --samples N"),
-        ("resnet50 --minibatch 256,8k --as torch", "--as translates one minibatch, got 2"),
+        ("resnet50 --minibatch 256,8k --as torch", "--as translates one plan, got 2"),
         ("resnet50 --as torch --json", "give --as or --json, not both"),
         ("resnet50 --minibatch 8k --processes 3 --as hf", "256 workers (k = kn / n) do not divide evenly among 3"),
         ("resnet50 --minibatch 6k --processes 5 --as hf", "use --processes 4 or 6, or `onehour train`"),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onehour.cli.parser import add_recipe_argument, add_recipe_fields, recipe_changes, size
+from onehour.cli.parser import add_recipe_argument, add_recipe_fields, recipe_changes, sizes
 from onehour.config import Recipe
 from onehour.messages import say
 from onehour.planner import Plan, plan, tabulate
@@ -30,11 +30,34 @@ def add_plan(commands: Any) -> None:
     parser.add_argument(
         "--base", metavar="LR@MINIBATCH", help="in place of a recipe: a rate and its minibatch, 0.1@256"
     )
-    parser.add_argument("--processes", type=size, metavar="P", help="p, to place the k workers on")
+    parser.add_argument("--processes", type=sizes, metavar="P[,P…]", help="p, to place the k workers on")
     parser.add_argument(
+        "--holds-to",
+        type=sizes,
+        metavar="LOW,HIGH",
+        help="the interval of the largest minibatch to which the rule holds; adds the largest k",
+    )
+    hours = parser.add_argument_group("how long it takes")
+    hours.add_argument(
         "--images-per-second", type=float, metavar="X", help="total over all processes; adds the run's duration"
     )
-    parser.add_argument("--run", type=Path, metavar="RUN", help="take images/s from a run's folder")
+    hours.add_argument(
+        "--run", type=Path, metavar="RUN", help="a run of the recipe, or in its place; adds hours and efficiency"
+    )
+    hours.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="GBIT",
+        help="Gbit/s of each process's link; for a number of processes that the run did not have",
+    )
+    hours.add_argument("--latency", type=float, default=50, metavar="US", help="µs from one process to the next (50)")
+    hours.add_argument(
+        "--spread",
+        type=float,
+        metavar="SIGMA",
+        help="σ of a process's iterations, as a share of their mean: all wait for the slowest (the run's)",
+    )
+    hours.add_argument("--price", type=float, metavar="X", help="of an hour of one process")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--as", dest="tool", metavar="TOOL", help="print it for another tool: torch, timm, lightning, accelerate or hf"
@@ -44,19 +67,24 @@ def add_plan(commands: Any) -> None:
 
 
 def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """`onehour plan`: one minibatch as a list of derived values, several as the paper's table."""
+    """`onehour plan`: one plan as a list of derived values, several as the paper's table."""
     changes = recipe_changes(options)
-    sizes = changes.pop("minibatch", (None,))
+    minibatches = changes.pop("minibatch", (None,))
     recipe = _base_recipe(options, changes)
-    speed = _images_per_second(options)
+    if options.images_per_second is not None and len(minibatches) > 1:
+        raise ValueError("--images-per-second is one minibatch's; for several give --run, which tells them apart")
+    if options.holds_to is not None and len(options.holds_to) != 2:
+        raise ValueError("--holds-to is an interval of minibatches, for example 512,2k")
+    names = ("images_per_second", "run", "bandwidth", "latency", "spread", "price", "holds_to")
     plans = [
         plan(
             recipe,
-            processes=options.processes,
-            images_per_second=speed,
-            **({} if size is None else {"minibatch": size}),
+            processes=processes,
+            **{name: getattr(options, name) for name in names},
+            **({} if minibatch is None else {"minibatch": minibatch}),
         )
-        for size in sizes
+        for minibatch in minibatches
+        for processes in options.processes or (None,)
     ]
     for remark in dict.fromkeys(remark for each in plans for remark in each.recipe.remarks):
         say(f"note: {remark}", sys.stderr)
@@ -75,14 +103,18 @@ def _translated(plans: list[Plan], options: argparse.Namespace) -> str:
     if options.json:
         raise ValueError("give --as or --json, not both")
     if len(plans) > 1:
-        raise ValueError(f"--as translates one minibatch, got {len(plans)}; give --minibatch a single one")
+        raise ValueError(f"--as translates one plan, got {len(plans)}; give one minibatch and one number of processes")
     return translate(plans[0], options.tool)
 
 
 def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe:
     if (options.recipe is None) == (options.base is None):
+        if options.recipe is None and options.run is not None:
+            from onehour.training.record import Run
+
+            return Run(options.run).recipe.replace(**changes)
         raise ValueError(
-            "plan needs a RECIPE or --base LR@MINIBATCH, and not both; for example `onehour plan resnet50`"
+            "plan needs a RECIPE or --base LR@MINIBATCH, and not both, or a --run; for example `onehour plan resnet50`"
         )
     if options.recipe is not None:
         return named(options.recipe, **changes)
@@ -102,19 +134,6 @@ def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe
         "samples": None,
     }
     return resnet50(**(defaults | changes))
-
-
-def _images_per_second(options: argparse.Namespace) -> float | None:
-    if options.run is None:
-        return options.images_per_second
-    if options.images_per_second is not None:
-        raise ValueError("give --images-per-second or --run, not both")
-    from onehour.training.record import Run
-
-    speed = Run(options.run).summary.get("images_per_second")
-    if not speed:
-        raise ValueError(f"{options.run} has no images_per_second yet: it has no summary.json")
-    return speed
 
 
 def _json_list(plans: list[Plan]) -> str:

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
 from onehour.data.digits import SIDE, WIDE, DigitFiles, digits, digits_wide
 from onehour.data.division import divided
+from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
 from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapped
 from onehour.entry import is_entry, resolve
@@ -109,7 +110,8 @@ class Data:
 def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, seed: int = 0, **options: Any) -> Data:
     """The data of a recipe: a name, NAME:SPLIT, a path, or package.module:function that returns (train, validation).
 
-    A path is a folder of images, its index or a pack (`image_folder`), or CIFAR-10's archive, .tar.gz or .tgz
+    fashion-mnist:DIR is read from a folder of one's own. A path is a folder of images, its index or a pack
+    (`image_folder`), MNIST's four files or others in their format (`idx`), or CIFAR-10's archive, .tar.gz or .tgz
     (`cifar10`).
 
     Args:
@@ -123,10 +125,15 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, 
         ValueError: for an unknown name, or what the path's reader or `Data.of` refuses.
     """
     name = spec.partition(":")[0]
-    if share and (name in DATA or spec.endswith((".index", ".tar.gz", ".tgz"))):
+    fashion = name == "fashion-mnist"
+    if share and (name in DATA or fashion or idx_files(spec) or spec.endswith((".index", ".tar.gz", ".tgz"))):
         raise ValueError(f"data {spec} has a validation part; leave validation {share:g} out")
     if name in DATA:
         return Data.of(*DATA[name](_split_of(spec)), form=form)
+    if fashion:
+        return Data.of(*fashion_mnist(*spec.split(":", 1)[1:]), form=form)
+    if idx_files(spec):
+        return Data.of(*idx(spec), form=form)
     # Imported here, so that what reads images is loaded only for those who have some.
     if os.path.isdir(spec) or spec.endswith(".index"):
         from onehour.data.images import ImageOptions, divided_folder, image_folder
@@ -141,7 +148,7 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, 
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
-        expected = f"{nearest(spec, DATA)}, a folder that exists, or package.module:function"
+        expected = f"{nearest(spec, [*DATA, 'fashion-mnist'])}, a folder that exists, or package.module:function"
         raise ValueError(f"no data is called {spec!r}; expected {expected}")
     function = resolve("data", spec)
     try:

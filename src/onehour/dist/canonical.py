@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from onehour.dist.cost import BUCKET_BYTES
 from onehour.dist.group import Group
-from onehour.dist.reducer import BUCKET_BYTES, Reducer
+from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import halve, merges_after
 
 __all__ = ["CanonicalReducer", "canonical_sum", "in_background"]

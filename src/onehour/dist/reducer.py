@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from onehour.dist.cost import BUCKET_BYTES
 from onehour.dist.group import Group
 
 __all__ = ["Reducer", "is_dense", "part_for"]
-
-BUCKET_BYTES = 25 * 2**20
 
 
 class Reducer:

@@ -16,6 +16,7 @@ __all__ = ["MODELS", "brings_weights", "call", "load_model", "pretrained_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": small.resnet8,
+    "resnet8_wide": small.resnet8_wide,
     "resnet18": resnet.resnet18,
     "resnet18_cifar": resnet.resnet18_cifar,
     "resnet34": resnet.resnet34,

@@ -1,4 +1,4 @@
-"""The small residual network of the embedded digits task."""
+"""Small residual networks, for the embedded digits and for images as MNIST has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from onehour.models.resnet import BasicBlock
 from onehour.rules.batchnorm import batchnorm_relu
 
-__all__ = ["SmallResNet", "resnet8"]
+__all__ = ["SmallResNet", "resnet8", "resnet8_wide"]
 
 
 class SmallResNet(nn.Module):
@@ -17,6 +17,7 @@ class SmallResNet(nn.Module):
         widths: channels of each stage; every stage after the first halves the image.
         channels: channels of the images.
         classes: labels.
+        stride: of the stem; 2 halves the image there.
 
     Shape:
         (N, channels, H, W) → (N, classes).
@@ -26,9 +27,9 @@ class SmallResNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    def __init__(self, widths: tuple[int, ...], *, channels: int, classes: int) -> None:
+    def __init__(self, widths: tuple[int, ...], *, channels: int, classes: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.stages = len(widths)
         inside = widths[0]
@@ -47,3 +48,8 @@ class SmallResNet(nn.Module):
 def resnet8(*, channels: int = 1, classes: int = 10) -> SmallResNet:
     """ResNet-8 with widths 8, 16, 32: 19.8 thousand parameters, for 8×8 digits."""
     return SmallResNet((8, 16, 32), channels=channels, classes=classes)
+
+
+def resnet8_wide(*, channels: int = 1, classes: int = 10) -> SmallResNet:
+    """ResNet-8 with widths 16, 64, 128 and a stem of stride 2: 284 thousand parameters, for images of 28 pixels."""
+    return SmallResNet((16, 64, 128), channels=channels, classes=classes, stride=2)

@@ -89,6 +89,8 @@ SUMMARY = {
     "seconds_training": SECONDS,
     "bottleneck": TEXT,
     "seeds_together": SEEDS,
+    "parameter_bytes": COUNT,
+    "buffer_bytes": COUNT,
 }
 ENDS = {"outcome": TEXT, "message": TEXT, "job": TEXT_OR_NONE}
 
