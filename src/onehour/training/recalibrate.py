@@ -27,7 +27,7 @@ from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch, whole_workers
 from onehour.rules.shuffle import SampleStream
 from onehour.training.build import pick_loaders
-from onehour.training.engine import EvaluationStoppedError, any_process, forward
+from onehour.training.engine import EvaluationStoppedError, any_process, classification
 from onehour.training.state import model_state
 from onehour.training.step import seed_generators
 from onehour.training.watchdog import never
@@ -54,15 +54,24 @@ class Recalibration:
         images: how many, a multiple of n, at most all.
         group: all processes, each of which takes a share of the passes.
         loaders: processes that load for this one.
+        task: takes a batch through the model.
 
     Raises:
         ValueError: for another number of images, or a model without running statistics.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, data: Data, *, images: int, group: Group, loaders: int
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        data: Data,
+        *,
+        images: int,
+        group: Group,
+        loaders: int,
+        task: Callable[..., object] = classification,
     ) -> None:
-        self.model, self.recipe, self.group = model, recipe, group
+        self.model, self.recipe, self.group, self.task = model, recipe, group, task
         self._layers = ghost_layers(model)
         if not self._layers:
             raise ValueError("the model has no BatchNorm with running statistics, so there is nothing to recalibrate")
@@ -132,7 +141,7 @@ class Recalibration:
                     if number % size == rank:
                         collect(row)
                         seed_generators(seed_for(self.recipe.seed, "recalibrate", number), device)
-                        forward(self.model, next(batches)[0], self.recipe)
+                        self.task(self.model, next(batches), self.recipe)
                 total += self.group.sum(rows).sum(0)
         return total
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,9 @@ class ClassErrors:
 class WeightsEvaluation(Evaluation):
     """An `Evaluation`, and what it says of the five likeliest classes and of each class."""
 
-    top5_errors: int | None
+    top5_errors: int | None = None
     """Samples whose class is not among the five likeliest; None for five classes or fewer."""
-    by_class: list[ClassErrors]
+    by_class: list[ClassErrors] = field(default_factory=list[ClassErrors])
 
     @property
     def top5_error(self) -> float | None:
@@ -153,7 +153,8 @@ class OpenedWeights:
         errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
         top5 = int(counts.top5)
         by_class = [ClassErrors(*row) for row in zip(names, errors, samples, strict=True)]
-        return WeightsEvaluation(found.errors, found.samples, found.loss, top5 if classes.count > 5 else None, by_class)
+        more: dict[str, Any] = {"top5_errors": top5 if classes.count > 5 else None, "by_class": by_class}
+        return WeightsEvaluation(found.errors, found.samples, found.loss, **more)
 
 
 class _Counts:
