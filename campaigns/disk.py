@@ -239,7 +239,7 @@ def write_drawn(folder: Path, kind: str, names: tuple[str, ...]) -> None:
     """Report a curve, with a page and pictures that say nothing else than `kind`."""
     curve = folder.with_name("a.csv")
     curve.write_text("epoch,error\n1,50\n2,40\n")
-    drawn = (f"{report_room.MARK} {kind}", [Drawn(name, kind.encode()) for name in names])
+    drawn = (f"{report_room.MARKS[report_room.PAGE]} {kind}", [Drawn(name, kind.encode()) for name in names])
     with mock.patch.object(report_room, "render", return_value=drawn):
         report_room.write_report([curve], folder)
 

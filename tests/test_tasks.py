@@ -83,7 +83,7 @@ def trained(mine: ModuleType, recipe: Recipe, start: Path, *, of_means: bool = F
     model.load_state_dict(torch.load(start, weights_only=True))
     if recipe.optimizer == "adamw":
         assert recipe.adam is not None
-        options = {key: recipe.adam[key] for key in ("betas", "eps", "weight_decay")}
+        options: dict[str, Any] = {key: recipe.adam[key] for key in ("betas", "eps", "weight_decay")}
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), **options)
     else:
         decay = recipe.weight_decay

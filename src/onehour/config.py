@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 from onehour.messages import nearest
+from onehour.recipe_checks import ADAPTIVE, PITFALLS, refuse_together, refuse_values
 from onehour.rules import schedule as schedules
 from onehour.rules.adam import AdamOptions, adam_scaling
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
@@ -22,16 +23,12 @@ from onehour.rules.minibatch import (
     linear_scaling,
     parse_size,
     sqrt_scaling,
-    whole_workers,
 )
 from onehour.rules.names import layer_rates, patterns
 from onehour.rules.remarks import schedule_remarks
 from onehour.sidefile import Read, read_toml
 
 __all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe"]
-
-ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
-"""Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
 
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
@@ -42,17 +39,6 @@ LATER = (
     *("clip_norm", "ema", "freeze", "layer_rates", "init", "validation", "continues"),
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
-
-PITFALLS = (
-    "gradient-sum-not-mean",
-    "decay-on-batchnorm",
-    "momentum-inside-uncorrected",
-    "overlapping-shards",
-    "batchnorm-stats-of-rank-0",
-    "batchnorm-stats-k-times",
-    "warmup-per-epoch",
-)
-"""What training loops get wrong; a run can do one of them on purpose, to measure its cost (training/pitfalls.py)."""
 
 SIZES = (
     *("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads"),
@@ -178,81 +164,15 @@ class Recipe:
         self._set("freeze", patterns("freeze", self.freeze))
         self._set("layer_rates", layer_rates(self.layer_rates))
         self._set("seed", whole_number("seed", self.seed))
-        self._check_choices()
-        self._check_together()
-        _ = self.workers
+        refuse_values(self, get_type_hints(type(self)))
+        refuse_together(self)
+        if self.optimizer in ADAPTIVE:
+            self.refuse_linear()
+        _ = self.adam, self.workers
 
     def _set(self, name: str, value: Any) -> None:
         """What a field holds as a plain value, whatever it was given as."""
         object.__setattr__(self, name, value)
-
-    def _check_choices(self) -> None:
-        hints = get_type_hints(type(self))
-        for name, hint in hints.items():
-            value, choices = getattr(self, name), get_args(hint)
-            if name == "precision" and value == "fp16":
-                raise ValueError(
-                    "precision fp16 is not offered: it needs loss scaling, whose skipped updates depend on the"
-                    " hardware; use bf16, which has float32's range"
-                )
-            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
-                raise ValueError(f"{name} is {value!r}; expected {nearest(str(value), choices)}")
-            if hint is bool and not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}")
-            if hint is str and not isinstance(value, str):
-                raise ValueError(f"{name} must be text, got {value!r}")
-        named = ("sgd", *ADAPTIVE)
-        if self.optimizer not in named and ":" not in self.optimizer:
-            raise ValueError(
-                f"no optimizer is called {self.optimizer!r}; expected {nearest(self.optimizer, named)},"
-                " or package.module:Class"
-            )
-        if self.pitfall is not None and self.pitfall not in PITFALLS:
-            raise ValueError(f"no pitfall is called {self.pitfall!r}; expected {nearest(self.pitfall, PITFALLS)}")
-
-    def _check_together(self) -> None:
-        if self.random_erasing > 1:
-            raise ValueError(f"random_erasing is a probability, so at most 1; got {self.random_erasing}")
-        if (self.mixup or self.cutmix) and self.per_worker == 1:
-            raise ValueError("mixup and cutmix mix a worker's own images: per_worker must be at least 2, got 1")
-        if self.samples is not None and self.minibatch > self.samples:
-            raise ValueError(
-                f"minibatch {self.minibatch} is larger than the data set of {self.samples} samples;"
-                f" use a minibatch of at most {self.samples}"
-            )
-        mixes = [name for name in ("mixup", "cutmix", "random_erasing", "label_smoothing") if getattr(self, name)]
-        if self.task is not None and mixes:
-            raise ValueError(f"{', '.join(mixes)}: for classification; a task of your own does it itself")
-        if self.task is not None and self.validation:
-            raise ValueError("validation divides by class; a task of your own brings (train, validation)")
-        if self.collate is not None and self.task is None:
-            raise ValueError("collate makes batches for a task of your own; give a task too")
-        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
-            raise ValueError("nesterov needs momentum above zero; set nesterov to false or give a momentum")
-        if self.warmup != "none" and self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs} is longer than the run of {self.epochs} epochs;"
-                " use fewer, or warmup none"
-            )
-        if self.pitfall == "momentum-inside-uncorrected" and not (self.optimizer == "sgd" and self.momentum):
-            raise ValueError("pitfall momentum-inside-uncorrected needs optimizer sgd with momentum")
-        if self.pitfall and self.pitfall.startswith("batchnorm") and self.batchnorm == "keep":
-            raise ValueError(f"pitfall {self.pitfall} is for batchnorm ghost: a kept BatchNorm moves by its own rule")
-        if self.pitfall and self.reduce == "canonical":
-            raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
-        if self.recalibrate is not None:
-            self._check_recalibrate(self.recalibrate)
-        if self.optimizer in ADAPTIVE:
-            self.refuse_linear()
-        _ = self.adam
-
-    def _check_recalibrate(self, images: int) -> None:
-        whole_workers("recalibrate", images, per_worker=self.per_worker, samples=self.samples)
-        if (self.pitfall or "").startswith("batchnorm-"):
-            raise ValueError(
-                f"pitfall {self.pitfall} is measured on the running statistics, which recalibrate replaces; leave out"
-                " one of the two"
-            )
 
     @property
     def scales_linearly(self) -> bool:

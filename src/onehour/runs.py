@@ -26,9 +26,10 @@ from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import say
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
-from onehour.training.build import build_model, build_optimizer, pick_device, pick_loaders
+from onehour.training.build import build_model, build_optimizer, pick_loaders
 from onehour.training.console import load_logger
 from onehour.training.continued import begin_from, complete_for
+from onehour.training.device import pick_device
 from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (

@@ -107,7 +107,7 @@ def test_resnet8_is_that_of_the_digits():
 
 def test_the_wide_resnet8_halves_images_in_its_stem():
     model, seen = small.resnet8_wide(), []
-    model.layer3.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    model.get_submodule("layer3").register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     assert sum(p.numel() for p in model.parameters()) == 283_770
     assert tuple(model(torch.randn(2, 1, 28, 28)).shape) == (2, 10)
     assert seen == [(2, 128, 4, 4)]

@@ -18,8 +18,9 @@ from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.average import AveragedWeights
+from onehour.training.export import export_weights
 from onehour.training.record import Run, StoppedError
-from onehour.training.weights import evaluate_weights, export_weights
+from onehour.training.weights import evaluate_weights
 
 DECAY, TIMES = 0.9, 3
 

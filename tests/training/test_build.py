@@ -14,16 +14,9 @@ from onehour.data.sources import Data
 from onehour.execution import Execution
 from onehour.rules.batchnorm import GhostBatchNorm2d
 from onehour.rules.momentum import momentum_form
-from onehour.training.build import (
-    build_model,
-    build_optimizer,
-    complete,
-    effects,
-    pick_device,
-    pick_loaders,
-    pick_workers_per_pass,
-)
+from onehour.training.build import build_model, build_optimizer, complete, effects, pick_loaders, pick_workers_per_pass
 from onehour.training.decisions import decisions_of
+from onehour.training.device import pick_device
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.noise import noise_scale
-from onehour.runs import _prepared
+from onehour.runs import _completed, _facts
 from onehour.training import noise as measuring
 from onehour.training.build import build_model, complete, pick_share
 from onehour.training.decisions import decisions_of
@@ -188,5 +188,6 @@ def test_images_that_may_be_skipped_are_refused(tiny: ModuleType, tmp_path: Path
 
 def test_processes_agree_on_whether_it_is_measured(tiny: ModuleType):
     for noise in (False, True):
-        facts, _, _ = _prepared(tiny.recipe(), Execution(processes=2, noise=noise), "cpu", None, None)
+        given, execution = tiny.recipe(), Execution(processes=2, noise=noise, device="cpu")
+        facts = _facts(given, execution, *_completed(given, execution, None, None), ())
         assert facts["measurement"] == {"noise": noise}

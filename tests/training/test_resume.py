@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 from onehour.api import train
 from onehour.data.dataset import KeyedDataset
 from onehour.dist.group import Group
-from onehour.training.build import build_of
 from onehour.training.checkpoint import Checkpoints
+from onehour.training.device import build_of
 from onehour.training.record import Run, StoppedError, first_began
 from onehour.training.refusals import Skipping
 from onehour.training.store import Store, Stored
@@ -320,7 +320,7 @@ def test_another_build_is_named_when_a_canonical_run_goes_on(
     recipe = tiny.recipe(reduce="canonical")
     with pytest.raises(StoppedError):
         train(recipe, out=tmp_path / "run", stop_asked=after(3))
-    monkeypatch.setattr("onehour.training.build.build_of", lambda device: {**build_of(device), "torch": "9.9"})
+    monkeypatch.setattr("onehour.training.build_of", lambda device: {**build_of(device), "torch": "9.9"})
     capsys.readouterr()
     train(recipe, out=tmp_path / "run")
     said = capsys.readouterr().out

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def data() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(x[:32], x[:32].sum(1), counts[:32]), TensorDataset(x[32:], x[32:].sum(1), counts[32:])
 
 
-def squares(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Sums:
+def squares(model: Any, batch: Any) -> Sums:
     x, y, counts = batch
     off = (model(x)[:, 0] - y)[counts]
     return Sums(off.square().sum(), counts.sum(), {"distance [m]": (off.abs().sum(), counts.sum())})
@@ -132,10 +132,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "another name": (_renaming, "named its metrics error of 2 at first, and error of 4 now: keep their names"),
     "sums elsewhere": (_elsewhere, "its count lies on meta, the model on cpu; add it up there"),
     "no sums": (lambda model, batch: squares(model, batch).loss, "returned a Tensor; expected onehour.Sums"),
-    "a number for a loss": (lambda model, batch: Sums(1.0, 1), "its loss is a float; expected a floating-point tensor"),
+    "a number for a loss": (
+        lambda model, batch: Sums(cast(Any, 1.0), 1),
+        "its loss is a float; expected a floating-point tensor",
+    ),
     "losses": (lambda model, batch: Sums(model(batch[0]), 1), r"its loss has shape \(2, 1\); expected one number"),
     "a metric's value": (
-        lambda model, batch: Sums(squares(model, batch).loss, 2, {"error": torch.ones(())}),
+        lambda model, batch: Sums(squares(model, batch).loss, 2, {"error": cast(Any, torch.ones(()))}),
         r"metric 'error' is a Tensor; expected \(Σ a, Σ b\)",
     ),
     "an unknown direction": (

@@ -37,7 +37,7 @@ from onehour.dist.group import Group
 from onehour.entry import is_entry, make_importable
 from onehour.machine import cores, which_cores
 from onehour.rules.keys import random_bits, seed_for
-from onehour.training.build import build_of
+from onehour.training.device import build_of
 
 __all__ = ["Facts", "agree", "environment", "facts_of_data", "facts_of_model", "facts_of_start", "refusal"]
 

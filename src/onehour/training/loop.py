@@ -20,12 +20,13 @@ from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
 from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
-from onehour.training import build
+from onehour.training import build, refusals
 from onehour.training.agreement import agree, environment, facts_of_model
 from onehour.training.average import AveragedWeights
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
+from onehour.training.device import build_of, deterministic
 from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
 from onehour.training.initial import has_begun, start_from
 from onehour.training.measure import Clock, measured, profiled, timed
@@ -33,7 +34,6 @@ from onehour.training.noise import GradientNoise
 from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, look_for_folder
-from onehour.training.refusals import InputError, Skipping, in_words, refuse_batch, refuse_iterations, refuse_optimizer
 from onehour.training.step import HostFlags, Iteration, Step
 from onehour.training.task import Evaluation, Sums, task_of
 from onehour.training.watchdog import Stopping, Watchdog, never
@@ -65,22 +65,13 @@ def train_run(
         NonFiniteError: when the run has left the finite numbers.
         StoppedError: when it was asked to stop.
     """
-    if recipe.reduce == "canonical" and execution.threads not in (None, recipe.canonical_threads):
-        raise ValueError(
-            f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
-            f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
-        )
-    if execution.noise and recipe.bad_images == "skip":
-        raise ValueError(
-            "--noise reads minibatches ahead, and with bad_images skip each iteration counts the images that it skips;"
-            " leave --noise out, or use bad_images error"
-        )
+    refusals.refuse_execution(recipe, execution)
     folder = execution.folder(recipe)
     begun, start = not recipe.init or has_begun(folder, group), None
     watch = Watchdog(None, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
-    with build.deterministic(recipe), watch as watchdog, ExitStack() as stack:
+    with deterministic(recipe), watch as watchdog, ExitStack() as stack:
         try:
-            with in_words(folder):
+            with refusals.in_words(folder):
                 console = Console(recipe, quiet=group.rank > 0)
                 loggers = Loggers(load_logger(execution.log) if group.rank == 0 else None)
                 run = RunFolder(folder, recipe, group, console=console, loggers=loggers)
@@ -93,7 +84,7 @@ def train_run(
                     start = start_from(recipe, data, net, group.device)
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
-                    refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
+                    refusals.refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
                 average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
                 part = ModelAndOptimizer(net, decisions.optimizer(net), average)
                 network = Network(part)
@@ -125,11 +116,11 @@ def train_run(
         except ValueError as error:
             agree(group, failed=error)
             raise
-        with in_words(folder, per_pass):
+        with refusals.in_words(folder, per_pass):
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer) | (start.facts if start else {}))
             look_for_folder(folder, group, inside=run.inside)
-            progress = run.load(part, build.build_of(group.device))
+            progress = run.load(part, build_of(group.device))
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,
@@ -203,7 +194,7 @@ class Loop:
         self.skipping = None
         if decisions.recipe.bad_images == "skip":
             folder = {"folder": runs[0].folder, "inside": runs[0].inside}
-            self.skipping = Skipping(decisions.recipe, feeds.training, stopping.group, **folder)
+            self.skipping = refusals.Skipping(decisions.recipe, feeds.training, stopping.group, **folder)
 
     def run(self, progress: Sequence[Progress | None], *, profile: int = 0) -> None:
         """Go on from where the runs stand, all at the same iteration.
@@ -282,7 +273,7 @@ class Loop:
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
             except ValueError as error:  # of the validation data: what was trained until here stays
-                if group.size == 1 or isinstance(error, InputError):  # else the others do not know of it
+                if group.size == 1 or isinstance(error, refusals.InputError):  # else the others do not know of it
                     self._save(done, evaluated=False)
                     self._are_saved()
                 raise
@@ -366,7 +357,7 @@ class Loop:
             skipped = None
             if self.skipping is not None:
                 skipped = self.skipping.count() if together else int(self.skipping.skipped.item())
-            here, position = build.build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
+            here, position = build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
             totals, points = self._totals(), None if self.noise is None else [*self.noise.points] or None
             with self.watchdog.slow():
                 for run in self.runs:
@@ -434,9 +425,9 @@ class Loop:
         feed = self.feeds.training
         with self.watchdog.slow():
             if len(self.runs) == 1:
-                refuse_iterations(seen, feed, self.step.passes, self.stopping.group)
+                refusals.refuse_iterations(seen, feed, self.step.passes, self.stopping.group)
             else:
-                refuse_batch(feed.dataset.tensors[0], feed.called)
+                refusals.refuse_batch(feed.dataset.tensors[0], feed.called)
 
     def _finish(self, outcome: str) -> None:
         for seed, run in enumerate(self.runs):

@@ -19,7 +19,8 @@ from onehour.data.loader import CHUNK, Feed
 from onehour.data.sources import Data, FileReader, Look, file_reader
 from onehour.execution import Execution
 from onehour.messages import blame, shown
-from onehour.training.build import build_model, image_options, pick_device, pick_loaders
+from onehour.training.build import build_model, image_options, pick_loaders
+from onehour.training.device import pick_device
 from onehour.training.record import Run
 from onehour.training.task import CLASSIFICATION
 from onehour.training.weights import fit, read_weights

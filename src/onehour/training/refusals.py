@@ -18,6 +18,7 @@ from onehour.config import Recipe
 from onehour.data.loader import BAD_IMAGES, Feed, name_skipped, too_many
 from onehour.data.samples import leaves
 from onehour.dist.group import Group
+from onehour.execution import Execution
 from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers
 from onehour.training.state import load_optimizer, model_state, optimizer_state
@@ -29,6 +30,7 @@ __all__ = [
     "less_memory",
     "out_of_memory",
     "refuse_batch",
+    "refuse_execution",
     "refuse_iterations",
     "refuse_model",
     "refuse_optimizer",
@@ -71,6 +73,24 @@ def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
         raise ValueError(
             f"{folder} cannot be written: {error.strerror}; the same command goes on once it can"
         ) from error
+
+
+def refuse_execution(recipe: Recipe, execution: Execution) -> None:
+    """Refuse where and how a recipe cannot run.
+
+    Raises:
+        ValueError: for threads that a canonical run does not have, or noise that cannot be measured.
+    """
+    if recipe.reduce == "canonical" and execution.threads not in (None, recipe.canonical_threads):
+        raise ValueError(
+            f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
+            f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
+        )
+    if execution.noise and recipe.bad_images == "skip":
+        raise ValueError(
+            "--noise reads minibatches ahead, and with bad_images skip each iteration counts the images that it skips;"
+            " leave --noise out, or use bad_images error"
+        )
 
 
 def out_of_memory(error: BaseException) -> bool:

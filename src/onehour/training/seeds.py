@@ -29,10 +29,11 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.shuffle import SampleStream
 from onehour.training.agreement import environment
-from onehour.training.build import OPTIMIZERS, Feeds, build_model, build_of, deterministic, draws_numbers
+from onehour.training.build import OPTIMIZERS, Feeds, build_model, draws_numbers
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
 from onehour.training.decisions import Decisions, decisions_of
+from onehour.training.device import build_of, deterministic
 from onehour.training.engine import ModelAndOptimizer, Network
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError

@@ -18,15 +18,9 @@ from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
-from onehour.training.build import (
-    build_model,
-    complete,
-    deterministic,
-    open_feeds,
-    pick_share,
-    pick_workers_per_pass,
-)
+from onehour.training.build import build_model, complete, open_feeds, pick_share, pick_workers_per_pass
 from onehour.training.decisions import decisions_of
+from onehour.training.device import deterministic
 from onehour.training.initial import start_from
 from onehour.training.loop import iterate
 from onehour.training.refusals import refuse_iterations

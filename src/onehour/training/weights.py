@@ -23,8 +23,9 @@ from onehour.messages import shown
 from onehour.rules.keys import seed_for
 from onehour.sidefile import is_object
 from onehour.training.average import averages_in
-from onehour.training.build import build_model, classes_of, complete, pick_device, pick_loaders
+from onehour.training.build import build_model, classes_of, complete, pick_loaders
 from onehour.training.checkpoint import latest_contents
+from onehour.training.device import pick_device
 from onehour.training.engine import evaluate
 from onehour.training.record import Run
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe

@@ -1,0 +1,105 @@
+"""What no recipe can have: values that a field cannot be, and fields that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from onehour.messages import nearest
+from onehour.rules.minibatch import whole_workers
+
+__all__ = ["ADAPTIVE", "PITFALLS", "refuse_together", "refuse_values"]
+
+ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
+"""Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
+
+PITFALLS = (
+    "gradient-sum-not-mean",
+    "decay-on-batchnorm",
+    "momentum-inside-uncorrected",
+    "overlapping-shards",
+    "batchnorm-stats-of-rank-0",
+    "batchnorm-stats-k-times",
+    "warmup-per-epoch",
+)
+"""What training loops get wrong; a run can do one of them on purpose, to measure its cost (training/pitfalls.py)."""
+
+
+def refuse_values(recipe: Any, hints: Mapping[str, Any]) -> None:
+    """Refuse what a field cannot be.
+
+    Args:
+        hints: the fields' types.
+
+    Raises:
+        ValueError: naming the field, its value and what to use.
+    """
+    for name, hint in hints.items():
+        value, choices = getattr(recipe, name), get_args(hint)
+        if name == "precision" and value == "fp16":
+            raise ValueError(
+                "precision fp16 is not offered: it needs loss scaling, whose skipped updates depend on the"
+                " hardware; use bf16, which has float32's range"
+            )
+        if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+            raise ValueError(f"{name} is {value!r}; expected {nearest(str(value), choices)}")
+        if hint is bool and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        if hint is str and not isinstance(value, str):
+            raise ValueError(f"{name} must be text, got {value!r}")
+    named = ("sgd", *ADAPTIVE)
+    if recipe.optimizer not in named and ":" not in recipe.optimizer:
+        raise ValueError(
+            f"no optimizer is called {recipe.optimizer!r}; expected {nearest(recipe.optimizer, named)},"
+            " or package.module:Class"
+        )
+    if recipe.pitfall is not None and recipe.pitfall not in PITFALLS:
+        raise ValueError(f"no pitfall is called {recipe.pitfall!r}; expected {nearest(recipe.pitfall, PITFALLS)}")
+
+
+def refuse_together(recipe: Any) -> None:
+    """Refuse fields that each may be so, but not together.
+
+    Raises:
+        ValueError: naming them, and what to do.
+    """
+    if recipe.random_erasing > 1:
+        raise ValueError(f"random_erasing is a probability, so at most 1; got {recipe.random_erasing}")
+    if (recipe.mixup or recipe.cutmix) and recipe.per_worker == 1:
+        raise ValueError("mixup and cutmix mix a worker's own images: per_worker must be at least 2, got 1")
+    if recipe.samples is not None and recipe.minibatch > recipe.samples:
+        raise ValueError(
+            f"minibatch {recipe.minibatch} is larger than the data set of {recipe.samples} samples;"
+            f" use a minibatch of at most {recipe.samples}"
+        )
+    mixes = [name for name in ("mixup", "cutmix", "random_erasing", "label_smoothing") if getattr(recipe, name)]
+    if recipe.task is not None and mixes:
+        raise ValueError(f"{', '.join(mixes)}: for classification; a task of your own does it itself")
+    if recipe.task is not None and recipe.validation:
+        raise ValueError("validation divides by class; a task of your own brings (train, validation)")
+    if recipe.collate is not None and recipe.task is None:
+        raise ValueError("collate makes batches for a task of your own; give a task too")
+    if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
+        raise ValueError("nesterov needs momentum above zero; set nesterov to false or give a momentum")
+    if recipe.warmup != "none" and recipe.warmup_epochs > recipe.epochs:
+        raise ValueError(
+            f"warmup_epochs {recipe.warmup_epochs} is longer than the run of {recipe.epochs} epochs;"
+            " use fewer, or warmup none"
+        )
+    if recipe.pitfall == "momentum-inside-uncorrected" and not (recipe.optimizer == "sgd" and recipe.momentum):
+        raise ValueError("pitfall momentum-inside-uncorrected needs optimizer sgd with momentum")
+    if recipe.pitfall and recipe.pitfall.startswith("batchnorm") and recipe.batchnorm == "keep":
+        raise ValueError(f"pitfall {recipe.pitfall} is for batchnorm ghost: a kept BatchNorm moves by its own rule")
+    if recipe.pitfall and recipe.reduce == "canonical":
+        raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
+    if recipe.recalibrate is not None:
+        _refuse_recalibrate(recipe)
+
+
+def _refuse_recalibrate(recipe: Any) -> None:
+    whole_workers("recalibrate", recipe.recalibrate, per_worker=recipe.per_worker, samples=recipe.samples)
+    if (recipe.pitfall or "").startswith("batchnorm-"):
+        raise ValueError(
+            f"pitfall {recipe.pitfall} is measured on the running statistics, which recalibrate replaces; leave out"
+            " one of the two"
+        )
