@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import Subset, TensorDataset
 
 from onehour import Recipe, SampleStream, parameter_groups
@@ -103,6 +104,7 @@ def act(group: Group, folder: Path) -> None:
     sometimes_used(group, folder)
     if group.size == 2:
         ddp(group, folder)
+        sharded(group, folder)
         stop_and_resume(group, folder)
         not_finite(group, folder)
         exchange(group, folder)
@@ -199,6 +201,28 @@ def ddp(group: Group, folder: Path) -> None:
         velocity = {f"{n}/momentum_buffer": optimizer.state[p]["momentum_buffer"] for n, p in plain.named_parameters()}
         save_file(model_state(plain), folder / "ddp-model.safetensors")
         save_file(velocity, folder / "ddp-optimizer.safetensors")
+
+
+def sharded(group: Group, folder: Path) -> None:
+    """The example with `fully_shard`, in float64: its whole weights, the samples of this process and their rates."""
+    sys.path.append(str(TASKS.parent))
+    mine = importlib.import_module("sharded_adamw")
+    torch.manual_seed(0)
+    net, (features, labels) = mine.network().double(), mine.random_data().tensors
+    samples, rates = [], []
+
+    class Noted(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+            samples.append(index)
+            return super().__getitem__(index)
+
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: rates.append([part["lr"] for part in optimizer.param_groups])
+    )
+    mine.train(net, Noted(features.double(), labels))
+    hook.remove()
+    weights = {name: parameter.full_tensor() for name, parameter in net.named_parameters()}
+    torch.save({"weights": weights, "samples": samples, "rates": rates}, folder / f"sharded-{group.rank}.pt")
 
 
 def start_of(recipe: Recipe, data: Data) -> nn.Module:

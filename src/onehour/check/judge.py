@@ -77,6 +77,7 @@ WEIGHTS = (
     *("accumulation-not-divided", "accumulation-tail", "gradient-mean-of-unequal", "gradient-sum-not-mean"),
     *("loss-scaled-by-world-size", "decay-scaled-with-loss"),
 )
+SUMS = ("gradient-sum-not-mean", "loss-scaled-by-world-size")
 ON_SEVERAL = (
     *("gradients-not-averaged", "loss-scaled-by-world-size", "different-initial-weights", "overlapping-shards"),
     *("shuffle-within-shard", "padded-training-data", "padded-evaluation", "same-augmentation-on-every-worker"),
@@ -117,7 +118,9 @@ def not_judged(case: Case, asked: Collection[str] = ()) -> list[Note]:
         said.append(Note(text, "scheduler-never-steps", *TO_THE_END))
     if parted := processes.unequal_parameters(case)[1]:
         text = "their gradients differ between processes, which is meant for experts and shards, and they look so"
-        said.append(Note(f"{processes.listed(parted)}: {text}", "gradients-not-averaged"))
+        unseen = {processes.communicated(updates) is None for updates in processes.together(case)} == {True}
+        rest = "; by what their sum is divided was not judged" if unseen else ""
+        said.append(Note(f"{processes.listed(parted)}: {text}{rest}", "gradients-not-averaged", *SUMS * unseen))
     if any(story.tape.full for story in case.stories):
         said.append(Note("more happened than is kept: what came after the first events was not judged", *PITFALLS))
     return said

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 import onehour.check as check
+from onehour.check.case import Base
 from onehour.check.run import checking
 from onehour.check.run.checking import check_script, wants_processes
+from onehour.check.run.command import Command
 from onehour.check.run.forkserver import CheckError, ForkServer
+from onehour.check.tape import Trouble
 
 TRAIN = """
 import torch
@@ -237,6 +240,29 @@ assert mlflow.uri.startswith("file:///") and os.getcwd() not in mlflow.uri, mlfl
 
 
 @pytest.mark.timeout(600)
+def test_sharded_parameters_are_looked_at_and_named(forkserver: ForkServer, tmp_path: Path):
+    example = Path(__file__).parents[3] / "examples" / "sharded_adamw.py"
+    text, base = example.read_text(encoding="utf-8"), Base(lr=1e-3, minibatch=2)
+    right = Command(str(script(tmp_path, text)), [], launcher="torchrun", processes=2)
+    checked = check_script(right, base=base, forkserver=forkserver, cwd=tmp_path)
+    assert checked.findings == []
+    assert [event for story in checked.stories for event in story.tape.of(Trouble)] == []
+    (shards,) = [note for note in checked.notes if "gradients-not-averaged" in note.pitfalls]
+    assert shards.startswith("0.weight, 0.bias, ")
+    assert "meant for experts and shards" in shards
+    assert "loss-scaled-by-world-size" in shards.pitfalls
+
+    # γ and β of BatchNorm decay, a weight's norm is in the loss, and Adam's rate follows the linear rule.
+    wrong = text.replace("nn.LayerNorm", "nn.BatchNorm1d").replace('step_decay(ADAM["lr"]', "step_decay(4 * BASE_LR")
+    wrong = wrong.replace('onehour.parameter_groups(net, weight_decay=ADAM["weight_decay"])', "net.parameters()")
+    wrong = wrong.replace(" / labelled  #", " / labelled + 0.01 * net[4].weight.norm()  #")
+    alone = Command(str(script(tmp_path, wrong)), [], launcher="torchrun", processes=1)
+    checked = check_script(alone, base=base, forkserver=forkserver, cwd=tmp_path)
+    found = {finding.pitfall: finding.measured for finding in checked.findings}
+    assert found.keys() == {"adam-linear-scaling", "decay-on-batchnorm", "decay-in-loss"}
+    assert "on 6 of 6 BatchNorm parameters" in found["decay-on-batchnorm"]
+
+
 def test_services_are_off(forkserver: ForkServer, tmp_path: Path):
     for name, text in SERVICES.items():
         (tmp_path / f"{name}.py").write_text(text)

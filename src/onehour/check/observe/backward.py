@@ -36,19 +36,20 @@ class Penalty:
 
     def __init__(self, node: Any, parameter: Tensor) -> None:
         self.norm = node.name() in _NORMS
-        self.parameter, self.received = parameter, 0.0
+        self.parameter, self.decay = parameter, 0.0
         self.handle = node.register_prehook(self._seen)
 
     def _seen(self, gradients: tuple[Any, ...]) -> None:
         if gradients[0] is not None:
-            self.received = float(gradients[0].detach().double().mean())
+            received = float(gradients[0].detach().double().mean())
+            # Here, not after the pass: `fully_shard` has freed the whole parameter by then, and reading it would crash.
+            size = float(self.parameter.detach().double().norm()) if self.norm else 0.5
+            self.decay = received / max(size, 1e-30)
 
     def strength(self, scale: float = 1.0) -> float:
         """λ: the gradient that it adds is λ·w, after a GradScaler's scale is taken out."""
         self.handle.remove()
-        if self.norm:
-            return self.received / max(float(self.parameter.detach().double().norm()), 1e-30) / scale
-        return 2 * self.received / scale
+        return self.decay / scale
 
 
 def penalties(root: Tensor) -> list[Penalty]:

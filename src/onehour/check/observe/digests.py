@@ -38,20 +38,19 @@ def projections(tensors: Sequence[Tensor | None]) -> list[float]:
 def _project(tensor: Tensor | None) -> list[float]:
     if tensor is None:
         return [0.0] * PROJECTIONS
-    directions = _directions(min(tensor.numel(), ELEMENTS))
-    numbers = (directions @ leading(tensor)).tolist()
+    values = leading(tensor)
+    numbers = (_directions(values.numel()) @ values).tolist()
     return [number if math.isfinite(number) else 0.0 for number in numbers]
 
 
 @torch.no_grad()
 def folded(tensor: Tensor) -> list[float]:
-    """Projections of all of a tensor, or of this process's part: every FOLD-th element is added first.
+    """Projections of all of a tensor, or of this process's shard: every FOLD-th element is added first.
 
     >>> folded(torch.ones(5000)) == [2 * number for number in folded(torch.ones(5000) / 2)]
     True
     """
-    dense = tensor.to_dense() if tensor.layout != torch.strided else tensor
-    flat = getattr(dense, "to_local", lambda: dense)().detach().reshape(-1)
+    flat = _held(tensor).reshape(-1)
     rest = flat.numel() % FOLD
     sums = flat[: flat.numel() - rest].view(flat.numel() // FOLD, FOLD).sum(0, dtype=torch.float64)
     sums[:rest] += flat[flat.numel() - rest :]
@@ -60,9 +59,15 @@ def folded(tensor: Tensor) -> list[float]:
 
 @torch.no_grad()
 def leading(tensor: Tensor) -> Tensor:
-    """The first elements of a tensor, flat, in float64 on the CPU: always the same ones."""
-    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-    return dense.reshape(-1)[:ELEMENTS].to("cpu", torch.float64, copy=True)
+    """The first elements of a tensor, or of this process's shard, flat, in float64 on the CPU: always the same ones."""
+    return _held(tensor).reshape(-1)[:ELEMENTS].to("cpu", torch.float64, copy=True)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """A tensor without its gradient, dense; of a DTensor the shard that this process holds, without asking others."""
+    own = tensor.detach()
+    own = getattr(own, "to_local", lambda: own)()
+    return own.to_dense() if own.layout != torch.strided else own
 
 
 def looks(batch: Tensor) -> list[list[float]]:

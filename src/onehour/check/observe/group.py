@@ -127,7 +127,8 @@ class Groups:
         every = [p for group in optimizer.param_groups for p in group["params"]]
         left = self.left.get(optimizer)
         if left is None:
-            values = [value for p in [p for p in every if p.ndim > 1][:WEIGHTS] for value in leading(p)[:EACH].tolist()]
+            compared = [p for p in every if p.ndim > 1 and not _sharded(p)][:WEIGHTS]
+            values = [value for p in compared for value in leading(p)[:EACH].tolist()]
             self.recorder.tape.add(InitialWeights(user_line(), values))
             large = sum(p.numel() for p in every) * UPDATES > NUMBERS
             left = FEW if large or not self.recorder.cut else UPDATES
@@ -176,5 +177,9 @@ class Groups:
 def _parted(name: str, parameter: Tensor) -> bool:
     """Whether it looks like a parameter that each process has for itself: an expert, or a shard."""
     marked = any(getattr(parameter, mark, False) for mark in MARKS) or getattr(parameter, "allreduce", True) is False
-    sharded = hasattr(parameter, "placements") or type(parameter).__name__ == "FlatParameter"
-    return marked or sharded or bool(PARTED.search(name))
+    return marked or _sharded(parameter) or bool(PARTED.search(name))
+
+
+def _sharded(parameter: Tensor) -> bool:
+    """Whether it is a DTensor, or the first FSDP's: each process holds its part."""
+    return hasattr(parameter, "placements") or type(parameter).__name__ == "FlatParameter"
