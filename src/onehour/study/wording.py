@@ -156,6 +156,7 @@ def _failure(findings: Findings, row: Row, stay: str) -> Sentence:
     """Of the first minibatch to which it does not hold; where none does, with the minibatch to stay at."""
     verdict, n = row.verdict, row.entry.n
     assert verdict is not None
+    found = "worse by " * (findings.metric != TOP1_ERROR) + findings.metric.amount(verdict.found)
     begins = f"at {multiple(findings, row)}"
     begins = f"Stay at {stay}: {begins}" if stay else begins.capitalize()
     if verdict.state == "no verdict":
@@ -163,13 +164,10 @@ def _failure(findings: Findings, row: Row, stay: str) -> Sentence:
     if verdict.state == "broke":
         return Sentence(f"{begins} {_broke(findings, row)}.", verdict.state)
     if verdict.state == "beyond":
-        lies = f"the error lies {verdict.found} points above it"
-        if findings.metric != TOP1_ERROR:
-            lies = f"the {findings.metric.name} is worse by {findings.metric.amount(verdict.found)}"
-        return Sentence(f"{begins} {lies}, beyond the margin.", verdict.state)
+        lies = f"lies {found} above it" if findings.metric == TOP1_ERROR else f"is {found}"
+        return Sentence(f"{begins} the {findings.metric.short} {lies}, beyond the margin.", verdict.state)
     more = verdict.more_seeds or 0
     many = f"about {more} more seed{'s' * (more != 1)}" if more else "not even 100 more seeds"
-    found = findings.metric.amount(verdict.found)
     text = f"{begins} it is {WORDS[verdict.state]}: {found}; {many} would decide it, if means and std stayed."
     if more and findings.looks == 1:
         text += " Looking again makes a false “within” likelier; --looks 2 from the start keeps it at 5 %."
