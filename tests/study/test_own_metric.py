@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import studies
@@ -14,10 +15,12 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.execution import Execution
+from onehour.study.curves import curve_pictures
+from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
 from onehour.study.findings import Findings, findings_of
 from onehour.study.report import results_csv, results_json, write_report
-from onehour.study.results import read_csv, read_paths, study_of
-from onehour.study.spec import SweepSpec
+from onehour.study.results import Point, Result, read_csv, read_paths, study_of
+from onehour.study.spec import Arm, SweepSpec
 from onehour.study.verdict import State
 from onehour.study.wording import headline
 from onehour.sweeps.task import Task, run_task
@@ -26,6 +29,7 @@ from onehour.training.record import Metric, Run
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 PAIRS = Recipe.from_toml(TASKS / "pairs.toml").replace(epochs=6, samples=600, warmup_epochs=1, milestones=("4",))
+Outcome = Literal["finished", "non-finite"]
 IN_PLACE, DISTANCE = "pairs in place %", "distance [m]"
 
 
@@ -56,11 +60,11 @@ def write_run(
     return folder
 
 
-def write_pairs(path: Path, large: Sequence[float], **options: float) -> list[Path]:
+def write_pairs(path: Path, large: Sequence[float]) -> list[Path]:
     """Runs at minibatch 8, of 90 ± 0.1, and at 40 of these ends."""
     ends = [(8, end) for end in (89.9, 90.0, 90.1)] + [(40, end) for end in large]
     return [
-        write_run(path / str(seed), [end] * 5, minibatch=minibatch, seed=seed, **options)
+        write_run(path / str(seed), [end] * 5, minibatch=minibatch, seed=seed)
         for seed, (minibatch, end) in enumerate(ends)
     ]
 
@@ -129,6 +133,32 @@ def test_where_higher_is_better_figures_show_values_as_they_are_and_worse_higher
     assert all(f">{text}<" in figure for text in ("90.00", "−1", "90", "76.7"))
     assert "−90" not in figure
     assert "Less is worse, and drawn higher." in report.page.read_text(encoding="utf-8")
+
+
+def test_every_figure_says_the_metric(tmp_path: Path):
+    metric = Metric("distance", "m")
+    curve = tuple(Point(float(epoch), 1.0 / epoch, 0.9 / epoch) for epoch in range(1, 7))
+
+    def runs(end: float, minibatch: int, arm: Arm = (), outcome: Outcome = "finished") -> list[Result]:
+        ends = [end + 0.01 * seed for seed in range(3)]
+        own: dict[str, Any] = {"curve": curve, "seconds": 400 / minibatch, "metric": metric, "untrained": 2.0}
+        return [Result("run", arm, minibatch, seed, outcome, end, **own) for seed, end in enumerate(ends)]
+
+    sizes = [(("per_worker", str(n)),) for n in (2, 4, 20)]
+    arms = [result for number, arm in enumerate(sizes) for result in runs(0.2 + 0.1 * number, 40, arm)]
+    lost = runs(2.0, 40, (("warmup", "none"),), "non-finite")
+    findings = findings_of(study_of([*runs(0.2, 8), *runs(0.21, 40), *arms, *lost], PAIRS), margin=0.05)
+    parts = (minibatch_picture, seconds_picture, arm_pictures, per_worker_pictures, curve_pictures)
+    pictures = [picture for part in parts for picture in part(findings)]
+    words = [" ".join([picture.title, picture.caption, *picture.notes]) for picture in pictures]
+    svgs = [picture.inline("wide", {}) for picture in pictures]
+    assert len(pictures) == 6
+    assert not [text for text in (*words, *svgs) if "top-1" in text or "%" in text or "chance" in text]
+    assert all("distance" in text for text in words)
+    assert "At minibatch 40, where the recipe has distance 0.220 m, " in words[2]
+    assert "the costliest, in m: no warmup (+1.790)" in words[2]
+    assert "each counts as its untrained network and is marked with a cross" in words[2]
+    assert "scored as untrained" in svgs[2]
 
 
 def test_a_run_that_is_not_finite_counts_as_its_untrained_network(tmp_path: Path):

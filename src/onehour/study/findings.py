@@ -15,7 +15,7 @@ from onehour.config import Recipe
 from onehour.rules.arguments import positive, positive_int
 from onehour.rules.schedule import parse_milestones
 from onehour.study.paper import paper_cost
-from onehour.study.results import Entry, Study
+from onehour.study.results import Entry, Result, Study
 from onehour.study.spec import GROUPS, OTHERS, applied, group_of, plain_name
 from onehour.study.verdict import BROKEN, Sample, Verdict, judge
 from onehour.training.record import TOP1_ERROR, Metric
@@ -261,8 +261,13 @@ def _sample(study: Study, entry: Entry | None, margin: float) -> Sample:
     reference, far = study.reference, study.metric == TOP1_ERROR
     limit = statistics.median(reference.errors) + BROKEN * margin if reference and far else math.inf
     ended = [(r, r.cost) for r in (entry.results if entry else ()) if r.cost is not None]
-    broke = sum(result.outcome == "non-finite" or cost > limit or result.useless for result, cost in ended)
+    broke = sum(r.outcome == "non-finite" or cost > limit or cost >= _untrained(r) for r, cost in ended)
     return Sample.of([cost for _, cost in ended], [result.seed for result, _ in ended], broke)
+
+
+def _untrained(result: Result) -> float:
+    """What its network cost before training; infinite where nobody knows."""
+    return math.inf if result.untrained is None else result.metric.cost(result.untrained)
 
 
 def _recipe(study: Study, entry: Entry) -> Recipe | None:

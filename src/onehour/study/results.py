@@ -68,18 +68,6 @@ class Result:
         """Its error, as its negative where higher is better: what is judged and drawn."""
         return None if self.error is None else self.metric.cost(self.error)
 
-    @property
-    def known(self) -> bool:
-        """Whether there is an error, now or at its end; else its metric may not be known either."""
-        return self.curve != () or self.error is not None
-
-    @property
-    def useless(self) -> bool:
-        """Whether it ended no better than its untrained network, where that is known."""
-        if self.cost is None or self.untrained is None:
-            return False
-        return self.cost >= self.metric.cost(self.untrained)
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -143,7 +131,7 @@ class Study:
     @cached_property
     def metric(self) -> Metric:
         """What the errors are, of all runs."""
-        return next((result.metric for result in self.results if result.known), TOP1_ERROR)
+        return next((result.metric for result in self.results if result.metric != TOP1_ERROR), TOP1_ERROR)
 
     @property
     def flat(self) -> tuple[Entry, ...]:
@@ -174,11 +162,11 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
         ValueError: if a minibatch, arm and seed occur twice, or metrics differ.
     """
     results = list(results)
-    known = [result for result in results if result.known]
+    known = [result for result in results if result.curve or result.error is not None]
     if other := next((result for result in known if result.metric != known[0].metric), None):
         raise ValueError(
-            f"{known[0].source} has {_named(known[0].metric)} and {other.source} {_named(other.metric)}: different"
-            " metrics cannot be compared; report them separately"
+            f"{known[0].source} has {known[0].metric} and {other.source} {other.metric}: different metrics cannot be"
+            " compared; report them separately"
         )
     groups: dict[tuple[Arm, int | None], list[Result]] = {}
     for result in results:
@@ -194,10 +182,6 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
     keys = sorted(groups, key=lambda key: (key[0] != (), order.index(key[0]), key[1] or 0))
     by_seed = {key: tuple(sorted(groups[key], key=lambda result: (result.seed or 0, result.source))) for key in keys}
     return Study(recipe, tuple(Entry(*key, by_seed[key]) for key in keys), spec)
-
-
-def _named(metric: Metric) -> str:
-    return metric.written + ", of which more is better," * metric.higher_is_better
 
 
 def read_paths(paths: Sequence[Path]) -> Study:
@@ -283,8 +267,6 @@ def _result(run: Run, base: Recipe) -> Result:
             outcome, error = "non-finite", _of_no_use(run)
         seconds = summary.get("seconds_training")
     elif summary.get("outcome") == "non-finite":
-        if recipe.classes is None and run.untrained is None:
-            raise ValueError(f"{run.folder / 'recipe.toml'} has no classes, which the error of chance needs")
         outcome, error = "non-finite", _of_no_use(run)
     return Result(
         source=str(run.folder),
@@ -313,7 +295,8 @@ def _of_no_use(run: Run) -> float:
                 " finite; give it a finite value there"
             )
         return untrained
-    assert run.recipe.classes is not None
+    if run.recipe.classes is None:
+        raise ValueError(f"{run.folder / 'recipe.toml'} has no classes, which the error of chance needs")
     return 100 * (1 - 1 / run.recipe.classes)
 
 
@@ -341,8 +324,8 @@ def check_run(folder: Path) -> None:
     last = metrics[-1]["epoch"] if metrics else 0
     if last < run.recipe.epochs:
         raise ValueError(f"{path} ends at epoch {last} of {run.recipe.epochs}, but the run is finished: it was cut")
-    last_errors = [line["top1_error"] for line in metrics][-MEDIAN_OF:]
-    known, found = run.summary.get("last_errors"), [error if math.isfinite(error) else None for error in last_errors]
+    errors = [line["top1_error"] for line in metrics[-MEDIAN_OF:]]
+    known, found = run.summary.get("last_errors"), [error if math.isfinite(error) else None for error in errors]
     if known is not None and known != found:
         raise ValueError(f"{path} ends with the errors {found}, but summary.json has {known}: one of them was edited")
 

@@ -127,6 +127,9 @@ class Metric:
         unit = self.unit if self.unit in ("", "%") else f"[{self.unit}]"
         return f"{self.name} {unit}".rstrip()
 
+    def __str__(self) -> str:
+        return self.written + ", of which more is better," * self.higher_is_better
+
     @property
     def label(self) -> str:
         """Of an axis: distance, m."""
