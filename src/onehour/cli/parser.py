@@ -129,9 +129,8 @@ def add_margin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--margin",
         type=float,
-        default=0.5,
         metavar="POINTS",
-        help="points above the reference that still count as equal (0.5)",
+        help="points above the reference that still count as equal (0.5); of a task's metric, in its unit",
     )
     parser.add_argument(
         "--looks", type=int, default=1, metavar="N", help="verdicts while seeds are added: N err as often as one (1)"

@@ -32,7 +32,9 @@ def report_command(options: argparse.Namespace, arguments: list[str]) -> int:
     return print_report(options.paths, options.out, options.margin, options.looks, as_json=options.json)
 
 
-def print_report(paths: Sequence[Path], out: Path | None, margin: float, looks: int, *, as_json: bool = False) -> int:
+def print_report(
+    paths: Sequence[Path], out: Path | None, margin: float | None, looks: int, *, as_json: bool = False
+) -> int:
     """Write the report of these paths and print its verdict and where it lies; returns the exit code.
 
     Args:
@@ -43,7 +45,7 @@ def print_report(paths: Sequence[Path], out: Path | None, margin: float, looks: 
     Raises:
         ValueError: for bad input; nothing is written then.
 
-    >>> print_report([Path("nowhere.csv")], None, 0.5, 1)
+    >>> print_report([Path("nowhere.csv")], None, None, 1)
     Traceback (most recent call last):
     ValueError: nowhere.csv cannot be read: No such file or directory
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import statistics
 import sys
@@ -83,6 +84,11 @@ def _sweep(options: argparse.Namespace) -> int:
     changes = recipe_changes(options)
     sizes, seed = changes.pop("minibatch", None), changes.pop("seed", 0)
     recipe = asked_for(named(options.recipe, **changes), trust=options.trust)
+    if recipe.task is not None and options.margin is None and not options.dry_run:
+        raise ValueError(
+            f"task {recipe.task} has a metric of its own: say with --margin, in its unit, how much worse still counts"
+            " as equal"
+        )
     from onehour.sweeps.sweep import expected_seconds, pick_jobs, train_sweep, work_of
     from onehour.training.build import complete
 
@@ -182,12 +188,14 @@ def _ended(task: Task) -> str:
     from onehour.training.record import Run
 
     runs = [Run(folder) for folder in task.folders]
-    errors = [run.final_error for run in runs if run.finished]
+    errors = [run.final_error for run in runs if run.finished and math.isfinite(run.final_error)]
     bad = len(runs) - len(errors)
     parts = []
     if errors:
-        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-        parts.append(f"{statistics.fmean(errors):.2f}{spread} % ({len(errors)} seed{'s' * (len(errors) > 1)})")
+        metric, digits = runs[0].metric, ".2f" if runs[0].metric.unit == "%" else ".4g"
+        spread = f" ± {statistics.stdev(errors):{digits}}" if len(errors) > 1 else ""
+        found = f"{statistics.fmean(errors):{digits}}{spread} {metric.unit}".rstrip()
+        parts.append(f"{found} ({len(errors)} seed{'s' * (len(errors) > 1)})")
     if bad:
         parts.append(f"{bad} diverged (NaN or infinity)")
     seconds = sum(run.summary.get("seconds_training") or 0.0 for run in runs)

@@ -15,7 +15,8 @@ from onehour.study.marks import SHAPES
 from onehour.study.picture import ACCENT, ALERT, FAINT, INK, SOFT, WIDE, Picture, Sheet
 from onehour.study.results import Entry
 from onehour.study.verdict import points
-from onehour.study.wording import multiple, number, short, size_label
+from onehour.study.wording import cost_text, multiple, number, short, size_label, value_text
+from onehour.training.record import TOP1_ERROR, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 MOST = 24  # small multiples in a figure
 DETAIL = 80  # points of a curve that so small a picture can show
 
-READ = "Solid: training error; dotted: validation error; grey: what they are compared with. The scale is logarithmic."
-READ_VALIDATION = "Dotted: validation error; grey: what it is compared with. The scale is logarithmic."
+READ = "Solid: training {0}; dotted: validation {0}; grey: what they are compared with."
+READ_VALIDATION = "Dotted: validation {0}; grey: what it is compared with."
+LOGARITHMIC = " The scale is logarithmic."
 READ_SIGN = (
-    "The gap between the training errors is shaded; its mean between the two vertical lines, from the end of warmup to"
+    "The gap between the training {} is shaded; its mean between the two vertical lines, from the end of warmup to"
     " the first drop of the rate, is the early sign."
 )
 
@@ -47,22 +49,22 @@ class _Cell:
 
 def curve_pictures(findings: Findings) -> list[Picture]:
     """Of minibatches over the reference, of arms over the recipe at their minibatch, and of curves without a place."""
-    reference = findings.reference
+    reference, name = findings.reference, findings.metric.title
     groups: list[tuple[str, str, list[_Cell]]] = []
     if reference is not None:
         over = f"over minibatch {size_label(reference.entry.minibatch or 0)}’s"
         rows = [row for row in findings.sizes if row is not reference] or [reference]
         cells = [_cell(row, multiple(findings, row), reference.entry) for row in rows]
-        groups.append(("curves", f"Error over epochs, {over}", cells))
+        groups.append(("curves", f"{name} over epochs, {over}", cells))
     for size in findings.arms_at:
         rows = sorted((row for row in findings.arms if row.entry.minibatch == size), key=lambda row: -row.cost)
         cells = [_cell(row, row.name, findings.study.beside(row.entry)) for row in rows]
-        groups.append((f"curves-of-arms-at-{size}", f"Error over epochs of each change at {size_label(size)}", cells))
+        groups.append((f"curves-of-arms-at-{size}", f"{name} over epochs of each change at {size_label(size)}", cells))
     if findings.loose:
         base = reference.entry if reference else findings.loose[0]
         cells = [_Cell(entry.arm[0][1], entry, base) for entry in findings.loose if entry is not base]
         cells = cells or [_Cell(base.arm[0][1] if base.arm else "", base, None)]
-        groups.append(("curves-without-a-place", "Error over epochs of other curves", cells))
+        groups.append(("curves-without-a-place", f"{name} over epochs of other curves", cells))
     drawn = [(name, title, [cell for cell in cells if curve_of(cell.entry)]) for name, title, cells in groups]
     return [_picture(findings, name, title, cells) for name, title, cells in drawn if cells]
 
@@ -72,33 +74,42 @@ def _cell(row: Row, title: str, base: Entry | None) -> _Cell:
 
 
 def _picture(findings: Findings, name: str, title: str, cells: Sequence[_Cell]) -> Picture:
-    notes = [READ if any(curve_of(cell.entry, "train_error") for cell in cells) else READ_VALIDATION]
+    read = READ if any(curve_of(cell.entry, "train_error") for cell in cells) else READ_VALIDATION
+    notes = [read.format(findings.metric.short) + LOGARITHMIC * (findings.metric == TOP1_ERROR)]
     if any(math.isfinite(cell.early) for cell in cells):
-        notes.append(READ_SIGN)
+        notes.append(READ_SIGN.format(_plural(findings)))
     if len(cells) > MOST:
         notes.append(f"The first {MOST} of {len(cells)} are drawn; results.json holds all of them.")
     return Picture(
         name=name,
         title=title,
-        caption=_caption(cells),
-        draw=lambda width: _draw(cells[:MOST], sign_of(findings.study.recipe), width),
+        caption=_caption(findings, cells),
+        draw=lambda width: _draw(findings, cells[:MOST], width),
         notes=tuple(notes),
     )
 
 
-def _caption(cells: Sequence[_Cell]) -> str:
+def _plural(findings: Findings) -> str:
+    return "errors" if findings.metric == TOP1_ERROR else "curves"
+
+
+def _caption(findings: Findings, cells: Sequence[_Cell]) -> str:
     known = [cell for cell in cells if math.isfinite(cell.early)]
     if not known:
         ends = sorted(curve_of(cell.entry)[-1][1] for cell in cells)
-        span = f"{number(ends[0])} %" if len(ends) == 1 else f"from {number(ends[0])} to {number(ends[-1])} %"
-        return f"{len(cells)} curve{'s end' if len(cells) > 1 else ' ends'} with a validation error of {span}."
+        last, first = value_text(findings, ends[-1]), number(ends[0], findings.digits)
+        span = last if len(ends) == 1 else f"from {first} to {last}"
+        many = f"{len(cells)} curve{'s end' if len(cells) > 1 else ' ends'}"
+        return f"{many} with a validation {findings.metric.short} of {span}."
     least, most = (pick(known, key=lambda cell: abs(cell.early)) for pick in (min, max))
-    text = f"The mean gap of the training errors before the first drop is {points(most.early)} points at its largest"
-    text += f" ({short(most.title)})"
-    return text + (f" and {points(least.early)} at its smallest ({short(least.title)})." if least is not most else ".")
+    text = f"The mean gap of the training {_plural(findings)} before the first drop is"
+    text += f" {cost_text(findings, most.early)} at its largest ({short(most.title)})"
+    smallest = f" and {points(least.early, findings.digits)} at its smallest ({short(least.title)})"
+    return text + smallest * (least is not most) + "."
 
 
-def _draw(cells: Sequence[_Cell], sign: tuple[float, float] | None, width: float) -> Sheet:
+def _draw(findings: Findings, cells: Sequence[_Cell], width: float) -> Sheet:
+    metric = findings.metric
     columns = min(4 if width == WIDE else 2, max(len(cells), 2))
     lines = max(len(cell.lines) for cell in cells)
     gap, left, right, tall, head = 14.0, 26.0, 8.0, 112.0 if width == WIDE else 100.0, 8.0 + 13 * lines
@@ -107,7 +118,7 @@ def _draw(cells: Sequence[_Cell], sign: tuple[float, float] | None, width: float
     sheet = Sheet(width, rows * (head + tall + 14) + 22)
     entries = [entry for cell in cells for entry in (cell.entry, cell.base) if entry is not None]
     shown = [error for e in entries for kind in ("top1_error", "train_error") for _, error in curve_of(e, kind)]
-    low, high = max(0.8 * min(shown), 0.1), min(1.15 * max(shown), 100.0)
+    ends = (max(0.8 * min(shown), 0.1), min(1.15 * max(shown), 100.0)) if metric == TOP1_ERROR else _ends(shown)
     last = max(point.epoch for cell in cells for result in cell.entry.results for point in result.curve)
     for order, cell in enumerate(cells):
         row, column = divmod(order, columns)
@@ -116,19 +127,27 @@ def _draw(cells: Sequence[_Cell], sign: tuple[float, float] | None, width: float
         for line, text in enumerate(reversed(cell.lines)):
             sheet.text(place, top + head - 7 - 13 * line, text, weight="bold", fontsize=9.5, color=color)
         axes = sheet.axes(left=place, top=top + head, width=each, height=tall)
-        _frame(axes, (low, high), last, first=column == 0, foot=order + columns >= len(cells))
-        _draw_cell(axes, cell, sign, ALERT if color == ALERT else ACCENT)
+        _frame(axes, metric, ends, last, first=column == 0, foot=order + columns >= len(cells))
+        _draw_cell(axes, findings, cell, ALERT if color == ALERT else ACCENT)
     used = min(columns, len(cells))
     sheet.text(left + used * (each + gap) - gap, sheet.height - 3, "epoch", color=SOFT, fontsize=9.5, ha="right")
-    sheet.text(0, sheet.height - 3, "error, %", color=SOFT, fontsize=9.5)
+    sheet.text(0, sheet.height - 3, short(metric.short_label), color=SOFT, fontsize=9.5)
     return sheet
 
 
-def _frame(axes: Axes, ends: tuple[float, float], last: float, *, first: bool, foot: bool) -> None:
+def _ends(shown: Sequence[float]) -> tuple[float, float]:
+    """Of an even scale that shows all of it, with a little air."""
+    air = 0.08 * (max(shown) - min(shown)) or 1.0
+    return min(shown) - air, max(shown) + air
+
+
+def _frame(axes: Axes, metric: Metric, ends: tuple[float, float], last: float, *, first: bool, foot: bool) -> None:
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    axes.set(yscale="log", ylim=ends, xlim=(0, last))
-    ticks = [tick for tick in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0) if ends[0] <= tick <= ends[1]]
+    axes.set(yscale="log" if metric == TOP1_ERROR else "linear", ylim=ends, xlim=(0, last))
+    ticks: list[float] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+    ticks = ticks if metric == TOP1_ERROR else [float(tick) for tick in MaxNLocator(3).tick_values(*ends)]
+    ticks = [tick for tick in ticks if ends[0] <= tick <= ends[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks] if first else [""] * len(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -136,8 +155,8 @@ def _frame(axes: Axes, ends: tuple[float, float], last: float, *, first: bool, f
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
-def _draw_cell(axes: Axes, cell: _Cell, sign: tuple[float, float] | None, color: str) -> None:
-    train = curve_of(cell.entry, "train_error")
+def _draw_cell(axes: Axes, findings: Findings, cell: _Cell, color: str) -> None:
+    train, sign = curve_of(cell.entry, "train_error"), sign_of(findings.study.recipe)
     dotted: dict[str, Any] = {"linewidth": 1.1, "dashes": (1, 1.4)}
     if cell.base is not None:
         base = curve_of(cell.base, "train_error")
@@ -158,7 +177,7 @@ def _draw_cell(axes: Axes, cell: _Cell, sign: tuple[float, float] | None, color:
     for end in [result.curve[-1] for result in lost]:
         axes.plot([end.epoch], [end.top1_error], linestyle="none", marker="x", color=ALERT, markersize=4.6)
     if math.isfinite(cell.early):
-        text = f"gap {points(cell.early)}"
+        text = f"gap {points(cell.early, findings.digits)}"
         axes.annotate(text, (0.03, 0.05), xycoords="axes fraction", fontsize=9, color=INK)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onehour.study.advice import advice_of_study
@@ -25,7 +26,18 @@ from onehour.study.picture import FAINT, INK, SOFT, WASH, WIDE, Picture, Sheet, 
 from onehour.study.results import Entry
 from onehour.study.spec import GROUPS
 from onehour.study.verdict import points
-from onehour.study.wording import break_caption, joined, non_finite_notes, number, seconds_text, short, size_label
+from onehour.study.wording import (
+    break_caption,
+    change_text,
+    error_words,
+    joined,
+    non_finite_notes,
+    seconds_text,
+    short,
+    size_label,
+    value_text,
+)
+from onehour.training.record import TOP1_ERROR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +46,7 @@ READ = (
     "Bars are ±2 std over seeds, dots are seeds; the band is the reference’s ±2 std, the dashed line the margin. Above"
     " the break of the axis the scale is logarithmic."
 )
+READ_DOWN = "Less is worse, and drawn higher."
 READ_BOTH = "The same number of points above the reference lies at the same height in both panels."
 PAPER_TASK = ("resnet50", 1_281_167)
 """The model and the number of samples, ImageNet-1k's, with which a report has the paper's figure beside its own."""
@@ -48,20 +61,26 @@ def minibatch_picture(findings: Findings, *, papers: bool = False) -> list[Pictu
     """The figure; none without a minibatch that has a run which ended.
 
     Args:
-        papers: with the paper's own beside it, whatever the task.
+        papers: with the paper's own beside it, whatever the model and data.
     """
     if findings.reference is None:
         return []
     recipe = findings.study.recipe
     papers = papers or (recipe is not None and (recipe.model, recipe.samples) == PAPER_TASK)
+    papers = papers and findings.metric == TOP1_ERROR
     panels = [_ours(findings), *([_papers(findings.margin)] if papers else [])]
     return [
         Picture(
             name="error-against-minibatch",
-            title="Error against minibatch",
+            title=f"{findings.metric.title} against minibatch",
             caption=break_caption(findings, papers=papers),
             draw=lambda width: draw_panels(panels, width),
-            notes=(READ, *([READ_BOTH] if papers else []), *non_finite_notes(findings.sizes)),
+            notes=(
+                READ,
+                *([READ_BOTH] if papers else []),
+                *([READ_DOWN] if findings.metric.higher_is_better else []),
+                *non_finite_notes(findings.sizes),
+            ),
         )
     ]
 
@@ -78,12 +97,13 @@ def _ours(findings: Findings) -> Panel:
         foreseen = math.log2(noise.low), math.log2(noise.scale), math.log2(noise.high)
     return Panel(
         title=short(recipe.name, 24) if recipe else "These runs",
-        about=f"{short(about, 36)}; top-1 error, %",
+        about=f"{short(about, 36)}; {short(findings.metric.label)}",
         marks=tuple(mark_of(row, math.log2(size)) for size, row in marks.items()),
         ticks=_sizes(marks, base or 1),
         margin=findings.margin,
         breaks=True,
         foreseen=foreseen,
+        metric=findings.metric,
     )
 
 
@@ -119,27 +139,31 @@ def per_worker_pictures(findings: Findings) -> list[Picture]:
         own = next((row for row in findings.sizes if row.entry.minibatch == size and row.entry.n), None)
         if len(found) >= FEWEST and own is not None and findings.study.recipe is not None:
             n = findings.study.recipe.per_worker
-            pictures.append(_per_worker_picture(findings.margin, size, dict(sorted({**found, n: own}.items())), n))
+            pictures.append(_per_worker_picture(findings, size, dict(sorted({**found, n: own}.items())), n))
     return pictures
 
 
-def _per_worker_picture(margin: float, size: int, found: dict[int, Row], own: int) -> Picture:
+def _per_worker_picture(findings: Findings, size: int, found: dict[int, Row], own: int) -> Picture:
+    metric = findings.metric
     panel = Panel(
         title=f"Minibatch {size_label(size)}",
-        about="top-1 error, %, against n, the images per worker",
+        about=f"{short(metric.label)}, against n, the images per worker",
         marks=tuple(mark_of(row, math.log2(n), state="reference" if n == own else "") for n, row in found.items()),
         ticks=tuple((math.log2(n), size_label(n), f"k={size // n}") for n in found),
-        margin=margin,
+        margin=findings.margin,
+        metric=metric,
     )
     by_mean = sorted(found, key=lambda n: found[n].entry.mean)
-    best, worst = (f"n = {n} ({number(found[n].entry.mean)} %)" for n in (by_mean[0], by_mean[-1]))
-    rest = f"; with the recipe’s n = {own} it is {number(found[own].entry.mean)} %."
+    values = {n: value_text(findings, row.entry.mean) for n, row in found.items()}
+    low, high = (f"n = {n} ({values[n]})" for n in (by_mean[0], by_mean[-1]))
+    extremes = f"lowest with {low} and highest with {high}"
+    rest = f"; with the recipe’s n = {own} it is {values[own]}."
     if own in (by_mean[0], by_mean[-1]):
         rest = f"; the recipe has n = {own}."
     return Picture(
         name=f"per-worker-at-{size}",
         title=f"BatchNorm’s n at {size_label(size)}",
-        caption=f"At minibatch {size_label(size)} the error is lowest with {best} and highest with {worst}{rest}",
+        caption=f"At minibatch {size_label(size)} the {metric.short} is {extremes}{rest}",
         draw=lambda width: draw_panels([panel], width, tall=190),
         notes=non_finite_notes(row for n, row in found.items() if n != own),
     )
@@ -156,13 +180,14 @@ def seconds_picture(findings: Findings) -> list[Picture]:
     times = sorted(time for time in ROUND_SECONDS if low - pad <= math.log2(time) <= high + pad)
     panel = Panel(
         title=short(recipe.name, 24) if recipe else "These runs",
-        about="top-1 error, %, against the time of training a run",
+        about=f"{short(findings.metric.label)}, against the time of training a run",
         marks=marks,
         ticks=tuple((math.log2(time), seconds_text(time), "") for time in times),
         margin=findings.margin,
         names=tuple(size_label(row.entry.minibatch or 0) for row in rows),
         pad=pad,
         room=44,
+        metric=findings.metric,
     )
     notes = ["Time is that of training alone, on this machine, without evaluation; unfinished runs have none."]
     if together := {result.together for row in rows for result in row.entry.results if result.seconds} - {1}:
@@ -171,7 +196,7 @@ def seconds_picture(findings: Findings) -> list[Picture]:
     return [
         Picture(
             name="error-against-time",
-            title="Error against time",
+            title=f"{findings.metric.title} against time",
             caption=_seconds_caption(findings, reference, rows),
             draw=lambda width: draw_panels([panel], width, tall=210 if width == WIDE else 200),
             notes=tuple(notes),
@@ -186,9 +211,8 @@ def _seconds_caption(findings: Findings, reference: Row, rows: Sequence[Row]) ->
     sizes = f"{size_label(reference.entry.minibatch or 0)} to {size_label(end.entry.minibatch or 0)}"
     times = f"from {seconds_text(start)} to {seconds_text(stop)}"
     faster = f", {start / stop:.1f} times as fast," if stop < start else ""
-    return (
-        f"From minibatch {sizes} a run’s time goes {times}{faster} and its error changes by {points(end.cost)} points."
-    )
+    changes = f"its {findings.metric.short} changes by {change_text(findings, end.cost)}"
+    return f"From minibatch {sizes} a run’s time goes {times}{faster} and {changes}."
 
 
 def arm_pictures(findings: Findings, *, elsewhere: Sequence[str] = ()) -> list[Picture]:
@@ -215,22 +239,26 @@ def _arm_picture(findings: Findings, size: int, groups: Sequence[tuple[str, Sequ
     own = findings.study.beside(rows[0].entry)
     assert own is not None
     worse = sum(row.state in ("beyond", "broke") for row in rows)
-    most = [f"{short(row.name)} ({points(row.cost)})" for row in sorted(rows, key=lambda row: -row.cost)[:3]]
-    caption = f"At minibatch {size_label(size)}, where the recipe has {number(own.mean)} % error, "
+    most = [
+        f"{short(row.name)} ({points(row.cost, findings.digits)})"
+        for row in sorted(rows, key=lambda row: -row.cost)[:3]
+    ]
+    caption = f"At minibatch {size_label(size)}, where the recipe has {error_words(findings, own.mean)}, "
     if all(row.state == "no verdict" for row in rows):
         caption += "no change has a verdict; "
     else:
         caption += f"{worse} of {len(rows)} changes {'is' if worse == 1 else 'are'} beyond the margin or broke; "
+    in_points = f", in {findings.metric.points}" if findings.metric.points else ""
     return Picture(
         name=f"arms-at-{size}",
         title=f"What each change costs at {size_label(size)}",
-        caption=f"{caption}the costliest, in points: {joined(most)}.",
-        draw=lambda width: _draw_arms(findings.margin, own, groups, width),
+        caption=f"{caption}the costliest{in_points}: {joined(most)}.",
+        draw=lambda width: _draw_arms(findings, own, groups, width),
         notes=non_finite_notes(rows),
     )
 
 
-def _draw_arms(margin: float, own: Entry, groups: Sequence[tuple[str, Sequence[Row]]], width: float) -> Sheet:
+def _draw_arms(findings: Findings, own: Entry, groups: Sequence[tuple[str, Sequence[Row]]], width: float) -> Sheet:
     """A line an arm: its name at the left, or above where the sheet is narrow."""
     wide = width == WIDE
     head, step, left, right = (20, 21, 236, 60) if wide else (36, 36, 0, 0)
@@ -246,12 +274,17 @@ def _draw_arms(margin: float, own: Entry, groups: Sequence[tuple[str, Sequence[R
         spans += [(begin, place + 10)] if wide else []
         place += 32
     tall = place - 20
-    marks = [mark_of(row, place, above=own.mean) for place, row in rows]
+    metric, margin, (least, most) = findings.metric, findings.margin, findings.metric.ends
+    marks = [mark_of(row, place, above=own.cost) for place, row in rows]
     paper = [Mark(place, row.paper, math.nan, "paper") for place, row in rows if row.paper is not None]
-    sheet = sheet_with_key(width, head + 14 + tall + 24, [*marks, *paper])
-    sheet.text(0, 12, "points of top-1 error above the recipe", fontsize=10, color=SOFT)
+    sheet = sheet_with_key(width, head + 14 + tall + 24, [*marks, *paper], metric)
+    axis = (
+        "points of top-1 error above the recipe" if metric == TOP1_ERROR else f"worse than the recipe: {metric.label}"
+    )
+    sheet.text(0, 12, short(axis), fontsize=10, color=SOFT)
     axes = sheet.axes(left=left + 4, top=head + 14, width=width - left - right - 8, height=tall)
-    window = window_of([*marks, *paper], base=0.0, margin=margin, floor=-own.mean)
+    window = window_of([*marks, *paper], base=0.0, margin=margin, floor=least - own.cost)
+    window = replace(window, most=most)
     _frame_arms(axes, own, window, margin, tall, spans)
     for place, title in titles:
         sheet.text(0, head + 14 + place, title, weight="bold", fontsize=10.5)
@@ -260,8 +293,8 @@ def _draw_arms(margin: float, own: Entry, groups: Sequence[tuple[str, Sequence[R
     for mark, (place, row) in zip(marks, rows, strict=True):
         line, color = head + 14 + place + (4 if wide else -10), SHAPES[mark.state]["markeredgecolor"]
         sheet.text(0, line, short(row.name, 40), fontsize=10.5)
-        sheet.text(width, line, points(row.cost), ha="right", fontsize=10.5, color=color)
-        draw_mark(axes, mark, upright=False, width=3.5, ends=(-own.mean, 100 - own.mean))
+        sheet.text(width, line, points(row.cost, findings.digits), ha="right", fontsize=10.5, color=color)
+        draw_mark(axes, mark, upright=False, width=3.5, ends=(least - own.cost, most - own.cost))
     return sheet
 
 

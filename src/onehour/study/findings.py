@@ -15,11 +15,14 @@ from onehour.config import Recipe
 from onehour.rules.arguments import positive, positive_int
 from onehour.rules.schedule import parse_milestones
 from onehour.study.paper import paper_cost
-from onehour.study.results import Entry, Study
+from onehour.study.results import Entry, Result, Study
 from onehour.study.spec import GROUPS, OTHERS, applied, group_of, plain_name
 from onehour.study.verdict import BROKEN, Sample, Verdict, judge
+from onehour.training.record import TOP1_ERROR, Metric
 
 Curve = list[tuple[float, float]]
+
+USUAL_MARGIN = 0.5  # points of top-1 error
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Row:
         name: in plain words.
         recipe: what its runs had; None for others' curves.
         verdict: against the reference, or of an arm against the recipe at the same minibatch; None for the reference.
-        broke: how many runs diverged to NaN or infinity, or ended ten margins above the reference's median.
+        broke: how many runs diverged to NaN or infinity, or ended ten margins above the reference's median; of a task
+            of one's own, no better than its untrained network.
         paper: of an arm, what it costs in the paper at 8k, in points.
         early: the early sign, in points: the mean gap of the training curves from the end of warmup to the first drop.
     """
@@ -56,7 +60,7 @@ class Row:
 
     @property
     def cost(self) -> float:
-        """Mean error − what it is compared with, in points; 0 for the reference."""
+        """Mean error − what it is compared with, in points; above 0 is worse; 0 for the reference."""
         return self.verdict.difference if self.verdict else 0.0
 
     @property
@@ -87,6 +91,16 @@ class Findings:
     looks: int
     sizes: tuple[Row, ...]
     groups: Mapping[tuple[int, str], tuple[Row, ...]]
+
+    @property
+    def metric(self) -> Metric:
+        """What the errors are."""
+        return self.study.metric
+
+    @property
+    def digits(self) -> int:
+        """Decimals of errors and differences."""
+        return self.metric.digits(self.margin)
 
     @property
     def reference(self) -> Row | None:
@@ -136,12 +150,22 @@ class Findings:
         return next((row for row in self.above if row.state != "within"), None)
 
 
-def findings_of(study: Study, margin: float = 0.5, looks: int = 1) -> Findings:
+def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Findings:
     """Judge a study: each minibatch beside the reference, each arm beside the recipe at its minibatch.
 
+    Args:
+        margin: in points, or in the metric's unit; None is half a point of top-1 error.
+
     Raises:
-        ValueError: if margin or looks is not above zero, or scipy is missing.
+        ValueError: if margin or looks is not above zero, no margin is known for the metric, or scipy is missing.
     """
+    metric = study.metric
+    if margin is None and metric != TOP1_ERROR:
+        raise ValueError(
+            f"{metric.written} has no usual margin: say with --margin{' in' * bool(metric.points)}"
+            f" {metric.points} how much worse still counts as equal"
+        )
+    margin = USUAL_MARGIN if margin is None else margin
     positive("margin", margin)
     positive_int("looks", looks)
     reference = study.reference
@@ -153,9 +177,11 @@ def findings_of(study: Study, margin: float = 0.5, looks: int = 1) -> Findings:
             entry,
             name,
             recipe=_recipe(study, entry),
-            verdict=judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks) if judged else None,
+            verdict=judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks, metric=metric)
+            if judged
+            else None,
             broke=sample.broke or 0,
-            paper=paper_cost(entry.arm, study.recipe),
+            paper=paper_cost(entry.arm, study.recipe) if metric == TOP1_ERROR else None,
             early=_early(study, entry, base),
         )
 
@@ -178,7 +204,9 @@ def curve_of(entry: Entry, kind: Literal["top1_error", "train_error"] = "top1_er
     """(epoch, error) at the epochs that each run has reached: the mean over those that have ended, or over all."""
     ended = [result for result in entry.results if result.error is not None] or entry.results
     curves = [[(point.epoch, getattr(point, kind)) for point in result.curve] for result in ended]
-    return mean_curve([(epoch, error) for epoch, error in curve if error is not None] for curve in curves)
+    return mean_curve(
+        [(epoch, error) for epoch, error in curve if error is not None and math.isfinite(error)] for curve in curves
+    )
 
 
 def mean_curve(curves: Iterable[Curve]) -> Curve:
@@ -226,12 +254,20 @@ def sign_of(recipe: Recipe | None) -> tuple[float, float] | None:
 
 
 def _sample(study: Study, entry: Entry | None, margin: float) -> Sample:
-    """An entry's ended runs; of these broke those that diverged, and those far above the reference's median."""
-    reference = study.reference
-    limit = statistics.median(reference.errors) + BROKEN * margin if reference else math.inf
-    ended = [(r.seed, r.error, r.outcome) for r in (entry.results if entry else ()) if r.error is not None]
-    broke = sum(outcome == "non-finite" or error > limit for _, error, outcome in ended)
-    return Sample.of([error for _, error, _ in ended], [seed for seed, _, _ in ended], broke)
+    """An entry's ended runs; of these broke those that diverged, and those far above the reference's median.
+
+    Of a metric of one's own, whose scale nobody knows, "far" is no better than the untrained network.
+    """
+    reference, far = study.reference, study.metric == TOP1_ERROR
+    limit = statistics.median(reference.errors) + BROKEN * margin if reference and far else math.inf
+    ended = [(r, r.cost) for r in (entry.results if entry else ()) if r.cost is not None]
+    broke = sum(r.outcome == "non-finite" or cost > limit or cost >= _untrained(r) for r, cost in ended)
+    return Sample.of([cost for _, cost in ended], [result.seed for result, _ in ended], broke)
+
+
+def _untrained(result: Result) -> float:
+    """What its network cost before training; infinite where nobody knows."""
+    return math.inf if result.untrained is None else result.metric.cost(result.untrained)
 
 
 def _recipe(study: Study, entry: Entry) -> Recipe | None:
@@ -247,4 +283,4 @@ def _early(study: Study, entry: Entry, base: Entry | None) -> float:
     sign = sign_of(study.recipe)
     if sign is None or base is None or base is entry:
         return math.nan
-    return early_gap(curve_of(entry, "train_error"), curve_of(base, "train_error"), *sign)
+    return study.metric.cost(early_gap(curve_of(entry, "train_error"), curve_of(base, "train_error"), *sign))

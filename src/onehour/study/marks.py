@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from onehour.study.findings import Row
 from onehour.study.picture import ACCENT, ALERT, INK, PAPER, SOFT, WASH, WIDE, Sheet, Window
 from onehour.study.wording import WORDS, number, size_label
+from onehour.training.record import TOP1_ERROR, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": 
 
 @dataclass(frozen=True)
 class Mark:
-    """An entry to draw; all in percent, or all in points above something.
+    """An entry to draw; all in percent, or all in points above something, or costs of a metric (`Metric.cost`).
 
     Args:
         place: on the other axis.
@@ -72,13 +73,13 @@ def mark_of(row: Row, place: float, above: float = 0.0, state: str = "") -> Mark
     """A row as a mark.
 
     Args:
-        above: what its errors are counted from, in percent.
+        above: what its costs are counted from, in percent.
         state: other than its own.
     """
-    ended = [(result.outcome, result.error - above) for result in row.entry.results if result.error is not None]
+    ended = [(result.outcome, result.cost - above) for result in row.entry.results if result.cost is not None]
     return Mark(
         place=place,
-        mean=row.entry.mean - above,
+        mean=row.entry.cost - above,
         std=row.entry.std,
         state=state or row.state,
         dots=tuple(error for outcome, error in ended if outcome == "finished"),
@@ -92,7 +93,7 @@ def draw_mark(axes: Axes, mark: Mark, *, upright: bool = True, width: float, end
     Args:
         upright: errors on the vertical axis.
         width: over which seeds are spread, in units of the other axis.
-        ends: between which its bar may lie: no error is below 0 or above 100 %.
+        ends: between which its bar may lie: no top-1 error is below 0 or above 100 %.
     """
     color = SHAPES[mark.state]["markeredgecolor"]
 
@@ -140,14 +141,15 @@ def window_of(marks: Iterable[Mark], *, base: float, margin: float, floor: float
     return Window(low, knee, base + (knee - base) * times**1.25, base)  # with air above the highest
 
 
-def sheet_with_key(width: float, height: float, marks: Iterable[Mark]) -> Sheet:
+def sheet_with_key(width: float, height: float, marks: Iterable[Mark], metric: Metric = TOP1_ERROR) -> Sheet:
     """A sheet of this height, in points, above a key of what the marks' shapes mean, on as many lines as it needs."""
+    meant = KEYS if metric == TOP1_ERROR else KEYS | {"cross": "diverged (NaN or ∞), scored as untrained"}
     from matplotlib.lines import Line2D
 
     marks = list(marks)
     states = {mark.state for mark in marks} | {"cross" for mark in marks if mark.crosses}
     keys, place, line = [], 0.0, 0
-    for state, words in ((state, KEYS[state]) for state in SHAPES if state in states):
+    for state, words in ((state, meant[state]) for state in SHAPES if state in states):
         length = 26 + 5.7 * len(words)
         if place and place + length - 12 > width:
             place, line = 0.0, line + 1
@@ -177,6 +179,7 @@ class Panel:
         foreseen: the noise scale's interval and the noise scale, between its ends, on the lower axis.
         pad: beyond the first and last mark.
         room: points that a tick's text needs.
+        metric: what the marks are.
     """
 
     title: str
@@ -190,6 +193,12 @@ class Panel:
     foreseen: tuple[float, float, float] | None = None
     pad: float = 0.6
     room: float = 25
+    metric: Metric = TOP1_ERROR
+
+    @property
+    def digits(self) -> int:
+        """Decimals of its numbers."""
+        return self.metric.digits(self.margin)
 
     @property
     def reference(self) -> Mark:
@@ -204,7 +213,9 @@ class Panel:
     @property
     def window(self) -> Window:
         """The scale that its marks ask for."""
-        return window_of(self.marks, base=self.reference.mean, margin=self.margin, floor=0.0)
+        floor, most = self.metric.ends
+        window = window_of(self.marks, base=self.reference.mean, margin=self.margin, floor=floor)
+        return replace(window, most=most, negated=self.metric.higher_is_better)
 
 
 def draw_panels(panels: Sequence[Panel], width: float, tall: float = 0) -> Sheet:
@@ -218,14 +229,15 @@ def draw_panels(panels: Sequence[Panel], width: float, tall: float = 0) -> Sheet
     frame, tall = ((width - gap) / len(panels), tall or 236) if side else (width, tall or 216)
     below = HEAD + tall + FOOT
     marks = [mark for panel in panels for mark in panel.marks]
-    sheet = sheet_with_key(width, below * (1 if side else len(panels)), marks)
+    sheet = sheet_with_key(width, below * (1 if side else len(panels)), marks, panels[0].metric)
     bases = [panel.reference.mean for panel in panels]
     windows = [panel.window for panel in panels]
-    low = max(min(window.low - base for window, base in zip(windows, bases, strict=True)), -min(bases))
+    floor = panels[0].metric.ends[0] - min(bases)
+    low = max(min(window.low - base for window, base in zip(windows, bases, strict=True)), floor)
     knee = max(window.knee - base for window, base in zip(windows, bases, strict=True))
     for place, (panel, window, base) in enumerate(zip(panels, windows, bases, strict=True)):
         high = window.high if window.broken else base + knee
-        same = Window(base + low, base + knee, max(high, base + knee), base)
+        same = replace(window, low=base + low, knee=base + knee, high=max(high, base + knee))
         left, top = (place * (frame + gap), 0) if side else (0, place * below)
         _draw_panel(sheet, panel, same, left=left, top=top, width=frame, tall=tall)
     return sheet
@@ -247,11 +259,11 @@ def _draw_panel(
     _draw_frame(axes, panel, window, point)
     axes.plot(places, means, color=panel.color, linewidth=1, alpha=0.55, zorder=2)
     for mark in panel.marks:
-        draw_mark(axes, mark, width=5 * point, ends=(0, 100))
+        draw_mark(axes, mark, width=5 * point, ends=panel.metric.ends)
         if mark.mean > window.knee and not panel.names:  # where the scale says little
             right = mark is first
             axes.annotate(
-                number(mark.mean, 1),
+                number(panel.metric.cost(mark.mean), max(panel.digits - 1, 0)),
                 (mark.place, mark.mean),
                 xytext=(8, -3) if right else (0, 6) if mark.crosses else (-8, 0),
                 ha="left" if right else "center" if mark.crosses else "right",
@@ -290,7 +302,8 @@ def _draw_frame(axes: Axes, panel: Panel, window: Window, point: float) -> None:
         axes.axhspan(reference.mean - 2 * reference.std, reference.reach, color=WASH, linewidth=0, zorder=0)
     axes.axhline(reference.mean, color=INK, linewidth=0.7, zorder=1)
     axes.axhline(reference.mean + panel.margin, color=INK, linewidth=0.7, dashes=(4, 3), zorder=1)
-    for text, error in ((number(reference.mean), 0), (f"+{panel.margin:g}", panel.margin)):
+    mean, sign = number(panel.metric.cost(reference.mean), panel.digits), "−" if panel.metric.higher_is_better else "+"
+    for text, error in ((mean, 0), (f"{sign}{panel.margin:g}", panel.margin)):
         axes.annotate(text, (end, reference.mean + error), xytext=(5, 0), va="center", color=INK, **NOTE)
 
 

@@ -110,7 +110,7 @@ def draw_curve(run: Run) -> Path | None:
         if recipe.task is None:
             errors.set_ylim(0, min(100.0, max(6 * lowest, 5.0)))
         errors.yaxis.set_major_locator(MaxNLocator(5, integer=recipe.task is None))
-        errors.set_ylabel(", ".join(filter(None, (run.metric.name, run.metric.unit))), fontsize=10)
+        errors.set_ylabel(run.metric.label, fontsize=10)
         errors.legend(loc="upper right", framealpha=1, edgecolor="none", fontsize=10)
         title = f"{short(recipe.name)}: {size}, seed {recipe.seed}"
         errors.set_title(title, fontsize=10, loc="left", color=INK)

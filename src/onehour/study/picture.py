@@ -103,12 +103,16 @@ class Window:
     Args:
         low, knee, high: in percent or points; nothing is logarithmic where knee and high are one.
         base: what distances are counted from beyond the knee; below it.
+        most: above which no number is written.
+        negated: its numbers are written with the other sign.
     """
 
     low: float
     knee: float
     high: float
     base: float = 0.0
+    most: float = 100.0
+    negated: bool = False
 
     @property
     def broken(self) -> bool:
@@ -148,11 +152,11 @@ class Window:
 
         round_ones = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(self.low, self.knee)
         ticks = [float(tick) for tick in round_ones if self.low <= tick <= self.knee]
-        far = [digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 3, 5)] if self.broken else []
-        for tick in far:
+        far = [digit * 10.0**power for power in range(-9, 10) for digit in (1, 2, 3, 5)] if self.broken else []
+        for tick in [*(-tick for tick in reversed(far)), *far]:
             last = ticks[-1] if ticks else self.low
             apart = self.forward([tick])[0] - self.forward([last])[0]
-            if self.knee < tick <= min(self.high, 100.0) and apart >= APART:
+            if self.knee < tick <= min(self.high, self.most) and apart >= APART:
                 ticks.append(tick)
         return ticks
 
@@ -162,7 +166,7 @@ class Window:
         set_scale, axis = (axes.set_yscale, axes.yaxis) if which == "y" else (axes.set_xscale, axes.xaxis)
         set_scale("function", functions=(self.forward, self.backward))
         axes.set(**{f"{which}lim": (self.low, self.high)})
-        axis.set_ticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+        axis.set_ticks(ticks, [f"{-tick if self.negated and tick else tick:g}".replace("-", "−") for tick in ticks])
         axis.set_ticks([], minor=True)
         axes.grid(axis=which, color=FAINT, linewidth=0.6)
         if self.broken:

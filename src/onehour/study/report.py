@@ -12,7 +12,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -31,6 +31,7 @@ from onehour.study.reproduce import BASE, commands, environment_of, left_over, m
 from onehour.study.results import Result, read_paths
 from onehour.study.spec import GROUPS, SPEC
 from onehour.study.verdict import points
+from onehour.training.record import TOP1_ERROR
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, JSON, CSV, FIGURES = "report.html", "results.json", "results.csv", "figures"
@@ -46,6 +47,9 @@ COLUMNS = (
     *("arm", "minibatch", "per_worker", "workers", "target_lr", "seed", "outcome", "error"),
     *("seconds", "together", "source"),
 )
+OWN_COLUMNS = ("metric", "higher_is_better")
+"""Behind them, where the metric is not the top-1 error."""
+
 FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')
 """What a spreadsheet computes, where a cell begins."""
 
@@ -59,13 +63,15 @@ class WrittenReport:
     results: Path
 
 
-def write_report(paths: Sequence[Path], out: Path | None = None, margin: float = 0.5, looks: int = 1) -> WrittenReport:
+def write_report(
+    paths: Sequence[Path], out: Path | None = None, margin: float | None = None, looks: int = 1
+) -> WrittenReport:
     """Read, judge, draw and write; nothing is written before all of it is known to be right.
 
     Args:
         paths: a sweep's folder, runs' folders, CSVs.
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
-        margin, looks: of the verdicts (`onehour.study.verdict.judge`).
+        margin, looks: of the verdicts (`onehour.study.findings.findings_of`).
 
     Raises:
         ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
@@ -152,10 +158,11 @@ def render(findings: Findings) -> tuple[str, list[Picture]]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": wording.number, "points": points, "seconds": wording.seconds_text}
+    environment.filters |= {"number": wording.number, "seconds": wording.seconds_text}
     environment.filters |= {"tied": _tied, "verdict": wording.verdict_words, "broke": wording.broke_words}
     environment.filters["multiple"] = partial(wording.multiple, findings)
-    environment.filters["error"] = lambda row: wording.error_text(row.entry.mean, row.entry.std)
+    environment.filters["points"] = partial(points, digits=findings.digits)
+    environment.filters["error"] = lambda row: wording.error_text(row.entry.mean, row.entry.std, findings.digits)
     rules = [f".{name} {{ {style} }}\n" for style, name in classes.items()]
     page = environment.get_template("report.html.j2").render(
         style=Markup("".join([(TEMPLATES / "report.css").read_text(encoding="utf-8"), *rules])),
@@ -171,13 +178,20 @@ def render(findings: Findings) -> tuple[str, list[Picture]]:
 def _context(findings: Findings) -> dict[str, Any]:
     """What the template says of a study, beside its rows; every text is plain and is escaped there."""
     study, recipe = findings.study, findings.study.recipe
-    title = "error against minibatch" if findings.reference else "error over epochs"
+    metric = findings.metric
+    title = f"{metric.short} against minibatch" if findings.reference else f"{metric.short} over epochs"
     start = findings.reference.mean_seconds if findings.reference else math.nan
     return {
         "title": f"{recipe.name}: {title}" if recipe else title.capitalize(),
         "about": _about(findings),
         "headline": [(sentence, more_seeds(findings, sentence.seeds)) for sentence in wording.headline(findings)],
         "findings": findings,
+        "metric": metric,
+        "own": metric != TOP1_ERROR,
+        "amount": wording.margin_text(findings),
+        "error": metric.short_label,
+        "worse": "points" if metric == TOP1_ERROR else ", ".join(filter(None, ("worse by", metric.points))),
+        "broken": wording.broken_words(findings),
         "advice": advice_of_study(study),
         "last": _last(findings),
         "groups": [_group(findings, size, kind, rows) for (size, kind), rows in findings.groups.items()],
@@ -248,6 +262,7 @@ def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: s
         "written_by": written_by,
         "margin": findings.margin,
         "looks": findings.looks,
+        **({} if findings.metric == TOP1_ERROR else {"metric": asdict(findings.metric)}),
         "verdict": [{"text": sentence.text, "state": sentence.state} for sentence in wording.headline(findings)],
         "recipe": study.recipe.as_dict() if study.recipe else None,
         "reference": findings.reference.entry.minibatch if findings.reference else None,
@@ -263,11 +278,14 @@ def results_csv(findings: Findings) -> str:
     """A line a run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    metric = findings.metric
+    columns = COLUMNS if metric == TOP1_ERROR else (*COLUMNS, *OWN_COLUMNS)
+    own = {"metric": metric.written, "higher_is_better": str(metric.higher_is_better).lower()}
+    writer.writerow(columns)
     for row in [*findings.sizes, *findings.arms, *(Row(entry, "") for entry in findings.loose)]:
         for result in row.entry.results:
-            values = {"arm": row.entry.label, **_derived(row), **_run(result)}
-            writer.writerow([_cell(values[name]) for name in COLUMNS])
+            values = {"arm": row.entry.label, **_derived(row), **_run(result), **own}
+            writer.writerow([_cell(values[name]) for name in columns])
     return text.getvalue()
 
 

@@ -12,6 +12,7 @@ from onehour.recipes import RECIPES
 from onehour.study.findings import Findings
 from onehour.study.results import Result, Study
 from onehour.study.spec import Arm, SweepSpec, applied, usual_reference_seeds
+from onehour.training.record import TOP1_ERROR
 
 BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
 OWN = ("name", "minibatch", "seed", "samples", "classes")  # what a command says by itself, or reads from the data
@@ -45,7 +46,7 @@ def more_seeds(findings: Findings, seeds: int) -> str:
     first = min(study.spec.seeds)
     folder = PurePath(study.results[0].source).parent.parent if study.results else PurePath("DIR")
     command = _sweep(study.spec, range(first, first + seeds), str(folder / BASE), usual=True)
-    judged = f" --margin {findings.margin:g}" * (findings.margin != 0.5)
+    judged = f" --margin {findings.margin:g}" * (findings.margin != 0.5 or findings.metric != TOP1_ERROR)
     judged += f" --looks {findings.looks}" * (findings.looks != 1)
     return f"{command}{judged} --out {shlex.quote(str(folder))}"
 

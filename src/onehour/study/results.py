@@ -15,18 +15,18 @@ from onehour.config import Recipe
 from onehour.rules.minibatch import parse_size
 from onehour.sidefile import read_lines
 from onehour.study.spec import SPEC, Arm, SweepSpec, arm_of, label_of, parse_arm
-from onehour.training.record import MEDIAN_OF, Run, differences, final_error
+from onehour.training.record import MEDIAN_OF, TOP1_ERROR, Metric, Run, differences, final_error
 
 SAME = ("model", "data", "task", "validation", "samples", "classes", "epochs")
 """What runs must share to be compared: the task and its length."""
 
-NEEDED, CONSTANT = ("epoch", "error"), ("minibatch", "seed", "arm")
+NEEDED, CONSTANT = ("epoch", "error"), ("minibatch", "seed", "arm", "metric", "higher_is_better")
 """Columns that a CSV must have; columns that hold one value for a whole run."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation of a run; errors in percent."""
+    """An evaluation of a run; errors in percent, or its metric's values."""
 
     epoch: float
     top1_error: float
@@ -40,11 +40,13 @@ class Result:
     Args:
         source: its folder or file, for messages.
         arm: what differs from the base recipe beside minibatch and seed.
-        error: in percent: the median of the last five epochs; chance where the run diverged; None
-            while it is unfinished.
+        error: in percent, or the metric's value: the median of the last five epochs; where the run diverged
+            chance, or its untrained network's; None while it is unfinished.
         seconds: of training, without evaluation.
         together: with how many seeds it was trained as one network; `seconds` is then its share.
         noise: (tr Σ, |G|²) of the points of its gradient noise.
+        metric: what its error is.
+        untrained: the error of its network before the first update, where the task is one's own.
     """
 
     source: str
@@ -58,6 +60,13 @@ class Result:
     together: int = 1
     noise: tuple[tuple[float, float], ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
+    metric: Metric = TOP1_ERROR
+    untrained: float | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """Its error, as its negative where higher is better: what is judged and drawn."""
+        return None if self.error is None else self.metric.cost(self.error)
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,12 @@ class Entry:
         return statistics.fmean(self.errors) if self.errors else math.nan
 
     @property
+    def cost(self) -> float:
+        """The mean, as its negative where higher is better."""
+        costs = [result.cost for result in self.results if result.cost is not None]
+        return statistics.fmean(costs) if costs else math.nan
+
+    @property
     def std(self) -> float:
         """Standard deviation with n − 1; nan for fewer than two runs."""
         return statistics.stdev(self.errors) if self.n > 1 else math.nan
@@ -112,6 +127,11 @@ class Study:
     def results(self) -> list[Result]:
         """Every run."""
         return [result for entry in self.entries for result in entry.results]
+
+    @cached_property
+    def metric(self) -> Metric:
+        """What the errors are, of all runs."""
+        return next((result.metric for result in self.results if result.metric != TOP1_ERROR), TOP1_ERROR)
 
     @property
     def flat(self) -> tuple[Entry, ...]:
@@ -139,8 +159,15 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
     """Group results into entries.
 
     Raises:
-        ValueError: if a minibatch, arm and seed occur twice.
+        ValueError: if a minibatch, arm and seed occur twice, or metrics differ.
     """
+    results = list(results)
+    known = [result for result in results if result.curve or result.error is not None]
+    if other := next((result for result in known if result.metric != known[0].metric), None):
+        raise ValueError(
+            f"{known[0].source} has {known[0].metric} and {other.source} {other.metric}: different metrics cannot be"
+            " compared; report them separately"
+        )
     groups: dict[tuple[Arm, int | None], list[Result]] = {}
     for result in results:
         group = groups.setdefault((result.arm, result.minibatch), [])
@@ -236,10 +263,10 @@ def _result(run: Run, base: Recipe) -> Result:
         if not curve:
             raise ValueError(f"{run.folder} says that it is finished, but metrics.jsonl holds no evaluation")
         outcome, error = "finished", final_error([point.top1_error for point in curve])
+        if not math.isfinite(error):  # of a task of one's own
+            outcome, error = "non-finite", _of_no_use(run)
         seconds = summary.get("seconds_training")
     elif summary.get("outcome") == "non-finite":
-        if recipe.classes is None and run.untrained is None:
-            raise ValueError(f"{run.folder / 'recipe.toml'} has no classes, which the error of chance needs")
         outcome, error = "non-finite", _of_no_use(run)
     return Result(
         source=str(run.folder),
@@ -253,14 +280,23 @@ def _result(run: Run, base: Recipe) -> Result:
         together=summary.get("seeds_together", 1),
         noise=tuple((trace, square) for _, trace, square in run.noise),
         environment=run.environment,
+        metric=run.metric,
+        untrained=run.untrained["top1_error"] if run.untrained else None,
     )
 
 
 def _of_no_use(run: Run) -> float:
     """What a run has that has learnt nothing: chance, or the error of its untrained network."""
     if run.untrained is not None:
-        return run.untrained["top1_error"]
-    assert run.recipe.classes is not None
+        untrained: float = run.untrained["top1_error"]
+        if not math.isfinite(untrained):
+            raise ValueError(
+                f"{run.folder} diverged, and {run.metric.written} of its untrained network, which it counts as, is not"
+                " finite; give it a finite value there"
+            )
+        return untrained
+    if run.recipe.classes is None:
+        raise ValueError(f"{run.folder / 'recipe.toml'} has no classes, which the error of chance needs")
     return 100 * (1 - 1 / run.recipe.classes)
 
 
@@ -288,7 +324,8 @@ def check_run(folder: Path) -> None:
     last = metrics[-1]["epoch"] if metrics else 0
     if last < run.recipe.epochs:
         raise ValueError(f"{path} ends at epoch {last} of {run.recipe.epochs}, but the run is finished: it was cut")
-    known, found = run.summary.get("last_errors"), [line["top1_error"] for line in metrics][-MEDIAN_OF:]
+    errors = [line["top1_error"] for line in metrics[-MEDIAN_OF:]]
+    known, found = run.summary.get("last_errors"), [error if math.isfinite(error) else None for error in errors]
     if known is not None and known != found:
         raise ValueError(f"{path} ends with the errors {found}, but summary.json has {known}: one of them was edited")
 
@@ -298,6 +335,7 @@ def read_csv(path: Path, label: str | None = None) -> Result:
 
     Columns: `epoch` and `error` (in percent) must be there; `train_error`, and `minibatch`, `seed` and `arm`, which
     hold one value all through, may be. Others are ignored. A curve without a minibatch has no place on the axis.
+    Where `metric` names another metric, as `distance [m]`, errors are any numbers; `higher_is_better` is true or false.
 
     Args:
         label: what a curve without a minibatch is called; the file's name unless given.
@@ -339,10 +377,15 @@ def read_csv(path: Path, label: str | None = None) -> Result:
         arm = tuple(pair for part in said["arm"].split(",") for (pair,) in parse_arm(part.strip()))
     except ValueError:
         arm = (("arm", said["arm"]),) if said["arm"] else ()
+    higher = said["higher_is_better"].lower()
+    if higher not in ("", "true", "false"):
+        raise ValueError(f"{path}: higher_is_better is {said['higher_is_better']!r}; expected true or false")
+    name = said["metric"]
+    metric = Metric.called(name, [name] if higher == "true" else ()) if name else TOP1_ERROR
     if minibatch is None and not arm:
         arm = (("curve", label or path.stem),)
     error = final_error([point.top1_error for point in curve])
-    return Result(str(path), arm, minibatch, seed, "finished", error, tuple(curve))
+    return Result(str(path), arm, minibatch, seed, "finished", error, tuple(curve), metric=metric)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -366,7 +409,10 @@ def _point(values: dict[str, str], where: str, after: float | None) -> Point:
         raise ValueError(f"{where}: epoch is {values['epoch']!r}; expected a number {expected}")
     given = {name: values[name] for name in ("error", "train_error") if name == "error" or values.get(name)}
     for name, text in given.items():
-        if not 0 <= _number(text) <= 100:
+        if values.get("metric"):
+            if math.isnan(_number(text)):
+                raise ValueError(f"{where}: {name} is {text!r}; expected a finite number")
+        elif not 0 <= _number(text) <= 100:
             raise ValueError(f"{where}: {name} is {text!r}; expected percent, a number from 0 to 100")
     return Point(epoch, *map(_number, given.values()))
 

@@ -18,7 +18,7 @@ SPEC = "sweep.toml"
 Arm = tuple[tuple[str, str], ...]
 """(field, value) of what is changed in a recipe; () for the recipe itself."""
 
-NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "validation", "epochs")
+NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "task", "validation", "epochs")
 """What an arm cannot change: the axes, and the task, without which errors cannot be compared."""
 
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # times the base minibatch: the paper's 256 … 16k

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onehour.rules.arguments import positive, positive_int
+from onehour.training.record import TOP1_ERROR, Metric
 
 ERROR = 0.05  # of each end of an interval
 BROKEN = 10  # margins above the reference's median, beyond which a run has broken
@@ -21,6 +22,8 @@ State = Literal["within", "above", "beyond", "undecided", "broke", "no verdict"]
 @dataclass(frozen=True)
 class Sample:
     """Final errors over seeds, as an entry of a table gives them (paper §5.1): mean ± std of n runs.
+
+    Of a metric where higher is better they are its negatives (`Metric.cost`), so that more is always worse.
 
     Args:
         mean: in percent; nan for n = 0.
@@ -62,6 +65,8 @@ class Verdict:
         broke, n: how many runs broke, of how many; `broke` is None where that is not known.
         more_seeds: of an open one: so many more would decide about the margin if means and stds stayed; None above 100.
         why: there is no verdict.
+        metric: what the errors are.
+        digits: decimals of its numbers.
     """
 
     state: State
@@ -73,6 +78,8 @@ class Verdict:
     n: int = 0
     more_seeds: int | None = None
     why: str = ""
+    metric: Metric = TOP1_ERROR
+    digits: int = 2
 
     @property
     def open(self) -> bool:
@@ -82,7 +89,8 @@ class Verdict:
     @property
     def found(self) -> str:
         """The difference with its interval, in points."""
-        return f"{points(self.difference)} [{points(self.lower)}, {points(self.upper)}]"
+        found, lower, upper = (points(value, self.digits) for value in (self.difference, self.lower, self.upper))
+        return f"{found} [{lower}, {upper}]"
 
     @property
     def text(self) -> str:
@@ -91,7 +99,7 @@ class Verdict:
             return f"no verdict: {self.why}"
         if self.state == "broke":
             count, share = breaks(self.broke or 0, self.n)
-            return f"{count} broke: {share}; {points(self.difference)} points on average"
+            return f"{count} broke: {share}; {self.metric.amount(points(self.difference, self.digits))} on average"
         words = {"within": "within the margin", "beyond": "beyond the margin", "above": "above zero, margin open"}
         text = f"{words.get(self.state, self.state)}: {self.found}"
         if not self.open:
@@ -100,7 +108,15 @@ class Verdict:
         return f"{text}; {more} more seed{'s' * (self.more_seeds != 1)} would decide"
 
 
-def judge(sample: Sample, other: Sample, margin: float = 0.5, *, pair: bool = False, looks: int = 1) -> Verdict:
+def judge(
+    sample: Sample,
+    other: Sample,
+    margin: float = 0.5,
+    *,
+    pair: bool = False,
+    looks: int = 1,
+    metric: Metric = TOP1_ERROR,
+) -> Verdict:
     """The verdict on a sample beside what it is compared with.
 
     Args:
@@ -110,11 +126,12 @@ def judge(sample: Sample, other: Sample, margin: float = 0.5, *, pair: bool = Fa
             of freedom.
         looks: how often the verdict is looked at while seeds are added. Each look's ends err with 5 % / looks, so that
             all looks together call what lies at the margin "within" with at most 5 % (Bonferroni).
+        metric: what the samples are of, for the words.
     """
     positive("margin", margin)
     positive_int("looks", looks)
     paired = pair and bool(sample.by_seed) and sample.by_seed.keys() <= other.by_seed.keys()
-    runs: dict[str, Any] = {"broke": sample.broke, "n": sample.n}
+    runs: dict[str, Any] = {"broke": sample.broke, "n": sample.n, "metric": metric, "digits": metric.digits(margin)}
     if sample.broke:
         return Verdict("broke", sample.mean - other.mean, **runs)
     if why := _without_verdict(sample, other):
@@ -197,11 +214,12 @@ def _without_verdict(a: Sample, b: Sample) -> str:
     return f"one seed{where} has no std; train at least 2" if fewest == 1 else ""
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 2) -> str:
     """Points with their sign; a dash for nan."""
     if not math.isfinite(value):
         return "–"
-    return f"{value:+z.2f}".replace("+0.00", "0.00").replace("-", "−")
+    zero = f"{0:.{digits}f}"
+    return f"{value:+z.{digits}f}".replace(f"+{zero}", zero).replace("-", "−")
 
 
 def _special() -> Any:

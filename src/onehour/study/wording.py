@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from onehour.study.findings import Findings, Row
 from onehour.study.paper import PAPER_REFERENCE, paper_verdicts
 from onehour.study.verdict import BROKEN, break_share, breaks, points
+from onehour.training.record import TOP1_ERROR
 
 
 def size_label(minibatch: float) -> str:
@@ -23,9 +24,35 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def error_text(mean: float, std: float) -> str:
+def error_text(mean: float, std: float, digits: int = 2) -> str:
     """An entry as the paper's tables write it."""
-    return f"{number(mean)} ± {number(std)}" if math.isfinite(std) else number(mean)
+    return f"{number(mean, digits)} ± {number(std, digits)}" if math.isfinite(std) else number(mean, digits)
+
+
+def value_text(findings: Findings, value: float) -> str:
+    """A value of a study's metric with its unit."""
+    return f"{number(value, findings.digits)} {findings.metric.unit}".rstrip()
+
+
+def error_words(findings: Findings, value: float) -> str:
+    """What a run has: 3.60 % error, distance 0.12 m."""
+    text = value_text(findings, value)
+    return f"{text} error" if findings.metric == TOP1_ERROR else f"{findings.metric.name} {text}"
+
+
+def cost_text(findings: Findings, cost: float) -> str:
+    """How much worse something is, with what that is counted in."""
+    return findings.metric.amount(points(cost, findings.digits))
+
+
+def margin_text(findings: Findings) -> str:
+    """The margin, as cost_text without a sign."""
+    return findings.metric.amount(f"{findings.margin:g}")
+
+
+def change_text(findings: Findings, cost: float) -> str:
+    """By how much the metric itself has changed where it costs so much."""
+    return cost_text(findings, findings.metric.cost(cost))
 
 
 def seconds_text(seconds: float) -> str:
@@ -79,13 +106,13 @@ def multiple(findings: Findings, row: Row) -> str:
 
 def headline(findings: Findings) -> list[Sentence]:
     """What to do, and why, in a sentence or two."""
-    reference, failure, held = findings.reference, findings.first_failure, findings.held
+    reference, failure, held, metric = findings.reference, findings.first_failure, findings.held, findings.metric
     if reference is None:
         return [Sentence("Name each curve’s minibatch (a column minibatch): without it there is nothing to judge.")]
     entry = reference.entry
     seeds = f"{entry.n} seed{'s' * (entry.n != 1)}"
     own = f"minibatch {size_label(entry.minibatch or 0)}"
-    found = f"{error_text(entry.mean, entry.std)} % ({seeds})"
+    found = f"{error_text(entry.mean, entry.std, findings.digits)} {metric.unit}".rstrip() + f" ({seeds})"
     if len(findings.sizes) == 1:
         return [Sentence(f"Train another minibatch too: {own} alone, {found}, has nothing to be compared with.")]
     if reference.broke:
@@ -94,9 +121,10 @@ def headline(findings: Findings) -> list[Sentence]:
     sentences = []
     if held:
         largest = "" if failure else ", the largest tried,"
-        text = f"Train at minibatch {multiple(findings, held[-1])}{largest} or below: up to there the error stays"
-        text += f" within {findings.margin:g} points of {own}’s {found}{_faster(reference, held[-1])}. None of the"
-        text += f" {held[-1].entry.n} runs there broke; {breaks(0, held[-1].entry.n)[1]} (95 % confidence)."
+        text = f"Train at minibatch {multiple(findings, held[-1])}{largest} or below: up to there the"
+        text += f" {metric.short} stays within {margin_text(findings)} of {own}’s {found}"
+        text += f"{_faster(reference, held[-1])}. None of the {held[-1].entry.n} runs there broke;"
+        text += f" {breaks(0, held[-1].entry.n)[1]} (95 % confidence)."
         sentences.append(Sentence(text, "within"))
     if failure is not None:
         sentences.append(_failure(findings, failure, "" if held else f"{own}, {found}"))
@@ -108,8 +136,14 @@ def headline(findings: Findings) -> list[Sentence]:
 
 def _broke(findings: Findings, row: Row) -> str:
     count, share = breaks(row.broke, row.entry.n)
-    above = f"{BROKEN * findings.margin:g} points above the reference’s median"
-    return f"{count} runs broke ({share}): they diverged, or ended more than {above}"
+    return f"{count} runs broke ({share}): they diverged, or ended {broken_words(findings)}"
+
+
+def broken_words(findings: Findings) -> str:
+    """How a run that has broken ended, if it did not diverge."""
+    if findings.metric != TOP1_ERROR:
+        return "no better than before training"
+    return f"more than {BROKEN * findings.margin:g} points above the reference’s median"
 
 
 def _faster(reference: Row, row: Row) -> str:
@@ -122,6 +156,7 @@ def _failure(findings: Findings, row: Row, stay: str) -> Sentence:
     """Of the first minibatch to which it does not hold; where none does, with the minibatch to stay at."""
     verdict, n = row.verdict, row.entry.n
     assert verdict is not None
+    found = "worse by " * (findings.metric != TOP1_ERROR) + findings.metric.amount(verdict.found)
     begins = f"at {multiple(findings, row)}"
     begins = f"Stay at {stay}: {begins}" if stay else begins.capitalize()
     if verdict.state == "no verdict":
@@ -129,11 +164,11 @@ def _failure(findings: Findings, row: Row, stay: str) -> Sentence:
     if verdict.state == "broke":
         return Sentence(f"{begins} {_broke(findings, row)}.", verdict.state)
     if verdict.state == "beyond":
-        return Sentence(f"{begins} the error lies {verdict.found} points above it, beyond the margin.", verdict.state)
+        lies = f"lies {found} above it" if findings.metric == TOP1_ERROR else f"is {found}"
+        return Sentence(f"{begins} the {findings.metric.short} {lies}, beyond the margin.", verdict.state)
     more = verdict.more_seeds or 0
     many = f"about {more} more seed{'s' * (more != 1)}" if more else "not even 100 more seeds"
-    text = f"{begins} it is {WORDS[verdict.state]}: {verdict.found} points; {many} would decide it, if means and std"
-    text += " stayed."
+    text = f"{begins} it is {WORDS[verdict.state]}: {found}; {many} would decide it, if means and std stayed."
     if more and findings.looks == 1:
         text += " Looking again makes a false “within” likelier; --looks 2 from the start keeps it at 5 %."
     return Sentence(text, verdict.state, n + more if more else 0)
@@ -174,12 +209,12 @@ def break_caption(findings: Findings, *, papers: bool = False) -> str:
     """The first figure's finding, with the paper's beside it where that is drawn."""
     reference, failure, held = findings.reference, findings.first_failure, findings.held
     assert reference is not None
-    text = f"Minibatch {size_label(reference.entry.minibatch or 0)} has {number(reference.entry.mean)} % error"
+    text = f"Minibatch {size_label(reference.entry.minibatch or 0)} has {error_words(findings, reference.entry.mean)}"
     if held:
-        text += f", and up to {multiple(findings, held[-1])} it stays within {findings.margin:g} points of that"
+        text += f", and up to {multiple(findings, held[-1])} it stays within {margin_text(findings)} of that"
     if failure is not None and failure.entry.n:
-        at, error = multiple(findings, failure), number(failure.entry.mean)
-        text += f"; at {at} it is {error} %, {points(failure.cost)} points"
+        at, error = multiple(findings, failure), value_text(findings, failure.entry.mean)
+        text += f"; at {at} it is {error}, {change_text(findings, failure.cost)}"
         text += f", and {failure.broke} of {failure.entry.n} runs broke" if failure.broke else ""
     if not papers:
         return f"{text}."
@@ -197,10 +232,11 @@ def non_finite_notes(rows: Iterable[Row]) -> tuple[str, ...]:
     notes = []
     for row in rows:
         if row.non_finite:
-            chance = next(r.error for r in row.entry.results if r.outcome == "non-finite") or 0.0
+            lost = next(r for r in row.entry.results if r.outcome == "non-finite")
+            counts = f"chance, {number(lost.error or 0.0, 1)} %," if lost.untrained is None else "its untrained network"
             name = row.name if row.entry.arm else f"minibatch {size_label(row.entry.minibatch or 0)}"
             notes.append(
                 f"{row.non_finite} of {len(row.entry.results)} runs of {name} diverged (NaN or infinity); each counts"
-                f" as chance, {number(chance, 1)} %, and is marked with a cross."
+                f" as {counts} and is marked with a cross."
             )
     return tuple(notes)

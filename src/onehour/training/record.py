@@ -38,6 +38,7 @@ __all__ = [
     "OUTCOME",
     "PARTS",
     "RECIPE",
+    "TOP1_ERROR",
     "Metric",
     "NonFiniteError",
     "Run",
@@ -119,6 +120,52 @@ class Metric:
     def short(self) -> str:
         """What one line calls it."""
         return "error" if self == TOP1_ERROR else self.name
+
+    @property
+    def written(self) -> str:
+        """As `called` reads it: distance [m]."""
+        unit = self.unit if self.unit in ("", "%") else f"[{self.unit}]"
+        return f"{self.name} {unit}".rstrip()
+
+    def __str__(self) -> str:
+        return self.written + ", of which more is better," * self.higher_is_better
+
+    @property
+    def label(self) -> str:
+        """Of an axis: distance, m."""
+        return ", ".join(filter(None, (self.name, self.unit)))
+
+    @property
+    def short_label(self) -> str:
+        """Of a table's column, or a small axis: error, %."""
+        return ", ".join(filter(None, (self.short, self.unit)))
+
+    @property
+    def title(self) -> str:
+        """At the beginning of a heading."""
+        return self.short[:1].upper() + self.short[1:]
+
+    @property
+    def points(self) -> str:
+        """What its differences are counted in."""
+        return "points" if self.unit == "%" else self.unit
+
+    def amount(self, difference: str) -> str:
+        """A difference with what it is counted in."""
+        return f"{difference} {self.points}".rstrip()
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Between which its costs lie."""
+        return (0.0, 100.0) if self == TOP1_ERROR else (-math.inf, math.inf)
+
+    def cost(self, value: float) -> float:
+        """A value so that lower is better, and back: −value where higher is better."""
+        return -value if self.higher_is_better else value
+
+    def digits(self, margin: float) -> int:
+        """How many decimals show two digits of a margin; 2 of percent."""
+        return 2 if self.unit == "%" else max(0, 1 - math.floor(math.log10(margin)))
 
     def of(self, value: float | None) -> str:
         """A value with its unit.
