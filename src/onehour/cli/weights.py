@@ -117,6 +117,8 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.training.weights import evaluate_weights
 
     recipe = recipe_of(options)
+    if options.per_class and recipe.task is not None:
+        raise ValueError(f"--per-class counts classes, and task {recipe.task} has none")
     result = evaluate_weights(options.source, recipe=recipe, device=options.device, ema=options.ema)
     if options.json:
         print(to_json(_as_json(result)))

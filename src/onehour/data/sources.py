@@ -294,7 +294,7 @@ def _look(side: str, dataset: Any) -> Look:
     else:
         image, classes = _first(side, dataset, samples), _classes(dataset)
     names = _names(dataset) if classes else ()
-    return Look(samples, image.detach().cpu().clone(), classes, names)
+    return Look(samples, image.detach().cpu().clone(), classes, names=names)
 
 
 def _samples(side: str, dataset: Any) -> int:
