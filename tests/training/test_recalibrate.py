@@ -108,6 +108,7 @@ def test_statistics_have_the_same_bits_on_any_number_of_processes(world: Callabl
     [
         ({"recalibrate": 30}, "recalibrate 30 is not a multiple of per_worker 4, .* use 28 or 32"),
         ({"recalibrate": 52, "samples": 48}, "recalibrate is 52 images, and the data has 48"),
+        ({"recalibrate": 8, "batchnorm": "keep"}, "recalibrate is for batchnorm ghost"),
         ({"recalibrate": 8, "pitfall": "batchnorm-stats-of-rank-0"}, "recalibrate replaces"),
     ],
 )
@@ -120,8 +121,12 @@ def test_a_model_without_running_statistics_is_refused(tiny: ModuleType, tmp_pat
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(ValueError, match="has no BatchNorm with running statistics"):
         onehour.train(tiny.recipe(recalibrate=8), model=model, out=tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match="recalibrate knows BatchNorm as batchnorm ghost has it; with keep leave it"):
-        onehour.train(tiny.recipe(recalibrate=8, batchnorm="keep"), out=tmp_path / "kept", device="cpu")
+
+
+def test_a_kept_batchnorm_is_named_as_the_reason(tiny: ModuleType):
+    recipe, data = complete(tiny.recipe(batchnorm="keep"))
+    with pytest.raises(ValueError, match="is for batchnorm ghost, and this run has batchnorm keep"):
+        Recalibration(tiny.net(), recipe, data, images=8, group=Group(), loaders=0)
 
 
 def test_seeds_are_not_joined(tiny: ModuleType):

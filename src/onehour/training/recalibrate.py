@@ -76,7 +76,7 @@ class Recalibration:
         self._layers = ghost_layers(model)
         if not self._layers:
             if recipe.batchnorm == "keep":
-                raise ValueError("recalibrate knows BatchNorm as batchnorm ghost has it; with keep leave it out")
+                raise ValueError("recalibrate is for batchnorm ghost, and this run has batchnorm keep")
             raise ValueError("the model has no BatchNorm with running statistics, so there is nothing to recalibrate")
         samples, n = data.looks[0].samples, recipe.per_worker
         workers = whole_workers("recalibrate", images, per_worker=n, samples=samples)
