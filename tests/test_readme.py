@@ -87,7 +87,7 @@ def test_what_check_prints_is_what_the_readme_says(capsys: pytest.CaptureFixture
 def test_every_command_in_the_readme_and_the_reference_can_be_parsed():
     rows = re.findall(r"^\|.*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     starts = re.findall(r"`onehour ([^`]+)`", "".join(rows))
-    assert {start.split()[0] for start in starts} == {"check", "train", "plan", "sweep"}
+    assert {start.split()[0] for start in starts} == {"check", "train", "plan", "sweep", "predict"}
     lines = "".join(blocks("README.md", "sh") + blocks("docs/reference.md", "sh")).splitlines()
     shown = [line.partition("onehour ")[2].partition("  #")[0] for line in lines if " onehour " in f" {line}"]
     assert {command.split()[0] for command in shown} >= {"train", "plan", "verify", "evaluate", "export"}

@@ -97,6 +97,8 @@ def refuse_together(recipe: Any) -> None:
 
 
 def _refuse_recalibrate(recipe: Any) -> None:
+    if recipe.batchnorm == "keep":
+        raise ValueError("recalibrate is for batchnorm ghost: what a kept BatchNorm's statistics are is its own affair")
     whole_workers("recalibrate", recipe.recalibrate, per_worker=recipe.per_worker, samples=recipe.samples)
     if (recipe.pitfall or "").startswith("batchnorm-"):
         raise ValueError(

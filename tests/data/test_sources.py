@@ -129,6 +129,7 @@ def test_classes_are_called_as_the_training_data_calls_them(classes: Any, names:
     [
         ("digits:x", "names no division of digits"),
         ("", "this recipe needs data"),
+        ("fashion-mnist:/gone", "predict reads no image files for data in MNIST's format, fashion-mnist:/gone"),
         ("<tuple>", "no data is called '<tuple>'"),
     ],
 )

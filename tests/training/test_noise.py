@@ -171,11 +171,15 @@ def test_the_peak_ends_where_the_rate_falls_below_its_half(changes: dict[str, An
 def test_points_are_spread_over_the_peak_and_cost_a_sixtieth_of_the_iterations(tiny: ModuleType):
     recipe = Recipe(samples=8192, minibatch=32, per_worker=16, base_minibatch=32, epochs=24, milestones=("8", "16"))
     own = passes(range(2), 1)
-    noise = GradientNoise(decisions_of(recipe), step_of(recipe, tiny.net(), own))
+    said: list[str] = []
+    noise = GradientNoise(decisions_of(recipe), step_of(recipe, tiny.net(), own), warn=said.append)
     due = [iteration for iteration in range(24 * 256) if noise.is_due(iteration)]
     assert len(due) == 24 * 256 // (60 * MINIBATCHES)
     assert 256 <= due[0] < 512
     assert 7 * 256 < due[-1] <= 8 * 256 - MINIBATCHES
+    assert said == []
+    GradientNoise(decisions_of(recipe.replace(epochs=3)), step_of(recipe, tiny.net(), own), warn=said.append)
+    assert said == ["--noise has iterations for 0 of the 8 points at the peak rate that advise needs"]
 
 
 def test_images_that_may_be_skipped_are_refused(tiny: ModuleType, tmp_path: Path):

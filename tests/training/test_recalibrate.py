@@ -108,6 +108,7 @@ def test_statistics_have_the_same_bits_on_any_number_of_processes(world: Callabl
     [
         ({"recalibrate": 30}, "recalibrate 30 is not a multiple of per_worker 4, .* use 28 or 32"),
         ({"recalibrate": 52, "samples": 48}, "recalibrate is 52 images, and the data has 48"),
+        ({"recalibrate": 8, "batchnorm": "keep"}, "recalibrate is for batchnorm ghost"),
         ({"recalibrate": 8, "pitfall": "batchnorm-stats-of-rank-0"}, "recalibrate replaces"),
     ],
 )
@@ -120,6 +121,12 @@ def test_a_model_without_running_statistics_is_refused(tiny: ModuleType, tmp_pat
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(ValueError, match="has no BatchNorm with running statistics"):
         onehour.train(tiny.recipe(recalibrate=8), model=model, out=tmp_path / "run", device="cpu")
+
+
+def test_a_kept_batchnorm_is_named_as_the_reason(tiny: ModuleType):
+    recipe, data = complete(tiny.recipe(batchnorm="keep"))
+    with pytest.raises(ValueError, match="is for batchnorm ghost, and this run has batchnorm keep"):
+        Recalibration(tiny.net(), recipe, data, images=8, group=Group(), loaders=0)
 
 
 def test_seeds_are_not_joined(tiny: ModuleType):
@@ -153,13 +160,15 @@ def test_the_command_prints_an_evaluation_writes_a_file_and_leaves_the_run_alone
 def test_a_checkpoint_is_evaluated_as_it_is_and_says_how_its_run_was(
     tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run = onehour.train(tiny.recipe(recalibrate=IMAGES), out=tmp_path / "run", device="cpu")
+    run = onehour.train(tiny.recipe(recalibrate=IMAGES, ema=0.9), out=tmp_path / "run", device="cpu")
     names = ["--model", "tinytask:net", "--data", "tinytask:data", "--device", "cpu"]
-    assert main(["evaluate", str(run.folder), *names]) == 0
-    assert f"`onehour recalibrate {run.folder}` evaluates as the run did" in capsys.readouterr().err
-    assert main(["recalibrate", str(run.folder), *names, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["loss"], found["images"]) == (Run(run.folder).metrics[-1]["val_loss"], IMAGES)
+    for flags, loss in (([], "val_loss"), (["--ema"], "ema_val_loss")):
+        assert main(["evaluate", str(run.folder), *names, *flags]) == 0
+        command = " ".join(["onehour recalibrate", str(run.folder), *flags])
+        assert f"`{command}` evaluates as the run did" in capsys.readouterr().err
+        assert main(["recalibrate", str(run.folder), *names, *flags, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["loss"], found["images"]) == (Run(run.folder).metrics[-1][loss], IMAGES)
 
 
 def test_files_without_the_field_are_what_they_were():

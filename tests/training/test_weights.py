@@ -156,6 +156,12 @@ def test_a_file_needs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "give --recipe, or --model and --data" in capsys.readouterr().err
 
 
+def test_a_task_of_ones_own_has_no_classes_to_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "w.pt").touch()
+    assert main(["evaluate", str(tmp_path / "w.pt"), "--recipe", "digits", "--task", "mine:task", "--per-class"]) == 2
+    assert "--per-class counts classes, and task mine:task has none" in capsys.readouterr().err
+
+
 def test_weights_of_another_model_name_what_differs(tmp_path: Path):
     model = torch.nn.Sequential(torch.nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"lacks 0\.weight, 0\.bias and it also has other"):

@@ -107,6 +107,7 @@ def add_recalibrate(commands: Any) -> None:
     recalibrate.add_argument(
         "--to", metavar="FILE", type=Path, help="also write the weights with them; ends in .safetensors or .pt"
     )
+    _add_ema(recalibrate)
     recalibrate.add_argument("--force", action="store_true", help="replace a file that is there")
     recalibrate.add_argument("--json", action="store_true", help="print JSON")
     recalibrate.set_defaults(command=recalibrate_command)
@@ -117,6 +118,8 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.training.weights import evaluate_weights
 
     recipe = recipe_of(options)
+    if options.per_class and recipe.task is not None:
+        raise ValueError(f"--per-class counts classes, and task {recipe.task} has none")
     result = evaluate_weights(options.source, recipe=recipe, device=options.device, ema=options.ema)
     if options.json:
         print(to_json(_as_json(result)))
@@ -129,9 +132,10 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
             error = "no samples" if row.error is None else f"{row.error:.2f} % ({row.errors} of {row.samples})"
             print(f"{row.name:<{width}}  {error}")
     if recipe.recalibrate is not None and options.source.is_dir():
+        command = f"onehour recalibrate {options.source}{' --ema' * options.ema}"
         say(
             f"onehour: the run's curve was measured with statistics of {recipe.recalibrate} training images, and this"
-            f" with the checkpoint's running averages; `onehour recalibrate {options.source}` evaluates as the run did",
+            f" with the checkpoint's running averages; `{command}` evaluates as the run did",
             sys.stderr,
         )
     return 0
@@ -162,7 +166,7 @@ def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> in
     if options.to is not None:
         refuse_place(options.to, WEIGHTS, force=options.force)
     recipe = recipe_of(options)
-    found = recalibrated(options.source, recipe=recipe, images=options.images, device=options.device)
+    found = recalibrated(options.source, recipe=recipe, images=options.images, device=options.device, ema=options.ema)
     if options.json:
         print(to_json({**_as_json(found.after), "images": found.images, "before": _as_json(found.before)}))
     else:

@@ -192,6 +192,8 @@ def file_reader(spec: str, **options: Any) -> FileReader:
     name = spec.partition(":")[0]
     if name in DATA:
         return FileReader(DIGIT_FILES[name](_split_of(spec)), torch.zeros(1, SIDE, SIDE), list)
+    if name == "fashion-mnist" or idx_files(spec):
+        raise ValueError(f"predict reads no image files for data in MNIST's format, {spec}")
     if is_entry(spec) or not spec or spec.startswith("<"):  # given from Python: nobody can find it by that
         data = load_data(spec)
         kind = type(data.validation)
@@ -294,7 +296,7 @@ def _look(side: str, dataset: Any) -> Look:
     else:
         image, classes = _first(side, dataset, samples), _classes(dataset)
     names = _names(dataset) if classes else ()
-    return Look(samples, image.detach().cpu().clone(), classes, names)
+    return Look(samples, image.detach().cpu().clone(), classes, names=names)
 
 
 def _samples(side: str, dataset: Any) -> int:

@@ -105,7 +105,10 @@ def advice_of(run: Run) -> Advice:
         raise ValueError(f"{run.folder} was trained with {recipe.optimizer}, for which the linear rule does not hold")
     points = run.noise
     if not points:
-        raise ValueError(f"{run.folder} has no gradient noise recorded; train it with --noise, into another folder")
+        raise ValueError(
+            f"{run.folder} has no gradient noise recorded; train it with --noise, into another folder, and for epochs"
+            " at the peak rate behind the first one and the warmup"
+        )
     if len(points) < FEWEST:
         raise ValueError(
             f"{run.folder} has {len(points)} point{'s' * (len(points) != 1)} of gradient noise, and an interval needs"

@@ -62,8 +62,8 @@ def outcome_lines(run: Run) -> Iterator[str]:
         yield f"{run.folder} ended as {summary.get('outcome', 'unfinished')}"
         return
     last = min(MEDIAN_OF, len(run.metrics))
-    label = "final error  " if run.recipe.task is None else f"final {run.metric.name} "
-    yield f"{label}{run.metric.of(run.final_error)} (median of the last {last} epochs)"
+    final = "final error  " if run.recipe.task is None else f"final {run.metric.name} "
+    yield f"{final}{run.metric.of(run.final_error)} (median of the last {last} epoch{'s' * (last > 1)})"
     recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
     task = ("model", "data", "validation", "epochs", "init", "continues")
     same = all(getattr(recipe, name) == getattr(named, name, None) for name in task)

@@ -107,7 +107,9 @@ def train_run(
                 stack.enter_context(step)
                 interval = SaveInterval(execution.save_every, execution.save_minutes)
                 stopping = Stopping(group, stop_asked, signals)
-                noise = GradientNoise(decisions, step, slow=watchdog.slow) if execution.noise else None
+                noise = None
+                if execution.noise:
+                    noise = GradientNoise(decisions, step, slow=watchdog.slow, warn=console.warn)
                 loop = Loop(decisions, network, step, feeds, [run], stopping, watchdog, interval, noise)
                 if recipe.recalibrate is not None:
                     options = {"images": recipe.recalibrate, "loaders": build.pick_loaders(execution, data)}

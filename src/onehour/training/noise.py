@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onehour.data.loader import Batch
 from onehour.data.samples import mapped
-from onehour.noise import trace_and_square
+from onehour.noise import FEWEST, trace_and_square
 from onehour.training.decisions import Decisions
 from onehour.training.step import Step
 
@@ -48,6 +48,7 @@ class GradientNoise:
         decisions: of the run.
         step: that it is trained with.
         slow: entered while a point is measured.
+        warn: is told where the points will be too few for an interval.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class GradientNoise:
         step: Step,
         *,
         slow: Callable[[], AbstractContextManager[None]] = nullcontext,
+        warn: Callable[[str], object] | None = None,
     ) -> None:
         self._step, self._minibatch, self._slow = step, decisions.recipe.minibatch, slow
         epochs = peak_epochs(decisions)
@@ -63,6 +65,10 @@ class GradientNoise:
         last = min(stop, decisions.iterations) - MINIBATCHES
         points = max(1, decisions.iterations // (SHARE * MINIBATCHES))
         self._due = range(first, last + 1, max(MINIBATCHES, (stop - first) // points))
+        if warn is not None and len(self._due) < FEWEST:
+            warn(
+                f"--noise has iterations for {len(self._due)} of the {FEWEST} points at the peak rate that advise needs"
+            )
         self._measured: list[tuple[int, Tensor]] = []
         """Points whose numbers lie on the device still."""
         self._points: list[list[float]] = []

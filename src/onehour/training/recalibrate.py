@@ -75,6 +75,8 @@ class Recalibration:
         self.model, self.recipe, self.group, self._task = model, recipe, group, task
         self._layers = ghost_layers(model)
         if not self._layers:
+            if recipe.batchnorm == "keep":
+                raise ValueError("recalibrate is for batchnorm ghost, and this run has batchnorm keep")
             raise ValueError("the model has no BatchNorm with running statistics, so there is nothing to recalibrate")
         samples, n = data.looks[0].samples, recipe.per_worker
         workers = whole_workers("recalibrate", images, per_worker=n, samples=samples)
@@ -184,15 +186,21 @@ class Recalibrated:
 
 
 def recalibrated(
-    source: Path, *, recipe: Recipe, images: int | None = None, data: Any = None, device: str = "auto"
+    source: Path,
+    *,
+    recipe: Recipe,
+    images: int | None = None,
+    data: Any = None,
+    device: str = "auto",
+    ema: bool = False,
 ) -> Recalibrated:
     """Recalibrate the weights of a run, or of a file; nothing is written.
 
     Args:
-        source, recipe, data, device: as of `OpenedWeights`.
+        source, recipe, data, device, ema: as of `OpenedWeights`.
         images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
     """
-    opened = OpenedWeights(source, recipe=recipe, data=data, device=device)
+    opened = OpenedWeights(source, recipe=recipe, data=data, device=device, ema=ema)
     if images is None:
         most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
         images = recipe.recalibrate or max(1, most // n) * n
