@@ -34,10 +34,10 @@ def commands() -> Iterator[list[str]]:
     """The sweeps; the arms are trained at 16× and where the first one broke."""
 
     def sweep(sizes: list[int], seeds: int, *arms: str) -> list[str]:
-        axes = ["--minibatch", ",".join(map(str, sizes)), "--seeds", str(seeds), "--out", str(OUT)]
+        axes = ["--minibatch", ",".join(map(str, sizes)), "--seeds", str(seeds), "--reference-seeds", str(seeds)]
         chosen = [word for arm in arms for word in ("--arm", arm)]
         at = ["--arms-at", ",".join(map(str, sizes))] if arms != ("none",) else []
-        return ["sweep", *TASK, *axes, *chosen, *at]
+        return ["sweep", *TASK, *axes, "--out", str(OUT), *chosen, *at]
 
     yield sweep([BASE], 10, "none")
     yield sweep([BASE * times for times in TIMES], 5, "none")

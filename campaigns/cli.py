@@ -148,8 +148,8 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
     def check(recipe: Any, execution: Any) -> Any:
         return real_check(recipe, execution) if draw.random() < 0.1 else None
 
-    def data(name: str, **options: Any) -> Any:
-        return real_data(name, tuple(sorted(options.items())))
+    def data(name: str, form: Any, **options: Any) -> Any:
+        return real_data(name, form, tuple(sorted(options.items())))
 
     def fail(error: Exception) -> Callable[..., Any]:
         def failing(*_: Any, **__: Any) -> Any:
@@ -173,11 +173,11 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
 
 
 @cache
-def loaded(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
+def loaded(name: str, form: Any, options: tuple[tuple[str, Any], ...]) -> Any:
     """The data of a name, once."""
     from onehour.data.sources import load_data
 
-    return load_data(name, **dict(options))
+    return load_data(name, form, **dict(options))
 
 
 def furnish(folder: Path) -> None:

@@ -104,9 +104,9 @@ def plan(
     """
     recipe = named(recipe, **changes) if isinstance(recipe, str) else recipe.replace(**changes)
     base = recipe.replace(minibatch=recipe.base_minibatch) if _has_base(recipe) else recipe
-    measured = None if run is None else _measured(Path(run), recipe)
-    if measured is not None and images_per_second is not None:
+    if run is not None and images_per_second is not None:
         raise ValueError("give images per second or a run, not both")
+    measured = None if run is None else _measured(Path(run), recipe)
     values = dict(_derive(recipe, base))
     if recipe.samples is not None:
         values |= dict(_derive_from_samples(recipe, base, recipe.samples))

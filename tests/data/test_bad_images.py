@@ -135,7 +135,7 @@ def test_validation_never_skips(tree: Path):
 
 
 def test_other_errors_are_not_skipped(tree: Path, monkeypatch: pytest.MonkeyPatch):
-    def broken(image: object, key: int) -> Tensor:
+    def broken(image: object, key: int, size: int) -> Tensor:
         raise ValueError("a bug")
 
     monkeypatch.setattr("onehour.data.images.training_crop", broken)

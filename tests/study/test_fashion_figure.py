@@ -48,7 +48,8 @@ def test_the_sweeps_have_the_cells_that_were_promised(figure: Any, monkeypatch: 
     for command in figure.commands():
         options = make_parser().parse_args(command)
         seeds = range(options.seed, options.seed + options.seeds)
-        spec = spec_of(fashion(), options.minibatch, seeds, options.arm, options.arms_at)
+        more = {"reference_seeds": options.reference_seeds}
+        spec = spec_of(fashion(), options.minibatch, seeds, options.arm, options.arms_at, **more)
         cells |= {(cell.arm, cell.recipe.minibatch, cell.recipe.seed) for cell in spec.cells()}
     counts: dict[tuple[str, int], int] = {}
     for arm, minibatch, _ in cells:

@@ -320,7 +320,7 @@ def test_another_build_is_named_when_a_canonical_run_goes_on(
     recipe = tiny.recipe(reduce="canonical")
     with pytest.raises(StoppedError):
         train(recipe, out=tmp_path / "run", stop_asked=after(3))
-    monkeypatch.setattr("onehour.training.build_of", lambda device: {**build_of(device), "torch": "9.9"})
+    monkeypatch.setattr("onehour.training.loop.build_of", lambda device: {**build_of(device), "torch": "9.9"})
     capsys.readouterr()
     train(recipe, out=tmp_path / "run")
     said = capsys.readouterr().out

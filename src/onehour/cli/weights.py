@@ -196,10 +196,10 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         from onehour.training.record import Run
 
         return Run(options.source).recipe
-    if not options.source.exists():
-        raise ValueError(f"{options.source} does not exist")
     if options.recipe is not None:
         return named(options.recipe)
+    if not options.source.exists():
+        raise ValueError(f"{options.source} does not exist")
     if not (options.model and options.data):
         raise ValueError(f"{options.source} is a file: give --recipe, or --model and --data")
     return Recipe(name="evaluate")

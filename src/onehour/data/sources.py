@@ -278,7 +278,8 @@ def _simplest(side: str, dataset: Any) -> Any:
     if not in_memory(dataset):
         return dataset
     if len(dataset.tensors) != 2:
-        raise ValueError(f"the {side} data has {len(dataset.tensors)} tensors; expected images and labels")
+        kind = f"a tuple of {len(dataset.tensors)}"
+        raise ValueError(f"the {side} data's first item is not an (image, label) pair: it is {kind}")
     images, labels = dataset.tensors
     try:
         whole = as_labels(labels)
