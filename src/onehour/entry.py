@@ -102,7 +102,8 @@ def resolve(what: str, spec: str) -> Any:
         raise ValueError(f"{what} {spec}: {module_name} cannot be imported: {blame(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"{what} {spec}: {module_name} has no {part!r}; expected {nearest(part, dir(found))}")
+            offered = [name for name in dir(found) if not name.startswith("_")]
+            raise ValueError(f"{what} {spec}: {module_name} has no {part!r}; expected {nearest(part, offered)}")
         found = getattr(found, part)
     return found
 

@@ -192,11 +192,12 @@ def test_a_target_that_is_not_finite_is_named(tmp_path: Path):
     [
         (["--task", "missing:task"], "task missing:task: missing cannot be imported"),
         (["--collate", "math:sqrt"], "collate makes batches for a task of your own; give a task too"),
-        (["--task", "tinytask:net"], "task tinytask:net failed"),
+        (["--task", "tinytask:nett"], "tinytask has no 'nett'; expected net"),
+        (["--task", "tinytask:net", "--classes", "10"], "task tinytask:net failed"),
     ],
 )
 def test_bad_names_are_one_message(flags: list[str], message: str, alone: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["train", "digits", "--classes", "10", *flags]) == 2
+    assert main(["train", "digits", *flags]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -21,7 +21,7 @@ from onehour.dist.group import Group
 from onehour.dist.launched import launched
 from onehour.dist.placement import place, place_by_halving
 from onehour.dist.reducer import is_dense
-from onehour.entry import resolve
+from onehour.entry import is_entry, resolve
 from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import blame
@@ -100,6 +100,8 @@ def complete(
     Raises:
         ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
+    if recipe.task is not None and is_entry(recipe.task):
+        resolve("task", recipe.task)  # a wrong name is said before anything that takes longer
     if collate is None and recipe.collate is not None:
         collate = resolve("collate", recipe.collate)
     form = Form(own=recipe.task is not None, collate=collate)
