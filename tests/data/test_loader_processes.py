@@ -98,6 +98,14 @@ def test_killed_and_stopped_loaders_are_replaced_and_no_sample_changes(
     assert not any(os.path.exists(f"/proc/{pid}") for pid in running)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 @pytest.mark.parametrize("between", [signal.SIGKILL, signal.SIGSTOP])
 def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow], list[str]], between: signal.Signals):
     kind, expected = undisturbed
@@ -107,7 +115,8 @@ def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow]
         found = [next(running)]
         for pid in given.pids:
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
+        while not all(map(has_ended, given.pids)):
+            time.sleep(0.01)
         assert found + list(running) == expected
         assert len(said) == 4
         for pid in given.pids:  # between two uses
