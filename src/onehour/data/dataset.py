@@ -99,8 +99,9 @@ class KeyedDataset(Dataset[Any]):
 
         Raises:
             FaultError: a ValueError, if it is no such image.
+            ValueError: unless it is defined: a data set knows its samples, and need not know files.
         """
-        raise NotImplementedError
+        raise ValueError(f"a {type(self).__name__} does not say how it reads {name}; define from_file(data, name)")
 
     def name(self, index: int) -> str:
         """Where sample `index` lies, for messages; opens nothing."""

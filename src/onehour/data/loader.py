@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,19 +174,17 @@ class Feed:
             yield prepared_batch(self.dataset, batch)
 
 
-def prepared(dataset: Any, images: Tensor) -> Tensor:
-    """A batch as the model takes it: through `KeyedDataset.prepare`, where it is one."""
+def prepared(dataset: Any, images: Any) -> Any:
+    """Images, or a task's whole batch, as the model takes them: through `KeyedDataset.prepare`, where it is one."""
     return dataset.prepare(images) if isinstance(dataset, KeyedDataset) else images
 
 
 def prepared_batch(dataset: Any, batch: Any) -> Any:
     """The images of a pair through `prepared`; any other tree as a whole."""
-    if not isinstance(dataset, KeyedDataset):
-        return batch
-    if not (isinstance(batch, tuple) and len(cast("tuple[Any, ...]", batch)) == 2):
-        return dataset.prepare(cast("Any", batch))
-    images, labels = cast("tuple[Tensor, Any]", batch)
-    return dataset.prepare(images), labels
+    parts: Any = batch
+    if isinstance(batch, tuple) and len(parts) == 2:
+        return prepared(dataset, parts[0]), parts[1]
+    return prepared(dataset, parts)
 
 
 def moved(leaf: Any, device: torch.device) -> Any:

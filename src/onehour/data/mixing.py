@@ -110,9 +110,9 @@ class Mixing:
         if not (recipe.random_erasing or recipe.mixup or recipe.cutmix):
             return batch
         images, labels = batch
-        if self.recipe.random_erasing:
+        if recipe.random_erasing:
             images = self._erased(images, iteration, workers)
-        if self.recipe.mixup or self.recipe.cutmix:
+        if recipe.mixup or recipe.cutmix:
             return self._mixed(images, labels, iteration, workers)
         return images, labels
 

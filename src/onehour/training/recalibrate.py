@@ -29,7 +29,7 @@ from onehour.rules.shuffle import SampleStream
 from onehour.training.build import pick_loaders
 from onehour.training.engine import EvaluationStoppedError, any_process
 from onehour.training.state import model_state
-from onehour.training.step import seed_generators
+from onehour.training.step import seed_torch
 from onehour.training.task import CLASSIFICATION, Task
 from onehour.training.watchdog import never
 from onehour.training.weights import OpenedWeights, WeightsEvaluation
@@ -144,7 +144,7 @@ class Recalibration:
                         raise EvaluationStoppedError
                     if number % size == rank:
                         collect(row)
-                        seed_generators(seed_for(self.recipe.seed, "recalibrate", number), device)
+                        seed_torch(seed_for(self.recipe.seed, "recalibrate", number), device)
                         self._task(self.model, next(batches), self.recipe)
                 total += self.group.sum(rows).sum(0)
         return total

@@ -160,9 +160,7 @@ class Step:
             batch = self._mixing(next(batches), iteration, workers)
             self.timer.lap("data")
             if self._draws:
-                seed_generators(
-                    seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), self._group.device
-                )
+                seed_torch(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), self._group.device)
             yield batch
 
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
@@ -285,7 +283,7 @@ class Step:
         return live
 
 
-def seed_generators(seed: int, device: torch.device) -> None:
+def seed_torch(seed: int, device: torch.device) -> None:
     """Seed torch's generators of the CPU and of `device`.
 
     Not `torch.manual_seed`, which without CUDA notes a stack trace for every call and keeps them all.

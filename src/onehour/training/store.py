@@ -46,14 +46,14 @@ KINDS: dict[str, Kind] = {
 """Of a manifest."""
 
 
-def is_float(value: Any) -> bool:
+def _is_float(value: Any) -> bool:
     """Whether a number has a fraction, if only a zero."""
     return isinstance(value, float)
 
 
 PROGRESS: dict[str, Kind] = {
     "position": COUNT,
-    "totals": ("two numbers or more", lambda value: is_list(is_float)(value) and len(value) > 1),
+    "totals": ("two numbers or more", lambda value: is_list(_is_float)(value) and len(value) > 1),
     "build": ("texts by name", is_object(lambda value: isinstance(value, str) and value.isprintable())),
     "evaluated": FLAG,
     "skipped": COUNT,
