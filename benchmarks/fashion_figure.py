@@ -23,8 +23,8 @@ from onehour.study.results import Study, read_study
 OUT = Path("runs") / "fashion-figure"
 TASK = ["fashion", "--seed", "6000", "--precision", "bf16", "--channels-last"]
 TASK += [] if torch.cuda.is_available() else ["--seeds-together", "1"]
-"""In bf16 and NHWC it takes half the time on a CPU that multiplies in bf16, as on GPUs; several seeds as one network take
-longer on a CPU: convolutions of 64 channels are fast one by one."""
+"""bf16 and NHWC: half the time on a CPU that multiplies in bf16, as on GPUs. Several seeds as one network take longer
+on a CPU: convolutions of 64 channels are fast one by one."""
 BASE = 64
 TIMES = (1, 2, 4, 8, 16, 32, 64, 128)
 SHOWN = 16 * BASE
