@@ -82,7 +82,7 @@ def draw_figure(
     claims: Callable[[Study], list[dict[str, Any]]],
     pictures: dict[str, str] | None = None,
 ) -> int:
-    """Train what a figure's sweeps lack, write results/SCRIPT.json and the pictures.
+    """Train what a figure's sweeps lack; after each of them write results/SCRIPT.json and the pictures.
 
     Args:
         script: the caller's `__file__`.
@@ -100,16 +100,16 @@ def draw_figure(
         if code := onehour(command):
             return code
         given.append(f"onehour {shlex.join(command)}")
-    findings = findings_of(read_study([out]))
-    rows = [described(row, "minibatch") for row in findings.sizes]
-    rows += [described(row, group) for (_, group), arms in findings.groups.items() for row in arms]
-    assert findings.study.recipe is not None
-    recipe = findings.study.recipe.as_dict()
-    content = {"commands": given, "recipe": recipe, "entries": rows, "claims": claims(findings.study)}
-    write(script, Path(script).stem, content)
-    for figure, picture in (pictures or {}).items():
-        for kind in ("png", "svg"):
-            shutil.copyfile(out / "figures" / f"{figure}.{kind}", IMAGES / f"{picture}.{kind}")
+        findings = findings_of(read_study([out]))
+        rows = [described(row, "minibatch") for row in findings.sizes]
+        rows += [described(row, group) for (_, group), arms in findings.groups.items() for row in arms]
+        assert findings.study.recipe is not None
+        recipe = findings.study.recipe.as_dict()
+        content = {"commands": given, "recipe": recipe, "entries": rows, "claims": claims(findings.study)}
+        write(script, Path(script).stem, content)
+        for figure, picture in (pictures or {}).items():
+            for kind in ("png", "svg"):
+                shutil.copyfile(out / "figures" / f"{figure}.{kind}", IMAGES / f"{picture}.{kind}")
     return 0
 
 

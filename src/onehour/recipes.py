@@ -78,7 +78,7 @@ def digits(**changes: Any) -> Recipe:
 def fashion(**changes: Any) -> Recipe:
     """Fashion-MNIST, 60,000 real photographs of 28×28: minutes a run on a core, seconds on a GPU.
 
-    Provisional: benchmarks/fashion_choice.py chooses on 10,000 of the training images, never on the test images.
+    Chosen on 10,000 of the training images, never on the test images: benchmarks/fashion_choice.py.
 
     >>> fashion(minibatch=1024).target_lr
     1.6
