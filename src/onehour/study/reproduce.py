@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from onehour.config import Recipe
+from onehour.entry import names_code
 from onehour.recipes import RECIPES
 from onehour.study.findings import Findings
 from onehour.study.results import Result, Study
@@ -119,7 +120,7 @@ def _blocks(seeds: Sequence[int]) -> list[range]:
 def _flags(recipe: Recipe, file: str) -> tuple[str, list[str]]:
     """A named recipe and the flags that change it; a file that holds it where it has no name."""
     if recipe.name not in RECIPES or recipe.continues:
-        return file, []
+        return file, ["--trust"] * names_code(recipe)
     named = RECIPES[recipe.name]().as_dict()
     flags: list[str] = []
     for key, value in recipe.as_dict().items():
