@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from onehour.check.story import Story
-from onehour.check.tape import OptimizerStep, SchedulerMade, SchedulerStep
+from onehour.check.story import Story, most_common
+from onehour.check.tape import LoaderSeen, OptimizerStep, SchedulerMade, SchedulerStep
 
 UNKNOWN_EPOCHS = 100
 """Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
@@ -42,8 +40,7 @@ class RateSchedule:
     @property
     def highest(self) -> float | None:
         """The highest rate that is known: at most η̂."""
-        rates = [rate for _, rate in self.seen] + [rate for _, rate in self.curve]
-        return max(rates, default=None)
+        return max((rate for _, rate in [*self.seen, *self.curve]), default=None)
 
     @property
     def rising(self) -> bool:
@@ -176,12 +173,6 @@ def _agrees(schedule: RateSchedule, calls: list[int]) -> bool:
     return all(b is not None and abs(a - b) <= 1e-6 * max(abs(a), abs(b)) + 1e-12 for a, b in pairs)
 
 
-def most_common(places: Iterable[str | None]) -> str | None:
-    """The place that is named most often; None where none is."""
-    lines = Counter(place for place in places if place)
-    return lines.most_common(1)[0][0] if lines else None
-
-
 @dataclass(frozen=True)
 class Base:
     """The recipe that the loop was scaled from, as far as it is known.
@@ -200,13 +191,7 @@ class Base:
 
 
 class Case:
-    """One run to be judged.
-
-    Args:
-        stories: of each process, by rank.
-        base: what was declared.
-        single: the story of the same script on one process, where these are several.
-    """
+    """One run to be judged: the story of each process, and that of the same script on a single one beside several."""
 
     def __init__(self, stories: list[Story], base: Base | None = None, single: Story | None = None) -> None:
         self.stories, self.base, self.single = stories, base or Base(), single
@@ -224,13 +209,17 @@ class Case:
     def minibatch(self) -> int | None:
         """kn: samples of an update over all processes."""
         sizes = [story.median_samples() for story in self.stories]
-        return None if None in sizes else sum(size for size in sizes if size)
+        return None if None in sizes else sum(filter(None, sizes))
 
     @property
     def samples(self) -> int | None:
         """N: samples of the training data, where its loader says so."""
-        story = self.story
-        return None if story.training is None else story.loaders[story.training].samples
+        return self.loader.samples if self.loader else None
+
+    @property
+    def loader(self) -> LoaderSeen | None:
+        """The loader of the training data; None where no loader gives them."""
+        return None if self.story.training is None else self.story.loaders[self.story.training]
 
     @property
     def scaled_from(self) -> tuple[float, int, int] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +73,7 @@ class Pitfall:
         write: tuple[str, ...] | None = None,
         **values: Any,
     ) -> Finding:
-        """A finding of it.
-
-        Args:
-            measured, expected, where: as in `Finding`.
-            severity, remedy, write: in place of its own, where more is known.
-            values: what stands for the names in the lines to write.
-        """
+        """A finding of it; severity, remedy and lines to write are its own, filled with the values, unless given."""
         lines = tuple(line.format_map(values) for line in (self.write if write is None else write))
         remedy, severity = remedy or self.remedy, severity or self.severity
         return Finding(self.id, severity, measured, expected, where, self.section, remedy, lines)
@@ -106,8 +98,3 @@ def pitfall(
     ('lr = 32 * lr',)
     """
     return lambda judge: Pitfall(id, severity, section, why, remedy, write, symptoms, judge)
-
-
-def as_json(findings: Sequence[Finding]) -> str:
-    """A list of objects, findings only."""
-    return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)

@@ -115,7 +115,7 @@ class ParameterGroup:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSeen(TapeEvent):
-    """An optimizer stepped for the first time; `where` it was made. For the last four see `observe/probes.py`."""
+    """An optimizer stepped for the first time; `where` it was made. For the last four see `character`."""
 
     optimizer: int = 0
     name: str = ""

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding
-from onehour.check.judge import Note, as_table, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.formats import as_table
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
+from onehour.check.pitfalls import Note, judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined
 
@@ -173,11 +174,7 @@ class _CallbackWatch:
 def lightning_callback(**options: Any) -> Any:
     """A callback for Lightning's Trainer; its `report` is filled when the fit ends, and printed by process 0.
 
-    Args:
-        options: those of `watch` behind the optimizer.
-
-    Raises:
-        ValueError: if neither lightning nor pytorch_lightning is installed.
+    Its options are those of `watch` behind the optimizer. A ValueError if Lightning is not installed.
     """
 
     class OnehourWatch(_CallbackWatch, _installed("lightning.pytorch", "pytorch_lightning").Callback):
@@ -194,11 +191,7 @@ def lightning_callback(**options: Any) -> Any:
 def hf_callback(**options: Any) -> Any:
     """A callback for the Hugging Face Trainer; its `report` is filled when training ends, and printed by process 0.
 
-    Args:
-        options: those of `watch` behind the optimizer.
-
-    Raises:
-        ValueError: if transformers is not installed.
+    Its options are those of `watch` behind the optimizer. A ValueError if transformers is not installed.
     """
 
     class OnehourWatch(_CallbackWatch, _installed("transformers").TrainerCallback):

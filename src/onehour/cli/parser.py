@@ -15,24 +15,6 @@ from onehour.messages import nearest
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
-__all__ = [
-    "EXIT_BAD_INPUT",
-    "EXIT_NOT_FINITE",
-    "EXIT_PEER_LOST",
-    "OF_THE_DATA",
-    "Parser",
-    "add_execution_fields",
-    "add_margin",
-    "add_recipe_argument",
-    "add_recipe_fields",
-    "add_trust",
-    "auto",
-    "parse",
-    "recipe_changes",
-    "size",
-    "sizes",
-]
-
 EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
 OF_THE_DATA = ("samples", "resized")
 """What a run reads from its data; only a plan, which has none, is told."""
@@ -52,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, hidden: bool = False, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(allow_abbrev=False, **options)
         self.hidden = hidden
         self.commands: Mapping[str, Parser] = {}
 
@@ -122,6 +104,11 @@ def add_recipe_argument(parser: argparse.ArgumentParser, **options: Any) -> None
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Whether code that only a file names may be imported."""
     parser.add_argument("--trust", action="store_true", help="import code that only a recipe's file names")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where to compute."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
 
 
 def add_margin(parser: argparse.ArgumentParser) -> None:

@@ -9,16 +9,12 @@ from typing import Any
 
 from onehour.cli.parser import add_margin
 
-__all__ = ["add_report", "print_report", "report_command"]
-
 
 def add_report(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     report = commands.add_parser(
         "report",
         help="a sweep, runs or others' curves as a page, figures and a verdict",
         description="Write report.html, figures/ and results.json of a sweep's folder, of runs, or of CSVs.",
-        allow_abbrev=False,
     )
     report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a sweep, runs, or CSVs of epoch,error")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write (the sweep's folder, else report/)")

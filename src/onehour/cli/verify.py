@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onehour.cli.parser import EXIT_BAD_INPUT, add_trust, size
+from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.dist.launched import refuse_several
 from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
@@ -22,18 +22,15 @@ from onehour.rules.arguments import positive_int
 if TYPE_CHECKING:
     from onehour.training.verify import Comparison
 
-__all__ = ["add_verify", "trace_command", "verify_command"]
 
 USUAL = "1,2,4"
 
 
 def add_verify(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     verify = commands.add_parser(
         "verify",
         help="prove on this machine that the number of processes does not matter",
         description="Run a few iterations on several numbers of processes and compare weights, statistics, velocity.",
-        allow_abbrev=False,
     )
     verify.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe, or give --model and --data")
     verify.add_argument("--processes", metavar="P,P,…", help="numbers of processes (1,2,4)")
@@ -42,7 +39,7 @@ def add_verify(commands: Any) -> None:
     verify.add_argument("--data", metavar="D", help="in place of the recipe's")
     verify.add_argument("--minibatch", type=size, metavar="SIZE", help="kn; grows to the largest p times n")
     verify.add_argument("--per-worker", type=size, metavar="SIZE", help="n")
-    verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    add_device(verify)
     verify.add_argument("--json", action="store_true", help="print JSON")
     add_trust(verify)
     verify.set_defaults(command=verify_command)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onehour.cli.parser import add_trust, size
+from onehour.cli.parser import add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.files import to_json
@@ -18,18 +18,6 @@ from onehour.recipes import recipe as named
 
 if TYPE_CHECKING:
     from onehour.training.weights import WeightsEvaluation
-
-__all__ = [
-    "add_device",
-    "add_evaluate",
-    "add_export",
-    "add_recalibrate",
-    "add_source",
-    "evaluate_command",
-    "export_command",
-    "recalibrate_command",
-    "recipe_of",
-]
 
 
 CODE = ("data", "model", "task", "collate")
@@ -48,18 +36,11 @@ def add_source(command: Any) -> None:
     add_trust(command)
 
 
-def add_device(command: Any) -> None:
-    """Where to compute."""
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
-
-
 def add_evaluate(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     evaluate = commands.add_parser(
         "evaluate",
         help="the error of a run's newest checkpoint, or of a file",
         description="Evaluate weights on validation data: integer counts, every sample once.",
-        allow_abbrev=False,
     )
     add_source(evaluate)
     add_device(evaluate)
@@ -70,14 +51,12 @@ def add_evaluate(commands: Any) -> None:
 
 
 def add_export(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     export = commands.add_parser(
         "export",
         help="a run's weights for torchvision, timm and others, or its network as a program",
         description="Write a run's weights as a plain state dict under torch's own names (.safetensors, .pt), or the"
         " network itself for batches of any size (.pt2 by torch.export; .onnx). What was written is opened again and"
         " compared before it gets its name.",
-        allow_abbrev=False,
     )
     add_source(export)
     export.add_argument(
@@ -93,13 +72,11 @@ def _add_ema(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recalibrate(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     recalibrate = commands.add_parser(
         "recalibrate",
         help="BatchNorm's statistics from training images, in place of the running averages",
         description="Compute BatchNorm's means and variances over training images, augmented as in training, under the"
         " weights as they are; evaluate with them. The run stays as it is.",
-        allow_abbrev=False,
     )
     add_source(recalibrate)
     add_device(recalibrate)

@@ -20,12 +20,7 @@ from onehour.check.story import Story
 
 
 class Observers:
-    """Everything that watches a run.
-
-    Args:
-        recorder: takes what they see.
-        model, optimizer, scheduler: those to watch; None watches all.
-    """
+    """Everything that watches a run: this model, optimizer and scheduler, or all where they are None."""
 
     def __init__(
         self,
@@ -54,12 +49,13 @@ class Observers:
         self.forwards.is_loading = lambda: self.loaders.loading
         self.optimizers.on_before = self.groups.steps
         self.optimizers.on_step = self.groups.stepped
-        first = (self.optimizers, self.backwards, self.forwards, self.loaders)
-        for observer in (*first, self.schedulers, self.groups, self.evaluations):
+        self.evaluations.patches = self.patches
+        watching = (self.optimizers, self.backwards, self.forwards, self.loaders, self.schedulers, self.groups)
+        for observer in watching:
             observer.install(self.patches)
 
     def remove(self) -> None:
-        self.patches.undo()
+        self.patches.close()
 
     def conclude(self) -> None:
         """Write down what can only be said at the end: the models, and where the schedules lead."""

@@ -64,13 +64,14 @@ def penalties(root: Tensor) -> list[Penalty]:
         seen.add(node)
         name, behind = node.name(), [n for n, _ in node.next_functions if n is not None]
         leaves = [_leaf(n) for n in behind]
-        if name in _SQUARES or name in _NORMS:
-            square = name != "MulBackward0" or (len(leaves) == 2 and leaves[0] is leaves[1])
-            if name == "PowBackward0":
-                square = exponent(node) == 2
-            parameter = leaves[0] if leaves else None
-            if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
-                found[id(parameter)] = Penalty(node, parameter)
+        square = name in _SQUARES or name in _NORMS
+        if name == "MulBackward0":
+            square = len(leaves) == 2 and leaves[0] is leaves[1]
+        elif name == "PowBackward0":
+            square = exponent(node) == 2
+        parameter = leaves[0] if leaves else None
+        if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
+            found[id(parameter)] = Penalty(node, parameter)
         waiting += behind
     return list(found.values())
 
@@ -99,10 +100,6 @@ class Backwards:
 
     A hook on each loss's output learns with what factor the backward pass came to it, whatever the loop did to the
     loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
-
-    Args:
-        recorder: takes the backward passes.
-        optimizers: know the parameters that are looked at.
     """
 
     def __init__(self, recorder: TapeRecorder, optimizers: Optimizers) -> None:
@@ -143,8 +140,7 @@ class Backwards:
             return
         reduction, count = "none", None
         if value.ndim == 0:
-            reduction = options.get("reduction", "mean")
-            reduction = {True: "mean", False: reduction}[options.get("size_average") is True]
+            reduction = "mean" if options.get("size_average") is True else options.get("reduction", "mean")
             if reduction not in ("mean", "sum"):
                 return
             count = _count(name, arguments, options)
@@ -221,17 +217,15 @@ class Backwards:
 
 def _count(name: str, arguments: Any, options: Any) -> float | None:
     """What a mean loss divides by: its labels, without the ignored ones, weighted if classes are."""
-    values = [*arguments, *options.values()]
-    target = arguments[1] if len(arguments) > 1 else options.get("target")
+    first, target, weight = (
+        arguments[place] if len(arguments) > place else options.get(key)
+        for place, key in enumerate(("input", "target", "weight"))
+    )
     if not torch.is_tensor(target):
         return None
     if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
         kept = target != options.get("ignore_index", -100)
-        weight = arguments[2] if len(arguments) > 2 else options.get("weight")
-        if weight is not None:
-            return float(weight[target[kept]].sum())
-        return int(kept.sum())
-    first = values[0]
+        return int(kept.sum()) if weight is None else float(weight[target[kept]].sum())
     if name == "cross_entropy":
         return first.numel() // first.shape[1] if first.ndim > 1 else 1
     if name == "kl_div" and options.get("reduction") == "batchmean":

@@ -26,8 +26,7 @@ LINES, CALLS = 80, 300_000
 class VariableTracer:
     """Traces the user's functions; a debugger or a coverage tool that does the same is left alone.
 
-    Args:
-        tell: called with the name and value of each number that is new, and its file:line.
+    `tell` is called with the name and value of each number that is new, and its file:line.
     """
 
     def __init__(self, tell: Callable[[str, float, str], Any]) -> None:
@@ -38,11 +37,7 @@ class VariableTracer:
         self._lines = self._calls = 0
 
     def start(self, frames: list[FrameType]) -> None:
-        """Read on in these functions, and in those that are called from now on.
-
-        Args:
-            frames: what is known in them already is not told.
-        """
+        """Read on in these functions, whose present numbers are not told, and in those that are called from now on."""
         if sys.gettrace() is not None:
             return
         self._known = {}
@@ -95,14 +90,10 @@ def _numbers(frame: FrameType) -> dict[str, float]:
     """The numbers among a function's variables, and in its objects of the user's own classes."""
     found: dict[str, float] = {}
     for name, value in list(frame.f_locals.items())[:500]:
-        number = _number(value)
-        if number is not None:
-            found[f"{frame.f_code.co_name}:{name}"] = number
-        elif _is_users_object(value):
-            for key, inner in list(vars(value).items())[:50]:
-                number = _number(inner)
-                if number is not None:
-                    found[f"{frame.f_code.co_name}:{name}.{key}"] = number
+        inside = list(vars(value).items())[:50] if _is_users_object(value) else []
+        for place, each in ((name, value), *((f"{name}.{key}", inner) for key, inner in inside)):
+            if (number := _number(each)) is not None:
+                found[f"{frame.f_code.co_name}:{place}"] = number
     return found
 
 
@@ -126,12 +117,10 @@ FRAMES = 3
 
 
 class Evaluations:
-    """Watches passes over data that train nothing.
+    """Watches passes over data that train nothing, and the numbers that the loop makes of them.
 
-    Args:
-        recorder: takes the evaluations, and the numbers that the loop makes of them.
-        read_variables: whether to trace the user's functions for a few lines after each; debuggers do the same, so a
-            loop that is only watched is left alone.
+    With `read_variables` the user's functions are traced for a few lines after each; debuggers do the same, so a loop
+    that is only watched is left alone.
     """
 
     def __init__(self, recorder: TapeRecorder, *, read_variables: bool) -> None:
@@ -147,13 +136,10 @@ class Evaluations:
         self.tracer = VariableTracer(self._tell)
         self._last = False
         self.patches = Patches()
+        """Where to undo what is put in place later."""
         self._gathering = self._asked = False
         self._pass = 0, 0
         """The loader and the epoch of the pass that is evaluated."""
-
-    def install(self, patches: Patches) -> None:
-        """Know where to undo what is put in place later."""
-        self.patches = patches
 
     def begins(self) -> None:
         """A pass over some data begins; the one before is over."""

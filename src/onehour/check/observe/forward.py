@@ -25,14 +25,7 @@ WRAPPER = re.compile(r"^(?:module\.)+|\b(?:_orig_mod|_fsdp_wrapped_module)\.")
 
 
 class Forwards:
-    """Watches the outermost modules that are called.
-
-    Args:
-        recorder: takes the models and n of their BatchNorms.
-        optimizers: know which parameters they train.
-        backwards: are told how many samples a pass had.
-        only: the model to watch, if it is known.
-    """
+    """Watches the outermost modules that are called, or `only` one model; tells `backwards` the samples of a pass."""
 
     def __init__(
         self, recorder: TapeRecorder, optimizers: Optimizers, backwards: Backwards, only: nn.Module | None = None
@@ -47,25 +40,20 @@ class Forwards:
         """Called when a model is used without training it."""
         self.is_loading: Callable[[], bool] = lambda: False
         self.sizes: dict[str, set[int]] = {}
-        self.handles: list[Any] = []
-        """Of hooks on each BatchNorm; they are there for the first updates."""
+        self.handles = Patches()
+        """Hooks on each BatchNorm, which are there for the first updates."""
 
     def install(self, patches: Patches) -> None:
         if self.only is None:
-            patches.on_undo(register_module_forward_pre_hook(self._enter).remove)
-            patches.on_undo(register_module_forward_hook(self._leave, always_call=True).remove)
+            patches.callback(register_module_forward_pre_hook(self._enter).remove)
+            patches.callback(register_module_forward_hook(self._leave, always_call=True).remove)
             return
-        patches.on_undo(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
-        patches.on_undo(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
+        patches.callback(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
+        patches.callback(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
         for module in self.only.modules():
             if isinstance(module, BATCHNORM) and module is not self.only:
-                self.handles.append(module.register_forward_pre_hook(Hook(self._batchnorm)))
-        patches.on_undo(self._unhook)
-
-    def _unhook(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+                self.handles.callback(module.register_forward_pre_hook(Hook(self._batchnorm)).remove)
+        patches.callback(self.handles.close)
 
     @quiet
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -114,7 +102,7 @@ class Forwards:
         if torch.compiler.is_compiling():
             return
         if self.recorder.updates >= self.recorder.deep_updates:
-            self._unhook()
+            self.handles.close()
         elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
             self.sizes.setdefault(type(module).__name__, set()).add(int(n))

@@ -40,12 +40,7 @@ MARKS = ("is_expert", "expert", "is_sharded", "tensor_model_parallel", "_is_shar
 
 
 class Groups:
-    """Watches process groups, DistributedDataParallel, SyncBatchNorm, and the statistics that are evaluated or saved.
-
-    Args:
-        recorder: takes the groups, what is wrapped, initial weights and running statistics.
-        forwards: know the models.
-    """
+    """Watches process groups, DistributedDataParallel, SyncBatchNorm, and statistics that are evaluated or saved."""
 
     def __init__(self, recorder: TapeRecorder, forwards: Forwards) -> None:
         self.recorder, self.forwards = recorder, forwards
@@ -64,19 +59,15 @@ class Groups:
         patches.around(nn.SyncBatchNorm, "forward", self._forward)
         patches.around(torch, "save", self._save)
 
-    def _join(self, original: Any, *arguments: Any, **options: Any) -> Any:
-        backend = arguments[0] if arguments else options.get("backend")
+    def _join(self, original: Any, backend: Any = None, *arguments: Any, **options: Any) -> Any:
         if self.recorder.cut and isinstance(backend, str) and "nccl" in backend and not torch.cuda.is_available():
-            if arguments:
-                arguments = ("gloo", *arguments[1:])
-            else:
-                options |= {"backend": "gloo"}
-        result = original(*arguments, **options)
-        self._joined(backend)
+            backend = "gloo"
+        result = original(backend, *arguments, **options)
+        self._joined()
         return result
 
     @quiet
-    def _joined(self, backend: Any) -> None:
+    def _joined(self) -> None:
         self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
         self.recorder.tape.add(GroupJoined(user_line(), dist.get_rank(), dist.get_world_size()))
 
@@ -154,11 +145,7 @@ class Groups:
 
     @quiet
     def look(self, when: str) -> None:
-        """Write down the statistics that are evaluated or saved.
-
-        Args:
-            when: "evaluation" or "save".
-        """
+        """Write down the statistics that are evaluated or saved: `when` is "evaluation" or "save"."""
         if self.recorder.world > 1 and self.trained:
             means = self._statistics()
             if means is not None:

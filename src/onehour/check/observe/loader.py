@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from onehour.check.observe import source
 from onehour.check.observe.digests import looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.forward import first_tensor
@@ -36,16 +37,6 @@ from onehour.check.observe.passes import (
     length_of,
 )
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
-from onehour.check.observe.source import (
-    by_hand,
-    called_directly,
-    maker_line,
-    planned_epochs,
-    trainer_epochs,
-    user_frames,
-    user_line,
-    walked_by_hand,
-)
 from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
 
 END_BATCHES = 16
@@ -57,14 +48,9 @@ LOOKED_AT = 4
 
 
 class Loaders:
-    """Watches every DataLoader.
+    """Watches every DataLoader; `evaluations` are told of each batch of an evaluation, and of its end."""
 
-    Args:
-        recorder: takes the loaders, their epochs and batches.
-        evaluations: are told of each batch of an evaluation, and of its end.
-    """
-
-    def __init__(self, recorder: TapeRecorder, evaluations: Evaluations | None = None) -> None:
+    def __init__(self, recorder: TapeRecorder, evaluations: Evaluations) -> None:
         self.recorder, self.evaluations = recorder, evaluations
         self.numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.kinds: list[tuple[Any, Any, Callable[[], Any]]] = []
@@ -86,7 +72,7 @@ class Loaders:
         patches.after(DataLoader, "__init__", self._was_made)
         patches.around(DataLoader, "__iter__", self._iter)
         patches.around(DistributedSampler, "__iter__", self._walk)
-        patches.on_undo(self._hand_over)
+        patches.callback(self._hand_over)
 
     def _hand_over(self) -> None:
         """Processes that persist go on with the loaders that they were made for."""
@@ -95,12 +81,12 @@ class Loaders:
 
     @quiet
     def _was_made(self, loader: DataLoader, *arguments: Any, **options: Any) -> None:
-        self.made[loader] = place = maker_line(loader)
+        self.made[loader] = place = source.maker_line(loader)
         if self.recorder.cut:
             # Libraries make loaders of the user's: the first of a data set's is the user's own.
             if loader.dataset is not self.first.get(id(loader.dataset), (object,))[0]():
                 self.first[id(loader.dataset)] = _weakly(loader.dataset), place
-            self.made[loader] = place if called_directly() else self.first[id(loader.dataset)][1]
+            self.made[loader] = place if source.called_directly() else self.first[id(loader.dataset)][1]
         if self.on_made is not None:
             self.on_made()
 
@@ -124,12 +110,11 @@ class Loaders:
             self._describe(loader, number)
         if self.on_pass is not None:
             self.on_pass(number)
-        if self.evaluations is not None:
-            self.evaluations.begins()
+        self.evaluations.begins()
         self.passes[number] = self.passes.get(number, -1) + 1
         opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
         opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
-        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames())
+        opened.planned = source.trainer_epochs(sys._getframe()) or source.planned_epochs(source.user_frames())
         if isinstance(opened.sampler, EnumeratedSampler):
             opened.sampler.drawn = lambda order: self._began(opened, order)
             opened.sampler.choose = lambda order, at: self._choose(opened, at)
@@ -158,7 +143,7 @@ class Loaders:
 
     def _walk(self, original: Any, sampler: DistributedSampler[Any]) -> Iterator[int]:
         indices = original(sampler)
-        if not self.recorder.finished and walked_by_hand(sys._getframe(2)):
+        if not self.recorder.finished and source.walked_by_hand(sys._getframe(2)):
             indices = iter(order := list(indices))
             self._walked(sampler, order)
         return indices
@@ -224,7 +209,7 @@ class Loaders:
         """The sampler was enumerated, or cannot be."""
         known = self._order(opened, order) if order is not None else None
         self.open.append(opened)
-        place = user_line()
+        place = source.user_line()
         self.recorder.tape.add(EpochBegan(place, opened.loader, opened.number, opened.batches, opened.planned, known))
 
     def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:
@@ -267,7 +252,7 @@ class Loaders:
             content = projections([tensor.double()]) if tensor is not None and not indexed else None
             given = replace(given, random=before, drew=drew, content=content)
         self.recorder.tape.add(given)
-        if self.evaluations is not None and not self._trains(opened):
+        if not self._trains(opened):
             self.evaluations.batch(batch)
             if opened.next_index == opened.batches:
                 self.evaluations.last(opened.loader, opened.number)
@@ -277,7 +262,7 @@ class Loaders:
         """A pass has no more batches; the loop may still hold the last one."""
         self._gone_on(opened)
         opened.ended = True
-        if self.evaluations is not None and not self._trains(opened):
+        if not self._trains(opened):
             self.evaluations.last(opened.loader, opened.number)
 
     @quiet
@@ -291,7 +276,7 @@ class Loaders:
     @quiet
     def trains_on(self) -> None:
         """A backward pass begins: a pass whose batches a model only evaluated is over, and this is none of its own."""
-        if self.evaluations is not None and self.evaluations.used:
+        if self.evaluations.used:
             for opened in [opened for opened in self.open if opened.ended and not self._trains(opened)]:
                 self._finish(opened)
 
@@ -320,7 +305,7 @@ class Loaders:
         self.recorder.tape.add(
             EpochEnded(None, opened.loader, opened.number, opened.cut, followed, trained, opened.taken)
         )
-        if self.evaluations is not None and not trained:
+        if not trained:
             self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
 
     def _trains(self, opened: Pass) -> bool:
@@ -346,12 +331,9 @@ class Loaders:
 
     def over(self, opened: Pass) -> bool:
         """Whether a pass without a sampler, of an IterableDataset, ends here."""
-        if (
-            not self.recorder.cut
-            or isinstance(opened.sampler, EnumeratedSampler)
-            or opened.by_hand
-            or self.recorder.finished
-        ):
+        if not self.recorder.cut or self.recorder.finished:
+            return False
+        if isinstance(opened.sampler, EnumeratedSampler) or opened.by_hand:
             return False
         long = opened.taken >= WHOLE and time.process_time() - opened.started > UNCUT_SECONDS
         opened.cut = opened.cut or long
@@ -378,7 +360,7 @@ class _Iterator:
     def __next__(self) -> Any:
         opened = self._opened
         if self._loaders.recorder.cut and not opened.by_hand:
-            opened.by_hand = by_hand(sys._getframe(1))
+            opened.by_hand = source.by_hand(sys._getframe(1))
         try:
             if self._done or self._loaders.over(opened):
                 raise StopIteration

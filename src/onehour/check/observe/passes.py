@@ -53,12 +53,9 @@ INDICES = 20_000_000
 
 
 class EnumeratedSampler:
-    """The batches of indices that a sampler gives, drawn all at once as the first is asked for.
+    """The batches of indices, or the indices, that a sampler gives, drawn all at once as the first is asked for.
 
     Nothing else draws random numbers in between, so that the order is the one that the loop would have had.
-
-    Args:
-        sampler: gives batches of indices, or indices.
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -124,13 +121,7 @@ MOST_UPDATES, SPARE = 300, 32
 
 
 class Pass:
-    """One pass over a loader.
-
-    Args:
-        loader, number: which loader's, and which of its passes.
-        batches: of the loader, if it knows.
-        clone: the copy that is iterated.
-    """
+    """A pass over a loader, by both numbers, of as many batches as the loader knows of; `clone` is iterated."""
 
     def __init__(self, loader: int, number: int, batches: int | None, clone: DataLoader) -> None:
         self.loader, self.number, self.batches = loader, number, batches

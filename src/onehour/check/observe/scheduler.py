@@ -23,13 +23,7 @@ STEPS = 1_000_000
 
 
 class Schedulers:
-    """Watches every scheduler that follows torch's `LRScheduler`.
-
-    Args:
-        recorder: takes the schedulers, their steps and curves.
-        optimizers: number the optimizers.
-        only: the scheduler to watch where it was made before.
-    """
+    """Watches every scheduler that follows torch's `LRScheduler`, and the `only` one that was made before."""
 
     def __init__(self, recorder: TapeRecorder, optimizers: Optimizers, only: Any = None) -> None:
         self.recorder, self.optimizers, self.only = recorder, optimizers, only
@@ -95,11 +89,7 @@ class Schedulers:
         self.recorder.tape.add(SchedulerStep(user_line(), self.numbers.of(scheduler)))
 
     def run_to_the_end(self, steps: dict[int, int]) -> None:
-        """Write down the whole curve of each scheduler that was copied.
-
-        Args:
-            steps: how many of each number's steps a run takes.
-        """
+        """Write down the whole curve of each scheduler that was copied; a run takes so many steps of each number."""
         for scheduler, copied in list(self.copies.items()):
             number = self.numbers.of(scheduler)
             if number in steps and number not in self.parts:
@@ -114,16 +104,10 @@ class Schedulers:
 
 
 def curve(scheduler: Any, steps: int) -> list[float]:
-    """The rates of a scheduler before its first step and after each of so many; ends early where it refuses to go on.
-
-    Args:
-        scheduler: is stepped; give a copy.
-        steps: how often.
-    """
+    """The rates of a copied scheduler before its first step and after each; ends early where it refuses to go on."""
     optimizer = _optimizer_of(scheduler)
     assert optimizer is not None
-    largest = max(range(len(optimizer.param_groups)), key=lambda i: float(optimizer.param_groups[i]["lr"]))
-    group = optimizer.param_groups[largest]
+    group = max(optimizer.param_groups, key=lambda group: float(group["lr"]))
     rates = [float(group["lr"])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,26 +7,24 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onehour.check.case import Base, Case
 from onehour.check.finding import Finding
-from onehour.check.judge import (
+from onehour.check.formats import as_table, shortened
+from onehour.check.pitfalls import (
     ON_SEVERAL,
     PITFALLS,
     Note,
-    as_table,
     judge,
     not_judged,
     not_silenced,
     refuse_unknown,
-    shortened,
     worst_first,
 )
-from onehour.check.run.command import Command
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, ProcessStarted, Tape
@@ -43,20 +41,34 @@ SEVERAL = re.compile(
 """What a script that is made for several processes mentions."""
 
 
-@dataclass
-class Checked:
-    """What a script's check came to.
+@dataclass(frozen=True)
+class Command:
+    """A script with its own arguments, or a module as `python -m NAME` starts it.
 
     Args:
-        findings: worst first.
-        notes: what could not be judged, and why.
-        stories: of the last run, by rank.
-        runs: what was run, in words.
+        launcher: "torchrun", "launch" (its older form, which gives the script --local-rank), "accelerate" or "fabric".
+        processes: how many the launcher would start; None where it was not told by a number.
+        environ: what was set before the command, or is set by the launcher.
     """
 
-    findings: list[Finding]
+    script: str
+    arguments: list[str]
+    module: str | None = None
+    launcher: str | None = None
+    processes: int | None = None
+    environ: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass
+class Checked:
+    """What a script's check came to: findings, worst first, and notes of what could not be judged.
+
+    `stories` are those of the last run, by rank; `runs` is what was run, in words.
+    """
+
+    findings: list[Finding] = field(default_factory=list[Finding])
     notes: list[Note] = field(default_factory=list[Note])
-    stories: list[Story] = field(default_factory=list)
+    stories: list[Story] = field(default_factory=list[Story])
     runs: str = ""
 
 
@@ -75,14 +87,12 @@ def check_script(
     """Run a script, unedited, and judge what was seen.
 
     Args:
-        script: a Python file, or a command line that was read.
-        arguments: its own.
+        script: a Python file with its own arguments, or a command line that was read.
         base: the recipe that it was scaled from.
         only, skip: ids of pitfalls.
         strict: whether notes say of every pitfall that it was not judged, for want of a base too.
         limit: seconds for the whole check.
-        forkserver: to run it in; None starts one.
-        cwd: the folder to run it in; None is this one.
+        forkserver, cwd: where to run it; None starts one, and is this folder.
 
     Raises:
         CheckError: if it could not be run, or never stepped an optimizer.
@@ -107,7 +117,7 @@ def check_script(
 
 def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str], strict: bool) -> Checked:
     """On one process, and on two if the script is made for several; what both show is said once."""
-    checked = Checked([])
+    checked = Checked()
     wants = runs.command.launcher is not None or wants_processes(Path(runs.request["script"]))
     alone, failed = _alone(runs, wants)
     seen = ["on one process"] if alone is not None else []
@@ -164,16 +174,7 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
 
 
 class _ScriptRuns:
-    """A script's runs, each in a folder of its own.
-
-    Args:
-        forkserver: starts them.
-        request: what is the same for all.
-        folder: for theirs.
-        command: as it was typed.
-        limit: seconds for all of them together, as the user knows it.
-        until: when they are over.
-    """
+    """A script's runs, each in a folder of its own; all of them together end within `limit` seconds, at `until`."""
 
     def __init__(
         self,
@@ -192,10 +193,7 @@ class _ScriptRuns:
     def observe(self, processes: int, *, launched: bool, share: int = 1) -> list[Story]:
         """Run it on so many processes, as torchrun would if `launched`, and read what was seen.
 
-        Args:
-            processes: of the run.
-            launched: whether they have a launcher's environment.
-            share: it may take one part in so many of the time that is left.
+        It may take one part in `share` of the time that is left.
         """
         on = f"on {processes} processes" if processes > 1 else "on one process"
         limit = (self.until - time.monotonic()) / share
@@ -216,9 +214,8 @@ class _ScriptRuns:
                 said = _last_said(answer, rank) if status["how"] == "left" else ""
                 hint = "" if status["updates"] else _own_processes(_story(folder, rank))
                 raise CheckError(f"{place}{status['error']}{said}{hint}")
-        for rank, status in enumerate(statuses):
-            if status is None:
-                raise CheckError(_why(answer, rank, f"{name} {on}", limit))
+        if None in statuses:
+            raise CheckError(_why(answer, statuses.index(None), f"{name} {on}", limit))
         stories = [_story(folder, rank) for rank in range(processes)]
         if not all(story.updates for story in stories):
             raise CheckError(
@@ -250,10 +247,9 @@ def wants_processes(script: Path) -> bool:
 
 
 def _text(path: Path) -> str:
-    try:
+    with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return ""
 
 
 def _environ(processes: int, launcher: str | None) -> dict[str, str]:

@@ -41,12 +41,10 @@ class CheckError(Exception):
 
 
 class ForkServer:
-    """A process that has torch imported, and starts scripts; use it as a context.
+    """A process that has torch, and `preload` where they are installed, imported, and starts scripts: a context.
 
-    Args:
-        preload: other modules to import once for all scripts, where they are installed.
-        overlayfs: whether files are kept by a mount namespace where the kernel permits it; else by Python's functions
-            for files alone.
+    With `overlayfs` files are kept by a mount namespace where the kernel permits it; else by Python's functions for
+    files alone.
     """
 
     def __init__(self, preload: Sequence[str] = (), *, overlayfs: bool = True) -> None:
@@ -72,16 +70,12 @@ class ForkServer:
     def __exit__(self, *error: object) -> None:
         self._leaving.__exit__(None, None, None)
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with self._process, contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
 
     def _end_at_once(self) -> None:
         """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""

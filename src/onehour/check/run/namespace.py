@@ -22,16 +22,9 @@ _SHARED = ("/dev", "/proc", "/sys", "/run")
 def enter(folder: Path, needed: list[str]) -> list[str]:
     """Move this process, which has one thread, into a namespace whose files are copies in memory once they are written.
 
-    Args:
-        folder: stays shared with the machine outside.
-        needed: folders that must be kept.
-
-    Returns:
-        the folders whose files stay as they are. Where other file systems are mounted below a folder, it is each of the
-        folders in it, and files directly in it are not among them.
-
-    Raises:
-        OSError: if the kernel does not permit it, or a needed folder is not among them.
+    The folder stays shared with the machine outside. Returns the folders whose files stay as they are: where other file
+    systems are mounted below a folder, each of the folders in it, and files directly in it are not among them. An
+    OSError if the kernel does not permit it, or a needed folder is not kept.
     """
     own_user = not _permitted(_CLONE_NEWNS)
     if own_user:

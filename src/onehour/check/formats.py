@@ -1,27 +1,62 @@
-"""Findings as other tools read them: SARIF for code scanning, and the lines that GitHub shows beside a change."""
+"""How findings are shown: in a terminal, as JSON, as SARIF for code scanning, and as GitHub's lines beside a change."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onehour
 from onehour.check.finding import Finding
-from onehour.check.judge import PITFALLS
+from onehour.check.pitfalls import PITFALLS
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def as_sarif(findings: Sequence[Finding], script: str) -> str:
-    """A SARIF 2.1.0 log of one run.
+def as_table(findings: Sequence[Finding], width: int = 100) -> str:
+    """For a terminal of so many columns: a block a finding.
 
-    Args:
-        findings: in the order to list.
-        script: where those are placed that have no place of their own.
+    >>> finding = PITFALLS["double-step"].found(measured="2 steps", expected="1 step", where="train.py:7")
+    >>> print(as_table([finding], width=72))
+    error  double-step  train.py:7
+      measured  2 steps
+      expected  1 step
+      why       §2.1, eq 2: one update takes one gradient once
+      remedy    with a GradScaler call scaler.step(optimizer) alone; remove
+                the second optimizer.step()
+      write     scaler.step(optimizer)  # the only step
+                scaler.update()
     """
+    return "\n\n".join(_block(finding, width) for finding in findings)
+
+
+def _block(finding: Finding, width: int) -> str:
+    lines = [f"{finding.severity}  {finding.pitfall}  {shortened(finding.where)}"]
+    for name, text in _said(finding).items():
+        lines += textwrap.wrap(text, width, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+    lines += [f"  {'' if i else 'write':<10}{line}" for i, line in enumerate(finding.write)]
+    return "\n".join(lines)
+
+
+def shortened(where: str | None) -> str:
+    """A place relative to the current folder if it lies in it."""
+    if where is None:
+        return "(place unknown)"
+    relative = os.path.relpath(where)
+    return where if relative.startswith(os.pardir) else relative
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """A list of objects, findings only."""
+    return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
+
+
+def as_sarif(findings: Sequence[Finding], script: str) -> str:
+    """A SARIF 2.1.0 log of one run; findings without a place of their own are placed in the script."""
     ids = list(dict.fromkeys(finding.pitfall for finding in findings))
     rules = [
         {
@@ -52,11 +87,7 @@ def _result(finding: Finding, rule: int, script: str) -> dict[str, Any]:
 
 
 def as_annotations(findings: Sequence[Finding], script: str) -> str:
-    """GitHub's workflow commands, one line a finding.
-
-    Args:
-        findings: in the order to list.
-        script: where those are placed that have no place of their own.
+    """GitHub's workflow commands, a line a finding; those without a place of their own are placed in the script.
 
     >>> finding = PITFALLS["double-step"].found(measured="2 steps", expected="1 step", where="/x/train.py:7")
     >>> as_annotations([finding], "train.py").partition("%0A")[0]
@@ -85,7 +116,13 @@ def _place(finding: Finding, script: str) -> tuple[str, int]:
 
 
 def _message(finding: Finding) -> str:
-    lines = [f"measured: {finding.measured}", f"expected: {finding.expected}"]
-    lines.append(f"why: {finding.section}: {PITFALLS[finding.pitfall].why}")
-    lines.append(f"remedy: {finding.remedy}")
-    return "\n".join([*lines, *finding.write])
+    return "\n".join([*(f"{name}: {text}" for name, text in _said(finding).items()), *finding.write])
+
+
+def _said(finding: Finding) -> dict[str, str]:
+    return {
+        "measured": finding.measured,
+        "expected": finding.expected,
+        "why": f"{finding.section}: {PITFALLS[finding.pitfall].why}",
+        "remedy": finding.remedy,
+    }
