@@ -36,19 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pitfall:
-    """A pitfall: how it is seen, and what is said of it.
-
-    Args:
-        id: its name on the command line, and of its page docs/checks/ID.md.
-        severity: "error", "warning" or "note".
-        section: of the paper.
-        why: the rule that is broken, in a line.
-        remedy: what to change.
-        write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
-            has measured.
-        symptoms: ids that are its consequences, and are not listed beside it.
-        judge: finds it in a case; None without evidence.
-    """
+    """A pitfall: how it is seen, and what is said of it; see `pitfall`."""
 
     id: str
     severity: str
@@ -80,7 +68,6 @@ class Pitfall:
 
 
 def pitfall(
-    id: str,
     severity: str,
     section: str,
     *,
@@ -89,12 +76,27 @@ def pitfall(
     write: tuple[str, ...],
     symptoms: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Case], Finding | None]], Pitfall]:
-    """Declare a pitfall above the function that finds it.
+    """Declare a pitfall above the function that finds it in a case, or returns None without evidence.
 
-    >>> @pitfall("slow", "note", "§1", why="an hour is enough", remedy="hurry", write=("lr = {k} * lr",))
-    ... def slow(case):
-    ...     return slow.found(measured="29 hours", expected="1 hour", where="train.py:7", k=32)
-    >>> slow(Case([])).write
-    ('lr = 32 * lr',)
+    Its id, on the command line and of its page docs/checks/ID.md, is the function's name with dashes.
+
+    Args:
+        severity: "error", "warning" or "note".
+        section: of the paper.
+        why: the rule that is broken, in a line.
+        remedy: what to change.
+        write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
+            has measured.
+        symptoms: ids that are its consequences, and are not listed beside it.
+
+    >>> @pitfall("note", "§1", why="an hour is enough", remedy="hurry", write=("lr = {k} * lr",))
+    ... def too_slow(case):
+    ...     return too_slow.found(measured="29 hours", expected="1 hour", where="train.py:7", k=32)
+    >>> too_slow(Case([])).pitfall, too_slow(Case([])).write
+    ('too-slow', ('lr = 32 * lr',))
     """
-    return lambda judge: Pitfall(id, severity, section, why, remedy, write, symptoms, judge)
+
+    def declared(judge: Callable[[Case], Finding | None]) -> Pitfall:
+        return Pitfall(judge.__name__.replace("_", "-"), severity, section, why, remedy, write, symptoms, judge)
+
+    return declared

@@ -51,7 +51,6 @@ def shortened(where: str | None) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """A list of objects, findings only."""
     return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
 
 
@@ -87,12 +86,7 @@ def _result(finding: Finding, rule: int, script: str) -> dict[str, Any]:
 
 
 def as_annotations(findings: Sequence[Finding], script: str) -> str:
-    """GitHub's workflow commands, a line a finding; those without a place of their own are placed in the script.
-
-    >>> finding = PITFALLS["double-step"].found(measured="2 steps", expected="1 step", where="/x/train.py:7")
-    >>> as_annotations([finding], "train.py").partition("%0A")[0]
-    '::error file=/x/train.py,line=7,title=double-step::measured: 2 steps'
-    """
+    """GitHub's workflow commands, a line a finding; those without a place of their own are placed in the script."""
     lines = []
     for finding in findings:
         file, line = _place(finding, script)

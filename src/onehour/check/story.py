@@ -190,12 +190,10 @@ class Story:
 
     @property
     def main_optimizer(self) -> OptimizerSeen | None:
-        """What is known of it."""
         return self.optimizers.get(self.main) if self.main is not None else None
 
     @property
     def steps(self) -> list[Update]:
-        """The updates of the main optimizer."""
         return [update for update in self.updates if update.optimizer == self.main]
 
     @property

@@ -22,11 +22,7 @@ from onehour.recipes import RECIPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 bad input, 4 not finite, 75 stopped and saved.
-
-    >>> main(["plan", "resnet5"])
-    2
-    """
+    """Run a command; returns the exit code: 0 done, 2 bad input, 4 not finite, 75 stopped and saved."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = parse(make_parser(), arguments)
@@ -47,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> Parser:
-    """The whole command line's parser."""
     parser = Parser(
         prog="onehour",
         description="Large minibatches on many workers without losing accuracy.",

@@ -21,7 +21,6 @@ def add_advise(commands: Any) -> None:
 
 
 def advise_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Print the advice of a run."""
     from onehour.study.advice import advice_of
     from onehour.training.record import Run
 

@@ -71,7 +71,6 @@ def add_check(commands: Any) -> None:
 
 
 def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Check a script and print its findings: 0 without any, 1 with some, 2 if it could not be checked."""
     from onehour.check.case import Base
     from onehour.check.formats import as_annotations, as_json, as_sarif, as_table
     from onehour.check.run.checking import Command, check_script

@@ -63,7 +63,6 @@ def add_data(commands: Any) -> None:
 
 
 def index_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Save a folder's list."""
     from onehour.data.index import write_index
 
     if options.out is not None and options.out.suffix != ".index":
@@ -75,7 +74,6 @@ def index_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def pack_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Write a pack, or go on with one."""
     from onehour.data.images import open_sides
     from onehour.data.pack import pack
 
@@ -90,7 +88,6 @@ def pack_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def doctor_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Print what is wrong, a line each: 0 if nothing is, 1 otherwise."""
     from onehour.data.decode import PIXELS
     from onehour.data.doctor import examine
 

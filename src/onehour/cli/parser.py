@@ -27,11 +27,7 @@ NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one message of ours in place of usage and message.
-
-    Args:
-        hidden: the command is offered to nobody.
-    """
+    """argparse, with one message of ours in place of usage and message; a hidden command is offered to nobody."""
 
     def __init__(self, *, hidden: bool = False, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -58,11 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line.
-
-    Raises:
-        ValueError: for anything unknown, with the nearest flag or command.
-    """
+    """The options of a command line; a ValueError for anything unknown, with the nearest flag or command."""
     arguments = list(arguments)
     if any(argument.split("=")[0] == "--workers" for argument in arguments):
         raise ValueError(WORKERS)
@@ -97,7 +89,6 @@ def _joined(arguments: list[str]) -> list[str]:
 
 
 def add_recipe_argument(parser: argparse.ArgumentParser, **options: Any) -> None:
-    """The recipe that a command begins with."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file", **options)
 
 
@@ -107,7 +98,6 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Where to compute."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
 
 
@@ -127,12 +117,7 @@ def add_margin(parser: argparse.ArgumentParser) -> None:
 def add_recipe_fields(
     parser: argparse.ArgumentParser, several: Collection[str] = (), but: Collection[str] = ()
 ) -> None:
-    """A flag for each field of a recipe.
-
-    Args:
-        several: those that take several sizes.
-        but: those that the command does not take.
-    """
+    """A flag for each field of a recipe, for several sizes of some, but for those that the command does not take."""
     group = parser.add_argument_group("the recipe (default: the recipe's own)")
     hints = get_type_hints(Recipe)
     for field in fields(Recipe):
@@ -186,11 +171,7 @@ def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's fields that options give.
-
-    >>> recipe_changes(argparse.Namespace(minibatch=64, out=None))
-    {'minibatch': 64}
-    """
+    """The recipe's fields that options give."""
     names = {f.name for f in fields(Recipe)} - {"name"}
     return {key: value for key, value in vars(options).items() if key in names}
 

@@ -64,7 +64,6 @@ def add_plan(commands: Any) -> None:
 
 
 def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """`onehour plan`: one plan as a list of derived values, several as the paper's table."""
     changes = recipe_changes(options)
     minibatches = changes.pop("minibatch", (None,))
     recipe = _base_recipe(options, changes)

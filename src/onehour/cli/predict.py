@@ -41,7 +41,6 @@ def add_predict(commands: Any) -> None:
 
 
 def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Predict, a line an image in the order of the paths; 2 where an image could not be read."""
     if options.format not in FORMATS:
         raise ValueError(f"--format is {options.format!r}; expected {nearest(options.format, FORMATS)}")
     if options.output is not None and options.output.exists() and not options.force:

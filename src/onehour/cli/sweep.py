@@ -70,7 +70,6 @@ def add_sweep(commands: Any) -> None:
 
 
 def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Train a sweep's cells, or say what they are, and report them."""
     refuse_several("sweep")
     # In this folder multiprocessing hands descriptors over; it goes as the interpreter ends, which no signal waits for.
     with before_leaving(partial(shutil.rmtree, get_temp_dir(), ignore_errors=True)):

@@ -50,7 +50,6 @@ def add_verify(commands: Any) -> None:
 
 
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Run a few iterations on every number of processes, compare, print; 1 when a claim fails."""
     from onehour.dist.launch import LaunchError, launch
     from onehour.leaving import scratch
     from onehour.training.verify import compare

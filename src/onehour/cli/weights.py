@@ -91,7 +91,6 @@ def add_recalibrate(commands: Any) -> None:
 
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """The error of a run's newest checkpoint, or of a file's weights, on validation data."""
     from onehour.training.weights import evaluate_weights
 
     recipe = recipe_of(options)
@@ -119,7 +118,6 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """A run's weights, or its network, as a file that other libraries load."""
     from onehour.training.export import PROGRAMS, WEIGHTS, export_program, export_weights, refuse_place
 
     refuse_place(options.to, (*WEIGHTS, *PROGRAMS), force=options.force)
@@ -136,7 +134,6 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Evaluate with statistics of training images, beside the run's own; write the weights with them where asked."""
     from onehour.training.export import WEIGHTS, refuse_place, write_weights
     from onehour.training.recalibrate import recalibrated
 

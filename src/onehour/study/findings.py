@@ -15,7 +15,7 @@ from onehour.config import Recipe
 from onehour.rules.arguments import positive, positive_int
 from onehour.rules.schedule import parse_milestones
 from onehour.study.paper import paper_cost
-from onehour.study.results import Entry, Result, Study
+from onehour.study.results import Entry, Study
 from onehour.study.spec import GROUPS, OTHERS, applied, group_of, plain_name
 from onehour.study.verdict import BROKEN, Sample, Verdict, judge
 from onehour.training.record import TOP1_ERROR, Metric
@@ -27,11 +27,9 @@ USUAL_MARGIN = 0.5  # points of top-1 error
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A line of a table: an entry, named in plain words.
 
     Args:
-        entry: its runs.
-        name: in plain words.
         recipe: what its runs had; None for others' curves.
         verdict: against the reference, or of an arm against the recipe at the same minibatch; None for the reference.
         broke: how many runs diverged to NaN or infinity, or ended ten margins above the reference's median; of a task
@@ -70,7 +68,6 @@ class Row:
 
     @property
     def mean_seconds(self) -> float:
-        """Their mean; nan without any."""
         return statistics.fmean(self.seconds) if self.seconds else math.nan
 
 
@@ -79,7 +76,6 @@ class Findings:
     """What a study shows.
 
     Args:
-        study: what was run.
         margin: in points, under which a difference does not matter.
         looks: how often the verdicts are looked at while seeds are added.
         sizes: a row a minibatch, the recipe's own.
@@ -94,12 +90,10 @@ class Findings:
 
     @property
     def metric(self) -> Metric:
-        """What the errors are."""
         return self.study.metric
 
     @property
     def digits(self) -> int:
-        """Decimals of errors and differences."""
         return self.metric.digits(self.margin)
 
     @property
@@ -109,12 +103,10 @@ class Findings:
 
     @property
     def arms(self) -> tuple[Row, ...]:
-        """Every arm's row."""
         return tuple(row for rows in self.groups.values() for row in rows)
 
     @property
     def arms_at(self) -> list[int]:
-        """The minibatches that have arms."""
         return sorted({size for size, _ in self.groups})
 
     @property
@@ -165,21 +157,19 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
             f"{metric.written} has no usual margin: say with --margin{' in' * bool(metric.points)}"
             f" {metric.points} how much worse still counts as equal"
         )
-    margin = USUAL_MARGIN if margin is None else margin
-    positive("margin", margin)
+    margin = positive("margin", USUAL_MARGIN if margin is None else margin)
     positive_int("looks", looks)
     reference = study.reference
 
     def row(entry: Entry, base: Entry | None, name: str, *, arm: bool) -> Row:
-        sample = _sample(study, entry, margin)
-        judged = entry is not base and (arm or base is not None)
+        sample, verdict = _sample(study, entry, margin), None
+        if entry is not base and (arm or base is not None):
+            verdict = judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks, metric=metric)
         return Row(
             entry,
             name,
             recipe=_recipe(study, entry),
-            verdict=judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks, metric=metric)
-            if judged
-            else None,
+            verdict=verdict,
             broke=sample.broke or 0,
             paper=paper_cost(entry.arm, study.recipe) if metric == TOP1_ERROR else None,
             early=_early(study, entry, base),
@@ -261,13 +251,11 @@ def _sample(study: Study, entry: Entry | None, margin: float) -> Sample:
     reference, far = study.reference, study.metric == TOP1_ERROR
     limit = statistics.median(reference.errors) + BROKEN * margin if reference and far else math.inf
     ended = [(r, r.cost) for r in (entry.results if entry else ()) if r.cost is not None]
-    broke = sum(r.outcome == "non-finite" or cost > limit or cost >= _untrained(r) for r, cost in ended)
+    broke = sum(
+        r.outcome == "non-finite" or cost > limit or (r.untrained is not None and cost >= r.metric.cost(r.untrained))
+        for r, cost in ended
+    )
     return Sample.of([cost for _, cost in ended], [result.seed for result, _ in ended], broke)
-
-
-def _untrained(result: Result) -> float:
-    """What its network cost before training; infinite where nobody knows."""
-    return math.inf if result.untrained is None else result.metric.cost(result.untrained)
 
 
 def _recipe(study: Study, entry: Entry) -> Recipe | None:

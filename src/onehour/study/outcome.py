@@ -26,8 +26,6 @@ class Reference:
     """Final errors of a recipe at its base minibatch, over seeds, and where a next run's should lie.
 
     Args:
-        minibatch: the recipe's base minibatch.
-        mean, std, seeds: of the final errors; std with n − 1.
         low, high: the 95 % prediction interval mean ± t(0.975, n − 1) · std · √(1 + 1/n).
         power: the share of runs that lie outside of it where their true error is 2 std worse.
     """
@@ -85,11 +83,7 @@ def outcome_lines(run: Run) -> Iterator[str]:
 
 
 def draw_curve(run: Run) -> Path | None:
-    """Draw a run's training and validation error and its rate into curve.png in its folder.
-
-    Returns:
-        The picture's path; None without matplotlib.
-    """
+    """Draw a run's training and validation error and its rate into curve.png in its folder; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator

@@ -130,7 +130,6 @@ class Window:
         return np.where(values <= self.knee, near * SHARE, far)
 
     def backward(self, places: Any) -> np.ndarray:
-        """`forward`, the other way."""
         places = np.asarray(places, float)
         if not self.broken:
             return self.low + places * (self.knee - self.low)
@@ -185,7 +184,6 @@ class Picture:
 
     Args:
         name: of its files, and of its place on the page.
-        title: what it shows.
         caption: what it finds, one sentence with numbers.
         draw: the sheet at a width in points, `WIDE` or `NARROW`.
         notes: what else a reader must know, a sentence each.
@@ -200,9 +198,7 @@ class Picture:
     def inline(self, kind: Literal["wide", "narrow"], classes: dict[str, str]) -> str:
         """SVG for the page, in its colours, with ids of its own, naming nothing outside.
 
-        Args:
-            kind: for a page's column and for paper, or for a telephone.
-            classes: class names by their style, which grow by those that it needs.
+        Class names by their style grow by those that it needs.
         """
         root = _stripped(ElementTree.fromstring(self._drawn(WIDE if kind == "wide" else NARROW, "svg")))
         prefix = f"{self.name}-{kind}-"

@@ -82,11 +82,11 @@ def write_report(
     page, pictures = render(findings)
     recipe = findings.study.recipe
     files: dict[str, str | bytes] = {
-        f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()
+        **{f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()},
+        PAGE: page,
+        JSON: results_json(findings, [picture.name for picture in pictures], metadata.version("onehour")),
+        CSV: results_csv(findings),
     }
-    files[PAGE] = page
-    files[JSON] = results_json(findings, [picture.name for picture in pictures], metadata.version("onehour"))
-    files[CSV] = results_csv(findings)
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
     try:
@@ -223,8 +223,8 @@ def _about(findings: Findings) -> str:
 
 def _last(findings: Findings) -> str:
     """What a run's error is the median of; a curve may have several lines an epoch, or skip some."""
-    curves = [[point.epoch for point in result.curve[-5:]] for result in findings.study.results]
-    gaps = {b - a for epochs in curves for a, b in itertools.pairwise(epochs)}
+    curves = [result.curve[-5:] for result in findings.study.results]
+    gaps = {b.epoch - a.epoch for curve in curves for a, b in itertools.pairwise(curve)}
     return "five epochs" if gaps <= {1} else "five evaluations"
 
 
@@ -249,12 +249,7 @@ def _seeds(findings: Findings) -> str:
 
 
 def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: str = "") -> str:
-    """Everything that the page says, and each run's curve, as JSON; what is not known is null.
-
-    Args:
-        pictures: names of the figures beside it.
-        written_by: the version that wrote it.
-    """
+    """Everything that the page says, and each run's curve, as JSON; what is not known is null."""
     study, advice = findings.study, advice_of_study(findings.study)
     groups = [("", findings.sizes), *((group, rows) for (_, group), rows in findings.groups.items())]
     content = {

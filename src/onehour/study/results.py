@@ -35,17 +35,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """One run.
+    """One run, of a folder or a file.
 
     Args:
-        source: its folder or file, for messages.
         arm: what differs from the base recipe beside minibatch and seed.
         error: in percent, or the metric's value: the median of the last five epochs; where the run diverged
             chance, or its untrained network's; None while it is unfinished.
         seconds: of training, without evaluation.
         together: with how many seeds it was trained as one network; `seconds` is then its share.
         noise: (tr Σ, |G|²) of the points of its gradient noise.
-        metric: what its error is.
         untrained: the error of its network before the first update, where the task is one's own.
     """
 
@@ -125,7 +123,6 @@ class Study:
 
     @property
     def results(self) -> list[Result]:
-        """Every run."""
         return [result for entry in self.entries for result in entry.results]
 
     @cached_property
@@ -427,11 +424,9 @@ def _number(text: str) -> float:
 
 def _check_lengths(curves: Sequence[Result], runs: Study) -> None:
     """Refuse curves on the axis that end at different epochs, or at another than runs' last, as runs are refused."""
-    known = [
-        (f"{run.source} at epoch {runs.recipe.epochs}", {float(runs.recipe.epochs)})
-        for run in runs.results[:1]
-        if runs.recipe
-    ]
+    known: list[tuple[str, set[float]]] = []
+    if runs.recipe and runs.results:
+        known = [(f"{runs.results[0].source} at epoch {runs.recipe.epochs}", {float(runs.recipe.epochs)})]
     for curve in [curve for curve in curves if curve.minibatch is not None]:
         ends, last = _ends(curve), f"{curve.curve[-1].epoch:g}"
         for other, others in known:

@@ -105,10 +105,7 @@ class SweepSpec:
 
     Args:
         recipe: completed (samples and classes are known); its own minibatch and seed do not matter.
-        minibatches: the axis.
-        seeds: of each cell.
         reference_seeds: of the reference's cell beside these: it is one side of every comparison.
-        arms: what each changes; at the minibatches `arms_at`.
 
     Raises:
         ValueError: for an empty or repeated axis, or an arm that no run can have.
@@ -147,7 +144,6 @@ class SweepSpec:
                 yield Cell(arm, applied(self.recipe, arm, minibatch, seed))
 
     def to_toml(self) -> str:
-        """The text of sweep.toml."""
         arms = [label_of(arm) for arm in self.arms]
         axes = {"minibatches": self.minibatches, "seeds": self.seeds, "reference_seeds": self.reference_seeds}
         axes |= {"arms": arms, "arms_at": self.arms_at}
@@ -284,12 +280,7 @@ KINDS = {
 
 
 def plain_name(arm: Arm, recipe: Recipe | None = None, minibatch: int | None = None) -> str:
-    """What an arm changes, in words.
-
-    Args:
-        recipe: the base, to say a rate as a multiple of its own.
-        minibatch: kn at which it was run, to say BatchNorm's n as a share of it.
-    """
+    """What an arm changes, in words; a rate as a multiple of the base recipe's, BatchNorm's n as a share of kn."""
     return ", ".join(_plain(name, value, recipe, minibatch) for name, value in arm) or "the recipe"
 
 

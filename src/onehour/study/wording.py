@@ -67,7 +67,6 @@ def seconds_text(seconds: float) -> str:
 
 
 def joined(words: Sequence[str]) -> str:
-    """A list in a sentence."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -84,12 +83,7 @@ def short(text: str, most: int = 48) -> str:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of the verdict.
-
-    Args:
-        state: a verdict's; "" where it says nothing of the recipe.
-        seeds: of each cell, with which the study should be run again; 0 where nothing is to be run.
-    """
+    """A sentence of the verdict, and with how many seeds of each cell the study should be run again, if at all."""
 
     text: str
     state: str = ""

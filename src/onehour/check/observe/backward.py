@@ -77,7 +77,6 @@ def penalties(root: Tensor) -> list[Penalty]:
 
 
 def _leaf(node: Any) -> Tensor | None:
-    """The parameter behind a node, seen through changes of its form and type alone."""
     for _ in range(4):
         if node is None:
             return None

@@ -104,7 +104,6 @@ def enumerated(loader: DataLoader) -> DataLoader:
 
 
 def length_of(thing: Any) -> int | None:
-    """Its length, if it has one."""
     try:
         return len(thing)
     except (TypeError, NotImplementedError):  # users' samplers and data sets say it in either way

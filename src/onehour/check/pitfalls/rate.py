@@ -23,13 +23,13 @@ _WARMUP = (
 )
 
 
-@pitfall("lr-not-scaled", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
+@pitfall("error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_not_scaled(case: Case) -> Finding | None:
     """The base's own rate with another minibatch."""
     return _misscaled(lr_not_scaled, case, of_base=True)
 
 
-@pitfall("lr-scaled-wrong", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
+@pitfall("error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_scaled_wrong(case: Case) -> Finding | None:
     """Another rate than the rule's, and not the base's."""
     return _misscaled(lr_scaled_wrong, case, of_base=False)
@@ -56,7 +56,6 @@ def _misscaled(pitfall: Pitfall, case: Case, *, of_base: bool) -> Finding | None
 
 
 @pitfall(
-    "adam-linear-scaling",
     "warning",
     "§2.1",
     why="the linear rule's argument needs steps that grow with the gradient; this optimizer divides by its size",
@@ -106,7 +105,6 @@ def adam_linear_scaling(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "no-warmup",
     "warning",
     "§2.2",
     why="a rate far above the base's fails early in training, when weights change fast",
@@ -129,7 +127,6 @@ def no_warmup(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "warmup-per-epoch",
     "warning",
     "§2.2",
     why="the warmup adds a constant amount at every iteration, so that the rate never jumps",
@@ -158,7 +155,6 @@ def warmup_per_epoch(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "warmup-start",
     "note",
     "§2.2",
     why="the warmup starts at the base's own rate, which is right for the base's minibatch",
@@ -183,7 +179,6 @@ def warmup_start(case: Case) -> Finding | None:
 
 
 def near(a: float, b: float, tolerance: float = NEAR) -> bool:
-    """Whether two rates are meant to be equal."""
     return abs(a - b) <= tolerance * max(abs(a), abs(b))
 
 

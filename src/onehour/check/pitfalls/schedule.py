@@ -17,7 +17,6 @@ STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")
 
 
 @pitfall(
-    "scheduler-steps-k-times",
     "error",
     "§2.1, §5.1",
     why="a schedule is a function of the epoch: it must not end k times too early",
@@ -80,7 +79,6 @@ def _reaches_highest(schedule: RateSchedule, epochs: list[float]) -> float:
 
 
 @pitfall(
-    "scheduler-too-slow",
     "error",
     "§2.1, §5.1",
     why="a schedule is a function of the epoch: planned in iterations, it must be stepped at each",
@@ -109,7 +107,6 @@ def scheduler_too_slow(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "scheduler-never-steps",
     "error",
     "§5.1",
     why="the rate must fall as training goes on",
@@ -129,7 +126,6 @@ def scheduler_never_steps(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "lr-collapses",
     "error",
     "§5.1",
     why="the rate of the whole run decides what is learned, not that of its first epochs",

@@ -80,7 +80,6 @@ def _mount(source: str, target: str, kind: str, flags: int = 0, options: str = "
 
 
 def _mounts() -> list[str]:
-    """Where file systems are mounted."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     return [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines]
 

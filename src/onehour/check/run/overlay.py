@@ -125,7 +125,6 @@ class Overlay:
         return upper.removeprefix(self.root)
 
     def _target(self, upper: str) -> str:
-        """Where a link leads, as the script names it."""
         return self._lower(os.path.join(os.path.dirname(upper), _readlink(upper)))
 
     def remove(self, path: Any) -> None:

@@ -80,7 +80,6 @@ class _ScriptRun:
                 vars(module)["enumerate"] = following_enumerate
 
     def pass_begins(self, loader: int) -> None:
-        """All was seen when a loader begins to train a third time."""
         if self.observers.loaders.trained.get(loader, 0) >= SEEN_EPOCHS:
             self.leave("seen")
 
