@@ -147,7 +147,7 @@ def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> in
         print(f"BatchNorm's statistics over {found.images} training images")
         _print(found.after)
         before = found.before
-        print(f"before       {before.top1_error:.2f} % ({before.errors} of {before.samples})")
+        print(f"before       {before.error:.2f} % ({before.errors} of {before.samples})")
     if options.to is not None:
         write_weights(found.weights, options.to)
         if not options.json:
@@ -185,7 +185,7 @@ def _print(result: WeightsEvaluation) -> None:
     for metric, value in ((Metric.called(name), value) for name, value in result.metrics.items()):
         print(f"{metric.name:<12} {metric.of(value)}")
     if result.errors is not None:
-        print(f"top-1 error  {result.top1_error:.2f} % ({result.errors} of {result.samples})")
+        print(f"top-1 error  {result.error:.2f} % ({result.errors} of {result.samples})")
     if result.top5_errors is not None:
         print(f"top-5 error  {result.top5_error:.2f} % ({result.top5_errors} of {result.samples})")
     loss = f"{result.loss:.4f}"
@@ -198,6 +198,6 @@ def _as_json(result: WeightsEvaluation) -> dict[str, Any]:
     if result.errors is None:
         return {"samples": result.samples, "loss": result.loss, "metrics": result.metrics}
     rows = [dataclasses.asdict(row) | {"error": row.error} for row in result.by_class]
-    errors = {"top1_error": result.top1_error, "top5_error": result.top5_error}
+    errors = {"top1_error": result.error, "top5_error": result.top5_error}
     plain = {name: value for name, value in dataclasses.asdict(result).items() if name != "metrics"}
     return plain | errors | {"by_class": rows}

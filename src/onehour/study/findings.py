@@ -190,7 +190,7 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
     return Findings(study, margin, looks, tuple(sizes), arms)
 
 
-def curve_of(entry: Entry, kind: Literal["top1_error", "train_error"] = "top1_error") -> Curve:
+def curve_of(entry: Entry, kind: Literal["error", "train_error"] = "error") -> Curve:
     """(epoch, error) at the epochs that each run has reached: the mean over those that have ended, or over all."""
     ended = [result for result in entry.results if result.error is not None] or entry.results
     curves = [[(point.epoch, getattr(point, kind)) for point in result.curve] for result in ended]

@@ -336,5 +336,5 @@ def _run(result: Result) -> dict[str, Any]:
         "together": result.together,
         # The end of the path alone: a report may be shown to others.
         "source": f"cells/{place.name}" if place.parent.name == "cells" else place.name,
-        "curve": [[point.epoch, point.top1_error, point.train_error] for point in result.curve],
+        "curve": [[point.epoch, point.error, point.train_error] for point in result.curve],
     }

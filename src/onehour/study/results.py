@@ -29,7 +29,7 @@ class Point:
     """An evaluation of a run; errors in percent, or its metric's values."""
 
     epoch: float
-    top1_error: float
+    error: float
     train_error: float | None = None
 
 
@@ -259,7 +259,7 @@ def _result(run: Run, base: Recipe) -> Result:
     if summary.get("outcome") == "finished":
         if not curve:
             raise ValueError(f"{run.folder} says that it is finished, but metrics.jsonl holds no evaluation")
-        outcome, error = "finished", final_error([point.top1_error for point in curve])
+        outcome, error = "finished", final_error([point.error for point in curve])
         if not math.isfinite(error):  # of a task of one's own
             outcome, error = "non-finite", _of_no_use(run)
         seconds = summary.get("seconds_training")
@@ -381,7 +381,7 @@ def read_csv(path: Path, label: str | None = None) -> Result:
     metric = Metric.called(name, [name] if higher == "true" else ()) if name else TOP1_ERROR
     if minibatch is None and not arm:
         arm = (("curve", label or path.stem),)
-    error = final_error([point.top1_error for point in curve])
+    error = final_error([point.error for point in curve])
     return Result(str(path), arm, minibatch, seed, "finished", error, tuple(curve), metric=metric)
 
 
