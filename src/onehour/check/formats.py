@@ -7,14 +7,31 @@ import json
 import os
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onehour
 from onehour.check.finding import Finding
-from onehour.check.pitfalls import PITFALLS
+from onehour.check.pitfalls import PITFALLS, Note
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+@dataclass
+class Report:
+    """What a loop came to: findings, worst first, and notes of what could not be judged; empty while it runs."""
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    notes: list[Note] = field(default_factory=list[Note])
+
+    def __str__(self) -> str:
+        return as_table(self.findings) if self.findings else "nothing found"
+
+    def assert_clean(self, where: str = "the training loop") -> None:
+        """For tests: an AssertionError with the findings, if there are any."""
+        if self.findings:
+            raise AssertionError(f"{len(self.findings)} finding(s) in {where}\n\n{self}")
 
 
 def as_table(findings: Sequence[Finding], width: int = 100) -> str:

@@ -11,37 +11,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding
-from onehour.check.formats import as_table
+from onehour.check.formats import Report
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
-from onehour.check.pitfalls import Note, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.pitfalls import judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined
 
 DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
-
-
-class Report:
-    """What a watched loop came to; empty while it runs."""
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.notes: list[Note] = []
-        """What could not be judged, and why."""
-
-    def __str__(self) -> str:
-        return as_table(self.findings) if self.findings else "nothing found"
-
-    def assert_clean(self) -> None:
-        """For tests: fail with the findings, if there are any.
-
-        Raises:
-            AssertionError: with the table of findings.
-        """
-        if self.findings:
-            raise AssertionError(f"{len(self.findings)} finding(s) in the training loop\n\n{self}")
 
 
 class Watch:
@@ -120,7 +98,7 @@ class Watch:
         self.observers.optimizers.on_step = lambda optimizer: (stepped(optimizer), self._stepped())
 
     def _pass_begins(self, loader: int) -> None:
-        if self.observers.loaders.trained.get(loader, 0) >= WATCHED_EPOCHS:
+        if self.observers.loaders.trained[loader] >= WATCHED_EPOCHS:
             self._enough()
 
     def _stepped(self) -> None:

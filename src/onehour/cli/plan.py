@@ -88,13 +88,18 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
     for remark in dict.fromkeys(remark for each in plans for remark in each.recipe.remarks):
         say(f"note: {remark}", sys.stderr)
     if options.tool is not None:
+        from onehour.translate import translate
+
+        if options.json:
+            raise ValueError("give --as or --json, not both")
         if len(pairs) > 1:
             raise ValueError(
                 f"--as translates one plan, got {len(pairs)}; give one minibatch and one number of processes"
             )
-        print(_translated(plans[0], options))
+        print(translate(plans[0], options.tool))
     elif options.json:
-        print(plans[0].to_json() if len(pairs) == 1 else _json_list(plans))
+        text = ",\n".join(each.to_json() for each in plans)
+        print(text if len(pairs) == 1 else f"[{text}]")
     else:
         print(tabulate(plans))
     return 0
@@ -102,14 +107,6 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _translated(one: Plan, options: argparse.Namespace) -> str:
-    from onehour.translate import translate
-
-    if options.json:
-        raise ValueError("give --as or --json, not both")
-    return translate(one, options.tool)
 
 
 def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe:
@@ -131,15 +128,5 @@ def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe
             f"--base is {options.base!r}; expected a rate and its minibatch, for example 0.1@256"
         ) from None
     size = parse_size(minibatch)
-    defaults = {
-        "base_lr": base_lr,
-        "base_minibatch": size,
-        "minibatch": size,
-        "name": "base",
-        "samples": None,
-    }
+    defaults = {"base_lr": base_lr, "base_minibatch": size, "minibatch": size, "name": "base", "samples": None}
     return resnet50(**(defaults | changes))
-
-
-def _json_list(plans: list[Plan]) -> str:
-    return "[" + ",\n".join(plan.to_json() for plan in plans) + "]"

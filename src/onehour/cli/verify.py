@@ -57,7 +57,8 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     refuse_several("verify")
     processes, options.device = _on_devices(options.processes, options.device)
     steps = positive_int("steps", options.steps)
-    recipe = _grown(asked_for(_recipe(options), trust=options.trust), max(processes))
+    recipe = asked_for(_recipe(options), trust=options.trust)
+    recipe = recipe.replace(minibatch=max(recipe.minibatch, max(processes) * recipe.per_worker))  # k of the largest p
     with StopSignals(text=STOPPED) as stop, scratch("onehour-verify-") as folder:
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         (folder / "verify.json").write_text(json.dumps({"steps": steps, "device": options.device}), encoding="utf-8")
@@ -135,21 +136,13 @@ def _processes(text: str) -> list[int]:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    changes: dict[str, Any] = {
-        key: value
-        for key, value in vars(options).items()
-        if key in ("model", "data", "minibatch", "per_worker") and value
-    }
+    fields = ("model", "data", "minibatch", "per_worker")
+    changes: dict[str, Any] = {key: value for key, value in vars(options).items() if key in fields and value}
     if options.recipe is not None:
         return named(options.recipe, **changes)
     if "model" not in changes or "data" not in changes:
         raise ValueError("verify needs a RECIPE, or --model and --data; for example `onehour verify digits`")
     return Recipe(name="verify", **changes)
-
-
-def _grown(recipe: Recipe, processes: int) -> Recipe:
-    """k grows to the largest p where the recipe's is smaller."""
-    return recipe.replace(minibatch=max(recipe.minibatch, processes * recipe.per_worker))
 
 
 def _as_json(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:

@@ -69,11 +69,7 @@ class Advice:
 
 
 def advice_of(run: Run) -> Advice:
-    """The advice of a run at its base minibatch, finished or not.
-
-    Raises:
-        ValueError: where the run cannot tell: none was measured, too little was, or it is of another kind.
-    """
+    """The advice of a run at its base minibatch, finished or not."""
     recipe = run.recipe
     if recipe.minibatch != recipe.base_minibatch:
         raise ValueError(

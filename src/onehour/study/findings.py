@@ -147,9 +147,6 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
 
     Args:
         margin: in points, or in the metric's unit; None is half a point of top-1 error.
-
-    Raises:
-        ValueError: if margin or looks is not above zero, no margin is known for the metric, or scipy is missing.
     """
     metric = study.metric
     if margin is None and metric != TOP1_ERROR:

@@ -72,9 +72,6 @@ def write_report(
         paths: a sweep's folder, runs' folders, CSVs.
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
         margin, looks: of the verdicts (`onehour.study.findings.findings_of`).
-
-    Raises:
-        ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
     """
     findings = findings_of(read_paths(paths), margin, looks)
     folder = out or (paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report")
@@ -128,11 +125,7 @@ def _text(folder: Path, name: str) -> str | None:
 
 
 def render(findings: Findings) -> tuple[str, list[Picture]]:
-    """The page as text, and its pictures.
-
-    Raises:
-        ValueError: if matplotlib or Jinja2 is missing.
-    """
+    """The page as text, and its pictures."""
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
         raise ValueError(f"a report needs {' and '.join(missing)}: pip install 'onehour[report]'")

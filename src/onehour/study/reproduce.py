@@ -108,13 +108,9 @@ def _sweep(spec: SweepSpec, seeds: range, file: str = BASE, *, usual: bool = Fal
 
 def _blocks(seeds: Sequence[int]) -> list[range]:
     """Seeds as ranges without gaps, for a command each."""
-    blocks: list[range] = []
-    for seed in sorted(seeds):
-        if blocks and blocks[-1].stop == seed:
-            blocks[-1] = range(blocks[-1].start, seed + 1)
-        else:
-            blocks.append(range(seed, seed + 1))
-    return blocks
+    runs = itertools.groupby(enumerate(sorted(seeds)), key=lambda pair: pair[1] - pair[0])
+    blocks = ([seed for _, seed in run] for _, run in runs)
+    return [range(block[0], block[-1] + 1) for block in blocks]
 
 
 def _flags(recipe: Recipe, file: str) -> tuple[str, list[str]]:

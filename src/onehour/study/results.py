@@ -153,11 +153,7 @@ class Study:
 
 
 def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec | None = None) -> Study:
-    """Group results into entries.
-
-    Raises:
-        ValueError: if a minibatch, arm and seed occur twice, or metrics differ.
-    """
+    """Group results into entries."""
     results = list(results)
     known = [result for result in results if result.curve or result.error is not None]
     if other := next((result for result in known if result.metric != known[0].metric), None):
@@ -182,12 +178,7 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
 
 
 def read_paths(paths: Sequence[Path]) -> Study:
-    """The study of a sweep's folder, of runs' folders, of CSVs, or of a mixture; every file is checked.
-
-    Raises:
-        ValueError: for what is none of these, for mixed tasks and lengths, for damaged files, and where no run has
-            ended.
-    """
+    """The study of a sweep's folder, of runs' folders, of CSVs, or of a mixture; every file is checked."""
     if not paths:
         raise ValueError("nothing to report; give a sweep's folder, runs' folders, or CSVs of epoch,error")
     places = [path.resolve() for path in paths]
@@ -212,9 +203,6 @@ def read_study(paths: Sequence[Path]) -> Study:
     """The study of a sweep's folder, or of runs' folders.
 
     The base recipe is the sweep's; of plain runs it is that of the smallest minibatch.
-
-    Raises:
-        ValueError: for a path that is neither, for mixed tasks and for damaged files.
     """
     sweeps = [path for path in paths if (path / SPEC).is_file()]
     if sweeps and len(paths) > 1:
@@ -298,11 +286,7 @@ def _of_no_use(run: Run) -> float:
 
 
 def check_run(folder: Path) -> None:
-    """Check that a run's files can be read, hold numbers, and are of one recipe.
-
-    Raises:
-        ValueError: naming the file, the line and what was expected.
-    """
+    """Check that a run's files can be read, hold numbers, and are of one recipe."""
     run, path = Run(folder), folder / "metrics.jsonl"
     metrics, _ = run.metrics, run.environment  # which look whether they are of the kinds that they should be
     lines = read_lines(path, {}, head=["recipe"])
@@ -336,9 +320,6 @@ def read_csv(path: Path, label: str | None = None) -> Result:
 
     Args:
         label: what a curve without a minibatch is called; the file's name unless given.
-
-    Raises:
-        ValueError: naming the file, the line and what was expected.
     """
     lines = _lines(path)
     first, head = next(lines, (0, []))

@@ -40,11 +40,7 @@ def arm_of(recipe: Recipe, base: Recipe) -> Arm:
 
 
 def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
-    """A recipe with an arm's changes, at a minibatch and seed.
-
-    Raises:
-        ValueError: naming the cell, if no run can have it.
-    """
+    """A recipe with an arm's changes, at a minibatch and seed."""
     changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
     try:
         return recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))
@@ -54,9 +50,6 @@ def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
 
 def parse_arm(text: str) -> list[Arm]:
     """The arms of FIELD=VALUE,VALUE…: one for each value.
-
-    Raises:
-        ValueError: for another form, an unknown field or one that is no arm.
 
     >>> parse_arm("warmup=none,constant")
     [(('warmup', 'none'),), (('warmup', 'constant'),)]
@@ -106,9 +99,6 @@ class SweepSpec:
     Args:
         recipe: completed (samples and classes are known); its own minibatch and seed do not matter.
         reference_seeds: of the reference's cell beside these: it is one side of every comparison.
-
-    Raises:
-        ValueError: for an empty or repeated axis, or an arm that no run can have.
     """
 
     recipe: Recipe
@@ -152,11 +142,7 @@ class SweepSpec:
 
     @classmethod
     def read(cls, folder: Path) -> SweepSpec:
-        """The spec in a sweep's folder.
-
-        Raises:
-            ValueError: naming the file and what is wrong in it.
-        """
+        """The spec in a sweep's folder."""
         path = folder / SPEC
         values = read_toml(path)
         try:
@@ -195,9 +181,6 @@ def spec_of(
         arms: FIELD=VALUE[,VALUE…], or "table" (the paper's T1 and T2a), "pitfalls", "none"; None is "table".
         arms_at: minibatches of the arms; None is 16 times the base where the axis has it, else its largest.
         reference_seeds: how many the reference has, from the first on; None is twice those of the others.
-
-    Raises:
-        ValueError: for what no sweep can have.
     """
     if len(seeds) < 1:
         raise ValueError(f"--seeds is {len(seeds)}; expected at least 1, and 5 for the paper's table")

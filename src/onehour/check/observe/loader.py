@@ -6,11 +6,13 @@ are taken, what lies between is left out. `len()` stays true, and an `enumerate`
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import weakref
 from array import array
 from base64 import b64encode
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
@@ -59,8 +61,8 @@ class Loaders:
         self.first: dict[int, tuple[Callable[[], Any], str | None]] = {}
         """Each data set, by its id, and where its first loader was made."""
         self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
-        self.passes: dict[int, int] = {}
-        self.trained: dict[int, int] = {}
+        self.passes: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+        self.trained: Counter[int] = Counter()
         """Passes over each loader that trained something."""
         self.open: list[Pass] = []
         """Passes that are under way; an evaluation may come in the middle of an epoch."""
@@ -111,9 +113,7 @@ class Loaders:
         if self.on_pass is not None:
             self.on_pass(number)
         self.evaluations.begins()
-        self.passes[number] = self.passes.get(number, -1) + 1
-        opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
-        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        opened = Pass(self.recorder, number, next(self.passes[number]), length_of(loader), self._clone(loader))
         opened.planned = source.trainer_epochs(sys._getframe()) or source.planned_epochs(source.user_frames())
         if isinstance(opened.sampler, EnumeratedSampler):
             opened.sampler.drawn = lambda order: self._began(opened, order)
@@ -152,14 +152,13 @@ class Loaders:
     def _walked(self, sampler: DistributedSampler[Any], order: list[int]) -> None:
         """The user's own code takes the indices, and loads the samples itself."""
         self.settle()
+        walked: DataLoader[Any] = DataLoader(sampler.dataset, sampler=sampler)  # type: ignore[arg-type]
         if sampler not in self.numbers:
             self.numbers[sampler] = len(self.kinds)
             self.kinds.append((None, None, _weakly(sampler)))
-            self._describe(DataLoader(sampler.dataset, sampler=sampler), self.numbers[sampler])  # type: ignore[arg-type]
+            self._describe(walked, self.numbers[sampler])
         number = self.numbers[sampler]
-        self.passes[number] = self.passes.get(number, -1) + 1
-        opened = Pass(number, self.passes[number], None, DataLoader(sampler.dataset, sampler=sampler))  # type: ignore[arg-type]
-        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        opened = Pass(self.recorder, number, next(self.passes[number]), None, walked)
         opened.ended = True
         self._began(opened, order)
 
@@ -252,7 +251,7 @@ class Loaders:
             content = projections([tensor.double()]) if tensor is not None and not indexed else None
             given = replace(given, random=before, drew=drew, content=content)
         self.recorder.tape.add(given)
-        if not self._trains(opened):
+        if not opened.trains:
             self.evaluations.batch(batch)
             if opened.next_index == opened.batches:
                 self.evaluations.last(opened.loader, opened.number)
@@ -262,7 +261,7 @@ class Loaders:
         """A pass has no more batches; the loop may still hold the last one."""
         self._gone_on(opened)
         opened.ended = True
-        if not self._trains(opened):
+        if not opened.trains:
             self.evaluations.last(opened.loader, opened.number)
 
     @quiet
@@ -277,7 +276,7 @@ class Loaders:
     def trains_on(self) -> None:
         """A backward pass begins: a pass whose batches a model only evaluated is over, and this is none of its own."""
         if self.evaluations.used:
-            for opened in [opened for opened in self.open if opened.ended and not self._trains(opened)]:
+            for opened in [opened for opened in self.open if opened.ended and not opened.trains]:
                 self._finish(opened)
 
     @property
@@ -298,18 +297,14 @@ class Loaders:
     def _finish(self, opened: Pass) -> None:
         self._close(opened)
         opened.look()
-        trained = self._trains(opened)
-        if trained:
-            self.trained[opened.loader] = self.trained.get(opened.loader, 0) + 1
+        if trained := opened.trains:
+            self.trained[opened.loader] += 1
         followed = opened.followed is not False
         self.recorder.tape.add(
             EpochEnded(None, opened.loader, opened.number, opened.cut, followed, trained, opened.taken)
         )
         if not trained:
             self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
-
-    def _trains(self, opened: Pass) -> bool:
-        return self.recorder.backwards > opened.backwards_before
 
     def _choose(self, opened: Pass, at: int) -> int:
         """The index of the batch that follows: the next, or where a cut pass goes on."""
@@ -319,7 +314,7 @@ class Loaders:
             total=opened.batches,
             at=at,
             taken=opened.taken,
-            updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
+            updates=self.recorder.updates - opened.updates_before if opened.trains else None,
             seconds=time.process_time() - opened.started,
             left=MOST_UPDATES - self.recorder.updates,
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from onehour.check.observe.recorder import TapeRecorder
+
 _COUNTED = builtins.enumerate
 
 
@@ -122,15 +124,16 @@ MOST_UPDATES, SPARE = 300, 32
 class Pass:
     """A pass over a loader, by both numbers, of as many batches as the loader knows of; `clone` is iterated."""
 
-    def __init__(self, loader: int, number: int, batches: int | None, clone: DataLoader) -> None:
-        self.loader, self.number, self.batches = loader, number, batches
+    def __init__(
+        self, recorder: TapeRecorder, loader: int, number: int, batches: int | None, clone: DataLoader
+    ) -> None:
+        self.recorder, self.loader, self.number, self.batches = recorder, loader, number, batches
         self.clone: Any = clone
         self.samples = None if isinstance(clone.dataset, IterableDataset) else length_of(clone.dataset)
         self.sampler: Any = clone.sampler if clone.batch_sampler is None else clone.batch_sampler
         self.taken = 0
         self.next_index = 0
-        self.updates_before = 0
-        self.backwards_before = 0
+        self.updates_before, self.backwards_before = recorder.updates, recorder.backwards
         self.started = time.process_time()
         self.cut = False
         self.left_out = 0
@@ -144,6 +147,11 @@ class Pass:
     def done(self) -> bool:
         """Whether all its batches were taken."""
         return self.ended or self.next_index == self.batches
+
+    @property
+    def trains(self) -> bool:
+        """Whether there was a backward pass since it began."""
+        return self.recorder.backwards > self.backwards_before
 
     @property
     def told(self) -> bool:

@@ -12,19 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onehour.check import pitfalls
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding
-from onehour.check.formats import as_table, shortened
-from onehour.check.pitfalls import (
-    ON_SEVERAL,
-    PITFALLS,
-    Note,
-    judge,
-    not_judged,
-    not_silenced,
-    refuse_unknown,
-    worst_first,
-)
+from onehour.check.formats import Report, shortened
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, ProcessStarted, Tape
@@ -60,14 +50,9 @@ class Command:
 
 
 @dataclass
-class Checked:
-    """What a script's check came to: findings, worst first, and notes of what could not be judged.
+class Checked(Report):
+    """What a script's check came to; stories of the last run, by rank, and what was run, in words."""
 
-    `stories` are those of the last run, by rank; `runs` is what was run, in words.
-    """
-
-    findings: list[Finding] = field(default_factory=list[Finding])
-    notes: list[Note] = field(default_factory=list[Note])
     stories: list[Story] = field(default_factory=list[Story])
     runs: str = ""
 
@@ -103,7 +88,7 @@ def check_script(
     path = Path(folder, command.script).resolve()
     if not path.is_file():
         raise CheckError(f"there is no script {command.script}")
-    refuse_unknown([*only, *skip])
+    pitfalls.refuse_unknown([*only, *skip])
     request = {"script": str(path), "arguments": command.arguments, "module": command.module, "cwd": str(folder)}
     request["local_rank"] = command.launcher == "launch"
     with scratch("onehour-check-") as runs, ExitStack() as stack:
@@ -111,7 +96,7 @@ def check_script(
             forkserver = stack.enter_context(ForkServer())
         script_runs = _ScriptRuns(forkserver, request, runs, command, limit, until)
         checked = _judged(script_runs, base, only=only, skip=skip, strict=strict)
-    checked.findings = not_silenced(checked.findings)
+    checked.findings = pitfalls.not_silenced(checked.findings)
     return checked
 
 
@@ -123,21 +108,22 @@ def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: 
     seen = ["on one process"] if alone is not None else []
     if alone is not None:
         checked.stories = [alone]
-        checked.findings = judge(Case([alone], base), only=only, skip=skip)
+        checked.findings = pitfalls.judge(Case([alone], base), only=only, skip=skip)
     if runs.command.processes != 1 and (alone is None or wants or any(alone.tape.of(GroupJoined))):
         stories = _several(runs, checked, failed)
         if stories:
             known = {finding.pitfall for finding in checked.findings}
-            more = judge(Case(stories, base, alone), only=only, skip=skip)
+            more = pitfalls.judge(Case(stories, base, alone), only=only, skip=skip)
             checked.findings += [finding for finding in more if finding.pitfall not in known]
-            checked.findings = worst_first(checked.findings)
+            checked.findings = pitfalls.worst_first(checked.findings)
             checked.stories = stories
             seen.append(f"on {len(stories)} processes")
             if failed is not None:
-                checked.notes.append(Note(f"it could not be checked on one process: {failed}"))
+                checked.notes.append(pitfalls.Note(f"it could not be checked on one process: {failed}"))
     elif failed is not None:
         raise failed
-    checked.notes += [*runs.notes, *not_judged(Case(checked.stories, base, alone), PITFALLS if strict else only)]
+    asked = pitfalls.PITFALLS if strict else only
+    checked.notes += [*runs.notes, *pitfalls.not_judged(Case(checked.stories, base, alone), asked)]
     by = "a mount namespace" if runs.kept else "Python's own functions for files"
     checked.runs = f"ran {' and '.join(seen)}; its files were kept by {by}"
     return checked
@@ -164,7 +150,8 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
     except CheckError as error:
         if failed is not None:
             raise failed from error
-        checked.notes.append(Note(f"it could not be checked on {PROCESSES} processes: {error}", *ON_SEVERAL))
+        text = f"it could not be checked on {PROCESSES} processes: {error}"
+        checked.notes.append(pitfalls.Note(text, *pitfalls.ON_SEVERAL))
         return []
     if all(any(story.tape.of(GroupJoined)) for story in stories):
         return stories
@@ -187,7 +174,7 @@ class _ScriptRuns:
     ) -> None:
         self.forkserver, self.request, self.folder, self.command = forkserver, request, folder, command
         self.limit, self.until = limit, until
-        self.notes: list[Note] = []
+        self.notes: list[pitfalls.Note] = []
         self.kept = False
 
     def observe(self, processes: int, *, launched: bool, share: int = 1) -> list[Story]:
@@ -225,7 +212,7 @@ class _ScriptRuns:
         late = [status["updates"] for status in statuses if status and status.get("late")]
         if late:
             text = f"the run {on} was stopped at update {min(late)}: {limit:.0f} s of the limit were its own"
-            self.notes.append(Note(text))
+            self.notes.append(pitfalls.Note(text))
         return stories
 
 
@@ -311,6 +298,4 @@ def assert_clean(
         onehour.check.CheckError: if the script could not be run, or never stepped an optimizer.
     """
     base = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay)
-    findings = check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).findings
-    if findings:
-        raise AssertionError(f"{len(findings)} finding(s) in {script}\n\n{as_table(findings)}")
+    check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).assert_clean(str(script))

@@ -51,7 +51,7 @@ class ForkServer:
         self.preload, self.overlayfs = list(preload), overlayfs
 
     def __enter__(self) -> ForkServer:
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             [sys.executable, "-m", "onehour.check.run.forkserver", *self.preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,6 +60,10 @@ class ForkServer:
             encoding="utf-8",
             start_new_session=True,
         )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._requests, self._answers, self._errors = process.stdin, process.stdout, process.stderr
         self._ready = False
         self._leaving = before_leaving(self._end_at_once)
         self._leaving.__enter__()
@@ -69,9 +73,8 @@ class ForkServer:
 
     def __exit__(self, *error: object) -> None:
         self._leaving.__exit__(None, None, None)
-        assert self._process.stdin is not None
         with self._process, contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._requests.close()
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
@@ -79,8 +82,7 @@ class ForkServer:
 
     def _end_at_once(self) -> None:
         """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
-        assert self._process.stdin is not None
-        os.close(self._process.stdin.fileno())
+        os.close(self._requests.fileno())
         until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
         while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
             time.sleep(0.01)
@@ -88,16 +90,13 @@ class ForkServer:
 
     def run(self, **request: Any) -> dict[str, Any]:
         """One run of a script; the module's docstring says what it takes and answers."""
-        assert self._process.stdin is not None
-        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._process.stdin, flush=True)
+        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._requests, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
-            assert self._process.stderr is not None
-            said = self._process.stderr.read().strip().splitlines()
+            said = self._errors.read().strip().splitlines()
             raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
         return json.loads(line)
 
@@ -282,13 +281,11 @@ def _end_all(children: list[_Child]) -> None:
         for pid in below:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        for child in children:
-            child.ended()
-        known = {child.pid for child in children if child.code is None}
+        ended = [child.ended() for child in children]
         for pid in below - {child.pid for child in children}:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        if not known and not _children_of(os.getpid()):
+        if all(ended) and not _children_of(os.getpid()):
             return
         time.sleep(0.01)
 

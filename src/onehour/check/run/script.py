@@ -80,7 +80,7 @@ class _ScriptRun:
                 vars(module)["enumerate"] = following_enumerate
 
     def pass_begins(self, loader: int) -> None:
-        if self.observers.loaders.trained.get(loader, 0) >= SEEN_EPOCHS:
+        if self.observers.loaders.trained[loader] >= SEEN_EPOCHS:
             self.leave("seen")
 
     def stepped(self) -> None:
