@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from onehour.check.story import Story, most_common
@@ -68,25 +69,25 @@ class RateSchedule:
         """η̂: the highest rate of the run; None where it is not known yet."""
         return None if self.rising else self.highest
 
-    def at(self, step: float) -> float | None:
-        """The curve's rate after so many scheduler steps."""
+    def pieces(self) -> Iterator[tuple[float, float, float]]:
+        """Of the curve: the scheduler steps before and behind each piece of one rate, and the rate."""
         passed = 0.0
         for count, rate in self.curve:
+            yield passed, passed + count, rate
             passed += count
-            if step < passed:
-                return rate
-        return None
+
+    def falling(self) -> Iterator[tuple[float, float, float]]:
+        """The pieces from the curve's peak on."""
+        peak = max((rate for _, rate in self.curve), default=0.0)
+        return itertools.dropwhile(lambda piece: piece[2] < peak * (1 - 1e-9), self.pieces())
+
+    def at(self, step: float) -> float | None:
+        """The curve's rate after so many scheduler steps."""
+        return next((rate for _, end, rate in self.pieces() if step < end), None)
 
     def reaches(self, rate: float) -> int | None:
         """The first scheduler step from which on the rate is at most so much, not before the curve's peak."""
-        passed, peak = 0, max((r for _, r in self.curve), default=0.0)
-        seen = False
-        for count, now in self.curve:
-            seen = seen or now >= peak * (1 - 1e-9)
-            if seen and now <= rate * (1 + 1e-9):
-                return int(passed)
-            passed += count
-        return None
+        return next((int(start) for start, _, now in self.falling() if now <= rate * (1 + 1e-9)), None)
 
 
 def schedule_of(story: Story) -> RateSchedule:

@@ -75,7 +75,8 @@ class Watch:
         self.report = Report()
         self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
-        self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
+        watched: dict[str, Any] = {"model": model, "optimizer": inner, "scheduler": scheduler}
+        self.observers = Observers(self.recorder, **watched, on_pass=self._pass_begins, on_step=self._stepped)
 
     def __enter__(self) -> Report:
         self.start()
@@ -93,9 +94,6 @@ class Watch:
             self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
             self.recorder.tape.add(GroupJoined(None, self.recorder.rank, self.recorder.world))
         self.observers.install()
-        self.observers.loaders.on_pass = self._pass_begins
-        stepped = self.observers.optimizers.on_step
-        self.observers.optimizers.on_step = lambda optimizer: (stepped(optimizer), self._stepped())
 
     def _pass_begins(self, loader: int) -> None:
         if self.observers.loaders.trained[loader] >= WATCHED_EPOCHS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,10 @@ from onehour.check.story import Story
 
 
 class Observers:
-    """Everything that watches a run: this model, optimizer and scheduler, or all where they are None."""
+    """Everything that watches a run: this model, optimizer and scheduler, or all where they are None.
+
+    `on_pass` is called before a pass begins, with the loader's number, `on_step` after each step; both may end it.
+    """
 
     def __init__(
         self,
@@ -29,8 +33,10 @@ class Observers:
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
         scheduler: Any = None,
+        on_pass: Callable[[int], object] = lambda loader: None,
+        on_step: Callable[[], object] = lambda: None,
     ) -> None:
-        self.recorder = recorder
+        self.recorder, self.on_pass, self.on_step = recorder, on_pass, on_step
         self.patches = Patches()
         self.optimizers = Optimizers(recorder, optimizer)
         self.backwards = Backwards(recorder, self.optimizers)
@@ -48,7 +54,8 @@ class Observers:
         self.backwards.on_begin = self.loaders.trains_on
         self.forwards.is_loading = lambda: self.loaders.loading
         self.optimizers.on_before = self.groups.steps
-        self.optimizers.on_step = self.groups.stepped
+        self.loaders.on_pass = self.on_pass
+        self.optimizers.on_step = lambda optimizer: (self.groups.stepped(optimizer), self.on_step())
         self.evaluations.patches = self.patches
         watching = (self.optimizers, self.backwards, self.forwards, self.loaders, self.schedulers, self.groups)
         for observer in watching:

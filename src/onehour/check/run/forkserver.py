@@ -174,6 +174,12 @@ class _Child:
         self.tail = (self.tail + data)[-TAIL:]
         return bool(data)
 
+    def drain(self) -> None:
+        """Keep what it has printed last; it is gone."""
+        os.set_blocking(self.terminal, False)
+        while self.read():
+            pass
+
     def ended(self) -> bool:
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -253,7 +259,7 @@ def _run(request: dict[str, Any], asker: int, kept: list[str]) -> dict[str, Any]
         _end_all(children)
         for key in list(selector.get_map().values()):
             if key.data is not None:
-                _drain(key.data)
+                key.data.drain()
     for child in children:
         os.close(child.terminal)
     return {
@@ -262,13 +268,6 @@ def _run(request: dict[str, Any], asker: int, kept: list[str]) -> dict[str, Any]
         "timed_out": timed_out,
         "kept": bool(kept),
     }
-
-
-def _drain(child: _Child) -> None:
-    """What a child that is gone has printed last."""
-    os.set_blocking(child.terminal, False)
-    while child.read():
-        pass
 
 
 def _end_all(children: list[_Child]) -> None:

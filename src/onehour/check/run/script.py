@@ -47,7 +47,7 @@ class _ScriptRun:
         self.folder, self.rank, self.processes, self.limit = folder, rank, processes, limit
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.recorder.rank = rank
-        self.observers = Observers(self.recorder)
+        self.observers = Observers(self.recorder, on_pass=self.pass_begins, on_step=self.stepped)
         self.patches = Patches()
         self.first_update = 0.0
         self.left = threading.Lock()
@@ -66,11 +66,7 @@ class _ScriptRun:
         switch_off(self.folder / "mlflow")
         home = [os.getcwd(), str(script.parent)]
         Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.patches)
-        loaders, optimizers = self.observers.loaders, self.observers.optimizers
-        loaders.on_pass = self.pass_begins
-        watch = optimizers.on_step
-        optimizers.on_step = lambda optimizer: (watch(optimizer), self.stepped())
-        loaders.on_made = optimizers.on_made = self.prepare_modules
+        self.observers.loaders.on_made = self.observers.optimizers.on_made = self.prepare_modules
 
     def prepare_modules(self) -> None:
         """The user's modules get an `enumerate` that follows a cut."""
