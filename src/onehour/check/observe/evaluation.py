@@ -154,13 +154,12 @@ class Evaluations:
         kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
         if kind is not None and not self._gathering:
             self._gathering = True
-            self.patches.around(kind, "gather_for_metrics", self._gathered)
+            self.patches.before(kind, "gather_for_metrics", self._gathered)
 
-    def _gathered(self, original: Any, *arguments: Any, **options: Any) -> Any:
+    def _gathered(self, *arguments: Any, **options: Any) -> None:
         if not self._asked and not self.recorder.finished:
             self._asked = True
             self.recorder.tape.add(MetricsGathered())
-        return original(*arguments, **options)
 
     @quiet
     def batch(self, batch: Any) -> None:

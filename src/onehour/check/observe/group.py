@@ -57,7 +57,7 @@ class Groups:
         patches.around(DistributedDataParallel, REFUSES_CPU, self._allow)
         patches.after(nn.SyncBatchNorm, "__init__", self._synced)
         patches.around(nn.SyncBatchNorm, "forward", self._forward)
-        patches.around(torch, "save", self._save)
+        patches.before(torch, "save", lambda *_, **__: self.look("save"))
 
     def _join(self, original: Any, backend: Any = None, *arguments: Any, **options: Any) -> Any:
         if self.recorder.cut and isinstance(backend, str) and "nccl" in backend and not torch.cuda.is_available():
@@ -96,10 +96,6 @@ class Groups:
         return F.batch_norm(
             values, module.running_mean, module.running_var, module.weight, module.bias, use_batch, share, module.eps
         )
-
-    def _save(self, original: Any, thing: Any, *arguments: Any, **options: Any) -> Any:
-        self.look("save")
-        return original(thing, *arguments, **options)
 
     @quiet
     def stepped(self, optimizer: Optimizer) -> None:

@@ -80,16 +80,9 @@ class Optimizers:
         patches.callback(register_optimizer_step_pre_hook(self._before).remove)
         patches.callback(register_optimizer_step_post_hook(self._after).remove)
         patches.after(Optimizer, "__init__", self._was_made)
-        clip = torch.nn.utils.clip_grad
-        for name in ("clip_grad_norm_", "clip_grad_value_"):
-            original = getattr(clip, name)
-
-            def clipping(*arguments: Any, _original: Any = original, **options: Any) -> Any:
-                self._clipping()
-                return _original(*arguments, **options)
-
-            patches.put(clip, name, clipping)
-            patches.put(torch.nn.utils, name, clipping)
+        for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
+            for name in ("clip_grad_norm_", "clip_grad_value_"):
+                patches.before(owner, name, self._clipping)
         if self.only is not None:
             self._watch(self.only)
 
@@ -130,7 +123,7 @@ class Optimizers:
         return watched.steps < self.recorder.deep_updates
 
     @quiet
-    def _clipping(self) -> None:
+    def _clipping(self, *arguments: Any, **options: Any) -> None:
         for watched in self.watched.values():
             if self.deep(watched) and watched.clipped is None:
                 watched.clipped = projections([p.grad for p in watched.parameters])

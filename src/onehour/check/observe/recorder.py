@@ -96,6 +96,15 @@ class Patches(ExitStack):
 
         self.put(owner, name, wrapper)
 
+    def before(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        """Call `observer(*arguments)` before `owner.name(*arguments)`."""
+
+        def both(original: Any, *arguments: Any, **options: Any) -> Any:
+            observer(*arguments, **options)
+            return original(*arguments, **options)
+
+        self.around(owner, name, both)
+
     def after(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         """Call `observer(*arguments)` after `owner.name(*arguments)`."""
 

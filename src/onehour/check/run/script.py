@@ -57,9 +57,9 @@ class _ScriptRun:
         self.observers.install()
         # A script's own processes are not observed: their tapes would mix with this one.
         os.register_at_fork(after_in_child=lambda: setattr(self.recorder, "finished", True))
-        self.patches.around(multiprocessing.process.BaseProcess, "start", self._started)
-        self.patches.around(subprocess.Popen, "__init__", self._called)
-        self.patches.around(torch.distributed, "destroy_process_group", self._parted)
+        self.patches.before(multiprocessing.process.BaseProcess, "start", self._started)
+        self.patches.before(subprocess.Popen, "__init__", self._called)
+        self.patches.before(torch.distributed, "destroy_process_group", self._parted)
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
@@ -88,28 +88,25 @@ class _ScriptRun:
         if updates >= MOST_UPDATES or long:
             self.leave("stopped")
 
-    def _started(self, original: Any, process: Any) -> None:
+    def _started(self, process: Any) -> None:
         loads = sys.modules["torch.utils.data.dataloader"].__file__
         frame = sys._getframe()
         while frame is not None and frame.f_code.co_filename != loads:
             frame = frame.f_back
         if frame is None:  # it is none of a DataLoader's
             self.recorder.tape.add(ProcessStarted(user_line()))
-        original(process)
 
-    def _called(self, original: Any, process: Any, *arguments: Any, **options: Any) -> None:
+    def _called(self, process: Any, *arguments: Any, **options: Any) -> None:
         command = arguments[0] if arguments else options.get("args")
         first = command[0] if isinstance(command, list | tuple) and command else command
         words = os.fsdecode(first).split() if isinstance(first, str | bytes | os.PathLike) else []
         if words and _LAUNCHERS.search(words[0]):
             self.recorder.tape.add(ProcessStarted(user_line()))
-        original(process, *arguments, **options)
 
-    def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
+    def _parted(self, *arguments: Any, **options: Any) -> None:
         """Nobody trains together any more; torch sometimes hangs in what comes after."""
         if self.recorder.updates and threading.get_ident() == self.main:
             self.leave("ended")
-        return original(*arguments, **options)
 
     def late(self) -> None:
         """The time is nearly over: what was seen is judged, if it is anything; else where the script is."""
