@@ -16,23 +16,14 @@ UNKNOWN_EPOCHS = 100
 
 @dataclass
 class RateSchedule:
-    """How the rate of the main optimizer goes.
+    """How the rate of the main optimizer goes."""
 
-    Args:
-        seen: the rate of each update that was observed, with its epoch.
-        scheduler: the number of the scheduler that sets it; None where the loop does so itself.
-        a_update: scheduler steps for each optimizer step, where it is stepped within epochs.
-        an_epoch: scheduler steps in a whole epoch.
-        steps: of the scheduler over the planned run.
-        curve: [count, rate] pairs of its whole life.
-    """
-
-    seen: list[tuple[int | None, float]]
-    scheduler: int | None = None
-    a_update: int = 0
-    an_epoch: int | None = None
-    steps: int | None = None
-    curve: list[list[float]] = field(default_factory=list[list[float]])
+    seen: list[tuple[int | None, float]]  # the rate of each update that was observed, with its epoch
+    scheduler: int | None = None  # the number of the scheduler that sets it; None where the loop does so itself
+    a_update: int = 0  # scheduler steps for each optimizer step, where it is stepped within epochs
+    an_epoch: int | None = None  # scheduler steps in a whole epoch
+    steps: int | None = None  # of the scheduler over the planned run
+    curve: list[list[float]] = field(default_factory=list[list[float]])  # [count, rate] pairs of its whole life
 
     @property
     def first(self) -> float | None:

@@ -57,10 +57,8 @@ class MicroBatch:
     epoch: int | None
     index: int | None
     samples: int | None
-    terms: list[LossTerm]
-    """The losses that it came through, with the weight of their samples."""
-    backward: BackwardPass
-    """The first."""
+    terms: list[LossTerm]  # the losses that it came through, with the weight of their samples
+    backward: BackwardPass  # the first
 
     @property
     def term(self) -> LossTerm | None:

@@ -125,8 +125,7 @@ class Watch:
         return [Story(tape) for tape in everyone]
 
 
-watch = Watch
-"""As it is used: `with watch(model, optimizer) as report: …`."""
+watch = Watch  # as it is used: `with watch(model, optimizer) as report: …`
 
 
 class _CallbackWatch:

@@ -28,8 +28,7 @@ _LAUNCHERS = {
     "lightning.fabric.cli": "fabric",
 }
 """What a launcher is called as a command, and as a module."""
-_COUNTS = ("--nproc-per-node", "--num-processes", "--devices")
-"""How launchers are told how many processes they start."""
+_COUNTS = ("--nproc-per-node", "--num-processes", "--devices")  # how launchers are told how many processes they start
 _AS_ENVIRONMENT = {
     "accelerate": {"--mixed-precision": "ACCELERATE_MIXED_PRECISION", "--cpu": "ACCELERATE_USE_CPU"},
     "fabric": {"--accelerator": "LT_ACCELERATOR", "--strategy": "LT_STRATEGY", "--precision": "LT_PRECISION"},

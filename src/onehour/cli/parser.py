@@ -16,14 +16,12 @@ from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
 EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
-OF_THE_DATA = ("samples", "resized")
-"""What a run reads from its data; only a plan, which has none, is told."""
+OF_THE_DATA = ("samples", "resized")  # what a run reads from its data; only a plan, which has none, is told
 WORKERS = (
     "--workers is not a flag, because it means two things. The paper's k workers follow from the minibatch: k = kn / n,"
     " with --minibatch and --per-worker. Processes that load data are --loaders; processes that train are --processes"
 )
-NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-"""A number that argparse takes for a flag."""
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # a number that argparse takes for a flag
 
 
 class Parser(argparse.ArgumentParser):

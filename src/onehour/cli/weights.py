@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from onehour.training.weights import WeightsEvaluation
 
 
-CODE = ("data", "model", "task", "collate")
-"""Fields that may name someone's code."""
+CODE = ("data", "model", "task", "collate")  # fields that may name someone's code
 
 
 def add_source(command: Any) -> None:

@@ -12,8 +12,7 @@ from onehour.study.results import Study
 from onehour.study.wording import number, size_label
 from onehour.training.record import Run
 
-FACTOR = 2
-"""The error is expected to begin to rise at a minibatch within this factor of B, to either side."""
+FACTOR = 2  # the error is expected to begin to rise at a minibatch within this factor of B, to either side
 
 
 @dataclass(frozen=True)

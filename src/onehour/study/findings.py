@@ -27,24 +27,17 @@ USUAL_MARGIN = 0.5  # points of top-1 error
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: an entry, named in plain words.
-
-    Args:
-        recipe: what its runs had; None for others' curves.
-        verdict: against the reference, or of an arm against the recipe at the same minibatch; None for the reference.
-        broke: how many runs diverged to NaN or infinity, or ended ten margins above the reference's median; of a task
-            of one's own, no better than its untrained network.
-        paper: of an arm, what it costs in the paper at 8k, in points.
-        early: the early sign, in points: the mean gap of the training curves from the end of warmup to the first drop.
-    """
+    """A line of a table: an entry, named in plain words."""
 
     entry: Entry
     name: str
-    recipe: Recipe | None = None
+    recipe: Recipe | None = None  # what its runs had; None for others' curves
     verdict: Verdict | None = None
+    """Against the reference, or of an arm against the recipe at the same minibatch; None for the reference."""
     broke: int = 0
-    paper: float | None = None
-    early: float = math.nan
+    """How many runs diverged, or ended ten margins above the reference's median, or no better than untrained."""
+    paper: float | None = None  # of an arm, what it costs in the paper at 8k, in points
+    early: float = math.nan  # the early sign, in points (`early_gap`)
 
     @property
     def state(self) -> str:
@@ -73,20 +66,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study shows.
-
-    Args:
-        margin: in points, under which a difference does not matter.
-        looks: how often the verdicts are looked at while seeds are added.
-        sizes: a row a minibatch, the recipe's own.
-        groups: rows of arms by (minibatch, one of `GROUPS`), the costliest first.
-    """
+    """What a study shows."""
 
     study: Study
-    margin: float
-    looks: int
-    sizes: tuple[Row, ...]
+    margin: float  # in points, under which a difference does not matter
+    looks: int  # how often the verdicts are looked at while seeds are added
+    sizes: tuple[Row, ...]  # a row a minibatch, the recipe's own
     groups: Mapping[tuple[int, str], tuple[Row, ...]]
+    """Rows of arms by (minibatch, one of `GROUPS`), the costliest first."""
 
     @property
     def metric(self) -> Metric:

@@ -157,30 +157,22 @@ def sheet_with_key(width: float, height: float, marks: Iterable[Mark], metric: M
 
 @dataclass(frozen=True)
 class Panel:
-    """What a panel shows under its two lines of text.
-
-    Args:
-        marks: one of them has the state "reference".
-        ticks: (place, text, second line) on the lower axis; those that have no room are left out.
-        margin: above the reference, in points.
-        breaks: whether the first size that is not within the margin is marked; places are then log2 of sizes.
-        names: of the marks, written beside them.
-        foreseen: the noise scale's interval and the noise scale, between its ends, on the lower axis.
-        pad: beyond the first and last mark.
-        room: points that a tick's text needs.
-    """
+    """What a panel shows under its two lines of text."""
 
     title: str
     about: str
-    marks: tuple[Mark, ...]
+    marks: tuple[Mark, ...]  # one of them has the state "reference"
     ticks: tuple[tuple[float, str, str], ...]
-    margin: float
+    """(place, text, second line) on the lower axis; those that have no room are left out."""
+    margin: float  # above the reference, in points
     color: str = ACCENT
     breaks: bool = False
-    names: tuple[str, ...] = ()
+    """Whether the first size that is not within the margin is marked; places are then log2 of sizes."""
+    names: tuple[str, ...] = ()  # of the marks, written beside them
     foreseen: tuple[float, float, float] | None = None
-    pad: float = 0.6
-    room: float = 25
+    """The noise scale's interval and the noise scale, between its ends, on the lower axis."""
+    pad: float = 0.6  # beyond the first and last mark
+    room: float = 25  # points that a tick's text needs
     metric: Metric = TOP1_ERROR
 
     @property

@@ -47,11 +47,9 @@ COLUMNS = (
     *("arm", "minibatch", "per_worker", "workers", "target_lr", "seed", "outcome", "error"),
     *("seconds", "together", "source"),
 )
-OWN_COLUMNS = ("metric", "higher_is_better")
-"""Behind them, where the metric is not the top-1 error."""
+OWN_COLUMNS = ("metric", "higher_is_better")  # behind them, where the metric is not the top-1 error
 
-FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')
-"""What a spreadsheet computes, where a cell begins."""
+FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')  # what a spreadsheet computes, where a cell begins
 
 
 @dataclass(frozen=True)

@@ -35,31 +35,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """One run, of a folder or a file.
-
-    Args:
-        arm: what differs from the base recipe beside minibatch and seed.
-        error: in percent, or the metric's value: the median of the last five epochs; where the run diverged
-            chance, or its untrained network's; None while it is unfinished.
-        seconds: of training, without evaluation.
-        together: with how many seeds it was trained as one network; `seconds` is then its share.
-        noise: (tr Σ, |G|²) of the points of its gradient noise.
-        untrained: the error of its network before the first update, where the task is one's own.
-    """
+    """One run, of a folder or a file."""
 
     source: str
-    arm: Arm
+    arm: Arm  # what differs from the base recipe beside minibatch and seed
     minibatch: int | None
     seed: int | None
     outcome: Literal["finished", "non-finite", "unfinished"]
     error: float | None
+    """The median of the last five epochs; chance, or the untrained network's, of one that diverged; else None."""
     curve: tuple[Point, ...] = ()
-    seconds: float | None = None
-    together: int = 1
-    noise: tuple[tuple[float, float], ...] = ()
+    seconds: float | None = None  # of training, without evaluation
+    together: int = 1  # with how many seeds it was trained as one network; `seconds` is then its share
+    noise: tuple[tuple[float, float], ...] = ()  # (tr Σ, |G|²) of the points of its gradient noise
     environment: dict[str, Any] = field(default_factory=dict)
     metric: Metric = TOP1_ERROR
-    untrained: float | None = None
+    untrained: float | None = None  # the error of its network before the first update, where the task is one's own
 
     @property
     def cost(self) -> float | None:
@@ -109,17 +100,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """Entries that belong together.
+    """Entries that belong together."""
 
-    Args:
-        recipe: the base that arms are named against; None for others' curves.
-        entries: sorted by arm (the recipe's own first, then as they came) and minibatch.
-        spec: of a sweep: what was asked for.
-    """
-
-    recipe: Recipe | None
-    entries: tuple[Entry, ...]
-    spec: SweepSpec | None = None
+    recipe: Recipe | None  # the base that arms are named against; None for others' curves
+    entries: tuple[Entry, ...]  # sorted by arm (the recipe's own first, then as they came) and minibatch
+    spec: SweepSpec | None = None  # of a sweep: what was asked for
 
     @property
     def results(self) -> list[Result]:

@@ -15,8 +15,7 @@ from onehour.rules.minibatch import parse_size
 from onehour.sidefile import Read, read_toml
 
 SPEC = "sweep.toml"
-Arm = tuple[tuple[str, str], ...]
-"""(field, value) of what is changed in a recipe; () for the recipe itself."""
+Arm = tuple[tuple[str, str], ...]  # (field, value) of what is changed in a recipe; () for the recipe itself
 
 NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "task", "validation", "epochs")
 """What an arm cannot change: the axes, and the task, without which errors cannot be compared."""
@@ -94,17 +93,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """A recipe over minibatches and seeds, and arms at some of the minibatches.
+    """A recipe over minibatches and seeds, and arms at some of the minibatches."""
 
-    Args:
-        recipe: completed (samples and classes are known); its own minibatch and seed do not matter.
-        reference_seeds: of the reference's cell beside these: it is one side of every comparison.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # completed (samples and classes are known); its own minibatch and seed do not matter
     minibatches: tuple[int, ...]
     seeds: tuple[int, ...]
-    reference_seeds: tuple[int, ...] = ()
+    reference_seeds: tuple[int, ...] = ()  # of the reference's cell beside these: it is one side of every comparison
     arms: tuple[Arm, ...] = ()
     arms_at: tuple[int, ...] = ()
 
@@ -225,8 +219,7 @@ def usual_reference_seeds(seeds: int, minibatches: Sequence[int]) -> int:
     return 2 * seeds if len(minibatches) > 1 else seeds
 
 
-OTHERS = ("arm", "curve")
-"""Names under which an arm is somebody else's text: a CSV's column, or its file."""
+OTHERS = ("arm", "curve")  # names under which an arm is somebody else's text: a CSV's column, or its file
 
 GROUPS = {
     "rate": "Warmup and rate",

@@ -53,29 +53,20 @@ class Verdict:
     too few runs, or what it is compared with broke.
 
     It depends on these two samples alone, never on what else was run.
-
-    Args:
-        difference: mean error − the other's, in points; of the seeds that both have where it is paired.
-        lower, upper: the ends of its 90 % interval; each end errs with 5 %.
-        paired: whether it is of the same seeds' differences, else it is Welch's.
-        broke, n: how many runs broke, of how many; `broke` is None where that is not known.
-        more_seeds: of an open one: so many more would decide about the margin if means and stds stayed; None above 100.
-        why: there is no verdict.
-        metric: what the errors are.
-        digits: decimals of its numbers.
     """
 
     state: State
-    difference: float
-    lower: float = math.nan
+    difference: float  # mean error − the other's, in points; of the seeds that both have where it is paired
+    lower: float = math.nan  # the ends of its 90 % interval; each errs with 5 %
     upper: float = math.nan
-    paired: bool = False
-    broke: int | None = None
+    paired: bool = False  # whether it is of the same seeds' differences, else it is Welch's
+    broke: int | None = None  # how many runs broke, of n; None where that is not known
     n: int = 0
     more_seeds: int | None = None
-    why: str = ""
-    metric: Metric = TOP1_ERROR
-    digits: int = 2
+    """Of an open one: so many more would decide about the margin if means and stds stayed; None above 100."""
+    why: str = ""  # there is no verdict
+    metric: Metric = TOP1_ERROR  # what the errors are
+    digits: int = 2  # decimals of its numbers
 
     @property
     def open(self) -> bool:

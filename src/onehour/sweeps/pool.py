@@ -33,8 +33,7 @@ class Event:
     """A task that has ended, or none: a moment to look at the clock."""
 
     task: Task | None = None
-    alone: str | None = None
-    """Why its seeds were trained one by one; None where they were one network."""
+    alone: str | None = None  # why its seeds were trained one by one; None where they were one network
 
     running: tuple[Task, ...] = ()
 

@@ -16,8 +16,7 @@ from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import called_directly, user_line
 from onehour.check.tape import BackwardPass, LossTerm
 
-NODES = 20_000
-"""Of a graph; what is larger is not searched further."""
+NODES = 20_000  # of a graph; what is larger is not searched further
 
 _SQUARES = ("PowBackward0", "MulBackward0", "SquareBackward0")
 _NORMS = ("LinalgVectorNormBackward0", "NormBackward0", "NormBackward1", "NormBackward2", "NormBackward3")
@@ -106,12 +105,10 @@ class Backwards:
         self.inside = 0
         self.terms: list[LossTerm] = []
         self.scale = 1.0
-        self.samples: int | None = None
-        """Of the training pass before: the outermost module's first input."""
+        self.samples: int | None = None  # of the training pass before: the outermost module's first input
         self.content: list[float] | None = None
         self.on_begin: Any = None
-        self.on_evaluated: Any = None
-        """Called with a mean loss that nobody trains on, and its count."""
+        self.on_evaluated: Any = None  # called with a mean loss that nobody trains on, and its count
 
     def install(self, patches: Patches) -> None:
         for name in LOSSES:

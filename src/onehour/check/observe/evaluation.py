@@ -19,8 +19,7 @@ from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import is_users, quotients, user_frames
 from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
 
-LINES, CALLS = 80, 300_000
-"""Lines of the user's code that are read, and calls of anyone's that are waited through."""
+LINES, CALLS = 80, 300_000  # lines of the user's code that are read, and calls of anyone's that are waited through
 
 
 class VariableTracer:
@@ -32,8 +31,7 @@ class VariableTracer:
     def __init__(self, tell: Callable[[str, float, str], Any]) -> None:
         self.tell = tell
         self._known: dict[str, float] = {}
-        self._before: dict[CodeType, int] = {}
-        """The line that each function was at; what is new was set there."""
+        self._before: dict[CodeType, int] = {}  # the line that each function was at; what is new was set there
         self._lines = self._calls = 0
 
     def start(self, frames: list[FrameType]) -> None:
@@ -112,8 +110,7 @@ def _is_users_object(value: Any) -> bool:
     return bool(path) and is_users(str(path))
 
 
-FRAMES = 3
-"""Of the user's functions around an evaluation whose variables are read."""
+FRAMES = 3  # of the user's functions around an evaluation whose variables are read
 
 
 class Evaluations:
@@ -125,21 +122,17 @@ class Evaluations:
 
     def __init__(self, recorder: TapeRecorder, *, read_variables: bool) -> None:
         self.recorder, self.read_variables = recorder, read_variables
-        self.right: list[list[bool]] = []
-        """Of each batch, whether each sample's prediction was."""
+        self.right: list[list[bool]] = []  # of each batch, whether each sample's prediction was
         self.losses: list[list[float]] = []
         """The mean losses that were computed, and the counts that they are means of."""
-        self.given, self.used = 0, False
-        """Batches, and whether a model was asked about one."""
+        self.given, self.used = 0, False  # batches, and whether a model was asked about one
         self.labels: deque[Tensor | None] = deque(maxlen=2)
         """Of batches that the model was not yet asked about; some loops hold the next one too."""
         self.tracer = VariableTracer(self._tell)
         self._last = False
-        self.patches = Patches()
-        """Where to undo what is put in place later."""
+        self.patches = Patches()  # where to undo what is put in place later
         self._gathering = self._asked = False
-        self._pass = 0, 0
-        """The loader and the epoch of the pass that is evaluated."""
+        self._pass = 0, 0  # the loader and the epoch of the pass that is evaluated
 
     def begins(self) -> None:
         """A pass over some data begins; the one before is over."""

@@ -36,12 +36,10 @@ class Forwards:
         self.depth = 0
         self.models: list[nn.Module] = []
         self.evaluations: Evaluations | None = None
-        self.on_evaluation: Any = None
-        """Called when a model is used without training it."""
+        self.on_evaluation: Any = None  # called when a model is used without training it
         self.is_loading: Callable[[], bool] = lambda: False
         self.sizes: dict[str, set[int]] = {}
-        self.handles = Patches()
-        """Hooks on each BatchNorm, which are there for the first updates."""
+        self.handles = Patches()  # hooks on each BatchNorm, which are there for the first updates
 
     def install(self, patches: Patches) -> None:
         if self.only is None:

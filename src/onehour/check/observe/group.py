@@ -28,8 +28,7 @@ from onehour.check.tape import (
     WeightsUpdated,
 )
 
-WEIGHTS, EACH = 8, 4096
-"""How many weights are compared before the first update, and how much of each."""
+WEIGHTS, EACH = 8, 4096  # how many weights are compared before the first update, and how much of each
 UPDATES, FEW, NUMBERS = 40, 4, 100_000_000
 """After which all weights are compared: of a large model or in a watched loop few."""
 
@@ -44,8 +43,7 @@ class Groups:
 
     def __init__(self, recorder: TapeRecorder, forwards: Forwards) -> None:
         self.recorder, self.forwards = recorder, forwards
-        self.trained = False
-        """Whether the statistics have moved since they were last looked at."""
+        self.trained = False  # whether the statistics have moved since they were last looked at
         self.left: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         """Of each optimizer, how many of its steps are still to be compared in full."""
         self.before: dict[Optimizer, tuple[dict[str, Tensor], dict[str, list[float]]]] = {}

@@ -9,8 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-BATCHNORM = _BatchNorm
-"""The class of every BatchNorm, SyncBatchNorm too."""
+BATCHNORM = _BatchNorm  # the class of every BatchNorm, SyncBatchNorm too
 REFUSES_CPU = "_passing_sync_batchnorm_handle"
 """DistributedDataParallel's method that refuses a SyncBatchNorm on a CPU."""
 

@@ -41,12 +41,9 @@ from onehour.check.observe.passes import (
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
 
-END_BATCHES = 16
-"""At the ends of epochs whose losses are recorded in a loop that is only watched."""
-RANDOM_BATCHES = 4
-"""Before which the generators' states are compared between processes."""
-LOOKED_AT = 4
-"""Batches of the first two epochs whose samples are compared."""
+END_BATCHES = 16  # at the ends of epochs whose losses are recorded in a loop that is only watched
+RANDOM_BATCHES = 4  # before which the generators' states are compared between processes
+LOOKED_AT = 4  # batches of the first two epochs whose samples are compared
 
 
 class Loaders:
@@ -62,12 +59,9 @@ class Loaders:
         """Each data set, by its id, and where its first loader was made."""
         self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
         self.passes: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
-        self.trained: Counter[int] = Counter()
-        """Passes over each loader that trained something."""
-        self.open: list[Pass] = []
-        """Passes that are under way; an evaluation may come in the middle of an epoch."""
-        self.on_pass: Any = None
-        """Called before a pass begins, with the loader's number; may end the run."""
+        self.trained: Counter[int] = Counter()  # passes over each loader that trained something
+        self.open: list[Pass] = []  # passes that are under way; an evaluation may come in the middle of an epoch
+        self.on_pass: Any = None  # called before a pass begins, with the loader's number; may end the run
         self.on_made: Any = None
 
     def install(self, patches: Patches) -> None:

@@ -62,8 +62,7 @@ class Optimizers:
         self.made: WeakKeyDictionary[Optimizer, str | None] = WeakKeyDictionary()
         self.watched: dict[Optimizer, _Watched] = {}
         """They stay until the run was judged: a loop may drop its optimizer before its model."""
-        self.others: WeakSet[Optimizer] = WeakSet()
-        """Those that step, and are not the one to watch."""
+        self.others: WeakSet[Optimizer] = WeakSet()  # those that step, and are not the one to watch
         self.stepping: list[Optimizer] = []
         """Whose steps are under way: a step may call that of its base class, or another optimizer's."""
         self.round: set[int] = set()
@@ -72,8 +71,7 @@ class Optimizers:
         self.patches = Patches()
         self.on_made: Any = None
         self.on_before: Any = None
-        self.on_step: Any = None
-        """Called before and after each step, with the optimizer."""
+        self.on_step: Any = None  # called before and after each step, with the optimizer
 
     def install(self, patches: Patches) -> None:
         self.patches = patches

@@ -50,8 +50,7 @@ def following_enumerate(iterable: Any, start: int = 0) -> Any:
     return _FollowingEnumerate(iterable, start)
 
 
-INDICES = 20_000_000
-"""Of a sampler without a length; one that has more may be endless."""
+INDICES = 20_000_000  # of a sampler without a length; one that has more may be endless
 
 
 class EnumeratedSampler:
@@ -64,8 +63,7 @@ class EnumeratedSampler:
         self.sampler = sampler
         self.drawn: Callable[[list[Any] | None], Any] = lambda order: None
         """Told the whole order, or None if it has no end."""
-        self.choose: Callable[[list[Any], int], int] = lambda order, at: at
-        """Which batch comes after so many."""
+        self.choose: Callable[[list[Any], int], int] = lambda order, at: at  # which batch comes after so many
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self.sampler)
@@ -112,10 +110,8 @@ def length_of(thing: Any) -> int | None:
         return None
 
 
-WHOLE = 48
-"""Batches of a pass that is never cut."""
-UNCUT_SECONDS = 3.0
-"""A longer pass is not cut either if it ends within this time of the CPU."""
+WHOLE = 48  # batches of a pass that is never cut
+UNCUT_SECONDS = 3.0  # a longer pass is not cut either if it ends within this time of the CPU
 HEAD_UPDATES, HEAD_BATCHES, EVALUATION_BATCHES = 4, 32, 4
 MOST_UPDATES, SPARE = 300, 32
 """Updates after which a run is stopped, and how many of them a pass leaves for the ends of the next one."""

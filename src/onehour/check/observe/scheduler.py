@@ -18,8 +18,7 @@ from onehour.check.observe.source import maker_line, user_line
 from onehour.check.tape import SchedulerCurve, SchedulerMade, SchedulerStep
 from onehour.rules.probe import unwrapped
 
-STEPS = 1_000_000
-"""Of a copy that is run to the end."""
+STEPS = 1_000_000  # of a copy that is run to the end
 
 
 class Schedulers:
@@ -31,8 +30,7 @@ class Schedulers:
         self.copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self.patches = Patches()
         self.depth = 0
-        self.parts: set[int] = set()
-        """Schedulers that another one steps."""
+        self.parts: set[int] = set()  # schedulers that another one steps
 
     def install(self, patches: Patches) -> None:
         """Stand before the constructors and steps of all classes, those to come too."""

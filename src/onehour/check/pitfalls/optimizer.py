@@ -11,8 +11,7 @@ from onehour.check.pitfalls.gradient import loss_line, weights, windows
 from onehour.check.story import Update
 from onehour.check.tape import BackwardPass
 
-NEGLIGIBLE = 1e-6
-"""A weight decay that takes less than a thousandth of a weight in a million steps at rate 1e-3."""
+NEGLIGIBLE = 1e-6  # a weight decay that takes less than a thousandth of a weight in a million steps at rate 1e-3
 
 
 @pitfall(

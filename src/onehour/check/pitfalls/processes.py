@@ -13,8 +13,7 @@ from onehour.check.story import Update, ratio
 from onehour.check.tape import BatchGiven, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
 CLOSE, EXACT = 1e-2, 1e-6
-MANY = 30
-"""Parameters that are named one by one."""
+MANY = 30  # parameters that are named one by one
 
 
 @pitfall(

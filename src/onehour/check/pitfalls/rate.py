@@ -7,8 +7,7 @@ from typing import Any
 from onehour.check.case import Case
 from onehour.check.finding import Finding, Pitfall, pitfall
 
-NEAR = 0.05
-"""Rates that differ by less are meant to be equal."""
+NEAR = 0.05  # rates that differ by less are meant to be equal
 
 _LINEAR = "the rate belongs to its minibatch: k times the minibatch, k times the rate"
 _SET = "set it to base_lr · kn / base_minibatch (onehour.linear_scaling)"

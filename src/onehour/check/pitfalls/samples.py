@@ -13,8 +13,7 @@ from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.gradient import loss_line
 from onehour.check.tape import BatchGiven
 
-LARGE = 0.02
-"""Of an epoch; less may be dropped."""
+LARGE = 0.02  # of an epoch; less may be dropped
 
 SHUFFLE = "one permutation of all samples an epoch, divided among the workers"
 DIVIDED = (

@@ -10,10 +10,8 @@ from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, most_common, 
 from onehour.check.finding import Finding, pitfall
 from onehour.check.tape import SchedulerMade, SchedulerStep
 
-WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")
-"""Schedules that are meant to jump up."""
-STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")
-"""Those that a right loop may not step in its first epochs."""
+WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")  # schedules that are meant to jump up
+STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")  # those that a right loop may not step in its first epochs
 
 
 @pitfall(

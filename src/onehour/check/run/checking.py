@@ -21,8 +21,7 @@ from onehour.check.tape import GroupJoined, ProcessStarted, Tape
 from onehour.leaving import scratch
 
 PROCESSES = 2
-LEAST_SECONDS = 1.0
-"""A run that would have less is not begun."""
+LEAST_SECONDS = 1.0  # a run that would have less is not begun
 SEVERAL = re.compile(
     r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
     r"|[\"']RANK[\"']|\b(?:import|from) (?:accelerate|deepspeed|ignite|lightning|mmengine|onehour|pytorch_lightning"
@@ -33,20 +32,16 @@ SEVERAL = re.compile(
 
 @dataclass(frozen=True)
 class Command:
-    """A script with its own arguments, or a module as `python -m NAME` starts it.
-
-    Args:
-        launcher: "torchrun", "launch" (its older form, which gives the script --local-rank), "accelerate" or "fabric".
-        processes: how many the launcher would start; None where it was not told by a number.
-        environ: what was set before the command, or is set by the launcher.
-    """
+    """A script with its own arguments, or a module as `python -m NAME` starts it."""
 
     script: str
     arguments: list[str]
     module: str | None = None
     launcher: str | None = None
-    processes: int | None = None
+    """"torchrun", "launch" (its older form, which gives the script --local-rank), "accelerate" or "fabric"."""
+    processes: int | None = None  # how many the launcher would start; None where it was not told by a number
     environ: dict[str, str] = field(default_factory=dict[str, str])
+    """What was set before the command, or is set by the launcher."""
 
 
 @dataclass

@@ -22,18 +22,13 @@ from typing import Any, TextIO
 
 from onehour.leaving import adopt_orphans, before_leaving, signal_with_parent
 
-PEER_SECONDS = 3.0
-"""Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
-TAIL = 16_384
-"""Bytes of what a script printed that are kept."""
-ENDS_OF_INPUT = 1000
-"""How often a script that asks is told that nobody types."""
+PEER_SECONDS = 3.0  # seconds that processes may go on when another of their run is gone: they wait for it in vain
+TAIL = 16_384  # bytes of what a script printed that are kept
+ENDS_OF_INPUT = 1000  # how often a script that asks is told that nobody types
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher says in the environment; a script that is run as `python` runs it must not see ours."""
-NOT_PERMITTED = 77
-"""With this code a process ends that may not have a mount namespace."""
-ENDING_SECONDS = 3.0
-"""Seconds that scripts may take to end where a signal ends the command."""
+NOT_PERMITTED = 77  # with this code a process ends that may not have a mount namespace
+ENDING_SECONDS = 3.0  # seconds that scripts may take to end where a signal ends the command
 
 
 class CheckError(Exception):

@@ -15,8 +15,7 @@ from pathlib import Path
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
-_SHARED = ("/dev", "/proc", "/sys", "/run")
-"""Devices, processes and sockets are those of the machine."""
+_SHARED = ("/dev", "/proc", "/sys", "/run")  # devices, processes and sockets are those of the machine
 
 
 def enter(folder: Path, needed: list[str]) -> list[str]:

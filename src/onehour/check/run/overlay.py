@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _OPEN = "/proc/self/fd/"
-_GONE = ".onehour-gone."
-"""In front of the name of a file that the script has removed."""
+_GONE = ".onehour-gone."  # in front of the name of a file that the script has removed
 _CACHES = ("torchinductor_",)
 """What torch keeps in the temporary folder from run to run; the compilers that read it know no overlay."""
 
@@ -35,8 +34,7 @@ class Overlay:
         self.home = [os.path.join(os.path.abspath(folder), "") for folder in home]
         above = os.path.dirname(self.root)  # the run's own folder
         self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above, *kept)]
-        self.linked = False
-        """Whether the script has made symbolic links: what is below one is kept where that leads."""
+        self.linked = False  # whether the script has made symbolic links: what is below one is kept where that leads
         self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
         self.before = frozenset(name for name in _listdir(self.temporary) if not name.startswith(_CACHES))
 

@@ -31,10 +31,8 @@ from onehour.check.run.overlay import Overlay
 from onehour.check.tape import ProcessStarted
 
 SEEN_EPOCHS = 2
-LATE = 0.85
-"""The share of its time after which a run ends by itself."""
-PATIENCE = 10.0
-"""Seconds that a process waits for the others to come to their end."""
+LATE = 0.85  # the share of its time after which a run ends by itself
+PATIENCE = 10.0  # seconds that a process waits for the others to come to their end
 SECONDS_OF_UPDATES = 20.0
 """Of CPU after the first update; a run that is not at the end of its epochs then, or after MOST_UPDATES, is stopped."""
 _LAUNCHERS = re.compile(r"(?:python|torchrun|accelerate|deepspeed|mpirun|horovodrun)[\d.]*$")
