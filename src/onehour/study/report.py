@@ -282,12 +282,8 @@ def _cell(value: Any) -> Any:
 
 def _derived(row: Row) -> dict[str, Any]:
     recipe = row.recipe
-    return {
-        "minibatch": row.entry.minibatch,
-        "per_worker": recipe.per_worker if recipe else None,
-        "workers": recipe.workers.workers if recipe else None,
-        "target_lr": recipe.target_lr if recipe else None,
-    }
+    derived = (recipe.per_worker, recipe.workers.workers, recipe.target_lr) if recipe else (None, None, None)
+    return {"minibatch": row.entry.minibatch} | dict(zip(("per_worker", "workers", "target_lr"), derived, strict=True))
 
 
 def _entry(row: Row, group: str) -> dict[str, Any]:
@@ -305,10 +301,7 @@ def _entry(row: Row, group: str) -> dict[str, Any]:
         "difference": row.cost,
         "verdict": row.state,
         "text": verdict.text if verdict else "",
-        "lower": verdict.lower if verdict else None,
-        "upper": verdict.upper if verdict else None,
-        "paired": verdict.paired if verdict else None,
-        "more_seeds": verdict.more_seeds if verdict else None,
+        **{name: getattr(verdict, name, None) for name in ("lower", "upper", "paired", "more_seeds")},
         "paper_difference": row.paper,
         "early_gap": row.early,
         "mean_seconds": row.mean_seconds,
@@ -320,11 +313,7 @@ def _entry(row: Row, group: str) -> dict[str, Any]:
 def _run(result: Result) -> dict[str, Any]:
     place = PurePath(result.source)
     return {
-        "seed": result.seed,
-        "outcome": result.outcome,
-        "error": result.error,
-        "seconds": result.seconds,
-        "together": result.together,
+        **{name: getattr(result, name) for name in ("seed", "outcome", "error", "seconds", "together")},
         # The end of the path alone: a report may be shown to others.
         "source": f"cells/{place.name}" if place.parent.name == "cells" else place.name,
         "curve": [[point.epoch, point.error, point.train_error] for point in result.curve],

@@ -114,10 +114,12 @@ def headline(findings: Findings) -> list[Sentence]:
         return [Sentence(text, "broke")]
     sentences = []
     if held:
+        start, end = reference.mean_seconds, held[-1].mean_seconds
+        faster = f", and a run takes {seconds_text(end)} in place of {seconds_text(start)}" if end < start else ""
         largest = "" if failure else ", the largest tried,"
         text = f"Train at minibatch {multiple(findings, held[-1])}{largest} or below: up to there the"
         text += f" {metric.short} stays within {margin_text(findings)} of {own}’s {found}"
-        text += f"{_faster(reference, held[-1])}. None of the {held[-1].entry.n} runs there broke;"
+        text += f"{faster}. None of the {held[-1].entry.n} runs there broke;"
         text += f" {breaks(0, held[-1].entry.n)[1]} (95 % confidence)."
         sentences.append(Sentence(text, "within"))
     if failure is not None:
@@ -138,12 +140,6 @@ def broken_words(findings: Findings) -> str:
     if findings.metric != TOP1_ERROR:
         return "no better than before training"
     return f"more than {BROKEN * findings.margin:g} points above the reference’s median"
-
-
-def _faster(reference: Row, row: Row) -> str:
-    """What is won, where it is known."""
-    start, end = reference.mean_seconds, row.mean_seconds
-    return f", and a run takes {seconds_text(end)} in place of {seconds_text(start)}" if end < start else ""
 
 
 def _failure(findings: Findings, row: Row, stay: str) -> Sentence:

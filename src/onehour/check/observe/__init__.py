@@ -37,32 +37,25 @@ class Observers:
         on_step: Callable[[], object] = lambda: None,
     ) -> None:
         self.recorder, self.on_pass, self.on_step = recorder, on_pass, on_step
-        self.patches = Patches()
         self.optimizers = Optimizers(recorder, optimizer)
-        self.backwards = Backwards(recorder, self.optimizers)
-        self.forwards = Forwards(recorder, self.optimizers, self.backwards, model)
         self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
         self.loaders = Loaders(recorder, self.evaluations)
+        self.backwards = Backwards(recorder, self.optimizers, self.loaders, self.evaluations)
+        self.forwards = Forwards(recorder, self.backwards, model)
         self.groups = Groups(recorder, self.forwards)
         self.schedulers = Schedulers(recorder, self.optimizers, scheduler)
 
     def install(self) -> None:
-        self.forwards.evaluations = self.evaluations
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
-        if self.evaluations.read_variables:
-            self.backwards.on_evaluated = self.evaluations.lost
-        self.backwards.on_begin = self.loaders.trains_on
-        self.forwards.is_loading = lambda: self.loaders.loading
         self.optimizers.on_before = self.groups.steps
         self.loaders.on_pass = self.on_pass
         self.optimizers.on_step = lambda optimizer: (self.groups.stepped(optimizer), self.on_step())
-        self.evaluations.patches = self.patches
         watching = (self.optimizers, self.backwards, self.forwards, self.loaders, self.schedulers, self.groups)
         for observer in watching:
-            observer.install(self.patches)
+            observer.install(self.recorder.patches)
 
     def remove(self) -> None:
-        self.patches.close()
+        self.recorder.patches.close()
 
     def conclude(self) -> None:
         """Write down what can only be said at the end: the models, and where the schedules lead."""

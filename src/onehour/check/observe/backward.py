@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import exponent
+from onehour.check.observe.loader import Loaders
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import called_directly, user_line
@@ -100,15 +102,15 @@ class Backwards:
     loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
     """
 
-    def __init__(self, recorder: TapeRecorder, optimizers: Optimizers) -> None:
-        self.recorder, self.optimizers = recorder, optimizers
+    def __init__(
+        self, recorder: TapeRecorder, optimizers: Optimizers, loaders: Loaders, evaluations: Evaluations
+    ) -> None:
+        self.recorder, self.optimizers, self.loaders, self.evaluations = recorder, optimizers, loaders, evaluations
         self.inside = 0
         self.terms: list[LossTerm] = []
         self.scale = 1.0
         self.samples: int | None = None  # of the training pass before: the outermost module's first input
         self.content: list[float] | None = None
-        self.on_begin: Any = None
-        self.on_evaluated: Any = None  # called with a mean loss that nobody trains on, and its count
 
     def install(self, patches: Patches) -> None:
         for name in LOSSES:
@@ -132,7 +134,7 @@ class Backwards:
 
     @quiet
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
-        if not torch.is_tensor(value) or not (value.requires_grad or self.on_evaluated is not None):
+        if not torch.is_tensor(value) or not (value.requires_grad or self.evaluations.read_variables):
             return
         reduction, count = "none", None
         if value.ndim == 0:
@@ -142,7 +144,7 @@ class Backwards:
             count = _count(name, arguments, options)
         if not value.requires_grad:
             if reduction == "mean" and count:
-                self.on_evaluated(float(value), float(count))
+                self.evaluations.lost(float(value), float(count))
             return
         term = LossTerm(name, user_line(), reduction, count)
         value.register_hook(lambda gradient: self._reached(term, gradient))
@@ -179,8 +181,7 @@ class Backwards:
     def _begins(self, tensors: Any) -> tuple[dict[str, list[float]], list[Penalty]]:
         """The gradients that lie there, and the parameters whose squares or norms are in the loss."""
         self.terms = []
-        if self.on_begin is not None:
-            self.on_begin()
+        self.loaders.trains_on()
         if not self.recorder.attentive:
             return {}, []
         root = tensors if torch.is_tensor(tensors) else tensors[0]

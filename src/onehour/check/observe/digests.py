@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,26 @@ def chosen_parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
     last = len(trainable) - 1
     picks = sorted({round(i * last / (PARAMETERS - 1)) for i in range(PARAMETERS)}) if trainable else []
     return [trainable[i] for i in picks]
+
+
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor of a batch, wherever it lies in lists, tuples and dicts.
+
+    >>> first_tensor({"image": [torch.zeros(3, 1)]}).shape
+    torch.Size([3, 1])
+    """
+    if torch.is_tensor(values):
+        return values
+    if isinstance(values, dict):
+        values = list(values.values())
+    elif hasattr(values, "__dict__") and not isinstance(values, list | tuple):
+        values = list(vars(values).values())
+    if isinstance(values, list | tuple):
+        for value in values:
+            found = first_tensor(value)
+            if found is not None:
+                return found
+    return None
 
 
 def projections(tensors: Sequence[Tensor | None]) -> list[float]:

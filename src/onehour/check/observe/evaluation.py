@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
+from onehour.check.observe.recorder import TapeRecorder, quiet
 from onehour.check.observe.source import is_users, quotients, user_frames
 from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
 
@@ -130,7 +130,6 @@ class Evaluations:
         """Of batches that the model was not yet asked about; some loops hold the next one too."""
         self.tracer = VariableTracer(self._tell)
         self._last = False
-        self.patches = Patches()  # where to undo what is put in place later
         self._gathering = self._asked = False
         self._pass = 0, 0  # the loader and the epoch of the pass that is evaluated
 
@@ -147,7 +146,7 @@ class Evaluations:
         kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
         if kind is not None and not self._gathering:
             self._gathering = True
-            self.patches.before(kind, "gather_for_metrics", self._gathered)
+            self.recorder.patches.before(kind, "gather_for_metrics", self._gathered)
 
     def _gathered(self, *arguments: Any, **options: Any) -> None:
         if not self._asked and not self.recorder.finished:

@@ -23,9 +23,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from onehour.check.observe import source
-from onehour.check.observe.digests import looks, projections, random_states, seeded
+from onehour.check.observe.digests import first_tensor, looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
-from onehour.check.observe.forward import first_tensor
 from onehour.check.observe.internals import hand_over, renew, without_processes
 from onehour.check.observe.passes import (
     MOST_UPDATES,

@@ -68,13 +68,11 @@ class Optimizers:
         self.round: set[int] = set()
         """Which have stepped since an update was counted last: several that take turns make one update."""
         self.probing = False
-        self.patches = Patches()
         self.on_made: Any = None
         self.on_before: Any = None
         self.on_step: Any = None  # called before and after each step, with the optimizer
 
     def install(self, patches: Patches) -> None:
-        self.patches = patches
         patches.callback(register_optimizer_step_pre_hook(self._before).remove)
         patches.callback(register_optimizer_step_post_hook(self._after).remove)
         patches.after(Optimizer, "__init__", self._was_made)
@@ -96,7 +94,7 @@ class Optimizers:
         watched = self.watched.get(optimizer)
         if watched is None:
             watched = self.watched[optimizer] = _Watched(optimizer, self.numbers.of(optimizer))
-            self.patches.callback(watched.hooks.close)
+            self.recorder.patches.callback(watched.hooks.close)
             watched.local = projections([None] * len(watched.parameters))
             for index, parameter in enumerate(watched.parameters):
                 watched.hooks.callback(parameter.register_hook(self._gradient_of(watched, index)).remove)

@@ -19,7 +19,7 @@ class TapeRecorder:
     """
 
     def __init__(self, *, deep_updates: int, cut: bool) -> None:
-        self.tape = Tape()
+        self.tape, self.patches = Tape(), Patches()
         self.deep_updates, self.cut = deep_updates, cut
         self.finished = False
         self.near_an_end = False

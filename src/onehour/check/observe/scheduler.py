@@ -28,13 +28,11 @@ class Schedulers:
         self.recorder, self.optimizers, self.only = recorder, optimizers, only
         self.numbers = Numbering()
         self.copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self.patches = Patches()
         self.depth = 0
         self.parts: set[int] = set()  # schedulers that another one steps
 
     def install(self, patches: Patches) -> None:
         """Stand before the constructors and steps of all classes, those to come too."""
-        self.patches = patches
         for kind in {LRScheduler, *_subclasses(LRScheduler)}:
             self._stand_before(kind)
 
@@ -49,7 +47,7 @@ class Schedulers:
     def _stand_before(self, kind: type) -> None:
         for name, observer in (("step", self._step), ("__init__", self._init)):
             if name in vars(kind):
-                self.patches.around(kind, name, observer)
+                self.recorder.patches.around(kind, name, observer)
 
     def _init(self, original: Any, scheduler: Any, *arguments: Any, **options: Any) -> None:
         self.depth += 1  # its own first step is none of the loop's

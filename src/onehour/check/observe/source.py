@@ -257,7 +257,8 @@ def _value(node: ast.expr, frame: FrameType) -> Any:
     if isinstance(node, ast.Name):
         return frame.f_locals.get(node.id, frame.f_globals.get(node.id))
     if isinstance(node, ast.Attribute):
-        return _attribute(_value(node.value, frame), node.attr)
+        owner = _value(node.value, frame)  # its own dictionary, or a module's; properties would run code
+        return vars(owner)[node.attr] if node.attr in vars(owner) else vars(type(owner))[node.attr]
     if isinstance(node, ast.Subscript):
         owner, key = _value(node.value, frame), _value(node.slice, frame)
         return owner[key] if isinstance(owner, dict | list | tuple | torch.Tensor) else None
@@ -296,11 +297,6 @@ def _called(node: ast.Call, frame: FrameType) -> Any:
     if id(_value(node.func, frame)) in MEANS | ({id(numpy.mean)} if numpy else set()):
         return math.fsum(values) / len(values)
     raise ValueError("another function")
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    """Of an object's own dictionary, or a module's; properties would run code."""
-    return vars(owner)[name] if name in vars(owner) else vars(type(owner))[name]
 
 
 def _number(value: Any) -> int | float:

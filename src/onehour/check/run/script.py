@@ -24,7 +24,7 @@ from torch import nn
 
 from onehour.check.observe import Observers
 from onehour.check.observe.passes import MOST_UPDATES, following_enumerate
-from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.observe.source import SCRIPT_FOLDERS, is_users, user_line
 from onehour.check.run.isolate import Isolation, switch_off
 from onehour.check.run.overlay import Overlay
@@ -46,7 +46,6 @@ class _ScriptRun:
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.recorder.rank = rank
         self.observers = Observers(self.recorder, on_pass=self.pass_begins, on_step=self.stepped)
-        self.patches = Patches()
         self.first_update = 0.0
         self.left = threading.Lock()
         self.main = threading.get_ident()
@@ -55,15 +54,15 @@ class _ScriptRun:
         self.observers.install()
         # A script's own processes are not observed: their tapes would mix with this one.
         os.register_at_fork(after_in_child=lambda: setattr(self.recorder, "finished", True))
-        self.patches.before(multiprocessing.process.BaseProcess, "start", self._started)
-        self.patches.before(subprocess.Popen, "__init__", self._called)
-        self.patches.before(torch.distributed, "destroy_process_group", self._parted)
+        self.recorder.patches.before(multiprocessing.process.BaseProcess, "start", self._started)
+        self.recorder.patches.before(subprocess.Popen, "__init__", self._called)
+        self.recorder.patches.before(torch.distributed, "destroy_process_group", self._parted)
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
         switch_off(self.folder / "mlflow")
         home = [os.getcwd(), str(script.parent)]
-        Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.patches)
+        Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.recorder.patches)
         self.observers.loaders.on_made = self.observers.optimizers.on_made = self.prepare_modules
 
     def prepare_modules(self) -> None:
