@@ -75,8 +75,8 @@ class Watch:
         self.report = Report()
         self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
-        watched: dict[str, Any] = {"model": model, "optimizer": inner, "scheduler": scheduler}
-        self.observers = Observers(self.recorder, **watched, on_pass=self._pass_begins, on_step=self._stepped)
+        self.recorder.on_pass, self.recorder.on_step = self._pass_begins, self._stepped
+        self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
 
     def __enter__(self) -> Report:
         self.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -15,16 +14,13 @@ from onehour.check.observe.forward import Forwards
 from onehour.check.observe.group import Groups
 from onehour.check.observe.loader import Loaders
 from onehour.check.observe.optimizer import Optimizers
-from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.observe.scheduler import Schedulers
 from onehour.check.story import Story
 
 
 class Observers:
-    """Everything that watches a run: this model, optimizer and scheduler, or all where they are None.
-
-    `on_pass` is called before a pass begins, with the loader's number, `on_step` after each step; both may end it.
-    """
+    """Everything that watches a run: this model, optimizer and scheduler, or all where they are None."""
 
     def __init__(
         self,
@@ -33,10 +29,8 @@ class Observers:
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
         scheduler: Any = None,
-        on_pass: Callable[[int], object] = lambda loader: None,
-        on_step: Callable[[], object] = lambda: None,
     ) -> None:
-        self.recorder, self.on_pass, self.on_step = recorder, on_pass, on_step
+        self.recorder = recorder
         self.optimizers = Optimizers(recorder, optimizer)
         self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
         self.loaders = Loaders(recorder, self.evaluations)
@@ -48,8 +42,7 @@ class Observers:
     def install(self) -> None:
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
         self.optimizers.on_before = self.groups.steps
-        self.loaders.on_pass = self.on_pass
-        self.optimizers.on_step = lambda optimizer: (self.groups.stepped(optimizer), self.on_step())
+        self.optimizers.on_step = self.groups.stepped
         watching = (self.optimizers, self.backwards, self.forwards, self.loaders, self.schedulers, self.groups)
         for observer in watching:
             observer.install(self.recorder.patches)

@@ -60,8 +60,6 @@ class Loaders:
         self.passes: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
         self.trained: Counter[int] = Counter()  # passes over each loader that trained something
         self.open: list[Pass] = []  # passes that are under way; an evaluation may come in the middle of an epoch
-        self.on_pass: Any = None  # called before a pass begins, with the loader's number; may end the run
-        self.on_made: Any = None
 
     def install(self, patches: Patches) -> None:
         patches.after(DataLoader, "__init__", self._was_made)
@@ -82,8 +80,7 @@ class Loaders:
             if loader.dataset is not self.first.get(id(loader.dataset), (object,))[0]():
                 self.first[id(loader.dataset)] = _weakly(loader.dataset), place
             self.made[loader] = place if source.called_directly() else self.first[id(loader.dataset)][1]
-        if self.on_made is not None:
-            self.on_made()
+        self.recorder.on_made()
 
     def _iter(self, original: Any, loader: DataLoader) -> Any:
         if self.recorder.finished or loader in self.clones.values():
@@ -103,8 +100,7 @@ class Loaders:
         number = self._number(loader)
         if number not in self.passes:
             self._describe(loader, number)
-        if self.on_pass is not None:
-            self.on_pass(number)
+        self.recorder.on_pass(number)
         self.evaluations.begins()
         opened = Pass(self.recorder, number, next(self.passes[number]), length_of(loader), self._clone(loader))
         opened.planned = source.trainer_epochs(sys._getframe()) or source.planned_epochs(source.user_frames())

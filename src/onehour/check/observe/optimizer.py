@@ -68,7 +68,6 @@ class Optimizers:
         self.round: set[int] = set()
         """Which have stepped since an update was counted last: several that take turns make one update."""
         self.probing = False
-        self.on_made: Any = None
         self.on_before: Any = None
         self.on_step: Any = None  # called before and after each step, with the optimizer
 
@@ -85,8 +84,7 @@ class Optimizers:
     @quiet
     def _was_made(self, optimizer: Optimizer, *arguments: Any, **options: Any) -> None:
         self.made[optimizer] = maker_line(optimizer)
-        if self.on_made is not None:
-            self.on_made()
+        self.recorder.on_made()
         if self.only is None:
             self._watch(optimizer)
 
@@ -176,6 +174,7 @@ class Optimizers:
             self.probing = False
         if self.on_step is not None:
             self.on_step(optimizer)
+        self.recorder.on_step()
 
     def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
         watched = self._watch(optimizer)

@@ -26,6 +26,9 @@ class TapeRecorder:
         self.updates = 0
         self.backwards = 0
         self.rank, self.world = 0, 1
+        self.on_made: Callable[[], object] = lambda: None  # called when an optimizer or a loader was made,
+        self.on_pass: Callable[[int], object] = lambda loader: None  # before a pass over the loader of this number,
+        self.on_step: Callable[[], object] = lambda: None  # and after a step; the last two may end the run
 
     @property
     def attentive(self) -> bool:

@@ -45,7 +45,7 @@ class _ScriptRun:
         self.folder, self.rank, self.processes, self.limit = folder, rank, processes, limit
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.recorder.rank = rank
-        self.observers = Observers(self.recorder, on_pass=self.pass_begins, on_step=self.stepped)
+        self.observers = Observers(self.recorder)
         self.first_update = 0.0
         self.left = threading.Lock()
         self.main = threading.get_ident()
@@ -63,7 +63,8 @@ class _ScriptRun:
         switch_off(self.folder / "mlflow")
         home = [os.getcwd(), str(script.parent)]
         Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.recorder.patches)
-        self.observers.loaders.on_made = self.observers.optimizers.on_made = self.prepare_modules
+        self.recorder.on_made, self.recorder.on_pass = self.prepare_modules, self.pass_begins
+        self.recorder.on_step = self.stepped
 
     def prepare_modules(self) -> None:
         """The user's modules get an `enumerate` that follows a cut."""
