@@ -226,7 +226,7 @@ def same_augmentation_on_every_worker(case: Case) -> Finding | None:
         drew = set(given[0].drew).intersection(*[batch.drew for batch in given])
         # Processes that load data get all their generators' seeds from torch's.
         judged = {name: "torch" if loader.processes else name for name in drew}
-        states = [batch.random or {} for batch in given]
+        states: list[dict[str, str]] = [batch.random or {} for batch in given]
         sets.append({name for name, source in judged.items() if len({each.get(source) for each in states}) == 1})
     same = set[str].intersection(*sets) if sets else set[str]()
     if not same:

@@ -6,8 +6,9 @@ import ast
 import linecache
 import math
 
-from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, most_common, schedule_of
+from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, schedule_of
 from onehour.check.finding import Finding, pitfall
+from onehour.check.story import most_common
 from onehour.check.tape import SchedulerMade, SchedulerStep
 
 WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")  # schedules that are meant to jump up
