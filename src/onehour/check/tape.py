@@ -329,6 +329,7 @@ class Tape:
     def __init__(self) -> None:
         self.events: list[TapeEvent] = []
         self.full = False
+        self.end: dict[str, Any] = {}  # how the script ended, once it has
 
     def add(self, event: TapeEvent) -> None:
         if len(self.events) < MOST_EVENTS:
@@ -340,7 +341,8 @@ class Tape:
         return (event for event in self.events if isinstance(event, kind))
 
     def save(self, path: Path) -> None:
-        content = {"full": self.full, "events": [[type(event).__name__, asdict(event)] for event in self.events]}
+        events = [[type(event).__name__, asdict(event)] for event in self.events]
+        content = {"full": self.full, "end": self.end, "events": events}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(path)  # so that who sees the file sees all of it
@@ -349,7 +351,7 @@ class Tape:
     def load(cls, path: Path) -> Tape:
         content = json.loads(path.read_text(encoding="utf-8"))
         tape = cls()
-        tape.full = content["full"]
+        tape.full, tape.end = content["full"], content["end"]
         tape.events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
         return tape
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import time
@@ -189,35 +188,32 @@ class _ScriptRuns:
         )
         self.kept = answer["kept"]
         name = Path(self.request["script"]).name
-        statuses = [_status(folder, rank) for rank in range(processes)]
-        for rank, status in enumerate(statuses):
-            if status is not None and status["how"] in ("failed", "left"):
-                place = f"{shortened(status['where'])}: " if status.get("where") else ""
-                said = _last_said(answer, rank) if status["how"] == "left" else ""
-                hint = "" if status["updates"] else _own_processes(_story(folder, rank))
-                raise CheckError(f"{place}{status['error']}{said}{hint}")
-        if None in statuses:
-            raise CheckError(_why(answer, statuses.index(None), f"{name} {on}", limit))
-        stories = [_story(folder, rank) for rank in range(processes)]
+        paths = [folder / f"tape-{rank}.json" for rank in range(processes)]
+        tapes = {rank: Tape.load(path) for rank, path in enumerate(paths) if path.exists()}
+        for rank, tape in tapes.items():
+            if (end := tape.end)["how"] in ("failed", "left"):
+                place = f"{shortened(end['where'])}: " if end.get("where") else ""
+                said = _last_said(answer, rank) if end["how"] == "left" else ""
+                hint = "" if end["updates"] else _own_processes(tape)
+                raise CheckError(f"{place}{end['error']}{said}{hint}")
+        if gone := [rank for rank in range(processes) if rank not in tapes]:
+            raise CheckError(_why(answer, gone[0], f"{name} {on}", limit))
+        stories = [Story(tape) for tape in tapes.values()]
         if not all(story.updates for story in stories):
             raise CheckError(
                 f"{name} ended without a step of a torch optimizer, so there is nothing to check"
-                f"{_own_processes(stories[0])}"
+                f"{_own_processes(tapes[0])}"
             )
-        late = [status["updates"] for status in statuses if status and status.get("late")]
+        late = [tape.end["updates"] for tape in tapes.values() if tape.end.get("late")]
         if late:
             text = f"the run {on} was stopped at update {min(late)}: {limit:.0f} s of the limit were its own"
             self.notes.append(pitfalls.Note(text))
         return stories
 
 
-def _story(folder: Path, rank: int) -> Story:
-    return Story(Tape.load(folder / f"tape-{rank}.json"))
-
-
-def _own_processes(story: Story) -> str:
+def _own_processes(tape: Tape) -> str:
     """What is said of processes that the script has started itself, if it has."""
-    own = next((event.where for event in story.tape.of(ProcessStarted)), None)
+    own = next((event.where for event in tape.of(ProcessStarted)), None)
     return f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
 
 
@@ -246,11 +242,6 @@ def _environ(processes: int, launcher: str | None) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     return environ | ({"LT_DEVICES": str(processes)} if launcher == "fabric" else {})
-
-
-def _status(folder: Path, rank: int) -> dict[str, Any] | None:
-    path = folder / f"status-{rank}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _last_said(answer: dict[str, Any], rank: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import linecache
 import multiprocessing.process
 import os
@@ -123,11 +122,8 @@ class _ScriptRun:
             self.observers.conclude()
         except Exception as error:  # what was seen before is still worth to be judged
             self.recorder.trouble("conclude", error)
+        self.recorder.tape.end = {"how": how, "updates": self.recorder.updates} | facts
         self.recorder.tape.save(self.folder / f"tape-{self.rank}.json")
-        status = self.folder / f"status-{self.rank}.json"
-        text = json.dumps({"how": how, "updates": self.recorder.updates} | facts)
-        status.with_suffix(".partial").write_text(text, encoding="utf-8")
-        status.with_suffix(".partial").replace(status)
         self.wait_for_others()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -137,7 +133,7 @@ class _ScriptRun:
         """A process that leaves while another still reads from it would fail that one."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until and not all(
-            (self.folder / f"status-{rank}.json").exists() for rank in range(self.processes)
+            (self.folder / f"tape-{rank}.json").exists() for rank in range(self.processes)
         ):
             time.sleep(0.01)
 
@@ -155,7 +151,7 @@ def run_script(
 ) -> NoReturn:
     """Run a script as `python script arguments` or `python -m module` does, observe it, and leave the process.
 
-    The folder takes tape-RANK.json and status-RANK.json. After `limit` seconds the process is ended from outside; the
+    The folder takes tape-RANK.json. After `limit` seconds the process is ended from outside; the
     kernel keeps the files in the `kept` folders as they are.
     """
     run = _ScriptRun(folder, rank, processes, limit)
