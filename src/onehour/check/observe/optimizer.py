@@ -335,7 +335,7 @@ def replay(
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """The optimizer's state of a parameter, tensors of its shape cut and widened as `part` does."""
+    """The optimizer's state of a parameter, tensors of its shape as `leading` has them."""
     state = {}
     for key, value in optimizer.state.get(parameter, {}).items():
         if torch.is_tensor(value) and value.shape == parameter.shape and value.is_floating_point():
