@@ -21,7 +21,7 @@ from onehour.config import Recipe
 from onehour.messages import blame, nearest
 from onehour.sidefile import Read
 
-__all__ = ["LIBRARIES", "asked_for", "is_entry", "make_importable", "resolve"]
+__all__ = ["LIBRARIES", "asked_for", "is_entry", "make_importable", "names_code", "resolve"]
 
 LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
@@ -60,6 +60,15 @@ def asked_for(recipe: Recipe, *, trust: bool, uses: Collection[str] | None = Non
     wanted = {name: value for name, value in read.items() if uses is None or name in uses}
     _refuse({name: value for name, value in wanted.items() if _is_code(name, value)})
     return recipe
+
+
+def names_code(recipe: Recipe) -> bool:
+    """Whether a recipe, read from a file, would be refused unless that is trusted.
+
+    >>> names_code(Recipe(model="mine:net")), names_code(Recipe(model="timm:vit_tiny"))
+    (True, False)
+    """
+    return any(isinstance(value, str) and _is_code(name, value) for name, value in recipe.as_dict().items())
 
 
 def make_importable() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from onehour.check.judge import PITFALLS
-from onehour.check.run.formats import as_annotations, as_sarif
+from onehour.check.formats import as_annotations, as_sarif
+from onehour.check.pitfalls import PITFALLS
 
 PAGE = Path(__file__).parents[2] / "docs" / "checks" / "README.md"
 HOOK, WORKFLOW = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from onehour.check.case import Base, Case
-from onehour.check.judge import PITFALLS, Note, judge, not_judged
+from onehour.check.pitfalls import PITFALLS, Note, judge, not_judged
 from onehour.check.run import checking
 from onehour.check.run.checking import Checked
 from onehour.check.story import Story

@@ -15,7 +15,7 @@ import pytest
 
 import check_matrix as matrix
 from check_matrix import Loop
-from onehour.check.judge import PITFALLS
+from onehour.check.pitfalls import PITFALLS
 from onehour.check.run.forkserver import ForkServer
 
 LOOPS = matrix.loops()

@@ -121,6 +121,17 @@ def test_a_run_that_has_not_ended_has_no_speed(tiny: ModuleType, tmp_path: Path,
     assert "has no images_per_second yet" in capsys.readouterr().err
 
 
+def test_a_pair_that_cannot_be_is_said_beside_the_table_of_the_others(capsys: pytest.CaptureFixture[str]):
+    arguments = ["plan", "resnet50", "--minibatch", "256,8k", "--processes", "8,64"]
+    assert main(arguments) == 0
+    heard = capsys.readouterr()
+    assert [line.split()[::5] for line in heard.out.splitlines()[1:]] == [["256", "8"], ["8192", "8"], ["8192", "64"]]
+    (line,) = heard.err.splitlines()
+    assert line.startswith("note: minibatch 256, processes 64 cannot be: ")
+    assert main([*arguments[:2], "--minibatch", "256,512", "--processes", "64", "--json"]) == 2
+    assert "64 processes" in capsys.readouterr().err
+
+
 def test_an_interval_has_two_ends(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "digits", "--holds-to", "512"]) == 2
     assert "--holds-to is an interval of minibatches, for example 512,2k" in capsys.readouterr().err

@@ -190,5 +190,5 @@ def test_an_unfinished_runs_half_is_no_part_of_the_mean_curve(tmp_path: Path):
     entry = read_study([tmp_path]).flat[0]
     curve = curve_of(entry)
     assert len(curve) == 24
-    last = [result.curve[-1].top1_error for result in entry.results[:2]]
+    last = [result.curve[-1].error for result in entry.results[:2]]
     assert curve[-1] == (24, pytest.approx(sum(last) / 2))

@@ -82,6 +82,17 @@ def test_a_recipe_without_a_name_is_a_file_beside_the_report(tmp_path: Path):
     study = read_study([tmp_path])
     assert shlex.split(commands(study)[0])[:3] == ["onehour", "sweep", BASE]
     assert str(tmp_path / BASE) in more_seeds(findings_of(study), 5)
+    assert "--trust" not in more_seeds(findings_of(study), 5)
+
+
+def test_a_command_that_reads_the_name_of_code_from_a_file_trusts_it(tmp_path: Path):
+    recipe = studies.BASE.replace(name="mine", model="mine:net")
+    studies.write_sweep(tmp_path / "sweep", recipe=recipe, seeds=1, minibatches=(32,), arms=())
+    study = read_study([tmp_path / "sweep"])
+    assert shlex.split(commands(study)[0])[:4] == ["onehour", "sweep", BASE, "--trust"]
+    assert f"/{BASE} --trust --" in more_seeds(findings_of(study), 5)
+    run = studies.write_run(tmp_path / "a", recipe, 3.5)
+    assert commands(read_paths([run])) == ["onehour train a/recipe.toml --trust"]
 
 
 def test_runs_have_a_command_each(tmp_path: Path):

@@ -49,7 +49,7 @@ def test_the_error_of_a_run_is_the_median_of_its_last_five_epochs(study: Study):
     for result in study.flat[0].results:
         errors = [line["top1_error"] for line in Run(Path(result.source)).metrics]
         assert result.error == statistics.median(errors[-5:])
-        assert [point.top1_error for point in result.curve] == errors
+        assert [point.error for point in result.curve] == errors
         assert (result.seconds, result.environment["torch"]) == (52.0, "2.13.0+cpu")
 
 
@@ -203,7 +203,7 @@ def test_a_finished_runs_file_cut_at_any_place_is_named(tmp_path: Path):
 def test_a_file_is_a_run_and_its_name_the_label(tmp_path: Path):
     path = studies.write_csv(tmp_path / "my loop.csv", ERRORS)
     result = read_csv(path)
-    assert [(point.epoch, point.top1_error) for point in result.curve] == list(enumerate(ERRORS, 1))
+    assert [(point.epoch, point.error) for point in result.curve] == list(enumerate(ERRORS, 1))
     assert (result.minibatch, result.seed, result.arm) == (None, None, (("curve", "my loop"),))
     (entry,) = read_paths([path]).entries
     assert entry.errors == (statistics.median(ERRORS[-5:]),)
@@ -214,7 +214,7 @@ def test_columns_may_stand_in_any_order_with_others_between(tmp_path: Path):
     text += "8.5,,2.5,,1k,3,warmup=none\r\n"
     result = read_csv(written(tmp_path / "a.csv", text))
     assert (result.minibatch, result.seed, result.arm) == (1024, 3, (("warmup", "none"),))
-    assert [(p.epoch, p.top1_error, p.train_error) for p in result.curve] == [(1.0, 9.5, 20.0), (2.5, 8.5, None)]
+    assert [(p.epoch, p.error, p.train_error) for p in result.curve] == [(1.0, 9.5, 20.0), (2.5, 8.5, None)]
 
 
 @pytest.mark.parametrize("text", ["ours, tuned", "warmth=none", "base_lr=fast", "="])

@@ -51,7 +51,7 @@ def test_a_state_dict_loads_in_the_users_plain_network(run: Run, suffix: str, tm
         loss = F.cross_entropy(plain.eval()(images).double(), labels).item()
     assert abs(loss - run.metrics[-1]["val_loss"]) <= 1e-12
     result = evaluate_weights(path, recipe=tiny.recipe(classes=3), device="cpu")
-    assert (result.top1_error, result.loss) == (run.metrics[-1]["top1_error"], run.metrics[-1]["val_loss"])
+    assert (result.error, result.loss) == (run.metrics[-1]["top1_error"], run.metrics[-1]["val_loss"])
 
 
 def test_a_pt2_file_is_the_network_for_batches_of_any_size(run: Run, images: Tensor, tmp_path: Path):

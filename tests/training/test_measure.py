@@ -28,7 +28,7 @@ def test_losses_and_errors_are_those_of_the_iterations_since_the_evaluation_befo
     assert (found.epoch, found.iteration, found.position) == (epoch, done, 20 * done)
     assert found.train_loss == 6.0 / iterations
     assert found.train_error == pytest.approx(100 * 30 / (20 * iterations))
-    assert (found.val_loss, found.top1_error) == (0.25, 5.0)
+    assert (found.val_loss, found.error) == (0.25, 5.0)
 
 
 def test_the_rate_is_that_of_the_last_iteration_and_a_pitfalls_where_there_is_one():

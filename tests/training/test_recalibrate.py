@@ -151,6 +151,8 @@ def test_the_command_prints_an_evaluation_writes_a_file_and_leaves_the_run_alone
     assert main(["evaluate", str(to), *names, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == found["loss"]
     assert main(["recalibrate", str(run.folder), *names, "--to", str(to)]) == 2  # it is there already
+    assert main(["recalibrate", str(run.folder), *names, "--images", "45"]) == 2
+    assert "--images 45 is not a multiple of per_worker 4" in capsys.readouterr().err
     assert main(["recalibrate", str(run.folder), *names]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "BatchNorm's statistics over 48 training images"

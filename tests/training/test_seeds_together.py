@@ -226,7 +226,7 @@ def test_what_was_begun_together_can_be_finished_alone_and_the_other_way_round(t
     assert_alike(together(recipe, data, tmp_path / "b"), found)
     for run in (found[1], Run(tmp_path / "b" / "1")):
         result = evaluate_weights(run.folder, recipe=asked_for(run.recipe, trust=True), device="cpu")
-        assert result.top1_error == run.metrics[-1]["top1_error"]
+        assert result.error == run.metrics[-1]["top1_error"]
         assert result.loss == pytest.approx(run.metrics[-1]["val_loss"], abs=1e-10)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from onehour.check.story import Story
-from onehour.check.tape import OptimizerStep, SchedulerMade, SchedulerStep
+from onehour.check.story import Story, most_common
+from onehour.check.tape import LoaderSeen, OptimizerStep, SchedulerMade, SchedulerStep
 
 UNKNOWN_EPOCHS = 100
 """Run on a copy where the loop does not say how many it plans; then only the curve's beginning is judged."""
@@ -17,23 +16,14 @@ UNKNOWN_EPOCHS = 100
 
 @dataclass
 class RateSchedule:
-    """How the rate of the main optimizer goes.
+    """How the rate of the main optimizer goes."""
 
-    Args:
-        seen: the rate of each update that was observed, with its epoch.
-        scheduler: the number of the scheduler that sets it; None where the loop does so itself.
-        a_update: scheduler steps for each optimizer step, where it is stepped within epochs.
-        an_epoch: scheduler steps in a whole epoch.
-        steps: of the scheduler over the planned run.
-        curve: [count, rate] pairs of its whole life.
-    """
-
-    seen: list[tuple[int | None, float]]
-    scheduler: int | None = None
-    a_update: int = 0
-    an_epoch: int | None = None
-    steps: int | None = None
-    curve: list[list[float]] = field(default_factory=list[list[float]])
+    seen: list[tuple[int | None, float]]  # the rate of each update that was observed, with its epoch
+    scheduler: int | None = None  # the number of the scheduler that sets it; None where the loop does so itself
+    a_update: int = 0  # scheduler steps for each optimizer step, where it is stepped within epochs
+    an_epoch: int | None = None  # scheduler steps in a whole epoch
+    steps: int | None = None  # of the scheduler over the planned run
+    curve: list[list[float]] = field(default_factory=list[list[float]])  # [count, rate] pairs of its whole life
 
     @property
     def first(self) -> float | None:
@@ -42,8 +32,7 @@ class RateSchedule:
     @property
     def highest(self) -> float | None:
         """The highest rate that is known: at most η̂."""
-        rates = [rate for _, rate in self.seen] + [rate for _, rate in self.curve]
-        return max(rates, default=None)
+        return max((rate for _, rate in [*self.seen, *self.curve]), default=None)
 
     @property
     def rising(self) -> bool:
@@ -71,25 +60,25 @@ class RateSchedule:
         """η̂: the highest rate of the run; None where it is not known yet."""
         return None if self.rising else self.highest
 
-    def at(self, step: float) -> float | None:
-        """The curve's rate after so many scheduler steps."""
+    def pieces(self) -> Iterator[tuple[float, float, float]]:
+        """Of the curve: the scheduler steps before and behind each piece of one rate, and the rate."""
         passed = 0.0
         for count, rate in self.curve:
+            yield passed, passed + count, rate
             passed += count
-            if step < passed:
-                return rate
-        return None
+
+    def falling(self) -> Iterator[tuple[float, float, float]]:
+        """The pieces from the curve's peak on."""
+        peak = max((rate for _, rate in self.curve), default=0.0)
+        return itertools.dropwhile(lambda piece: piece[2] < peak * (1 - 1e-9), self.pieces())
+
+    def at(self, step: float) -> float | None:
+        """The curve's rate after so many scheduler steps."""
+        return next((rate for _, end, rate in self.pieces() if step < end), None)
 
     def reaches(self, rate: float) -> int | None:
         """The first scheduler step from which on the rate is at most so much, not before the curve's peak."""
-        passed, peak = 0, max((r for _, r in self.curve), default=0.0)
-        seen = False
-        for count, now in self.curve:
-            seen = seen or now >= peak * (1 - 1e-9)
-            if seen and now <= rate * (1 + 1e-9):
-                return int(passed)
-            passed += count
-        return None
+        return next((int(start) for start, _, now in self.falling() if now <= rate * (1 + 1e-9)), None)
 
 
 def schedule_of(story: Story) -> RateSchedule:
@@ -176,12 +165,6 @@ def _agrees(schedule: RateSchedule, calls: list[int]) -> bool:
     return all(b is not None and abs(a - b) <= 1e-6 * max(abs(a), abs(b)) + 1e-12 for a, b in pairs)
 
 
-def most_common(places: Iterable[str | None]) -> str | None:
-    """The place that is named most often; None where none is."""
-    lines = Counter(place for place in places if place)
-    return lines.most_common(1)[0][0] if lines else None
-
-
 @dataclass(frozen=True)
 class Base:
     """The recipe that the loop was scaled from, as far as it is known.
@@ -200,13 +183,7 @@ class Base:
 
 
 class Case:
-    """One run to be judged.
-
-    Args:
-        stories: of each process, by rank.
-        base: what was declared.
-        single: the story of the same script on one process, where these are several.
-    """
+    """One run to be judged: the story of each process, and that of the same script on a single one beside several."""
 
     def __init__(self, stories: list[Story], base: Base | None = None, single: Story | None = None) -> None:
         self.stories, self.base, self.single = stories, base or Base(), single
@@ -224,13 +201,17 @@ class Case:
     def minibatch(self) -> int | None:
         """kn: samples of an update over all processes."""
         sizes = [story.median_samples() for story in self.stories]
-        return None if None in sizes else sum(size for size in sizes if size)
+        return None if None in sizes else sum(filter(None, sizes))
 
     @property
     def samples(self) -> int | None:
         """N: samples of the training data, where its loader says so."""
-        story = self.story
-        return None if story.training is None else story.loaders[story.training].samples
+        return self.loader.samples if self.loader else None
+
+    @property
+    def loader(self) -> LoaderSeen | None:
+        """The loader of the training data; None where no loader gives them."""
+        return None if self.story.training is None else self.story.loaders[self.story.training]
 
     @property
     def scaled_from(self) -> tuple[float, int, int] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pitfall:
-    """A pitfall: how it is seen, and what is said of it.
-
-    Args:
-        id: its name on the command line, and of its page docs/checks/ID.md.
-        severity: "error", "warning" or "note".
-        section: of the paper.
-        why: the rule that is broken, in a line.
-        remedy: what to change.
-        write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
-            has measured.
-        symptoms: ids that are its consequences, and are not listed beside it.
-        judge: finds it in a case; None without evidence.
-    """
+    """A pitfall: how it is seen, and what is said of it; see `pitfall`."""
 
     id: str
     severity: str
@@ -75,20 +61,13 @@ class Pitfall:
         write: tuple[str, ...] | None = None,
         **values: Any,
     ) -> Finding:
-        """A finding of it.
-
-        Args:
-            measured, expected, where: as in `Finding`.
-            severity, remedy, write: in place of its own, where more is known.
-            values: what stands for the names in the lines to write.
-        """
+        """A finding of it; severity, remedy and lines to write are its own, filled with the values, unless given."""
         lines = tuple(line.format_map(values) for line in (self.write if write is None else write))
         remedy, severity = remedy or self.remedy, severity or self.severity
         return Finding(self.id, severity, measured, expected, where, self.section, remedy, lines)
 
 
 def pitfall(
-    id: str,
     severity: str,
     section: str,
     *,
@@ -97,17 +76,27 @@ def pitfall(
     write: tuple[str, ...],
     symptoms: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Case], Finding | None]], Pitfall]:
-    """Declare a pitfall above the function that finds it.
+    """Declare a pitfall above the function that finds it in a case, or returns None without evidence.
 
-    >>> @pitfall("slow", "note", "§1", why="an hour is enough", remedy="hurry", write=("lr = {k} * lr",))
-    ... def slow(case):
-    ...     return slow.found(measured="29 hours", expected="1 hour", where="train.py:7", k=32)
-    >>> slow(Case([])).write
-    ('lr = 32 * lr',)
+    Its id, on the command line and of its page docs/checks/ID.md, is the function's name with dashes.
+
+    Args:
+        severity: "error", "warning" or "note".
+        section: of the paper.
+        why: the rule that is broken, in a line.
+        remedy: what to change.
+        write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
+            has measured.
+        symptoms: ids that are its consequences, and are not listed beside it.
+
+    >>> @pitfall("note", "§1", why="an hour is enough", remedy="hurry", write=("lr = {k} * lr",))
+    ... def too_slow(case):
+    ...     return too_slow.found(measured="29 hours", expected="1 hour", where="train.py:7", k=32)
+    >>> too_slow(Case([])).pitfall, too_slow(Case([])).write
+    ('too-slow', ('lr = 32 * lr',))
     """
-    return lambda judge: Pitfall(id, severity, section, why, remedy, write, symptoms, judge)
 
+    def declared(judge: Callable[[Case], Finding | None]) -> Pitfall:
+        return Pitfall(judge.__name__.replace("_", "-"), severity, section, why, remedy, write, symptoms, judge)
 
-def as_json(findings: Sequence[Finding]) -> str:
-    """A list of objects, findings only."""
-    return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
+    return declared

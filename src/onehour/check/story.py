@@ -6,8 +6,9 @@ import math
 from array import array
 from base64 import b64decode
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from onehour.check.tape import (
     BackwardPass,
@@ -23,6 +24,8 @@ from onehour.check.tape import (
     SchedulerMade,
     Tape,
 )
+
+T = TypeVar("T")
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -40,23 +43,22 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return c, rest / size if size else 0.0
 
 
+def most_common(values: Iterable[T | None]) -> T | None:
+    """The value that occurs most often, the first of equals; None where there is none."""
+    counts = Counter(value for value in values if value is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
 @dataclass
 class MicroBatch:
-    """One backward pass, or several over one batch.
-
-    Args:
-        loader, epoch, index: where its batch came from; None for data without a loader.
-        samples: in it.
-        terms: the losses that it came through, with the weight of their samples.
-        backward: its first backward pass.
-    """
+    """One backward pass, or several over one batch, which came from a loader, or from none."""
 
     loader: int | None
     epoch: int | None
     index: int | None
     samples: int | None
-    terms: list[LossTerm] = field(default_factory=list[LossTerm])
-    backward: BackwardPass = field(default_factory=BackwardPass)
+    terms: list[LossTerm]  # the losses that it came through, with the weight of their samples
+    backward: BackwardPass  # the first
 
     @property
     def term(self) -> LossTerm | None:
@@ -93,7 +95,7 @@ class Update:
     def samples(self) -> int | None:
         """How many this process gave it."""
         sizes = [micro.samples for micro in self.microbatches]
-        return None if not sizes or None in sizes else sum(size for size in sizes if size)
+        return None if not sizes or None in sizes else sum(filter(None, sizes))
 
     @property
     def epoch(self) -> int | None:
@@ -103,10 +105,9 @@ class Update:
     def local(self) -> list[float] | None:
         """The gradient that its backward passes gave on this process; None where one was not looked at."""
         known = [micro.backward.local.get(str(self.optimizer)) for micro in self.microbatches]
-        numbers = [each for each in known if each is not None]
-        if not known or len(numbers) < len(known):
+        if not known or None in known:
             return None
-        return [math.fsum(column) for column in zip(*[each for each in numbers if each], strict=True)]
+        return [math.fsum(column) for column in zip(*filter(None, known), strict=True)]
 
 
 class Story:
@@ -183,17 +184,14 @@ class Story:
     @property
     def main(self) -> int | None:
         """The optimizer that steps most often."""
-        counts = Counter(update.optimizer for update in self.updates)
-        return counts.most_common(1)[0][0] if counts else None
+        return most_common(update.optimizer for update in self.updates)
 
     @property
     def main_optimizer(self) -> OptimizerSeen | None:
-        """What is known of it."""
         return self.optimizers.get(self.main) if self.main is not None else None
 
     @property
     def steps(self) -> list[Update]:
-        """The updates of the main optimizer."""
         return [update for update in self.updates if update.optimizer == self.main]
 
     @property
@@ -204,8 +202,7 @@ class Story:
     @property
     def training(self) -> int | None:
         """The loader that the updates' batches come from."""
-        counts = Counter(m.loader for update in self.updates for m in update.microbatches if m.loader is not None)
-        return counts.most_common(1)[0][0] if counts else None
+        return most_common(micro.loader for update in self.updates for micro in update.microbatches)
 
     def order(self, loader: int, epoch: int) -> Sequence[int] | None:
         """The samples of a pass over a loader, in their order; None where they are not known."""
@@ -234,8 +231,7 @@ class Story:
     @property
     def window(self) -> int:
         """Batches that an update gathers, most often."""
-        counts = Counter(len(update.microbatches) for update in self.updates if update.microbatches)
-        return counts.most_common(1)[0][0] if counts else 1
+        return most_common(len(update.microbatches) or None for update in self.updates) or 1
 
     @property
     def updates_an_epoch(self) -> int | None:
@@ -247,8 +243,7 @@ class Story:
 
     def median_samples(self) -> int | None:
         """Samples of an update on this process, most often."""
-        sizes = Counter(update.samples for update in self.updates if update.samples is not None)
-        return sizes.most_common(1)[0][0] if sizes else None
+        return most_common(update.samples for update in self.updates)
 
 
 def _parts(microbatches: list[MicroBatch], whole: int) -> bool:

@@ -17,8 +17,7 @@ MOST_EVENTS = 200_000
 """Events that a tape holds: some 20 thousand iterations; later ones are dropped, and `full` says so."""
 
 Projection = list[float]
-Projections = dict[str, Projection]
-"""By an optimizer's number, as JSON has it, or by a parameter's name."""
+Projections = dict[str, Projection]  # by an optimizer's number, as JSON has it, or by a parameter's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +69,14 @@ class InitialWeights(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class WeightsUpdated(TapeEvent):
-    """One of the first steps of an optimizer on one of several processes.
-
-    Args:
-        before, after: all weights that it may change.
-        gradients: those that it took.
-        parted: names of those that look like an expert or a shard, which each process has for itself.
-    """
+    """One of the first steps of an optimizer on one of several processes."""
 
     optimizer: int = 0
-    before: Projections = field(default_factory=dict[str, Projection])
+    before: Projections = field(default_factory=dict[str, Projection])  # all weights that it may change
     after: Projections = field(default_factory=dict[str, Projection])
-    gradients: Projections = field(default_factory=dict[str, Projection])
+    gradients: Projections = field(default_factory=dict[str, Projection])  # those that it took
     parted: list[str] = field(default_factory=list[str])
+    """Names of those that look like an expert or a shard, which each process has for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +109,7 @@ class ParameterGroup:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSeen(TapeEvent):
-    """An optimizer stepped for the first time; `where` it was made. For the last four see `observe/probes.py`."""
+    """An optimizer stepped for the first time; `where` it was made. For the last four see `character`."""
 
     optimizer: int = 0
     name: str = ""
@@ -133,101 +127,65 @@ class OptimizerSeen(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStep(TapeEvent):
-    """An optimizer stepped.
-
-    Args:
-        rates, momenta: of its groups.
-        closure: whether it called one.
-        with_gradient, parameters: how many of its parameters have a gradient, and how many there are.
-        final, left: the gradient that the step took, before clipping, and the one that lies there after it.
-        moved: the weights' change.
-        kept: how each state tensor was scaled since the step before; 1 where nobody touched it.
-        off: the update's relative distance from eq 9 and from eq 10, where the rate changed.
-    """
+    """An optimizer stepped."""
 
     optimizer: int = 0
-    rates: list[float] = field(default_factory=list[float])
-    momenta: list[float] = field(default_factory=list[float])
-    closure: bool = False
-    with_gradient: int | None = None
-    parameters: int | None = None
-    final: Projection | None = None
-    left: Projection | None = None
-    moved: Projection | None = None
+    rates: list[float] = field(default_factory=list[float])  # of its groups
+    momenta: list[float] = field(default_factory=list[float])  # of its groups
+    closure: bool = False  # whether it called one
+    with_gradient: int | None = None  # how many of its parameters have a gradient
+    parameters: int | None = None  # how many there are
+    final: Projection | None = None  # the gradient that it took, before clipping
+    left: Projection | None = None  # the gradient that lies there after it
+    moved: Projection | None = None  # the weights' change
     kept: dict[str, float] = field(default_factory=dict[str, float])
-    off: list[float] | None = None
+    """How each state tensor was scaled since the step before; 1 where nobody touched it."""
+    off: list[float] | None = None  # the update's relative distance from eq 9 and from eq 10, where the rate changed
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """A loss that a backward pass came through, and the weight of its samples in what the pass began with.
+    """A loss that a backward pass came through, and the weight of its samples in what the pass began with."""
 
-    Args:
-        name: of the function of torch.nn.functional.
-        reduction: "mean", "sum" or "none".
-        count: samples that a mean divides by; None where it is not known.
-        total, low, high: the sum of all samples' weights, the smallest and the largest.
-    """
-
-    name: str = ""
+    name: str = ""  # of the function of torch.nn.functional
     where: str | None = None
-    reduction: str = "mean"
-    count: float | None = None
-    total: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
+    reduction: str = "mean"  # "mean", "sum" or "none"
+    count: float | None = None  # samples that a mean divides by; None where it is not known
+    total: float = 0.0  # the sum of all samples' weights
+    low: float = 0.0  # the smallest
+    high: float = 0.0  # the largest
 
 
 @dataclass(frozen=True, slots=True)
 class BackwardPass(TapeEvent):
-    """A backward pass ended.
+    """A backward pass ended."""
 
-    Args:
-        terms: the losses that it came through.
-        samples: of the model's input; None where it was not seen.
-        scale: of a GradScaler.
-        before: the gradients that lay there as it began.
-        local: what it added on this process, before any reduction.
-        content: a projection of the model's input, where no loader gave it.
-        direct: whether it was the user's own code that called it.
-        penalized: parameters whose squares or norms are in the loss.
-        penalty: the largest λ of theirs: λ·w is added to the gradient.
-    """
-
-    terms: list[LossTerm] = field(default_factory=list[LossTerm])
-    samples: int | None = None
-    scale: float = 1.0
-    before: Projections = field(default_factory=dict[str, Projection])
+    terms: list[LossTerm] = field(default_factory=list[LossTerm])  # the losses that it came through
+    samples: int | None = None  # of the model's input; None where it was not seen
+    scale: float = 1.0  # of a GradScaler
+    before: Projections = field(default_factory=dict[str, Projection])  # the gradients that lay there as it began
     local: Projections = field(default_factory=dict[str, Projection])
-    content: Projection | None = None
-    direct: bool = True
-    penalized: int = 0
-    penalty: float = 0.0
+    """What it added on this process, before any reduction."""
+    content: Projection | None = None  # a projection of the model's input, where no loader gave it
+    direct: bool = True  # whether it was the user's own code that called it
+    penalized: int = 0  # parameters whose squares or norms are in the loss
+    penalty: float = 0.0  # the largest λ of theirs: λ·w is added to the gradient
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderSeen(TapeEvent):
-    """A loader was iterated for the first time; `where` it was made.
-
-    Args:
-        samples, batches: None where they are not known.
-        sampler: its class.
-        replicas: processes that the sampler divides among.
-        replacement: whether it may draw a sample twice.
-        processes: that load data.
-        probe: what lies at a few indices, to tell whether processes have one data set.
-    """
+    """A loader was iterated for the first time; `where` it was made."""
 
     loader: int = 0
-    samples: int | None = None
+    samples: int | None = None  # None where unknown, as batches may be
     batches: int | None = None
     batch_size: int | None = None
     drop_last: bool = False
-    sampler: str = ""
-    replicas: int | None = None
-    replacement: bool = False
-    processes: int = 0
-    probe: list[float] | None = None
+    sampler: str = ""  # its class
+    replicas: int | None = None  # processes that the sampler divides among
+    replacement: bool = False  # whether it may draw a sample twice
+    processes: int = 0  # that load data
+    probe: list[float] | None = None  # what lies at a few indices, to tell whether processes have one data set
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,25 +218,16 @@ class EpochBegan(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class BatchGiven(TapeEvent):
-    """A batch went to the loop.
-
-    Args:
-        index: within its pass.
-        size: samples.
-        random: digests of the random generators' states before it was made.
-        drew: the generators that making it drew from.
-        content: a projection of it.
-        looks: of its first samples, see `observe/digests.py`.
-    """
+    """A batch went to the loop."""
 
     loader: int = 0
     epoch: int = 0
-    index: int = 0
-    size: int | None = None
-    random: dict[str, str] | None = None
-    drew: list[str] = field(default_factory=list[str])
-    content: Projection | None = None
-    looks: list[list[float]] | None = None
+    index: int = 0  # within its pass
+    size: int | None = None  # samples
+    random: dict[str, str] | None = None  # digests of the random generators' states before it was made
+    drew: list[str] = field(default_factory=list[str])  # the generators that making it drew from
+    content: Projection | None = None  # a projection of it
+    looks: list[list[float]] | None = None  # of its first samples, see `observe/digests.py`
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,23 +296,16 @@ class SchedulerCurve(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class ModelSeen(TapeEvent):
-    """A model that was trained.
+    """A model that was trained."""
 
-    Args:
-        affine: γ and β of its BatchNorms in number.
-        synced: SyncBatchNorm layers.
-        decayed: names of γ and β that are decayed, at most with `decay`, by the optimizer of this number.
-        unused: names of trainable parameters with a gradient that no optimizer holds.
-        parameters: trainable ones.
-    """
-
-    affine: int = 0
-    synced: int = 0
-    decayed: list[str] = field(default_factory=list[str])
-    decay: float = 0.0
-    optimizer: int | None = None
+    affine: int = 0  # γ and β of its BatchNorms in number
+    synced: int = 0  # SyncBatchNorm layers
+    decayed: list[str] = field(default_factory=list[str])  # γ and β that are decayed
+    decay: float = 0.0  # the largest of theirs
+    optimizer: int | None = None  # by this one
     unused: list[str] = field(default_factory=list[str])
-    parameters: int = 0
+    """Names of trainable parameters with a gradient that no optimizer holds."""
+    parameters: int = 0  # trainable ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +329,7 @@ class Tape:
     def __init__(self) -> None:
         self.events: list[TapeEvent] = []
         self.full = False
+        self.end: dict[str, Any] = {}  # how the script ended, once it has
 
     def add(self, event: TapeEvent) -> None:
         if len(self.events) < MOST_EVENTS:
@@ -398,7 +341,8 @@ class Tape:
         return (event for event in self.events if isinstance(event, kind))
 
     def save(self, path: Path) -> None:
-        content = {"full": self.full, "events": [[type(event).__name__, asdict(event)] for event in self.events]}
+        events = [[type(event).__name__, asdict(event)] for event in self.events]
+        content = {"full": self.full, "end": self.end, "events": events}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(path)  # so that who sees the file sees all of it
@@ -407,7 +351,7 @@ class Tape:
     def load(cls, path: Path) -> Tape:
         content = json.loads(path.read_text(encoding="utf-8"))
         tape = cls()
-        tape.full = content["full"]
+        tape.full, tape.end = content["full"], content["end"]
         tape.events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
         return tape
 

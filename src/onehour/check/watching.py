@@ -11,36 +11,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding
-from onehour.check.judge import Note, as_table, judge, not_judged, not_silenced, refuse_unknown
+from onehour.check.formats import Report
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
+from onehour.check.pitfalls import judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined
 
 DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
-
-
-class Report:
-    """What a watched loop came to; empty while it runs."""
-
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.notes: list[Note] = []
-        """What could not be judged, and why."""
-
-    def __str__(self) -> str:
-        return as_table(self.findings) if self.findings else "nothing found"
-
-    def assert_clean(self) -> None:
-        """For tests: fail with the findings, if there are any.
-
-        Raises:
-            AssertionError: with the table of findings.
-        """
-        if self.findings:
-            raise AssertionError(f"{len(self.findings)} finding(s) in the training loop\n\n{self}")
 
 
 class Watch:
@@ -96,6 +75,7 @@ class Watch:
         self.report = Report()
         self.recorder = TapeRecorder(deep_updates=DEEP_UPDATES, cut=False)
         scheduler = getattr(scheduler, "scheduler", scheduler)
+        self.recorder.on_pass, self.recorder.on_step = self._pass_begins, self._stepped
         self.observers = Observers(self.recorder, model=model, optimizer=inner, scheduler=scheduler)
 
     def __enter__(self) -> Report:
@@ -114,12 +94,9 @@ class Watch:
             self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
             self.recorder.tape.add(GroupJoined(None, self.recorder.rank, self.recorder.world))
         self.observers.install()
-        self.observers.loaders.on_pass = self._pass_begins
-        stepped = self.observers.optimizers.on_step
-        self.observers.optimizers.on_step = lambda optimizer: (stepped(optimizer), self._stepped())
 
     def _pass_begins(self, loader: int) -> None:
-        if self.observers.loaders.trained.get(loader, 0) >= WATCHED_EPOCHS:
+        if self.observers.loaders.trained[loader] >= WATCHED_EPOCHS:
             self._enough()
 
     def _stepped(self) -> None:
@@ -148,8 +125,7 @@ class Watch:
         return [Story(tape) for tape in everyone]
 
 
-watch = Watch
-"""As it is used: `with watch(model, optimizer) as report: …`."""
+watch = Watch  # as it is used: `with watch(model, optimizer) as report: …`
 
 
 class _CallbackWatch:
@@ -173,11 +149,7 @@ class _CallbackWatch:
 def lightning_callback(**options: Any) -> Any:
     """A callback for Lightning's Trainer; its `report` is filled when the fit ends, and printed by process 0.
 
-    Args:
-        options: those of `watch` behind the optimizer.
-
-    Raises:
-        ValueError: if neither lightning nor pytorch_lightning is installed.
+    Its options are those of `watch` behind the optimizer. A ValueError if Lightning is not installed.
     """
 
     class OnehourWatch(_CallbackWatch, _installed("lightning.pytorch", "pytorch_lightning").Callback):
@@ -194,11 +166,7 @@ def lightning_callback(**options: Any) -> Any:
 def hf_callback(**options: Any) -> Any:
     """A callback for the Hugging Face Trainer; its `report` is filled when training ends, and printed by process 0.
 
-    Args:
-        options: those of `watch` behind the optimizer.
-
-    Raises:
-        ValueError: if transformers is not installed.
+    Its options are those of `watch` behind the optimizer. A ValueError if transformers is not installed.
     """
 
     class OnehourWatch(_CallbackWatch, _installed("transformers").TrainerCallback):

@@ -20,15 +20,9 @@ from onehour.dist.signals import EXIT_STOPPED, STOPPED
 from onehour.messages import in_one_message, shown
 from onehour.recipes import RECIPES
 
-__all__ = ["main", "make_parser"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 bad input, 4 not finite, 75 stopped and saved.
-
-    >>> main(["plan", "resnet5"])
-    2
-    """
+    """Run a command; returns the exit code: 0 done, 2 bad input, 4 not finite, 75 stopped and saved."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = parse(make_parser(), arguments)
@@ -49,24 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> Parser:
-    """The whole command line's parser."""
     parser = Parser(
         prog="onehour",
         description="Large minibatches on many workers without losing accuracy.",
         epilog=f"Recipes: {', '.join(RECIPES)}, or a .toml file (RUN/recipe.toml repeats a run).",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    add_train(commands)
-    add_plan(commands)
-    add_sweep(commands)
-    add_report(commands)
-    add_verify(commands)
-    add_check(commands)
-    add_advise(commands)
-    add_evaluate(commands)
-    add_predict(commands)
-    add_recalibrate(commands)
-    add_export(commands)
-    add_data(commands)
+    for add in (
+        *(add_train, add_plan, add_sweep, add_report, add_verify, add_check, add_advise, add_evaluate, add_predict),
+        *(add_recalibrate, add_export, add_data),
+    ):
+        add(commands)
     return parser

@@ -8,16 +8,12 @@ from typing import Any
 
 from onehour.files import to_json
 
-__all__ = ["add_advise", "advise_command"]
-
 
 def add_advise(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     advise = commands.add_parser(
         "advise",
         help="up to which minibatch the rule should hold, from one run",
         description="Foresee the linear rule's end from the gradient noise of a run that was trained with --noise.",
-        allow_abbrev=False,
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="a run's folder, at its base minibatch")
     advise.add_argument("--json", action="store_true", help="print JSON")
@@ -25,7 +21,6 @@ def add_advise(commands: Any) -> None:
 
 
 def advise_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Print the advice of a run."""
     from onehour.study.advice import advice_of
     from onehour.training.record import Run
 

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onehour.cli.parser import size
 from onehour.rules.arguments import positive
-from onehour.rules.minibatch import parse_size
 
 if TYPE_CHECKING:
-    from onehour.check.run.checking import Checked
+    from onehour.check.run.checking import Checked, Command
 
-__all__ = ["add_check", "check_command"]
+
+_LAUNCHERS = {
+    "torchrun": "torchrun",
+    "torch.distributed.run": "torchrun",
+    "torch.distributed.launch": "launch",
+    "accelerate": "accelerate",
+    "accelerate.commands.launch": "accelerate",
+    "fabric": "fabric",
+    "lightning.fabric.cli": "fabric",
+}
+"""What a launcher is called as a command, and as a module."""
+_COUNTS = ("--nproc-per-node", "--num-processes", "--devices")  # how launchers are told how many processes they start
+_AS_ENVIRONMENT = {
+    "accelerate": {"--mixed-precision": "ACCELERATE_MIXED_PRECISION", "--cpu": "ACCELERATE_USE_CPU"},
+    "fabric": {"--accelerator": "LT_ACCELERATOR", "--strategy": "LT_STRATEGY", "--precision": "LT_PRECISION"},
+}
+"""What launchers tell a script of their options."""
+_PYTHON = re.compile(r"python[\d.]*")
+_ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 def add_check(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     check = commands.add_parser(
         "check",
         help="find the paper's pitfalls in your own training script",
         description="Run a training script, unedited, for a few iterations, and say what in it breaks the paper's"
         " rules, by how much, where, and what to change. Leaves with 0 if nothing was found, 1 if something was, 2 if"
         " the script could not be checked, 3 if nothing was found and something that was asked for was not judged.",
-        allow_abbrev=False,
     )
     check.add_argument("script", metavar="SCRIPT", nargs="?", help="a Python file; its own arguments come after --")
     check.add_argument(
@@ -36,8 +55,8 @@ def add_check(commands: Any) -> None:
     )
     base = check.add_argument_group("the recipe that it was scaled from (else rates are not judged against it)")
     base.add_argument("--base-lr", type=float, metavar="LR", help="the rate that is right for the base minibatch")
-    base.add_argument("--base-minibatch", type=_size, metavar="SIZE", help="images per update at that rate")
-    base.add_argument("--base-per-worker", type=_size, metavar="N", help="n, images that BatchNorm sees at once there")
+    base.add_argument("--base-minibatch", type=size, metavar="SIZE", help="images per update at that rate")
+    base.add_argument("--base-per-worker", type=size, metavar="N", help="n, images that BatchNorm sees at once there")
     base.add_argument("--base-weight-decay", type=float, metavar="λ", help="as given to the optimizer")
     check.add_argument("--only", type=_ids, default=(), metavar="ID,…", help="pitfalls to look for (all)")
     check.add_argument("--skip", type=_ids, default=(), metavar="ID,…", help="pitfalls to leave out")
@@ -51,14 +70,10 @@ def add_check(commands: Any) -> None:
 
 
 def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Check a script and print its findings: 0 without any, 1 with some, 2 if it could not be checked."""
     from onehour.check.case import Base
-    from onehour.check.finding import as_json
-    from onehour.check.judge import as_table
-    from onehour.check.run.checking import check_script
-    from onehour.check.run.command import Command, read_command
+    from onehour.check.formats import as_annotations, as_json, as_sarif, as_table
+    from onehour.check.run.checking import Command, check_script
     from onehour.check.run.forkserver import CheckError
-    from onehour.check.run.formats import as_annotations, as_sarif
 
     try:
         if options.script:
@@ -105,8 +120,50 @@ def _ids(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:  # argparse would replace the text of any other error
-        raise argparse.ArgumentTypeError(str(error)) from None
+def read_command(words: Sequence[str], folder: Path) -> Command:
+    """A script and its arguments as they are typed in a folder, perhaps with what starts it.
+
+    That is VARIABLE=VALUE, python, a launcher and its options. A CheckError if no script is in it.
+
+    >>> read_command(["torchrun", "--nproc-per-node", "2", "train.py", "--lr", "3"], Path())
+    Command(script='train.py', arguments=['--lr', '3'], module=None, launcher='torchrun', processes=2, environ={})
+    """
+    from onehour.check.run.checking import Command
+    from onehour.check.run.forkserver import CheckError
+
+    names = [os.path.basename(word) for word in words]
+    if words[0].endswith(".py") or not any(name in _LAUNCHERS or _PYTHON.fullmatch(name) for name in names):
+        return Command(words[0], list(words[1:]))
+    launcher, processes, environ = None, None, dict[str, str]()
+    for index, word in enumerate(words):
+        before, after = words[index - 1] if index else "", list(words[index + 1 :])
+        if before in ("-m", "--module") and _LAUNCHERS.get(word) is None:
+            return Command(_file_of(word, folder), after, word, launcher, processes, environ)
+        if word.endswith(".py"):
+            return Command(word, after, None, launcher, processes, environ)
+        if launcher is None and (match := _ASSIGNED.fullmatch(word)):
+            environ[match[1]] = match[2]
+        elif launcher is None:
+            launcher = _LAUNCHERS.get(names[index])
+            if launcher == "fabric":
+                environ |= {"LT_CLI_USED": "1", "LT_NUM_NODES": "1"}
+        else:
+            option, given, value = word.partition("=")
+            option, value = option.replace("_", "-"), value if given else next(iter(after), "")
+            if option in _COUNTS and value.isdigit():
+                processes = int(value)
+            elif name := _AS_ENVIRONMENT.get(launcher, {}).get(option):
+                environ[name] = "true" if option == "--cpu" else value
+    raise CheckError(f"there is no Python script in `{' '.join(words)}`")
+
+
+def _file_of(module: str, folder: Path) -> str:
+    """The file that `python -m MODULE` would run; nothing is imported to find it."""
+    parts = module.split(".")
+    for place in (str(folder), *sys.path):
+        for path in (Path(place, *parts).with_suffix(".py"), Path(place, *parts, "__main__.py")):
+            if path.is_file():
+                return str(path)
+    from onehour.check.run.forkserver import CheckError
+
+    raise CheckError(f"there is no module {module}")

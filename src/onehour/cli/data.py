@@ -16,24 +16,19 @@ from onehour.rules.arguments import positive_int
 if TYPE_CHECKING:
     from onehour.data.processes import Done
 
-__all__ = ["add_data", "doctor_command", "index_command", "pack_command"]
-
 
 def add_data(commands: Any) -> None:
-    """Add the commands to the command line's parsers."""
     data = commands.add_parser(
         "data",
         help="index, pack or examine a folder of images",
         description="A folder of images is DIR/train/CLASS/* and DIR/val/CLASS/*. `onehour train --data` takes it, its"
         " index or a pack, and trains on the same samples.",
-        allow_abbrev=False,
     )
     kinds = data.add_subparsers(metavar="COMMAND", required=True, parser_class=type(data))
     index = kinds.add_parser(
         "index",
         help="save the list of a folder's images, so that no start lists them again",
         description="Write DIR/onehour.index, which a start takes in place of listing DIR, and which notices changes.",
-        allow_abbrev=False,
     )
     index.add_argument("folder", type=Path, metavar="DIR", help="holds train/CLASS/* and val/CLASS/*")
     index.add_argument("--out", type=Path, metavar="FILE", help="where to write, ending in .index (DIR/onehour.index)")
@@ -45,7 +40,6 @@ def add_data(commands: Any) -> None:
         help="a folder of images as a few tar files",
         description="Write tar files that tar and WebDataset read, and an index to read them at any place. Files stay"
         " byte for byte as they are, unless --resize makes them smaller. The same command again goes on.",
-        allow_abbrev=False,
     )
     pack.add_argument("folder", type=Path, metavar="DIR", help="a folder of images, its index or another pack")
     pack.add_argument("out", type=Path, metavar="OUT", help="a new folder")
@@ -60,7 +54,6 @@ def add_data(commands: Any) -> None:
         help="everything that is wrong with a folder, its index or a pack, in one pass",
         description="Read and decode every image; with an index, compare too. Leaves with 0 if nothing is wrong, 1 if"
         " something is; notes do not count.",
-        allow_abbrev=False,
     )
     doctor.add_argument("folder", type=Path, metavar="DIR|OUT", help="a folder of images, its index or a pack")
     doctor.add_argument("--pixel-cap", type=int, metavar="PIXELS", help="refuse images of more pixels (64 million)")
@@ -70,7 +63,6 @@ def add_data(commands: Any) -> None:
 
 
 def index_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Save a folder's list."""
     from onehour.data.index import write_index
 
     if options.out is not None and options.out.suffix != ".index":
@@ -82,7 +74,6 @@ def index_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def pack_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Write a pack, or go on with one."""
     from onehour.data.images import open_sides
     from onehour.data.pack import pack
 
@@ -97,7 +88,6 @@ def pack_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def doctor_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Print what is wrong, a line each: 0 if nothing is, 1 otherwise."""
     from onehour.data.decode import PIXELS
     from onehour.data.doctor import examine
 

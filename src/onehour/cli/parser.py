@@ -15,44 +15,20 @@ from onehour.messages import nearest
 from onehour.recipes import RECIPES
 from onehour.rules.minibatch import parse_size
 
-__all__ = [
-    "EXIT_BAD_INPUT",
-    "EXIT_NOT_FINITE",
-    "EXIT_PEER_LOST",
-    "OF_THE_DATA",
-    "Parser",
-    "add_execution_fields",
-    "add_margin",
-    "add_recipe_argument",
-    "add_recipe_fields",
-    "add_trust",
-    "auto",
-    "parse",
-    "recipe_changes",
-    "size",
-    "sizes",
-]
-
 EXIT_PEER_LOST, EXIT_BAD_INPUT, EXIT_NOT_FINITE = 1, 2, 4
-OF_THE_DATA = ("samples", "resized")
-"""What a run reads from its data; only a plan, which has none, is told."""
+OF_THE_DATA = ("samples", "resized")  # what a run reads from its data; only a plan, which has none, is told
 WORKERS = (
     "--workers is not a flag, because it means two things. The paper's k workers follow from the minibatch: k = kn / n,"
     " with --minibatch and --per-worker. Processes that load data are --loaders; processes that train are --processes"
 )
-NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-"""A number that argparse takes for a flag."""
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # a number that argparse takes for a flag
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one message of ours in place of usage and message.
-
-    Args:
-        hidden: the command is offered to nobody.
-    """
+    """argparse, with one message of ours in place of usage and message; a hidden command is offered to nobody."""
 
     def __init__(self, *, hidden: bool = False, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(allow_abbrev=False, **options)
         self.hidden = hidden
         self.commands: Mapping[str, Parser] = {}
 
@@ -76,11 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line.
-
-    Raises:
-        ValueError: for anything unknown, with the nearest flag or command.
-    """
+    """The options of a command line; a ValueError for anything unknown, with the nearest flag or command."""
     arguments = list(arguments)
     if any(argument.split("=")[0] == "--workers" for argument in arguments):
         raise ValueError(WORKERS)
@@ -115,13 +87,16 @@ def _joined(arguments: list[str]) -> list[str]:
 
 
 def add_recipe_argument(parser: argparse.ArgumentParser, **options: Any) -> None:
-    """The recipe that a command begins with."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a .toml file", **options)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Whether code that only a file names may be imported."""
     parser.add_argument("--trust", action="store_true", help="import code that only a recipe's file names")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
 
 
 def add_margin(parser: argparse.ArgumentParser) -> None:
@@ -140,12 +115,7 @@ def add_margin(parser: argparse.ArgumentParser) -> None:
 def add_recipe_fields(
     parser: argparse.ArgumentParser, several: Collection[str] = (), but: Collection[str] = ()
 ) -> None:
-    """A flag for each field of a recipe.
-
-    Args:
-        several: those that take several sizes.
-        but: those that the command does not take.
-    """
+    """A flag for each field of a recipe, for several sizes of some, but for those that the command does not take."""
     group = parser.add_argument_group("the recipe (default: the recipe's own)")
     hints = get_type_hints(Recipe)
     for field in fields(Recipe):
@@ -199,11 +169,7 @@ def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's fields that options give.
-
-    >>> recipe_changes(argparse.Namespace(minibatch=64, out=None))
-    {'minibatch': 64}
-    """
+    """The recipe's fields that options give."""
     names = {f.name for f in fields(Recipe)} - {"name"}
     return {key: value for key, value in vars(options).items() if key in names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,12 @@ from onehour.recipes import recipe as named
 from onehour.recipes import resnet50
 from onehour.rules.minibatch import parse_size
 
-__all__ = ["add_plan", "plan_command"]
-
 
 def add_plan(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     parser = commands.add_parser(
         "plan",
         help="print what follows from a minibatch, before anything runs",
         description="Print every derived value of a run with its rule and the paper's section.",
-        allow_abbrev=False,
     )
     add_recipe_argument(parser, nargs="?")
     parser.add_argument(
@@ -67,7 +64,6 @@ def add_plan(commands: Any) -> None:
 
 
 def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """`onehour plan`: one plan as a list of derived values, several as the paper's table."""
     changes = recipe_changes(options)
     minibatches = changes.pop("minibatch", (None,))
     recipe = _base_recipe(options, changes)
@@ -76,35 +72,41 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.holds_to is not None and len(options.holds_to) != 2:
         raise ValueError("--holds-to is an interval of minibatches, for example 512,2k")
     names = ("images_per_second", "run", "bandwidth", "latency", "spread", "price", "holds_to")
-    plans = [
-        plan(
-            recipe,
-            processes=processes,
-            **{name: getattr(options, name) for name in names},
-            **({} if minibatch is None else {"minibatch": minibatch}),
-        )
-        for minibatch in minibatches
-        for processes in options.processes or (None,)
-    ]
+    given = {name: getattr(options, name) for name in names}
+    pairs = list(itertools.product(minibatches, options.processes or (None,)))
+    plans, impossible = list[Plan](), list[tuple[str, ValueError]]()
+    for minibatch, processes in pairs:
+        try:
+            plans.append(plan(recipe, processes=processes, **given, **_given(minibatch=minibatch)))
+        except ValueError as error:
+            pair = _given(minibatch=minibatch, processes=processes)
+            impossible.append((", ".join(f"{name} {value}" for name, value in pair.items()), error))
+    if not plans:
+        raise impossible[0][1]
+    for pair, error in impossible:
+        say(f"note: {pair} cannot be: {error}", sys.stderr)
     for remark in dict.fromkeys(remark for each in plans for remark in each.recipe.remarks):
         say(f"note: {remark}", sys.stderr)
     if options.tool is not None:
-        print(_translated(plans, options))
+        from onehour.translate import translate
+
+        if options.json:
+            raise ValueError("give --as or --json, not both")
+        if len(pairs) > 1:
+            raise ValueError(
+                f"--as translates one plan, got {len(pairs)}; give one minibatch and one number of processes"
+            )
+        print(translate(plans[0], options.tool))
     elif options.json:
-        print(plans[0].to_json() if len(plans) == 1 else _json_list(plans))
+        text = ",\n".join(each.to_json() for each in plans)
+        print(text if len(pairs) == 1 else f"[{text}]")
     else:
         print(tabulate(plans))
     return 0
 
 
-def _translated(plans: list[Plan], options: argparse.Namespace) -> str:
-    from onehour.translate import translate
-
-    if options.json:
-        raise ValueError("give --as or --json, not both")
-    if len(plans) > 1:
-        raise ValueError(f"--as translates one plan, got {len(plans)}; give one minibatch and one number of processes")
-    return translate(plans[0], options.tool)
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe:
@@ -126,15 +128,5 @@ def _base_recipe(options: argparse.Namespace, changes: dict[str, Any]) -> Recipe
             f"--base is {options.base!r}; expected a rate and its minibatch, for example 0.1@256"
         ) from None
     size = parse_size(minibatch)
-    defaults = {
-        "base_lr": base_lr,
-        "base_minibatch": size,
-        "minibatch": size,
-        "name": "base",
-        "samples": None,
-    }
+    defaults = {"base_lr": base_lr, "base_minibatch": size, "minibatch": size, "name": "base", "samples": None}
     return resnet50(**(defaults | changes))
-
-
-def _json_list(plans: list[Plan]) -> str:
-    return "[" + ",\n".join(plan.to_json() for plan in plans) + "]"

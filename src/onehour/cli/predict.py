@@ -11,27 +11,24 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onehour.cli.parser import EXIT_BAD_INPUT, size
-from onehour.cli.weights import add_device, add_source, recipe_of
+from onehour.cli.parser import EXIT_BAD_INPUT, add_device, size
+from onehour.cli.weights import add_source, recipe_of
 from onehour.files import to_json, written
 from onehour.messages import nearest, say
 
 if TYPE_CHECKING:
     from onehour.training.predict import Prediction
 
-__all__ = ["add_predict", "predict_command"]
 
 FORMATS = ("csv", "jsonl")
 
 
 def add_predict(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     predict = commands.add_parser(
         "predict",
         help="the likeliest classes of image files, by a run's weights",
         description="Read images as the run's validation images, and print the likeliest classes of each. An image that"
         " cannot be read is named on standard error; the others go on, and the exit code is 2.",
-        allow_abbrev=False,
     )
     add_source(predict)
     predict.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="images, and folders of images")
@@ -44,7 +41,6 @@ def add_predict(commands: Any) -> None:
 
 
 def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Predict, a line an image in the order of the paths; 2 where an image could not be read."""
     if options.format not in FORMATS:
         raise ValueError(f"--format is {options.format!r}; expected {nearest(options.format, FORMATS)}")
     if options.output is not None and options.output.exists() and not options.force:

@@ -9,16 +9,12 @@ from typing import Any
 
 from onehour.cli.parser import add_margin
 
-__all__ = ["add_report", "print_report", "report_command"]
-
 
 def add_report(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     report = commands.add_parser(
         "report",
         help="a sweep, runs or others' curves as a page, figures and a verdict",
         description="Write report.html, figures/ and results.json of a sweep's folder, of runs, or of CSVs.",
-        allow_abbrev=False,
     )
     report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a sweep, runs, or CSVs of epoch,error")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write (the sweep's folder, else report/)")
@@ -28,27 +24,13 @@ def add_report(commands: Any) -> None:
 
 
 def report_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Write a report and print its verdict, or everything as JSON."""
     return print_report(options.paths, options.out, options.margin, options.looks, as_json=options.json)
 
 
 def print_report(
     paths: Sequence[Path], out: Path | None, margin: float | None, looks: int, *, as_json: bool = False
 ) -> int:
-    """Write the report of these paths and print its verdict and where it lies; returns the exit code.
-
-    Args:
-        out: the folder to write into; None is the sweep's own, else `report` beside the first path.
-        margin, looks: of the verdicts.
-        as_json: print results.json instead.
-
-    Raises:
-        ValueError: for bad input; nothing is written then.
-
-    >>> print_report([Path("nowhere.csv")], None, None, 1)
-    Traceback (most recent call last):
-    ValueError: nowhere.csv cannot be read: No such file or directory
-    """
+    """Write the report of these paths and print its verdict, or with `as_json` results.json; returns the exit code."""
     from onehour.study.report import write_report
     from onehour.study.reproduce import more_seeds
     from onehour.study.wording import headline, printable

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onehour.cli.parser import (
     OF_THE_DATA,
+    add_device,
     add_margin,
     add_recipe_argument,
     add_recipe_fields,
@@ -38,16 +39,12 @@ if TYPE_CHECKING:
     from onehour.sweeps.sweep import Work
     from onehour.sweeps.task import Task
 
-__all__ = ["add_sweep", "sweep_command"]
-
 
 def add_sweep(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     sweep = commands.add_parser(
         "sweep",
         help="error against minibatch, over seeds and arms, as the paper's figure 1",
         description="Train a recipe at several minibatches and seeds, and with one thing changed at some of them.",
-        allow_abbrev=False,
     )
     add_recipe_argument(sweep)
     sweep.add_argument("--seeds", type=size, default=5, metavar="N", help="runs of each cell, from --seed on (5)")
@@ -62,7 +59,7 @@ def add_sweep(commands: Any) -> None:
     sweep.add_argument("--dry-run", action="store_true", help="print the cells and the time they will take")
     sweep.add_argument("--jobs", type=auto, metavar="auto|J", help="runs at once (cores or GPUs)")
     sweep.add_argument("--processes", type=int, metavar="P", help="processes per run (1)")
-    sweep.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    add_device(sweep)
     sweep.add_argument(
         "--seeds-together", type=auto, metavar="auto|S", help="seeds trained as one network; 1 for none (auto)"
     )
@@ -73,7 +70,6 @@ def add_sweep(commands: Any) -> None:
 
 
 def sweep_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Train a sweep's cells, or say what they are, and report them."""
     refuse_several("sweep")
     # In this folder multiprocessing hands descriptors over; it goes as the interpreter ends, which no signal waits for.
     with before_leaving(partial(shutil.rmtree, get_temp_dir(), ignore_errors=True)):
@@ -92,7 +88,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from onehour.sweeps.sweep import expected_seconds, pick_jobs, train_sweep, work_of
     from onehour.training.build import complete
 
-    jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device or "auto")
+    jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device)
     recipe, _ = complete(recipe)
     seeds = range(seed, seed + options.seeds)
     spec = spec_of(recipe, sizes, seeds, options.arm, options.arms_at, options.reference_seeds)

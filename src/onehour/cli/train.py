@@ -33,16 +33,12 @@ from onehour.recipes import recipe as named
 if TYPE_CHECKING:
     from onehour.training.record import Run
 
-__all__ = ["add_train", "execution_of", "train_command"]
-
 
 def add_train(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     train = commands.add_parser(
         "train",
         help="train a recipe; the same command again resumes",
         description="Train a recipe, or resume it. k, the number of workers, is never typed: it is kn / n.",
-        allow_abbrev=False,
     )
     add_recipe_argument(train)
     train.add_argument(

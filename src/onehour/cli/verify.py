@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onehour.cli.parser import EXIT_BAD_INPUT, add_trust, size
+from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.dist.launched import refuse_several
 from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
@@ -22,18 +22,15 @@ from onehour.rules.arguments import positive_int
 if TYPE_CHECKING:
     from onehour.training.verify import Comparison
 
-__all__ = ["add_verify", "trace_command", "verify_command"]
 
 USUAL = "1,2,4"
 
 
 def add_verify(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     verify = commands.add_parser(
         "verify",
         help="prove on this machine that the number of processes does not matter",
         description="Run a few iterations on several numbers of processes and compare weights, statistics, velocity.",
-        allow_abbrev=False,
     )
     verify.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe, or give --model and --data")
     verify.add_argument("--processes", metavar="P,P,…", help="numbers of processes (1,2,4)")
@@ -42,7 +39,7 @@ def add_verify(commands: Any) -> None:
     verify.add_argument("--data", metavar="D", help="in place of the recipe's")
     verify.add_argument("--minibatch", type=size, metavar="SIZE", help="kn; grows to the largest p times n")
     verify.add_argument("--per-worker", type=size, metavar="SIZE", help="n")
-    verify.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    add_device(verify)
     verify.add_argument("--json", action="store_true", help="print JSON")
     add_trust(verify)
     verify.set_defaults(command=verify_command)
@@ -53,7 +50,6 @@ def add_verify(commands: Any) -> None:
 
 
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Run a few iterations on every number of processes, compare, print; 1 when a claim fails."""
     from onehour.dist.launch import LaunchError, launch
     from onehour.leaving import scratch
     from onehour.training.verify import compare
@@ -61,7 +57,8 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     refuse_several("verify")
     processes, options.device = _on_devices(options.processes, options.device)
     steps = positive_int("steps", options.steps)
-    recipe = _grown(asked_for(_recipe(options), trust=options.trust), max(processes))
+    recipe = asked_for(_recipe(options), trust=options.trust)
+    recipe = recipe.replace(minibatch=max(recipe.minibatch, max(processes) * recipe.per_worker))  # k of the largest p
     with StopSignals(text=STOPPED) as stop, scratch("onehour-verify-") as folder:
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         (folder / "verify.json").write_text(json.dumps({"steps": steps, "device": options.device}), encoding="utf-8")
@@ -139,21 +136,13 @@ def _processes(text: str) -> list[int]:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    changes: dict[str, Any] = {
-        key: value
-        for key, value in vars(options).items()
-        if key in ("model", "data", "minibatch", "per_worker") and value
-    }
+    fields = ("model", "data", "minibatch", "per_worker")
+    changes: dict[str, Any] = {key: value for key, value in vars(options).items() if key in fields and value}
     if options.recipe is not None:
         return named(options.recipe, **changes)
     if "model" not in changes or "data" not in changes:
         raise ValueError("verify needs a RECIPE, or --model and --data; for example `onehour verify digits`")
     return Recipe(name="verify", **changes)
-
-
-def _grown(recipe: Recipe, processes: int) -> Recipe:
-    """k grows to the largest p where the recipe's is smaller."""
-    return recipe.replace(minibatch=max(recipe.minibatch, processes * recipe.per_worker))
 
 
 def _as_json(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onehour.cli.parser import add_trust, size
+from onehour.cli.parser import add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.files import to_json
@@ -19,21 +19,8 @@ from onehour.recipes import recipe as named
 if TYPE_CHECKING:
     from onehour.training.weights import WeightsEvaluation
 
-__all__ = [
-    "add_device",
-    "add_evaluate",
-    "add_export",
-    "add_recalibrate",
-    "add_source",
-    "evaluate_command",
-    "export_command",
-    "recalibrate_command",
-    "recipe_of",
-]
 
-
-CODE = ("data", "model", "task", "collate")
-"""Fields that may name someone's code."""
+CODE = ("data", "model", "task", "collate")  # fields that may name someone's code
 
 
 def add_source(command: Any) -> None:
@@ -48,18 +35,11 @@ def add_source(command: Any) -> None:
     add_trust(command)
 
 
-def add_device(command: Any) -> None:
-    """Where to compute."""
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
-
-
 def add_evaluate(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     evaluate = commands.add_parser(
         "evaluate",
         help="the error of a run's newest checkpoint, or of a file",
         description="Evaluate weights on validation data: integer counts, every sample once.",
-        allow_abbrev=False,
     )
     add_source(evaluate)
     add_device(evaluate)
@@ -70,14 +50,12 @@ def add_evaluate(commands: Any) -> None:
 
 
 def add_export(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     export = commands.add_parser(
         "export",
         help="a run's weights for torchvision, timm and others, or its network as a program",
         description="Write a run's weights as a plain state dict under torch's own names (.safetensors, .pt), or the"
         " network itself for batches of any size (.pt2 by torch.export; .onnx). What was written is opened again and"
         " compared before it gets its name.",
-        allow_abbrev=False,
     )
     add_source(export)
     export.add_argument(
@@ -93,13 +71,11 @@ def _add_ema(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recalibrate(commands: Any) -> None:
-    """Add the command to the command line's parsers."""
     recalibrate = commands.add_parser(
         "recalibrate",
         help="BatchNorm's statistics from training images, in place of the running averages",
         description="Compute BatchNorm's means and variances over training images, augmented as in training, under the"
         " weights as they are; evaluate with them. The run stays as it is.",
-        allow_abbrev=False,
     )
     add_source(recalibrate)
     add_device(recalibrate)
@@ -114,7 +90,6 @@ def add_recalibrate(commands: Any) -> None:
 
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """The error of a run's newest checkpoint, or of a file's weights, on validation data."""
     from onehour.training.weights import evaluate_weights
 
     recipe = recipe_of(options)
@@ -142,7 +117,6 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """A run's weights, or its network, as a file that other libraries load."""
     from onehour.training.export import PROGRAMS, WEIGHTS, export_program, export_weights, refuse_place
 
     refuse_place(options.to, (*WEIGHTS, *PROGRAMS), force=options.force)
@@ -159,7 +133,6 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """Evaluate with statistics of training images, beside the run's own; write the weights with them where asked."""
     from onehour.training.export import WEIGHTS, refuse_place, write_weights
     from onehour.training.recalibrate import recalibrated
 
@@ -173,7 +146,7 @@ def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> in
         print(f"BatchNorm's statistics over {found.images} training images")
         _print(found.after)
         before = found.before
-        print(f"before       {before.top1_error:.2f} % ({before.errors} of {before.samples})")
+        print(f"before       {before.error:.2f} % ({before.errors} of {before.samples})")
     if options.to is not None:
         write_weights(found.weights, options.to)
         if not options.json:
@@ -211,7 +184,7 @@ def _print(result: WeightsEvaluation) -> None:
     for metric, value in ((Metric.called(name), value) for name, value in result.metrics.items()):
         print(f"{metric.name:<12} {metric.of(value)}")
     if result.errors is not None:
-        print(f"top-1 error  {result.top1_error:.2f} % ({result.errors} of {result.samples})")
+        print(f"top-1 error  {result.error:.2f} % ({result.errors} of {result.samples})")
     if result.top5_errors is not None:
         print(f"top-5 error  {result.top5_error:.2f} % ({result.top5_errors} of {result.samples})")
     loss = f"{result.loss:.4f}"
@@ -224,6 +197,6 @@ def _as_json(result: WeightsEvaluation) -> dict[str, Any]:
     if result.errors is None:
         return {"samples": result.samples, "loss": result.loss, "metrics": result.metrics}
     rows = [dataclasses.asdict(row) | {"error": row.error} for row in result.by_class]
-    errors = {"top1_error": result.top1_error, "top5_error": result.top5_error}
+    errors = {"top1_error": result.error, "top5_error": result.top5_error}
     plain = {name: value for name, value in dataclasses.asdict(result).items() if name != "metrics"}
     return plain | errors | {"by_class": rows}

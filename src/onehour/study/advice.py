@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from onehour.config import ADAPTIVE
@@ -12,20 +12,12 @@ from onehour.study.results import Study
 from onehour.study.wording import number, size_label
 from onehour.training.record import Run
 
-__all__ = ["FACTOR", "Advice", "advice_of", "advice_of_study"]
-
-FACTOR = 2
-"""The error is expected to begin to rise at a minibatch within this factor of B, to either side."""
+FACTOR = 2  # the error is expected to begin to rise at a minibatch within this factor of B, to either side
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What a run's gradient noise foresees.
-
-    Args:
-        base: the run's minibatch.
-        noise: the noise scale and its interval.
-    """
+    """What the gradient noise of a run at minibatch `base` foresees."""
 
     base: int
     noise: NoiseScale
@@ -35,24 +27,12 @@ class Advice:
         return None if scale is None else self.base * 2 ** max(0, math.floor(math.log2(max(scale, 1) / self.base)))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; what is not known is None."""
         noise = self.noise
-        return {
-            "base_minibatch": self.base,
-            "points": noise.points,
-            "trace": noise.trace,
-            "square": noise.square,
-            "square_error": noise.square_error,
-            "noise_scale": noise.scale,
-            "low": noise.low,
-            "high": noise.high,
-            "holds_to": self.to(noise.scale),
-            "holds_to_low": self.to(noise.low),
-            "holds_to_high": self.to(noise.high),
-        }
+        named = {"noise_scale" if name == "scale" else name: value for name, value in asdict(noise).items()}
+        ends = {"": noise.scale, "_low": noise.low, "_high": noise.high}
+        return {"base_minibatch": self.base} | named | {f"holds_to{end}": self.to(at) for end, at in ends.items()}
 
     def lines(self) -> list[str]:
-        """In words."""
         noise = self.noise
         found = f"tr Σ = {noise.trace:.3g}, |G|² = {noise.square:.3g} ± {noise.square_error:.2g} (standard error)"
         return [
@@ -65,7 +45,6 @@ class Advice:
 
     @property
     def noise_words(self) -> str:
-        """The noise scale and its interval."""
         noise = self.noise
         if noise.scale is None:
             least = "" if noise.low is None else f"; above {number(noise.low, 0)} samples with 97.5 % confidence"
@@ -76,7 +55,6 @@ class Advice:
 
     @property
     def sentence(self) -> str:
-        """To which minibatch the rule should hold."""
         rule = "the linear rule should hold to minibatch"
         low, high = self.to(self.noise.low), self.to(self.noise.high)
         if self.noise.scale is None:
@@ -90,11 +68,7 @@ class Advice:
 
 
 def advice_of(run: Run) -> Advice:
-    """The advice of a run at its base minibatch, finished or not.
-
-    Raises:
-        ValueError: where the run cannot tell: none was measured, too little was, or it is of another kind.
-    """
+    """The advice of a run at its base minibatch, finished or not."""
     recipe = run.recipe
     if recipe.minibatch != recipe.base_minibatch:
         raise ValueError(

@@ -117,7 +117,7 @@ def _draw(findings: Findings, cells: Sequence[_Cell], width: float) -> Sheet:
     rows = -(-len(cells) // columns)
     sheet = Sheet(width, rows * (head + tall + 14) + 22)
     entries = [entry for cell in cells for entry in (cell.entry, cell.base) if entry is not None]
-    shown = [error for e in entries for kind in ("top1_error", "train_error") for _, error in curve_of(e, kind)]
+    shown = [error for e in entries for kind in ("error", "train_error") for _, error in curve_of(e, kind)]
     ends = (max(0.8 * min(shown), 0.1), min(1.15 * max(shown), 100.0)) if metric == TOP1_ERROR else _ends(shown)
     last = max(point.epoch for cell in cells for result in cell.entry.results for point in result.curve)
     for order, cell in enumerate(cells):
@@ -173,9 +173,9 @@ def _draw_cell(axes: Axes, findings: Findings, cell: _Cell, color: str) -> None:
     _plot(axes, train, color=color, linewidth=1.4)
     lost = [result for result in cell.entry.results if result.outcome == "non-finite" and result.curve]
     for result in cell.entry.results[: MOST // 2] if lost else ():
-        _plot(axes, [(point.epoch, point.top1_error) for point in result.curve], color=color, linewidth=0.5, alpha=0.5)
+        _plot(axes, [(point.epoch, point.error) for point in result.curve], color=color, linewidth=0.5, alpha=0.5)
     for end in [result.curve[-1] for result in lost]:
-        axes.plot([end.epoch], [end.top1_error], linestyle="none", marker="x", color=ALERT, markersize=4.6)
+        axes.plot([end.epoch], [end.error], linestyle="none", marker="x", color=ALERT, markersize=4.6)
     if math.isfinite(cell.early):
         text = f"gap {points(cell.early, findings.digits)}"
         axes.annotate(text, (0.03, 0.05), xycoords="axes fraction", fontsize=9, color=INK)

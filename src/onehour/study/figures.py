@@ -58,11 +58,7 @@ ROUND_SECONDS = {
 
 
 def minibatch_picture(findings: Findings, *, papers: bool = False) -> list[Picture]:
-    """The figure; none without a minibatch that has a run which ended.
-
-    Args:
-        papers: with the paper's own beside it, whatever the model and data.
-    """
+    """The figure, with the paper's beside it if asked; none without a minibatch that has a run which ended."""
     if findings.reference is None:
         return []
     recipe = findings.study.recipe
@@ -239,10 +235,8 @@ def _arm_picture(findings: Findings, size: int, groups: Sequence[tuple[str, Sequ
     own = findings.study.beside(rows[0].entry)
     assert own is not None
     worse = sum(row.state in ("beyond", "broke") for row in rows)
-    most = [
-        f"{short(row.name)} ({points(row.cost, findings.digits)})"
-        for row in sorted(rows, key=lambda row: -row.cost)[:3]
-    ]
+    costliest = sorted(rows, key=lambda row: -row.cost)[:3]
+    most = [f"{short(row.name)} ({points(row.cost, findings.digits)})" for row in costliest]
     caption = f"At minibatch {size_label(size)}, where the recipe has {error_words(findings, own.mean)}, "
     if all(row.state == "no verdict" for row in rows):
         caption += "no change has a verdict; "
@@ -278,9 +272,8 @@ def _draw_arms(findings: Findings, own: Entry, groups: Sequence[tuple[str, Seque
     marks = [mark_of(row, place, above=own.cost) for place, row in rows]
     paper = [Mark(place, row.paper, math.nan, "paper") for place, row in rows if row.paper is not None]
     sheet = sheet_with_key(width, head + 14 + tall + 24, [*marks, *paper], metric)
-    axis = (
-        "points of top-1 error above the recipe" if metric == TOP1_ERROR else f"worse than the recipe: {metric.label}"
-    )
+    axis = f"worse than the recipe: {metric.label}"
+    axis = "points of top-1 error above the recipe" if metric == TOP1_ERROR else axis
     sheet.text(0, 12, short(axis), fontsize=10, color=SOFT)
     axes = sheet.axes(left=left + 4, top=head + 14, width=width - left - right - 8, height=tall)
     window = window_of([*marks, *paper], base=0.0, margin=margin, floor=least - own.cost)

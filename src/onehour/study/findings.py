@@ -15,7 +15,7 @@ from onehour.config import Recipe
 from onehour.rules.arguments import positive, positive_int
 from onehour.rules.schedule import parse_milestones
 from onehour.study.paper import paper_cost
-from onehour.study.results import Entry, Result, Study
+from onehour.study.results import Entry, Study
 from onehour.study.spec import GROUPS, OTHERS, applied, group_of, plain_name
 from onehour.study.verdict import BROKEN, Sample, Verdict, judge
 from onehour.training.record import TOP1_ERROR, Metric
@@ -27,26 +27,17 @@ USUAL_MARGIN = 0.5  # points of top-1 error
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
-
-    Args:
-        entry: its runs.
-        name: in plain words.
-        recipe: what its runs had; None for others' curves.
-        verdict: against the reference, or of an arm against the recipe at the same minibatch; None for the reference.
-        broke: how many runs diverged to NaN or infinity, or ended ten margins above the reference's median; of a task
-            of one's own, no better than its untrained network.
-        paper: of an arm, what it costs in the paper at 8k, in points.
-        early: the early sign, in points: the mean gap of the training curves from the end of warmup to the first drop.
-    """
+    """A line of a table: an entry, named in plain words."""
 
     entry: Entry
     name: str
-    recipe: Recipe | None = None
+    recipe: Recipe | None = None  # what its runs had; None for others' curves
     verdict: Verdict | None = None
+    """Against the reference, or of an arm against the recipe at the same minibatch; None for the reference."""
     broke: int = 0
-    paper: float | None = None
-    early: float = math.nan
+    """How many runs diverged, or ended ten margins above the reference's median, or no better than untrained."""
+    paper: float | None = None  # of an arm, what it costs in the paper at 8k, in points
+    early: float = math.nan  # the early sign, in points (`early_gap`)
 
     @property
     def state(self) -> str:
@@ -70,36 +61,26 @@ class Row:
 
     @property
     def mean_seconds(self) -> float:
-        """Their mean; nan without any."""
         return statistics.fmean(self.seconds) if self.seconds else math.nan
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study shows.
-
-    Args:
-        study: what was run.
-        margin: in points, under which a difference does not matter.
-        looks: how often the verdicts are looked at while seeds are added.
-        sizes: a row a minibatch, the recipe's own.
-        groups: rows of arms by (minibatch, one of `GROUPS`), the costliest first.
-    """
+    """What a study shows."""
 
     study: Study
-    margin: float
-    looks: int
-    sizes: tuple[Row, ...]
+    margin: float  # in points, under which a difference does not matter
+    looks: int  # how often the verdicts are looked at while seeds are added
+    sizes: tuple[Row, ...]  # a row a minibatch, the recipe's own
     groups: Mapping[tuple[int, str], tuple[Row, ...]]
+    """Rows of arms by (minibatch, one of `GROUPS`), the costliest first."""
 
     @property
     def metric(self) -> Metric:
-        """What the errors are."""
         return self.study.metric
 
     @property
     def digits(self) -> int:
-        """Decimals of errors and differences."""
         return self.metric.digits(self.margin)
 
     @property
@@ -109,12 +90,10 @@ class Findings:
 
     @property
     def arms(self) -> tuple[Row, ...]:
-        """Every arm's row."""
         return tuple(row for rows in self.groups.values() for row in rows)
 
     @property
     def arms_at(self) -> list[int]:
-        """The minibatches that have arms."""
         return sorted({size for size, _ in self.groups})
 
     @property
@@ -155,9 +134,6 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
 
     Args:
         margin: in points, or in the metric's unit; None is half a point of top-1 error.
-
-    Raises:
-        ValueError: if margin or looks is not above zero, no margin is known for the metric, or scipy is missing.
     """
     metric = study.metric
     if margin is None and metric != TOP1_ERROR:
@@ -165,21 +141,19 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
             f"{metric.written} has no usual margin: say with --margin{' in' * bool(metric.points)}"
             f" {metric.points} how much worse still counts as equal"
         )
-    margin = USUAL_MARGIN if margin is None else margin
-    positive("margin", margin)
+    margin = positive("margin", USUAL_MARGIN if margin is None else margin)
     positive_int("looks", looks)
     reference = study.reference
 
     def row(entry: Entry, base: Entry | None, name: str, *, arm: bool) -> Row:
-        sample = _sample(study, entry, margin)
-        judged = entry is not base and (arm or base is not None)
+        sample, verdict = _sample(study, entry, margin), None
+        if entry is not base and (arm or base is not None):
+            verdict = judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks, metric=metric)
         return Row(
             entry,
             name,
             recipe=_recipe(study, entry),
-            verdict=judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks, metric=metric)
-            if judged
-            else None,
+            verdict=verdict,
             broke=sample.broke or 0,
             paper=paper_cost(entry.arm, study.recipe) if metric == TOP1_ERROR else None,
             early=_early(study, entry, base),
@@ -200,7 +174,7 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
     return Findings(study, margin, looks, tuple(sizes), arms)
 
 
-def curve_of(entry: Entry, kind: Literal["top1_error", "train_error"] = "top1_error") -> Curve:
+def curve_of(entry: Entry, kind: Literal["error", "train_error"] = "error") -> Curve:
     """(epoch, error) at the epochs that each run has reached: the mean over those that have ended, or over all."""
     ended = [result for result in entry.results if result.error is not None] or entry.results
     curves = [[(point.epoch, getattr(point, kind)) for point in result.curve] for result in ended]
@@ -261,13 +235,11 @@ def _sample(study: Study, entry: Entry | None, margin: float) -> Sample:
     reference, far = study.reference, study.metric == TOP1_ERROR
     limit = statistics.median(reference.errors) + BROKEN * margin if reference and far else math.inf
     ended = [(r, r.cost) for r in (entry.results if entry else ()) if r.cost is not None]
-    broke = sum(r.outcome == "non-finite" or cost > limit or cost >= _untrained(r) for r, cost in ended)
+    broke = sum(
+        r.outcome == "non-finite" or cost > limit or (r.untrained is not None and cost >= r.metric.cost(r.untrained))
+        for r, cost in ended
+    )
     return Sample.of([cost for _, cost in ended], [result.seed for result, _ in ended], broke)
-
-
-def _untrained(result: Result) -> float:
-    """What its network cost before training; infinite where nobody knows."""
-    return math.inf if result.untrained is None else result.metric.cost(result.untrained)
 
 
 def _recipe(study: Study, entry: Entry) -> Recipe | None:

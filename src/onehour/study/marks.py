@@ -49,11 +49,7 @@ SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": 
 class Mark:
     """An entry to draw; all in percent, or all in points above something, or costs of a metric (`Metric.cost`).
 
-    Args:
-        place: on the other axis.
-        state: one of `SHAPES`.
-        dots: of seeds.
-        crosses: of seeds that diverged to NaN or infinity.
+    Its place is on the other axis, its state one of `SHAPES`; dots are of seeds, crosses of those that diverged.
     """
 
     place: float
@@ -70,12 +66,7 @@ class Mark:
 
 
 def mark_of(row: Row, place: float, above: float = 0.0, state: str = "") -> Mark:
-    """A row as a mark.
-
-    Args:
-        above: what its costs are counted from, in percent.
-        state: other than its own.
-    """
+    """A row as a mark, whose costs are counted from so much, in percent."""
     ended = [(result.outcome, result.cost - above) for result in row.entry.results if result.cost is not None]
     return Mark(
         place=place,
@@ -166,38 +157,26 @@ def sheet_with_key(width: float, height: float, marks: Iterable[Mark], metric: M
 
 @dataclass(frozen=True)
 class Panel:
-    """What a panel shows.
-
-    Args:
-        title, about: its two lines of text.
-        marks: one of them has the state "reference".
-        ticks: (place, text, second line) on the lower axis; those that have no room are left out.
-        margin: above the reference, in points.
-        color: of its line and title.
-        breaks: whether the first size that is not within the margin is marked; places are then log2 of sizes.
-        names: of the marks, written beside them.
-        foreseen: the noise scale's interval and the noise scale, between its ends, on the lower axis.
-        pad: beyond the first and last mark.
-        room: points that a tick's text needs.
-        metric: what the marks are.
-    """
+    """What a panel shows under its two lines of text."""
 
     title: str
     about: str
-    marks: tuple[Mark, ...]
+    marks: tuple[Mark, ...]  # one of them has the state "reference"
     ticks: tuple[tuple[float, str, str], ...]
-    margin: float
+    """(place, text, second line) on the lower axis; those that have no room are left out."""
+    margin: float  # above the reference, in points
     color: str = ACCENT
     breaks: bool = False
-    names: tuple[str, ...] = ()
+    """Whether the first size that is not within the margin is marked; places are then log2 of sizes."""
+    names: tuple[str, ...] = ()  # of the marks, written beside them
     foreseen: tuple[float, float, float] | None = None
-    pad: float = 0.6
-    room: float = 25
+    """The noise scale's interval and the noise scale, between its ends, on the lower axis."""
+    pad: float = 0.6  # beyond the first and last mark
+    room: float = 25  # points that a tick's text needs
     metric: Metric = TOP1_ERROR
 
     @property
     def digits(self) -> int:
-        """Decimals of its numbers."""
         return self.metric.digits(self.margin)
 
     @property
@@ -279,13 +258,8 @@ def _draw_panel(
         line: dict[str, Any] = {"color": SOFT, "transform": axes.get_xaxis_transform(), "zorder": 1}
         axes.plot([low, high], [0.03, 0.03], linewidth=2, solid_capstyle="butt", **line)
         axes.plot([middle], [0.03], marker="|", markersize=9, markeredgewidth=2, **line)
-        where: dict[str, Any] = {
-            "xycoords": ("data", "axes fraction"),
-            "xytext": (0, 7),
-            "ha": "center",
-            "va": "bottom",
-        }
-        axes.annotate("noise scale", (min(middle, ends[1]), 0.03), **where, **SMALL)
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (0, 7), "ha": "center"}
+        axes.annotate("noise scale", (min(middle, ends[1]), 0.03), va="bottom", **where, **SMALL)
 
 
 def _draw_frame(axes: Axes, panel: Panel, window: Window, point: float) -> None:

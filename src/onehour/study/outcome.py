@@ -23,22 +23,15 @@ POINTS = 2000  # at which the schedule is drawn, so that its drops look like the
 
 @dataclass(frozen=True)
 class Reference:
-    """Final errors of a recipe at its base minibatch, over seeds, and where a next run's should lie.
-
-    Args:
-        minibatch: the recipe's base minibatch.
-        mean, std, seeds: of the final errors; std with n − 1.
-        low, high: the 95 % prediction interval mean ± t(0.975, n − 1) · std · √(1 + 1/n).
-        power: the share of runs that lie outside of it where their true error is 2 std worse.
-    """
+    """Final errors of a recipe at its base minibatch, over seeds, and where a next run's should lie."""
 
     minibatch: int
     mean: float
     std: float
     seeds: int
-    low: float
+    low: float  # the 95 % prediction interval mean ± t(0.975, n − 1) · std · √(1 + 1/n)
     high: float
-    power: float
+    power: float  # the share of runs that lie outside of it where their true error is 2 std worse
 
     def verdict(self, error: float) -> str:
         """Whether a run's error is what another seed of the reference could have given, and what that is worth."""
@@ -85,11 +78,7 @@ def outcome_lines(run: Run) -> Iterator[str]:
 
 
 def draw_curve(run: Run) -> Path | None:
-    """Draw a run's training and validation error and its rate into curve.png in its folder.
-
-    Returns:
-        The picture's path; None without matplotlib.
-    """
+    """Draw a run's training and validation error and its rate into curve.png in its folder; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator

@@ -98,21 +98,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Window:
-    """A scale for errors of which some lie far off: even from `low` to `knee`, logarithmic from there to `high`.
+    """A scale for errors of which some lie far off: even from `low` to `knee`, logarithmic from there to `high`."""
 
-    Args:
-        low, knee, high: in percent or points; nothing is logarithmic where knee and high are one.
-        base: what distances are counted from beyond the knee; below it.
-        most: above which no number is written.
-        negated: its numbers are written with the other sign.
-    """
-
-    low: float
+    low: float  # in percent or points
     knee: float
-    high: float
-    base: float = 0.0
-    most: float = 100.0
-    negated: bool = False
+    high: float  # nothing is logarithmic where it is the knee
+    base: float = 0.0  # below the knee: what distances are counted from beyond it
+    most: float = 100.0  # above which no number is written
+    negated: bool = False  # its numbers are written with the other sign
 
     @property
     def broken(self) -> bool:
@@ -130,7 +123,6 @@ class Window:
         return np.where(values <= self.knee, near * SHARE, far)
 
     def backward(self, places: Any) -> np.ndarray:
-        """`forward`, the other way."""
         places = np.asarray(places, float)
         if not self.broken:
             return self.low + places * (self.knee - self.low)
@@ -181,28 +173,18 @@ class Window:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a report.
+    """A figure of a report."""
 
-    Args:
-        name: of its files, and of its place on the page.
-        title: what it shows.
-        caption: what it finds, one sentence with numbers.
-        draw: the sheet at a width in points, `WIDE` or `NARROW`.
-        notes: what else a reader must know, a sentence each.
-    """
-
-    name: str
+    name: str  # of its files, and of its place on the page
     title: str
-    caption: str
-    draw: Callable[[float], Sheet]
-    notes: tuple[str, ...] = ()
+    caption: str  # what it finds, one sentence with numbers
+    draw: Callable[[float], Sheet]  # the sheet at a width in points, `WIDE` or `NARROW`
+    notes: tuple[str, ...] = ()  # what else a reader must know, a sentence each
 
     def inline(self, kind: Literal["wide", "narrow"], classes: dict[str, str]) -> str:
         """SVG for the page, in its colours, with ids of its own, naming nothing outside.
 
-        Args:
-            kind: for a page's column and for paper, or for a telephone.
-            classes: class names by their style, which grow by those that it needs.
+        Class names by their style grow by those that it needs.
         """
         root = _stripped(ElementTree.fromstring(self._drawn(WIDE if kind == "wide" else NARROW, "svg")))
         prefix = f"{self.name}-{kind}-"

@@ -47,11 +47,9 @@ COLUMNS = (
     *("arm", "minibatch", "per_worker", "workers", "target_lr", "seed", "outcome", "error"),
     *("seconds", "together", "source"),
 )
-OWN_COLUMNS = ("metric", "higher_is_better")
-"""Behind them, where the metric is not the top-1 error."""
+OWN_COLUMNS = ("metric", "higher_is_better")  # behind them, where the metric is not the top-1 error
 
-FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')
-"""What a spreadsheet computes, where a cell begins."""
+FORMULA = re.compile(r'((?:^|[,;|])[ "]*)([=+\-@＝＋－＠])')  # what a spreadsheet computes, where a cell begins
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,6 @@ def write_report(
         paths: a sweep's folder, runs' folders, CSVs.
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
         margin, looks: of the verdicts (`onehour.study.findings.findings_of`).
-
-    Raises:
-        ValueError: for bad input, a missing library, or a folder that holds somebody else's files of these names.
     """
     findings = findings_of(read_paths(paths), margin, looks)
     folder = out or (paths[0] if (paths[0] / SPEC).is_file() else paths[0].parent / "report")
@@ -82,11 +77,11 @@ def write_report(
     page, pictures = render(findings)
     recipe = findings.study.recipe
     files: dict[str, str | bytes] = {
-        f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()
+        **{f"{FIGURES}/{name}": content for picture in pictures for name, content in picture.files().items()},
+        PAGE: page,
+        JSON: results_json(findings, [picture.name for picture in pictures], metadata.version("onehour")),
+        CSV: results_csv(findings),
     }
-    files[PAGE] = page
-    files[JSON] = results_json(findings, [picture.name for picture in pictures], metadata.version("onehour"))
-    files[CSV] = results_csv(findings)
     if BASE in page and recipe is not None:
         files[BASE] = recipe.to_toml()
     try:
@@ -128,11 +123,7 @@ def _text(folder: Path, name: str) -> str | None:
 
 
 def render(findings: Findings) -> tuple[str, list[Picture]]:
-    """The page as text, and its pictures.
-
-    Raises:
-        ValueError: if matplotlib or Jinja2 is missing.
-    """
+    """The page as text, and its pictures."""
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
         raise ValueError(f"a report needs {' and '.join(missing)}: pip install 'onehour[report]'")
@@ -223,8 +214,8 @@ def _about(findings: Findings) -> str:
 
 def _last(findings: Findings) -> str:
     """What a run's error is the median of; a curve may have several lines an epoch, or skip some."""
-    curves = [[point.epoch for point in result.curve[-5:]] for result in findings.study.results]
-    gaps = {b - a for epochs in curves for a, b in itertools.pairwise(epochs)}
+    curves = [result.curve[-5:] for result in findings.study.results]
+    gaps = {b.epoch - a.epoch for curve in curves for a, b in itertools.pairwise(curve)}
     return "five epochs" if gaps <= {1} else "five evaluations"
 
 
@@ -249,12 +240,7 @@ def _seeds(findings: Findings) -> str:
 
 
 def results_json(findings: Findings, pictures: Sequence[str] = (), written_by: str = "") -> str:
-    """Everything that the page says, and each run's curve, as JSON; what is not known is null.
-
-    Args:
-        pictures: names of the figures beside it.
-        written_by: the version that wrote it.
-    """
+    """Everything that the page says, and each run's curve, as JSON; what is not known is null."""
     study, advice = findings.study, advice_of_study(findings.study)
     groups = [("", findings.sizes), *((group, rows) for (_, group), rows in findings.groups.items())]
     content = {
@@ -296,12 +282,8 @@ def _cell(value: Any) -> Any:
 
 def _derived(row: Row) -> dict[str, Any]:
     recipe = row.recipe
-    return {
-        "minibatch": row.entry.minibatch,
-        "per_worker": recipe.per_worker if recipe else None,
-        "workers": recipe.workers.workers if recipe else None,
-        "target_lr": recipe.target_lr if recipe else None,
-    }
+    derived = (recipe.per_worker, recipe.workers.workers, recipe.target_lr) if recipe else (None, None, None)
+    return {"minibatch": row.entry.minibatch} | dict(zip(("per_worker", "workers", "target_lr"), derived, strict=True))
 
 
 def _entry(row: Row, group: str) -> dict[str, Any]:
@@ -319,10 +301,7 @@ def _entry(row: Row, group: str) -> dict[str, Any]:
         "difference": row.cost,
         "verdict": row.state,
         "text": verdict.text if verdict else "",
-        "lower": verdict.lower if verdict else None,
-        "upper": verdict.upper if verdict else None,
-        "paired": verdict.paired if verdict else None,
-        "more_seeds": verdict.more_seeds if verdict else None,
+        **{name: getattr(verdict, name, None) for name in ("lower", "upper", "paired", "more_seeds")},
         "paper_difference": row.paper,
         "early_gap": row.early,
         "mean_seconds": row.mean_seconds,
@@ -334,12 +313,8 @@ def _entry(row: Row, group: str) -> dict[str, Any]:
 def _run(result: Result) -> dict[str, Any]:
     place = PurePath(result.source)
     return {
-        "seed": result.seed,
-        "outcome": result.outcome,
-        "error": result.error,
-        "seconds": result.seconds,
-        "together": result.together,
+        **{name: getattr(result, name) for name in ("seed", "outcome", "error", "seconds", "together")},
         # The end of the path alone: a report may be shown to others.
         "source": f"cells/{place.name}" if place.parent.name == "cells" else place.name,
-        "curve": [[point.epoch, point.top1_error, point.train_error] for point in result.curve],
+        "curve": [[point.epoch, point.error, point.train_error] for point in result.curve],
     }

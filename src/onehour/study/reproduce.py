@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from onehour.config import Recipe
+from onehour.entry import names_code
 from onehour.recipes import RECIPES
 from onehour.study.findings import Findings
 from onehour.study.results import Result, Study
@@ -107,19 +108,15 @@ def _sweep(spec: SweepSpec, seeds: range, file: str = BASE, *, usual: bool = Fal
 
 def _blocks(seeds: Sequence[int]) -> list[range]:
     """Seeds as ranges without gaps, for a command each."""
-    blocks: list[range] = []
-    for seed in sorted(seeds):
-        if blocks and blocks[-1].stop == seed:
-            blocks[-1] = range(blocks[-1].start, seed + 1)
-        else:
-            blocks.append(range(seed, seed + 1))
-    return blocks
+    runs = itertools.groupby(enumerate(sorted(seeds)), key=lambda pair: pair[1] - pair[0])
+    blocks = ([seed for _, seed in run] for _, run in runs)
+    return [range(block[0], block[-1] + 1) for block in blocks]
 
 
 def _flags(recipe: Recipe, file: str) -> tuple[str, list[str]]:
     """A named recipe and the flags that change it; a file that holds it where it has no name."""
     if recipe.name not in RECIPES or recipe.continues:
-        return file, []
+        return file, ["--trust"] * names_code(recipe)
     named = RECIPES[recipe.name]().as_dict()
     flags: list[str] = []
     for key, value in recipe.as_dict().items():

@@ -29,39 +29,28 @@ class Point:
     """An evaluation of a run; errors in percent, or its metric's values."""
 
     epoch: float
-    top1_error: float
+    error: float
     train_error: float | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run.
-
-    Args:
-        source: its folder or file, for messages.
-        arm: what differs from the base recipe beside minibatch and seed.
-        error: in percent, or the metric's value: the median of the last five epochs; where the run diverged
-            chance, or its untrained network's; None while it is unfinished.
-        seconds: of training, without evaluation.
-        together: with how many seeds it was trained as one network; `seconds` is then its share.
-        noise: (tr Σ, |G|²) of the points of its gradient noise.
-        metric: what its error is.
-        untrained: the error of its network before the first update, where the task is one's own.
-    """
+    """One run, of a folder or a file."""
 
     source: str
-    arm: Arm
+    arm: Arm  # what differs from the base recipe beside minibatch and seed
     minibatch: int | None
     seed: int | None
     outcome: Literal["finished", "non-finite", "unfinished"]
     error: float | None
+    """The median of the last five epochs; chance, or the untrained network's, of one that diverged; else None."""
     curve: tuple[Point, ...] = ()
-    seconds: float | None = None
-    together: int = 1
-    noise: tuple[tuple[float, float], ...] = ()
+    seconds: float | None = None  # of training, without evaluation
+    together: int = 1  # with how many seeds it was trained as one network; `seconds` is then its share
+    noise: tuple[tuple[float, float], ...] = ()  # (tr Σ, |G|²) of the points of its gradient noise
     environment: dict[str, Any] = field(default_factory=dict)
     metric: Metric = TOP1_ERROR
-    untrained: float | None = None
+    untrained: float | None = None  # the error of its network before the first update, where the task is one's own
 
     @property
     def cost(self) -> float | None:
@@ -111,21 +100,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """Entries that belong together.
+    """Entries that belong together."""
 
-    Args:
-        recipe: the base that arms are named against; None for others' curves.
-        entries: sorted by arm (the recipe's own first, then as they came) and minibatch.
-        spec: of a sweep: what was asked for.
-    """
-
-    recipe: Recipe | None
-    entries: tuple[Entry, ...]
-    spec: SweepSpec | None = None
+    recipe: Recipe | None  # the base that arms are named against; None for others' curves
+    entries: tuple[Entry, ...]  # sorted by arm (the recipe's own first, then as they came) and minibatch
+    spec: SweepSpec | None = None  # of a sweep: what was asked for
 
     @property
     def results(self) -> list[Result]:
-        """Every run."""
         return [result for entry in self.entries for result in entry.results]
 
     @cached_property
@@ -156,11 +138,7 @@ class Study:
 
 
 def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec | None = None) -> Study:
-    """Group results into entries.
-
-    Raises:
-        ValueError: if a minibatch, arm and seed occur twice, or metrics differ.
-    """
+    """Group results into entries."""
     results = list(results)
     known = [result for result in results if result.curve or result.error is not None]
     if other := next((result for result in known if result.metric != known[0].metric), None):
@@ -185,12 +163,7 @@ def study_of(results: Iterable[Result], recipe: Recipe | None, spec: SweepSpec |
 
 
 def read_paths(paths: Sequence[Path]) -> Study:
-    """The study of a sweep's folder, of runs' folders, of CSVs, or of a mixture; every file is checked.
-
-    Raises:
-        ValueError: for what is none of these, for mixed tasks and lengths, for damaged files, and where no run has
-            ended.
-    """
+    """The study of a sweep's folder, of runs' folders, of CSVs, or of a mixture; every file is checked."""
     if not paths:
         raise ValueError("nothing to report; give a sweep's folder, runs' folders, or CSVs of epoch,error")
     places = [path.resolve() for path in paths]
@@ -215,9 +188,6 @@ def read_study(paths: Sequence[Path]) -> Study:
     """The study of a sweep's folder, or of runs' folders.
 
     The base recipe is the sweep's; of plain runs it is that of the smallest minibatch.
-
-    Raises:
-        ValueError: for a path that is neither, for mixed tasks and for damaged files.
     """
     sweeps = [path for path in paths if (path / SPEC).is_file()]
     if sweeps and len(paths) > 1:
@@ -262,7 +232,7 @@ def _result(run: Run, base: Recipe) -> Result:
     if summary.get("outcome") == "finished":
         if not curve:
             raise ValueError(f"{run.folder} says that it is finished, but metrics.jsonl holds no evaluation")
-        outcome, error = "finished", final_error([point.top1_error for point in curve])
+        outcome, error = "finished", final_error([point.error for point in curve])
         if not math.isfinite(error):  # of a task of one's own
             outcome, error = "non-finite", _of_no_use(run)
         seconds = summary.get("seconds_training")
@@ -301,11 +271,7 @@ def _of_no_use(run: Run) -> float:
 
 
 def check_run(folder: Path) -> None:
-    """Check that a run's files can be read, hold numbers, and are of one recipe.
-
-    Raises:
-        ValueError: naming the file, the line and what was expected.
-    """
+    """Check that a run's files can be read, hold numbers, and are of one recipe."""
     run, path = Run(folder), folder / "metrics.jsonl"
     metrics, _ = run.metrics, run.environment  # which look whether they are of the kinds that they should be
     lines = read_lines(path, {}, head=["recipe"])
@@ -339,9 +305,6 @@ def read_csv(path: Path, label: str | None = None) -> Result:
 
     Args:
         label: what a curve without a minibatch is called; the file's name unless given.
-
-    Raises:
-        ValueError: naming the file, the line and what was expected.
     """
     lines = _lines(path)
     first, head = next(lines, (0, []))
@@ -384,7 +347,7 @@ def read_csv(path: Path, label: str | None = None) -> Result:
     metric = Metric.called(name, [name] if higher == "true" else ()) if name else TOP1_ERROR
     if minibatch is None and not arm:
         arm = (("curve", label or path.stem),)
-    error = final_error([point.top1_error for point in curve])
+    error = final_error([point.error for point in curve])
     return Result(str(path), arm, minibatch, seed, "finished", error, tuple(curve), metric=metric)
 
 
@@ -427,11 +390,9 @@ def _number(text: str) -> float:
 
 def _check_lengths(curves: Sequence[Result], runs: Study) -> None:
     """Refuse curves on the axis that end at different epochs, or at another than runs' last, as runs are refused."""
-    known = [
-        (f"{run.source} at epoch {runs.recipe.epochs}", {float(runs.recipe.epochs)})
-        for run in runs.results[:1]
-        if runs.recipe
-    ]
+    known: list[tuple[str, set[float]]] = []
+    if runs.recipe and runs.results:
+        known = [(f"{runs.results[0].source} at epoch {runs.recipe.epochs}", {float(runs.recipe.epochs)})]
     for curve in [curve for curve in curves if curve.minibatch is not None]:
         ends, last = _ends(curve), f"{curve.curve[-1].epoch:g}"
         for other, others in known:

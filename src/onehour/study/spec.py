@@ -15,8 +15,7 @@ from onehour.rules.minibatch import parse_size
 from onehour.sidefile import Read, read_toml
 
 SPEC = "sweep.toml"
-Arm = tuple[tuple[str, str], ...]
-"""(field, value) of what is changed in a recipe; () for the recipe itself."""
+Arm = tuple[tuple[str, str], ...]  # (field, value) of what is changed in a recipe; () for the recipe itself
 
 NOT_ARMS = ("name", "minibatch", "seed", "samples", "classes", "model", "data", "task", "validation", "epochs")
 """What an arm cannot change: the axes, and the task, without which errors cannot be compared."""
@@ -40,11 +39,7 @@ def arm_of(recipe: Recipe, base: Recipe) -> Arm:
 
 
 def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
-    """A recipe with an arm's changes, at a minibatch and seed.
-
-    Raises:
-        ValueError: naming the cell, if no run can have it.
-    """
+    """A recipe with an arm's changes, at a minibatch and seed."""
     changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
     try:
         return recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))
@@ -54,9 +49,6 @@ def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
 
 def parse_arm(text: str) -> list[Arm]:
     """The arms of FIELD=VALUE,VALUE…: one for each value.
-
-    Raises:
-        ValueError: for another form, an unknown field or one that is no arm.
 
     >>> parse_arm("warmup=none,constant")
     [(('warmup', 'none'),), (('warmup', 'constant'),)]
@@ -101,23 +93,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """A recipe over minibatches and seeds, and arms at some of the minibatches.
+    """A recipe over minibatches and seeds, and arms at some of the minibatches."""
 
-    Args:
-        recipe: completed (samples and classes are known); its own minibatch and seed do not matter.
-        minibatches: the axis.
-        seeds: of each cell.
-        reference_seeds: of the reference's cell beside these: it is one side of every comparison.
-        arms: what each changes; at the minibatches `arms_at`.
-
-    Raises:
-        ValueError: for an empty or repeated axis, or an arm that no run can have.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # completed (samples and classes are known); its own minibatch and seed do not matter
     minibatches: tuple[int, ...]
     seeds: tuple[int, ...]
-    reference_seeds: tuple[int, ...] = ()
+    reference_seeds: tuple[int, ...] = ()  # of the reference's cell beside these: it is one side of every comparison
     arms: tuple[Arm, ...] = ()
     arms_at: tuple[int, ...] = ()
 
@@ -147,7 +128,6 @@ class SweepSpec:
                 yield Cell(arm, applied(self.recipe, arm, minibatch, seed))
 
     def to_toml(self) -> str:
-        """The text of sweep.toml."""
         arms = [label_of(arm) for arm in self.arms]
         axes = {"minibatches": self.minibatches, "seeds": self.seeds, "reference_seeds": self.reference_seeds}
         axes |= {"arms": arms, "arms_at": self.arms_at}
@@ -156,11 +136,7 @@ class SweepSpec:
 
     @classmethod
     def read(cls, folder: Path) -> SweepSpec:
-        """The spec in a sweep's folder.
-
-        Raises:
-            ValueError: naming the file and what is wrong in it.
-        """
+        """The spec in a sweep's folder."""
         path = folder / SPEC
         values = read_toml(path)
         try:
@@ -199,9 +175,6 @@ def spec_of(
         arms: FIELD=VALUE[,VALUE…], or "table" (the paper's T1 and T2a), "pitfalls", "none"; None is "table".
         arms_at: minibatches of the arms; None is 16 times the base where the axis has it, else its largest.
         reference_seeds: how many the reference has, from the first on; None is twice those of the others.
-
-    Raises:
-        ValueError: for what no sweep can have.
     """
     if len(seeds) < 1:
         raise ValueError(f"--seeds is {len(seeds)}; expected at least 1, and 5 for the paper's table")
@@ -246,8 +219,7 @@ def usual_reference_seeds(seeds: int, minibatches: Sequence[int]) -> int:
     return 2 * seeds if len(minibatches) > 1 else seeds
 
 
-OTHERS = ("arm", "curve")
-"""Names under which an arm is somebody else's text: a CSV's column, or its file."""
+OTHERS = ("arm", "curve")  # names under which an arm is somebody else's text: a CSV's column, or its file
 
 GROUPS = {
     "rate": "Warmup and rate",
@@ -284,12 +256,7 @@ KINDS = {
 
 
 def plain_name(arm: Arm, recipe: Recipe | None = None, minibatch: int | None = None) -> str:
-    """What an arm changes, in words.
-
-    Args:
-        recipe: the base, to say a rate as a multiple of its own.
-        minibatch: kn at which it was run, to say BatchNorm's n as a share of it.
-    """
+    """What an arm changes, in words; a rate as a multiple of the base recipe's, BatchNorm's n as a share of kn."""
     return ", ".join(_plain(name, value, recipe, minibatch) for name, value in arm) or "the recipe"
 
 

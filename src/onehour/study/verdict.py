@@ -18,19 +18,15 @@ ROUNDING = 1e-9  # points that floats may add to a difference, which matters whe
 
 State = Literal["within", "above", "beyond", "undecided", "broke", "no verdict"]
 
+OPEN: tuple[State, ...] = ("above", "undecided")
+
 
 @dataclass(frozen=True)
 class Sample:
-    """Final errors over seeds, as an entry of a table gives them (paper §5.1): mean ± std of n runs.
+    """Final errors over seeds, as an entry of a table gives them (paper §5.1): mean ± std (n − 1) of n runs, or nan.
 
-    Of a metric where higher is better they are its negatives (`Metric.cost`), so that more is always worse.
-
-    Args:
-        mean: in percent; nan for n = 0.
-        std: in points, with n − 1; nan for n < 2.
-        n: how many runs.
-        broke: how many of them broke; None where single runs are not known.
-        by_seed: each run's error, where every run has a seed of its own.
+    Of a metric where higher is better they are its negatives (`Metric.cost`), so that more is always worse. `broke`
+    is None where single runs are not known; `by_seed` holds errors where every run has a seed of its own.
     """
 
     mean: float
@@ -57,34 +53,25 @@ class Verdict:
     too few runs, or what it is compared with broke.
 
     It depends on these two samples alone, never on what else was run.
-
-    Args:
-        difference: mean error − the other's, in points; of the seeds that both have where it is paired.
-        lower, upper: the ends of its 90 % interval; each end errs with 5 %.
-        paired: whether it is of the same seeds' differences, else it is Welch's.
-        broke, n: how many runs broke, of how many; `broke` is None where that is not known.
-        more_seeds: of an open one: so many more would decide about the margin if means and stds stayed; None above 100.
-        why: there is no verdict.
-        metric: what the errors are.
-        digits: decimals of its numbers.
     """
 
     state: State
-    difference: float
-    lower: float = math.nan
+    difference: float  # mean error − the other's, in points; of the seeds that both have where it is paired
+    lower: float = math.nan  # the ends of its 90 % interval; each errs with 5 %
     upper: float = math.nan
-    paired: bool = False
-    broke: int | None = None
+    paired: bool = False  # whether it is of the same seeds' differences, else it is Welch's
+    broke: int | None = None  # how many runs broke, of n; None where that is not known
     n: int = 0
     more_seeds: int | None = None
-    why: str = ""
-    metric: Metric = TOP1_ERROR
-    digits: int = 2
+    """Of an open one: so many more would decide about the margin if means and stds stayed; None above 100."""
+    why: str = ""  # there is no verdict
+    metric: Metric = TOP1_ERROR  # what the errors are
+    digits: int = 2  # decimals of its numbers
 
     @property
     def open(self) -> bool:
         """Whether more seeds may decide about the margin."""
-        return self.state in ("above", "undecided")
+        return self.state in OPEN
 
     @property
     def found(self) -> str:
@@ -138,13 +125,12 @@ def judge(
         return Verdict("no verdict", sample.mean - other.mean, why=why, **runs)
     difference, lower, upper = interval(sample, other, paired=paired, error=ERROR / looks)
     state = _state(difference, lower, upper, margin)
-    more_seeds = None
-    if state in ("above", "undecided"):
-        for more in range(1, MOST + 1):
-            ends = interval(sample, other, paired=paired, error=ERROR / looks, more=more)
-            if _state(*ends, margin) in ("within", "beyond"):
-                more_seeds = more
-                break
+    later = (
+        more
+        for more in range(1, MOST + 1)
+        if _state(*interval(sample, other, paired=paired, error=ERROR / looks, more=more), margin) not in OPEN
+    )
+    more_seeds = next(later, None) if state in OPEN else None
     return Verdict(state, difference, lower, upper, paired, more_seeds=more_seeds, **runs)
 
 

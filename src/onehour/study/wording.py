@@ -67,7 +67,6 @@ def seconds_text(seconds: float) -> str:
 
 
 def joined(words: Sequence[str]) -> str:
-    """A list in a sentence."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -84,12 +83,7 @@ def short(text: str, most: int = 48) -> str:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of the verdict.
-
-    Args:
-        state: a verdict's; "" where it says nothing of the recipe.
-        seeds: of each cell, with which the study should be run again; 0 where nothing is to be run.
-    """
+    """A sentence of the verdict, and with how many seeds of each cell the study should be run again, if at all."""
 
     text: str
     state: str = ""
@@ -120,10 +114,12 @@ def headline(findings: Findings) -> list[Sentence]:
         return [Sentence(text, "broke")]
     sentences = []
     if held:
+        start, end = reference.mean_seconds, held[-1].mean_seconds
+        faster = f", and a run takes {seconds_text(end)} in place of {seconds_text(start)}" if end < start else ""
         largest = "" if failure else ", the largest tried,"
         text = f"Train at minibatch {multiple(findings, held[-1])}{largest} or below: up to there the"
         text += f" {metric.short} stays within {margin_text(findings)} of {own}’s {found}"
-        text += f"{_faster(reference, held[-1])}. None of the {held[-1].entry.n} runs there broke;"
+        text += f"{faster}. None of the {held[-1].entry.n} runs there broke;"
         text += f" {breaks(0, held[-1].entry.n)[1]} (95 % confidence)."
         sentences.append(Sentence(text, "within"))
     if failure is not None:
@@ -144,12 +140,6 @@ def broken_words(findings: Findings) -> str:
     if findings.metric != TOP1_ERROR:
         return "no better than before training"
     return f"more than {BROKEN * findings.margin:g} points above the reference’s median"
-
-
-def _faster(reference: Row, row: Row) -> str:
-    """What is won, where it is known."""
-    start, end = reference.mean_seconds, row.mean_seconds
-    return f", and a run takes {seconds_text(end)} in place of {seconds_text(start)}" if end < start else ""
 
 
 def _failure(findings: Findings, row: Row, stay: str) -> Sentence:

@@ -33,8 +33,7 @@ class Event:
     """A task that has ended, or none: a moment to look at the clock."""
 
     task: Task | None = None
-    alone: str | None = None
-    """Why its seeds were trained one by one; None where they were one network."""
+    alone: str | None = None  # why its seeds were trained one by one; None where they were one network
 
     running: tuple[Task, ...] = ()
 
@@ -42,19 +41,13 @@ class Event:
 def run_tasks(
     tasks: Sequence[Task], *, places: Sequence[dict[str, str]], execution: Execution, held: HeldFolder
 ) -> Iterator[Event]:
-    """Train the tasks, the next one wherever a process is free.
+    """Train the tasks, the next one wherever a process is free: an event for each that has ended, and others between.
+
+    Every process holds the sweep's folder until it has ended, whoever is killed. A ValueError for bad input in a task,
+    or a process that was killed: what has ended stays. A FolderLostError if the folder was moved or removed.
 
     Args:
         places: the environment of each process.
-        execution: of each run.
-        held: the sweep's folder, which every process holds until it has ended, whoever is killed.
-
-    Yields:
-        An event for every task that has ended, and others in between.
-
-    Raises:
-        ValueError: for bad input in a task, or a process that was killed; what has ended stays.
-        FolderLostError: if the sweep's folder was moved or removed.
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(tasks)
@@ -129,11 +122,8 @@ def work(
 ) -> None:
     """Receive tasks and answer each: ("done", why one by one or None), ("refused", message) or ("stopped", "").
 
-    Args:
-        parent: the process to work for; when it is gone, what is being trained is saved and this process ends.
-        held: the sweep's folder, locked until this process has ended, whoever is killed; no task begins elsewhere.
-        log: gets what the runs print.
-        environ: of this process, such as its GPU.
+    When the parent is gone, what is being trained is saved and this process ends. No task begins but in the folder that
+    is held. The log gets what the runs print.
     """
     os.environ.pop(SAFE_PATH, None)  # what the user's code starts is none of ours
     os.environ.update(environ)

@@ -34,13 +34,7 @@ TRIAL_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Work:
-    """What a sweep's folder holds and lacks.
-
-    Args:
-        cells: all that were asked for.
-        tasks: what is left, the longest first.
-        folder: of the sweep.
-    """
+    """What a sweep's folder holds and lacks: all cells that were asked for, and the tasks left, the longest first."""
 
     cells: tuple[Cell, ...]
     tasks: tuple[Task, ...]
@@ -53,13 +47,10 @@ class Work:
 
 
 def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = None) -> Work:
-    """Compare what is asked for with what the folder holds.
+    """Compare what is asked for with what the folder holds; a ValueError if that is something else.
 
     Args:
         together: seeds in one network; None picks, so that every job has something to do.
-
-    Raises:
-        ValueError: if the folder is another recipe's sweep, or holds something else.
     """
     if together is not None:
         positive_int("seeds_together", together)
@@ -90,19 +81,9 @@ def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = 
 def train_sweep(
     spec: SweepSpec, folder: Path, *, jobs: int, execution: Execution, together: int | None = None
 ) -> Iterator[tuple[Work, Event]]:
-    """Train what is left.
+    """Train what is left of a completed recipe's sweep: what there was to do, and each time what has happened.
 
-    Args:
-        spec: with a completed recipe.
-        jobs: processes that train.
-        execution: of each run: processes, device, threads.
-
-    Yields:
-        What there was to do, and what has happened.
-
-    Raises:
-        ValueError: for bad input; what has ended stays.
-        FolderLostError: if the folder was moved or removed.
+    A ValueError for bad input, a FolderLostError if the folder was moved or removed; what has ended stays.
     """
     for cell in spec.cells():
         place(cell.recipe.workers.workers, execution.processes)  # refuses more processes than workers

@@ -18,12 +18,7 @@ from onehour.messages import say
 
 @dataclass(frozen=True)
 class Task:
-    """Runs of one recipe and several seeds.
-
-    Args:
-        recipes: completed, alike but for the seed.
-        folders: of each run.
-    """
+    """Runs of completed recipes that are alike but for the seed, each in its folder."""
 
     recipes: tuple[Recipe, ...]
     folders: tuple[Path, ...]
@@ -37,15 +32,7 @@ class Task:
 def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
     """Train a task's runs to their ends; a run that diverges has come to its end too.
 
-    Args:
-        execution: processes, device and threads of each run.
-
-    Returns:
-        Why its seeds were trained one by one, where they were; None where they were one network.
-
-    Raises:
-        ValueError: for bad input.
-        StoppedError: when asked to stop; all is saved.
+    Returns why its seeds were trained one by one; None where they were one network. A StoppedError when asked to stop.
     """
     reason: str | None = "several processes"
     if execution.processes == 1:

@@ -74,9 +74,9 @@ class Console:
         samples = "images" if metrics.metrics is None else "samples"
         rate = f"  {images_per_second:8,.0f} {samples}/s" if images_per_second else ""
         if metrics.metrics is None:
-            found = f" train error {metrics.train_error:6.2f} %  validation error {metrics.top1_error:6.2f} %"
-            if metrics.ema_top1_error is not None:
-                found += f" averaged {metrics.ema_top1_error:6.2f} %"
+            found = f" train error {metrics.train_error:6.2f} %  validation error {metrics.error:6.2f} %"
+            if metrics.ema_error is not None:
+                found += f" averaged {metrics.ema_error:6.2f} %"
         else:
             loss = f" train loss {metrics.train_loss:<8.4g}" if metrics.iteration else f"{'':>12}untrained"
             found = f"{loss}  validation {_named(metrics.metrics)}"

@@ -160,24 +160,26 @@ class Metrics:
     train_loss: float
     train_error: float
     val_loss: float | None
-    top1_error: float
+    error: float
     skipped: int | None = None
     """Images that were replaced so far; only in runs that may."""
     ema_val_loss: float | None = None
-    ema_top1_error: float | None = None
+    ema_error: float | None = None
     """Of the averaged weights, in runs that keep them."""
     noise: list[list[float]] | None = None
     """(iteration, tr Σ, |G|²) of the points since the evaluation before, where some were measured."""
     train_metrics: dict[str, float] | None = None
     metrics: dict[str, float] | None = None
-    """Of a task of one's own: in place of `train_error` and `top1_error`, which are the first of them."""
+    """Of a task of one's own: in place of `train_error` and `error`, which are the first of them."""
     higher_is_better: tuple[str, ...] | None = None
     """Names of metrics where more is better; with the first line of a task of one's own."""
 
     def as_dict(self) -> dict[str, Any]:
         """The line, as JSON has it: what is not finite is null."""
-        losses = ("val_loss",) if self.ema_top1_error is None else ("val_loss", "ema_val_loss")
-        line = {name: value for name, value in asdict(self).items() if value is not None or name in losses}
+        losses = ("val_loss",) if self.ema_error is None else ("val_loss", "ema_val_loss")
+        keys = {"error": "top1_error", "ema_error": "ema_top1_error"}
+        found = ((keys.get(name, name), value) for name, value in asdict(self).items())
+        line = {key: value for key, value in found if value is not None or key in losses}
         if self.metrics is None:
             return line
         del line["train_error"], line["top1_error"]
@@ -216,11 +218,11 @@ def measured(
         train_loss=totals[0] / (last - first) if done else math.nan,
         train_error=error,
         val_loss=_finite(result.loss),
-        top1_error=result.top1_error,
+        error=result.error,
         skipped=skipped,
         noise=noise,
         ema_val_loss=None if averaged is None else _finite(averaged.loss),
-        ema_top1_error=None if averaged is None else averaged.top1_error,
+        ema_error=None if averaged is None else averaged.error,
         train_metrics=metrics if task.counts else None,
         metrics=result.metrics if task.counts else None,
         higher_is_better=task.higher_is_better if task.counts and not done else None,

@@ -204,6 +204,8 @@ def recalibrated(
     if images is None:
         most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
         images = recipe.recalibrate or max(1, most // n) * n
+    else:  # here, where they have the name that they were given by
+        whole_workers("--images", images, per_worker=recipe.per_worker, samples=opened.data.looks[0].samples)
     group, loaders = Group(device=opened.device), pick_loaders(Execution(), opened.data)
     with closing(
         Recalibration(

@@ -87,7 +87,7 @@ class Evaluation:
     """Of a task of one's own, the run's first."""
 
     @property
-    def top1_error(self) -> float:
+    def error(self) -> float:
         """Errors in percent of the samples; the run's metric where the task is one's own."""
         return next(iter(self.metrics.values())) if self.errors is None else 100 * self.errors / self.samples
 

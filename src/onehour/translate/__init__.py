@@ -9,8 +9,6 @@ from onehour.planner import Plan
 from onehour.translate.templates import ABOUT, OPEN, SHARED, TEMPLATES
 from onehour.translate.values import values_of
 
-__all__ = ["TOOLS", "translate"]
-
 TOOLS = tuple(TEMPLATES)
 
 

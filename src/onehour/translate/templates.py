@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ABOUT", "OPEN", "SHARED", "TEMPLATES"]
-
 ABOUT = """\
 # $name at minibatch $minibatch: $processes × $passes × $per_worker (processes, passes, images), $iterations updates.
 # Made by `onehour plan --as`; its rate is onehour's at every update. Model, images and augmentation stay yours."""

@@ -9,8 +9,6 @@ from typing import Any
 from onehour.config import ADAPTIVE, Recipe
 from onehour.planner import Plan
 
-__all__ = ["schedule_code", "values_of"]
-
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
 OPTIMIZERS |= {"nadam": "NAdam", "radam": "RAdam"}
 # Where timm's have other defaults than torch's.

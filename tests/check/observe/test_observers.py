@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from onehour.check.observe.backward import LOSSES, penalties
 from onehour.check.observe.digests import projections
-from onehour.check.observe.probes import character, replay
+from onehour.check.observe.optimizer import character, replay
 from onehour.check.tape import BackwardPass, BatchNormSizes, ModelSeen, OptimizerStep, Trouble
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from onehour.check.case import Case
-from onehour.check.judge import judge
+from onehour.check.pitfalls import judge
 from onehour.check.story import Story
 from onehour.check.tape import EvaluationEnded, Tape, ValueSeen
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from onehour.check.case import Base, Case
-from onehour.check.judge import judge
+from onehour.check.pitfalls import judge
 from onehour.check.pitfalls.gradient import factor, weights
 from onehour.check.story import Story
 from onehour.check.tape import (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from onehour.check.case import Case
-from onehour.check.judge import judge
+from onehour.check.pitfalls import judge
 from onehour.check.story import Story
 from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup, Tape
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from onehour.check.case import Case
-from onehour.check.judge import judge, not_judged
+from onehour.check.pitfalls import judge, not_judged
 from onehour.check.run.checking import check_script
 from onehour.check.run.forkserver import ForkServer
 from onehour.check.story import Story

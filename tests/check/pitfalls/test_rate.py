@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from onehour.check.case import Base, Case, RateSchedule
-from onehour.check.judge import judge, not_judged
-from onehour.check.pitfalls import rate, schedule
+from onehour.check.pitfalls import judge, not_judged, rate, schedule
 from onehour.check.story import Story
 from onehour.check.tape import (
     BackwardPass,

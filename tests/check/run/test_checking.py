@@ -14,8 +14,7 @@ import pytest
 import onehour.check as check
 from onehour.check.case import Base
 from onehour.check.run import checking
-from onehour.check.run.checking import check_script, wants_processes
-from onehour.check.run.command import Command
+from onehour.check.run.checking import Command, check_script, wants_processes
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.tape import Trouble
 

@@ -14,18 +14,13 @@ from onehour.check.observe.forward import Forwards
 from onehour.check.observe.group import Groups
 from onehour.check.observe.loader import Loaders
 from onehour.check.observe.optimizer import Optimizers
-from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.observe.scheduler import Schedulers
 from onehour.check.story import Story
 
 
 class Observers:
-    """Everything that watches a run.
-
-    Args:
-        recorder: takes what they see.
-        model, optimizer, scheduler: those to watch; None watches all.
-    """
+    """Everything that watches a run: this model, optimizer and scheduler, or all where they are None."""
 
     def __init__(
         self,
@@ -36,30 +31,24 @@ class Observers:
         scheduler: Any = None,
     ) -> None:
         self.recorder = recorder
-        self.patches = Patches()
         self.optimizers = Optimizers(recorder, optimizer)
-        self.backwards = Backwards(recorder, self.optimizers)
-        self.forwards = Forwards(recorder, self.optimizers, self.backwards, model)
         self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
         self.loaders = Loaders(recorder, self.evaluations)
+        self.backwards = Backwards(recorder, self.optimizers, self.loaders, self.evaluations)
+        self.forwards = Forwards(recorder, self.backwards, model)
         self.groups = Groups(recorder, self.forwards)
         self.schedulers = Schedulers(recorder, self.optimizers, scheduler)
 
     def install(self) -> None:
-        self.forwards.evaluations = self.evaluations
         self.forwards.on_evaluation = lambda: self.groups.look("evaluation")
-        if self.evaluations.read_variables:
-            self.backwards.on_evaluated = self.evaluations.lost
-        self.backwards.on_begin = self.loaders.trains_on
-        self.forwards.is_loading = lambda: self.loaders.loading
         self.optimizers.on_before = self.groups.steps
         self.optimizers.on_step = self.groups.stepped
-        first = (self.optimizers, self.backwards, self.forwards, self.loaders)
-        for observer in (*first, self.schedulers, self.groups, self.evaluations):
-            observer.install(self.patches)
+        watching = (self.optimizers, self.backwards, self.forwards, self.loaders, self.schedulers, self.groups)
+        for observer in watching:
+            observer.install(self.recorder.patches)
 
     def remove(self) -> None:
-        self.patches.undo()
+        self.recorder.patches.close()
 
     def conclude(self) -> None:
         """Write down what can only be said at the end: the models, and where the schedules lead."""

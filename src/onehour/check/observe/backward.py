@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import exponent
+from onehour.check.observe.loader import Loaders
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import called_directly, user_line
 from onehour.check.tape import BackwardPass, LossTerm
 
-NODES = 20_000
-"""Of a graph; what is larger is not searched further."""
+NODES = 20_000  # of a graph; what is larger is not searched further
 
 _SQUARES = ("PowBackward0", "MulBackward0", "SquareBackward0")
 _NORMS = ("LinalgVectorNormBackward0", "NormBackward0", "NormBackward1", "NormBackward2", "NormBackward3")
@@ -64,19 +65,19 @@ def penalties(root: Tensor) -> list[Penalty]:
         seen.add(node)
         name, behind = node.name(), [n for n, _ in node.next_functions if n is not None]
         leaves = [_leaf(n) for n in behind]
-        if name in _SQUARES or name in _NORMS:
-            square = name != "MulBackward0" or (len(leaves) == 2 and leaves[0] is leaves[1])
-            if name == "PowBackward0":
-                square = exponent(node) == 2
-            parameter = leaves[0] if leaves else None
-            if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
-                found[id(parameter)] = Penalty(node, parameter)
+        square = name in _SQUARES or name in _NORMS
+        if name == "MulBackward0":
+            square = len(leaves) == 2 and leaves[0] is leaves[1]
+        elif name == "PowBackward0":
+            square = exponent(node) == 2
+        parameter = leaves[0] if leaves else None
+        if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
+            found[id(parameter)] = Penalty(node, parameter)
         waiting += behind
     return list(found.values())
 
 
 def _leaf(node: Any) -> Tensor | None:
-    """The parameter behind a node, seen through changes of its form and type alone."""
     for _ in range(4):
         if node is None:
             return None
@@ -99,23 +100,17 @@ class Backwards:
 
     A hook on each loss's output learns with what factor the backward pass came to it, whatever the loop did to the
     loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
-
-    Args:
-        recorder: takes the backward passes.
-        optimizers: know the parameters that are looked at.
     """
 
-    def __init__(self, recorder: TapeRecorder, optimizers: Optimizers) -> None:
-        self.recorder, self.optimizers = recorder, optimizers
+    def __init__(
+        self, recorder: TapeRecorder, optimizers: Optimizers, loaders: Loaders, evaluations: Evaluations
+    ) -> None:
+        self.recorder, self.optimizers, self.loaders, self.evaluations = recorder, optimizers, loaders, evaluations
         self.inside = 0
         self.terms: list[LossTerm] = []
         self.scale = 1.0
-        self.samples: int | None = None
-        """Of the training pass before: the outermost module's first input."""
+        self.samples: int | None = None  # of the training pass before: the outermost module's first input
         self.content: list[float] | None = None
-        self.on_begin: Any = None
-        self.on_evaluated: Any = None
-        """Called with a mean loss that nobody trains on, and its count."""
 
     def install(self, patches: Patches) -> None:
         for name in LOSSES:
@@ -139,18 +134,17 @@ class Backwards:
 
     @quiet
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
-        if not torch.is_tensor(value) or not (value.requires_grad or self.on_evaluated is not None):
+        if not torch.is_tensor(value) or not (value.requires_grad or self.evaluations.read_variables):
             return
         reduction, count = "none", None
         if value.ndim == 0:
-            reduction = options.get("reduction", "mean")
-            reduction = {True: "mean", False: reduction}[options.get("size_average") is True]
+            reduction = "mean" if options.get("size_average") is True else options.get("reduction", "mean")
             if reduction not in ("mean", "sum"):
                 return
             count = _count(name, arguments, options)
         if not value.requires_grad:
             if reduction == "mean" and count:
-                self.on_evaluated(float(value), float(count))
+                self.evaluations.lost(float(value), float(count))
             return
         term = LossTerm(name, user_line(), reduction, count)
         value.register_hook(lambda gradient: self._reached(term, gradient))
@@ -187,8 +181,7 @@ class Backwards:
     def _begins(self, tensors: Any) -> tuple[dict[str, list[float]], list[Penalty]]:
         """The gradients that lie there, and the parameters whose squares or norms are in the loss."""
         self.terms = []
-        if self.on_begin is not None:
-            self.on_begin()
+        self.loaders.trains_on()
         if not self.recorder.attentive:
             return {}, []
         root = tensors if torch.is_tensor(tensors) else tensors[0]
@@ -221,17 +214,15 @@ class Backwards:
 
 def _count(name: str, arguments: Any, options: Any) -> float | None:
     """What a mean loss divides by: its labels, without the ignored ones, weighted if classes are."""
-    values = [*arguments, *options.values()]
-    target = arguments[1] if len(arguments) > 1 else options.get("target")
+    first, target, weight = (
+        arguments[place] if len(arguments) > place else options.get(key)
+        for place, key in enumerate(("input", "target", "weight"))
+    )
     if not torch.is_tensor(target):
         return None
     if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
         kept = target != options.get("ignore_index", -100)
-        weight = arguments[2] if len(arguments) > 2 else options.get("weight")
-        if weight is not None:
-            return float(weight[target[kept]].sum())
-        return int(kept.sum())
-    first = values[0]
+        return int(kept.sum()) if weight is None else float(weight[target[kept]].sum())
     if name == "cross_entropy":
         return first.numel() // first.shape[1] if first.ndim > 1 else 1
     if name == "kl_div" and options.get("reduction") == "batchmean":

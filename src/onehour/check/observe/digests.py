@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,26 +31,38 @@ def chosen_parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [trainable[i] for i in picks]
 
 
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor of a batch, wherever it lies in lists, tuples and dicts.
+
+    >>> first_tensor({"image": [torch.zeros(3, 1)]}).shape
+    torch.Size([3, 1])
+    """
+    if torch.is_tensor(values):
+        return values
+    if isinstance(values, dict):
+        values = list(values.values())
+    elif hasattr(values, "__dict__") and not isinstance(values, list | tuple):
+        values = list(vars(values).values())
+    if isinstance(values, list | tuple):
+        for value in values:
+            found = first_tensor(value)
+            if found is not None:
+                return found
+    return None
+
+
 def projections(tensors: Sequence[Tensor | None]) -> list[float]:
-    """Projections of each tensor onto fixed directions, in float64; None counts as zeros."""
-    return [number for tensor in tensors for number in _project(tensor)]
-
-
-def _project(tensor: Tensor | None) -> list[float]:
-    if tensor is None:
-        return [0.0] * PROJECTIONS
-    values = leading(tensor)
-    numbers = (_directions(values.numel()) @ values).tolist()
+    """Projections of each tensor onto fixed directions, in float64; None and what is not finite count as zeros."""
+    numbers: list[float] = []
+    for tensor in tensors:
+        values = leading(tensor) if tensor is not None else torch.zeros(0, dtype=torch.float64)
+        numbers += (_directions(values.numel()) @ values).tolist()
     return [number if math.isfinite(number) else 0.0 for number in numbers]
 
 
 @torch.no_grad()
 def folded(tensor: Tensor) -> list[float]:
-    """Projections of all of a tensor, or of this process's shard: every FOLD-th element is added first.
-
-    >>> folded(torch.ones(5000)) == [2 * number for number in folded(torch.ones(5000) / 2)]
-    True
-    """
+    """Projections of all of a tensor, or of this process's shard: every FOLD-th element is added first."""
     flat = _held(tensor).reshape(-1)
     rest = flat.numel() % FOLD
     sums = flat[: flat.numel() - rest].view(flat.numel() // FOLD, FOLD).sum(0, dtype=torch.float64)
@@ -98,11 +111,7 @@ def random_states() -> dict[str, str]:
 
 
 def fresh_seeds() -> None:
-    """Seeds as a new process has them: none that another has.
-
-    >>> fresh_seeds(); a = random.random(); fresh_seeds(); a == random.random()
-    False
-    """
+    """Seeds as a new process has them: none that another has."""
     random.seed()
     torch.default_generator.seed()
     if "numpy" in sys.modules:

@@ -15,34 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
+from onehour.check.observe.recorder import TapeRecorder, quiet
 from onehour.check.observe.source import is_users, quotients, user_frames
 from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
 
-LINES, CALLS = 80, 300_000
-"""Lines of the user's code that are read, and calls of anyone's that are waited through."""
+LINES, CALLS = 80, 300_000  # lines of the user's code that are read, and calls of anyone's that are waited through
 
 
 class VariableTracer:
     """Traces the user's functions; a debugger or a coverage tool that does the same is left alone.
 
-    Args:
-        tell: called with the name and value of each number that is new, and its file:line.
+    `tell` is called with the name and value of each number that is new, and its file:line.
     """
 
     def __init__(self, tell: Callable[[str, float, str], Any]) -> None:
         self.tell = tell
         self._known: dict[str, float] = {}
-        self._before: dict[CodeType, int] = {}
-        """The line that each function was at; what is new was set there."""
+        self._before: dict[CodeType, int] = {}  # the line that each function was at; what is new was set there
         self._lines = self._calls = 0
 
     def start(self, frames: list[FrameType]) -> None:
-        """Read on in these functions, and in those that are called from now on.
-
-        Args:
-            frames: what is known in them already is not told.
-        """
+        """Read on in these functions, whose present numbers are not told, and in those that are called from now on."""
         if sys.gettrace() is not None:
             return
         self._known = {}
@@ -95,14 +88,10 @@ def _numbers(frame: FrameType) -> dict[str, float]:
     """The numbers among a function's variables, and in its objects of the user's own classes."""
     found: dict[str, float] = {}
     for name, value in list(frame.f_locals.items())[:500]:
-        number = _number(value)
-        if number is not None:
-            found[f"{frame.f_code.co_name}:{name}"] = number
-        elif _is_users_object(value):
-            for key, inner in list(vars(value).items())[:50]:
-                number = _number(inner)
-                if number is not None:
-                    found[f"{frame.f_code.co_name}:{name}.{key}"] = number
+        inside = list(vars(value).items())[:50] if _is_users_object(value) else []
+        for place, each in ((name, value), *((f"{name}.{key}", inner) for key, inner in inside)):
+            if (number := _number(each)) is not None:
+                found[f"{frame.f_code.co_name}:{place}"] = number
     return found
 
 
@@ -121,39 +110,28 @@ def _is_users_object(value: Any) -> bool:
     return bool(path) and is_users(str(path))
 
 
-FRAMES = 3
-"""Of the user's functions around an evaluation whose variables are read."""
+FRAMES = 3  # of the user's functions around an evaluation whose variables are read
 
 
 class Evaluations:
-    """Watches passes over data that train nothing.
+    """Watches passes over data that train nothing, and the numbers that the loop makes of them.
 
-    Args:
-        recorder: takes the evaluations, and the numbers that the loop makes of them.
-        read_variables: whether to trace the user's functions for a few lines after each; debuggers do the same, so a
-            loop that is only watched is left alone.
+    With `read_variables` the user's functions are traced for a few lines after each; debuggers do the same, so a loop
+    that is only watched is left alone.
     """
 
     def __init__(self, recorder: TapeRecorder, *, read_variables: bool) -> None:
         self.recorder, self.read_variables = recorder, read_variables
-        self.right: list[list[bool]] = []
-        """Of each batch, whether each sample's prediction was."""
+        self.right: list[list[bool]] = []  # of each batch, whether each sample's prediction was
         self.losses: list[list[float]] = []
         """The mean losses that were computed, and the counts that they are means of."""
-        self.given, self.used = 0, False
-        """Batches, and whether a model was asked about one."""
+        self.given, self.used = 0, False  # batches, and whether a model was asked about one
         self.labels: deque[Tensor | None] = deque(maxlen=2)
         """Of batches that the model was not yet asked about; some loops hold the next one too."""
         self.tracer = VariableTracer(self._tell)
         self._last = False
-        self.patches = Patches()
         self._gathering = self._asked = False
-        self._pass = 0, 0
-        """The loader and the epoch of the pass that is evaluated."""
-
-    def install(self, patches: Patches) -> None:
-        """Know where to undo what is put in place later."""
-        self.patches = patches
+        self._pass = 0, 0  # the loader and the epoch of the pass that is evaluated
 
     def begins(self) -> None:
         """A pass over some data begins; the one before is over."""
@@ -168,13 +146,12 @@ class Evaluations:
         kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
         if kind is not None and not self._gathering:
             self._gathering = True
-            self.patches.around(kind, "gather_for_metrics", self._gathered)
+            self.recorder.patches.before(kind, "gather_for_metrics", self._gathered)
 
-    def _gathered(self, original: Any, *arguments: Any, **options: Any) -> Any:
+    def _gathered(self, *arguments: Any, **options: Any) -> None:
         if not self._asked and not self.recorder.finished:
             self._asked = True
             self.recorder.tape.add(MetricsGathered())
-        return original(*arguments, **options)
 
     @quiet
     def batch(self, batch: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from onehour.check.observe.backward import Backwards
-from onehour.check.observe.digests import projections
-from onehour.check.observe.evaluation import Evaluations
+from onehour.check.observe.digests import first_tensor, projections
 from onehour.check.observe.internals import BATCHNORM
-from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, quiet
 from onehour.check.tape import BatchNormSizes, ModelSeen
 
@@ -25,47 +22,29 @@ WRAPPER = re.compile(r"^(?:module\.)+|\b(?:_orig_mod|_fsdp_wrapped_module)\.")
 
 
 class Forwards:
-    """Watches the outermost modules that are called.
+    """Watches the outermost modules that are called, or `only` one model; tells `backwards` the samples of a pass."""
 
-    Args:
-        recorder: takes the models and n of their BatchNorms.
-        optimizers: know which parameters they train.
-        backwards: are told how many samples a pass had.
-        only: the model to watch, if it is known.
-    """
-
-    def __init__(
-        self, recorder: TapeRecorder, optimizers: Optimizers, backwards: Backwards, only: nn.Module | None = None
-    ) -> None:
-        self.recorder, self.optimizers, self.backwards = recorder, optimizers, backwards
+    def __init__(self, recorder: TapeRecorder, backwards: Backwards, only: nn.Module | None = None) -> None:
+        self.recorder, self.backwards, self.optimizers = recorder, backwards, backwards.optimizers
         # What is wrapped is evaluated without its wrapper, too.
         self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
         self.models: list[nn.Module] = []
-        self.evaluations: Evaluations | None = None
-        self.on_evaluation: Any = None
-        """Called when a model is used without training it."""
-        self.is_loading: Callable[[], bool] = lambda: False
+        self.on_evaluation: Any = None  # called when a model is used without training it
         self.sizes: dict[str, set[int]] = {}
-        self.handles: list[Any] = []
-        """Of hooks on each BatchNorm; they are there for the first updates."""
+        self.handles = Patches()  # hooks on each BatchNorm, which are there for the first updates
 
     def install(self, patches: Patches) -> None:
         if self.only is None:
-            patches.on_undo(register_module_forward_pre_hook(self._enter).remove)
-            patches.on_undo(register_module_forward_hook(self._leave, always_call=True).remove)
+            patches.callback(register_module_forward_pre_hook(self._enter).remove)
+            patches.callback(register_module_forward_hook(self._leave, always_call=True).remove)
             return
-        patches.on_undo(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
-        patches.on_undo(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
+        patches.callback(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
+        patches.callback(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
         for module in self.only.modules():
             if isinstance(module, BATCHNORM) and module is not self.only:
-                self.handles.append(module.register_forward_pre_hook(Hook(self._batchnorm)))
-        patches.on_undo(self._unhook)
-
-    def _unhook(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+                self.handles.callback(module.register_forward_pre_hook(Hook(self._batchnorm)).remove)
+        patches.callback(self.handles.close)
 
     @quiet
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -82,15 +61,15 @@ class Forwards:
         if torch.compiler.is_compiling():
             return
         self.depth = max(self.depth - 1, 0)
-        if self.depth == 0 and self.evaluations is not None and not _trains(module):
-            self.evaluations.said(output)
+        if self.depth == 0 and not _trains(module):
+            self.backwards.evaluations.said(output)
 
     def _outermost(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled() and self._learns(module):
             tensor = first_tensor(inputs)
             if tensor is not None and tensor.ndim:
                 self.backwards.samples = tensor.shape[0]
-                if self.recorder.cut and not self.is_loading() and not _carries(module, inputs):
+                if self.recorder.cut and not self.backwards.loaders.loading and not _carries(module, inputs):
                     self.backwards.content = projections([tensor.double()])
         if self.on_evaluation is not None and not _trains(module) and self._is_known(module):
             self.on_evaluation()
@@ -114,7 +93,7 @@ class Forwards:
         if torch.compiler.is_compiling():
             return
         if self.recorder.updates >= self.recorder.deep_updates:
-            self._unhook()
+            self.handles.close()
         elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
             self.sizes.setdefault(type(module).__name__, set()).add(int(n))
@@ -182,23 +161,3 @@ def _decays(optimizers: list[Optimizer]) -> dict[int, tuple[int, float]]:
         for p in group["params"]
         if p.requires_grad
     }
-
-
-def first_tensor(values: Any) -> Tensor | None:
-    """The first tensor of a batch, wherever it lies in lists, tuples and dicts.
-
-    >>> first_tensor({"image": [torch.zeros(3, 1)]}).shape
-    torch.Size([3, 1])
-    """
-    if torch.is_tensor(values):
-        return values
-    if isinstance(values, dict):
-        values = list(values.values())
-    elif hasattr(values, "__dict__") and not isinstance(values, list | tuple):
-        values = list(vars(values).values())
-    if isinstance(values, list | tuple):
-        for value in values:
-            found = first_tensor(value)
-            if found is not None:
-                return found
-    return None

@@ -28,8 +28,7 @@ from onehour.check.tape import (
     WeightsUpdated,
 )
 
-WEIGHTS, EACH = 8, 4096
-"""How many weights are compared before the first update, and how much of each."""
+WEIGHTS, EACH = 8, 4096  # how many weights are compared before the first update, and how much of each
 UPDATES, FEW, NUMBERS = 40, 4, 100_000_000
 """After which all weights are compared: of a large model or in a watched loop few."""
 
@@ -40,17 +39,11 @@ MARKS = ("is_expert", "expert", "is_sharded", "tensor_model_parallel", "_is_shar
 
 
 class Groups:
-    """Watches process groups, DistributedDataParallel, SyncBatchNorm, and the statistics that are evaluated or saved.
-
-    Args:
-        recorder: takes the groups, what is wrapped, initial weights and running statistics.
-        forwards: know the models.
-    """
+    """Watches process groups, DistributedDataParallel, SyncBatchNorm, and statistics that are evaluated or saved."""
 
     def __init__(self, recorder: TapeRecorder, forwards: Forwards) -> None:
         self.recorder, self.forwards = recorder, forwards
-        self.trained = False
-        """Whether the statistics have moved since they were last looked at."""
+        self.trained = False  # whether the statistics have moved since they were last looked at
         self.left: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         """Of each optimizer, how many of its steps are still to be compared in full."""
         self.before: dict[Optimizer, tuple[dict[str, Tensor], dict[str, list[float]]]] = {}
@@ -62,21 +55,17 @@ class Groups:
         patches.around(DistributedDataParallel, REFUSES_CPU, self._allow)
         patches.after(nn.SyncBatchNorm, "__init__", self._synced)
         patches.around(nn.SyncBatchNorm, "forward", self._forward)
-        patches.around(torch, "save", self._save)
+        patches.before(torch, "save", lambda *_, **__: self.look("save"))
 
-    def _join(self, original: Any, *arguments: Any, **options: Any) -> Any:
-        backend = arguments[0] if arguments else options.get("backend")
+    def _join(self, original: Any, backend: Any = None, *arguments: Any, **options: Any) -> Any:
         if self.recorder.cut and isinstance(backend, str) and "nccl" in backend and not torch.cuda.is_available():
-            if arguments:
-                arguments = ("gloo", *arguments[1:])
-            else:
-                options |= {"backend": "gloo"}
-        result = original(*arguments, **options)
-        self._joined(backend)
+            backend = "gloo"
+        result = original(backend, *arguments, **options)
+        self._joined()
         return result
 
     @quiet
-    def _joined(self, backend: Any) -> None:
+    def _joined(self) -> None:
         self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
         self.recorder.tape.add(GroupJoined(user_line(), dist.get_rank(), dist.get_world_size()))
 
@@ -105,10 +94,6 @@ class Groups:
         return F.batch_norm(
             values, module.running_mean, module.running_var, module.weight, module.bias, use_batch, share, module.eps
         )
-
-    def _save(self, original: Any, thing: Any, *arguments: Any, **options: Any) -> Any:
-        self.look("save")
-        return original(thing, *arguments, **options)
 
     @quiet
     def stepped(self, optimizer: Optimizer) -> None:
@@ -154,11 +139,7 @@ class Groups:
 
     @quiet
     def look(self, when: str) -> None:
-        """Write down the statistics that are evaluated or saved.
-
-        Args:
-            when: "evaluation" or "save".
-        """
+        """Write down the statistics that are evaluated or saved: `when` is "evaluation" or "save"."""
         if self.recorder.world > 1 and self.trained:
             means = self._statistics()
             if means is not None:

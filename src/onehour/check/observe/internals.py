@@ -9,8 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-BATCHNORM = _BatchNorm
-"""The class of every BatchNorm, SyncBatchNorm too."""
+BATCHNORM = _BatchNorm  # the class of every BatchNorm, SyncBatchNorm too
 REFUSES_CPU = "_passing_sync_batchnorm_handle"
 """DistributedDataParallel's method that refuses a SyncBatchNorm on a CPU."""
 
@@ -28,13 +27,7 @@ def renew(copied: DataLoader, fresh: DataLoader) -> None:
 
 
 def without_processes(loader: DataLoader) -> None:
-    """Take a copied loader's own processes away: its batches stay the same, and none of them waits.
-
-    >>> loader = DataLoader([0, 1, 2, 3], batch_size=2, num_workers=1)  # type: ignore[arg-type]
-    >>> without_processes(loader)
-    >>> [batch.tolist() for batch in loader]
-    [[0, 1], [2, 3]]
-    """
+    """Take a copied loader's own processes away: its batches stay the same, and none of them waits."""
     vars(loader).update(num_workers=0, timeout=0, prefetch_factor=None, persistent_workers=False, _iterator=None)
     vars(loader)["_DataLoader__multiprocessing_context"] = None
 
@@ -67,5 +60,4 @@ def step_unseen(optimizer: Optimizer) -> None:
 
 
 def exponent(node: Any) -> float:
-    """Of a power in the autograd graph."""
     return float(getattr(node, "_saved_exponent", 0))

@@ -6,11 +6,13 @@ are taken, what lies between is left out. `len()` stays true, and an `enumerate`
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import weakref
 from array import array
 from base64 import b64encode
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
@@ -20,9 +22,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from onehour.check.observe.digests import looks, projections, random_states, seeded
+from onehour.check.observe import source
+from onehour.check.observe.digests import first_tensor, looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
-from onehour.check.observe.forward import first_tensor
 from onehour.check.observe.internals import hand_over, renew, without_processes
 from onehour.check.observe.passes import (
     MOST_UPDATES,
@@ -36,35 +38,17 @@ from onehour.check.observe.passes import (
     length_of,
 )
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
-from onehour.check.observe.source import (
-    by_hand,
-    called_directly,
-    maker_line,
-    planned_epochs,
-    trainer_epochs,
-    user_frames,
-    user_line,
-    walked_by_hand,
-)
 from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
 
-END_BATCHES = 16
-"""At the ends of epochs whose losses are recorded in a loop that is only watched."""
-RANDOM_BATCHES = 4
-"""Before which the generators' states are compared between processes."""
-LOOKED_AT = 4
-"""Batches of the first two epochs whose samples are compared."""
+END_BATCHES = 16  # at the ends of epochs whose losses are recorded in a loop that is only watched
+RANDOM_BATCHES = 4  # before which the generators' states are compared between processes
+LOOKED_AT = 4  # batches of the first two epochs whose samples are compared
 
 
 class Loaders:
-    """Watches every DataLoader.
+    """Watches every DataLoader; `evaluations` are told of each batch of an evaluation, and of its end."""
 
-    Args:
-        recorder: takes the loaders, their epochs and batches.
-        evaluations: are told of each batch of an evaluation, and of its end.
-    """
-
-    def __init__(self, recorder: TapeRecorder, evaluations: Evaluations | None = None) -> None:
+    def __init__(self, recorder: TapeRecorder, evaluations: Evaluations) -> None:
         self.recorder, self.evaluations = recorder, evaluations
         self.numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.kinds: list[tuple[Any, Any, Callable[[], Any]]] = []
@@ -73,20 +57,15 @@ class Loaders:
         self.first: dict[int, tuple[Callable[[], Any], str | None]] = {}
         """Each data set, by its id, and where its first loader was made."""
         self.clones: WeakKeyDictionary[DataLoader, DataLoader] = WeakKeyDictionary()
-        self.passes: dict[int, int] = {}
-        self.trained: dict[int, int] = {}
-        """Passes over each loader that trained something."""
-        self.open: list[Pass] = []
-        """Passes that are under way; an evaluation may come in the middle of an epoch."""
-        self.on_pass: Any = None
-        """Called before a pass begins, with the loader's number; may end the run."""
-        self.on_made: Any = None
+        self.passes: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+        self.trained: Counter[int] = Counter()  # passes over each loader that trained something
+        self.open: list[Pass] = []  # passes that are under way; an evaluation may come in the middle of an epoch
 
     def install(self, patches: Patches) -> None:
         patches.after(DataLoader, "__init__", self._was_made)
         patches.around(DataLoader, "__iter__", self._iter)
         patches.around(DistributedSampler, "__iter__", self._walk)
-        patches.on_undo(self._hand_over)
+        patches.callback(self._hand_over)
 
     def _hand_over(self) -> None:
         """Processes that persist go on with the loaders that they were made for."""
@@ -95,14 +74,13 @@ class Loaders:
 
     @quiet
     def _was_made(self, loader: DataLoader, *arguments: Any, **options: Any) -> None:
-        self.made[loader] = place = maker_line(loader)
+        self.made[loader] = place = source.maker_line(loader)
         if self.recorder.cut:
             # Libraries make loaders of the user's: the first of a data set's is the user's own.
             if loader.dataset is not self.first.get(id(loader.dataset), (object,))[0]():
                 self.first[id(loader.dataset)] = _weakly(loader.dataset), place
-            self.made[loader] = place if called_directly() else self.first[id(loader.dataset)][1]
-        if self.on_made is not None:
-            self.on_made()
+            self.made[loader] = place if source.called_directly() else self.first[id(loader.dataset)][1]
+        self.recorder.on_made()
 
     def _iter(self, original: Any, loader: DataLoader) -> Any:
         if self.recorder.finished or loader in self.clones.values():
@@ -122,14 +100,10 @@ class Loaders:
         number = self._number(loader)
         if number not in self.passes:
             self._describe(loader, number)
-        if self.on_pass is not None:
-            self.on_pass(number)
-        if self.evaluations is not None:
-            self.evaluations.begins()
-        self.passes[number] = self.passes.get(number, -1) + 1
-        opened = Pass(number, self.passes[number], length_of(loader), self._clone(loader))
-        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
-        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames())
+        self.recorder.on_pass(number)
+        self.evaluations.begins()
+        opened = Pass(self.recorder, number, next(self.passes[number]), length_of(loader), self._clone(loader))
+        opened.planned = source.trainer_epochs(sys._getframe()) or source.planned_epochs(source.user_frames())
         if isinstance(opened.sampler, EnumeratedSampler):
             opened.sampler.drawn = lambda order: self._began(opened, order)
             opened.sampler.choose = lambda order, at: self._choose(opened, at)
@@ -158,7 +132,7 @@ class Loaders:
 
     def _walk(self, original: Any, sampler: DistributedSampler[Any]) -> Iterator[int]:
         indices = original(sampler)
-        if not self.recorder.finished and walked_by_hand(sys._getframe(2)):
+        if not self.recorder.finished and source.walked_by_hand(sys._getframe(2)):
             indices = iter(order := list(indices))
             self._walked(sampler, order)
         return indices
@@ -167,14 +141,13 @@ class Loaders:
     def _walked(self, sampler: DistributedSampler[Any], order: list[int]) -> None:
         """The user's own code takes the indices, and loads the samples itself."""
         self.settle()
+        walked: DataLoader[Any] = DataLoader(sampler.dataset, sampler=sampler)  # type: ignore[arg-type]
         if sampler not in self.numbers:
             self.numbers[sampler] = len(self.kinds)
             self.kinds.append((None, None, _weakly(sampler)))
-            self._describe(DataLoader(sampler.dataset, sampler=sampler), self.numbers[sampler])  # type: ignore[arg-type]
+            self._describe(walked, self.numbers[sampler])
         number = self.numbers[sampler]
-        self.passes[number] = self.passes.get(number, -1) + 1
-        opened = Pass(number, self.passes[number], None, DataLoader(sampler.dataset, sampler=sampler))  # type: ignore[arg-type]
-        opened.updates_before, opened.backwards_before = self.recorder.updates, self.recorder.backwards
+        opened = Pass(self.recorder, number, next(self.passes[number]), None, walked)
         opened.ended = True
         self._began(opened, order)
 
@@ -224,7 +197,7 @@ class Loaders:
         """The sampler was enumerated, or cannot be."""
         known = self._order(opened, order) if order is not None else None
         self.open.append(opened)
-        place = user_line()
+        place = source.user_line()
         self.recorder.tape.add(EpochBegan(place, opened.loader, opened.number, opened.batches, opened.planned, known))
 
     def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:
@@ -267,7 +240,7 @@ class Loaders:
             content = projections([tensor.double()]) if tensor is not None and not indexed else None
             given = replace(given, random=before, drew=drew, content=content)
         self.recorder.tape.add(given)
-        if self.evaluations is not None and not self._trains(opened):
+        if not opened.trains:
             self.evaluations.batch(batch)
             if opened.next_index == opened.batches:
                 self.evaluations.last(opened.loader, opened.number)
@@ -277,7 +250,7 @@ class Loaders:
         """A pass has no more batches; the loop may still hold the last one."""
         self._gone_on(opened)
         opened.ended = True
-        if self.evaluations is not None and not self._trains(opened):
+        if not opened.trains:
             self.evaluations.last(opened.loader, opened.number)
 
     @quiet
@@ -291,8 +264,8 @@ class Loaders:
     @quiet
     def trains_on(self) -> None:
         """A backward pass begins: a pass whose batches a model only evaluated is over, and this is none of its own."""
-        if self.evaluations is not None and self.evaluations.used:
-            for opened in [opened for opened in self.open if opened.ended and not self._trains(opened)]:
+        if self.evaluations.used:
+            for opened in [opened for opened in self.open if opened.ended and not opened.trains]:
                 self._finish(opened)
 
     @property
@@ -313,18 +286,14 @@ class Loaders:
     def _finish(self, opened: Pass) -> None:
         self._close(opened)
         opened.look()
-        trained = self._trains(opened)
-        if trained:
-            self.trained[opened.loader] = self.trained.get(opened.loader, 0) + 1
+        if trained := opened.trains:
+            self.trained[opened.loader] += 1
         followed = opened.followed is not False
         self.recorder.tape.add(
             EpochEnded(None, opened.loader, opened.number, opened.cut, followed, trained, opened.taken)
         )
-        if self.evaluations is not None and not trained:
+        if not trained:
             self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
-
-    def _trains(self, opened: Pass) -> bool:
-        return self.recorder.backwards > opened.backwards_before
 
     def _choose(self, opened: Pass, at: int) -> int:
         """The index of the batch that follows: the next, or where a cut pass goes on."""
@@ -334,7 +303,7 @@ class Loaders:
             total=opened.batches,
             at=at,
             taken=opened.taken,
-            updates=self.recorder.updates - opened.updates_before if self._trains(opened) else None,
+            updates=self.recorder.updates - opened.updates_before if opened.trains else None,
             seconds=time.process_time() - opened.started,
             left=MOST_UPDATES - self.recorder.updates,
         )
@@ -346,12 +315,9 @@ class Loaders:
 
     def over(self, opened: Pass) -> bool:
         """Whether a pass without a sampler, of an IterableDataset, ends here."""
-        if (
-            not self.recorder.cut
-            or isinstance(opened.sampler, EnumeratedSampler)
-            or opened.by_hand
-            or self.recorder.finished
-        ):
+        if not self.recorder.cut or self.recorder.finished:
+            return False
+        if isinstance(opened.sampler, EnumeratedSampler) or opened.by_hand:
             return False
         long = opened.taken >= WHOLE and time.process_time() - opened.started > UNCUT_SECONDS
         opened.cut = opened.cut or long
@@ -378,7 +344,7 @@ class _Iterator:
     def __next__(self) -> Any:
         opened = self._opened
         if self._loaders.recorder.cut and not opened.by_hand:
-            opened.by_hand = by_hand(sys._getframe(1))
+            opened.by_hand = source.by_hand(sys._getframe(1))
         try:
             if self._done or self._loaders.over(opened):
                 raise StopIteration

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -13,11 +18,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import unserializable_hook
 
 from onehour.check.observe.digests import chosen_parameters, leading, projections
-from onehour.check.observe.probes import character, replay, state_of
+from onehour.check.observe.internals import step_unseen
 from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
 from onehour.check.observe.source import maker_line, user_line
 from onehour.check.story import ratio
 from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup
+from onehour.rules.momentum import momentum_form, velocity_inside
+from onehour.rules.probe import is_adaptive
 
 
 @dataclass(frozen=True)
@@ -42,22 +49,12 @@ class _Watched:
         self.left: list[dict[str, Any]] = []
         self.rates: list[float] = []
         self.before: _Before | None = None
-        self.handles: list[Any] = []
+        self.hooks = Patches()
         self.described = False
-
-    def unhook(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
 
 
 class Optimizers:
-    """Watches the steps of every optimizer, or of one.
-
-    Args:
-        recorder: takes the optimizers and their steps.
-        only: the one optimizer to watch, if it is known.
-    """
+    """Watches the steps of every optimizer, or of `only` one."""
 
     def __init__(self, recorder: TapeRecorder, only: Optimizer | None = None) -> None:
         self.recorder, self.only = recorder, only
@@ -65,45 +62,29 @@ class Optimizers:
         self.made: WeakKeyDictionary[Optimizer, str | None] = WeakKeyDictionary()
         self.watched: dict[Optimizer, _Watched] = {}
         """They stay until the run was judged: a loop may drop its optimizer before its model."""
-        self.others: WeakSet[Optimizer] = WeakSet()
-        """Those that step, and are not the one to watch."""
+        self.others: WeakSet[Optimizer] = WeakSet()  # those that step, and are not the one to watch
         self.stepping: list[Optimizer] = []
         """Whose steps are under way: a step may call that of its base class, or another optimizer's."""
         self.round: set[int] = set()
         """Which have stepped since an update was counted last: several that take turns make one update."""
         self.probing = False
-        self.on_made: Any = None
         self.on_before: Any = None
-        self.on_step: Any = None
-        """Called before and after each step, with the optimizer."""
+        self.on_step: Any = None  # called before and after each step, with the optimizer
 
     def install(self, patches: Patches) -> None:
-        patches.on_undo(register_optimizer_step_pre_hook(self._before).remove)
-        patches.on_undo(register_optimizer_step_post_hook(self._after).remove)
+        patches.callback(register_optimizer_step_pre_hook(self._before).remove)
+        patches.callback(register_optimizer_step_post_hook(self._after).remove)
         patches.after(Optimizer, "__init__", self._was_made)
-        clip = torch.nn.utils.clip_grad
-        for name in ("clip_grad_norm_", "clip_grad_value_"):
-            original = getattr(clip, name)
-
-            def clipping(*arguments: Any, _original: Any = original, **options: Any) -> Any:
-                self._clipping()
-                return _original(*arguments, **options)
-
-            patches.put(clip, name, clipping)
-            patches.put(torch.nn.utils, name, clipping)
-        patches.on_undo(self._unhook)
+        for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
+            for name in ("clip_grad_norm_", "clip_grad_value_"):
+                patches.before(owner, name, self._clipping)
         if self.only is not None:
             self._watch(self.only)
-
-    def _unhook(self) -> None:
-        for watched in self.watched.values():
-            watched.unhook()
 
     @quiet
     def _was_made(self, optimizer: Optimizer, *arguments: Any, **options: Any) -> None:
         self.made[optimizer] = maker_line(optimizer)
-        if self.on_made is not None:
-            self.on_made()
+        self.recorder.on_made()
         if self.only is None:
             self._watch(optimizer)
 
@@ -111,9 +92,10 @@ class Optimizers:
         watched = self.watched.get(optimizer)
         if watched is None:
             watched = self.watched[optimizer] = _Watched(optimizer, self.numbers.of(optimizer))
+            self.recorder.patches.callback(watched.hooks.close)
             watched.local = projections([None] * len(watched.parameters))
             for index, parameter in enumerate(watched.parameters):
-                watched.handles.append(parameter.register_hook(self._gradient_of(watched, index)))
+                watched.hooks.callback(parameter.register_hook(self._gradient_of(watched, index)).remove)
         return watched
 
     def _gradient_of(self, watched: _Watched, index: int) -> Any:
@@ -135,7 +117,7 @@ class Optimizers:
         return watched.steps < self.recorder.deep_updates
 
     @quiet
-    def _clipping(self) -> None:
+    def _clipping(self, *arguments: Any, **options: Any) -> None:
         for watched in self.watched.values():
             if self.deep(watched) and watched.clipped is None:
                 watched.clipped = projections([p.grad for p in watched.parameters])
@@ -192,6 +174,7 @@ class Optimizers:
             self.probing = False
         if self.on_step is not None:
             self.on_step(optimizer)
+        self.recorder.on_step()
 
     def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
         watched = self._watch(optimizer)
@@ -210,7 +193,7 @@ class Optimizers:
             self.round.clear()
         self.round.add(watched.number)
         if not self.deep(watched):
-            watched.unhook()
+            watched.hooks.close()
             watched.before, watched.left = None, []
         self.recorder.tape.add(step)
 
@@ -281,3 +264,110 @@ def _kept(left: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, fl
         if rest < 1e-3:
             scaled[key] = c
     return scaled
+
+
+RATE = 1e-2
+
+
+def character(optimizer: Optimizer) -> dict[str, Any]:
+    """What kind of optimizer it is; a key is None where the copy could not be stepped.
+
+    Returns:
+        form: "outside" or "inside": where the velocity keeps the rate (Remark 2).
+        velocity: names of the state tensors that hold the rate.
+        adaptive: whether a larger gradient makes no larger step, as in Adam.
+        decay: for each group with weight decay, how much a weight of 1 shrinks in a step at the group's rate, or at
+            its initial one if a warmup lies below it, and at twice that rate, the initial rate doubled too.
+    """
+    found: dict[str, Any] = {"form": None, "velocity": [], "adaptive": None, "decay": []}
+    looks = {"form": momentum_form, "adaptive": is_adaptive, "decay": _decay, "velocity": _velocity}
+    for key, look in looks.items():
+        # Any optimizer may refuse to be stepped so; then nothing is claimed of it.
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            found[key] = look(optimizer)
+    return found
+
+
+def _velocity(optimizer: Optimizer) -> list[str]:
+    return sorted(velocity_inside(optimizer))
+
+
+def _decay(optimizer: Optimizer) -> list[list[float]]:
+    pairs = []
+    for group in optimizer.param_groups:
+        if not group.get("weight_decay") or not group["params"]:
+            continue
+        shrunk = []
+        rate = max(float(group.get("lr", 0.0)), float(group.get("initial_lr", 0.0))) or RATE
+        for factor in (1.0, 2.0):
+            copied, (parameter,) = _copied(optimizer, [group], [torch.ones(1)], factor)
+            if "lr" in group:
+                copied.param_groups[0]["lr"] = rate * factor
+            parameter.grad = torch.zeros_like(parameter)
+            step_unseen(copied)
+            shrunk.append(1 - float(parameter.detach()[0]))
+        pairs.append(shrunk)
+    return pairs
+
+
+def replay(
+    optimizer: Optimizer,
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    owners: Sequence[dict[str, Any]],
+) -> list[Tensor]:
+    """How far a step moves each weight, computed by a copy of the optimizer in float64.
+
+    Args:
+        weights, gradients: flat float64 tensors of equal shapes, pairwise.
+        states: the optimizer's state of each weight before the step, its tensors in the same shape.
+        owners: the parameter group of each weight.
+    """
+    copied, parameters = _copied(optimizer, owners, weights)
+    for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
+        parameter.grad = gradient.clone()
+        if state:
+            copied.state[parameter] = {key: copy.deepcopy(value) for key, value in state.items()}
+    step_unseen(copied)
+    return [p.detach() - w for p, w in zip(parameters, weights, strict=True)]
+
+
+def state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """The optimizer's state of a parameter, tensors of its shape as `leading` has them."""
+    state = {}
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if torch.is_tensor(value) and value.shape == parameter.shape and value.is_floating_point():
+            state[key] = leading(value)
+        else:
+            state[key] = value.detach().cpu().clone() if torch.is_tensor(value) else copy.copy(value)
+    return state
+
+
+def _copied(
+    optimizer: Optimizer, groups: Sequence[dict[str, Any]], weights: Sequence[Tensor], rate_factor: float = 1.0
+) -> tuple[Optimizer, list[torch.nn.Parameter]]:
+    """An optimizer of the same class without state, with a group of the settings of each and one weight in float64."""
+    copied = object.__new__(type(optimizer))
+    for name, value in vars(optimizer).items():
+        copied.__dict__[name] = copy.copy(value) if isinstance(value, list | dict | set) else value
+        if "lr" in name and isinstance(value, float):
+            copied.__dict__[name] = value * rate_factor
+    for name in ("grad_scale", "found_inf"):  # of a fused step, which the copy's is not
+        copied.__dict__.pop(name, None)
+    copied.state = defaultdict(dict)
+    copied.param_groups, parameters = [], [torch.nn.Parameter(weight.clone().double()) for weight in weights]
+    for group, parameter in zip(groups, parameters, strict=True):
+        own = {key: _scaled(key, value, rate_factor) for key, value in group.items()}
+        own |= {key: False for key in ("fused", "foreach", "capturable", "differentiable") if key in own}
+        copied.param_groups.append(own | {"params": [parameter]})
+    return copied, parameters
+
+
+def _scaled(key: str, value: Any, factor: float) -> Any:
+    if "lr" not in key:
+        return value
+    if torch.is_tensor(value):
+        return value.detach().cpu().clone() * factor
+    return value * factor if isinstance(value, float) else value

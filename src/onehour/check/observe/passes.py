@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from onehour.check.observe.recorder import TapeRecorder
+
 _COUNTED = builtins.enumerate
 
 
@@ -48,25 +50,20 @@ def following_enumerate(iterable: Any, start: int = 0) -> Any:
     return _FollowingEnumerate(iterable, start)
 
 
-INDICES = 20_000_000
-"""Of a sampler without a length; one that has more may be endless."""
+INDICES = 20_000_000  # of a sampler without a length; one that has more may be endless
 
 
 class EnumeratedSampler:
-    """The batches of indices that a sampler gives, drawn all at once as the first is asked for.
+    """The batches of indices, or the indices, that a sampler gives, drawn all at once as the first is asked for.
 
     Nothing else draws random numbers in between, so that the order is the one that the loop would have had.
-
-    Args:
-        sampler: gives batches of indices, or indices.
     """
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
         self.drawn: Callable[[list[Any] | None], Any] = lambda order: None
         """Told the whole order, or None if it has no end."""
-        self.choose: Callable[[list[Any], int], int] = lambda order, at: at
-        """Which batch comes after so many."""
+        self.choose: Callable[[list[Any], int], int] = lambda order, at: at  # which batch comes after so many
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self.sampler)
@@ -107,40 +104,32 @@ def enumerated(loader: DataLoader) -> DataLoader:
 
 
 def length_of(thing: Any) -> int | None:
-    """Its length, if it has one."""
     try:
         return len(thing)
     except (TypeError, NotImplementedError):  # users' samplers and data sets say it in either way
         return None
 
 
-WHOLE = 48
-"""Batches of a pass that is never cut."""
-UNCUT_SECONDS = 3.0
-"""A longer pass is not cut either if it ends within this time of the CPU."""
+WHOLE = 48  # batches of a pass that is never cut
+UNCUT_SECONDS = 3.0  # a longer pass is not cut either if it ends within this time of the CPU
 HEAD_UPDATES, HEAD_BATCHES, EVALUATION_BATCHES = 4, 32, 4
 MOST_UPDATES, SPARE = 300, 32
 """Updates after which a run is stopped, and how many of them a pass leaves for the ends of the next one."""
 
 
 class Pass:
-    """One pass over a loader.
+    """A pass over a loader, by both numbers, of as many batches as the loader knows of; `clone` is iterated."""
 
-    Args:
-        loader, number: which loader's, and which of its passes.
-        batches: of the loader, if it knows.
-        clone: the copy that is iterated.
-    """
-
-    def __init__(self, loader: int, number: int, batches: int | None, clone: DataLoader) -> None:
-        self.loader, self.number, self.batches = loader, number, batches
+    def __init__(
+        self, recorder: TapeRecorder, loader: int, number: int, batches: int | None, clone: DataLoader
+    ) -> None:
+        self.recorder, self.loader, self.number, self.batches = recorder, loader, number, batches
         self.clone: Any = clone
         self.samples = None if isinstance(clone.dataset, IterableDataset) else length_of(clone.dataset)
         self.sampler: Any = clone.sampler if clone.batch_sampler is None else clone.batch_sampler
         self.taken = 0
         self.next_index = 0
-        self.updates_before = 0
-        self.backwards_before = 0
+        self.updates_before, self.backwards_before = recorder.updates, recorder.backwards
         self.started = time.process_time()
         self.cut = False
         self.left_out = 0
@@ -154,6 +143,11 @@ class Pass:
     def done(self) -> bool:
         """Whether all its batches were taken."""
         return self.ended or self.next_index == self.batches
+
+    @property
+    def trains(self) -> bool:
+        """Whether there was a backward pass since it began."""
+        return self.recorder.backwards > self.backwards_before
 
     @property
     def told(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,21 +13,22 @@ from onehour.check.tape import Tape, Trouble
 
 
 class TapeRecorder:
-    """The state of one observed run.
+    """The state of one observed run: the first `deep_updates` of each optimizer are looked at in full.
 
-    Args:
-        deep_updates: updates of each optimizer whose gradients, weights and state are looked at.
-        cut: whether long passes may be cut short; a script is run for its evidence alone, a watched loop for itself.
+    With `cut` long passes may be cut short: a script is run for its evidence alone, a watched loop for itself.
     """
 
     def __init__(self, *, deep_updates: int, cut: bool) -> None:
-        self.tape = Tape()
+        self.tape, self.patches = Tape(), Patches()
         self.deep_updates, self.cut = deep_updates, cut
         self.finished = False
         self.near_an_end = False
         self.updates = 0
         self.backwards = 0
         self.rank, self.world = 0, 1
+        self.on_made: Callable[[], object] = lambda: None  # called when an optimizer or a loader was made,
+        self.on_pass: Callable[[int], object] = lambda loader: None  # before a pass over the loader of this number,
+        self.on_step: Callable[[], object] = lambda: None  # and after a step; the last two may end the run
 
     @property
     def attentive(self) -> bool:
@@ -42,12 +45,11 @@ class Numbering:
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self._next = 0
+        self._numbers = itertools.count()
 
     def of(self, thing: Any) -> int:
         if thing not in self._known:
-            self._known[thing] = self._next
-            self._next += 1
+            self._known[thing] = next(self._numbers)
         return self._known[thing]
 
 
@@ -84,11 +86,8 @@ def _nothing(*arguments: Any) -> None:
     """What a copied hook does."""
 
 
-class Patches:
-    """Attributes that were replaced, and what stood there."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], Any]] = []
+class Patches(ExitStack):
+    """Attributes that were replaced, and hooks: `close` takes all away, the newest first."""
 
     def around(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         """Call `observer(original, *arguments)` in place of `owner.name(*arguments)`."""
@@ -99,6 +98,15 @@ class Patches:
             return observer(original, *arguments, **options)
 
         self.put(owner, name, wrapper)
+
+    def before(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        """Call `observer(*arguments)` before `owner.name(*arguments)`."""
+
+        def both(original: Any, *arguments: Any, **options: Any) -> Any:
+            observer(*arguments, **options)
+            return original(*arguments, **options)
+
+        self.around(owner, name, both)
 
     def after(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         """Call `observer(*arguments)` after `owner.name(*arguments)`."""
@@ -111,23 +119,8 @@ class Patches:
         self.around(owner, name, both)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
-        known = name in vars(owner)
-        original = vars(owner).get(name)
+        if name in vars(owner):
+            self.callback(setattr, owner, name, vars(owner)[name])
+        else:
+            self.callback(delattr, owner, name)
         setattr(owner, name, value)
-
-        def undo() -> None:
-            if known:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
-
-        self._undo.append(undo)
-
-    def on_undo(self, action: Callable[[], Any]) -> None:
-        """Something else to take away: a hook's handle's `remove`."""
-        self._undo.append(action)
-
-    def undo(self) -> None:
-        """Take all away, the newest first."""
-        while self._undo:
-            self._undo.pop()()

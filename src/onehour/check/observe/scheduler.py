@@ -18,31 +18,21 @@ from onehour.check.observe.source import maker_line, user_line
 from onehour.check.tape import SchedulerCurve, SchedulerMade, SchedulerStep
 from onehour.rules.probe import unwrapped
 
-STEPS = 1_000_000
-"""Of a copy that is run to the end."""
+STEPS = 1_000_000  # of a copy that is run to the end
 
 
 class Schedulers:
-    """Watches every scheduler that follows torch's `LRScheduler`.
-
-    Args:
-        recorder: takes the schedulers, their steps and curves.
-        optimizers: number the optimizers.
-        only: the scheduler to watch where it was made before.
-    """
+    """Watches every scheduler that follows torch's `LRScheduler`, and the `only` one that was made before."""
 
     def __init__(self, recorder: TapeRecorder, optimizers: Optimizers, only: Any = None) -> None:
         self.recorder, self.optimizers, self.only = recorder, optimizers, only
         self.numbers = Numbering()
         self.copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self.patches = Patches()
         self.depth = 0
-        self.parts: set[int] = set()
-        """Schedulers that another one steps."""
+        self.parts: set[int] = set()  # schedulers that another one steps
 
     def install(self, patches: Patches) -> None:
         """Stand before the constructors and steps of all classes, those to come too."""
-        self.patches = patches
         for kind in {LRScheduler, *_subclasses(LRScheduler)}:
             self._stand_before(kind)
 
@@ -57,7 +47,7 @@ class Schedulers:
     def _stand_before(self, kind: type) -> None:
         for name, observer in (("step", self._step), ("__init__", self._init)):
             if name in vars(kind):
-                self.patches.around(kind, name, observer)
+                self.recorder.patches.around(kind, name, observer)
 
     def _init(self, original: Any, scheduler: Any, *arguments: Any, **options: Any) -> None:
         self.depth += 1  # its own first step is none of the loop's
@@ -95,11 +85,7 @@ class Schedulers:
         self.recorder.tape.add(SchedulerStep(user_line(), self.numbers.of(scheduler)))
 
     def run_to_the_end(self, steps: dict[int, int]) -> None:
-        """Write down the whole curve of each scheduler that was copied.
-
-        Args:
-            steps: how many of each number's steps a run takes.
-        """
+        """Write down the whole curve of each scheduler that was copied; a run takes so many steps of each number."""
         for scheduler, copied in list(self.copies.items()):
             number = self.numbers.of(scheduler)
             if number in steps and number not in self.parts:
@@ -114,16 +100,10 @@ class Schedulers:
 
 
 def curve(scheduler: Any, steps: int) -> list[float]:
-    """The rates of a scheduler before its first step and after each of so many; ends early where it refuses to go on.
-
-    Args:
-        scheduler: is stepped; give a copy.
-        steps: how often.
-    """
+    """The rates of a copied scheduler before its first step and after each; ends early where it refuses to go on."""
     optimizer = _optimizer_of(scheduler)
     assert optimizer is not None
-    largest = max(range(len(optimizer.param_groups)), key=lambda i: float(optimizer.param_groups[i]["lr"]))
-    group = optimizer.param_groups[largest]
+    group = max(optimizer.param_groups, key=lambda group: float(group["lr"]))
     rates = [float(group["lr"])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

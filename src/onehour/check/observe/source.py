@@ -83,16 +83,10 @@ def user_frames() -> list[FrameType]:
 
 
 def user_line() -> str | None:
-    """file:line of the innermost frame that is the user's and no optimizer's own; None where there is none."""
-    frame: FrameType | None = sys._getframe(1)
-    innermost = None
-    while frame is not None:
-        if is_users(frame.f_code.co_filename):
-            innermost = innermost or _place(frame)
-            if not _of_an_optimizer(frame):
-                return _place(frame)
-        frame = frame.f_back
-    return innermost
+    """file:line of the innermost frame that is the user's, of no optimizer's if there is one; None without any."""
+    frames = user_frames()
+    own = next((frame for frame in frames if not _of_an_optimizer(frame)), None)
+    return _place(own or frames[0]) if frames else None
 
 
 def _of_an_optimizer(frame: FrameType) -> bool:
@@ -127,14 +121,10 @@ def asks_next(frame: FrameType) -> bool:
 
 
 def by_hand(frame: FrameType | None) -> bool:
-    """Whether the user's own code asks for a batch with `next`: it may count on as many as `len()` says.
-
-    Args:
-        frame: that asks; generators and `__next__` ask for someone else.
-    """
+    """Whether the user's own code asks for a batch with `next`: it may count on as many as `len()` says."""
     while frame is not None:
         code = frame.f_code
-        asks_on = code.co_name == "__next__"
+        asks_on = code.co_name == "__next__"  # for someone else, as generators do
         if not asks_on and is_users(code.co_filename) and asks_next(frame):
             return True
         if not asks_on and not code.co_flags & inspect.CO_GENERATOR:
@@ -156,14 +146,10 @@ def walked_by_hand(frame: FrameType | None) -> bool:
 
 
 def planned_epochs(frames: list[FrameType]) -> int | None:
-    """The length of the innermost `for … in range(…)` around a loop over data.
+    """The length of the innermost `for … in range(…)` around a loop over data, which the first of the frames begins.
 
-    Args:
-        frames: the user's, the innermost first; its current line is where the data's iterator was asked for.
-
-    Returns:
-        None where no such loop is found, its range cannot be evaluated, or it may count batches: where a `while` or
-        an endless generator lies between, where someone asks with `next`, or makes the iterator only now and then.
+    None where no such loop is found, its range cannot be evaluated, or it may count batches: where a `while` or an
+    endless generator lies between, where someone asks with `next`, or makes the iterator only now and then.
     """
     iterated_by_hand = True
     for frame in frames:
@@ -185,15 +171,13 @@ def planned_epochs(frames: list[FrameType]) -> int | None:
 def trainer_epochs(frame: FrameType | None) -> int | None:
     """What Lightning's or the Hugging Face Trainer's own loop plans, where it is on the stack."""
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
+        module, planned = frame.f_globals.get("__name__", ""), None
         if module.startswith(("lightning.", "pytorch_lightning.")):
             planned = getattr(frame.f_locals.get("self"), "__dict__", {}).get("max_epochs")
-            if isinstance(planned, int) and planned > 0:
-                return planned
         elif module.startswith("transformers."):
             planned = frame.f_locals.get("num_train_epochs")
-            if isinstance(planned, int) and 0 < planned < 10**6:
-                return planned
+        if isinstance(planned, int) and 0 < planned < 10**6:
+            return planned
         frame = frame.f_back
     return None
 
@@ -273,7 +257,8 @@ def _value(node: ast.expr, frame: FrameType) -> Any:
     if isinstance(node, ast.Name):
         return frame.f_locals.get(node.id, frame.f_globals.get(node.id))
     if isinstance(node, ast.Attribute):
-        return _attribute(_value(node.value, frame), node.attr)
+        owner = _value(node.value, frame)  # its own dictionary, or a module's; properties would run code
+        return vars(owner)[node.attr] if node.attr in vars(owner) else vars(type(owner))[node.attr]
     if isinstance(node, ast.Subscript):
         owner, key = _value(node.value, frame), _value(node.slice, frame)
         return owner[key] if isinstance(owner, dict | list | tuple | torch.Tensor) else None
@@ -312,11 +297,6 @@ def _called(node: ast.Call, frame: FrameType) -> Any:
     if id(_value(node.func, frame)) in MEANS | ({id(numpy.mean)} if numpy else set()):
         return math.fsum(values) / len(values)
     raise ValueError("another function")
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    """Of an object's own dictionary, or a module's; properties would run code."""
-    return vars(owner)[name] if name in vars(owner) else vars(type(owner))[name]
 
 
 def _number(value: Any) -> int | float:

@@ -19,7 +19,6 @@ _AVERAGED = (
 
 
 @pitfall(
-    "batchnorm-synced",
     "warning",
     "§2.3",
     why="statistics are of n samples of one worker; over all workers they are another loss",
@@ -43,7 +42,6 @@ def batchnorm_synced(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "batchnorm-stats-of-rank-0",
     "warning",
     "§2.3",
     why="running statistics estimate the training data; one worker's see 1/k of it",
@@ -72,7 +70,6 @@ def batchnorm_stats_of_rank_0(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "batchnorm-stats-diverge",
     "error",
     "§2.3",
     why="the model that is evaluated must be the model that is saved",
@@ -97,7 +94,6 @@ def batchnorm_stats_diverge(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "batchnorm-n-changed",
     "warning",
     "§2.3",
     why="n, the samples that BatchNorm normalises over, is part of the loss and stays when k changes",
@@ -122,7 +118,7 @@ def batchnorm_n_changed(case: Case) -> Finding | None:
         expected = "one n, whatever the number of processes"
     else:
         return None
-    where = story.loaders[story.training].where if story.training is not None else case.step_line()
+    where = case.loader.where if case.loader else case.step_line()
     return batchnorm_n_changed.found(measured=measured, expected=expected, where=where, n=right)
 
 

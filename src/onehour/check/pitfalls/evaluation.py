@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
@@ -13,7 +14,6 @@ COUNT = "the error is a count over the validation samples, each once"
 
 
 @pitfall(
-    "padded-evaluation",
     "warning",
     "§5.1",
     why=COUNT,
@@ -41,7 +41,6 @@ def padded_evaluation(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "dropped-evaluation",
     "warning",
     "§5.1",
     why=COUNT,
@@ -76,7 +75,6 @@ def _evaluated(case: Case) -> list[Shares]:
 
 
 @pitfall(
-    "mean-of-rates-evaluation",
     "warning",
     "§5.1",
     why=COUNT,
@@ -111,9 +109,8 @@ def _mean_of(case: Case, evaluation: EvaluationEnded, counts: list[list[int]], w
     if len({*sizes}) < 2:
         return None
     pairs = _pairs(counts, evaluation)
-    for seen in case.story.tape.of(ValueSeen):
-        same = (seen.loader, seen.epoch) == (evaluation.loader, evaluation.epoch)
-        if not same or any(_near(seen.value, right) for right, *_ in pairs):
+    for seen in _made_of(case, evaluation):
+        if any(_near(seen.value, right) for right, *_ in pairs):
             continue
         for right, wrong, count, samples in pairs:
             if _near(seen.value, wrong):
@@ -135,9 +132,8 @@ def _mean_of_losses(case: Case, evaluation: EvaluationEnded) -> Finding | None:
     right = math.fsum(value * count for value, count in evaluation.losses) / math.fsum(counts)
     total = math.fsum(value for value, _ in evaluation.losses)
     means = [total / parts for parts in (len(counts), evaluation.batches) if parts]
-    for seen in case.story.tape.of(ValueSeen):
-        same = (seen.loader, seen.epoch) == (evaluation.loader, evaluation.epoch)
-        if same and not _near(seen.value, right) and any(_near(seen.value, mean) for mean in means):
+    for seen in _made_of(case, evaluation):
+        if not _near(seen.value, right) and any(_near(seen.value, mean) for mean in means):
             return mean_of_rates_evaluation.found(
                 measured=f"{_named(seen)}{seen.value:.6g} is the mean of the batches' mean losses; one over"
                 f" {min(counts):g} values weighs as much as one over {max(counts):g}",
@@ -148,6 +144,12 @@ def _mean_of_losses(case: Case, evaluation: EvaluationEnded) -> Finding | None:
                 samples=evaluation.samples or "samples",
             )
     return None
+
+
+def _made_of(case: Case, evaluation: EvaluationEnded) -> Iterator[ValueSeen]:
+    """The numbers that the loop made of an evaluation."""
+    values = case.story.tape.of(ValueSeen)
+    return (seen for seen in values if (seen.loader, seen.epoch) == (evaluation.loader, evaluation.epoch))
 
 
 def _named(seen: ValueSeen) -> str:

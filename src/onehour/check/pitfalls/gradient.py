@@ -16,7 +16,6 @@ WEIGHT = "a gradient is the mean over all kn samples, each with the weight 1/kn"
 
 
 @pitfall(
-    "accumulation-not-divided",
     "error",
     "§3, Remark 3",
     why=WEIGHT,
@@ -42,7 +41,6 @@ def accumulation_not_divided(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "accumulation-tail",
     "warning",
     "§3, Remark 3",
     why=WEIGHT,
@@ -85,7 +83,6 @@ def accumulation_tail(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "gradient-mean-of-unequal",
     "warning",
     "§3, Remark 3",
     why=WEIGHT,
@@ -117,7 +114,6 @@ def gradient_mean_of_unequal(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "double-step",
     "error",
     "§2.1, eq 2",
     why="one update takes one gradient once",
@@ -154,7 +150,6 @@ def _replaced(before: OptimizerStep, step: OptimizerStep) -> bool:
 
 
 @pitfall(
-    "step-without-zero-grad",
     "error",
     "§2.1, eq 2",
     why="an update takes the gradient of its own minibatch alone",
@@ -197,7 +192,6 @@ def _kept(left: list[float], lying: list[list[float]]) -> bool:
 
 
 @pitfall(
-    "unused-gradients",
     "warning",
     "§2.1, eq 2",
     why="a gradient that no update takes trains nothing",

@@ -11,12 +11,10 @@ from onehour.check.pitfalls.gradient import loss_line, weights, windows
 from onehour.check.story import Update
 from onehour.check.tape import BackwardPass
 
-NEGLIGIBLE = 1e-6
-"""A weight decay that takes less than a thousandth of a weight in a million steps at rate 1e-3."""
+NEGLIGIBLE = 1e-6  # a weight decay that takes less than a thousandth of a weight in a million steps at rate 1e-3
 
 
 @pitfall(
-    "momentum-inside-uncorrected",
     "error",
     "§3, Remark 2",
     why="a velocity that holds the rate must be scaled with it: v′ = m·(η′/η)·v + η′·g",
@@ -53,7 +51,6 @@ def momentum_inside_uncorrected(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "momentum-outside-corrected",
     "error",
     "§3, Remark 2",
     why="a velocity that does not hold the rate must stay when the rate changes: u′ = m·u + g",
@@ -100,7 +97,6 @@ def _changes(case: Case) -> Iterator[tuple[Update, Update]]:
 
 
 @pitfall(
-    "decay-on-batchnorm",
     "warning",
     "§5.1",
     why="no weight decay on BatchNorm's γ and β",
@@ -129,7 +125,6 @@ def decay_on_batchnorm(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "decay-in-loss",
     "warning",
     "§3, Remark 1, eq 8",
     why="weight decay belongs to the update, so that it follows the rate and not the loss",
@@ -155,7 +150,6 @@ def decay_in_loss(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "decay-scaled-with-loss",
     "error",
     "§3, Remark 1, eq 8",
     why="scaling the loss is not scaling the rate: the decay does not follow",
@@ -187,7 +181,6 @@ def decay_scaled_with_loss(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "decay-decoupled-scales-with-lr",
     "warning",
     "§3, Remark 1, eq 8",
     why="decay an epoch must stay when the minibatch grows; a decay that knows only η/η₀ takes k times fewer steps",

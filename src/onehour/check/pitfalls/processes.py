@@ -13,12 +13,10 @@ from onehour.check.story import Update, ratio
 from onehour.check.tape import BatchGiven, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
 CLOSE, EXACT = 1e-2, 1e-6
-MANY = 30
-"""Parameters that are named one by one."""
+MANY = 30  # parameters that are named one by one
 
 
 @pitfall(
-    "gradients-not-averaged",
     "error",
     "§2.1, eq 2; §3",
     why="an update takes the mean gradient of all kn samples, so that the k workers keep one model",
@@ -98,7 +96,6 @@ def listed(names: list[str]) -> str:
 
 
 @pitfall(
-    "gradient-sum-not-mean",
     "error",
     "§3, Remark 3",
     why=WEIGHT,
@@ -155,7 +152,6 @@ def _terms(update: Update) -> list[LossTerm]:
 
 
 @pitfall(
-    "loss-scaled-by-world-size",
     "error",
     "§3, Remark 3",
     why=WEIGHT,
@@ -181,7 +177,6 @@ def loss_scaled_by_world_size(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "different-initial-weights",
     "error",
     "§3",
     why="k workers compute the gradient of one model",
@@ -210,7 +205,6 @@ def different_initial_weights(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "same-augmentation-on-every-worker",
     "warning",
     "§3, Remark 4",
     why="kn samples are kn independent draws, their augmentation too",
@@ -219,25 +213,22 @@ def different_initial_weights(case: Case) -> Finding | None:
 )
 def same_augmentation_on_every_worker(case: Case) -> Finding | None:
     """Data sets that draw random numbers from generators in one state on all processes."""
-    if case.processes < 2 or case.story.training is None:
+    loader = case.loader
+    if case.processes < 2 or loader is None:
         return None
-    loader = case.story.loaders[case.story.training]
     batches = [
-        [
-            (batch, batch.random)
-            for batch in story.tape.of(BatchGiven)
-            if batch.random and batch.loader == story.training
-        ]
+        [batch for batch in story.tape.of(BatchGiven) if batch.random and batch.loader == story.training]
         for story in case.stories
     ]
-    same: set[str] = set()
+    sets: list[set[str]] = []
     # The first batch's draw is the sampler's own; it says nothing of the samples.
-    for index, given in enumerate(list(zip(*batches, strict=False))[1:]):
-        drew = set(given[0][0].drew).intersection(*[batch.drew for batch, _ in given])
+    for given in list(zip(*batches, strict=False))[1:]:
+        drew = set(given[0].drew).intersection(*[batch.drew for batch in given])
         # Processes that load data get all their generators' seeds from torch's.
         judged = {name: "torch" if loader.processes else name for name in drew}
-        equal = {name for name, source in judged.items() if len({random.get(source) for _, random in given}) == 1}
-        same = equal if index == 0 else same & equal
+        states: list[dict[str, str]] = [batch.random or {} for batch in given]
+        sets.append({name for name, source in judged.items() if len({each.get(source) for each in states}) == 1})
+    same = set[str].intersection(*sets) if sets else set[str]()
     if not same:
         return None
     return same_augmentation_on_every_worker.found(

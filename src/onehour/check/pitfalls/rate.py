@@ -7,8 +7,7 @@ from typing import Any
 from onehour.check.case import Case
 from onehour.check.finding import Finding, Pitfall, pitfall
 
-NEAR = 0.05
-"""Rates that differ by less are meant to be equal."""
+NEAR = 0.05  # rates that differ by less are meant to be equal
 
 _LINEAR = "the rate belongs to its minibatch: k times the minibatch, k times the rate"
 _SET = "set it to base_lr · kn / base_minibatch (onehour.linear_scaling)"
@@ -23,13 +22,13 @@ _WARMUP = (
 )
 
 
-@pitfall("lr-not-scaled", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
+@pitfall("error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_not_scaled(case: Case) -> Finding | None:
     """The base's own rate with another minibatch."""
     return _misscaled(lr_not_scaled, case, of_base=True)
 
 
-@pitfall("lr-scaled-wrong", "error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
+@pitfall("error", "§2.1", why=_LINEAR, remedy=_SET, write=_SCALED)
 def lr_scaled_wrong(case: Case) -> Finding | None:
     """Another rate than the rule's, and not the base's."""
     return _misscaled(lr_scaled_wrong, case, of_base=False)
@@ -56,7 +55,6 @@ def _misscaled(pitfall: Pitfall, case: Case, *, of_base: bool) -> Finding | None
 
 
 @pitfall(
-    "adam-linear-scaling",
     "warning",
     "§2.1",
     why="the linear rule's argument needs steps that grow with the gradient; this optimizer divides by its size",
@@ -106,7 +104,6 @@ def adam_linear_scaling(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "no-warmup",
     "warning",
     "§2.2",
     why="a rate far above the base's fails early in training, when weights change fast",
@@ -129,7 +126,6 @@ def no_warmup(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "warmup-per-epoch",
     "warning",
     "§2.2",
     why="the warmup adds a constant amount at every iteration, so that the rate never jumps",
@@ -158,7 +154,6 @@ def warmup_per_epoch(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "warmup-start",
     "note",
     "§2.2",
     why="the warmup starts at the base's own rate, which is right for the base's minibatch",
@@ -183,7 +178,6 @@ def warmup_start(case: Case) -> Finding | None:
 
 
 def near(a: float, b: float, tolerance: float = NEAR) -> bool:
-    """Whether two rates are meant to be equal."""
     return abs(a - b) <= tolerance * max(abs(a), abs(b))
 
 

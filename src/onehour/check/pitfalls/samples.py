@@ -13,8 +13,7 @@ from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.gradient import loss_line
 from onehour.check.tape import BatchGiven
 
-LARGE = 0.02
-"""Of an epoch; less may be dropped."""
+LARGE = 0.02  # of an epoch; less may be dropped
 
 SHUFFLE = "one permutation of all samples an epoch, divided among the workers"
 DIVIDED = (
@@ -25,7 +24,6 @@ DIVIDED = (
 
 
 @pitfall(
-    "same-order-every-epoch",
     "warning",
     "§3, Remark 4",
     why="each epoch has a random permutation of its own",
@@ -36,12 +34,10 @@ DIVIDED = (
     ),
 )
 def same_order_every_epoch(case: Case) -> Finding | None:
-    """Two epochs in one order."""
-    story = case.story
-    if story.training is None:
+    loader, story = case.loader, case.story
+    if loader is None:
         return _same_inputs(case)
-    loader = story.loaders[story.training]
-    passes = [(event.where, event.order) for event in story.epochs(story.training) if event.order is not None]
+    passes = [(event.where, event.order) for event in story.epochs(loader.loader) if event.order is not None]
     if len(passes) < 2 or (loader.batches or 0) < 2 or passes[0][1].count < 2:
         return None
     (where, first), (_, second) = passes[:2]
@@ -98,7 +94,6 @@ def _drawn_anew(case: Case) -> bool:
 
 
 @pitfall(
-    "drop-last-large",
     "warning",
     "§3, Remark 4",
     why="an epoch is all samples: a large minibatch must not drop a large rest",
@@ -107,11 +102,9 @@ def _drawn_anew(case: Case) -> bool:
 )
 def drop_last_large(case: Case) -> Finding | None:
     """A rest that is dropped each epoch, and is no small share."""
-    story = case.story
-    if story.training is None:
-        return None
-    loader, passes = story.loaders[story.training], story.epochs(story.training)
-    if not loader.drop_last or not loader.samples or not passes or passes[0].order is None:
+    loader = case.loader
+    passes = case.story.epochs(loader.loader) if loader else []
+    if loader is None or not loader.drop_last or not loader.samples or not passes or passes[0].order is None:
         return None
     share = loader.samples / (loader.replicas or case.processes)
     dropped = share - passes[0].order.count
@@ -128,7 +121,6 @@ def drop_last_large(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "overlapping-shards",
     "error",
     "§3, Remark 4",
     why=SHUFFLE,
@@ -137,9 +129,9 @@ def drop_last_large(case: Case) -> Finding | None:
 )
 def overlapping_shards(case: Case) -> Finding | None:
     """Processes that take the same samples in one epoch; of data without indices: equal batches on all processes."""
-    if case.processes < 2 or case.story.training is None:
+    shares = _training(case)
+    if shares is None:
         return None
-    shares = Shares(case, case.story.training)
     where = shares.loader.where or case.step_line()
     if not shares.known:
         if not _same_content(case):
@@ -177,7 +169,6 @@ def _same_content(case: Case) -> bool:
 
 
 @pitfall(
-    "shuffle-within-shard",
     "warning",
     "§3, Remark 4",
     why=SHUFFLE,
@@ -187,7 +178,7 @@ def _same_content(case: Case) -> bool:
 def shuffle_within_shard(case: Case) -> Finding | None:
     """Processes that keep their samples and only shuffle among them."""
     shares = _training(case)
-    if shares is None or shares.samples is None or not (shares.one or shares.apart):
+    if shares is None or not shares.known or shares.samples is None or not (shares.one or shares.apart):
         return None
     if shares.one and shares.repeated > shares.padding:
         return None
@@ -208,7 +199,6 @@ def shuffle_within_shard(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "padded-training-data",
     "note",
     "§3, Remark 4",
     why="nothing is repeated to make the workers' shares equal",
@@ -218,7 +208,9 @@ def shuffle_within_shard(case: Case) -> Finding | None:
 def padded_training_data(case: Case) -> Finding | None:
     """Samples taken twice an epoch, to make the processes' shares equal."""
     shares = _training(case)
-    if shares is None or not shares.one or shares.loader.replacement or not 0 < shares.repeated <= shares.padding:
+    if shares is None or not (shares.known and shares.one) or shares.loader.replacement:
+        return None
+    if not 0 < shares.repeated <= shares.padding:
         return None
     return padded_training_data.found(
         measured=f"an epoch takes {shares.total} samples, {shares.repeated} of them twice ({shares.loader.sampler})",
@@ -229,10 +221,8 @@ def padded_training_data(case: Case) -> Finding | None:
 
 
 def _training(case: Case) -> Shares | None:
-    if case.processes < 2 or case.story.training is None:
-        return None
-    shares = Shares(case, case.story.training)
-    return shares if shares.known else None
+    """Of the training data, where several processes share it."""
+    return Shares(case, case.loader.loader) if case.processes > 1 and case.loader else None
 
 
 class Shares:

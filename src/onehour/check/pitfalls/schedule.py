@@ -6,18 +6,16 @@ import ast
 import linecache
 import math
 
-from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, most_common, schedule_of
+from onehour.check.case import UNKNOWN_EPOCHS, Case, RateSchedule, schedule_of
 from onehour.check.finding import Finding, pitfall
+from onehour.check.story import most_common
 from onehour.check.tape import SchedulerMade, SchedulerStep
 
-WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")
-"""Schedules that are meant to jump up."""
-STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")
-"""Those that a right loop may not step in its first epochs."""
+WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")  # schedules that are meant to jump up
+STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")  # those that a right loop may not step in its first epochs
 
 
 @pitfall(
-    "scheduler-steps-k-times",
     "error",
     "§2.1, §5.1",
     why="a schedule is a function of the epoch: it must not end k times too early",
@@ -72,15 +70,11 @@ def _more_on_several(case: Case) -> Finding | None:
 
 def _reaches_highest(schedule: RateSchedule, epochs: list[float]) -> float:
     """The first of some epochs at which a schedule is at its highest rate; infinite if none is."""
-    for epoch in epochs:
-        rate = schedule.at(epoch * (schedule.an_epoch or 0))
-        if rate is not None and schedule.target and rate >= 0.98 * schedule.target:
-            return epoch
-    return math.inf
+    rates = ((epoch, schedule.at(epoch * (schedule.an_epoch or 0))) for epoch in epochs)
+    return next((epoch for epoch, rate in rates if rate and rate >= 0.98 * (schedule.target or math.inf)), math.inf)
 
 
 @pitfall(
-    "scheduler-too-slow",
     "error",
     "§2.1, §5.1",
     why="a schedule is a function of the epoch: planned in iterations, it must be stepped at each",
@@ -109,7 +103,6 @@ def scheduler_too_slow(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "scheduler-never-steps",
     "error",
     "§5.1",
     why="the rate must fall as training goes on",
@@ -129,7 +122,6 @@ def scheduler_never_steps(case: Case) -> Finding | None:
 
 
 @pitfall(
-    "lr-collapses",
     "error",
     "§5.1",
     why="the rate of the whole run decides what is learned, not that of its first epochs",
@@ -173,14 +165,12 @@ def lr_collapses(case: Case) -> Finding | None:
 def _rises(schedule: RateSchedule, epochs: int, steps: int) -> str | None:
     """Up again by a tenth of the peak, after it had fallen to a tenth."""
     peak = max(rate for _, rate in schedule.curve)
-    passed, lowest, at, after_peak = 0.0, peak, 0.0, False
-    for count, rate in schedule.curve:
-        after_peak = after_peak or rate >= peak * (1 - 1e-9)
-        if after_peak and rate < lowest:
-            lowest, at = rate, passed
-        if after_peak and lowest < 0.1 * peak and rate > lowest + 0.1 * peak and passed < steps:
+    lowest, at = peak, 0.0
+    for start, _, rate in schedule.falling():
+        if rate < lowest:
+            lowest, at = rate, start
+        if lowest < 0.1 * peak and rate > lowest + 0.1 * peak and start < steps:
             return f"rate {lowest:.2g} at epoch {at * epochs / steps:.3g} of {epochs}, then up again to {rate:.2g}"
-        passed += count
     return None
 
 
@@ -196,13 +186,12 @@ def horizon(schedule: RateSchedule) -> int | None:
     length = sum(count for count, _ in schedule.curve) - 1
     if length < schedule.steps:
         return int(length)
-    passed, best, end = 0.0, peak, None
-    for count, rate in schedule.curve:
+    best, end = peak, None
+    for start, _, rate in schedule.pieces():
         if rate <= 0.01 * peak and rate < best:
-            best, end = rate, passed
+            best, end = rate, start
         elif end is not None and rate > best:
             break  # a cosine that is stepped past its end rises again
-        passed += count
     return None if end is None else int(end)
 
 

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onehour.check import pitfalls
 from onehour.check.case import Base, Case
-from onehour.check.finding import Finding
-from onehour.check.judge import (
-    ON_SEVERAL,
-    PITFALLS,
-    Note,
-    as_table,
-    judge,
-    not_judged,
-    not_silenced,
-    refuse_unknown,
-    shortened,
-    worst_first,
-)
-from onehour.check.run.command import Command
+from onehour.check.formats import Report, shortened
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.story import Story
 from onehour.check.tape import GroupJoined, ProcessStarted, Tape
 from onehour.leaving import scratch
 
 PROCESSES = 2
-LEAST_SECONDS = 1.0
-"""A run that would have less is not begun."""
+LEAST_SECONDS = 1.0  # a run that would have less is not begun
 SEVERAL = re.compile(
     r"torch\.distributed|init_process_group|DistributedDataParallel|DistributedSampler|WORLD_SIZE|LOCAL_RANK"
     r"|[\"']RANK[\"']|\b(?:import|from) (?:accelerate|deepspeed|ignite|lightning|mmengine|onehour|pytorch_lightning"
@@ -43,20 +29,25 @@ SEVERAL = re.compile(
 """What a script that is made for several processes mentions."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """A script with its own arguments, or a module as `python -m NAME` starts it."""
+
+    script: str
+    arguments: list[str]
+    module: str | None = None
+    launcher: str | None = None
+    """"torchrun", "launch" (its older form, which gives the script --local-rank), "accelerate" or "fabric"."""
+    processes: int | None = None  # how many the launcher would start; None where it was not told by a number
+    environ: dict[str, str] = field(default_factory=dict[str, str])
+    """What was set before the command, or is set by the launcher."""
+
+
 @dataclass
-class Checked:
-    """What a script's check came to.
+class Checked(Report):
+    """What a script's check came to; stories of the last run, by rank, and what was run, in words."""
 
-    Args:
-        findings: worst first.
-        notes: what could not be judged, and why.
-        stories: of the last run, by rank.
-        runs: what was run, in words.
-    """
-
-    findings: list[Finding]
-    notes: list[Note] = field(default_factory=list[Note])
-    stories: list[Story] = field(default_factory=list)
+    stories: list[Story] = field(default_factory=list[Story])
     runs: str = ""
 
 
@@ -75,14 +66,12 @@ def check_script(
     """Run a script, unedited, and judge what was seen.
 
     Args:
-        script: a Python file, or a command line that was read.
-        arguments: its own.
+        script: a Python file with its own arguments, or a command line that was read.
         base: the recipe that it was scaled from.
         only, skip: ids of pitfalls.
         strict: whether notes say of every pitfall that it was not judged, for want of a base too.
         limit: seconds for the whole check.
-        forkserver: to run it in; None starts one.
-        cwd: the folder to run it in; None is this one.
+        forkserver, cwd: where to run it; None starts one, and is this folder.
 
     Raises:
         CheckError: if it could not be run, or never stepped an optimizer.
@@ -93,7 +82,7 @@ def check_script(
     path = Path(folder, command.script).resolve()
     if not path.is_file():
         raise CheckError(f"there is no script {command.script}")
-    refuse_unknown([*only, *skip])
+    pitfalls.refuse_unknown([*only, *skip])
     request = {"script": str(path), "arguments": command.arguments, "module": command.module, "cwd": str(folder)}
     request["local_rank"] = command.launcher == "launch"
     with scratch("onehour-check-") as runs, ExitStack() as stack:
@@ -101,33 +90,34 @@ def check_script(
             forkserver = stack.enter_context(ForkServer())
         script_runs = _ScriptRuns(forkserver, request, runs, command, limit, until)
         checked = _judged(script_runs, base, only=only, skip=skip, strict=strict)
-    checked.findings = not_silenced(checked.findings)
+    checked.findings = pitfalls.not_silenced(checked.findings)
     return checked
 
 
 def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str], strict: bool) -> Checked:
     """On one process, and on two if the script is made for several; what both show is said once."""
-    checked = Checked([])
+    checked = Checked()
     wants = runs.command.launcher is not None or wants_processes(Path(runs.request["script"]))
     alone, failed = _alone(runs, wants)
     seen = ["on one process"] if alone is not None else []
     if alone is not None:
         checked.stories = [alone]
-        checked.findings = judge(Case([alone], base), only=only, skip=skip)
+        checked.findings = pitfalls.judge(Case([alone], base), only=only, skip=skip)
     if runs.command.processes != 1 and (alone is None or wants or any(alone.tape.of(GroupJoined))):
         stories = _several(runs, checked, failed)
         if stories:
             known = {finding.pitfall for finding in checked.findings}
-            more = judge(Case(stories, base, alone), only=only, skip=skip)
+            more = pitfalls.judge(Case(stories, base, alone), only=only, skip=skip)
             checked.findings += [finding for finding in more if finding.pitfall not in known]
-            checked.findings = worst_first(checked.findings)
+            checked.findings = pitfalls.worst_first(checked.findings)
             checked.stories = stories
             seen.append(f"on {len(stories)} processes")
             if failed is not None:
-                checked.notes.append(Note(f"it could not be checked on one process: {failed}"))
+                checked.notes.append(pitfalls.Note(f"it could not be checked on one process: {failed}"))
     elif failed is not None:
         raise failed
-    checked.notes += [*runs.notes, *not_judged(Case(checked.stories, base, alone), PITFALLS if strict else only)]
+    asked = pitfalls.PITFALLS if strict else only
+    checked.notes += [*runs.notes, *pitfalls.not_judged(Case(checked.stories, base, alone), asked)]
     by = "a mount namespace" if runs.kept else "Python's own functions for files"
     checked.runs = f"ran {' and '.join(seen)}; its files were kept by {by}"
     return checked
@@ -154,7 +144,8 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
     except CheckError as error:
         if failed is not None:
             raise failed from error
-        checked.notes.append(Note(f"it could not be checked on {PROCESSES} processes: {error}", *ON_SEVERAL))
+        text = f"it could not be checked on {PROCESSES} processes: {error}"
+        checked.notes.append(pitfalls.Note(text, *pitfalls.ON_SEVERAL))
         return []
     if all(any(story.tape.of(GroupJoined)) for story in stories):
         return stories
@@ -164,16 +155,7 @@ def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> 
 
 
 class _ScriptRuns:
-    """A script's runs, each in a folder of its own.
-
-    Args:
-        forkserver: starts them.
-        request: what is the same for all.
-        folder: for theirs.
-        command: as it was typed.
-        limit: seconds for all of them together, as the user knows it.
-        until: when they are over.
-    """
+    """A script's runs, each in a folder of its own; all of them together end within `limit` seconds, at `until`."""
 
     def __init__(
         self,
@@ -186,16 +168,13 @@ class _ScriptRuns:
     ) -> None:
         self.forkserver, self.request, self.folder, self.command = forkserver, request, folder, command
         self.limit, self.until = limit, until
-        self.notes: list[Note] = []
+        self.notes: list[pitfalls.Note] = []
         self.kept = False
 
     def observe(self, processes: int, *, launched: bool, share: int = 1) -> list[Story]:
         """Run it on so many processes, as torchrun would if `launched`, and read what was seen.
 
-        Args:
-            processes: of the run.
-            launched: whether they have a launcher's environment.
-            share: it may take one part in so many of the time that is left.
+        It may take one part in `share` of the time that is left.
         """
         on = f"on {processes} processes" if processes > 1 else "on one process"
         limit = (self.until - time.monotonic()) / share
@@ -209,36 +188,32 @@ class _ScriptRuns:
         )
         self.kept = answer["kept"]
         name = Path(self.request["script"]).name
-        statuses = [_status(folder, rank) for rank in range(processes)]
-        for rank, status in enumerate(statuses):
-            if status is not None and status["how"] in ("failed", "left"):
-                place = f"{shortened(status['where'])}: " if status.get("where") else ""
-                said = _last_said(answer, rank) if status["how"] == "left" else ""
-                hint = "" if status["updates"] else _own_processes(_story(folder, rank))
-                raise CheckError(f"{place}{status['error']}{said}{hint}")
-        for rank, status in enumerate(statuses):
-            if status is None:
-                raise CheckError(_why(answer, rank, f"{name} {on}", limit))
-        stories = [_story(folder, rank) for rank in range(processes)]
+        paths = [folder / f"tape-{rank}.json" for rank in range(processes)]
+        tapes = {rank: Tape.load(path) for rank, path in enumerate(paths) if path.exists()}
+        for rank, tape in tapes.items():
+            if (end := tape.end)["how"] in ("failed", "left"):
+                place = f"{shortened(end['where'])}: " if end.get("where") else ""
+                said = _last_said(answer, rank) if end["how"] == "left" else ""
+                hint = "" if end["updates"] else _own_processes(tape)
+                raise CheckError(f"{place}{end['error']}{said}{hint}")
+        if gone := [rank for rank in range(processes) if rank not in tapes]:
+            raise CheckError(_why(answer, gone[0], f"{name} {on}", limit))
+        stories = [Story(tape) for tape in tapes.values()]
         if not all(story.updates for story in stories):
             raise CheckError(
                 f"{name} ended without a step of a torch optimizer, so there is nothing to check"
-                f"{_own_processes(stories[0])}"
+                f"{_own_processes(tapes[0])}"
             )
-        late = [status["updates"] for status in statuses if status and status.get("late")]
+        late = [tape.end["updates"] for tape in tapes.values() if tape.end.get("late")]
         if late:
             text = f"the run {on} was stopped at update {min(late)}: {limit:.0f} s of the limit were its own"
-            self.notes.append(Note(text))
+            self.notes.append(pitfalls.Note(text))
         return stories
 
 
-def _story(folder: Path, rank: int) -> Story:
-    return Story(Tape.load(folder / f"tape-{rank}.json"))
-
-
-def _own_processes(story: Story) -> str:
+def _own_processes(tape: Tape) -> str:
     """What is said of processes that the script has started itself, if it has."""
-    own = next((event.where for event in story.tape.of(ProcessStarted)), None)
+    own = next((event.where for event in tape.of(ProcessStarted)), None)
     return f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
 
 
@@ -250,10 +225,9 @@ def wants_processes(script: Path) -> bool:
 
 
 def _text(path: Path) -> str:
-    try:
+    with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return ""
 
 
 def _environ(processes: int, launcher: str | None) -> dict[str, str]:
@@ -268,11 +242,6 @@ def _environ(processes: int, launcher: str | None) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     return environ | ({"LT_DEVICES": str(processes)} if launcher == "fabric" else {})
-
-
-def _status(folder: Path, rank: int) -> dict[str, Any] | None:
-    path = folder / f"status-{rank}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _last_said(answer: dict[str, Any], rank: int) -> str:
@@ -315,6 +284,4 @@ def assert_clean(
         onehour.check.CheckError: if the script could not be run, or never stepped an optimizer.
     """
     base = Base(base_lr, base_minibatch, base_per_worker, base_weight_decay)
-    findings = check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).findings
-    if findings:
-        raise AssertionError(f"{len(findings)} finding(s) in {script}\n\n{as_table(findings)}")
+    check_script(script, arguments, base=base, only=only, skip=skip, limit=limit).assert_clean(str(script))

@@ -22,18 +22,13 @@ from typing import Any, TextIO
 
 from onehour.leaving import adopt_orphans, before_leaving, signal_with_parent
 
-PEER_SECONDS = 3.0
-"""Seconds that processes may go on when another of their run is gone: they wait for it in vain."""
-TAIL = 16_384
-"""Bytes of what a script printed that are kept."""
-ENDS_OF_INPUT = 1000
-"""How often a script that asks is told that nobody types."""
+PEER_SECONDS = 3.0  # seconds that processes may go on when another of their run is gone: they wait for it in vain
+TAIL = 16_384  # bytes of what a script printed that are kept
+ENDS_OF_INPUT = 1000  # how often a script that asks is told that nobody types
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher says in the environment; a script that is run as `python` runs it must not see ours."""
-NOT_PERMITTED = 77
-"""With this code a process ends that may not have a mount namespace."""
-ENDING_SECONDS = 3.0
-"""Seconds that scripts may take to end where a signal ends the command."""
+NOT_PERMITTED = 77  # with this code a process ends that may not have a mount namespace
+ENDING_SECONDS = 3.0  # seconds that scripts may take to end where a signal ends the command
 
 
 class CheckError(Exception):
@@ -41,19 +36,17 @@ class CheckError(Exception):
 
 
 class ForkServer:
-    """A process that has torch imported, and starts scripts; use it as a context.
+    """A process that has torch, and `preload` where they are installed, imported, and starts scripts: a context.
 
-    Args:
-        preload: other modules to import once for all scripts, where they are installed.
-        overlayfs: whether files are kept by a mount namespace where the kernel permits it; else by Python's functions
-            for files alone.
+    With `overlayfs` files are kept by a mount namespace where the kernel permits it; else by Python's functions for
+    files alone.
     """
 
     def __init__(self, preload: Sequence[str] = (), *, overlayfs: bool = True) -> None:
         self.preload, self.overlayfs = list(preload), overlayfs
 
     def __enter__(self) -> ForkServer:
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             [sys.executable, "-m", "onehour.check.run.forkserver", *self.preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -62,6 +55,10 @@ class ForkServer:
             encoding="utf-8",
             start_new_session=True,
         )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._requests, self._answers, self._errors = process.stdin, process.stdout, process.stderr
         self._ready = False
         self._leaving = before_leaving(self._end_at_once)
         self._leaving.__enter__()
@@ -71,22 +68,16 @@ class ForkServer:
 
     def __exit__(self, *error: object) -> None:
         self._leaving.__exit__(None, None, None)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        with self._process, contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
 
     def _end_at_once(self) -> None:
         """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
-        assert self._process.stdin is not None
-        os.close(self._process.stdin.fileno())
+        os.close(self._requests.fileno())
         until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
         while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
             time.sleep(0.01)
@@ -94,16 +85,13 @@ class ForkServer:
 
     def run(self, **request: Any) -> dict[str, Any]:
         """One run of a script; the module's docstring says what it takes and answers."""
-        assert self._process.stdin is not None
-        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._process.stdin, flush=True)
+        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._requests, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
-            assert self._process.stderr is not None
-            said = self._process.stderr.read().strip().splitlines()
+            said = self._errors.read().strip().splitlines()
             raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
         return json.loads(line)
 
@@ -180,6 +168,12 @@ class _Child:
             return False
         self.tail = (self.tail + data)[-TAIL:]
         return bool(data)
+
+    def drain(self) -> None:
+        """Keep what it has printed last; it is gone."""
+        os.set_blocking(self.terminal, False)
+        while self.read():
+            pass
 
     def ended(self) -> bool:
         if self.code is None:
@@ -260,7 +254,7 @@ def _run(request: dict[str, Any], asker: int, kept: list[str]) -> dict[str, Any]
         _end_all(children)
         for key in list(selector.get_map().values()):
             if key.data is not None:
-                _drain(key.data)
+                key.data.drain()
     for child in children:
         os.close(child.terminal)
     return {
@@ -269,13 +263,6 @@ def _run(request: dict[str, Any], asker: int, kept: list[str]) -> dict[str, Any]
         "timed_out": timed_out,
         "kept": bool(kept),
     }
-
-
-def _drain(child: _Child) -> None:
-    """What a child that is gone has printed last."""
-    os.set_blocking(child.terminal, False)
-    while child.read():
-        pass
 
 
 def _end_all(children: list[_Child]) -> None:
@@ -288,13 +275,11 @@ def _end_all(children: list[_Child]) -> None:
         for pid in below:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        for child in children:
-            child.ended()
-        known = {child.pid for child in children if child.code is None}
+        ended = [child.ended() for child in children]
         for pid in below - {child.pid for child in children}:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        if not known and not _children_of(os.getpid()):
+        if all(ended) and not _children_of(os.getpid()):
             return
         time.sleep(0.01)
 

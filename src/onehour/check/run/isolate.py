@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import builtins
 import errno
+import importlib.util
 import io
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,20 +32,15 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Isolation:
-    """Stands before the functions that touch files.
-
-    Args:
-        overlay: says where a path is read and written instead.
-    """
+    """Stands before the functions that touch files, also where other modules have their own names for them."""
 
     def __init__(self, overlay: Overlay) -> None:
         self.overlay = overlay
 
     def install(self, patches: Patches) -> None:
-        """Put all in place, also where other modules have a name of their own for one of the functions."""
         actions: list[tuple[Any, str, Callable[..., Any]]] = [
             *((os, name, self._read) for name in ("stat", "access", "statvfs", "pathconf", "listxattr", "getxattr")),
-            *((os, name, self._read_itself) for name in ("lstat", "readlink")),
+            *((os, name, partial(self._read, follow=False)) for name in ("lstat", "readlink")),
             *((os, name, self._change) for name in ("utime", "chmod", "chown", "truncate", "setxattr", "removexattr")),
             *((os, name, self._change) for name in ("lchown", "lchmod", "chflags")),
             *((os, name, self._remove) for name in ("remove", "unlink", "rmdir")),
@@ -51,8 +52,7 @@ class Isolation:
             (os, "chdir", self._chdir),
             (os, "getcwd", self._getcwd),
             (os, "getcwdb", lambda original: os.fsencode(os.getcwd())),
-            (os, "listdir", self._listdir),
-            (os, "scandir", self._scandir),
+            *((os, name, self._list) for name in ("listdir", "scandir")),
             (shutil, "rmtree", self._rmtree),
         ]
         folders = {"symlink": ("", "dir_fd")} | dict.fromkeys(
@@ -82,9 +82,7 @@ class Isolation:
     def _by_name(self, action: Callable[..., Any], folders: tuple[str, ...]) -> Callable[..., Any]:
         """An action on whole paths: what is given by an open folder is named by where that folder lies.
 
-        Args:
-            action: called with the original function and its arguments.
-            folders: the options that hold the folders of the first arguments.
+        `folders` are the options that hold the open folders of the first arguments.
         """
         numbered = {"listdir", "scandir", "chdir", "chmod", "chown", "utime", "truncate"}
 
@@ -140,11 +138,8 @@ class Isolation:
         path = original()
         return (path.removeprefix(self.overlay.root) or os.sep) if path.startswith(self.overlay.root) else path
 
-    def _read_itself(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        return original(self.overlay.read(path, follow=False), *arguments, **options)
-
-    def _read(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        return original(self.overlay.read(path), *arguments, **options)
+    def _read(self, original: Any, path: Any, *arguments: Any, follow: bool = True, **options: Any) -> Any:
+        return original(self.overlay.read(path, follow=follow), *arguments, **options)
 
     def _change(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
         """Of a file its copy; a folder stays as it is."""
@@ -198,24 +193,16 @@ class Isolation:
         _refuse(path, os.path.lexists(path))
         return original(self.overlay.write(path, keep=False), *arguments, **options)
 
-    def _listdir(self, original: Any, path: Any = ".") -> list[Any]:
+    def _list(self, original: Any, path: Any = ".") -> Any:
+        """For listdir and scandir."""
         path = "." if path is None else path
         names = self.overlay.names(path)
         if names is None:
-            return original(self._of_kind(path))
+            place = self.overlay.read(path)
+            return original(os.fsencode(place) if isinstance(path, bytes) else place)  # names are of the same kind
+        if original.__name__ == "scandir":
+            return _Entries(original, self.overlay, os.fspath(path), names)
         return [os.fsencode(name) for name in names] if isinstance(path, bytes) else names
-
-    def _scandir(self, original: Any, path: Any = ".") -> Any:
-        path = "." if path is None else path
-        names = self.overlay.names(path)
-        if names is None:
-            return original(self._of_kind(path))
-        return _Entries(original, self.overlay, os.fspath(path), names)
-
-    def _of_kind(self, path: Any) -> Any:
-        """The path to read, bytes where it was given so: names in it are of the same kind."""
-        place = self.overlay.read(path)
-        return os.fsencode(place) if isinstance(path, bytes) else place
 
     def _rmtree(self, original: Any, path: Any, ignore_errors: bool = False, *arguments: Any, **options: Any) -> None:
         if self.overlay.upper(path) is None:
@@ -232,10 +219,11 @@ def _refuse(path: Any, exists: bool) -> None:
         raise FileExistsError(17, "File exists", os.fspath(path))
 
 
-class _Entries:
-    """What `scandir` gives, of a folder whose parts lie in two places."""
+class _Entries(ExitStack):
+    """What `scandir` gives, of a folder whose parts lie in two places; nothing is open."""
 
     def __init__(self, original: Any, overlay: Overlay, path: str | bytes, names: list[str]) -> None:
+        super().__init__()
         self._entries: list[_Entry] = []
         for name in names:
             place = overlay.read(os.path.join(os.fsdecode(path), name), follow=False)
@@ -249,15 +237,6 @@ class _Entries:
         if not self._entries:
             raise StopIteration
         return self._entries.pop(0)
-
-    def __enter__(self) -> _Entries:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """As a scandir's; nothing is open."""
 
 
 class _Entry:
@@ -273,3 +252,49 @@ class _Entry:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._entry, name)
+
+
+def switch_off(folder: Path) -> None:
+    """In this process and those that it starts; the folder takes what MLflow writes."""
+    store = folder.as_uri()
+    os.environ.update(
+        WANDB_MODE="disabled",
+        MLFLOW_TRACKING_URI=store,
+        MLFLOW_REGISTRY_URI=store,
+        MLFLOW_ALLOW_FILE_STORE="true",
+    )
+    sys.meta_path.insert(0, _Changing({"wandb": _change_wandb, "mlflow": _change_mlflow}))
+
+
+def _change_wandb(wandb: ModuleType) -> None:
+    """Whatever mode the script asks for, and without a key."""
+    begin = wandb.init
+    vars(wandb)["init"] = lambda *arguments, **options: begin(*arguments, **(options | {"mode": "disabled"}))
+    vars(wandb)["login"] = lambda *arguments, **options: True
+
+
+def _change_mlflow(mlflow: ModuleType) -> None:
+    """The environment's store stays."""
+    vars(mlflow).update(set_tracking_uri=lambda *_, **__: None, set_registry_uri=lambda *_, **__: None)
+
+
+class _Changing:
+    """Changes modules, by their names, when they are imported."""
+
+    def __init__(self, changes: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.changes = changes
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """What the other finders of `sys.meta_path` find, for a module to change."""
+        change = self.changes.pop(name, None)
+        spec = importlib.util.find_spec(name) if change is not None else None
+        if change is None or spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: ModuleType) -> None:
+            execute(module)
+            change(module)
+
+        vars(spec.loader)["exec_module"] = execute_and_change
+        return spec

@@ -15,23 +15,15 @@ from pathlib import Path
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
-_SHARED = ("/dev", "/proc", "/sys", "/run")
-"""Devices, processes and sockets are those of the machine."""
+_SHARED = ("/dev", "/proc", "/sys", "/run")  # devices, processes and sockets are those of the machine
 
 
 def enter(folder: Path, needed: list[str]) -> list[str]:
     """Move this process, which has one thread, into a namespace whose files are copies in memory once they are written.
 
-    Args:
-        folder: stays shared with the machine outside.
-        needed: folders that must be kept.
-
-    Returns:
-        the folders whose files stay as they are. Where other file systems are mounted below a folder, it is each of the
-        folders in it, and files directly in it are not among them.
-
-    Raises:
-        OSError: if the kernel does not permit it, or a needed folder is not among them.
+    The folder stays shared with the machine outside. Returns the folders whose files stay as they are: where other file
+    systems are mounted below a folder, each of the folders in it, and files directly in it are not among them. An
+    OSError if the kernel does not permit it, or a needed folder is not kept.
     """
     own_user = not _permitted(_CLONE_NEWNS)
     if own_user:
@@ -87,7 +79,6 @@ def _mount(source: str, target: str, kind: str, flags: int = 0, options: str = "
 
 
 def _mounts() -> list[str]:
-    """Where file systems are mounted."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     return [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines]
 

@@ -7,13 +7,12 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 _OPEN = "/proc/self/fd/"
-_GONE = ".onehour-gone."
-"""In front of the name of a file that the script has removed."""
+_GONE = ".onehour-gone."  # in front of the name of a file that the script has removed
 _CACHES = ("torchinductor_",)
 """What torch keeps in the temporary folder from run to run; the compilers that read it know no overlay."""
 
@@ -21,11 +20,9 @@ _CACHES = ("torchinductor_",)
 class Overlay:
     """Maps paths that are written to paths below a folder; reading finds the newer of both.
 
-    Args:
-        root: takes what is written; the folder that it lies in is never redirected.
-        home: folders whose contents are kept, wherever they lie. Elsewhere names that are new in the system's
-            temporary folder are free; what stood there before is kept with all below it.
-        kept: folders that the kernel keeps.
+    What lies directly above `root` is never redirected, nor is what the kernel keeps. The contents of `home` folders
+    are kept wherever they lie. Elsewhere names that are new in the system's temporary folder are free; what stood
+    there before is kept with all below it.
 
     >>> overlay = Overlay("/tmp/run/x", home=["/data/me"])
     >>> overlay.upper("/data/me/log.txt"), overlay.upper("/dev/null") is None
@@ -37,18 +34,12 @@ class Overlay:
         self.home = [os.path.join(os.path.abspath(folder), "") for folder in home]
         above = os.path.dirname(self.root)  # the run's own folder
         self.free = [os.path.join(path, "") for path in ("/dev", "/proc", "/sys", above, *kept)]
-        self.linked = False
-        """Whether the script has made symbolic links: what is below one is kept where that leads."""
+        self.linked = False  # whether the script has made symbolic links: what is below one is kept where that leads
         self.temporary = os.path.join(os.path.realpath(tempfile.gettempdir()), "")
         self.before = frozenset(name for name in _listdir(self.temporary) if not name.startswith(_CACHES))
 
     def named(self, path: Any, folder: int | None = None) -> Any:
-        """The path by the name that the script knows, where it is given by an open folder.
-
-        Args:
-            path: below the folder, or /proc/self/fd/N and what is below that.
-            folder: its descriptor; None for the current one.
-        """
+        """The path by the name that the script knows: it is below an open folder, or below /proc/self/fd/N."""
         if not isinstance(path, str | bytes | os.PathLike):
             return path
         text = os.fsdecode(path)
@@ -97,9 +88,7 @@ class Overlay:
     def read(self, path: Any, *, follow: bool = True) -> Any:
         """The path to read: what the script wrote, if it did; one that does not exist if it was removed.
 
-        Args:
-            path: that the script names.
-            follow: whether a link that the script has made stands for what it leads to.
+        With `follow` a link that the script has made stands for what it leads to.
         """
         upper = self.upper(path)
         if upper is None:
@@ -113,10 +102,7 @@ class Overlay:
     def write(self, path: Any, *, keep: bool, follow: bool = True) -> Any:
         """The path to write, its folder made if the script may think that there is one.
 
-        Args:
-            path: that the script names.
-            keep: whether what stands there is added to or changed, and so must be copied first.
-            follow: whether a link that the script has made stands for what it leads to.
+        With `keep` what stands there is added to or changed, and so is copied first; `follow` is as in `read`.
         """
         upper = self.upper(path)
         if upper is None:
@@ -128,7 +114,7 @@ class Overlay:
         if not (_exists(above) or (_isdir(below) and not self._gone(above))):
             return upper if _isdir(below) else path  # which then fails as it would have
         _makedirs(above)
-        if keep and not _exists(upper) and not self._gone(upper) and _isfile(lower):
+        if keep and not _exists(upper) and not self._gone(upper) and _exists(lower) and not _isdir(lower):
             _copy(lower, upper)
         return upper
 
@@ -137,15 +123,10 @@ class Overlay:
         return upper.removeprefix(self.root)
 
     def _target(self, upper: str) -> str:
-        """Where a link leads, as the script names it."""
         return self._lower(os.path.join(os.path.dirname(upper), _readlink(upper)))
 
     def remove(self, path: Any) -> None:
-        """Take a file or an empty folder away, as far as the script can see.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-        """
+        """Take a file or an empty folder away, as far as the script can see."""
         upper = self.upper(path)
         assert upper is not None
         if not (_islink(upper) or _exists(self.read(path))):
@@ -186,36 +167,28 @@ class Overlay:
 
 
 # As they were before anyone stood before them.
-_stat, _lstat, _unlink, _listdir, _rmtree, _mkdir, _readlink, _open = (
-    *(os.stat, os.lstat, os.unlink, os.listdir, shutil.rmtree, os.mkdir),
-    *(os.readlink, open),
-)
+_stat, _lstat, _unlink, _listdir, _rmtree = os.stat, os.lstat, os.unlink, os.listdir, shutil.rmtree
+_mkdir, _readlink, _open = os.mkdir, os.readlink, open
+
+
+def _mode(path: Any, look: Callable[[Any], os.stat_result] = _stat) -> int:
+    """0 where nothing is there."""
+    try:
+        return look(path).st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def _exists(path: Any) -> bool:
-    try:
-        _stat(path)
-    except (OSError, ValueError):
-        return False
-    return True
+    return _mode(path) != 0
 
 
 def _islink(path: str) -> bool:
-    try:
-        return stat.S_ISLNK(_lstat(path).st_mode)
-    except OSError:
-        return False
+    return stat.S_ISLNK(_mode(path, _lstat))
 
 
 def _isdir(path: Any) -> bool:
-    try:
-        return stat.S_ISDIR(_stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
-def _isfile(path: Any) -> bool:
-    return _exists(path) and not _isdir(path)
+    return stat.S_ISDIR(_mode(path))
 
 
 def _makedirs(path: str) -> None:

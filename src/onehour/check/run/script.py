@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import linecache
 import multiprocessing.process
 import os
+import platform
 import re
 import runpy
 import subprocess
 import sys
 import threading
 import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from onehour.check.observe import Observers
 from onehour.check.observe.passes import MOST_UPDATES, following_enumerate
-from onehour.check.observe.recorder import Patches, TapeRecorder
+from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.observe.source import SCRIPT_FOLDERS, is_users, user_line
-from onehour.check.run.failures import gpu_hint, in_a_line, place
-from onehour.check.run.isolate import Isolation
+from onehour.check.run.isolate import Isolation, switch_off
 from onehour.check.run.overlay import Overlay
-from onehour.check.run.services import switch_off
 from onehour.check.tape import ProcessStarted
 
 SEEN_EPOCHS = 2
-LATE = 0.85
-"""The share of its time after which a run ends by itself."""
-PATIENCE = 10.0
-"""Seconds that a process waits for the others to come to their end."""
+LATE = 0.85  # the share of its time after which a run ends by itself
+PATIENCE = 10.0  # seconds that a process waits for the others to come to their end
 SECONDS_OF_UPDATES = 20.0
 """Of CPU after the first update; a run that is not at the end of its epochs then, or after MOST_UPDATES, is stopped."""
 _LAUNCHERS = re.compile(r"(?:python|torchrun|accelerate|deepspeed|mpirun|horovodrun)[\d.]*$")
@@ -44,7 +45,6 @@ class _ScriptRun:
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.recorder.rank = rank
         self.observers = Observers(self.recorder)
-        self.patches = Patches()
         self.first_update = 0.0
         self.left = threading.Lock()
         self.main = threading.get_ident()
@@ -53,20 +53,17 @@ class _ScriptRun:
         self.observers.install()
         # A script's own processes are not observed: their tapes would mix with this one.
         os.register_at_fork(after_in_child=lambda: setattr(self.recorder, "finished", True))
-        self.patches.around(multiprocessing.process.BaseProcess, "start", self._started)
-        self.patches.around(subprocess.Popen, "__init__", self._called)
-        self.patches.around(torch.distributed, "destroy_process_group", self._parted)
+        self.recorder.patches.before(multiprocessing.process.BaseProcess, "start", self._started)
+        self.recorder.patches.before(subprocess.Popen, "__init__", self._called)
+        self.recorder.patches.before(torch.distributed, "destroy_process_group", self._parted)
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
         switch_off(self.folder / "mlflow")
         home = [os.getcwd(), str(script.parent)]
-        Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.patches)
-        self.observers.loaders.on_pass = self.pass_begins
-        watch = self.observers.optimizers.on_step
-        self.observers.optimizers.on_step = lambda optimizer: (watch(optimizer), self.stepped())
-        self.observers.optimizers.on_made = self.prepare_modules
-        self.observers.loaders.on_made = self.prepare_modules
+        Isolation(Overlay(self.folder / "written", home=home, kept=kept)).install(self.recorder.patches)
+        self.recorder.on_made, self.recorder.on_pass = self.prepare_modules, self.pass_begins
+        self.recorder.on_step = self.stepped
 
     def prepare_modules(self) -> None:
         """The user's modules get an `enumerate` that follows a cut."""
@@ -76,8 +73,7 @@ class _ScriptRun:
                 vars(module)["enumerate"] = following_enumerate
 
     def pass_begins(self, loader: int) -> None:
-        """All was seen when a loader begins to train a third time."""
-        if self.observers.loaders.trained.get(loader, 0) >= SEEN_EPOCHS:
+        if self.observers.loaders.trained[loader] >= SEEN_EPOCHS:
             self.leave("seen")
 
     def stepped(self) -> None:
@@ -89,28 +85,25 @@ class _ScriptRun:
         if updates >= MOST_UPDATES or long:
             self.leave("stopped")
 
-    def _started(self, original: Any, process: Any) -> None:
+    def _started(self, process: Any) -> None:
         loads = sys.modules["torch.utils.data.dataloader"].__file__
         frame = sys._getframe()
         while frame is not None and frame.f_code.co_filename != loads:
             frame = frame.f_back
         if frame is None:  # it is none of a DataLoader's
             self.recorder.tape.add(ProcessStarted(user_line()))
-        original(process)
 
-    def _called(self, original: Any, process: Any, *arguments: Any, **options: Any) -> None:
+    def _called(self, process: Any, *arguments: Any, **options: Any) -> None:
         command = arguments[0] if arguments else options.get("args")
         first = command[0] if isinstance(command, list | tuple) and command else command
         words = os.fsdecode(first).split() if isinstance(first, str | bytes | os.PathLike) else []
         if words and _LAUNCHERS.search(words[0]):
             self.recorder.tape.add(ProcessStarted(user_line()))
-        original(process, *arguments, **options)
 
-    def _parted(self, original: Any, *arguments: Any, **options: Any) -> Any:
+    def _parted(self, *arguments: Any, **options: Any) -> None:
         """Nobody trains together any more; torch sometimes hangs in what comes after."""
         if self.recorder.updates and threading.get_ident() == self.main:
             self.leave("ended")
-        return original(*arguments, **options)
 
     def late(self) -> None:
         """The time is nearly over: what was seen is judged, if it is anything; else where the script is."""
@@ -129,11 +122,8 @@ class _ScriptRun:
             self.observers.conclude()
         except Exception as error:  # what was seen before is still worth to be judged
             self.recorder.trouble("conclude", error)
+        self.recorder.tape.end = {"how": how, "updates": self.recorder.updates} | facts
         self.recorder.tape.save(self.folder / f"tape-{self.rank}.json")
-        status = self.folder / f"status-{self.rank}.json"
-        text = json.dumps({"how": how, "updates": self.recorder.updates} | facts)
-        status.with_suffix(".partial").write_text(text, encoding="utf-8")
-        status.with_suffix(".partial").replace(status)
         self.wait_for_others()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -143,7 +133,7 @@ class _ScriptRun:
         """A process that leaves while another still reads from it would fail that one."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until and not all(
-            (self.folder / f"status-{rank}.json").exists() for rank in range(self.processes)
+            (self.folder / f"tape-{rank}.json").exists() for rank in range(self.processes)
         ):
             time.sleep(0.01)
 
@@ -153,23 +143,16 @@ def run_script(
     arguments: list[str],
     folder: Path,
     *,
-    module: str | None = None,
-    rank: int = 0,
-    processes: int = 1,
-    limit: float = 120.0,
+    module: str | None,
+    rank: int,
+    processes: int,
+    limit: float,
     kept: list[str],
 ) -> NoReturn:
-    """Run a script as `python script arguments` does, observe it, and leave the process.
+    """Run a script as `python script arguments` or `python -m module` does, observe it, and leave the process.
 
-    Args:
-        script: an absolute path.
-        arguments: its own.
-        folder: takes tape-RANK.json and status-RANK.json.
-        module: the script's name, if it is run as `python -m module` does.
-        rank: of this process among those of the run.
-        processes: how many there are.
-        limit: seconds after which it is ended from outside.
-        kept: folders whose files the kernel keeps as they are.
+    The folder takes tape-RANK.json. After `limit` seconds the process is ended from outside; the
+    kernel keeps the files in the `kept` folders as they are.
     """
     run = _ScriptRun(folder, rank, processes, limit)
     SCRIPT_FOLDERS.add(str(script.parent))
@@ -185,13 +168,128 @@ def run_script(
         else:
             runpy.run_path(str(script), known, run_name="__main__")
     except SystemExit as error:
-        code = error.code
-        if code in (None, 0):
-            run.leave("ended")
-        said = f": {code}{gpu_hint(code, error)}" if isinstance(code, str) else f" with code {code}"
-        run.leave("left", error=f"the script exited{said}", where=place(error))
+        if (code := error.code) not in (None, 0):
+            said = f": {code}{gpu_hint(code, error)}" if isinstance(code, str) else f" with code {code}"
+            run.leave("left", error=f"the script exited{said}", where=place(error))
     except KeyboardInterrupt:
         run.leave("failed", error="interrupted")
     except BaseException as error:
         run.leave("failed", error=in_a_line(error), where=place(error))
     run.leave("ended")
+
+
+_GPU = re.compile(r"cuda|cudnn|nccl|nvidia|\bgpus?\b", re.IGNORECASE)
+_NOBODY_TYPES = " (nobody types at the terminal of a script that is checked)"
+_NO_GPU = " (this machine has no GPU; let the script choose its device, or check it where there is one)"
+_OLD = re.compile(
+    r"Weights only load failed|Legacy autograd function|invalid index of a 0-dim tensor"
+    r"|Subtraction, the `-` operator, with a bool tensor"
+)
+_NO_NAME = re.compile(r"(?:module|from|named) '([\w.]+)'")
+_NO_KEYWORD = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument")
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's kind and text, the source of an assertion, and what to do about a GPU or a release that is missing."""
+    text = str(error).strip()
+    source = _assertion(error)
+    said = text.splitlines()[0] if text else source or "without a message"
+    line = f"{type(error).__name__}: {said}"[:400]
+    if text and source:
+        line += f" ({source})"
+    if isinstance(error, EOFError):
+        return line + _NOBODY_TYPES
+    return line + (gpu_hint(text, error) or _release_hint(error, text))
+
+
+def gpu_hint(text: str, error: BaseException | None = None) -> str:
+    """What to do where an error is about a GPU, and there is none; else nothing."""
+    if torch.cuda.is_available() or isinstance(error, OSError):
+        return ""
+    inside = any("/torch/cuda/" in frame.filename for frame in _frames(error))
+    return _NO_GPU if inside or _GPU.search(text) else ""
+
+
+def place(error: BaseException) -> str | None:
+    """The user's line that an error came from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [frame for frame in _frames(error) if is_users(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(error.__traceback__)) if error is not None else []
+
+
+def _assertion(error: BaseException) -> str | None:
+    """The source of an assertion that failed, where it can be read."""
+    frames = _frames(error)
+    if not isinstance(error, AssertionError) or not frames or not (frames[-1].line or "").startswith("assert"):
+        return None
+    return " ".join((frames[-1].line or "").split())
+
+
+def _release_hint(error: BaseException, text: str) -> str:
+    """Whose installed release has not what the script wants; nothing where an error means something else."""
+    if isinstance(error, SyntaxError):
+        old = "Missing parentheses in call to" in text or re.search(r"\basync\s*=", error.text or "")
+        package = "sys" if old else None
+    elif isinstance(error, AttributeError | ImportError):
+        package = _lacking(error, text)
+    elif isinstance(error, TypeError) and (match := _NO_KEYWORD.match(text)):
+        package = _home(match[1].split(".")[0], error)
+    else:
+        package = "torch" if _OLD.search(text) else None
+    if package is None:
+        return ""
+    name = "Python" if package in sys.stdlib_module_names else package
+    return f" (the script seems too old for the installed {name} {_release(package)})"
+
+
+def _release(package: str) -> str:
+    if package in sys.stdlib_module_names:
+        return platform.python_version()
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return getattr(sys.modules[package], "__version__", "")
+
+
+def _lacking(error: AttributeError | ImportError, text: str) -> str | None:
+    """The package of which a module has no such name, or an object no such attribute."""
+    match = _NO_NAME.search(text)
+    name = match[1] if match else None
+    if isinstance(error, AttributeError) and not isinstance(error.obj, ModuleType | None):
+        kind = error.obj if isinstance(error.obj, type) else type(error.obj)
+        name = None if issubclass(kind, nn.Module) else kind.__module__
+    if isinstance(error, ModuleNotFoundError) and "." not in (name or ""):
+        return None  # not installed
+    return _installed(name)
+
+
+def _installed(module: str | None) -> str | None:
+    """The package of a module that is loaded and not the user's own."""
+    package = (module or "").split(".")[0]
+    loaded = sys.modules.get(package)
+    if loaded is None or package in ("__main__", "builtins") or is_users(getattr(loaded, "__file__", None) or "<>"):
+        return None
+    return package
+
+
+def _home(name: str, error: BaseException) -> str | None:
+    """The package of what the user's failing line calls by a name, or by that of a module in front of it."""
+    frame: FrameType | None = None
+    line = ""
+    for found, number in traceback.walk_tb(error.__traceback__):
+        if is_users(found.f_code.co_filename):
+            frame, line = found, linecache.getline(found.f_code.co_filename, number)
+    match = re.search(rf"((?:\w+\.)*)\b{re.escape(name)}\b", line)
+    if frame is None or match is None:
+        return None
+    known: dict[str, Any] = frame.f_globals | frame.f_locals
+    value: Any = None
+    for part in [*match[1].split(".")[:-1], name]:
+        value = known.get(part)
+        known = vars(value) if isinstance(value, ModuleType) else {}
+    return _installed(getattr(value, "__module__", None))

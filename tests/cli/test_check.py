@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from onehour.check.run.checking import check_script
-from onehour.check.run.command import Command, read_command
+from onehour.check.run.checking import Command, check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
+from onehour.cli.check import read_command
 
 ARGUMENTS = ["--lr", "3", "data.py"]
 TYPED = {
