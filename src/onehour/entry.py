@@ -21,8 +21,6 @@ from onehour.config import Recipe
 from onehour.messages import blame, nearest
 from onehour.sidefile import Read
 
-__all__ = ["LIBRARIES", "asked_for", "is_entry", "make_importable", "resolve"]
-
 LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
 

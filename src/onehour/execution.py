@@ -9,9 +9,6 @@ from typing import Any
 from onehour.config import Recipe
 from onehour.rules.arguments import positive, positive_int
 
-__all__ = ["WHERE", "Execution", "default_folder"]
-
-
 WHERE = "where it runs (changes nothing that it learns, beyond rounding)"
 FOLDER = "its folder"
 

@@ -23,21 +23,6 @@ from typing import Any, BinaryIO, cast
 
 from onehour.leaving import before_leaving
 
-__all__ = [
-    "append_whole",
-    "lock",
-    "make_folder",
-    "open_inside",
-    "opened",
-    "remove",
-    "replace_all",
-    "replace_whole",
-    "sync_folder",
-    "to_json",
-    "write_new",
-    "written",
-]
-
 Folder = Path | int
 """A folder by its name, or a descriptor of it that is held open."""
 

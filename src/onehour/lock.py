@@ -20,8 +20,6 @@ from typing import Any, Self
 
 from onehour.files import LOCK, lock, open_inside, opened
 
-__all__ = ["FolderLostError", "HeldFolder", "OpenFolder"]
-
 PATIENCE = 10.0
 """Seconds to wait for a process that is about to end, such as one whose launcher was killed."""
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["CORES", "cores", "own_share", "share_of", "which_cores"]
-
 CORES = "ONEHOUR_CORES"
 """How many cores the process that started this one has given it."""
 GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TextIO
 
-__all__ = ["blame", "encodable", "in_one_message", "let_go", "nearest", "printable", "say", "shown"]
-
 NOBODYS = ("argparse.py", "<frozen runpy>", "onehour/entry.py")
 """Files that say nothing of whose code an error comes from."""
 SCARCE = re.compile("can't start new thread|Resource temporarily unavailable|failed to map segment|Cannot allocate")

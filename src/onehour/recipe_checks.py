@@ -8,8 +8,6 @@ from typing import Any, get_args
 from onehour.messages import nearest
 from onehour.rules.minibatch import whole_workers
 
-__all__ = ["ADAPTIVE", "PITFALLS", "refuse_together", "refuse_values"]
-
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
 

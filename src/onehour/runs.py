@@ -47,8 +47,6 @@ from onehour.training.store import checkpoint_folders
 from onehour.training.task import Sums
 from onehour.training.watchdog import GRACE, Watchdog, never
 
-__all__ = ["check_start", "refuse_together", "run"]
-
 
 def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     """Find what would stop a run before its processes start.

@@ -12,25 +12,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
-__all__ = [
-    "COUNT",
-    "FLAG",
-    "NUMBER",
-    "NUMBER_OR_NONE",
-    "PERCENT",
-    "TEXT",
-    "TEXT_OR_NONE",
-    "Kind",
-    "Read",
-    "is_list",
-    "is_object",
-    "object_of",
-    "read_lines",
-    "read_object",
-    "read_text",
-    "read_toml",
-]
-
 Holds = Callable[[Any], bool]
 Kind = tuple[str, Holds]
 """What a value should be, in words, and whether it is."""

@@ -17,20 +17,6 @@ from onehour.entry import is_entry, resolve
 from onehour.messages import blame
 from onehour.rules.keys import random_bits
 
-__all__ = [
-    "SHORTER",
-    "SIZE",
-    "Crop",
-    "TrainTransform",
-    "draw_crop",
-    "draw_erasure",
-    "normalise",
-    "resized",
-    "training_crop",
-    "uniform",
-    "validation_crop",
-]
-
 SIZE, SHORTER = 224, 256
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)

@@ -18,8 +18,6 @@ from onehour.data.augment import TrainTransform, drawn_key, normalise, uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.data.decode import decode, of_size
 
-__all__ = ["CLASSES", "Cifar", "cifar10"]
-
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Per channel, of the 50,000 training images."""

@@ -15,19 +15,6 @@ from PIL import Image
 from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
 
-__all__ = [
-    "FORMATS",
-    "LARGEST_PIXELS",
-    "PIXELS",
-    "QUALITY",
-    "decode",
-    "of_size",
-    "orientation_of",
-    "oriented",
-    "plain",
-    "shrunk",
-]
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """What Pillow may try; named, because its others include some that start programs (EPS)."""
 JPEG_START = b"\xff\xd8"

@@ -19,8 +19,6 @@ from onehour.data.augment import uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.rules.keys import random_bits, seed_for
 
-__all__ = ["DigitFiles", "digits", "digits_wide", "originals"]
-
 TRAIN, WIDE, VALIDATION, SIDE = 8192, 4 * 8192, 4096, 8
 Labelled = tuple[Tensor, Tensor]
 ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1

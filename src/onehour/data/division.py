@@ -17,8 +17,6 @@ from onehour.data.processes import in_child
 from onehour.data.samples import Keyed
 from onehour.rules.keys import random_bits, seed_for
 
-__all__ = ["divide", "divided"]
-
 
 def divide(
     labels: np.ndarray, share: float, seed: int, classes: Sequence[str] | None = None

@@ -24,8 +24,6 @@ from onehour.data.listing import SIDES, Files, Table, expected, list_sides, read
 from onehour.data.pack import PARTS, Shards, key_of, label_member, shards_of
 from onehour.data.processes import Done, ignore, spans, spread
 
-__all__ = ["examine", "inspect_image"]
-
 SUFFIXES_OF = {
     "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
     "PNG": (".png",),

@@ -17,8 +17,6 @@ from torch.utils.data import TensorDataset
 
 from onehour.data.dataset import FaultError
 
-__all__ = ["fashion_mnist", "idx", "idx_files"]
-
 INSTALLED = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package puts Fashion-MNIST."""
 PUBLISHED = {

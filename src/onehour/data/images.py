@@ -29,8 +29,6 @@ from onehour.data.listing import (
 from onehour.data.pack import Shards, shards_of
 from onehour.rules.arguments import positive_int
 
-__all__ = ["ImageOptions", "Images", "divided_folder", "image_files", "image_folder", "open_sides"]
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of ImageNet's training images (§5.1)."""
 

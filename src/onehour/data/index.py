@@ -25,18 +25,6 @@ from onehour.data.listing import SIDES, Files, Names, Table, expected, list_clas
 from onehour.data.processes import Done, ignore, spans, spread
 from onehour.files import replace_whole
 
-__all__ = [
-    "FORMAT",
-    "INDEX",
-    "Index",
-    "columns",
-    "index_of",
-    "open_arrays",
-    "read_index",
-    "write_arrays",
-    "write_index",
-]
-
 KEY = "onehour"
 AGAIN = "make it again"
 LONGEST = 2**28

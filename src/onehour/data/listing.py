@@ -22,22 +22,6 @@ from onehour.data.dataset import FaultError
 from onehour.data.processes import Done, ignore
 from onehour.messages import shown
 
-__all__ = [
-    "SIDES",
-    "Files",
-    "Names",
-    "Source",
-    "Table",
-    "expected",
-    "image_by_name",
-    "list_class",
-    "list_classes",
-    "list_side",
-    "list_sides",
-    "read_file",
-    "refuse",
-]
-
 
 class Names:
     """Many short texts in two arrays, `buffer` and `ends`: a million cost their bytes."""

@@ -25,11 +25,6 @@ from onehour.files import append_whole
 from onehour.messages import shown
 from onehour.rules.shuffle import SampleStream
 
-__all__ = [
-    *("BAD_IMAGES", "CHUNK", "PATIENCE", "Batch", "Feed", "Skipped", "moved", "name_skipped"),
-    *("prepared", "prepared_batch", "too_many"),
-]
-
 Batch = Any
 """(images, labels), or the tree that a task's own samples make."""
 CHUNK = 256

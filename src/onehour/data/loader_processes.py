@@ -37,8 +37,6 @@ from onehour.data.processes import end_with_parent, signals_wait
 from onehour.data.samples import Empty, Keyed, empty, mapped
 from onehour.messages import blame, say
 
-__all__ = ["IGNORED", "PATIENCE", "STRIKES", "LoaderProcesses"]
-
 PATIENCE = 30.0
 """Seconds that a process may take for one sample before it counts as stuck: three times this is less than a hang."""
 STRIKES = 3

@@ -19,8 +19,6 @@ from onehour.data.loader import Batch, moved
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["Mix", "Mixing", "draw_mix", "refuse_mixing", "symmetric_beta"]
-
 
 class Mix(NamedTuple):
     """How the images of a worker are mixed: each is w·x + (1 − w)·x' with the one before it, x', pixel by pixel.

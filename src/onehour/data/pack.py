@@ -34,8 +34,6 @@ from onehour.files import opened, remove, replace_whole, sync_folder, written
 from onehour.lock import HeldFolder, OpenFolder
 from onehour.messages import shown
 
-__all__ = ["PARTS", "Shards", "key_of", "label_member", "pack", "shards_of", "split"]
-
 BLOCK = 512
 OPEN = 64
 """Shards that a process keeps open."""

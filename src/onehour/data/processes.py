@@ -25,8 +25,6 @@ import torch
 from onehour.leaving import signal_with_parent
 from onehour.messages import blame
 
-__all__ = ["Done", "end_with_parent", "ignore", "in_child", "signals_wait", "spans", "spread"]
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Done = Callable[[int], None]

@@ -15,11 +15,6 @@ from onehour.messages import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = [
-    *("IMAGES_AND_LABELS", "IN_A_ROW", "Empty", "Form", "Key", "Keyed"),
-    *("collate", "empty", "following", "leaves", "mapped"),
-]
-
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes a tensor of a shape and a type, to be filled."""
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}

@@ -22,8 +22,6 @@ from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapp
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest
 
-__all__ = ["DATA", "Data", "FileReader", "Look", "file_reader", "load_data", "look"]
-
 DATA: dict[str, Callable[[int], tuple[Any, Any]]] = {"digits": digits, "digits-wide": digits_wide}
 """Embedded data by name; NAME:SPLIT takes another division of the originals."""
 DIGIT_FILES: dict[str, Callable[[int], DigitFiles]] = {

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import NormalDist
 
-__all__ = ["BUCKET_BYTES", "IterationTime", "Links", "Measured", "expected_iteration", "reduction_seconds", "slowest"]
-
 BUCKET_BYTES = 25 * 2**20
 """The size at which a bucket of the reduction closes."""
 BACKWARD = 2 / 3

@@ -8,8 +8,6 @@ import torch
 
 from onehour.machine import cores
 
-__all__ = ["name_of", "own_gpu", "pick_processes", "refuse_other_devices", "refuse_too_few_gpus"]
-
 ON_CPU = 2
 """Processes on one machine's CPU, where a person leaves it to us: torch's threads use the other cores."""
 

@@ -18,8 +18,6 @@ from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
 from onehour.dist.launched import Launched, launched
 from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, meet
 
-__all__ = ["Group", "PeerLateError", "PeerLostError", "joined", "peer_lost"]
-
 LOST = (
     "closed by peer",
     "reset by peer",

@@ -19,18 +19,6 @@ from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, StopSignals, asks_to
 from onehour.leaving import signal_with_parent
 from onehour.machine import CORES, share_of
 
-__all__ = [
-    "ENDS",
-    "LaunchError",
-    "end_with_launcher",
-    "is_launched_by_us",
-    "is_torchruns",
-    "launch",
-    "process_began",
-    "refuse_used_port",
-    "report_failure",
-]
-
 JOB = "TORCHELASTIC_RUN_ID"
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""

@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LOOPBACK", "Launched", "adopt", "is_launched", "launched", "refuse_several", "slurm_step", "without_srun"]
-
 LOOPBACK = "127.0.0.1"
 TORCHRUNS_PORT = 29500
 """Where the processes of plain torchrun meet."""

@@ -27,8 +27,6 @@ from onehour.dist.launched import LOOPBACK, Launched
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["GLOO_DEVICE", "Host", "choose_device", "listen_here", "loopback", "meet", "store_at", "this_host"]
-
 JOIN = 600.0
 """Seconds that all processes have to come."""
 FIRST, EVERY = 10.0, 30.0

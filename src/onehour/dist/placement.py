@@ -6,8 +6,6 @@ from itertools import pairwise
 
 from onehour.rules.aggregate import halve
 
-__all__ = ["passes", "place", "place_by_halving"]
-
 
 def place(workers: int, processes: int) -> list[range]:
     """Divide k workers among p processes in consecutive ranges whose sizes differ by one at most.

@@ -13,18 +13,6 @@ from typing import Any
 
 from onehour.leaving import leave, park
 
-__all__ = [
-    "EARLY",
-    "EXIT_STOPPED",
-    "OURS",
-    "STOPPED",
-    "STOPS",
-    "StopSignals",
-    "asks_to_stop",
-    "held_back",
-    "ignore_stops",
-]
-
 OURS = "ONEHOUR_LAUNCHED"
 """Holds the id of our launcher in the processes that it started."""
 EXIT_STOPPED = 75

@@ -12,8 +12,6 @@ from onehour.entry import LIBRARIES, is_entry, resolve
 from onehour.messages import blame, nearest
 from onehour.models import resnet, small
 
-__all__ = ["MODELS", "brings_weights", "call", "load_model", "pretrained_weights"]
-
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": small.resnet8,
     "resnet8_wide": small.resnet8_wide,

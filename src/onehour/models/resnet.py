@@ -9,18 +9,6 @@ from torch.nn import functional as F
 
 from onehour.rules.batchnorm import batchnorm_relu, kernels_take
 
-__all__ = [
-    "BasicBlock",
-    "Bottleneck",
-    "ResNet",
-    "resnet18",
-    "resnet18_cifar",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-]
-
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut."""

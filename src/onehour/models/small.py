@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from onehour.models.resnet import BasicBlock
 from onehour.rules.batchnorm import batchnorm_relu
 
-__all__ = ["SmallResNet", "resnet8", "resnet8_wide"]
-
 
 class SmallResNet(nn.Module):
     """A 3×3 stem, one basic block a stage, global average pooling, one linear layer.

@@ -12,8 +12,6 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from onehour.rules.names import match_names
 
-__all__ = ["freeze_", "frozen_statistics", "scale_rates"]
-
 
 def freeze_(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
     """Parameters that a pattern matches no longer train, and their BatchNorm keeps its running statistics.

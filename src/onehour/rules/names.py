@@ -12,8 +12,6 @@ from typing import Any
 
 from onehour.rules.arguments import positive
 
-__all__ = ["layer_rates", "match_names", "patterns"]
-
 
 def patterns(name: str, given: Any) -> tuple[str, ...]:
     """A list of patterns; one text would be a pattern for each letter.

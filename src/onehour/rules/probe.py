@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Probed", "is_adaptive", "probe", "unwrapped"]
-
 RATE = 1e-2
 STEPS = 8
 """Some divide by the gradient's size from a later step on: RAdam from its sixth."""

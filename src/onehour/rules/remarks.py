@@ -7,8 +7,6 @@ from fractions import Fraction
 
 from onehour.rules.schedule import Schedule
 
-__all__ = ["schedule_remarks"]
-
 NEARLY = 0.9
 """A cosine has always begun to fall when a warmup ends; so much of the target is not worth a line."""
 

@@ -39,8 +39,6 @@ from onehour.machine import cores, which_cores
 from onehour.rules.keys import random_bits, seed_for
 from onehour.training.device import build_of
 
-__all__ = ["Facts", "agree", "environment", "facts_of_data", "facts_of_model", "facts_of_start", "refusal"]
-
 Facts = Mapping[str, Mapping[str, Any]]
 """What a process is about to do: by kind, then by name, values that JSON has."""
 DIFFERENT = ("versions",)

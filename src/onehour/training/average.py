@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AveragedWeights", "averages_in"]
-
 PREFIX = "ema/"
 """Of their names in a checkpoint, where what an optimizer keeps is called after its parameter."""
 

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
-from onehour.data.loader import PATIENCE, Feed, moved, prepared, prepared_batch
+from onehour.data.loader import Feed, moved, prepared, prepared_batch
+from onehour.data.loader_processes import PATIENCE
 from onehour.data.mixing import refuse_mixing
 from onehour.data.samples import Form, Keyed, mapped
 from onehour.data.sources import Data, load_data
@@ -38,23 +39,6 @@ from onehour.training.device import pick_device
 from onehour.training.kept_batchnorm import refuse_synchronised, tracked_layers
 from onehour.training.refusals import refuse_model
 from onehour.training.task import CLASSIFICATION, Task, task_of
-
-__all__ = [
-    "OPTIMIZERS",
-    "Feeds",
-    "build_model",
-    "build_optimizer",
-    "classes_of",
-    "complete",
-    "draws_numbers",
-    "effects",
-    "image_options",
-    "open_feeds",
-    "outputs_of",
-    "pick_loaders",
-    "pick_share",
-    "pick_workers_per_pass",
-]
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,

@@ -28,8 +28,6 @@ from onehour.training.record import Run
 from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
 from onehour.training.store import FILES, Store, digest_of_recipe
 
-__all__ = ["Checkpoints", "SaveInterval", "latest_contents"]
-
 
 def latest_contents(folder: Path) -> list[bytes] | None:
     """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.

@@ -20,8 +20,6 @@ from onehour.messages import blame, encodable, nearest, say
 from onehour.training.measure import Metrics
 from onehour.training.record import Metric
 
-__all__ = ["Console", "Logger", "Loggers", "load_logger"]
-
 
 class Console:
     """Prints a run's progress.

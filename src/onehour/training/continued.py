@@ -27,8 +27,6 @@ from onehour.training.recorder import LINES, take_folder
 from onehour.training.state import digest_of
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
 
-__all__ = ["begin_from", "changed_schedule", "complete_for"]
-
 MAY_CHANGE = ("epochs", "base_lr", "decay", "decay_factor", "milestones", "warmup", "warmup_epochs", "continues")
 
 

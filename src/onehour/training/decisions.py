@@ -18,8 +18,6 @@ from onehour.rules.momentum import velocity_inside
 from onehour.rules.shuffle import SampleStream, permutation
 from onehour.training.build import build_optimizer
 
-__all__ = ["BROKEN", "Decisions", "InsideSGD", "decisions_of"]
-
 
 class Decisions:
     """The decisions of a run that loops get wrong, taken right; a pitfall overrides one.

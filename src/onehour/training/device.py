@@ -11,8 +11,6 @@ import torch
 
 from onehour.config import Recipe
 
-__all__ = ["build_of", "deterministic", "pick_device"]
-
 
 def pick_device(device: str) -> str:
     """ "cuda" where asked for or available, else "cpu"; it comes before anything that computes.

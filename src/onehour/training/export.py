@@ -28,8 +28,6 @@ from onehour.training.build import complete
 from onehour.training.store import as_safetensors
 from onehour.training.weights import fit, load_file, read_weights
 
-__all__ = ["PROGRAMS", "TOLERANCE", "WEIGHTS", "export_program", "export_weights", "refuse_place", "write_weights"]
-
 WEIGHTS, PROGRAMS = (".safetensors", ".pt", ".pth"), (".pt2", ".onnx")
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest one where that is above 1, that counts as the same network."""

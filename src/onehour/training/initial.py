@@ -22,8 +22,6 @@ from onehour.training.state import digest_of
 from onehour.training.store import checkpoint_folders
 from onehour.training.weights import bytes_of, few, weights_in
 
-__all__ = ["Start", "has_begun", "start_from"]
-
 
 @dataclass(frozen=True)
 class Start:

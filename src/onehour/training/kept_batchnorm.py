@@ -8,8 +8,6 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from onehour.training.engine import RunningStatistics, StatisticsRule
 
-__all__ = ["KeptStatistics", "refuse_synchronised", "tracked_layers"]
-
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 

@@ -38,8 +38,6 @@ from onehour.training.step import HostFlags, Iteration, Step
 from onehour.training.task import Evaluation, Sums, task_of
 from onehour.training.watchdog import Stopping, Watchdog, never
 
-__all__ = ["Loop", "iterate", "train_run"]
-
 
 def train_run(
     recipe: Recipe,

@@ -26,8 +26,6 @@ from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
-__all__ = ["NOT_FINITE", "Clock", "Metrics", "StepTimer", "measured", "profiled", "summarise", "timed"]
-
 NOT_FINITE = (
     "the model's outputs are NaN or infinite for validation samples that are finite: val_loss is null, and where they"
     " are NaN the sample counts as an error"

@@ -25,8 +25,6 @@ from onehour.training.record import Run
 from onehour.training.task import CLASSIFICATION
 from onehour.training.weights import fit, read_weights
 
-__all__ = ["Prediction", "Predictor", "find_images"]
-
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The image files that paths name, in the order of the paths.

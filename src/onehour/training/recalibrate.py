@@ -34,8 +34,6 @@ from onehour.training.task import CLASSIFICATION, Task
 from onehour.training.watchdog import never
 from onehour.training.weights import OpenedWeights, WeightsEvaluation
 
-__all__ = ["IMAGES", "Recalibrated", "Recalibration", "recalibrated"]
-
 IMAGES = 8192
 """Training images unless told otherwise, or all where there are fewer."""
 BLOCK = 32

@@ -30,28 +30,6 @@ from onehour.sidefile import (
 )
 from onehour.training.store import checkpoint_folders, digest_of_recipe, read_manifest
 
-__all__ = [
-    "DELIBERATE",
-    "JOB",
-    "MEDIAN_OF",
-    "METRICS",
-    "OUTCOME",
-    "PARTS",
-    "RECIPE",
-    "TOP1_ERROR",
-    "Metric",
-    "NonFiniteError",
-    "Run",
-    "StoppedError",
-    "differences",
-    "ended_on_purpose",
-    "final_error",
-    "finished_run",
-    "first_began",
-    "move_aside",
-    "sessions_of",
-]
-
 MEDIAN_OF = 5
 RECIPE = "recipe.toml"
 OUTCOME = "outcome.json"

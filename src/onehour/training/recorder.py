@@ -26,8 +26,6 @@ from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.store import checkpoint_folders
 
-__all__ = ["LINES", "Progress", "RunFolder", "look_for_folder", "take_folder"]
-
 LINES = ("metrics.jsonl", "timing.jsonl")
 TOKEN = ".seen-"
 PATIENCE = 10.0

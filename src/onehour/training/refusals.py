@@ -23,20 +23,6 @@ from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers
 from onehour.training.state import load_optimizer, model_state, optimizer_state
 
-__all__ = [
-    "InputError",
-    "Skipping",
-    "in_words",
-    "less_memory",
-    "out_of_memory",
-    "refuse_batch",
-    "refuse_execution",
-    "refuse_iterations",
-    "refuse_model",
-    "refuse_optimizer",
-    "refuse_rows",
-]
-
 random: Any = torch.random  # which has no types
 STEPS = 12
 """Of an optimizer's trial, before what it keeps is saved and after."""

@@ -41,20 +41,6 @@ from onehour.training.recorder import Progress, RunFolder
 from onehour.training.step import Step
 from onehour.training.watchdog import Stopping, Watchdog, never
 
-__all__ = [
-    "JoinedLinear",
-    "Seeds",
-    "SeedsFeed",
-    "join_models",
-    "join_optimizer",
-    "refuse_difference",
-    "refuse_joining",
-    "split_models",
-    "split_optimizer",
-    "train_seeds",
-    "workers_per_pass",
-]
-
 PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
 """Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["digest_of", "host_copies", "load_optimizer", "model_state", "optimizer_state"]
-
 NUMBER = "#"
 OF_THE_RECIPE = {"params", "lr", "lr_scale", "initial_lr", "weight_decay"}
 """What a run gives an optimizer's groups by itself."""

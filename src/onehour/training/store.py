@@ -25,8 +25,6 @@ from onehour.config import Recipe
 from onehour.files import make_folder, remove, sync_folder, write_new
 from onehour.sidefile import COUNT, FLAG, NUMBER, TEXT, Kind, is_list, is_object, object_of
 
-__all__ = ["FILES", "Store", "Stored", "as_safetensors", "checkpoint_folders", "digest_of_recipe", "read_manifest"]
-
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)

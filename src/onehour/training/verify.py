@@ -28,8 +28,6 @@ from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 from onehour.training.task import task_of
 
-__all__ = ["MODES", "TOLERANCE", "Comparison", "compare", "trace"]
-
 MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
 TOLERANCE = 1e-9
 """Largest relative difference in float64 that counts as the order of adding alone."""

@@ -26,8 +26,6 @@ from onehour.dist.launch import is_torchruns
 from onehour.dist.signals import StopSignals
 from onehour.messages import say
 
-__all__ = ["EXIT_STUCK", "GRACE", "Stopping", "Watchdog", "never"]
-
 EXIT_STUCK = 76
 GRACE = 10.0
 """Times the timeout: what starting, compiling and evaluating may take."""

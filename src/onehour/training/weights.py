@@ -31,19 +31,6 @@ from onehour.training.record import Run
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
 from onehour.training.task import Classification, Evaluation, Found, Model, task_of
 
-__all__ = [
-    "ClassErrors",
-    "OpenedWeights",
-    "WeightsEvaluation",
-    "bytes_of",
-    "evaluate_weights",
-    "few",
-    "fit",
-    "load_file",
-    "read_weights",
-    "weights_in",
-]
-
 FORMATS = (".safetensors", ".pt", ".pth")
 INSIDE = ("state_dict", "model")
 """Where trainers' checkpoints have the weights, beside what else they hold."""
