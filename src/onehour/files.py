@@ -164,7 +164,6 @@ def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | Non
         behind: how many of its bytes stay; None for all.
 
     Raises:
-        ValueError: if a link leads there, or it is not a regular file.
         OSError: if the disk refuses; the file then ends where it would have been appended to.
     """
     file = open_inside(folder, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -16,7 +16,7 @@ from torch import nn
 
 from onehour.config import Recipe
 from onehour.data.sources import Data
-from onehour.dist.devices import refuse_too_few_gpus
+from onehour.dist.devices import pick_device, refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import is_torchruns, process_began
 from onehour.dist.launched import adopt, is_launched, launched, without_srun
@@ -29,7 +29,6 @@ from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_sta
 from onehour.training.build import build_model, build_optimizer, pick_loaders
 from onehour.training.console import load_logger
 from onehour.training.continued import begin_from, complete_for
-from onehour.training.device import pick_device
 from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (
@@ -53,9 +52,6 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
 
     Returns:
         The run, if the folder already holds it finished.
-
-    Raises:
-        ValueError: for bad input.
     """
     place(recipe.workers.workers, execution.processes)
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
@@ -133,11 +129,7 @@ def run(
 
 
 def refuse_together(error: ValueError, device: str) -> NoReturn:
-    """Leave with an error that this process has before it knows its run, and let those that wait for it hear why.
-
-    Raises:
-        ValueError: `error`, in all processes.
-    """
+    """Leave with an error that this process has before it knows its run, and let those that wait for it hear why."""
     with joined(pick_device(device)) as group:
         agree(group, failed=error)
     raise error
@@ -155,11 +147,7 @@ def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> 
 
 
 def _facts(given: Recipe, execution: Execution, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
-    """What all processes must agree on.
-
-    Args:
-        objects: given beside the recipe, which may be someone's own.
-    """
+    """What all processes must agree on."""
     names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
     given = given.replace(continues=recipe.continues)
     facts = facts_of_start(given, torch.device(pick_device(execution.device)), (*names, *objects)) | facts_of_data(
@@ -172,7 +160,6 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
     """Process 0 looks at the folder; what it finds, or refuses, every process hears.
 
     Raises:
-        ValueError: for what it refuses.
         StoppedError, NonFiniteError: in a process that a launcher restarted, if its job had ended so on purpose.
     """
     began, found = _job_began(group), ("", "")

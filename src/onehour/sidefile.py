@@ -33,11 +33,7 @@ class Read(str):
 
     @classmethod
     def every(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
-        """Values of a file, with their texts marked.
-
-        >>> Read.every({"seed": 1, "model": "mine:net"}, Path("recipe.toml"))["model"].file.name
-        'recipe.toml'
-        """
+        """Values of a file, with their texts marked."""
         return {name: cls(value, file) if isinstance(value, str) else value for name, value in values.items()}
 
 

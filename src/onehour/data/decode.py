@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import simplejpeg
@@ -14,6 +12,7 @@ from PIL import Image
 
 from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
+from onehour.messages import stderr_muted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """What Pillow may try; named, because its others include some that start programs (EPS)."""
@@ -80,7 +79,7 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(plain(data)), formats=FORMATS) as image:
             _refuse_bomb(image.height, image.width, pixels // WIDE.get(image.format or "", 1), name)
             orientation = _orientation(image) if exif else 1
-            with _silence() if image.format == "TIFF" else nullcontext():
+            with stderr_muted() if image.format == "TIFF" else nullcontext():  # what libtiff says comes as an error too
                 pixels_of = _rgb(image)
             return oriented(pixels_of, orientation)
     except FaultError:
@@ -147,10 +146,6 @@ def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> byt
 
     Args:
         data, name, pixels: as of `decode`.
-        shorter: pixels.
-
-    Raises:
-        FaultError: if the image cannot be decoded, or is too long for a JPEG even so.
     """
     image = decode(data, name, pixels=pixels)
     height, width = image.shape[:2]
@@ -179,19 +174,6 @@ def _refuse_bomb(height: int, width: int, pixels: int, name: str) -> None:
             f"has {width}×{height} pixels, more than the cap of {pixels:,}",
             "remove it, make it smaller, or raise the pixel cap",
         )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what libtiff writes to the process's standard error away from the screen: it comes as an error too."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

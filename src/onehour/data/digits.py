@@ -35,7 +35,6 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
     """8,192 training and 4,096 validation samples, the same on every machine.
 
     Args:
-        samples: for training.
         split: which division of the originals, and which composites; any whole number. Errors differ between splits
             by more than between seeds, since 360 originals are few: compare within one.
 
@@ -59,11 +58,7 @@ def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
 
 
 class DigitFiles(KeyedDataset):
-    """No samples of its own: reads files of 8×8 pixels, bright on dark, as `digits` of that split are.
-
-    >>> DigitFiles().from_file(b"P5 8 8 255 " + bytes(64), "black.pgm").shape
-    torch.Size([1, 8, 8])
-    """
+    """No samples of its own: reads files of 8×8 pixels, bright on dark, as `digits` of that split are."""
 
     def __init__(self, split: int = 0, *, samples: int = TRAIN) -> None:
         _, _, self.mean, self.std = _drawn(split, samples)

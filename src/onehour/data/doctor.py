@@ -39,11 +39,7 @@ SMALL, LONG = 8, 16
 
 
 def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError]:
-    """Everything that is wrong with an image file, and what a person should know of it as notes.
-
-    Args:
-        data, name, pixels: as of `decode`.
-    """
+    """Everything that is wrong with an image file, and what a person should know of it as notes."""
     note = partial(FaultError, name, note=True)
     try:
         height, width = decode(data, name, pixels=pixels).shape[:2]
@@ -97,10 +93,7 @@ def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = ign
     """Look at every file of a folder of images or of a pack.
 
     Args:
-        path: a folder, its index, or a pack.
         pixels: the cap that images are read with.
-        jobs: processes to read with.
-        done: is told of every image.
 
     Returns:
         What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.

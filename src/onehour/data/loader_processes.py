@@ -61,11 +61,8 @@ class LoaderProcesses:
     """Processes that make batches, forked from this one; they stay from one use to the next.
 
     Args:
-        keyed: makes the batches.
-        loaders: how many processes.
         batch_bytes: of a batch at most; what is larger takes torch's own way, through /dev/shm.
         patience: seconds for a sample; None waits for ever.
-        warn: is told of every process that was replaced; None writes to standard error.
     """
 
     def __init__(
@@ -101,9 +98,6 @@ class LoaderProcesses:
         """The batches of these keys, int64 (n, 3) each, in their order, and the indices of samples that were replaced.
 
         A batch lies in shared memory until the next one is asked for. What an earlier call has not given is forgotten.
-
-        Raises:
-            ValueError: if a sample cannot be read, or processes end at the same batch again and again.
         """
         if self._tasks.given:
             self.close()
@@ -203,11 +197,7 @@ class LoaderProcesses:
         return {int(number): f"was stuck for {self._waited[number]:.0f} s" for number in stuck}
 
     def _replace(self, ended: dict[int, str]) -> None:
-        """Have new processes make all that is not delivered, where some have ended or are stuck.
-
-        Raises:
-            ValueError: if too many ended at the same batch.
-        """
+        """Have new processes make all that is not delivered, where some have ended or are stuck."""
         batches: dict[int, str] = {}
         for number in ended:
             _, index, batch = self._progress[number].tolist()

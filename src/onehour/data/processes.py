@@ -52,10 +52,6 @@ def spread(
     Args:
         work: sent to each process once; tells `done` of every item, whose sum over all processes is passed on.
         jobs: 1 works in this process.
-        done: is told of progress in this process.
-
-    Raises:
-        ValueError: if a process is ended from outside; whatever `work` raises.
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:

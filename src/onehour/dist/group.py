@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import Store
 from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
 from onehour.dist.launched import Launched, launched
 from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, meet
+from onehour.messages import say
 
 LOST = (
     "closed by peer",
@@ -179,9 +180,8 @@ def _use(chosen: str, hosts: list[Host], place: Launched) -> None:
     os.environ[GLOO_DEVICE] = chosen
     if chosen != "lo" and not place.local_rank:
         name = hosts[place.rank].name
-        print(
+        say(
             f"onehour: other hosts cannot reach this one by its name {name}: its processes use the"
             f" device {chosen} ({GLOO_DEVICE} names another)",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from onehour.dist.meeting import listen_here, loopback, store_at
 from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, StopSignals, asks_to_stop, held_back
 from onehour.leaving import signal_with_parent
-from onehour.machine import CORES, share_of
+from onehour.machine import CORES, share_of, stat_of
+from onehour.messages import say
 
 JOB = "TORCHELASTIC_RUN_ID"
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
@@ -34,8 +35,6 @@ class LaunchError(Exception):
     """Why p processes have ended.
 
     Args:
-        message: for a person.
-        code: to leave with.
         on_purpose: a signal asked for it, or there is nothing to go on with: they must not be started anew.
     """
 
@@ -77,7 +76,6 @@ def launch(
         stop: signals that this process was sent; they are passed on, and nothing is started anew after one.
 
     Raises:
-        ValueError: if the port is in use.
         LaunchError: when a process fails, with its exit code and message.
     """
     refuse_used_port(port)
@@ -106,8 +104,7 @@ def launch(
         if failure.on_purpose or attempt == restarts:
             raise failure
         again = f"all processes are started anew ({attempt + 1} of {restarts})"
-        with suppress(OSError):  # a full disk, perhaps
-            print(f"onehour: {failure}; {again}", file=sys.stderr, flush=True)
+        say(f"onehour: {failure}; {again}", sys.stderr)
 
 
 def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
@@ -122,12 +119,10 @@ def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
 
 def process_began(pid: int) -> float:
     """When a process of this machine was started, in seconds since 1970; now where the system does not tell."""
-    try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-    except OSError:
+    if not (stat := stat_of(pid)):
         return time.time()
-    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+    return time.time() - (up - int(stat[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def report_failure(message: str, environ: Mapping[str, str] = os.environ, *, final: bool = False) -> bool:
@@ -175,9 +170,7 @@ class Processes:
     """p processes, of ranks 0 … p − 1.
 
     Args:
-        command: of each of them.
         environs: what each finds in its environment besides ours.
-        stop: signals that this process was sent; they are passed on.
     """
 
     def __init__(

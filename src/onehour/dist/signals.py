@@ -33,10 +33,6 @@ class StopSignals:
 
     A thread of its own reads what the C handler writes, so that both hold while the process waits for another one.
 
-    Args:
-        speaks: say so, when a signal ends the process.
-        text: what is said then.
-
     >>> with StopSignals() as stop_asked:
     ...     before = stop_asked()
     ...     signal.raise_signal(signal.SIGUSR1)
@@ -135,11 +131,7 @@ class StopSignals:
 
 
 class held_back:  # noqa: N801 - reads as what it does
-    """While entered, processes that are started get no signal of `STOPS` before they listen: it waits for them.
-
-    Args:
-        but: signals that they get.
-    """
+    """While entered, processes that are started get no signal of `STOPS` before they listen: it waits for them."""
 
     def __init__(self, but: Iterable[int] = ()) -> None:
         self._numbers = set(STOPS) - set(but)

@@ -25,11 +25,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def brings_weights(spec: str) -> bool:
-    """Whether a model comes from someone's function, whose initial weights are theirs to choose.
-
-    Raises:
-        ValueError: for a name that is neither a model's nor a function's.
-    """
+    """Whether a model comes from someone's function, whose initial weights are theirs to choose."""
     if spec in MODELS or spec.partition(":")[0] in LIBRARIES:
         return False
     if not is_entry(spec):
@@ -47,10 +43,6 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
         spec: one of `MODELS`, timm:NAME, torchvision:NAME, or package.module:function.
         channels: channels of the images; not for functions.
         classes: labels; not for functions.
-
-    Raises:
-        ValueError: for an unknown name, a library that is not installed (with the command that installs it), a
-            function that fails, or one that returns no torch.nn.Module.
     """
     if not brings_weights(spec):
         if classes is None:
@@ -62,11 +54,7 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
 
 
 def call(title: str, function: Callable[[], Any]) -> nn.Module:
-    """The model that someone's function makes.
-
-    Raises:
-        ValueError: if it fails, or returns something else.
-    """
+    """The model that someone's function makes."""
     try:
         model = function()
     except Exception as error:
@@ -77,14 +65,7 @@ def call(title: str, function: Callable[[], Any]) -> nn.Module:
 
 
 def pretrained_weights(spec: str) -> dict[str, Tensor]:
-    """The weights that timm or torchvision has for a model, its own classifier among them.
-
-    Args:
-        spec: timm:NAME or torchvision:NAME.
-
-    Raises:
-        ValueError: for a library that is not installed, a model without weights, or weights that cannot be downloaded.
-    """
+    """The weights that timm or torchvision has for a model, its own classifier among them."""
     library, _, name = spec.partition(":")
     found = _imported(library, f"init {spec}")
     try:

@@ -61,18 +61,10 @@ class ResNet(nn.Module):
     """A residual network for images of about 224 pixels.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
-        depths: blocks of each of the four stages.
-        channels: channels of the images.
-        classes: labels.
         small_images: a 3×3 stem without pooling, for images of 32 pixels.
 
     Shape:
         (N, channels, H, W) → (N, classes).
-
-    >>> import torch
-    >>> ResNet(BasicBlock, (1, 1, 1, 1), classes=5)(torch.randn(2, 3, 64, 64)).shape
-    torch.Size([2, 5])
     """
 
     def __init__(

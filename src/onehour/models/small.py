@@ -13,16 +13,10 @@ class SmallResNet(nn.Module):
 
     Args:
         widths: channels of each stage; every stage after the first halves the image.
-        channels: channels of the images.
-        classes: labels.
         stride: of the stem; 2 halves the image there.
 
     Shape:
         (N, channels, H, W) → (N, classes).
-
-    >>> import torch
-    >>> SmallResNet((8, 16), channels=1, classes=10)(torch.randn(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
     """
 
     def __init__(self, widths: tuple[int, ...], *, channels: int, classes: int, stride: int = 1) -> None:

@@ -19,9 +19,6 @@ def freeze_(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
     A BatchNorm all of whose parameters match, or whose statistics do if it has none, normalises by them in training
     too, as in evaluation, and no iteration moves them.
 
-    Raises:
-        ValueError: for a pattern that matches nothing, or if nothing is left to train.
-
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
     >>> [layer.training for layer in freeze_(model, ["0.*", "1.*"]).train()]
     [True, False, True]
@@ -64,12 +61,7 @@ def scale_rates(
     Those without a factor come first: where a schedule sets the first group's rate, the others keep their ratios to it.
 
     Args:
-        groups: of the model's trained parameters.
         factors: by patterns of names.
-        lr: the rate that the groups start with.
-
-    Raises:
-        ValueError: for a pattern that matches no parameter that trains, or a parameter that two match.
 
     >>> model = nn.Linear(2, 2)
     >>> groups = scale_rates([{"params": [*model.parameters()]}], model, {"bias": 2.0}, lr=0.1)

@@ -16,9 +16,6 @@ from onehour.rules.arguments import positive
 def patterns(name: str, given: Any) -> tuple[str, ...]:
     """A list of patterns; one text would be a pattern for each letter.
 
-    Raises:
-        ValueError: for anything else.
-
     >>> patterns("freeze", ["stem.*"])
     ('stem.*',)
     """
@@ -30,9 +27,6 @@ def patterns(name: str, given: Any) -> tuple[str, ...]:
 
 def layer_rates(given: Any) -> tuple[str, ...]:
     """PATTERN=FACTOR in the patterns' order, of such texts or of a table.
-
-    Raises:
-        ValueError: for another form, or a factor that is not above zero.
 
     >>> layer_rates({"stem.*": 0.1, "head.*": 10})
     ('head.*=10.0', 'stem.*=0.1')
@@ -61,9 +55,6 @@ def match_names(patterns: Sequence[str], names: Sequence[str], *, what: str, of:
     Args:
         what: the patterns are, in messages.
         of: what the names are.
-
-    Raises:
-        ValueError: for a pattern that stands for none, with what is near it.
 
     >>> match_names(["stem.*"], ["stem.weight", "head.weight"], what="freeze", of="parameter")
     {'stem.*': ['stem.weight']}

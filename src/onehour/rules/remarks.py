@@ -18,7 +18,6 @@ def schedule_remarks(
 
     Args:
         milestones: epochs at which the rate drops; none for another decay.
-        epochs: of the run.
         warmup: epochs of warmup; 0 for none.
         target: η̂, the rate after warmup.
         last: the epoch of the last iteration's first sample, at which the rate is set for the last time; None where

@@ -33,11 +33,12 @@ from onehour.data.images import Images
 from onehour.data.processes import in_child
 from onehour.data.samples import Keyed, leaves
 from onehour.data.sources import Data
+from onehour.dist.devices import build_of
 from onehour.dist.group import Group
 from onehour.entry import is_entry, make_importable
 from onehour.machine import cores, which_cores
+from onehour.messages import say
 from onehour.rules.keys import random_bits, seed_for
-from onehour.training.device import build_of
 
 Facts = Mapping[str, Mapping[str, Any]]
 """What a process is about to do: by kind, then by name, values that JSON has."""
@@ -65,7 +66,6 @@ def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = No
     Of the recipe every field counts; of other kinds what both have, since a process may know less than another one.
 
     Args:
-        facts: of this process.
         failed: why it cannot go on. Then nobody does, and all hear it.
         allowed: kinds that may differ, if all processes allow it; process 0 then prints how they do.
 
@@ -89,8 +89,7 @@ def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = No
         if refused:
             raise ValueError(refused) from failed
         if borne and group.rank == 0:
-            with suppress(OSError):  # nor does an output that cannot be written end a run
-                print(f"warning: as allowed, {borne}", file=sys.stderr, flush=True)
+            say(f"warning: as allowed, {borne}", sys.stderr)
         here = [each["cores"] for each in said if each["host"] == mine["host"]]
         return sum(bool(cores & mine["cores"]) for cores in here)
     if failed is not None:
@@ -255,12 +254,6 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
 
     All of it where it lies in memory as tensors, all labels where they are known, and of the rest some samples, which a
     process of their own reads. A side whose images differ from one reading to the next says nothing of its images.
-
-    Args:
-        recipe: completed.
-
-    Raises:
-        ValueError: if a sample cannot be read.
     """
     sides = {"training": data.train, "validation": data.validation}
     numbers = {side: look.samples for side, look in zip(sides, data.looks, strict=True)}
@@ -384,11 +377,7 @@ def _digest(content: Any) -> str:
 
 
 def environment(execution: dict[str, Any]) -> dict[str, Any]:
-    """What a result may depend on outside the recipe, for a session's line of environment.json.
-
-    Args:
-        execution: how it runs, added as it is.
-    """
+    """What a result may depend on outside the recipe, for a session's line of environment.json."""
     import onehour
 
     return {

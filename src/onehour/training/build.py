@@ -18,6 +18,7 @@ from onehour.data.loader_processes import PATIENCE
 from onehour.data.mixing import refuse_mixing
 from onehour.data.samples import Form, Keyed, mapped
 from onehour.data.sources import Data, load_data
+from onehour.dist.devices import pick_device
 from onehour.dist.group import Group
 from onehour.dist.launched import launched
 from onehour.dist.placement import place, place_by_halving
@@ -35,7 +36,6 @@ from onehour.rules.layers import freeze_, frozen_statistics, scale_rates
 from onehour.rules.names import match_names
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
-from onehour.training.device import pick_device
 from onehour.training.kept_batchnorm import refuse_synchronised, tracked_layers
 from onehour.training.refusals import refuse_model
 from onehour.training.task import CLASSIFICATION, Task, task_of
@@ -61,7 +61,7 @@ ON_CUDA: dict[str, dict[str, Any]] = {
 On the device the rate, and what nadam and radam count with, are float32.
 """
 OF_IMAGES = ("bad_images", "exif_orientation", "pixel_cap", "image_size", "test_resize", "train_transform")
-"""Fields that data of another kind must not be asked for."""
+"""Fields of `ImageOptions`, which data of another kind must not be asked for."""
 PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
@@ -78,11 +78,7 @@ def complete(
     Args:
         recipe: names the data, unless `data` is given.
         data: (train, validation) as objects, or one to divide.
-        collate: in place of the recipe's name.
         trains: False evaluates alone, which takes data of any size: N stays open.
-
-    Raises:
-        ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
     if recipe.task is not None and is_entry(recipe.task):
         resolve("task", recipe.task)  # a wrong name is said before anything that takes longer
@@ -108,14 +104,8 @@ def complete(
 
 def image_options(recipe: Recipe, *, trains: bool = False) -> dict[str, Any]:
     """How a recipe reads images at a path: options of `ImageOptions`."""
-    return {
-        "exif": recipe.exif_orientation,
-        "pixels": recipe.pixel_cap,
-        "skip": recipe.bad_images == "skip",
-        "size": recipe.image_size,
-        "resize": recipe.test_resize,
-        "transform": recipe.train_transform if trains else "",
-    }
+    options = {name: getattr(recipe, name) for name in OF_IMAGES}
+    return options if trains else options | {"train_transform": ""}
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:
@@ -151,9 +141,6 @@ def build_model(
 
     Args:
         task: of one's own, which is tried on a sample; None for the recipe's.
-
-    Raises:
-        ValueError: if it cannot be built, converted, or run on the data.
     """
     random: Any = torch.random  # which has no types
     with random.fork_rng(devices=[]):
@@ -264,9 +251,6 @@ def build_optimizer(
 
     Args:
         without: module types whose parameters do not decay.
-
-    Raises:
-        ValueError: for an unknown name, a class that cannot be built, or the linear rule with one that is adaptive.
     """
     groups = parameter_groups(model, weight_decay=recipe.target_weight_decay, without=without)
     lr = recipe.schedule(0.0)
@@ -326,7 +310,6 @@ def open_feeds(
     """Both sides of a run's data, as this process loads them.
 
     Args:
-        stream: which samples each iteration takes.
         model: whose outputs the labels must be, where the recipe does not say.
         warn: is told of processes that were replaced, in process 0.
     """

@@ -33,9 +33,6 @@ def latest_contents(folder: Path) -> list[bytes] | None:
     """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
 
     Newer ones that do not are named on standard error.
-
-    Raises:
-        ValueError: if checkpoints exist and none verifies, or the folder is no run's.
     """
     store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe))
     stored = store.newest(lambda text: say(f"onehour: warning: {text}", sys.stderr))
@@ -63,10 +60,7 @@ class Checkpoints:
     """Saves and loads a run's checkpoints.
 
     Args:
-        folder: the run's.
-        recipe: completed.
         group: only its process 0 touches the disk.
-        warn: is told what a person should know: a damaged checkpoint, a full disk.
         inside: a path to the very folder that process 0 holds; None for its name.
     """
 
@@ -84,11 +78,7 @@ class Checkpoints:
     def load(
         self, model: nn.Module, optimizer: Optimizer, *, average: AveragedWeights | None = None
     ) -> dict[str, Any] | None:
-        """Load the newest checkpoint that verifies, on every process; its progress, None where there is none.
-
-        Raises:
-            ValueError: if checkpoints exist and none verifies, or the newest is of another model.
-        """
+        """Load the newest checkpoint that verifies, on every process; its progress, None where there is none."""
         found: list[bytes | None] = [None] * (1 + len(FILES))
         if self.group.rank == 0:
             try:

@@ -25,7 +25,6 @@ class Console:
     """Prints a run's progress.
 
     Args:
-        recipe: completed.
         quiet: print nothing; for every process but the first.
         warns: print what a person should know all the same, behind this.
     """
@@ -169,12 +168,7 @@ NAMED = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def load_logger(spec: str | None) -> Logger | None:
-    """The logger of `--log`.
-
-    Raises:
-        ValueError: for an unknown name, a missing package (with the command that installs it), or a class that lacks
-            one of the three methods.
-    """
+    """The logger of `--log`."""
     if spec is None:
         return None
     if spec in NAMED:

@@ -20,11 +20,7 @@ from onehour.training.build import build_optimizer
 
 
 class Decisions:
-    """The decisions of a run that loops get wrong, taken right; a pitfall overrides one.
-
-    Args:
-        recipe: completed.
-    """
+    """The decisions of a run that loops get wrong, taken right; a pitfall overrides one."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.samples is not None
@@ -97,7 +93,6 @@ class InsideSGD(Optimizer):
 
     Args:
         params: parameters or groups, with `weight_decay` λ, coupled.
-        lr, momentum, nesterov: η, m and the form.
     """
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, nesterov: bool = False) -> None:
@@ -200,12 +195,5 @@ BROKEN: dict[str, type[Decisions]] = {
 
 
 def decisions_of(recipe: Recipe) -> Decisions:
-    """A recipe's decisions, with its pitfall if it has one.
-
-    Raises:
-        ValueError: where the recipe cannot have that pitfall.
-
-    >>> decisions_of(Recipe(samples=1024, minibatch=512, pitfall="warmup-per-epoch")).rate(9)
-    0.18000000000000002
-    """
+    """A recipe's decisions, with its pitfall if it has one."""
     return (Decisions if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)

@@ -28,7 +28,6 @@ class Start:
     """What a model started from.
 
     Args:
-        source: the recipe's `init`.
         sha256: of the file; of a library's weights their digest.
         tensors: how many the model has.
         anew: those that the source lacks, which are as without `init`.

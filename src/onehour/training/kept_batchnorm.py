@@ -17,11 +17,7 @@ def tracked_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 def refuse_synchronised(model: nn.Module) -> None:
-    """Refuse a BatchNorm whose statistics are not those of a pass.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a BatchNorm whose statistics are not those of a pass."""
     for name, module in model.named_modules():
         if isinstance(module, nn.SyncBatchNorm):
             raise ValueError(

@@ -122,10 +122,6 @@ def profiled(
     """Trace the third iteration and those after it into trace-RANK.json, for chrome://tracing and Perfetto.
 
     Gives a function to call after each iteration; 0 iterations trace nothing.
-
-    Args:
-        folder: the run's.
-        warn: is told if the trace cannot be written.
     """
     if not iterations:
         yield lambda: None

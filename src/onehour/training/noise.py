@@ -43,8 +43,6 @@ class GradientNoise:
     goes on with these very minibatches. Weights, statistics and numbers of the run are what they are without it.
 
     Args:
-        decisions: of the run.
-        step: that it is trained with.
         slow: entered while a point is measured.
         warn: is told where the points will be too few for an interval.
     """

@@ -47,16 +47,8 @@ class Recalibration:
     batch has the same workers on any number of processes, and the passes are added in their order.
 
     Args:
-        model: converted by `convert_batchnorm`, on the group's device.
         recipe: its seed says which images, its n how many are normalised together.
-        data: whose training images.
         images: how many, a multiple of n, at most all.
-        task: runs the model.
-        group: all processes, each of which takes a share of the passes.
-        loaders: processes that load for this one.
-
-    Raises:
-        ValueError: for another number of images, or a model without running statistics.
     """
 
     def __init__(
@@ -93,9 +85,6 @@ class Recalibration:
         """While entered, the layers have the statistics of the images under the present weights.
 
         Every buffer of the model is afterwards what it was, in the memory where it was.
-
-        Args:
-            stop_asked: whether to leave early; asked before each pass.
 
         Raises:
             EvaluationStoppedError: in all processes together, once any was asked to stop.

@@ -180,9 +180,6 @@ class Run:
 
     Args:
         folder: with recipe.toml, metrics.jsonl and, once it ended, summary.json.
-
-    Raises:
-        ValueError: if it is no run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -280,11 +277,7 @@ class Run:
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
-    """The run that `folder` holds, if it is of this recipe and has come to its end.
-
-    Raises:
-        ValueError: if it is a run of another recipe, with the differences, or holds something else.
-    """
+    """The run that `folder` holds, if it is of this recipe and has come to its end."""
     links = sorted(path for path in folder.iterdir() if path.is_symlink()) if folder.is_dir() else []
     if links:
         raise ValueError(f"{links[0]} is a link, and a run writes into its own folder alone; remove it")
@@ -329,11 +322,7 @@ def first_began(folder: Path) -> float:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Keep an old folder under the next free numbered name; None where there is none.
-
-    Raises:
-        ValueError: if a process writes it still.
-    """
+    """Keep an old folder under the next free numbered name; None where there is none."""
     if not folder.exists():
         return None
     with HeldFolder(folder) if folder.is_dir() else nullcontext():
@@ -361,11 +350,7 @@ def _name_rest(folder: Path) -> str:
 
 
 def _refuse_rest(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder without recipe.toml, unless it is empty, or what is left in it is of the very same recipe.
-
-    Raises:
-        ValueError: saying what it holds.
-    """
+    """Refuse a folder without recipe.toml, unless it is empty, or what is left in it is of the very same recipe."""
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     found: set[str] = set()

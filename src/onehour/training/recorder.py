@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.data.loader import BAD_IMAGES
 from onehour.dist.group import Group
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
@@ -24,6 +23,7 @@ from onehour.training.console import Console, Loggers
 from onehour.training.engine import ModelAndOptimizer
 from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
+from onehour.training.skipping import BAD_IMAGES
 from onehour.training.store import checkpoint_folders
 
 LINES = ("metrics.jsonl", "timing.jsonl")
@@ -61,10 +61,6 @@ class RunFolder:
 
     Args:
         folder: new, empty, or of the same recipe.
-        recipe: completed.
-        group: all processes.
-        console: where a person is told; quiet in all processes but the first.
-        loggers: that are told too.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, loggers: Loggers) -> None:
@@ -82,11 +78,7 @@ class RunFolder:
         self._late = dict.fromkeys(LINES, "")
 
     def load(self, part: ModelAndOptimizer, build: dict[str, str]) -> Progress | None:
-        """Load the newest checkpoint, on every process; None where there is none.
-
-        Args:
-            build: what bits depend on here.
-        """
+        """Load the newest checkpoint, on every process; None where there is none."""
         found = self.checkpoints.load(part.model, part.optimizer, average=part.average)
         if found is None:
             return None
@@ -164,7 +156,6 @@ class RunFolder:
 
         Args:
             outcome: "finished" or "non-finite".
-            more: of the summary.
         """
         self.ended = True
         if self.is_ours():
@@ -181,9 +172,6 @@ class RunFolder:
 
     def leave(self, how: str) -> None:
         """Have all processes end, if process 0 has lost its folder; all call it together.
-
-        Args:
-            how: the run ended.
 
         Raises:
             FolderLostError: in each of them, with what became of the folder and how to go on.
@@ -242,9 +230,6 @@ class RunFolder:
 def take_folder(folder: Path, recipe: Recipe, *, warn: Callable[[str], None]) -> HeldFolder:
     """Hold a folder that is new, empty, or of the same recipe, which is written there.
 
-    Args:
-        warn: is told what a person should know of what was found there.
-
     Raises:
         ValueError: if the folder is another recipe's (differences listed) or something else's, if another process
             writes it, or has just trained it to its end.
@@ -267,7 +252,6 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, i
     """Process 0 writes a token, the others look for it; all processes call it together.
 
     Args:
-        folder: the run's.
         inside: a path to the very folder that process 0 holds; None for its name.
         patience: seconds that a file system may take to show one host what another one has written.
 

@@ -25,6 +25,7 @@ from onehour.config import Recipe
 from onehour.data.dataset import in_memory
 from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.data.sources import Data
+from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.shuffle import SampleStream
@@ -33,7 +34,6 @@ from onehour.training.build import OPTIMIZERS, Feeds, build_model, draws_numbers
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
 from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.device import build_of, deterministic
 from onehour.training.engine import ModelAndOptimizer, Network
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
@@ -63,10 +63,8 @@ def train_seeds(
 
     Args:
         recipes: completed, alike but for the seed; `refuse_joining` has nothing against them.
-        folders: of each; new or unfinished.
 
     Raises:
-        ValueError: for a folder of something else, or a sample because of which a loss is not finite.
         FolderLostError: if one was moved or removed; all are saved where they can be.
         StoppedError: when asked to stop; all are saved.
     """
@@ -142,7 +140,6 @@ class Seeds(Network):
     """The networks of S runs, which differ by their seed alone, as one.
 
     Args:
-        decisions: of one of the runs.
         parts: of each run; what they hold is taken over.
     """
 
@@ -177,8 +174,6 @@ class SeedsFeed(Feed):
 
     Args:
         dataset: of both sides; every seed is given all of it.
-        streams: the samples of each run, for training.
-        seeds: S.
     """
 
     def __init__(
@@ -213,11 +208,7 @@ def workers_per_pass(recipe: Recipe, data: Data, *, seeds: int, device: str) -> 
 
 
 def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
-    """Say why runs of a recipe cannot be trained as one network.
-
-    Raises:
-        ValueError: with the reason.
-    """
+    """Say why runs of a recipe cannot be trained as one network."""
     if not (in_memory(data.train) and in_memory(data.validation)):
         raise ValueError("the data does not lie in memory as tensors")
     if recipe.task is not None:
@@ -245,14 +236,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
 class JoinedLinear(nn.Module):
     """S linear layers side by side.
 
-    Args:
-        layers: of one shape.
-
     Shape:
         (N, S·in) → (N, S·out).
-
-    >>> JoinedLinear([nn.Linear(3, 2), nn.Linear(3, 2)])(torch.zeros(5, 6)).shape
-    torch.Size([5, 4])
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -271,14 +256,7 @@ class JoinedLinear(nn.Module):
 
 
 def join_models(models: Sequence[nn.Module]) -> nn.Module:
-    """One network of several: (N, S·C, …) → (N, S·classes), for models of convolutions, linear layers and BatchNorm.
-
-    Raises:
-        ValueError: for a layer with parameters or buffers of another kind, or a parameter that several layers share.
-
-    >>> join_models([nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)])(torch.zeros(2, 2, 5, 5)).shape
-    torch.Size([2, 8, 3, 3])
-    """
+    """One network of several: (N, S·C, …) → (N, S·classes), for models of convolutions, linear layers and BatchNorm."""
     named = list(models[0].named_parameters(remove_duplicate=False))
     if len(named) > len(list(models[0].parameters())):
         raise ValueError("several layers share a parameter, which cannot be joined")

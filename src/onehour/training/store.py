@@ -79,7 +79,6 @@ class Store:
     """The checkpoints of one run.
 
     Args:
-        folder: the run's.
         recipe: its digest; a checkpoint of another recipe does not belong to this run.
         shown: the run's folder in messages, where `folder` is another path to it.
     """
@@ -136,12 +135,8 @@ class Store:
         """The newest checkpoint that verifies; None where there is none at all.
 
         Args:
-            warn: is told of newer ones that do not.
             resumes: for who holds the run's lock, and trains: what is newer loses its name. The record is cut to the
                 checkpoint that is used, behind which one that could not be read for a moment must not be found again.
-
-        Raises:
-            ValueError: if there are some and none verifies.
         """
         if resumes:
             with suppress(OSError):  # what can be read is enough; the next write says what is wrong with the disk

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from onehour.config import Recipe
 from onehour.data.loader import Feed
+from onehour.dist.devices import pick_device
 from onehour.dist.group import Group
 from onehour.execution import Execution
 from onehour.messages import shown
@@ -25,7 +26,6 @@ from onehour.sidefile import is_object
 from onehour.training.average import averages_in
 from onehour.training.build import build_model, classes_of, complete, pick_loaders
 from onehour.training.checkpoint import latest_contents
-from onehour.training.device import pick_device
 from onehour.training.engine import evaluate
 from onehour.training.record import Run
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
@@ -45,9 +45,6 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
 
     Args:
         ema: a run's averaged weights in place of its weights, with the buffers beside these.
-
-    Raises:
-        ValueError: if there are none, or the file is none.
     """
     weights = weights_in(path, bytes_of(path))
     if not ema:
@@ -62,11 +59,7 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
 
 
 def bytes_of(path: Path) -> bytes:
-    """The file that holds the weights, whole: of a run or a checkpoint its model.safetensors, once it is verified.
-
-    Raises:
-        ValueError: if there is none, or it cannot be one.
-    """
+    """The file that holds the weights, whole: of a run or a checkpoint its model.safetensors, once it is verified."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     whole = path.absolute()
@@ -94,11 +87,7 @@ def bytes_of(path: Path) -> bytes:
 
 
 def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
-    """The weights and buffers in what `bytes_of` gave; of a file under the model's own names, without `WRAPPERS`.
-
-    Raises:
-        ValueError: if it holds anything else.
-    """
+    """The weights and buffers in what `bytes_of` gave; of a file under the model's own names, without `WRAPPERS`."""
     ours = path.is_dir()
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch says of odd files beside refusing them
@@ -128,11 +117,7 @@ def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Load weights into a model, strictly.
-
-    Raises:
-        ValueError: naming the keys that are missing or too many, or the first shape that differs.
-    """
+    """Load weights into a model, strictly."""
     own = model.state_dict()
     # num_batches_tracked is younger than many files; with a fixed momentum nothing reads it.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
@@ -216,11 +201,7 @@ class OpenedWeights:
 
 
 class _Counts(Classification):
-    """Classification, and integer counts beside its sums.
-
-    Args:
-        classes: that labels may have.
-    """
+    """Classification, and integer counts beside its sums."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.errors, self.samples = torch.zeros(2, classes, dtype=torch.int64, device=device)
