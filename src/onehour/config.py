@@ -28,7 +28,7 @@ from onehour.rules.names import layer_rates, patterns
 from onehour.rules.remarks import schedule_remarks
 from onehour.sidefile import Read, read_toml
 
-__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe"]
+__all__ = ["Recipe"]
 
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""

@@ -63,7 +63,6 @@ class OpenFolder:
         self.release()
 
     def release(self) -> None:
-        """Let go of it."""
         os.close(self.descriptor)
 
     @property
@@ -156,7 +155,6 @@ class HeldFolder(OpenFolder):
         _held.add(self)
 
     def release(self) -> None:
-        """Let others have it."""
         super().release()
         if self in _held and not self._lent:  # else what is just forked would have it a moment longer
             with suppress(OSError):

@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+__all__ = ["FEWEST", "NoiseScale", "noise_scale", "trace_and_square"]
+
 FEWEST = 8
 """Points below which an interval says little."""
 Z = statistics.NormalDist().inv_cdf(0.975)

@@ -17,7 +17,7 @@ from onehour.recipes import recipe as named
 from onehour.rules.arguments import not_negative, positive, positive_int
 from onehour.rules.schedule import parse_milestones
 
-__all__ = ["Derived", "Plan", "plan", "tabulate"]
+__all__ = ["plan"]
 
 DECIDES_SPEED = ("model", "per_worker", "precision", "channels_last", "compile", "reduce")
 """Fields that a run must share with a recipe to say how long it takes."""

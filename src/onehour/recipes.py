@@ -9,7 +9,7 @@ from typing import Any
 from onehour.config import Recipe
 from onehour.messages import nearest
 
-__all__ = ["RECIPES", "cifar10", "digits", "fashion", "recipe", "resnet50", "resnet101"]
+__all__ = ["recipe"]
 
 IMAGENET = 1_281_167
 

@@ -41,7 +41,7 @@ from onehour.training.record import (
     first_began,
     move_aside,
 )
-from onehour.training.refusals import less_memory, out_of_memory
+from onehour.training.refusals import in_words
 from onehour.training.store import checkpoint_folders
 from onehour.training.task import Sums
 from onehour.training.watchdog import GRACE, Watchdog, never
@@ -59,16 +59,12 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
         load_logger(execution.log)
         recipe, data = complete_for(recipe, execution)
         folder, here = execution.folder(recipe), torch.device("cpu")
-        try:
+        with in_words(folder):
             model = build_model(recipe, data, here)
             begun = execution.continues or (checkpoint_folders(folder) and not execution.fresh)
             if recipe.init and not begun:
                 start_from(recipe, data, model, here)
             build_optimizer(recipe, model)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(less_memory(1)) from error
     return None if execution.fresh else finished_run(folder, recipe)
 
 

@@ -145,7 +145,6 @@ def read_lines(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds."""
     text = read_text(path)
     try:
         return tomllib.loads(text)

@@ -70,7 +70,6 @@ class Cifar(KeyedDataset):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a recipe says of such data."""
         return {"train_transform": self.transform}
 
     def prepare(self, images: Tensor) -> Tensor:

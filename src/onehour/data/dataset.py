@@ -22,10 +22,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from onehour.messages import shown
 
-__all__ = [
-    *("Classes", "FaultError", "KeyedDataset", "as_label", "as_labels", "in_memory", "refuse_labels"),
-    "seed_generators",
-]
+__all__ = ["KeyedDataset"]
 
 
 class FaultError(ValueError):
@@ -181,7 +178,6 @@ class Classes:
     source: str
 
     def checked(self, label: object) -> int:
-        """The label as the whole number that it is."""
         expected = f"expected a whole number from 0 to {self.count - 1}, since C = {self.count} ({self.source})"
         try:
             number = as_label(label)

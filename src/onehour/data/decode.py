@@ -12,10 +12,10 @@ from PIL import Image
 
 from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
+from onehour.data.listing import SUFFIXES
 from onehour.messages import stderr_muted
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What Pillow may try; named, because its others include some that start programs (EPS)."""
+FORMATS = tuple(SUFFIXES)
 JPEG_START = b"\xff\xd8"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 USED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")

@@ -20,20 +20,10 @@ from PIL import Image
 from onehour.data.dataset import FaultError
 from onehour.data.decode import FORMATS, JPEG_START, PIXELS, decode, plain
 from onehour.data.index import Index, index_of, read_index
-from onehour.data.listing import SIDES, Files, Table, expected, list_sides, read_file
+from onehour.data.listing import SIDES, SUFFIXES, Files, Table, expected, list_sides, read_file
 from onehour.data.pack import PARTS, Shards, key_of, label_member, shards_of
 from onehour.data.processes import Done, ignore, spans, spread
 
-SUFFIXES_OF = {
-    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm"),
-    "JPEG2000": (".jp2",),
-}
 SMALL, LONG = 8, 16
 """Pixels of the shorter side, and length in shorter sides, beyond which a crop would show almost nothing."""
 
@@ -49,7 +39,7 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
     if min(height, width) < SMALL or max(height, width) > LONG * min(height, width):
         yield note(f"has {width}×{height} pixels", "look at it: a crop would show almost none of it")
     kind, frames = _kind_and_frames(data)
-    suffixes = SUFFIXES_OF.get(kind)
+    suffixes = SUFFIXES.get(kind)
     if suffixes and os.path.splitext(name)[1].lower() not in suffixes:
         yield note(f"is {kind} by its content", f"nothing is lost; other tools expect {suffixes[0]}")
     if frames > 1 and kind != "MPO":

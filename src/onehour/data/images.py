@@ -105,7 +105,6 @@ class Images(KeyedDataset):
         return decode(data, name, exif=self.options.exif_orientation, pixels=self.options.pixel_cap)
 
     def name(self, index: int) -> str:
-        """Where image `index` lies."""
         return self.source.name(index)
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -165,7 +165,17 @@ def read_file(path: str) -> bytes:
 
 
 SIDES = ("train", "val")
-SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
+SUFFIXES = {
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+    "JPEG2000": (".jp2",),
+}
+"""By the formats that Pillow may try; named, because its others include some that start programs (EPS)."""
 
 
 def expected(root: Path) -> str:
@@ -311,7 +321,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def image_by_name(name: str) -> bool:
     """Whether a file is named as an image is."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    return any(suffix in suffixes for suffixes in SUFFIXES.values())
 
 
 def _form(name: str) -> str:

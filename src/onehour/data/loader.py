@@ -70,7 +70,6 @@ class Feed:
 
     @property
     def samples(self) -> int:
-        """How many the data set has."""
         return self._looked().samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
@@ -98,13 +97,11 @@ class Feed:
         return self._keyed.called(index)
 
     def close(self) -> None:
-        """End the processes."""
         if self._processes is not None:
             self._processes.close()
 
     @property
     def pids(self) -> list[int]:
-        """The processes that load, once a batch was asked for."""
         return self._processes.pids if self._processes is not None else []
 
     def _looked(self) -> Look:

@@ -91,7 +91,6 @@ class LoaderProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """The processes' ids."""
         return [process.pid for process in self._processes if process.pid is not None]
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Any, list[int]]]:
@@ -116,7 +115,6 @@ class LoaderProcesses:
             assert use == self._use, "these batches were given up for others"
 
     def close(self) -> None:
-        """End the processes."""
         if os.getpid() == self._owner:  # and not in what someone forked from it
             _kill(self._processes)
             self._loader = self._running = None  # DataLoader waits for them as it goes
@@ -352,8 +350,6 @@ class _Context(ForkContext):
 
 
 class _Flag:
-    """A flag that processes share."""
-
     def __init__(self) -> None:
         self._flag = _shared(1).numpy()
 

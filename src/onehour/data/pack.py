@@ -80,7 +80,6 @@ class Shards:
         return f"{self.root / self.shards[self._shard(index)].name}: {self.table.where(index)}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`."""
         size, offset = int(_sizes(self.table)[index]), int(self.offsets[index])
         block = self._pread(index, BLOCK + size, offset - BLOCK)
         if not block.startswith(key_of(index)):

@@ -130,7 +130,6 @@ class Form:
     collate: Callable[[list[Any]], Any] | None = None
 
     def batch(self, samples: list[Any], empty: Empty = empty) -> Any:
-        """Samples as a batch."""
         if self.collate is None:
             return collate(samples, empty)
         try:

@@ -71,7 +71,6 @@ class IterationTime:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
         return self.compute * self.slowest + self.reduction + self.fixed
 
 

@@ -52,7 +52,6 @@ def is_launched_by_us(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def is_torchruns(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this process."""
     return JOB in environ and OURS not in environ
 
 

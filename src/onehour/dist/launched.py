@@ -53,7 +53,6 @@ class Launched:
 
     @property
     def meeting(self) -> str:
-        """The address and port as one text."""
         return f"{self.address}:{self.port}"
 
 

@@ -248,7 +248,6 @@ def listen_here(port: int) -> socket.socket:
 
 
 def this_host(place: Launched) -> Host:
-    """Where this process is."""
     name = socket.gethostname()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -307,7 +306,6 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_here(address: str) -> bool:
-    """Whether an address is one of this host."""
     with suppress(OSError), socket.socket(_family_of(address)) as probe:
         probe.bind((address, 0))
         return True
@@ -329,7 +327,6 @@ def _address_towards(name: str) -> str:
 
 
 def _of_device(name: str) -> list[str]:
-    """The addresses of a network device."""
     import fcntl
 
     found = []

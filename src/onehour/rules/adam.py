@@ -8,7 +8,7 @@ from typing import TypedDict
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int
 from onehour.rules.minibatch import Minibatch
 
-__all__ = ["AdamOptions", "adam_scaling"]
+__all__ = ["adam_scaling"]
 
 ROUNDING = 1e-9
 

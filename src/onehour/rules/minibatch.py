@@ -8,16 +8,7 @@ from fractions import Fraction
 
 from onehour.rules.arguments import fraction, positive, positive_int
 
-__all__ = [
-    "Minibatch",
-    "ema_scaling",
-    "fixed_scaling",
-    "linear_scaling",
-    "parse_size",
-    "size_of",
-    "sqrt_scaling",
-    "whole_workers",
-]
+__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "sqrt_scaling"]
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,7 @@ from fractions import Fraction
 from onehour.rules.arguments import not_negative, number, positive
 from onehour.rules.minibatch import Minibatch, linear_scaling
 
-__all__ = [
-    "Schedule",
-    "constant_warmup",
-    "cosine_decay",
-    "gradual_warmup",
-    "parse_milestones",
-    "scaled_step_schedule",
-    "step_decay",
-]
+__all__ = ["constant_warmup", "cosine_decay", "gradual_warmup", "scaled_step_schedule", "step_decay"]
 
 Schedule = Callable[[float], float]
 

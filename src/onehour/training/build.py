@@ -286,13 +286,10 @@ def build_optimizer(
 
 
 class Feeds(NamedTuple):
-    """A run's two sides."""
-
     training: Feed
     validation: Feed
 
     def close(self) -> None:
-        """End the processes that load."""
         self.training.close()
         self.validation.close()
 

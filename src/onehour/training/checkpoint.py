@@ -161,6 +161,5 @@ class Checkpoints:
         return not self._failed
 
     def close(self) -> None:
-        """Wait, and end the writer."""
         self.wait()
         self._thread.shutdown()

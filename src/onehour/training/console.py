@@ -43,7 +43,6 @@ class Console:
         )
 
     def start(self, iteration: int, iterations: int, *, processes: int, folder: Any, rules: str) -> None:
-        """Say what runs where."""
         r = self.recipe
         rate = f"rate {r.base_lr:g} → {r.target_lr:g}" if r.warms_up else f"rate {r.target_lr:g}"
         self._say(
@@ -61,7 +60,6 @@ class Console:
         self._task = self._progress.add_task("training", total=iterations, completed=iteration)
 
     def step(self, iteration: int) -> None:
-        """An iteration is done."""
         if not self._progress.disable:
             with self._unheard():
                 self._progress.update(self._task, completed=iteration)
@@ -90,7 +88,6 @@ class Console:
             print(f"{self.warns}warning: {text}")
 
     def close(self) -> None:
-        """Give the terminal back."""
         with self._unheard():
             self._progress.stop()
 
@@ -198,7 +195,6 @@ class Loggers:
         self.logger = logger
 
     def tell(self, method: Literal["start", "log", "finish"], *arguments: Any) -> None:
-        """Call one of its methods, if there is a logger."""
         if self.logger is None:
             return
         try:

@@ -43,7 +43,6 @@ class Start:
     left_out: list[str]
 
     def __str__(self) -> str:
-        """In a line."""
         return "; ".join(self._parts())
 
     def _parts(self) -> Iterator[str]:

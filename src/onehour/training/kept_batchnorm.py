@@ -53,7 +53,6 @@ class KeptStatistics(RunningStatistics):
         """Nothing was left with the layers."""
 
     def begin_pass(self, workers: range) -> None:
-        """The next forward is over this worker."""
         assert len(workers) == 1
         if not self.layers:
             return
@@ -79,7 +78,6 @@ class KeptStatistics(RunningStatistics):
         self._workers += used
 
     def commit(self, live: Tensor) -> None:
-        """As `RunningStatistics.commit`."""
         if not self.layers:
             return
         self._running.copy_(self._begun[0])

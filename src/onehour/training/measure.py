@@ -67,7 +67,6 @@ class StepTimer:
             self._silent = False
 
     def end(self) -> None:
-        """End an iteration."""
         self._closed.append(self._laps)
 
     def steps(self) -> list[dict[str, float]]:

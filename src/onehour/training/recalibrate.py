@@ -114,7 +114,6 @@ class Recalibration:
                 layer.running_var.copy_(means[1, own] / count)
 
     def close(self) -> None:
-        """End the processes that load."""
         self._feed.close()
 
     def _measured(self, stop_asked: Callable[[], bool]) -> Tensor:

@@ -209,7 +209,6 @@ class Run:
 
     @cached_property
     def metric(self) -> Metric:
-        """What the run's error is."""
         if self.recipe.task is None or self.untrained is None:
             return TOP1_ERROR
         return Metric.called(next(iter(self.untrained["metrics"])), self.untrained.get("higher_is_better", ()))
@@ -264,7 +263,6 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
         return self.summary.get("outcome") == "finished"
 
     @property

@@ -49,7 +49,6 @@ class Progress:
     """Points of the gradient noise since the last evaluation, where some were measured."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

@@ -185,7 +185,6 @@ class SeedsFeed(Feed):
         self._images, self._labels = images.to(device), labels.to(device).long()
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
-        """As `Feed.passes`."""
         for iteration in range(start, stop):
             for workers in passes:
                 indices = [torch.as_tensor(stream.indices(iteration, workers)) for stream in self._streams]
@@ -194,7 +193,6 @@ class SeedsFeed(Feed):
                 yield images.view(*chosen.shape, *images.shape[1:]).flatten(1, 2), self._labels[chosen]
 
     def chunks(self, chunks: range) -> Iterator[Batch]:
-        """As `Feed.chunks`."""
         for chunk in chunks:
             images, labels = (side[chunk * CHUNK : (chunk + 1) * CHUNK] for side in (self._images, self._labels))
             channels = [1, self._seeds, *[1] * (images.ndim - 2)]
@@ -282,7 +280,6 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
-    """Copy each model's share of the joined network back into it."""
     states = [model.state_dict() for model in models]
     for name, tensor in joined.state_dict().items():
         for state, part in zip(states, _split(tensor, states[0][name], len(models)), strict=True):
@@ -302,7 +299,6 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAnd
 
 
 def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
-    """Copy each model's share of the joined optimizer's state back."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
         for key, value in joined.state.get(parameter, {}).items():

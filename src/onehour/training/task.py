@@ -19,17 +19,7 @@ from onehour.entry import resolve
 from onehour.messages import blame
 from onehour.training.refusals import out_of_memory
 
-__all__ = [
-    "CLASSIFICATION",
-    "Classification",
-    "Evaluation",
-    "Found",
-    "OwnTask",
-    "Sums",
-    "Task",
-    "summed_cross_entropy",
-    "task_of",
-]
+__all__ = ["Sums"]
 
 Model = Callable[..., Any]
 
@@ -161,11 +151,9 @@ class Classification:
         """Nothing: what it adds up is known."""
 
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
-        """As `Task.evaluated`."""
         return Evaluation(errors=int(rows[1]), samples=samples, loss=rows[0] / samples)
 
     def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
-        """As `Task.trained`: errors in percent."""
         return 100 * rows[1] / (iterations * minibatch), {}
 
     def logits(self, model: Model, images: Tensor, recipe: Recipe) -> Tensor:
@@ -278,14 +266,12 @@ class OwnTask:
             )
 
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
-        """As `Task.evaluated`."""
         if rows[1] == 0:
             raise ValueError(f"task {self.name} counted nothing in all {samples} validation samples: its count is 0")
         loss = rows[0] / rows[1]
         return Evaluation(errors=None, samples=samples, loss=loss, metrics=self._divided(rows, loss))
 
     def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
-        """As `Task.trained`."""
         metrics = self._divided(rows, rows[0] / iterations)
         return next(iter(metrics.values())), metrics
 

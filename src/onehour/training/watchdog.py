@@ -176,11 +176,9 @@ class Stopping:
         self.group, self._asked, self._signals = group, asked, signals
 
     def is_asked(self) -> bool:
-        """Whether this process was asked to stop."""
         return self._asked() or self.is_signalled()
 
     def is_signalled(self) -> bool:
-        """Whether a signal asked this process to."""
         return self._signals is not None and self._signals()
 
     def lasts(self) -> bool:

@@ -180,7 +180,6 @@ class OpenedWeights:
         fit(self.model, weights, source)
 
     def evaluate(self) -> WeightsEvaluation:
-        """Evaluate on every validation sample once."""
         recipe, data = self.recipe, self.data
         seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), data)
         options: Any = {"loaders": loaders, "device": self.device, "look": data.looks[1], "form": data.form}
