@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from onehour.data.dataset import FaultError
-from onehour.data.processes import end_with_parent, signals_wait
 from onehour.data.samples import Empty, Keyed, empty, mapped
+from onehour.leaving import signal_with_parent, signals_wait
 from onehour.messages import blame, say
 
 PATIENCE = 30.0
@@ -244,7 +244,7 @@ class _Maker:
 
     def begin(self, number: int) -> None:
         """Before the first batch of a process."""
-        end_with_parent()
+        signal_with_parent(signal.SIGKILL)
         if os.getppid() != self.owner:
             os._exit(1)
         for ignored in IGNORED:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from onehour.dist.meeting import listen_here, loopback, store_at
-from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, StopSignals, asks_to_stop, held_back
-from onehour.leaving import signal_with_parent
+from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, STOPS, StopSignals, asks_to_stop
+from onehour.leaving import signal_with_parent, signals_wait
 from onehour.machine import CORES, share_of, stat_of
 from onehour.messages import say
 
@@ -46,13 +46,13 @@ class LaunchError(Exception):
         return self.message
 
 
-def is_launched_by_us(environ: Mapping[str, str] = os.environ) -> bool:
+def is_launched_by_us() -> bool:
     """Whether `launch` started this process, and so says for all of them how it ended."""
-    return OURS in environ
+    return OURS in os.environ
 
 
-def is_torchruns(environ: Mapping[str, str] = os.environ) -> bool:
-    return JOB in environ and OURS not in environ
+def is_torchruns() -> bool:
+    return JOB in os.environ and OURS not in os.environ
 
 
 def launch(
@@ -106,11 +106,11 @@ def launch(
         say(f"onehour: {failure}; {again}", sys.stderr)
 
 
-def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
+def end_with_launcher() -> None:
     """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind."""
     if not sys.platform.startswith("linux"):
         return
-    parent = int(environ.get(OURS, os.getppid()))
+    parent = int(os.environ.get(OURS, os.getppid()))
     signal_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
@@ -192,7 +192,7 @@ class Processes:
         self._reports.append(reading)
         os.set_blocking(reading, False)
         try:
-            with nullcontext() if self._stop is None else held_back():
+            with nullcontext() if self._stop is None else signals_wait(*STOPS):
                 every = os.environ | environ | {TELL: str(writing)}
                 self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
         finally:

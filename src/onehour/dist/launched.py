@@ -125,9 +125,9 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
     launched(environ)
 
 
-def refuse_several(command: str, environ: Mapping[str, str] = os.environ) -> None:
+def refuse_several(command: str) -> None:
     """Refuse to be one of several processes for a command that starts its processes itself."""
-    copied = dict(environ)
+    copied = dict(os.environ)
     adopt(copied)
     place = launched(copied)
     if place.size > 1:

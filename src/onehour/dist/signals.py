@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -128,19 +127,6 @@ class StopSignals:
             if not self._left_to_caller:
                 leave(128 + number, "")
             self.again = number
-
-
-class held_back:  # noqa: N801 - reads as what it does
-    """While entered, processes that are started get no signal of `STOPS` before they listen: it waits for them."""
-
-    def __init__(self, but: Iterable[int] = ()) -> None:
-        self._numbers = set(STOPS) - set(but)
-
-    def __enter__(self) -> None:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
-
-    def __exit__(self, *error: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
 def ignore_stops() -> None:

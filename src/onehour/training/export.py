@@ -73,7 +73,7 @@ def write_weights(weights: dict[str, Tensor], to: Path) -> Path:
 
 
 def export_program(
-    source: Path, to: Path, *, recipe: Recipe, data: Any = None, force: bool = False, ema: bool = False
+    source: Path, to: Path, *, recipe: Recipe, force: bool = False, ema: bool = False
 ) -> tuple[tuple[int, ...], float]:
     """Write the network itself, in float32, for batches of any size: images as the network takes them, to logits.
 
@@ -96,7 +96,7 @@ def export_program(
             " .safetensors or .pt"
         )
     weights = read_weights(source, ema=ema)
-    recipe, loaded = complete(recipe, data, trains=False)
+    recipe, loaded = complete(recipe, trains=False)
     model = load_model(recipe.model, channels=loaded.channels, classes=recipe.classes)
     fit(model, weights, source)
     model, images = model.float().eval(), _images(loaded)

@@ -176,17 +176,16 @@ def recalibrated(
     *,
     recipe: Recipe,
     images: int | None = None,
-    data: Any = None,
     device: str = "auto",
     ema: bool = False,
 ) -> Recalibrated:
     """Recalibrate the weights of a run, or of a file; nothing is written.
 
     Args:
-        source, recipe, data, device, ema: as of `OpenedWeights`.
+        source, recipe, device, ema: as of `OpenedWeights`.
         images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
     """
-    opened = OpenedWeights(source, recipe=recipe, data=data, device=device, ema=ema)
+    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
     if images is None:
         most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
         images = recipe.recalibrate or max(1, most // n) * n

@@ -108,7 +108,8 @@ def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not torch.is_tensor(tensor):
             raise ValueError(f"{path} holds no state dict of tensors: {shown(name)} is a {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.is_quantized or _grows(tensor):
+        plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # a few bytes may claim to be terabytes
             raise ValueError(f"{path}: {shown(name)} is not a plain tensor; expected one that is stored as it is")
     found = {str(name): tensor.detach() for name, tensor in state.items()}
     while not ours and (wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in found)), None)):
@@ -233,11 +234,6 @@ def evaluate_weights(source: Path, **options: Any) -> WeightsEvaluation:
 def load_file(path: Path, suffix: str) -> Any:
     """What a file of weights holds; anything but tensors and plain containers of them is refused."""
     return load_safetensors(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-
-
-def _grows(tensor: Tensor) -> bool:
-    """Whether it is larger in memory than in its file: a few bytes may claim to be terabytes."""
-    return tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
 def _line(error: BaseException) -> str:
