@@ -19,7 +19,9 @@ from onehour.data.augment import uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.rules.keys import random_bits, seed_for
 
-TRAIN, WIDE, VALIDATION, SIDE = 8192, 4 * 8192, 4096, 8
+TRAIN, VALIDATION, SIDE = 8192, 4096, 8
+SAMPLES = {"digits": TRAIN, "digits-wide": 4 * TRAIN}
+"""For training, by the data's name: with four times as many an epoch has iterations enough for larger minibatches."""
 Labelled = tuple[Tensor, Tensor]
 ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1
 """± degrees, ± share, ± pixels, standard deviation in units of the brightest value."""
@@ -32,7 +34,7 @@ def originals() -> tuple[Tensor, Tensor]:
 
 
 def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, TensorDataset]:
-    """8,192 training and 4,096 validation samples, the same on every machine.
+    """8,192 training (or `samples`) and 4,096 validation samples, the same on every machine.
 
     Args:
         split: which division of the originals, and which composites; any whole number. Errors differ between splits
@@ -50,11 +52,6 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
         TensorDataset((train[0] - mean) / std, train[1]),
         TensorDataset((validation[0] - mean) / std, validation[1]),
     )
-
-
-def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
-    """As `digits`, with 32,768 training samples: four times the iterations an epoch, for larger minibatches."""
-    return digits(split, samples=WIDE)
 
 
 class DigitFiles(KeyedDataset):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
-from onehour.data.digits import SIDE, WIDE, DigitFiles, digits, digits_wide
+from onehour.data.digits import SAMPLES, SIDE, DigitFiles, digits
 from onehour.data.division import divided
 from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
@@ -22,12 +21,6 @@ from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapp
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest
 
-DATA: dict[str, Callable[[int], tuple[Any, Any]]] = {"digits": digits, "digits-wide": digits_wide}
-"""Embedded data by name; NAME:SPLIT takes another division of the originals."""
-DIGIT_FILES: dict[str, Callable[[int], DigitFiles]] = {
-    "digits": DigitFiles,
-    "digits-wide": partial(DigitFiles, samples=WIDE),
-}
 BLACK = b"P6 1 1 255 " + bytes(3)
 """An image file."""
 
@@ -107,10 +100,10 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, 
     """
     name = spec.partition(":")[0]
     fashion = name == "fashion-mnist"
-    if share and (name in DATA or fashion or idx_files(spec) or spec.endswith((".index", ".tar.gz", ".tgz"))):
+    if share and (name in SAMPLES or fashion or idx_files(spec) or spec.endswith((".index", ".tar.gz", ".tgz"))):
         raise ValueError(f"data {spec} has a validation part; leave validation {share:g} out")
-    if name in DATA:
-        return Data.of(*DATA[name](_split_of(spec)), form=form)
+    if name in SAMPLES:
+        return Data.of(*digits(_split_of(spec), samples=SAMPLES[name]), form=form)
     if fashion:
         return Data.of(*fashion_mnist(*spec.split(":", 1)[1:]), form=form)
     if idx_files(spec):
@@ -129,7 +122,7 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, 
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
-        expected = f"{nearest(spec, [*DATA, 'fashion-mnist'])}, a folder that exists, or package.module:function"
+        expected = f"{nearest(spec, [*SAMPLES, 'fashion-mnist'])}, a folder that exists, or package.module:function"
         raise ValueError(f"no data is called {spec!r}; expected {expected}")
     function = resolve("data", spec)
     try:
@@ -167,8 +160,8 @@ def file_reader(spec: str, **options: Any) -> FileReader:
         spec, options: as of `load_data`; what is neither a name nor a function is a path.
     """
     name = spec.partition(":")[0]
-    if name in DATA:
-        return FileReader(DIGIT_FILES[name](_split_of(spec)), torch.zeros(1, SIDE, SIDE), list)
+    if name in SAMPLES:
+        return FileReader(DigitFiles(_split_of(spec), samples=SAMPLES[name]), torch.zeros(1, SIDE, SIDE), list)
     if name == "fashion-mnist" or idx_files(spec):
         raise ValueError(f"predict reads no image files for data in MNIST's format, {spec}")
     if is_entry(spec) or not spec or spec.startswith("<"):  # given from Python: nobody can find it by that

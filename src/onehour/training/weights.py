@@ -182,16 +182,14 @@ class OpenedWeights:
 
     def evaluate(self) -> WeightsEvaluation:
         recipe, data = self.recipe, self.data
+        classes = None if self.task.counts else classes_of(recipe, data, self.model, self.device)
+        counts = None if classes is None else _Counts(classes.count, self.device)
         seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), data)
         options: Any = {"loaders": loaders, "device": self.device, "look": data.looks[1], "form": data.form}
-        if self.task.counts:
-            with closing(Feed(data.validation, seed=seed, **options)) as feed:
-                found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=self.task)[0]
-            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
-        classes = classes_of(recipe, data, self.model, self.device)
-        counts = _Counts(classes.count, self.device)
         with closing(Feed(data.validation, seed=seed, classes=classes, **options)) as feed:
-            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts)[0]
+            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts or self.task)[0]
+        if classes is None or counts is None:
+            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
         names = data.names if len(data.names) == classes.count else list(map(str, range(classes.count)))
         errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
         top5 = int(counts.top5)
