@@ -180,11 +180,7 @@ class Recipe:
         return self.scaling == "linear" and self.minibatch != self.base_minibatch and not self.scale_adaptive
 
     def refuse_linear(self) -> None:
-        """Refuse the linear rule for the recipe's optimizer, which is known to be adaptive.
-
-        Raises:
-            ValueError: where the recipe `scales_linearly`.
-        """
+        """Refuse the linear rule for the recipe's optimizer, which is known to be adaptive."""
         if self.scales_linearly:
             raise ValueError(
                 f"linear scaling does not hold for {self.optimizer}: its update is divided by the gradient's own"
@@ -345,11 +341,7 @@ class Recipe:
         """Read a recipe from a TOML file; its texts are `Read`, and name no code unless somebody asks for it.
 
         Args:
-            path: the file.
             unless_given: values in place of the defaults, of fields that files may be older than.
-
-        Raises:
-            ValueError: naming the file, and the line or the key that is wrong.
         """
         values = read_toml(path)
         try:

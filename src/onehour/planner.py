@@ -292,11 +292,7 @@ def _placement(workers: int, processes: int) -> Derived:
 
 
 def _measured(folder: Path, recipe: Recipe) -> Measured:
-    """What a run says of its iterations.
-
-    Raises:
-        ValueError: if it has not ended, was not alone, or is of another model, n or precision.
-    """
+    """What a run says of its iterations."""
     from onehour.training.record import Run  # needs torch
 
     run = Run(folder)

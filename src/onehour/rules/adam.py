@@ -70,11 +70,7 @@ def adam_scaling(
 
 
 def scaled_beta(name: str, beta: float, times: float) -> float:
-    """1 − κ·(1 − β); no average, β = 0, stays none.
-
-    Raises:
-        ValueError: where that is not above zero.
-    """
+    """1 − κ·(1 − β); no average, β = 0, stays none."""
     if beta and times * (1 - beta) > 1 - ROUNDING:
         raise ValueError(
             f"at {times:g} times the minibatch {name} {beta:g} becomes 1 − {times:g} · {1 - beta:.4g} ="

@@ -139,11 +139,7 @@ def whole_workers(name: str, images: int, *, per_worker: int, samples: int | Non
     """How many workers of n see `images` together.
 
     Args:
-        name: of the images, in a message.
         samples: N, where no more than these may be taken.
-
-    Raises:
-        ValueError: if n does not divide them, or there are not so many.
 
     >>> whole_workers("minibatch", 8192, per_worker=32)
     256
