@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +84,7 @@ def fashion(**changes: Any) -> Recipe:
     ).replace(**changes)
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {
-    "digits": digits,
-    "fashion": fashion,
-    "cifar10": cifar10,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-}
+RECIPES = {function.__name__: function for function in (digits, fashion, cifar10, resnet50, resnet101)}
 
 
 def recipe(name: str | Path, **changes: Any) -> Recipe:

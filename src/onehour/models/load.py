@@ -12,16 +12,9 @@ from onehour.entry import LIBRARIES, is_entry, resolve
 from onehour.messages import blame, nearest
 from onehour.models import resnet, small
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": small.resnet8,
-    "resnet8_wide": small.resnet8_wide,
-    "resnet18": resnet.resnet18,
-    "resnet18_cifar": resnet.resnet18_cifar,
-    "resnet34": resnet.resnet34,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnet152": resnet.resnet152,
-}
+SMALL = (small.resnet8, small.resnet8_wide, resnet.resnet18, resnet.resnet18_cifar, resnet.resnet34)
+LARGE = (resnet.resnet50, resnet.resnet101, resnet.resnet152)
+MODELS: dict[str, Callable[..., nn.Module]] = {function.__name__: function for function in (*SMALL, *LARGE)}
 
 
 def brings_weights(spec: str) -> bool:
