@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from onehour.entry import LIBRARIES, is_entry, resolve
 from onehour.messages import blame, nearest
-from onehour.models import resnet, small
+from onehour.models import resnet
 
-SMALL = (small.resnet8, small.resnet8_wide, resnet.resnet18, resnet.resnet18_cifar, resnet.resnet34)
+SMALL = (resnet.resnet8, resnet.resnet8_wide, resnet.resnet18, resnet.resnet18_cifar, resnet.resnet34)
 LARGE = (resnet.resnet50, resnet.resnet101, resnet.resnet152)
 MODELS: dict[str, Callable[..., nn.Module]] = {function.__name__: function for function in (*SMALL, *LARGE)}
 

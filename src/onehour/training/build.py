@@ -209,7 +209,7 @@ def outputs_of(model: nn.Module, recipe: Recipe, data: Data, device: torch.devic
 def effects(recipe: Recipe, model: nn.Module) -> str:
     """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay, and what else was asked for.
 
-    >>> from onehour.models.small import resnet8
+    >>> from onehour.models.resnet import resnet8
     >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(init_weights_(resnet8()), 32))
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
