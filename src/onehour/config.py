@@ -25,10 +25,9 @@ from onehour.rules.minibatch import (
     sqrt_scaling,
 )
 from onehour.rules.names import layer_rates, patterns
-from onehour.rules.remarks import schedule_remarks
 from onehour.sidefile import Read, read_toml
 
-__all__ = ["Recipe"]
+__all__ = ["ADAPTIVE", "PITFALLS", "Recipe"]
 
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
@@ -270,7 +269,7 @@ class Recipe:
         last = None
         if self.samples is not None:
             last = (self.workers.iterations(self.samples, self.epochs) - 1) * self.minibatch / self.samples
-        return schedule_remarks(
+        return schedules.schedule_remarks(
             self.schedule,
             milestones=schedules.parse_milestones(self.milestones) if self.decay == "step" else (),
             epochs=self.epochs,
