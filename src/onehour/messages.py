@@ -117,14 +117,13 @@ def in_one_message(command: Callable[[], int]) -> int:
         raise ValueError(f"code that was called leaves Python: {said}; it should raise an error instead") from error
     except MemoryError as error:
         raise ValueError("memory ran out; use fewer processes, --loaders or --jobs, or smaller images") from error
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         if not SCARCE.search(str(error)):
             raise
-        raise ValueError(f"memory ran out while Python imported: {str(error).splitlines()[0]}") from error
-    except RuntimeError as error:
-        if not SCARCE.search(str(error)):
-            raise
+        said = str(error).splitlines()[0]
+        if isinstance(error, ImportError):
+            raise ValueError(f"memory ran out while Python imported: {said}") from error
         raise ValueError(
-            f"this machine gives no more threads or processes ({str(error).splitlines()[0]}); use fewer --processes,"
-            " --loaders or --jobs, or raise `ulimit -u`"
+            f"this machine gives no more threads or processes ({said}); use fewer --processes, --loaders or --jobs, or"
+            " raise `ulimit -u`"
         ) from error

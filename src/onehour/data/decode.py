@@ -143,9 +143,6 @@ def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> byt
 
     The aspect is kept, the resize is bilinear and antialiased as the crops' is. An EXIF orientation is kept, other
     metadata is not.
-
-    Args:
-        data, name, pixels: as of `decode`.
     """
     image = decode(data, name, pixels=pixels)
     height, width = image.shape[:2]

@@ -82,9 +82,6 @@ Seen = tuple[list[FaultError], bytes]
 def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = ignore) -> list[FaultError]:
     """Look at every file of a folder of images or of a pack.
 
-    Args:
-        pixels: the cap that images are read with.
-
     Returns:
         What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.
     """

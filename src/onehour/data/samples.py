@@ -64,11 +64,7 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """All that is no tuple, list or dict, in the tree's order.
-
-    >>> leaves({"image": 1, "sizes": (2, [3])})
-    [1, 2, 3]
-    """
+    """All that is no tuple, list or dict, in the tree's order."""
     found: list[Any] = []
     mapped(tree, found.append)
     return found

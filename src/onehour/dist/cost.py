@@ -82,11 +82,6 @@ def expected_iteration(
     Args:
         images: of the process with the most workers.
         links: needed for several processes that are not as many as the run's.
-
-    >>> measured = Measured(1, image=1e-3, fixed=0.0, reduction=0.0, spread=0.0, gradient_bytes=10**8, pass_images=64)
-    >>> links = Links(bandwidth=10e9, latency=0.0)
-    >>> round(expected_iteration(measured, images=256, processes=4, links=links, spread=0.0).seconds, 4)
-    0.344
     """
     compute = images * measured.image
     if processes == measured.processes:

@@ -60,9 +60,6 @@ def scale_rates(
 
     Those without a factor come first: where a schedule sets the first group's rate, the others keep their ratios to it.
 
-    Args:
-        factors: by patterns of names.
-
     >>> model = nn.Linear(2, 2)
     >>> groups = scale_rates([{"params": [*model.parameters()]}], model, {"bias": 2.0}, lr=0.1)
     >>> [(len(group["params"]), group.get("lr")) for group in groups]

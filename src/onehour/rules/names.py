@@ -52,10 +52,6 @@ def layer_rates(given: Any) -> tuple[str, ...]:
 def match_names(patterns: Sequence[str], names: Sequence[str], *, what: str, of: str) -> dict[str, list[str]]:
     """The names that each pattern stands for.
 
-    Args:
-        what: the patterns are, in messages.
-        of: what the names are.
-
     >>> match_names(["stem.*"], ["stem.weight", "head.weight"], what="freeze", of="parameter")
     {'stem.*': ['stem.weight']}
     """

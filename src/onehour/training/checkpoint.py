@@ -61,7 +61,6 @@ class Checkpoints:
 
     Args:
         group: only its process 0 touches the disk.
-        inside: a path to the very folder that process 0 holds; None for its name.
     """
 
     def __init__(

@@ -264,11 +264,7 @@ def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
 
 
 def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:
-    """summary.json from the run's records and its final state: error, speed, what it waited for, digests.
-
-    Args:
-        outcome: "finished" or "non-finite".
-    """
+    """summary.json from the run's records and its final state: error, speed, what it waited for, digests."""
     run = Run(folder)
     metrics, timing = run.metrics, run.timing
     errors = [record["top1_error"] for record in metrics]

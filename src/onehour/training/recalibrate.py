@@ -182,7 +182,6 @@ def recalibrated(
     """Recalibrate the weights of a run, or of a file; nothing is written.
 
     Args:
-        source, recipe, device, ema: as of `OpenedWeights`.
         images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
     """
     opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)

@@ -57,9 +57,6 @@ class RunFolder:
 
     It writes `inside` the very folder whose lock it took. One that was moved is written to its end under the new name,
     since its lock is held still; one that was removed, or that another process may write, never again.
-
-    Args:
-        folder: new, empty, or of the same recipe.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, loggers: Loggers) -> None:
@@ -151,11 +148,7 @@ class RunFolder:
         return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.is_ours() else b""))
 
     def end(self, part: ModelAndOptimizer, outcome: str, **more: int) -> None:
-        """Write the summary.
-
-        Args:
-            outcome: "finished" or "non-finite".
-        """
+        """Write the summary."""
         self.ended = True
         if self.is_ours():
             summary = summarise(self.inside, self.recipe, part, outcome) | more | self._together
@@ -251,7 +244,6 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, i
     """Process 0 writes a token, the others look for it; all processes call it together.
 
     Args:
-        inside: a path to the very folder that process 0 holds; None for its name.
         patience: seconds that a file system may take to show one host what another one has written.
 
     Raises:

@@ -26,11 +26,7 @@ SHARE = 0.001
 
 
 class Skipping:
-    """What of a run's images was skipped since it began.
-
-    Args:
-        inside: a path to the very folder that process 0 holds.
-    """
+    """What of a run's images was skipped since it began."""
 
     def __init__(self, recipe: Recipe, feed: Feed, group: Group, *, folder: Path, inside: Path) -> None:
         assert recipe.samples is not None
