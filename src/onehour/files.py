@@ -143,7 +143,7 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
 
 
 def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, folder: int | None = None) -> None:
-    """Write a new file, on disk when this returns: neither through a link that stands there, nor what somebody reads."""
+    """Write a new file, on disk when this returns: neither through a link that is there, nor what somebody reads."""
     file = _new(folder, path)
     try:
         for part in parts:
