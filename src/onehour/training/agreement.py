@@ -1,6 +1,6 @@
 """Whether all processes of a run are about to train the same: what decides its numbers beside its recipe, compared.
 
-Compared as short texts before the first iteration, and named where they differ; recorded as the run's environment.
+Compared as short texts before the first iteration, and named where they differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import platform
 import re
 import socket
-import subprocess
 import sys
 import sysconfig
 import time
@@ -36,7 +35,7 @@ from onehour.data.sources import Data
 from onehour.dist.devices import build_of
 from onehour.dist.group import Group
 from onehour.entry import is_entry, make_importable
-from onehour.machine import cores, which_cores
+from onehour.machine import which_cores
 from onehour.messages import say
 from onehour.rules.keys import random_bits, seed_for
 
@@ -374,40 +373,3 @@ def _described(tensor: Tensor) -> str:
 
 def _digest(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=4).hexdigest()
-
-
-def environment(execution: dict[str, Any]) -> dict[str, Any]:
-    """What a result may depend on outside the recipe, for a session's line of environment.json."""
-    import onehour
-
-    return {
-        "command": sys.argv,
-        "commit": _commit(),
-        "onehour": onehour.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        **execution,
-    }
-
-
-def _commit() -> str | None:
-    """Of the repository that the command was given in, if it was in one."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -22,7 +22,7 @@ from onehour.execution import Execution
 from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
 from onehour.training import build, refusals
-from onehour.training.agreement import agree, environment, facts_of_model
+from onehour.training.agreement import agree, facts_of_model
 from onehour.training.average import AveragedWeights
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
@@ -33,7 +33,7 @@ from onehour.training.measure import Clock, measured, profiled, timed
 from onehour.training.noise import GradientNoise
 from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
-from onehour.training.recorder import Progress, RunFolder, look_for_folder
+from onehour.training.recorder import Progress, RunFolder, environment, look_for_folder
 from onehour.training.skipping import Skipping
 from onehour.training.step import HostFlags, Iteration, Step
 from onehour.training.task import Evaluation, Sums, task_of

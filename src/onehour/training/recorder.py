@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,10 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
+from onehour.machine import cores
 from onehour.sidefile import read_lines
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.console import Console, Loggers
@@ -281,3 +288,40 @@ def _appears(folder: Path, token: str, patience: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
+
+
+def environment(execution: dict[str, Any]) -> dict[str, Any]:
+    """What a result may depend on outside the recipe, for a session's line of environment.json."""
+    import onehour
+
+    return {
+        "command": sys.argv,
+        "commit": _commit(),
+        "onehour": onehour.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        **execution,
+    }
+
+
+def _commit() -> str | None:
+    """Of the repository that the command was given in, if it was in one."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -29,7 +29,6 @@ from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.shuffle import SampleStream
-from onehour.training.agreement import environment
 from onehour.training.build import OPTIMIZERS, Feeds, build_model, draws_numbers
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
@@ -37,7 +36,7 @@ from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.engine import ModelAndOptimizer, Network
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
-from onehour.training.recorder import Progress, RunFolder
+from onehour.training.recorder import Progress, RunFolder, environment
 from onehour.training.step import Step
 from onehour.training.watchdog import Stopping, Watchdog, never
 
