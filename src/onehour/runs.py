@@ -19,7 +19,7 @@ from onehour.data.sources import Data
 from onehour.dist.devices import pick_device, refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import is_torchruns, process_began
-from onehour.dist.launched import adopt, is_launched, launched, without_srun
+from onehour.dist.launched import JOB, adopt, is_launched, launched, without_srun
 from onehour.dist.placement import place
 from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
@@ -33,7 +33,6 @@ from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (
     DELIBERATE,
-    JOB,
     OUTCOME,
     Run,
     ended_on_purpose,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
-from onehour.dist.launched import Launched, launched
+from onehour.dist.launched import JOB, Launched, launched
 from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, meet
 from onehour.messages import say
 
@@ -114,7 +114,7 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
     place = launched()
     where = torch.device("cpu")
     if device == "cuda":
-        shared = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" not in os.environ
+        shared = JOB in os.environ or "SLURM_PROCID" not in os.environ
         where = torch.device("cuda", own_gpu(_local_rank(place), place.local_size or 1, shared=shared))
         torch.cuda.set_device(where)
     if place.size == 1:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onehour.dist.launched import JOB
 from onehour.dist.meeting import listen_here, loopback, store_at
 from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, STOPS, StopSignals, asks_to_stop
 from onehour.leaving import signal_with_parent, signals_wait
 from onehour.machine import CORES, share_of, stat_of
 from onehour.messages import say
 
-JOB = "TORCHELASTIC_RUN_ID"
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
 TELL = "ONEHOUR_TELL"

@@ -14,6 +14,8 @@ from pathlib import Path
 from onehour.machine import stat_of
 
 LOOPBACK = "127.0.0.1"
+JOB = "TORCHELASTIC_RUN_ID"
+"""What torchrun, and our own launcher, call a run: the same in all its processes and restarts."""
 TORCHRUNS_PORT = 29500
 """Where the processes of plain torchrun meet."""
 MPI = (  # rank, size, local rank, local size

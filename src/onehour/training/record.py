@@ -33,7 +33,6 @@ from onehour.training.store import checkpoint_folders, digest_of_recipe, read_ma
 MEDIAN_OF = 5
 RECIPE = "recipe.toml"
 OUTCOME = "outcome.json"
-JOB = "TORCHELASTIC_RUN_ID"
 PARTS = ("data", "compute", "reduction", "update")
 """Of an iteration, whose milliseconds steps_ms has."""
 

@@ -21,6 +21,7 @@ import torch
 
 from onehour.config import Recipe
 from onehour.dist.group import Group
+from onehour.dist.launched import JOB
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.machine import cores
@@ -29,7 +30,7 @@ from onehour.training.checkpoint import Checkpoints
 from onehour.training.console import Console, Loggers
 from onehour.training.engine import ModelAndOptimizer
 from onehour.training.measure import NOT_FINITE, Metrics, summarise
-from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
+from onehour.training.record import METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.skipping import BAD_IMAGES
 from onehour.training.store import checkpoint_folders
 
