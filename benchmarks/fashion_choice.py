@@ -24,7 +24,7 @@ from onehour.data.augment import drawn_key, uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.data.idx import fashion_mnist
 from onehour.models.load import MODELS
-from onehour.models.small import SmallResNet
+from onehour.models.resnet import SmallResNet
 from onehour.rules.keys import random_bits, seed_for
 from onehour.training.record import Run
 from results import claim, mean_std, write

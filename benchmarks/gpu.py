@@ -32,7 +32,7 @@ from torch.utils.data import TensorDataset
 
 import onehour
 from onehour.models.load import MODELS
-from onehour.models.small import SmallResNet
+from onehour.models.resnet import SmallResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_TESTS = ("tests/test_gpu.py", "tests/data/test_loader.py")

@@ -187,7 +187,7 @@ def furnish(folder: Path) -> None:
     from PIL import Image
     from safetensors.torch import save_file
 
-    from onehour.models.small import resnet8
+    from onehour.models.resnet import resnet8
 
     (folder / "recipe.toml").write_text(whole_recipe(), encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):

@@ -134,7 +134,7 @@ for _name, _content in {"a number": "7", "an object": '{"a": 1}', "nested": "[" 
 
 # Code that a folder brings along
 
-CODE = "open('executed', 'w').close()\nfrom onehour.models.small import resnet8\ndef net(): return resnet8()\n"
+CODE = "open('executed', 'w').close()\nfrom onehour.models.resnet import resnet8\ndef net(): return resnet8()\n"
 NAMING: dict[str, dict[str, str]] = {
     "model": {"model": "run.evil:net"},
     "data": {"data": "run.evil:net"},

@@ -9,7 +9,7 @@ import onehour
 from onehour.cli import main
 from onehour.config import Recipe
 from onehour.dist.group import Group
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 from onehour.recipes import digits
 from onehour.rules.batchnorm import GhostBatchNorm2d, batchnorm_relu
 from onehour.rules.momentum import momentum_form

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from onehour.cli import main, make_parser
 from onehour.cli.parser import parse
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 
 ROOT = Path(__file__).parents[1]
 

@@ -88,7 +88,7 @@ def test_torch_distributed_is_imported_where_processes_are():
             assert under(name_of(path), "onehour.dist", "onehour.check", "onehour.rules.sampler"), path
 
 
-@pytest.mark.parametrize("name", ["minibatch", "schedule", "remarks", "shuffle", "keys", "names", "arguments"])
+@pytest.mark.parametrize("name", ["minibatch", "schedule", "shuffle", "keys", "names", "arguments"])
 def test_rules_that_a_plan_needs_import_no_torch(name: str):
     found = set(imports(SOURCE / "rules" / f"{name}.py"))
     assert not any(under(module, "torch") for module in found)

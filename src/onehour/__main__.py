@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 
-__all__ = ["run"]
-
 
 def run() -> None:
     """Run the command and leave with its code, from the first instruction on with one line where a signal ends it.

@@ -25,10 +25,9 @@ from onehour.rules.minibatch import (
     sqrt_scaling,
 )
 from onehour.rules.names import layer_rates, patterns
-from onehour.rules.remarks import schedule_remarks
 from onehour.sidefile import Read, read_toml
 
-__all__ = ["ADAPTIVE", "PITFALLS", "SIZES", "Recipe"]
+__all__ = ["ADAPTIVE", "PITFALLS", "Recipe"]
 
 ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with two averages, whose β the square-root rule scales too."""
@@ -176,21 +175,11 @@ class Recipe:
 
     @property
     def scales_linearly(self) -> bool:
-        """Whether the rate follows the minibatch by the linear rule, and nobody has insisted that it shall.
-
-        >>> Recipe(minibatch=512).scales_linearly, Recipe(minibatch=256).scales_linearly
-        (True, False)
-        """
+        """Whether the rate follows the minibatch by the linear rule, and nobody has insisted that it shall."""
         return self.scaling == "linear" and self.minibatch != self.base_minibatch and not self.scale_adaptive
 
     def refuse_linear(self) -> None:
-        """Refuse the linear rule for the recipe's optimizer, which is known to be adaptive.
-
-        Raises:
-            ValueError: where the recipe `scales_linearly`.
-
-        >>> Recipe(minibatch=256).refuse_linear()
-        """
+        """Refuse the linear rule for the recipe's optimizer, which is known to be adaptive."""
         if self.scales_linearly:
             raise ValueError(
                 f"linear scaling does not hold for {self.optimizer}: its update is divided by the gradient's own"
@@ -204,20 +193,12 @@ class Recipe:
 
     @cached_property
     def workers(self) -> Minibatch:
-        """The minibatch as k workers of n.
-
-        >>> Recipe(minibatch=512).workers
-        Minibatch(per_worker=32, workers=16)
-        """
+        """The minibatch as k workers of n."""
         return Minibatch.of(self.minibatch, self.per_worker)
 
     @property
     def target_lr(self) -> float:
-        """η̂, the rate after warmup.
-
-        >>> Recipe(minibatch=512).target_lr
-        0.2
-        """
+        """η̂, the rate after warmup."""
         return SCALINGS[self.scaling](self.base_lr, self.base_minibatch, self.minibatch)
 
     @cached_property
@@ -244,11 +225,7 @@ class Recipe:
 
     @property
     def target_weight_decay(self) -> float:
-        """λ at this minibatch: AdamW's follows it by the square-root rule, all others stay.
-
-        >>> Recipe(minibatch=8192).target_weight_decay
-        0.0001
-        """
+        """λ at this minibatch: AdamW's follows it by the square-root rule, all others stay."""
         return self.weight_decay if self.adam is None else self.adam["weight_decay"]
 
     @property
@@ -272,11 +249,7 @@ class Recipe:
 
     @cached_property
     def schedule(self) -> schedules.Schedule:
-        """The rate as a function of the fractional epoch.
-
-        >>> Recipe(minibatch=512).schedule(30)
-        0.020000000000000004
-        """
+        """The rate as a function of the fractional epoch."""
         if self.decay == "step":
             usual = schedules.step_decay(self.target_lr, self.milestones, self.decay_factor)
         else:
@@ -296,7 +269,7 @@ class Recipe:
         last = None
         if self.samples is not None:
             last = (self.workers.iterations(self.samples, self.epochs) - 1) * self.minibatch / self.samples
-        return schedule_remarks(
+        return schedules.schedule_remarks(
             self.schedule,
             milestones=schedules.parse_milestones(self.milestones) if self.decay == "step" else (),
             epochs=self.epochs,
@@ -327,11 +300,7 @@ class Recipe:
         return moved
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as plain values, without those that are not given, or are newer than it needs.
-
-        >>> Recipe(minibatch=512).as_dict()["minibatch"]
-        512
-        """
+        """The recipe as plain values, without those that are not given, or are newer than it needs."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         said = {f.name for f in fields(self) if f.name not in LATER or values[f.name] != f.default}
         if self.adam is not None and self.scaling == "sqrt":
@@ -361,12 +330,7 @@ class Recipe:
         return cls().replace(**values)
 
     def to_toml(self) -> str:
-        """The recipe as a TOML file's text.
-
-        >>> import tomllib
-        >>> Recipe.from_dict(tomllib.loads(Recipe(seed=3).to_toml())).seed
-        3
-        """
+        """The recipe as a TOML file's text."""
         # Every JSON string, number, boolean and flat list is TOML too, once text beyond the BMP is not escaped.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.as_dict().items())
         return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
@@ -376,15 +340,7 @@ class Recipe:
         """Read a recipe from a TOML file; its texts are `Read`, and name no code unless somebody asks for it.
 
         Args:
-            path: the file.
             unless_given: values in place of the defaults, of fields that files may be older than.
-
-        Raises:
-            ValueError: naming the file, and the line or the key that is wrong.
-
-        >>> Recipe.from_toml(Path("missing.toml"))
-        Traceback (most recent call last):
-        ValueError: missing.toml cannot be read: No such file or directory
         """
         values = read_toml(path)
         try:

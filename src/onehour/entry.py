@@ -21,8 +21,6 @@ from onehour.config import Recipe
 from onehour.messages import blame, nearest
 from onehour.sidefile import Read
 
-__all__ = ["LIBRARIES", "asked_for", "is_entry", "make_importable", "names_code", "resolve"]
-
 LIBRARIES = ("timm", "torchvision")
 """Before the colon of a model's name: where the model comes from, which is no code of the name's own."""
 
@@ -42,17 +40,10 @@ def asked_for(recipe: Recipe, *, trust: bool, uses: Collection[str] | None = Non
 
     Args:
         recipe: with what was typed in place of what its file holds.
-        trust: whether the person trusts the file.
         uses: fields that are needed; None for all.
 
     Returns:
         The recipe, and with `trust` one whose texts count as typed.
-
-    Raises:
-        ValueError: naming each code that only a file names, and the file that would be imported.
-
-    >>> asked_for(Recipe(model="mine:net"), trust=False).model
-    'mine:net'
     """
     read = {name: value for name, value in recipe.as_dict().items() if isinstance(value, Read)}
     if trust:
@@ -72,10 +63,7 @@ def names_code(recipe: Recipe) -> bool:
 
 
 def make_importable() -> None:
-    """Let modules of the current folder be imported, as in a script.
-
-    >>> make_importable()
-    """
+    """Let modules of the current folder be imported, as in a script."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
@@ -85,10 +73,6 @@ def resolve(what: str, spec: str) -> Any:
 
     Args:
         what: what it is for, to say so in a message, e.g. "model".
-        spec: package.module:name.
-
-    Raises:
-        ValueError: if only a file names it, the module or the name cannot be found, or importing fails.
 
     >>> resolve("model", "math:sqrt")(4)
     2.0

@@ -9,9 +9,6 @@ from typing import Any
 from onehour.config import Recipe
 from onehour.rules.arguments import positive, positive_int
 
-__all__ = ["WHERE", "Execution", "default_folder"]
-
-
 WHERE = "where it runs (changes nothing that it learns, beyond rounding)"
 FOLDER = "its folder"
 
@@ -23,14 +20,7 @@ def _said(default: Any, text: str, **flag: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Processes, devices, folders and reporting of a run; each field carries its help text.
-
-    Raises:
-        ValueError: for any value that no run can have.
-
-    >>> Execution(processes=2).processes
-    2
-    """
+    """Processes, devices, folders and reporting of a run; each field carries its help text."""
 
     processes: int = _said(1, "p, which host the k workers; auto: one per GPU, or 2 (1)", metavar="auto|P")
     workers_per_pass: int | None = _said(None, "workers that share a forward pass (auto)", metavar="auto|G")
@@ -99,9 +89,6 @@ class Execution:
 
 def default_folder(recipe: Recipe, what: str) -> Path:
     """runs/NAME-WHAT.
-
-    Raises:
-        ValueError: if the recipe's name leads elsewhere.
 
     >>> default_folder(Recipe(name="../mine"), "sweep")
     Traceback (most recent call last):

@@ -23,21 +23,6 @@ from typing import Any, BinaryIO, cast
 
 from onehour.leaving import before_leaving
 
-__all__ = [
-    "append_whole",
-    "lock",
-    "make_folder",
-    "open_inside",
-    "opened",
-    "remove",
-    "replace_all",
-    "replace_whole",
-    "sync_folder",
-    "to_json",
-    "write_new",
-    "written",
-]
-
 Folder = Path | int
 """A folder by its name, or a descriptor of it that is held open."""
 
@@ -158,11 +143,7 @@ def replace_all(folder: Folder, files: Mapping[str, str | bytes], *, gone: Itera
 
 
 def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, folder: int | None = None) -> None:
-    """Write a new file, on disk when this returns: neither through a link that stands there, nor what somebody reads.
-
-    Args:
-        path: of the file; in `folder`, where that is given.
-    """
+    """Write a new file, on disk when this returns: neither through a link that is there, nor what somebody reads."""
     file = _new(folder, path)
     try:
         for part in parts:
@@ -179,7 +160,6 @@ def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | Non
         behind: how many of its bytes stay; None for all.
 
     Raises:
-        ValueError: if a link leads there, or it is not a regular file.
         OSError: if the disk refuses; the file then ends where it would have been appended to.
     """
     file = open_inside(folder, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,8 +11,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
-
-__all__ = ["adopt_orphans", "before_leaving", "leave", "park", "scratch", "signal_with_parent", "undisturbed"]
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """Of Linux's prctl."""
@@ -45,6 +44,16 @@ def before_leaving(last: Callable[[], object]) -> Generator[None]:
         yield
     finally:
         _last.remove(last)
+
+
+@contextmanager
+def signals_wait(*numbers: signal.Signals) -> Generator[None]:
+    """While entered, signals wait: a process that is started here gets them once it listens, or ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -20,8 +20,6 @@ from typing import Any, Self
 
 from onehour.files import LOCK, lock, open_inside, opened
 
-__all__ = ["FolderLostError", "HeldFolder", "OpenFolder"]
-
 PATIENCE = 10.0
 """Seconds to wait for a process that is about to end, such as one whose launcher was killed."""
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
@@ -32,8 +30,6 @@ class FolderLostError(ValueError):
     """A folder has lost its name, or its lock, while this process wrote it.
 
     Args:
-        text: what became of it.
-        remedy: how to go on.
         now: where it is, and may still be written through its descriptor; None where nothing may.
     """
 
@@ -50,7 +46,6 @@ class OpenFolder:
     """A folder that is held open: what is written through it stays in it, whoever has its name by then.
 
     Args:
-        path: of a folder.
         make: it, and those above, if it is not there; their names are on disk then.
         option: of the command, that names it.
     """
@@ -68,7 +63,6 @@ class OpenFolder:
         self.release()
 
     def release(self) -> None:
-        """Let go of it."""
         os.close(self.descriptor)
 
     @property
@@ -124,14 +118,8 @@ class HeldFolder(OpenFolder):
 
     It may be handed to a process that multiprocessing spawns: the lock then ends with the last one that has it.
 
-    Args:
-        path: made if it is not there.
-        patience: seconds to wait for another holder.
-        option: of the command, that names it.
-
     Raises:
         ValueError: if another process holds it still, naming that process, or the file system gives no locks.
-        OSError: if the disk refuses.
     """
 
     def __init__(self, path: Path, *, patience: float = PATIENCE, option: str = "--out") -> None:
@@ -167,7 +155,6 @@ class HeldFolder(OpenFolder):
         _held.add(self)
 
     def release(self) -> None:
-        """Let others have it."""
         super().release()
         if self in _held and not self._lent:  # else what is just forked would have it a moment longer
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""How many cores there are for this process: counted in one place, and divided once."""
+"""What this machine says: how many cores there are for this process, counted and divided once; how processes are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-
-__all__ = ["CORES", "cores", "own_share", "share_of", "which_cores"]
 
 CORES = "ONEHOUR_CORES"
 """How many cores the process that started this one has given it."""
@@ -20,9 +18,6 @@ def cores(groups: Path = GROUPS, mount: Path = MOUNT) -> int:
 
     Args:
         groups, mount: where Linux says which cgroup it is in, and what that may use.
-
-    >>> cores() > 0
-    True
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get(CORES, "")
@@ -31,30 +26,25 @@ def cores(groups: Path = GROUPS, mount: Path = MOUNT) -> int:
 
 
 def which_cores() -> int:
-    """A bit for each core that this process may run on; all bits where the system does not tell.
-
-    >>> which_cores() != 0
-    True
-    """
+    """A bit for each core that this process may run on; all bits where the system does not tell."""
     return sum(1 << core for core in os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else -1
 
 
 def share_of(processes: int) -> int:
-    """Cores for each of several processes that this machine runs beside each other.
-
-    >>> share_of(10**6)
-    1
-    """
+    """Cores for each of several processes that this machine runs beside each other."""
     return max(1, cores() // processes)
 
 
 def own_share(sharing: int) -> int:
-    """Cores of this process, which is one of `sharing` with the same cores; its parent may have divided them already.
-
-    >>> own_share(1) == cores()
-    True
-    """
+    """Cores of this process, one of `sharing` with the same cores; its parent may have divided them already."""
     return cores() if CORES in os.environ else share_of(sharing)
+
+
+def stat_of(pid: int | str) -> list[str]:
+    """What Linux says of a process behind its name: its state, its parent, …; nothing where it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return []
 
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:

@@ -8,11 +8,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from typing import TextIO
-
-__all__ = ["blame", "encodable", "in_one_message", "let_go", "nearest", "printable", "say", "shown"]
 
 NOBODYS = ("argparse.py", "<frozen runpy>", "onehour/entry.py")
 """Files that say nothing of whose code an error comes from."""
@@ -48,10 +46,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def printable() -> None:
-    """From now on a letter that standard output cannot encode, as γ where LANG is C, is printed as an escape.
-
-    >>> printable()
-    """
+    """From now on a letter that standard output cannot encode, as γ where LANG is C, is printed as an escape."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -67,11 +62,26 @@ def encodable(text: str, encoding: str | None) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def let_go() -> None:
-    """What could not be written would be tried again when the interpreter ends, and change the exit code.
+@contextmanager
+def stderr_muted() -> Generator[None]:
+    """While entered, nothing reaches the process's standard error, also of what libraries in C write there."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
-    >>> let_go()
-    """
+
+def let_go() -> None:
+    """What could not be written would be tried again when the interpreter ends, and change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -97,14 +107,7 @@ def blame(error: BaseException) -> str:
 
 
 def in_one_message(command: Callable[[], int]) -> int:
-    """Run a command, whose code it returns.
-
-    Raises:
-        ValueError: where somebody's code left Python, or the machine lacks memory, threads or processes.
-
-    >>> in_one_message(lambda: 0)
-    0
-    """
+    """Run a command, whose code it returns; a ValueError says where it leaves Python or the machine lacks memory."""
     try:
         return command()
     except SystemExit as error:
@@ -114,14 +117,13 @@ def in_one_message(command: Callable[[], int]) -> int:
         raise ValueError(f"code that was called leaves Python: {said}; it should raise an error instead") from error
     except MemoryError as error:
         raise ValueError("memory ran out; use fewer processes, --loaders or --jobs, or smaller images") from error
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         if not SCARCE.search(str(error)):
             raise
-        raise ValueError(f"memory ran out while Python imported: {str(error).splitlines()[0]}") from error
-    except RuntimeError as error:
-        if not SCARCE.search(str(error)):
-            raise
+        said = str(error).splitlines()[0]
+        if isinstance(error, ImportError):
+            raise ValueError(f"memory ran out while Python imported: {said}") from error
         raise ValueError(
-            f"this machine gives no more threads or processes ({str(error).splitlines()[0]}); use fewer --processes,"
-            " --loaders or --jobs, or raise `ulimit -u`"
+            f"this machine gives no more threads or processes ({said}); use fewer --processes, --loaders or --jobs, or"
+            " raise `ulimit -u`"
         ) from error

@@ -17,7 +17,7 @@ from onehour.recipes import recipe as named
 from onehour.rules.arguments import not_negative, positive, positive_int
 from onehour.rules.schedule import parse_milestones
 
-__all__ = ["Derived", "Plan", "plan", "tabulate"]
+__all__ = ["plan"]
 
 DECIDES_SPEED = ("model", "per_worker", "precision", "channels_last", "compile", "reduce")
 """Fields that a run must share with a recipe to say how long it takes."""
@@ -26,11 +26,7 @@ TIMES = ("image_seconds", "slowest", "reduction_seconds", "iteration_seconds", "
 
 @dataclass(frozen=True)
 class Derived:
-    """A value, the rule it comes from and the paper's section, if it is the paper's; `base` is at the base minibatch.
-
-    >>> Derived(3.2, "0.1 · 8192/256", "2.1").value
-    3.2
-    """
+    """A value, its rule, the paper's section if it is the paper's, and what it is at the base minibatch."""
 
     value: Any
     rule: str
@@ -53,19 +49,11 @@ class Plan:
         return self.values[name]
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """The values as plain data: {"target_lr": {"value": …, "rule": …, "section": …, "base": …}, …}.
-
-        >>> plan("digits").as_dict()["workers"]["value"]
-        2
-        """
+        """The values as plain data: {"target_lr": {"value": …, "rule": …, "section": …, "base": …}, …}."""
         return {name: dict(vars(derived)) for name, derived in self.values.items()}
 
     def to_json(self) -> str:
-        """`as_dict` as JSON.
-
-        >>> plan("digits").to_json()[0]
-        '{'
-        """
+        """`as_dict` as JSON."""
         return to_json(self.as_dict(), indent=2)
 
 
@@ -304,11 +292,7 @@ def _placement(workers: int, processes: int) -> Derived:
 
 
 def _measured(folder: Path, recipe: Recipe) -> Measured:
-    """What a run says of its iterations.
-
-    Raises:
-        ValueError: if it has not ended, was not alone, or is of another model, n or precision.
-    """
+    """What a run says of its iterations."""
     from onehour.training.record import Run  # needs torch
 
     run = Run(folder)

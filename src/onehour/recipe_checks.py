@@ -8,8 +8,6 @@ from typing import Any, get_args
 from onehour.messages import nearest
 from onehour.rules.minibatch import whole_workers
 
-__all__ = ["ADAPTIVE", "PITFALLS", "refuse_together", "refuse_values"]
-
 ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
 """Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
 
@@ -26,14 +24,7 @@ PITFALLS = (
 
 
 def refuse_values(recipe: Any, hints: Mapping[str, Any]) -> None:
-    """Refuse what a field cannot be.
-
-    Args:
-        hints: the fields' types.
-
-    Raises:
-        ValueError: naming the field, its value and what to use.
-    """
+    """Refuse what a field cannot be."""
     for name, hint in hints.items():
         value, choices = getattr(recipe, name), get_args(hint)
         if name == "precision" and value == "fp16":
@@ -58,11 +49,7 @@ def refuse_values(recipe: Any, hints: Mapping[str, Any]) -> None:
 
 
 def refuse_together(recipe: Any) -> None:
-    """Refuse fields that each may be so, but not together.
-
-    Raises:
-        ValueError: naming them, and what to do.
-    """
+    """Refuse fields that each may be so, but not together."""
     if recipe.random_erasing > 1:
         raise ValueError(f"random_erasing is a probability, so at most 1; got {recipe.random_erasing}")
     if (recipe.mixup or recipe.cutmix) and recipe.per_worker == 1:

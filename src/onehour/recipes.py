@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from onehour.config import Recipe
 from onehour.messages import nearest
 
-__all__ = ["RECIPES", "cifar10", "digits", "fashion", "recipe", "resnet50", "resnet101"]
+__all__ = ["recipe"]
 
 IMAGENET = 1_281_167
 
@@ -24,11 +23,7 @@ def resnet50(**changes: Any) -> Recipe:
 
 
 def resnet101(**changes: Any) -> Recipe:
-    """The paper's T2c: ResNet-101, otherwise the same.
-
-    >>> resnet101().model
-    'resnet101'
-    """
+    """The paper's T2c: ResNet-101, otherwise the same."""
     return resnet50(name="resnet101", model="resnet101").replace(**changes)
 
 
@@ -36,9 +31,6 @@ def cifar10(**changes: Any) -> Recipe:
     """CIFAR-10, for the public elbow of AdaScale's table (94.1 % correct at 128, 76.6 % at 8k, linear with warmup).
 
     Its data is the python-version archive: `--data cifar-10-python.tar.gz`. n is 128, the base minibatch itself.
-
-    >>> cifar10(minibatch=1024).target_lr
-    0.8
     """
     return Recipe(
         name="cifar10",
@@ -56,11 +48,7 @@ def cifar10(**changes: Any) -> Recipe:
 
 
 def digits(**changes: Any) -> Recipe:
-    """The embedded task: composites of real handwritten digits, a ResNet-8, seconds on a laptop.
-
-    >>> digits(minibatch=256).target_lr
-    1.6
-    """
+    """The embedded task: composites of real handwritten digits, a ResNet-8, seconds on a laptop."""
     return Recipe(
         name="digits",
         model="resnet8",
@@ -79,9 +67,6 @@ def fashion(**changes: Any) -> Recipe:
     """Fashion-MNIST, 60,000 real photographs of 28×28: minutes a run on a core, seconds on a GPU.
 
     Chosen on 10,000 of the training images, never on the test images: benchmarks/fashion_choice.py.
-
-    >>> fashion(minibatch=1024).target_lr
-    1.6
     """
     return Recipe(
         name="fashion",
@@ -99,13 +84,7 @@ def fashion(**changes: Any) -> Recipe:
     ).replace(**changes)
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {
-    "digits": digits,
-    "fashion": fashion,
-    "cifar10": cifar10,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-}
+RECIPES = {function.__name__: function for function in (digits, fashion, cifar10, resnet50, resnet101)}
 
 
 def recipe(name: str | Path, **changes: Any) -> Recipe:

@@ -16,10 +16,10 @@ from torch import nn
 
 from onehour.config import Recipe
 from onehour.data.sources import Data
-from onehour.dist.devices import refuse_too_few_gpus
+from onehour.dist.devices import pick_device, refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import is_torchruns, process_began
-from onehour.dist.launched import adopt, is_launched, launched, without_srun
+from onehour.dist.launched import JOB, adopt, is_launched, launched, without_srun
 from onehour.dist.placement import place
 from onehour.dist.signals import StopSignals
 from onehour.execution import Execution
@@ -29,12 +29,10 @@ from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_sta
 from onehour.training.build import build_model, build_optimizer, pick_loaders
 from onehour.training.console import load_logger
 from onehour.training.continued import begin_from, complete_for
-from onehour.training.device import pick_device
 from onehour.training.initial import start_from
 from onehour.training.loop import train_run
 from onehour.training.record import (
     DELIBERATE,
-    JOB,
     OUTCOME,
     Run,
     ended_on_purpose,
@@ -42,12 +40,10 @@ from onehour.training.record import (
     first_began,
     move_aside,
 )
-from onehour.training.refusals import less_memory, out_of_memory
+from onehour.training.refusals import in_words
 from onehour.training.store import checkpoint_folders
 from onehour.training.task import Sums
 from onehour.training.watchdog import GRACE, Watchdog, never
-
-__all__ = ["check_start", "refuse_together", "run"]
 
 
 def check_start(recipe: Recipe, execution: Execution) -> Run | None:
@@ -55,9 +51,6 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
 
     Returns:
         The run, if the folder already holds it finished.
-
-    Raises:
-        ValueError: for bad input.
     """
     place(recipe.workers.workers, execution.processes)
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
@@ -65,16 +58,12 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
         load_logger(execution.log)
         recipe, data = complete_for(recipe, execution)
         folder, here = execution.folder(recipe), torch.device("cpu")
-        try:
+        with in_words(folder):
             model = build_model(recipe, data, here)
             begun = execution.continues or (checkpoint_folders(folder) and not execution.fresh)
             if recipe.init and not begun:
                 start_from(recipe, data, model, here)
             build_optimizer(recipe, model)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(less_memory(1)) from error
     return None if execution.fresh else finished_run(folder, recipe)
 
 
@@ -135,11 +124,7 @@ def run(
 
 
 def refuse_together(error: ValueError, device: str) -> NoReturn:
-    """Leave with an error that this process has before it knows its run, and let those that wait for it hear why.
-
-    Raises:
-        ValueError: `error`, in all processes.
-    """
+    """Leave with an error that this process has before it knows its run, and let those that wait for it hear why."""
     with joined(pick_device(device)) as group:
         agree(group, failed=error)
     raise error
@@ -157,11 +142,7 @@ def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> 
 
 
 def _facts(given: Recipe, execution: Execution, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
-    """What all processes must agree on.
-
-    Args:
-        objects: given beside the recipe, which may be someone's own.
-    """
+    """What all processes must agree on."""
     names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
     given = given.replace(continues=recipe.continues)
     facts = facts_of_start(given, torch.device(pick_device(execution.device)), (*names, *objects)) | facts_of_data(
@@ -174,7 +155,6 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
     """Process 0 looks at the folder; what it finds, or refuses, every process hears.
 
     Raises:
-        ValueError: for what it refuses.
         StoppedError, NonFiniteError: in a process that a launcher restarted, if its job had ended so on purpose.
     """
     began, found = _job_began(group), ("", "")

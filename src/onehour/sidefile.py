@@ -12,25 +12,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
-__all__ = [
-    "COUNT",
-    "FLAG",
-    "NUMBER",
-    "NUMBER_OR_NONE",
-    "PERCENT",
-    "TEXT",
-    "TEXT_OR_NONE",
-    "Kind",
-    "Read",
-    "is_list",
-    "is_object",
-    "object_of",
-    "read_lines",
-    "read_object",
-    "read_text",
-    "read_toml",
-]
-
 Holds = Callable[[Any], bool]
 Kind = tuple[str, Holds]
 """What a value should be, in words, and whether it is."""
@@ -52,11 +33,7 @@ class Read(str):
 
     @classmethod
     def every(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
-        """Values of a file, with their texts marked.
-
-        >>> Read.every({"seed": 1, "model": "mine:net"}, Path("recipe.toml"))["model"].file.name
-        'recipe.toml'
-        """
+        """Values of a file, with their texts marked."""
         return {name: cls(value, file) if isinstance(value, str) else value for name, value in values.items()}
 
 
@@ -168,7 +145,6 @@ def read_lines(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds."""
     text = read_text(path)
     try:
         return tomllib.loads(text)

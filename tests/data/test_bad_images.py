@@ -13,12 +13,13 @@ from torch import Tensor
 
 from onehour.data.dataset import FaultError
 from onehour.data.images import ImageOptions, Images, image_folder
-from onehour.data.loader import BAD_IMAGES, Feed, Skipped, name_skipped, too_many
+from onehour.data.loader import Feed, Skipped
 from onehour.data.samples import IN_A_ROW, Keyed, following
 from onehour.data.sources import Look, load_data, look
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
+from onehour.training.skipping import BAD_IMAGES, name_skipped, too_many
 
 CPU = torch.device("cpu")
 STREAM = SampleStream(samples=24, minibatch=Minibatch(per_worker=2, workers=3), seed=1)
@@ -31,7 +32,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def train_of(tree: Path) -> Images:
-    return image_folder(tree, ImageOptions(skip=True))[0]
+    return image_folder(tree, ImageOptions(bad_images="skip"))[0]
 
 
 def at(position: int) -> tuple[int, int]:
@@ -127,7 +128,7 @@ def test_without_skip_the_first_one_is_an_error(tree: Path):
 
 
 def test_validation_never_skips(tree: Path):
-    validation = image_folder(tree, ImageOptions(skip=True))[1]
+    validation = image_folder(tree, ImageOptions(bad_images="skip"))[1]
     assert not validation.skips
     damage(validation, 1)
     with pytest.raises(FaultError, match=r"val/cat/0001\.JPEG is not a readable image"):
@@ -156,7 +157,7 @@ def test_a_disk_that_is_gone_ends_at_once(tree: Path, loaders: int):
 
 def test_a_bad_first_image_does_not_stop_a_run_that_skips(tree: Path):
     damage(train_of(tree), 0)
-    assert load_data(str(tree), skip=True).channels == 3
+    assert load_data(str(tree), bad_images="skip").channels == 3
     with pytest.raises(FaultError, match=r"cat/0000\.JPEG is not a readable image"):
         load_data(str(tree))
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from onehour.data.digits import digits, digits_wide, originals
+from onehour.data.digits import SAMPLES, digits, originals
+
+WIDE = SAMPLES["digits-wide"]
 
 
 def test_the_originals_are_ucis():
@@ -89,7 +91,7 @@ def test_no_original_serves_both_sides():
 
 def test_the_wide_task_has_four_times_the_samples_of_the_same_originals():
     """The validation composites are those of digits, in the units of another mean and deviation."""
-    train, validation = digits_wide()
+    train, validation = digits(samples=WIDE)
     narrow, expected = digits()
     images, labels = train.tensors
     assert images.shape == (32768, 1, 8, 8)
@@ -104,13 +106,13 @@ def test_the_wide_task_has_four_times_the_samples_of_the_same_originals():
 
 def test_a_split_divides_the_originals_otherwise_and_the_wide_tasks_alike():
     assert not torch.equal(digits(0)[1].tensors[1], digits(1)[1].tensors[1])
-    assert torch.equal(digits_wide(3)[1].tensors[1], digits(3)[1].tensors[1])
-    assert not torch.equal(digits_wide(3)[1].tensors[1], digits_wide()[1].tensors[1])
+    assert torch.equal(digits(3, samples=WIDE)[1].tensors[1], digits(3)[1].tensors[1])
+    assert not torch.equal(digits(3, samples=WIDE)[1].tensors[1], digits(samples=WIDE)[1].tensors[1])
 
 
 @pytest.mark.parametrize("samples", [1, 1437, 5000])
 def test_any_number_of_training_samples_begins_with_the_same_originals(samples: int):
     train, validation = digits(samples=samples)
     assert len(train) == samples
-    assert torch.equal(train.tensors[1], digits_wide()[0].tensors[1][:samples])
+    assert torch.equal(train.tensors[1], digits(samples=WIDE)[0].tensors[1][:samples])
     assert len(validation) == 4096

@@ -101,7 +101,7 @@ def test_batches_are_normalised_floats_of_the_images_bytes(zoo: Path):
 
 def test_a_transform_takes_the_place_of_the_training_crop_whoever_loads(tmp_path: Path):
     root = images.tree(tmp_path / "data", train=4, val=1)
-    train, _ = image_folder(root, ImageOptions(transform="images:noisy"))
+    train, _ = image_folder(root, ImageOptions(train_transform="images:noisy"))
     stream = SampleStream(samples=12, minibatch=4, seed=3)
     batches: list[list[torch.Tensor]] = []
     for loaders, start in ((0, 0), (2, 0), (1, 3)):
@@ -115,9 +115,9 @@ def test_a_transform_takes_the_place_of_the_training_crop_whoever_loads(tmp_path
 
 def test_other_sizes_are_cropped_and_a_recipe_says_so(small: Path):
     with pytest.raises(ValueError, match="test_resize is 90; expected at least image_size, 96"):
-        ImageOptions(size=96, resize=90)
-    assert (ImageOptions().shorter, ImageOptions(size=96).shorter) == (256, 110)
-    for side in image_folder(small, ImageOptions(size=96, resize=100)):
+        ImageOptions(image_size=96, test_resize=90)
+    assert (ImageOptions().shorter, ImageOptions(image_size=96).shorter) == (256, 110)
+    for side in image_folder(small, ImageOptions(image_size=96, test_resize=100)):
         assert side[0][0].shape == (3, 96, 96)
         assert side.facts.items() >= {"image_size": 96, "test_resize": 100, "train_transform": ""}.items()
 

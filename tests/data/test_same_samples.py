@@ -41,7 +41,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def feed(path: Path, loaders: int) -> Feed:
-    train, _ = image_folder(path, ImageOptions(skip=True))
+    train, _ = image_folder(path, ImageOptions(bad_images="skip"))
     stream = SampleStream(samples=len(train), minibatch=MINIBATCH, seed=3)
     return Feed(train, seed=3, loaders=loaders, device=CPU, stream=stream)
 

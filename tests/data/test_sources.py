@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from onehour.data.digits import digits, digits_wide
+from onehour.data.digits import digits
 from onehour.data.sources import Data, file_reader, load_data
 
 
@@ -28,8 +28,8 @@ GOOD = side(torch.zeros(4, 3, 8, 8))
         ("digits", digits),
         ("digits:0", digits),
         ("digits:7", lambda: digits(7)),
-        ("digits-wide", digits_wide),
-        ("digits-wide:7", lambda: digits_wide(7)),
+        ("digits-wide", lambda: digits(samples=32_768)),
+        ("digits-wide:7", lambda: digits(7, samples=32_768)),
     ],
 )
 def test_a_split_of_the_embedded_data_by_name(spec: str, make: Callable[[], tuple[TensorDataset, TensorDataset]]):

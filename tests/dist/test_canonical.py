@@ -1,6 +1,7 @@
 """The canonical sum: one order of adding for every number of processes, and the bytes it moves."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onehour.dist import canonical
 from onehour.dist.canonical import CanonicalReducer, canonical_sum
 from onehour.dist.group import Group
 from onehour.dist.placement import place_by_halving
-from onehour.rules.aggregate import merges_after, tree_sum
+from onehour.rules.aggregate import halve, merges_after
 
 WORKERS = (4, 5, 6, 8, 12, 24, 40, 44, 100)
 
@@ -43,6 +44,12 @@ def reduce(group: Group, leaves: list[Tensor], **options: int) -> tuple[Tensor, 
     reducer.finish()
     assert float(reducer.tail) == len(leaves)
     return torch.cat([p.grad for p in parameters if p.grad is not None]), reducer.bytes_sent
+
+
+def tree_sum(values: Sequence[Tensor]) -> Tensor:
+    """Σ of the workers' values along the tree."""
+    left, right = halve(range(len(values)))
+    return tree_sum(values[: len(left)]) + tree_sum(values[len(left) :]) if left else values[right.start]
 
 
 @pytest.mark.parametrize("workers", WORKERS)

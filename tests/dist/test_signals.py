@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from onehour.dist.signals import STOPS, StopSignals, asks_to_stop, held_back
+from onehour.dist.signals import STOPS, StopSignals, asks_to_stop
+from onehour.leaving import signals_wait
 
 BUSY = """
 import ctypes, sys, time
@@ -111,7 +112,7 @@ def test_a_forked_process_ignores_them_but_for_the_one_that_ends_it():
 def test_a_signal_that_was_held_back_comes_when_the_process_listens():
     code = "import os, signal, time; time.sleep(0.5); from onehour.dist.signals import StopSignals\n"
     code += "with StopSignals():\n time.sleep(30)"
-    with held_back():
+    with signals_wait(*STOPS):
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
         process.send_signal(signal.SIGTERM)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onehour.models.resnet import BasicBlock, Bottleneck, ResNet
-from onehour.models.small import resnet8
+from onehour.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8
 from onehour.rules.initialize import init_weights_, initialize, last_batchnorms
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from onehour.rules.momentum import correct_momentum, momentum_form, step_inside, step_outside, velocity_keys
+from onehour.rules.momentum import correct_momentum, momentum_form, velocity_keys
 from onehour.rules.schedule import gradual_warmup, step_decay
 
 M = 0.9
@@ -71,6 +71,29 @@ def trajectory(make: Callable[[list[Tensor]], Optimizer], set_lr: Any, schedule:
         optimizer.step()
         weights.append(w.detach().clone())
     return torch.stack(weights)
+
+
+def step_outside(
+    weight: Tensor, velocity: Tensor, gradient: Tensor, *, lr: float, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """Form A (eq 9): u' = m·u + g; w' = w − η·u'."""
+    velocity = momentum * velocity + gradient
+    return weight - lr * velocity, velocity
+
+
+def step_inside(
+    weight: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    previous_lr: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Form B with the correction (eq 10): v' = m·(η_{t+1}/η_t)·v + η_{t+1}·g; w' = w − v'; without η_t none."""
+    factor = momentum if previous_lr is None else momentum * lr / previous_lr
+    velocity = factor * velocity + lr * gradient
+    return weight - velocity, velocity
 
 
 def stepped(step: Callable[..., tuple[Tensor, Tensor]], schedule: list[float], *, correct: bool = False) -> Tensor:

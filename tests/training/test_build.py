@@ -11,12 +11,12 @@ from torch.utils.data import TensorDataset
 
 import onehour
 from onehour.data.sources import Data
+from onehour.dist.devices import pick_device
 from onehour.execution import Execution
 from onehour.rules.batchnorm import GhostBatchNorm2d
 from onehour.rules.momentum import momentum_form
 from onehour.training.build import build_model, build_optimizer, complete, effects, pick_loaders, pick_workers_per_pass
 from onehour.training.decisions import decisions_of
-from onehour.training.device import pick_device
 
 CPU = torch.device("cpu")
 

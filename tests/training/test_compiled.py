@@ -14,8 +14,7 @@ from onehour import Recipe
 from onehour.data.sources import Data
 from onehour.dist.placement import passes
 from onehour.execution import Execution
-from onehour.models.resnet import BasicBlock, Bottleneck, ResNet
-from onehour.models.small import resnet8
+from onehour.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import complete, pick_workers_per_pass
 

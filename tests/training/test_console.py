@@ -16,9 +16,7 @@ from onehour.training.step import HostFlags
 from onehour.training.task import CLASSIFICATION
 
 RECIPE = Recipe(name="mine", minibatch=512, samples=5120, epochs=90)
-RECORD = Metrics(
-    epoch=7, iteration=70, position=0, lr=0.2, train_loss=0.0, train_error=12.5, val_loss=0.0, error=25.0
-)
+RECORD = Metrics(epoch=7, iteration=70, position=0, lr=0.2, train_loss=0.0, train_error=12.5, val_loss=0.0, error=25.0)
 
 
 def show(*, quiet: bool = False, start: int = 0) -> None:

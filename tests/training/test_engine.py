@@ -229,7 +229,7 @@ import torch
 from pathlib import Path
 from safetensors.torch import load_file
 from onehour.data.digits import digits
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 
 folder = Path(sys.argv[1])
 last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]

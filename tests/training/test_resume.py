@@ -14,11 +14,11 @@ from torch.utils.data import TensorDataset
 
 from onehour.api import train
 from onehour.data.dataset import KeyedDataset
+from onehour.dist.devices import build_of
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.device import build_of
 from onehour.training.record import Run, StoppedError, first_began
-from onehour.training.refusals import Skipping
+from onehour.training.skipping import Skipping
 from onehour.training.store import Store, Stored
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"

@@ -22,7 +22,7 @@ from onehour.data.sources import Data
 from onehour.dist.group import Group
 from onehour.entry import asked_for
 from onehour.execution import Execution
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 from onehour.rules.keys import seed_for
 from onehour.training.build import build_model, complete
 from onehour.training.checkpoint import latest_contents

@@ -20,7 +20,7 @@ import onehour
 from onehour import Recipe
 from onehour.data import augment
 from onehour.data.dataset import FaultError, KeyedDataset
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 from onehour.training import engine, noise
 from onehour.training.capture import WARMUPS, CapturedIteration
 from onehour.training.record import NonFiniteError, Run, StoppedError

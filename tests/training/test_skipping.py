@@ -16,11 +16,11 @@ from torch import Tensor
 import onehour
 from onehour.cli import main
 from onehour.data.images import Images, image_folder, open_sides
-from onehour.data.loader import BAD_IMAGES, Skipped
+from onehour.data.loader import Skipped
 from onehour.data.pack import pack
 from onehour.dist.group import Group
 from onehour.training.record import Run
-from onehour.training.refusals import Skipping
+from onehour.training.skipping import BAD_IMAGES, Skipping
 
 PER_CLASS = 350
 """1,050 images to train on, of which one may be bad."""
@@ -214,7 +214,7 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     feed.skipped.add([3])
 
     with monkeypatch.context() as patched:
-        patched.setattr("onehour.data.loader.append_whole", full)
+        patched.setattr("onehour.training.skipping.append_whole", full)
         assert skipping.count() == 1
     assert not (tmp_path / BAD_IMAGES).exists()
     assert skipping.count() == 1

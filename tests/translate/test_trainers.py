@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from onehour.config import ADAPTIVE, Recipe
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 from onehour.planner import plan
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.initialize import init_weights_, last_batchnorms

@@ -15,7 +15,7 @@ from torch import nn
 import onehour
 from onehour.cli import main
 from onehour.config import ADAPTIVE
-from onehour.models.small import resnet8
+from onehour.models.resnet import resnet8
 from onehour.planner import plan
 from onehour.training.build import build_optimizer
 from onehour.translate import TOOLS, translate

@@ -134,8 +134,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
     """As many processes as the devices of this machine are for."""
-    from onehour.dist.devices import pick_processes
-    from onehour.training.device import pick_device
+    from onehour.dist.devices import pick_device, pick_processes
 
     processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
     if line:

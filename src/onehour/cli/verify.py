@@ -85,9 +85,9 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """One process's part of `verify`, started by it."""
+    from onehour.dist.devices import pick_device
     from onehour.dist.group import joined
     from onehour.dist.launch import end_with_launcher, report_failure
-    from onehour.training.device import pick_device
     from onehour.training.verify import trace
 
     end_with_launcher()
@@ -105,8 +105,7 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _on_devices(typed: str | None, device: str) -> tuple[list[int], str]:
     """The numbers of processes, and where: a machine of one GPU has no two to compare, its CPU has."""
-    from onehour.dist.devices import refuse_too_few_gpus
-    from onehour.training.device import pick_device
+    from onehour.dist.devices import pick_device, refuse_too_few_gpus
 
     picked = pick_device(device)
     if typed is not None or picked == "cpu":

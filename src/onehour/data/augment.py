@@ -17,20 +17,6 @@ from onehour.entry import is_entry, resolve
 from onehour.messages import blame
 from onehour.rules.keys import random_bits
 
-__all__ = [
-    "SHORTER",
-    "SIZE",
-    "Crop",
-    "TrainTransform",
-    "draw_crop",
-    "draw_erasure",
-    "normalise",
-    "resized",
-    "training_crop",
-    "uniform",
-    "validation_crop",
-]
-
 SIZE, SHORTER = 224, 256
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
@@ -67,11 +53,6 @@ def draw_crop(height: int, width: int, key: int) -> Crop:
     Args:
         height, width: H and W of the image, at least 1.
         key: any seed of `seed_for`; nothing else is random.
-
-    >>> draw_crop(375, 500, key=7) == draw_crop(375, 500, key=7)
-    True
-    >>> draw_crop(1, 500, key=7)._replace(flip=False)
-    Crop(top=0, left=249, height=1, width=1, flip=False)
     """
     flip, *draws = uniform(key, 1 + 4 * TRIES).tolist()
     for rectangle in _rectangles(height, width, draws, AREA, ASPECT):
@@ -85,16 +66,8 @@ def draw_erasure(height: int, width: int, key: int, probability: float) -> tuple
 
     Its aspect h/w is log-uniform in 0.3–3.3; the first of 10 tries with h < H and w < W is taken.
 
-    Args:
-        height, width: H and W.
-        key: any seed of `seed_for`; nothing else is random.
-        probability: that there is one.
-
     Returns:
         (top, bottom, left, right), of rows and columns; all zero for none.
-
-    >>> draw_erasure(32, 32, key=7, probability=0.5)
-    (4, 26, 7, 21)
     """
     if key * 2.0**-63 < probability:
         draws = uniform(key, 4 * TRIES).tolist()
@@ -122,8 +95,6 @@ def training_crop(image: np.ndarray, key: int, size: int = SIZE) -> Tensor:
 
     Args:
         image: uint8 (H, W, 3).
-        key: as of `draw_crop`.
-        size: pixels of a side.
 
     Returns:
         uint8 (3, size, size); in memory the channels lie together.
@@ -177,9 +148,6 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
     Returns:
         float32 (N, C, H, W), in memory laid out as the images are.
-
-    >>> normalise(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), (0.5,), (0.25,)).item()
-    2.0
     """
     shift, scale = _constants(mean, std, images.device)
     return images.float().sub_(shift).div_(scale)
@@ -212,9 +180,6 @@ class TrainTransform:
     Args:
         spec: package.module:name of a function of a uint8 array (H, W, 3); it returns an image of bytes: an array
             (H', W', 3), a PIL image or a tensor (3, H', W').
-
-    Raises:
-        ValueError: if it is no such name, or cannot be imported.
     """
 
     def __init__(self, spec: str) -> None:
@@ -223,11 +188,7 @@ class TrainTransform:
         self.spec, self._function, self._trials = spec, resolve("train_transform", spec), TRIALS
 
     def __call__(self, image: np.ndarray, key: int) -> Tensor:
-        """The image that is trained on, uint8 (3, H', W').
-
-        Raises:
-            ValueError: if the function fails, returns anything else, or draws from a generator of its own.
-        """
+        """The image that is trained on, uint8 (3, H', W')."""
         if not self._trials:
             return self._transformed(image, key)
         self._trials -= 1

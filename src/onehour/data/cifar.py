@@ -18,8 +18,6 @@ from onehour.data.augment import TrainTransform, drawn_key, normalise, uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.data.decode import decode, of_size
 
-__all__ = ["CLASSES", "Cifar", "cifar10"]
-
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Per channel, of the 50,000 training images."""
@@ -41,11 +39,6 @@ class Cifar(KeyedDataset):
         labels: N whole numbers.
         augmented: padded by 4 black pixels, cropped to 32 anywhere and flipped half of the time, by each sample's key.
         transform: package.module:function, see `TrainTransform`; what is done to augmented images instead.
-
-    >>> data = Cifar(torch.full((1, 3, 32, 32), 7, dtype=torch.uint8), [2], augmented=True)
-    >>> image, label = data.keyed(0, key=5)
-    >>> image.shape, label, torch.equal(image, data.keyed(0, key=5)[0])
-    (torch.Size([3, 32, 32]), 2, True)
     """
 
     def __init__(self, images: Tensor, labels: list[int], *, augmented: bool, transform: str = "") -> None:
@@ -77,7 +70,6 @@ class Cifar(KeyedDataset):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a recipe says of such data."""
         return {"train_transform": self.transform}
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -88,15 +80,8 @@ class Cifar(KeyedDataset):
 def cifar10(path: str | Path, transform: str = "") -> tuple[Cifar, Cifar]:
     """Training and validation images of cifar-10-python.tar.gz; nothing in it is executed or written to disk.
 
-    Args:
-        path: the archive.
-        transform: of the training images, see `Cifar`.
-
     Returns:
         (train, validation): five batches of 10,000 images augmented, and the test batch as it is.
-
-    Raises:
-        ValueError: if the file is missing, damaged, or not CIFAR-10's.
     """
     batches = _batches(Path(path))
     sides = []

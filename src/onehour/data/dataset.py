@@ -22,19 +22,14 @@ from torch.utils.data import Dataset, TensorDataset
 
 from onehour.messages import shown
 
-__all__ = [
-    *("Classes", "FaultError", "KeyedDataset", "as_label", "as_labels", "in_memory", "refuse_labels"),
-    "seed_generators",
-]
+__all__ = ["KeyedDataset"]
 
 
 class FaultError(ValueError):
     """One file, folder or image that cannot be used as it is. Its text is one line.
 
     Args:
-        path: of what is wrong.
         problem: continues the path to a sentence, e.g. "is an empty file".
-        remedy: what to do.
         note: True where nothing is lost but a person should know.
     """
 
@@ -126,9 +121,6 @@ def as_label(value: Any) -> int:
     Args:
         value: an int, a bool, a numpy number, a float without a fraction, or a tensor or an array of shape () or (1,)
             that holds one.
-
-    Raises:
-        ValueError: for anything else, with what it is.
     """
     if type(value) is int:
         return value
@@ -152,11 +144,7 @@ def as_label(value: Any) -> int:
 
 
 def as_labels(labels: torch.Tensor) -> torch.Tensor:
-    """The same for a tensor of N labels: itself where it is one of whole numbers (N,), else int64 (N,).
-
-    Raises:
-        ValueError: for another shape, or the first that is not a whole number.
-    """
+    """The same for a tensor of N labels: itself where it is one of whole numbers (N,), else int64 (N,)."""
     if labels.ndim != 1 and tuple(labels.shape) != (len(labels), 1):
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}; expected one whole number a sample, such as argmax(1) of one-hot"
@@ -190,11 +178,6 @@ class Classes:
     source: str
 
     def checked(self, label: object) -> int:
-        """The label as the whole number that it is.
-
-        Raises:
-            ValueError: if it is none, or no class has it.
-        """
         expected = f"expected a whole number from 0 to {self.count - 1}, since C = {self.count} ({self.source})"
         try:
             number = as_label(label)
@@ -209,11 +192,7 @@ def refuse_labels(labels: Tensor, classes: Classes, name: Callable[[int], str]) 
     """Check the labels of samples in memory, once.
 
     Args:
-        labels: N of them.
         name: what a message calls sample i.
-
-    Raises:
-        ValueError: for the first that no class has, as `Classes.checked`.
     """
     whole = not labels.is_floating_point() and not labels.is_complex()
     if whole and labels.ndim == 1 and int(labels.min()) >= 0 and int(labels.max()) < classes.count:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import simplejpeg
@@ -14,22 +12,10 @@ from PIL import Image
 
 from onehour.data.augment import resized
 from onehour.data.dataset import FaultError
+from onehour.data.listing import SUFFIXES
+from onehour.messages import stderr_muted
 
-__all__ = [
-    "FORMATS",
-    "LARGEST_PIXELS",
-    "PIXELS",
-    "QUALITY",
-    "decode",
-    "of_size",
-    "orientation_of",
-    "oriented",
-    "plain",
-    "shrunk",
-]
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What Pillow may try; named, because its others include some that start programs (EPS)."""
+FORMATS = tuple(SUFFIXES)
 JPEG_START = b"\xff\xd8"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 USED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
@@ -93,7 +79,7 @@ def decode(data: bytes, name: str, *, exif: bool = False, pixels: int = PIXELS) 
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(plain(data)), formats=FORMATS) as image:
             _refuse_bomb(image.height, image.width, pixels // WIDE.get(image.format or "", 1), name)
             orientation = _orientation(image) if exif else 1
-            with _silence() if image.format == "TIFF" else nullcontext():
+            with stderr_muted() if image.format == "TIFF" else nullcontext():  # what libtiff says comes as an error too
                 pixels_of = _rgb(image)
             return oriented(pixels_of, orientation)
     except FaultError:
@@ -157,13 +143,6 @@ def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> byt
 
     The aspect is kept, the resize is bilinear and antialiased as the crops' is. An EXIF orientation is kept, other
     metadata is not.
-
-    Args:
-        data, name, pixels: as of `decode`.
-        shorter: pixels.
-
-    Raises:
-        FaultError: if the image cannot be decoded, or is too long for a JPEG even so.
     """
     image = decode(data, name, pixels=pixels)
     height, width = image.shape[:2]
@@ -192,19 +171,6 @@ def _refuse_bomb(height: int, width: int, pixels: int, name: str) -> None:
             f"has {width}×{height} pixels, more than the cap of {pixels:,}",
             "remove it, make it smaller, or raise the pixel cap",
         )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what libtiff writes to the process's standard error away from the screen: it comes as an error too."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

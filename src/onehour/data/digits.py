@@ -19,9 +19,9 @@ from onehour.data.augment import uniform
 from onehour.data.dataset import KeyedDataset
 from onehour.rules.keys import random_bits, seed_for
 
-__all__ = ["DigitFiles", "digits", "digits_wide", "originals"]
-
-TRAIN, WIDE, VALIDATION, SIDE = 8192, 4 * 8192, 4096, 8
+TRAIN, VALIDATION, SIDE = 8192, 4096, 8
+SAMPLES = {"digits": TRAIN, "digits-wide": 4 * TRAIN}
+"""For training, by the data's name: with four times as many an epoch has iterations enough for larger minibatches."""
 Labelled = tuple[Tensor, Tensor]
 ROTATION, SCALE, SHIFT, NOISE = 20.0, 0.2, 0.5, 0.1
 """± degrees, ± share, ± pixels, standard deviation in units of the brightest value."""
@@ -34,10 +34,9 @@ def originals() -> tuple[Tensor, Tensor]:
 
 
 def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, TensorDataset]:
-    """8,192 training and 4,096 validation samples, the same on every machine.
+    """8,192 training (or `samples`) and 4,096 validation samples, the same on every machine.
 
     Args:
-        samples: for training.
         split: which division of the originals, and which composites; any whole number. Errors differ between splits
             by more than between seeds, since 360 originals are few: compare within one.
 
@@ -55,17 +54,8 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
     )
 
 
-def digits_wide(split: int = 0) -> tuple[TensorDataset, TensorDataset]:
-    """As `digits`, with 32,768 training samples: four times the iterations an epoch, for larger minibatches."""
-    return digits(split, samples=WIDE)
-
-
 class DigitFiles(KeyedDataset):
-    """No samples of its own: reads files of 8×8 pixels, bright on dark, as `digits` of that split are.
-
-    >>> DigitFiles().from_file(b"P5 8 8 255 " + bytes(64), "black.pgm").shape
-    torch.Size([1, 8, 8])
-    """
+    """No samples of its own: reads files of 8×8 pixels, bright on dark, as `digits` of that split are."""
 
     def __init__(self, split: int = 0, *, samples: int = TRAIN) -> None:
         _, _, self.mean, self.std = _drawn(split, samples)

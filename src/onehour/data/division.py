@@ -17,8 +17,6 @@ from onehour.data.processes import in_child
 from onehour.data.samples import Keyed
 from onehour.rules.keys import random_bits, seed_for
 
-__all__ = ["divide", "divided"]
-
 
 def divide(
     labels: np.ndarray, share: float, seed: int, classes: Sequence[str] | None = None
@@ -29,14 +27,9 @@ def divide(
 
     Args:
         labels: whole numbers (N,).
-        share: of each class, above 0 and below 1.
-        classes: their names, for messages.
 
     Returns:
         Indices of both, each in ascending order.
-
-    Raises:
-        ValueError: if a class would be left without a sample on either side.
 
     >>> [part.tolist() for part in divide(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)]
     [[0, 2, 4], [1, 3, 5]]

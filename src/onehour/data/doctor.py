@@ -20,32 +20,16 @@ from PIL import Image
 from onehour.data.dataset import FaultError
 from onehour.data.decode import FORMATS, JPEG_START, PIXELS, decode, plain
 from onehour.data.index import Index, index_of, read_index
-from onehour.data.listing import SIDES, Files, Table, expected, list_sides, read_file
+from onehour.data.listing import SIDES, SUFFIXES, Files, Table, expected, list_sides, read_file
 from onehour.data.pack import PARTS, Shards, key_of, label_member, shards_of
 from onehour.data.processes import Done, ignore, spans, spread
 
-__all__ = ["examine", "inspect_image"]
-
-SUFFIXES_OF = {
-    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm"),
-    "JPEG2000": (".jp2",),
-}
 SMALL, LONG = 8, 16
 """Pixels of the shorter side, and length in shorter sides, beyond which a crop would show almost nothing."""
 
 
 def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError]:
-    """Everything that is wrong with an image file, and what a person should know of it as notes.
-
-    Args:
-        data, name, pixels: as of `decode`.
-    """
+    """Everything that is wrong with an image file, and what a person should know of it as notes."""
     note = partial(FaultError, name, note=True)
     try:
         height, width = decode(data, name, pixels=pixels).shape[:2]
@@ -55,7 +39,7 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
     if min(height, width) < SMALL or max(height, width) > LONG * min(height, width):
         yield note(f"has {width}×{height} pixels", "look at it: a crop would show almost none of it")
     kind, frames = _kind_and_frames(data)
-    suffixes = SUFFIXES_OF.get(kind)
+    suffixes = SUFFIXES.get(kind)
     if suffixes and os.path.splitext(name)[1].lower() not in suffixes:
         yield note(f"is {kind} by its content", f"nothing is lost; other tools expect {suffixes[0]}")
     if frames > 1 and kind != "MPO":
@@ -97,12 +81,6 @@ Seen = tuple[list[FaultError], bytes]
 
 def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = ignore) -> list[FaultError]:
     """Look at every file of a folder of images or of a pack.
-
-    Args:
-        path: a folder, its index, or a pack.
-        pixels: the cap that images are read with.
-        jobs: processes to read with.
-        done: is told of every image.
 
     Returns:
         What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.

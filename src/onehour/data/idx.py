@@ -17,8 +17,6 @@ from torch.utils.data import TensorDataset
 
 from onehour.data.dataset import FaultError
 
-__all__ = ["fashion_mnist", "idx", "idx_files"]
-
 INSTALLED = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package puts Fashion-MNIST."""
 PUBLISHED = {
@@ -48,12 +46,6 @@ def fashion_mnist(folder: str = INSTALLED) -> tuple[TensorDataset, TensorDataset
 
     Args:
         folder: with the four files, gzipped or not.
-
-    Returns:
-        (train, validation), as `idx`.
-
-    Raises:
-        ValueError: if a file is missing, or is not byte for byte what was published.
     """
     return _load(Path(folder, "train-images-idx3-ubyte"), EXPECTED_FASHION, PUBLISHED)
 
@@ -67,9 +59,6 @@ def idx(path: str) -> tuple[TensorDataset, TensorDataset]:
     Returns:
         (train, validation): float32 images (N, 1, H, W), standardised by the mean and deviation of the training
         pixels, and labels (N,).
-
-    Raises:
-        ValueError: if a file is missing or damaged, or a folder has several data sets, as EMNIST's has.
     """
     found = sorted(idx_files(path))
     if len(found) > 1:
@@ -111,11 +100,7 @@ def _forms(name: Path) -> list[Path]:
 
 
 def _array(name: Path, dimensions: int, expected: str, digest: str | None) -> np.ndarray:
-    """The bytes of an IDX file: 0, 0, the elements' type, the number of dimensions, each as 4 bytes, the elements.
-
-    Raises:
-        FaultError: a ValueError, if it cannot be read, or holds anything else.
-    """
+    """The bytes of an IDX file: 0, 0, the elements' type, the number of dimensions, each as 4 bytes, the elements."""
     file = next(iter(_forms(name)), None)
     if file is None:
         raise FaultError(str(name), "is not there, and not as .gz either", expected)

@@ -29,62 +29,50 @@ from onehour.data.listing import (
 from onehour.data.pack import Shards, shards_of
 from onehour.rules.arguments import positive_int
 
-__all__ = ["ImageOptions", "Images", "divided_folder", "image_files", "image_folder", "open_sides"]
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of ImageNet's training images (§5.1)."""
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What decides the pixels of images besides their files.
+    """What decides the pixels of images besides their files: fields of a recipe, which says what each does.
 
-    Args:
-        exif: turn images as their EXIF orientation says; the paper's tools did not.
-        pixels: refuse larger images, by their header, before decoding.
-        skip: in training, take the stream's next sample of the same worker in place of an image that cannot be read.
-        size: side of the crops.
-        resize: shorter side of test images before their centre is taken; None is 8/7 of `size`.
-        transform: package.module:function, see `TrainTransform`; in place of the training crop and flip.
-
-    Raises:
-        ValueError: if a number is not whole and above zero, `pixels` is more than Pillow ever decodes, or `resize` is
-            below `size`.
+    With `bad_images` "skip" the stream's next sample of the same worker is trained on in place of an image that cannot
+    be read.
     """
 
-    exif: bool = False
-    pixels: int = PIXELS
-    skip: bool = False
-    size: int = SIZE
-    resize: int | None = None
-    transform: str = ""
+    bad_images: str = "error"
+    exif_orientation: bool = False
+    pixel_cap: int = PIXELS
+    image_size: int = SIZE
+    test_resize: int | None = None
+    train_transform: str = ""
 
     def __post_init__(self) -> None:
-        if positive_int("pixel_cap", self.pixels) > LARGEST_PIXELS:
-            raise ValueError(f"pixel_cap is {self.pixels}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
-        size = positive_int("image_size", self.size)
+        if positive_int("pixel_cap", self.pixel_cap) > LARGEST_PIXELS:
+            raise ValueError(f"pixel_cap is {self.pixel_cap}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
+        size = positive_int("image_size", self.image_size)
         if positive_int("test_resize", self.shorter) < size:
-            raise ValueError(f"test_resize is {self.resize}; expected at least image_size, {size}")
+            raise ValueError(f"test_resize is {self.test_resize}; expected at least image_size, {size}")
 
     @property
     def shorter(self) -> int:
         """The shorter side of test images, before their centre is taken."""
-        return round(self.size * SHORTER / SIZE) if self.resize is None else self.resize
+        return round(self.image_size * SHORTER / SIZE) if self.test_resize is None else self.test_resize
 
 
 class Images(KeyedDataset):
     """Images of any size and format as the paper's crops (§5.1); a map-style data set of uint8 (3, size, size).
 
     Args:
-        source: where the files come from.
         augmented: the training crop and flip, drawn from each sample's key; otherwise the test crop.
-        options: see `ImageOptions`.
     """
 
     def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
-        self.skips = augmented and self.options.skip
-        self._transformed = TrainTransform(self.options.transform) if augmented and self.options.transform else None
+        self.skips = augmented and self.options.bad_images == "skip"
+        transform = self.options.train_transform
+        self._transformed = TrainTransform(transform) if augmented and transform else None
 
     @property
     def classes(self) -> list[str]:
@@ -98,30 +86,25 @@ class Images(KeyedDataset):
         return self.keyed(index, key=drawn_key())
 
     def keyed(self, index: int, key: int) -> tuple[Tensor, int]:
-        """Image `index`, its crop and flip a pure function of `key`, and its label.
-
-        Raises:
-            FaultError: a ValueError, naming the file, if it cannot be read or decoded.
-        """
+        """Image `index`, its crop and flip a pure function of `key`, and its label."""
         options = self.options
         pixels = self._decoded(self.source.read(index), self.source.name(index))
         if self._transformed is not None:
             image = self._transformed(pixels, key)
         elif self.augmented:
-            image = training_crop(pixels, key, options.size)
+            image = training_crop(pixels, key, options.image_size)
         else:
-            image = validation_crop(pixels, options.size, options.shorter)
+            image = validation_crop(pixels, options.image_size, options.shorter)
         return image, int(self.source.labels[index])
 
     def from_file(self, data: bytes, name: str) -> Tensor:
         """The test crop of an image file's bytes; FaultError, naming the file, if it cannot be decoded."""
-        return validation_crop(self._decoded(data, name), self.options.size, self.options.shorter)
+        return validation_crop(self._decoded(data, name), self.options.image_size, self.options.shorter)
 
     def _decoded(self, data: bytes, name: str) -> np.ndarray:
-        return decode(data, name, exif=self.options.exif, pixels=self.options.pixels)
+        return decode(data, name, exif=self.options.exif_orientation, pixels=self.options.pixel_cap)
 
     def name(self, index: int) -> str:
-        """Where image `index` lies."""
         return self.source.name(index)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -131,16 +114,7 @@ class Images(KeyedDataset):
     @property
     def facts(self) -> dict[str, Any]:
         """What a recipe says of such data: how it is read, and the shorter side that a pack made of larger images."""
-        options = self.options
-        return {
-            "bad_images": "skip" if options.skip else "error",
-            "exif_orientation": options.exif,
-            "pixel_cap": options.pixels,
-            "image_size": options.size,
-            "test_resize": options.resize,
-            "train_transform": options.transform,
-            "resized": getattr(self.source, "resized", None),
-        }
+        return {**vars(self.options), "resized": getattr(self.source, "resized", None)}
 
 
 def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple[Images, Images]:
@@ -151,10 +125,6 @@ def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple
 
     Returns:
         (train, validation), the first with the training crop, the second with the test crop.
-
-    Raises:
-        ValueError: for a folder that is missing or empty, validation classes that are not the training classes, data
-            that changed since it was indexed, or an index or shards that are damaged.
     """
     sides = open_sides(Path(root))
     train, validation = (Images(sides[side], augmented=side == "train", options=options) for side in SIDES)
@@ -170,18 +140,7 @@ def image_files(options: ImageOptions | None = None) -> Images:
 def divided_folder(
     root: str | Path, share: float, seed: int, options: ImageOptions | None = None
 ) -> tuple[Images, Images]:
-    """Training and validation images of one folder DIR/CLASS/*, or DIR/train/CLASS/* where there is no DIR/val.
-
-    Args:
-        root: DIR.
-        share, seed: as of `divide`.
-
-    Returns:
-        As `image_folder`.
-
-    Raises:
-        ValueError: for a folder that is missing or empty or has a validation part, or what `divide` refuses.
-    """
+    """Training and validation images of one folder DIR/CLASS/*, or DIR/train/CLASS/* where there is no DIR/val."""
     root = Path(root)
     part = root / "train"
     if index_of(root) is not None or (part.is_dir() and (root / "val").is_dir()):

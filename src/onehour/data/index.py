@@ -25,18 +25,6 @@ from onehour.data.listing import SIDES, Files, Names, Table, expected, list_clas
 from onehour.data.processes import Done, ignore, spans, spread
 from onehour.files import replace_whole
 
-__all__ = [
-    "FORMAT",
-    "INDEX",
-    "Index",
-    "columns",
-    "index_of",
-    "open_arrays",
-    "read_index",
-    "write_arrays",
-    "write_index",
-]
-
 KEY = "onehour"
 AGAIN = "make it again"
 LONGEST = 2**28
@@ -49,7 +37,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
 
     Args:
         arrays: of uint8, int32, uint32 or int64.
-        about: any JSON.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     metadata = {KEY: json.dumps({"about": about, "sha256": _digest(arrays, about)})}
@@ -57,11 +44,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
 
 
 def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file, read-only views of its bytes, and what they are about.
-
-    Raises:
-        FaultError: a ValueError, if the file cannot be read, is of another kind, or is damaged.
-    """
+    """The arrays of a file, read-only views of its bytes, and what they are about."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -105,7 +88,6 @@ class Index:
     """An index that was read.
 
     Args:
-        path: its file.
         arrays: of both sides, by the names of `columns`.
         about: kind, classes, and what else such an index says.
     """
@@ -171,14 +153,7 @@ def write_index(
     Args:
         path: the file to write; None is ROOT/onehour.index.
         digests: read every file and keep its CRC-32, which is then compared at every read.
-        jobs: processes to read with.
         done: is told of every class that is listed, and with digests of every file that is read.
-
-    Returns:
-        The file.
-
-    Raises:
-        ValueError: for anything that `image_folder` refuses, or a file that cannot be read or written.
     """
     path = path or root / INDEX
     if not root.is_dir():
@@ -212,11 +187,7 @@ def write_index(
 
 
 def read_index(path: Path) -> Index:
-    """An index of this version.
-
-    Raises:
-        FaultError: if it cannot be read, or is damaged, another version's or not an index.
-    """
+    """An index of this version."""
     arrays, about = open_arrays(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise FaultError(str(path), "is an index of another version of onehour", AGAIN)

@@ -22,22 +22,6 @@ from onehour.data.dataset import FaultError
 from onehour.data.processes import Done, ignore
 from onehour.messages import shown
 
-__all__ = [
-    "SIDES",
-    "Files",
-    "Names",
-    "Source",
-    "Table",
-    "expected",
-    "image_by_name",
-    "list_class",
-    "list_classes",
-    "list_side",
-    "list_sides",
-    "read_file",
-    "refuse",
-]
-
 
 class Names:
     """Many short texts in two arrays, `buffer` and `ends`: a million cost their bytes."""
@@ -108,9 +92,6 @@ class Table:
     def verify(self, index: int, data: bytes, name: Callable[[int], str]) -> bytes:
         """`data` itself, if it has the size and the CRC-32 that are known of image `index`.
 
-        Args:
-            name: where an image lies, for the message.
-
         Raises:
             FaultError: if it is other data.
         """
@@ -140,12 +121,7 @@ class Source(Protocol):
 
 
 class Files:
-    """The files ROOT/CLASS/NAME of a table.
-
-    Args:
-        root: the side's folder.
-        table: its images.
-    """
+    """The files ROOT/CLASS/NAME of a table."""
 
     resized: int | None = None
     """Files are as they are; a pack's may be smaller."""
@@ -168,11 +144,7 @@ LARGEST = 2**30
 
 
 def read_file(path: str) -> bytes:
-    """All bytes of a plain file.
-
-    Raises:
-        FaultError: naming it, if it cannot be read, is not a regular file, or is larger than any image.
-    """
+    """All bytes of a plain file."""
     try:
         # Without O_NONBLOCK, opening a pipe that took the file's place would wait for ever.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -193,7 +165,17 @@ def read_file(path: str) -> bytes:
 
 
 SIDES = ("train", "val")
-SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
+SUFFIXES = {
+    "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+    "JPEG2000": (".jp2",),
+}
+"""By the formats that Pillow may try; named, because its others include some that start programs (EPS)."""
 
 
 def expected(root: Path) -> str:
@@ -208,10 +190,7 @@ def list_sides(root: Path, faults: list[FaultError], *, sizes: bool = False, don
     classes, if they are the same but for their Unicode form: é is one letter or two, and systems and archives differ.
 
     Args:
-        root: the folder.
         faults: everything that is wrong is added to them; what can be used is listed all the same.
-        sizes: ask for each file's size too.
-        done: is told of every class.
     """
     sides: dict[str, Table] = {}
     for side in SIDES:
@@ -280,9 +259,6 @@ def refuse(faults: Sequence[FaultError], root: Path | None) -> None:
 
     Args:
         root: the folder, index or pack of both sides, which the doctor lists; None where it is something else.
-
-    Raises:
-        ValueError: one line.
     """
     wrong = [fault for fault in faults if not fault.note]
     if wrong:
@@ -345,7 +321,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def image_by_name(name: str) -> bool:
     """Whether a file is named as an image is."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    return any(suffix in suffixes for suffixes in SUFFIXES.values())
 
 
 def _form(name: str) -> str:

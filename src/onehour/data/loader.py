@@ -1,34 +1,21 @@
-"""Feeds a process the batches of its passes, from any iteration on, and counts and names the images it could not read.
-
-Nothing of a batch depends on the number of loader processes.
-"""
+"""Feeds a process the batches of its passes, from any iteration on; no batch depends on how many processes load."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onehour.data.dataset import Classes, FaultError, KeyedDataset, in_memory, refuse_labels
+from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader_processes import PATIENCE, LoaderProcesses
-from onehour.data.processes import in_child
 from onehour.data.samples import IMAGES_AND_LABELS, Form, Keyed, leaves, mapped
 from onehour.data.sources import Look, look
-from onehour.files import append_whole
-from onehour.messages import shown
 from onehour.rules.shuffle import SampleStream
-
-__all__ = [
-    *("BAD_IMAGES", "CHUNK", "PATIENCE", "Batch", "Feed", "Skipped", "moved", "name_skipped"),
-    *("prepared", "prepared_batch", "too_many"),
-]
 
 Batch = Any
 """(images, labels), or the tree that a task's own samples make."""
@@ -44,25 +31,13 @@ class Feed:
     Tensors in memory are gathered, without a process.
 
     Args:
-        dataset: map-style, of (image, label), or of a task's own samples.
         seed: keys whatever is random in a sample.
         loaders: processes that load; 0 loads in this one. Changes no sample.
         device: where batches are wanted. For CUDA they are copied beside the computation, from pinned memory.
-        stream: the run's samples, for training.
         classes: that labels must be of: those of tensors in memory are checked now, others as they are read.
         look: at the data set; where there is none, it is looked at when the first batch is asked for.
-        form: of samples and batches.
         patience: seconds that a process may take for a sample before it counts as stuck; None waits for ever.
         warn: is told of every process that ended or was stuck, and was replaced; None writes to standard error.
-
-    Raises:
-        ValueError: for a label of tensors in memory that is no class.
-
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.arange(300.0), torch.arange(300))
-    >>> feed = Feed(data, seed=0, loaders=0, device=torch.device("cpu"))
-    >>> [len(labels) for _, labels in feed.chunks(range(2))]
-    [256, 44]
     """
 
     def __init__(
@@ -95,7 +70,6 @@ class Feed:
 
     @property
     def samples(self) -> int:
-        """How many the data set has."""
         return self._looked().samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
@@ -123,13 +97,11 @@ class Feed:
         return self._keyed.called(index)
 
     def close(self) -> None:
-        """End the processes."""
         if self._processes is not None:
             self._processes.close()
 
     @property
     def pids(self) -> list[int]:
-        """The processes that load, once a batch was asked for."""
         return self._processes.pids if self._processes is not None else []
 
     def _looked(self) -> Look:
@@ -144,11 +116,7 @@ class Feed:
         return images, labels.long()
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        """The batches of these keys, from the processes where there are some.
-
-        Args:
-            largest: samples of a batch at most.
-        """
+        """The batches of these keys, from the processes where there are some."""
         seen = self._looked()
         self._keyed.kind = tuple(seen.image.shape), seen.image.dtype
         if self.loaders and self._processes is None:
@@ -232,12 +200,6 @@ def _sliced(tensors: tuple[Tensor, ...], spans: list[range], device: torch.devic
         yield tuple(tensor[span.start : span.stop].to(device) for tensor in tensors)
 
 
-BAD_IMAGES = "bad_images.jsonl"
-"""In a run's folder: every image that could not be read, once."""
-SHARE = 0.001
-"""Of an epoch's samples, how many may be others in the place of bad ones."""
-
-
 class Skipped:
     """Which images this process could not read, and how many times another took their place."""
 
@@ -254,61 +216,3 @@ class Skipped:
         """How many since the last call."""
         since, self._since = self._since, 0
         return since
-
-
-def too_many(first: int, position: int, samples: int) -> float:
-    """How many replaced images end a run when they are more: 0.1 % of N for every epoch of which it has drawn samples.
-
-    Args:
-        first, position: it has drawn the stream's positions [first, position) since it began or resumed.
-        samples: N.
-
-    >>> too_many(0, 512, 10_000), too_many(0, 10_001, 10_000), too_many(9_000, 11_000, 10_000)
-    (10.0, 20.0, 20.0)
-    """
-    return SHARE * samples * (-(-position // samples) - first // samples)
-
-
-def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Callable[[Tensor], Tensor]) -> None:
-    """Write the names of what any process has skipped since the last call; all processes call it together.
-
-    What the disk refuses stays in `skipped` of the process that writes, for the next call.
-
-    Args:
-        folder: the run's, in the process that writes it; None in the others.
-        dataset: whose images they are.
-        skipped: this process's.
-        add: sums a tensor over the processes.
-    """
-    flags = torch.zeros(len(dataset), dtype=torch.int32)
-    flags[list(skipped.indices)] = 1
-    skipped.indices.clear()
-    found = add(flags).nonzero().flatten().tolist()
-    if folder is None or not found:
-        return
-    path = folder / BAD_IMAGES
-    try:
-        old = path.read_bytes() if path.is_file() else b""
-        whole = old[: old.rfind(b"\n") + 1]  # a line without its end is what a full disk or a kill has left
-        new = sorted(set(found) - _indices(whole))
-        described = in_child(lambda: [_described(dataset, index) for index in new], "a look at bad images")
-        lines = [json.dumps({"index": i, **found}) + "\n" for i, found in zip(new, described, strict=True)]
-        append_whole(folder, BAD_IMAGES, "".join(lines).encode(), behind=len(whole))
-    except (OSError, ValueError):
-        skipped.indices.update(found)
-
-
-def _indices(lines: bytes) -> set[int]:
-    found = set()
-    for line in lines.splitlines():
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            found.add(json.loads(line)["index"])
-    return found
-
-
-def _described(dataset: Any, index: int) -> dict[str, str]:
-    try:
-        dataset.keyed(index, 0)
-    except FaultError as fault:
-        return {"image": shown(fault.path), "problem": shown(fault.problem), "remedy": shown(fault.remedy)}
-    return {"image": shown(dataset.name(index)), "problem": "could not be read where it was needed", "remedy": ""}

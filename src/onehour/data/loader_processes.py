@@ -33,11 +33,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from onehour.data.dataset import FaultError
-from onehour.data.processes import end_with_parent, signals_wait
 from onehour.data.samples import Empty, Keyed, empty, mapped
+from onehour.leaving import signal_with_parent, signals_wait
 from onehour.messages import blame, say
-
-__all__ = ["IGNORED", "PATIENCE", "STRIKES", "LoaderProcesses"]
 
 PATIENCE = 30.0
 """Seconds that a process may take for one sample before it counts as stuck: three times this is less than a hang."""
@@ -63,11 +61,8 @@ class LoaderProcesses:
     """Processes that make batches, forked from this one; they stay from one use to the next.
 
     Args:
-        keyed: makes the batches.
-        loaders: how many processes.
         batch_bytes: of a batch at most; what is larger takes torch's own way, through /dev/shm.
         patience: seconds for a sample; None waits for ever.
-        warn: is told of every process that was replaced; None writes to standard error.
     """
 
     def __init__(
@@ -96,16 +91,12 @@ class LoaderProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """The processes' ids."""
         return [process.pid for process in self._processes if process.pid is not None]
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Any, list[int]]]:
         """The batches of these keys, int64 (n, 3) each, in their order, and the indices of samples that were replaced.
 
         A batch lies in shared memory until the next one is asked for. What an earlier call has not given is forgotten.
-
-        Raises:
-            ValueError: if a sample cannot be read, or processes end at the same batch again and again.
         """
         if self._tasks.given:
             self.close()
@@ -124,7 +115,6 @@ class LoaderProcesses:
             assert use == self._use, "these batches were given up for others"
 
     def close(self) -> None:
-        """End the processes."""
         if os.getpid() == self._owner:  # and not in what someone forked from it
             _kill(self._processes)
             self._loader = self._running = None  # DataLoader waits for them as it goes
@@ -205,11 +195,7 @@ class LoaderProcesses:
         return {int(number): f"was stuck for {self._waited[number]:.0f} s" for number in stuck}
 
     def _replace(self, ended: dict[int, str]) -> None:
-        """Have new processes make all that is not delivered, where some have ended or are stuck.
-
-        Raises:
-            ValueError: if too many ended at the same batch.
-        """
+        """Have new processes make all that is not delivered, where some have ended or are stuck."""
         batches: dict[int, str] = {}
         for number in ended:
             _, index, batch = self._progress[number].tolist()
@@ -258,7 +244,7 @@ class _Maker:
 
     def begin(self, number: int) -> None:
         """Before the first batch of a process."""
-        end_with_parent()
+        signal_with_parent(signal.SIGKILL)
         if os.getppid() != self.owner:
             os._exit(1)
         for ignored in IGNORED:
@@ -364,8 +350,6 @@ class _Context(ForkContext):
 
 
 class _Flag:
-    """A flag that processes share."""
-
     def __init__(self) -> None:
         self._flag = _shared(1).numpy()
 

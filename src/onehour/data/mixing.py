@@ -19,8 +19,6 @@ from onehour.data.loader import Batch, moved
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = ["Mix", "Mixing", "draw_mix", "refuse_mixing", "symmetric_beta"]
-
 
 class Mix(NamedTuple):
     """How the images of a worker are mixed: each is w·x + (1 − w)·x' with the one before it, x', pixel by pixel.
@@ -44,12 +42,6 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
 
     λ = ½ + ½·T/√(2α + T²), where T = √(2α(U^(−1/α) − 1))·cos(2πV) has Student's distribution of 2α degrees of freedom
     (Devroye 1996). numpy's own draws may change with its version.
-
-    Args:
-        u, v: in [0, 1).
-
-    >>> symmetric_beta(1.0, 0.5, 0.0)
-    0.8535533905932737
     """
     r, cosine = u ** (1 / alpha), math.cos(2 * math.pi * v)
     square = (1 - r) * cosine**2  # T²/(2α) · r, which overflows for no α
@@ -63,9 +55,7 @@ def draw_mix(key: int, *, mixup: float, cutmix: float, height: int = 1, width: i
     off at the edges; the label's share is that of the pixels that stay.
 
     Args:
-        key: any seed of `seed_for`; nothing else is random.
         mixup, cutmix: α of each; 0 for none.
-        height, width: H and W, for cutmix.
 
     >>> draw_mix(7, mixup=0.0, cutmix=1.0, height=8, width=8)
     Mix(weight=1.0, top=0, bottom=6, left=0, right=3, share=0.71875)
@@ -86,12 +76,7 @@ def _cut(centre: int, length: int, size: int) -> tuple[int, int]:
 
 
 class Mixing:
-    """Changes the batches of a run's passes as its recipe says: first erases, then mixes.
-
-    Args:
-        recipe: its random_erasing, mixup, cutmix and seed.
-        stream: which samples a pass has.
-    """
+    """Changes the batches of a run's passes as its recipe says: first erases, then mixes."""
 
     def __init__(self, recipe: Recipe, stream: SampleStream) -> None:
         self.recipe, self.stream = recipe, stream
@@ -149,14 +134,7 @@ def _inside(rectangles: Tensor, images: Tensor) -> Tensor:
 
 
 def refuse_mixing(recipe: Recipe, image: Tensor) -> None:
-    """Say why images cannot be erased or cut.
-
-    Args:
-        image: one of the data.
-
-    Raises:
-        ValueError: if they are no (C, H, W) of at least two pixels.
-    """
+    """Say why images cannot be erased or cut."""
     asked = [name for name in ("random_erasing", "cutmix") if getattr(recipe, name)]
     if asked and (image.ndim != 3 or image[0].numel() < 2):
         raise ValueError(

@@ -34,8 +34,6 @@ from onehour.files import opened, remove, replace_whole, sync_folder, written
 from onehour.lock import HeldFolder, OpenFolder
 from onehour.messages import shown
 
-__all__ = ["PARTS", "Shards", "key_of", "label_member", "pack", "shards_of", "split"]
-
 BLOCK = 512
 OPEN = 64
 """Shards that a process keeps open."""
@@ -56,7 +54,6 @@ class Shards:
     """One side of a pack.
 
     Args:
-        root: the pack's folder.
         table: its images; sizes and checks are known.
         offsets: int64 (N,), where in its shard each image's bytes begin.
         shards: in the order of their samples.
@@ -83,11 +80,6 @@ class Shards:
         return f"{self.root / self.shards[self._shard(index)].name}: {self.table.where(index)}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`.
-
-        Raises:
-            FaultError: naming shard and file, if the shard cannot be read or holds something else there.
-        """
         size, offset = int(_sizes(self.table)[index]), int(self.offsets[index])
         block = self._pread(index, BLOCK + size, offset - BLOCK)
         if not block.startswith(key_of(index)):
@@ -217,18 +209,8 @@ def pack(
     """Write a pack, or finish one that was interrupted: shards that are there are kept.
 
     Args:
-        sides: by "train" and "val", with the sizes of their files known.
-        out: its folder; new, empty, or of the same pack.
         resize: make the shorter side of larger images this many pixels; else every file's bytes stay as they are.
         shard_bytes: a shard is closed when its files reach this.
-        jobs: processes to write with.
-        done: is told of every image.
-
-    Returns:
-        The pack's index.
-
-    Raises:
-        ValueError: if `out` holds something else, an image cannot be read or resized, or the disk is full.
     """
     for source in sides.values():
         if isinstance(source, Files) and out.resolve().is_relative_to(Path(source.root).resolve()):
@@ -384,11 +366,7 @@ def _finish(
 
 
 def _is_done(out: Path, whole: str) -> bool:
-    """Whether this very pack is there, with all its shards.
-
-    Raises:
-        ValueError: if something else is.
-    """
+    """Whether this very pack is there, with all its shards; a ValueError if something else is."""
     others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     if (out / INDEX).is_file():
         about = read_index(out / INDEX).about

@@ -13,19 +13,17 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO, Any, NoReturn, TypeVar
 
 import torch
 
-from onehour.leaving import signal_with_parent
+from onehour.leaving import signal_with_parent, signals_wait
 from onehour.messages import blame
-
-__all__ = ["Done", "end_with_parent", "ignore", "in_child", "signals_wait", "spans", "spread"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -54,10 +52,6 @@ def spread(
     Args:
         work: sent to each process once; tells `done` of every item, whose sum over all processes is passed on.
         jobs: 1 works in this process.
-        done: is told of progress in this process.
-
-    Raises:
-        ValueError: if a process is ended from outside; whatever `work` raises.
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
@@ -85,16 +79,6 @@ def spread(
         executor.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def signals_wait(*numbers: signal.Signals) -> Iterator[None]:
-    """Signals come when processes that are started here ignore them: one that is ended as it starts would break all."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Stopped(Exception):  # noqa: N818 - no error: nobody reads it
     """This process is to end."""
 
@@ -105,14 +89,9 @@ _shared: tuple[Any, Any, Any] | None = None
 def _begin(work: Any, counter: Any, stopping: Any) -> None:
     global _shared
     _shared = work, counter, stopping
-    end_with_parent()
+    signal_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(1)
-
-
-def end_with_parent() -> None:
-    """Have Linux end this process with the one that started it: killed, that one can no longer say so."""
-    signal_with_parent(signal.SIGKILL)
 
 
 def _run(task: Any) -> Any:
@@ -188,7 +167,7 @@ def _work(work: Callable[[], Any], what: str, file: IO[bytes], parent: int) -> N
     """In the process: work, answer, and leave at once."""
     code = 1
     try:
-        end_with_parent()
+        signal_with_parent(signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the other one ends this
         if os.getppid() == parent:
             torch.set_num_threads(1)  # threads that computed before are not in this process

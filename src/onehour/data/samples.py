@@ -15,11 +15,6 @@ from onehour.messages import blame
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 
-__all__ = [
-    *("IMAGES_AND_LABELS", "IN_A_ROW", "Empty", "Form", "Key", "Keyed"),
-    *("collate", "empty", "following", "leaves", "mapped"),
-]
-
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes a tensor of a shape and a type, to be filled."""
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
@@ -37,10 +32,6 @@ def collate(samples: list[Any], empty: Empty = empty) -> Any:
 
     Args:
         samples: trees of one form: tensors, arrays, numbers and texts in tuples, lists and dicts.
-        empty: makes room for each tensor of the batch.
-
-    Raises:
-        ValueError: for tensors that differ in shape or type, or anything else.
 
     >>> collate([{"image": torch.zeros(2), "size": (3, "a")}, {"image": torch.ones(2), "size": (4, "b")}])
     {'image': tensor([[0., 0.],
@@ -73,11 +64,7 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """All that is no tuple, list or dict, in the tree's order.
-
-    >>> leaves({"image": 1, "sizes": (2, [3])})
-    [1, 2, 3]
-    """
+    """All that is no tuple, list or dict, in the tree's order."""
     found: list[Any] = []
     mapped(tree, found.append)
     return found
@@ -139,11 +126,6 @@ class Form:
     collate: Callable[[list[Any]], Any] | None = None
 
     def batch(self, samples: list[Any], empty: Empty = empty) -> Any:
-        """Samples as a batch.
-
-        Raises:
-            ValueError: if they cannot be one.
-        """
         if self.collate is None:
             return collate(samples, empty)
         try:
@@ -161,12 +143,9 @@ class Keyed:
     So a random transform gives the same image in any loader process, and another one each epoch.
 
     Args:
-        dataset: map-style, of (image, label).
-        seed: of the run.
         stream: where another sample comes from when one is bad; None where a bad one is an error.
         classes: what labels are checked against; None where any whole number will do.
         side: of the data, "training" or "validation", for messages.
-        form: of samples and batches.
     """
 
     def __init__(
@@ -193,15 +172,8 @@ class Keyed:
     ) -> tuple[Any, list[int]]:
         """The samples of some keys as a batch.
 
-        Args:
-            empty: makes room for each tensor of the batch.
-            begun: is told of the index of each sample before it is made.
-
         Returns:
             The batch, and the indices of samples that could not be read and were replaced.
-
-        Raises:
-            ValueError: if a sample cannot be read, its label is no class, or its image is not like the others.
         """
         samples: list[Any] = []
         skipped: list[int] = []
@@ -255,11 +227,7 @@ class Keyed:
             raise ValueError(f"sample {index} of the data cannot be read: {blame(error)}") from error
 
     def _substitute(self, stream: SampleStream, position: int, first: FaultError) -> tuple[int, Any]:
-        """The next sample of the position's worker that can be read, its crop keyed by the position that it fills.
-
-        Returns:
-            Its index, and the sample.
-        """
+        """The next sample of the position's worker that can be read, its crop keyed by the position that it fills."""
         number = seed_for(self.seed, "substitute", position)
         for _, (_, index) in zip(range(IN_A_ROW), following(stream, position), strict=False):
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
-from onehour.data.digits import SIDE, WIDE, DigitFiles, digits, digits_wide
+from onehour.data.digits import SAMPLES, SIDE, DigitFiles, digits
 from onehour.data.division import divided
 from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
@@ -22,14 +21,6 @@ from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapp
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest
 
-__all__ = ["DATA", "Data", "FileReader", "Look", "file_reader", "load_data", "look"]
-
-DATA: dict[str, Callable[[int], tuple[Any, Any]]] = {"digits": digits, "digits-wide": digits_wide}
-"""Embedded data by name; NAME:SPLIT takes another division of the originals."""
-DIGIT_FILES: dict[str, Callable[[int], DigitFiles]] = {
-    "digits": DigitFiles,
-    "digits-wide": partial(DigitFiles, samples=WIDE),
-}
 BLACK = b"P6 1 1 255 " + bytes(3)
 """An image file."""
 
@@ -39,11 +30,7 @@ class Data:
     """Two map-style data sets of (image, label), and what models must know of them.
 
     Args:
-        train, validation: have `__len__` and `__getitem__(index) -> (image, label)`; a `KeyedDataset` has more.
         classes: number of labels where the data says so (an attribute `classes`, or labels in memory).
-        channels: of the images.
-        looks: at the first samples of each.
-        form: of samples and batches.
     """
 
     train: Any
@@ -60,10 +47,6 @@ class Data:
         Args:
             whose: "data is a" or "data mine:data returned", for messages.
             share: of the one data set that is validated on; 0 where there are two.
-            seed: of the run, which decides the division.
-
-        Raises:
-            ValueError: for what `of` or `divided` refuses, or if there are not as many as there should be.
         """
         kind = type(given).__name__
         pair: list[Any] = [*given] if isinstance(given, tuple | list) and len(given) == 2 else [given, None]
@@ -79,11 +62,7 @@ class Data:
 
     @classmethod
     def of(cls, train: Any, validation: Any, form: Form = IMAGES_AND_LABELS) -> Data:
-        """Look at two data sets, in processes of their own unless they are tensors in memory.
-
-        Raises:
-            ValueError: if one is not map-style, is empty, or does not hold (image, label) pairs.
-        """
+        """Look at two data sets, in processes of their own unless they are tensors in memory."""
         if form.own:
             looks = look("training", train, form), look("validation", validation, form)
             first = looks[0].image
@@ -115,21 +94,16 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, 
     (`cifar10`).
 
     Args:
-        form: of samples and batches.
         share: of each class that is validated on, where the data is one part; 0 where it has two.
-        seed: of the run, which decides the division.
-        options: of `ImageOptions`, for images at a path; of them, CIFAR-10's archive takes `transform`. Other data is
+        options: of `ImageOptions`, for images at a path; CIFAR-10's archive takes `train_transform`. Other data is
             read as its reader likes.
-
-    Raises:
-        ValueError: for an unknown name, or what the path's reader or `Data.of` refuses.
     """
     name = spec.partition(":")[0]
     fashion = name == "fashion-mnist"
-    if share and (name in DATA or fashion or idx_files(spec) or spec.endswith((".index", ".tar.gz", ".tgz"))):
+    if share and (name in SAMPLES or fashion or idx_files(spec) or spec.endswith((".index", ".tar.gz", ".tgz"))):
         raise ValueError(f"data {spec} has a validation part; leave validation {share:g} out")
-    if name in DATA:
-        return Data.of(*DATA[name](_split_of(spec)), form=form)
+    if name in SAMPLES:
+        return Data.of(*digits(_split_of(spec), samples=SAMPLES[name]), form=form)
     if fashion:
         return Data.of(*fashion_mnist(*spec.split(":", 1)[1:]), form=form)
     if idx_files(spec):
@@ -144,11 +118,11 @@ def load_data(spec: str, form: Form = IMAGES_AND_LABELS, *, share: float = 0.0, 
     if spec.endswith((".tar.gz", ".tgz")):
         from onehour.data.cifar import cifar10
 
-        return Data.of(*cifar10(spec, options.get("transform", "")), form=form)
+        return Data.of(*cifar10(spec, options.get("train_transform", "")), form=form)
     if not is_entry(spec):
         if not spec:
             raise ValueError("this recipe needs data; give --data DIR, or package.module:function")
-        expected = f"{nearest(spec, [*DATA, 'fashion-mnist'])}, a folder that exists, or package.module:function"
+        expected = f"{nearest(spec, [*SAMPLES, 'fashion-mnist'])}, a folder that exists, or package.module:function"
         raise ValueError(f"no data is called {spec!r}; expected {expected}")
     function = resolve("data", spec)
     try:
@@ -170,7 +144,6 @@ class FileReader:
     """How image files that are not of a recipe's data are read as its validation images are.
 
     Args:
-        dataset: whose `from_file` and `prepare` do it.
         image: all have its shape and type.
         names: asks for those of the classes; none where they are not known.
     """
@@ -185,13 +158,10 @@ def file_reader(spec: str, **options: Any) -> FileReader:
 
     Args:
         spec, options: as of `load_data`; what is neither a name nor a function is a path.
-
-    Raises:
-        ValueError: for someone's data set that reads no files.
     """
     name = spec.partition(":")[0]
-    if name in DATA:
-        return FileReader(DIGIT_FILES[name](_split_of(spec)), torch.zeros(1, SIDE, SIDE), list)
+    if name in SAMPLES:
+        return FileReader(DigitFiles(_split_of(spec), samples=SAMPLES[name]), torch.zeros(1, SIDE, SIDE), list)
     if name == "fashion-mnist" or idx_files(spec):
         raise ValueError(f"predict reads no image files for data in MNIST's format, {spec}")
     if is_entry(spec) or not spec or spec.startswith("<"):  # given from Python: nobody can find it by that
@@ -223,10 +193,8 @@ class Look:
     """What a data set's first samples say of all.
 
     Args:
-        samples: how many there are.
         image: the first one, as the data set gives it; all have its shape and type. Of a task's own samples the first
             tensor of the first one, or an empty one.
-        classes: how many, where the data set says so.
         sample: the first one, of a task's own.
         names: of the classes, where its `classes` are texts.
     """
@@ -242,12 +210,6 @@ def look(side: str, dataset: Any, form: Form = IMAGES_AND_LABELS) -> Look:
     """Look at a data set, in a process of its own: nothing of it is opened, cached or drawn in this one.
 
     Tensors in memory are looked at here.
-
-    Args:
-        side: what a message calls it, e.g. "training".
-
-    Raises:
-        ValueError: if it is not map-style, is empty, or does not hold (image, label) pairs.
     """
     see = _look_at_own if form.own else _look
     if in_memory(dataset):
@@ -270,11 +232,7 @@ def _as_tensor(leaf: Any) -> Any:
 
 
 def _simplest(side: str, dataset: Any) -> Any:
-    """A data set in memory with its labels as whole numbers (N,); any other as it is.
-
-    Raises:
-        ValueError: for labels that are no whole numbers.
-    """
+    """A data set in memory with its labels as whole numbers (N,); any other as it is."""
     if not in_memory(dataset):
         return dataset
     if len(dataset.tensors) != 2:

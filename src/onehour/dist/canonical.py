@@ -20,8 +20,6 @@ from onehour.dist.group import Group
 from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import halve, merges_after
 
-__all__ = ["CanonicalReducer", "canonical_sum", "in_background"]
-
 PART = 2**20
 """Elements that travel together: large enough for the wire, small enough that adding hides behind the next."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import NormalDist
 
-__all__ = ["BUCKET_BYTES", "IterationTime", "Links", "Measured", "expected_iteration", "reduction_seconds", "slowest"]
-
 BUCKET_BYTES = 25 * 2**20
 """The size at which a bucket of the reduction closes."""
 BACKWARD = 2 / 3
@@ -73,7 +71,6 @@ class IterationTime:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
         return self.compute * self.slowest + self.reduction + self.fixed
 
 
@@ -85,12 +82,6 @@ def expected_iteration(
     Args:
         images: of the process with the most workers.
         links: needed for several processes that are not as many as the run's.
-        spread: σ of a process's time as a share of it.
-
-    >>> measured = Measured(1, image=1e-3, fixed=0.0, reduction=0.0, spread=0.0, gradient_bytes=10**8, pass_images=64)
-    >>> links = Links(bandwidth=10e9, latency=0.0)
-    >>> round(expected_iteration(measured, images=256, processes=4, links=links, spread=0.0).seconds, 4)
-    0.344
     """
     compute = images * measured.image
     if processes == measured.processes:

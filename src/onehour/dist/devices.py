@@ -1,26 +1,34 @@
-"""Which GPU a process takes, and for how many processes there are enough: NCCL lets no two have one."""
+"""Where a process computes, for how many there are GPUs (NCCL lets no two have one), and what bits depend on there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
+from onehour.config import Recipe
 from onehour.machine import cores
-
-__all__ = ["name_of", "own_gpu", "pick_processes", "refuse_other_devices", "refuse_too_few_gpus"]
 
 ON_CPU = 2
 """Processes on one machine's CPU, where a person leaves it to us: torch's threads use the other cores."""
 
 
-def pick_processes(device: str, workers: int) -> tuple[int, str]:
-    """How many processes to start on this machine, and a line for a person where a GPU decides it; else "".
+def pick_device(device: str) -> str:
+    """ "cuda" where asked for or available, else "cpu"; it comes before anything that computes."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":  # cuBLAS reads it once, and a canonical run may come later in this process
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return device
 
-    Args:
-        device: "cpu" or "cuda".
-        workers: k, which never changes.
-    """
+
+def pick_processes(device: str, workers: int) -> tuple[int, str]:
+    """How many processes to start on this machine, and a line for a person where a GPU decides it; else ""."""
     if device == "cpu":
         return min(ON_CPU, cores(), workers), ""
     gpus = torch.cuda.device_count()
@@ -30,11 +38,7 @@ def pick_processes(device: str, workers: int) -> tuple[int, str]:
 
 
 def refuse_too_few_gpus(processes: int, device: str) -> None:
-    """Refuse more processes on this machine than it has GPUs.
-
-    Raises:
-        ValueError: naming both numbers.
-    """
+    """Refuse more processes on this machine than it has GPUs."""
     gpus = torch.cuda.device_count() if device == "cuda" else processes
     if gpus < processes:
         raise ValueError(
@@ -49,9 +53,6 @@ def own_gpu(local_rank: int, local_size: int, *, shared: bool) -> int:
     Args:
         local_rank, local_size: its number among the processes of this host, and how many they are.
         shared: all of them see the same GPUs; a launcher such as srun may give each some of its own.
-
-    Raises:
-        ValueError: in each of them, if they are too many.
     """
     gpus = torch.cuda.device_count()
     started = max(local_size, local_rank + 1)
@@ -73,13 +74,6 @@ def refuse_other_devices(places: Sequence[tuple[str, str, str]]) -> None:
 
     Args:
         places: by rank: the host's name, its machine, and `name_of` the device.
-
-    Raises:
-        ValueError: naming two of them.
-
-    >>> refuse_other_devices([("a", "1", "cpu"), ("b", "2", "GPU 17")])
-    Traceback (most recent call last):
-    ValueError: process 0 (a) computes on the CPU and process 1 (b) on a GPU; give all the same --device
     """
     first: dict[tuple[str, str], int] = {}
     for rank, (host, machine, name) in enumerate(places):
@@ -95,6 +89,51 @@ def refuse_other_devices(places: Sequence[tuple[str, str, str]]) -> None:
                 f"processes {other} and {rank} ({host}) would both compute on {name}, and each needs one of its own;"
                 " start as many processes on a host as it has GPUs (k does not change), or use --device cpu"
             )
+
+
+@contextmanager
+def deterministic(recipe: Recipe) -> Generator[None]:
+    """For a canonical recipe: its number of threads, deterministic algorithms, no TF32, no algorithm by trial.
+
+    Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before, canonical = cudnn.benchmark, recipe.reduce == "canonical"
+    cudnn.benchmark = not canonical
+    try:
+        with _repeatable(recipe.canonical_threads) if canonical else nullcontext():
+            yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextmanager
+def _repeatable(threads: int) -> Generator[None]:
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    memory: Any = torch.utils.deterministic
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    coarse, filled = (cudnn.allow_tf32, matmul.allow_tf32), memory.fill_uninitialized_memory
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    memory.fill_uninitialized_memory = False  # it would write all of each result twice
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        cudnn.allow_tf32, matmul.allow_tf32 = coarse
+        memory.fill_uninitialized_memory = filled
+
+
+def build_of(device: torch.device) -> dict[str, str]:
+    """What the bits of a canonical run depend on beside its recipe: it is recorded, and named when it changes."""
+    if device.type == "cuda":
+        name, instructions = torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))
+    else:
+        name, instructions = "cpu", torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "device": name, "instructions": instructions}
 
 
 def _gpus(number: int) -> str:

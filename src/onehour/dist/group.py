@@ -15,10 +15,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
-from onehour.dist.launched import Launched, launched
+from onehour.dist.launched import JOB, Launched, launched
 from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, meet
-
-__all__ = ["Group", "PeerLateError", "PeerLostError", "joined", "peer_lost"]
+from onehour.messages import say
 
 LOST = (
     "closed by peer",
@@ -115,7 +114,7 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
     place = launched()
     where = torch.device("cpu")
     if device == "cuda":
-        shared = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" not in os.environ
+        shared = JOB in os.environ or "SLURM_PROCID" not in os.environ
         where = torch.device("cuda", own_gpu(_local_rank(place), place.local_size or 1, shared=shared))
         torch.cuda.set_device(where)
     if place.size == 1:
@@ -181,9 +180,8 @@ def _use(chosen: str, hosts: list[Host], place: Launched) -> None:
     os.environ[GLOO_DEVICE] = chosen
     if chosen != "lo" and not place.local_rank:
         name = hosts[place.rank].name
-        print(
+        say(
             f"onehour: other hosts cannot reach this one by its name {name}: its processes use the"
             f" device {chosen} ({GLOO_DEVICE} names another)",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )

@@ -9,29 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onehour.dist.launched import JOB
 from onehour.dist.meeting import listen_here, loopback, store_at
-from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, StopSignals, asks_to_stop, held_back
-from onehour.leaving import signal_with_parent
-from onehour.machine import CORES, share_of
+from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, STOPS, StopSignals, asks_to_stop
+from onehour.leaving import signal_with_parent, signals_wait
+from onehour.machine import CORES, share_of, stat_of
+from onehour.messages import say
 
-__all__ = [
-    "ENDS",
-    "LaunchError",
-    "end_with_launcher",
-    "is_launched_by_us",
-    "is_torchruns",
-    "launch",
-    "process_began",
-    "refuse_used_port",
-    "report_failure",
-]
-
-JOB = "TORCHELASTIC_RUN_ID"
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
 TELL = "ONEHOUR_TELL"
@@ -46,8 +35,6 @@ class LaunchError(Exception):
     """Why p processes have ended.
 
     Args:
-        message: for a person.
-        code: to leave with.
         on_purpose: a signal asked for it, or there is nothing to go on with: they must not be started anew.
     """
 
@@ -59,14 +46,13 @@ class LaunchError(Exception):
         return self.message
 
 
-def is_launched_by_us(environ: Mapping[str, str] = os.environ) -> bool:
+def is_launched_by_us() -> bool:
     """Whether `launch` started this process, and so says for all of them how it ended."""
-    return OURS in environ
+    return OURS in os.environ
 
 
-def is_torchruns(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this process."""
-    return JOB in environ and OURS not in environ
+def is_torchruns() -> bool:
+    return JOB in os.environ and OURS not in os.environ
 
 
 def launch(
@@ -89,7 +75,6 @@ def launch(
         stop: signals that this process was sent; they are passed on, and nothing is started anew after one.
 
     Raises:
-        ValueError: if the port is in use.
         LaunchError: when a process fails, with its exit code and message.
     """
     refuse_used_port(port)
@@ -118,15 +103,14 @@ def launch(
         if failure.on_purpose or attempt == restarts:
             raise failure
         again = f"all processes are started anew ({attempt + 1} of {restarts})"
-        with suppress(OSError):  # a full disk, perhaps
-            print(f"onehour: {failure}; {again}", file=sys.stderr, flush=True)
+        say(f"onehour: {failure}; {again}", sys.stderr)
 
 
-def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
+def end_with_launcher() -> None:
     """Ask the kernel for a SIGTERM when the process that started this one dies, so that none is left behind."""
     if not sys.platform.startswith("linux"):
         return
-    parent = int(environ.get(OURS, os.getppid()))
+    parent = int(os.environ.get(OURS, os.getppid()))
     signal_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
@@ -134,12 +118,10 @@ def end_with_launcher(environ: Mapping[str, str] = os.environ) -> None:
 
 def process_began(pid: int) -> float:
     """When a process of this machine was started, in seconds since 1970; now where the system does not tell."""
-    try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-    except OSError:
+    if not (stat := stat_of(pid)):
         return time.time()
-    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    up = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+    return time.time() - (up - int(stat[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def report_failure(message: str, environ: Mapping[str, str] = os.environ, *, final: bool = False) -> bool:
@@ -187,9 +169,7 @@ class Processes:
     """p processes, of ranks 0 … p − 1.
 
     Args:
-        command: of each of them.
         environs: what each finds in its environment besides ours.
-        stop: signals that this process was sent; they are passed on.
     """
 
     def __init__(
@@ -212,7 +192,7 @@ class Processes:
         self._reports.append(reading)
         os.set_blocking(reading, False)
         try:
-            with nullcontext() if self._stop is None else held_back():
+            with nullcontext() if self._stop is None else signals_wait(*STOPS):
                 every = os.environ | environ | {TELL: str(writing)}
                 self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
         finally:

@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LOOPBACK", "Launched", "adopt", "is_launched", "launched", "refuse_several", "slurm_step", "without_srun"]
+from onehour.machine import stat_of
 
 LOOPBACK = "127.0.0.1"
+JOB = "TORCHELASTIC_RUN_ID"
+"""What torchrun, and our own launcher, call a run: the same in all its processes and restarts."""
 TORCHRUNS_PORT = 29500
 """Where the processes of plain torchrun meet."""
 MPI = (  # rank, size, local rank, local size
@@ -53,7 +55,6 @@ class Launched:
 
     @property
     def meeting(self) -> str:
-        """The address and port as one text."""
         return f"{self.address}:{self.port}"
 
 
@@ -63,11 +64,7 @@ def is_launched(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def launched(environ: MutableMapping[str, str] = os.environ) -> Launched:
-    """This process's place as torchrun's variables have it.
-
-    Raises:
-        ValueError: naming the variable that is missing or cannot be.
-    """
+    """This process's place as torchrun's variables have it."""
     for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name in environ and other not in environ:
             raise ValueError(
@@ -98,9 +95,6 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
 
     Process 0's host is this one if all processes are on it, else the first of Slurm's list. `MASTER_ADDR` and
     `MASTER_PORT` go before. What a batch script or a shell starts without srun is alone.
-
-    Raises:
-        ValueError: if a variable cannot be; if nobody knows where process 0 is: it says what to set.
 
     >>> environ = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
     ...            "SLURM_STEP_ID": "0", "SLURM_GTIDS": "2,3", "SLURM_STEP_NODELIST": "gpu[07-08]"}
@@ -133,14 +127,9 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
     launched(environ)
 
 
-def refuse_several(command: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse to be one of several processes for a command that starts its processes itself.
-
-    >>> refuse_several("sweep", {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "gpu07", "MASTER_PORT": "20017"})
-    Traceback (most recent call last):
-    ValueError: this is process 1 of 2, but `onehour sweep` starts its processes itself; start it once, alone
-    """
-    copied = dict(environ)
+def refuse_several(command: str) -> None:
+    """Refuse to be one of several processes for a command that starts its processes itself."""
+    copied = dict(os.environ)
     adopt(copied)
     place = launched(copied)
     if place.size > 1:
@@ -222,9 +211,6 @@ def slurm_step(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
     A batch script is no step, though it finds SLURM_PROCID and SLURM_NTASKS, and the SLURM_STEP_… of the shell that
     submitted it. So the slurmstepd that this process is under, where it is seen, goes before what variables say.
-
-    Raises:
-        ValueError: if one of Slurm's variables is no number, or none says where task 0 is.
     """
     if "SLURM_PROCID" not in environ or not any(name.startswith("SLURM_STEP") for name in environ):
         return None
@@ -243,20 +229,12 @@ def slurm_step(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def without_srun(environ: Mapping[str, str]) -> int:
-    """How many tasks a job has for a process that srun did not start as one of several; 1 outside Slurm.
-
-    >>> without_srun({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "4"}), without_srun({})
-    (4, 1)
-    """
+    """How many tasks a job has for a process that srun did not start as one of several; 1 outside Slurm."""
     return _tasks(environ, "SLURM_NTASKS", "SLURM_JOB_NUM_NODES") if "SLURM_JOB_ID" in environ else 1
 
 
 def _first_host(environ: Mapping[str, str]) -> str:
-    """The first host of a step, where Slurm puts task 0.
-
-    Raises:
-        ValueError: if a hostfile has given the tasks an order of their own.
-    """
+    """The first host of a step, where Slurm puts task 0."""
     if environ.get("SLURM_DISTRIBUTION", "").startswith("arbitrary"):
         raise ValueError(
             "SLURM_DISTRIBUTION is arbitrary, so the first host of Slurm's list need not have process 0; set"
@@ -274,10 +252,7 @@ def _ancestors() -> Iterator[int]:
     pid = os.getppid()
     while pid > 0:
         yield pid
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        except OSError:
-            return
+        pid = int(stat[1]) if (stat := stat_of(pid)) else 0
 
 
 def _port(environ: Mapping[str, str], usual: int) -> int:
@@ -324,11 +299,7 @@ def _typed_in_shell(environ: Mapping[str, str]) -> bool:
 
 
 def _number(environ: Mapping[str, str], name: str, low: int = 0, high: int | None = None) -> int:
-    """A variable that must be a whole number.
-
-    Raises:
-        ValueError: naming it and what it is.
-    """
+    """A variable that must be a whole number."""
     text = environ[name].strip()
     value = int(text) if re.fullmatch("[0-9]{1,18}", text) else None
     if value is None or value < low or (high is not None and value > high):

@@ -14,8 +14,8 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onehour.dist.launched import LOOPBACK, Launched
+from onehour.messages import say, stderr_muted
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
-
-__all__ = ["GLOO_DEVICE", "Host", "choose_device", "listen_here", "loopback", "meet", "store_at", "this_host"]
 
 JOIN = 600.0
 """Seconds that all processes have to come."""
@@ -47,7 +46,6 @@ class Host:
     """Where a process is.
 
     Args:
-        name: its host's.
         machine: the same for processes that share a loopback device, and for no others.
         address: from which it reaches process 0's host; "" if that is itself.
         computes: the device that the process takes: "cpu", or a GPU's own name.
@@ -61,10 +59,6 @@ class Host:
 
 def meet(place: Launched, *, computes: str = "", limit: float = JOIN) -> tuple[Store, list[Host]]:
     """Wait until all p processes have come; gives the store that they share, and where each of them is.
-
-    Args:
-        computes: the name of this process's device, for the others.
-        limit: seconds to wait.
 
     Raises:
         ValueError: on every process, if another program has the port; if two processes have one rank.
@@ -115,9 +109,7 @@ class _Wait:
         if waited > self._next:
             self._next += EVERY
             if text := what():
-                line = f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}"
-                with suppress(OSError):
-                    print(line, file=sys.stderr, flush=True)
+                say(f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}", sys.stderr)
         self._pause = min(1.5 * self._pause, 0.5)
         time.sleep(self._pause)
 
@@ -197,7 +189,7 @@ def _connected(place: Launched) -> Store | None:
 
     # In a thread, since torch waits for ever for one that listens and says nothing.
     thread = threading.Thread(target=connect, name="store", daemon=True)
-    with _without_torchs_traces():
+    with stderr_muted():  # of another program's answer torch writes pages
         thread.start()
         thread.join(1.5 * ANSWER)
     return found[0] if found else None
@@ -226,35 +218,13 @@ def _refuse_another_runs(place: Launched, names: Store) -> None:
         )
 
 
-@contextmanager
-def _without_torchs_traces() -> Iterator[None]:
-    """While entered, nothing reaches the error output: of another program's answer torch writes pages."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def _family_of(address: str) -> socket.AddressFamily:
     """Of an address in numbers."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def loopback() -> str:
-    """The address at which processes of this machine reach each other: 127.0.0.1, or ::1 where that is not there.
-
-    Raises:
-        ValueError: naming what could not be bound, if neither is there.
-    """
+    """The address at which processes of this machine reach each other: 127.0.0.1, or ::1 where that is not there."""
     failed = []
     for address in (LOOPBACK, "::1"):
         try:
@@ -278,7 +248,6 @@ def listen_here(port: int) -> socket.socket:
 
 
 def this_host(place: Launched) -> Host:
-    """Where this process is."""
     name = socket.gethostname()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -293,9 +262,6 @@ def choose_device(place: Launched, hosts: Sequence[Host]) -> str | None:
 
     On one machine that is the loopback device. Where this host's name is an address of that device (127.0.1.1 in
     Debian's hosts file), or none, Gloo would tell the other hosts an address at which they find themselves.
-
-    Raises:
-        ValueError: naming GLOO_SOCKET_IFNAME, if it names no device, or must be set.
     """
     devices = [name for _, name in socket.if_nameindex()]
     asked = os.environ.get(GLOO_DEVICE)
@@ -340,7 +306,6 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_here(address: str) -> bool:
-    """Whether an address is one of this host."""
     with suppress(OSError), socket.socket(_family_of(address)) as probe:
         probe.bind((address, 0))
         return True
@@ -362,7 +327,6 @@ def _address_towards(name: str) -> str:
 
 
 def _of_device(name: str) -> list[str]:
-    """The addresses of a network device."""
     import fcntl
 
     found = []

@@ -6,14 +6,9 @@ from itertools import pairwise
 
 from onehour.rules.aggregate import halve
 
-__all__ = ["passes", "place", "place_by_halving"]
-
 
 def place(workers: int, processes: int) -> list[range]:
     """Divide k workers among p processes in consecutive ranges whose sizes differ by one at most.
-
-    Raises:
-        ValueError: if p > k: a worker cannot be divided.
 
     >>> place(5, 2)
     [range(0, 2), range(2, 5)]
@@ -29,9 +24,6 @@ def place(workers: int, processes: int) -> list[range]:
 
 def place_by_halving(workers: int, processes: int) -> list[range]:
     """Divide k workers among p processes by halving both together, so that each hosts one node of the canonical tree.
-
-    Raises:
-        ValueError: if p > k.
 
     >>> place_by_halving(5, 3)
     [range(0, 2), range(2, 3), range(3, 5)]

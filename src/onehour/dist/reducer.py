@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from onehour.dist.cost import BUCKET_BYTES
 from onehour.dist.group import Group
 
-__all__ = ["Reducer", "is_dense", "part_for"]
-
 
 class Reducer:
     """Owns the vector, and gives every parameter its part of the sum as `.grad`.

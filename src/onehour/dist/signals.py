@@ -7,23 +7,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
 from onehour.leaving import leave, park
-
-__all__ = [
-    "EARLY",
-    "EXIT_STOPPED",
-    "OURS",
-    "STOPPED",
-    "STOPS",
-    "StopSignals",
-    "asks_to_stop",
-    "held_back",
-    "ignore_stops",
-]
 
 OURS = "ONEHOUR_LAUNCHED"
 """Holds the id of our launcher in the processes that it started."""
@@ -44,10 +31,6 @@ class StopSignals:
     only sets what a call returns. A second one, more than a second later, ends the process with 128 + its number.
 
     A thread of its own reads what the C handler writes, so that both hold while the process waits for another one.
-
-    Args:
-        speaks: say so, when a signal ends the process.
-        text: what is said then.
 
     >>> with StopSignals() as stop_asked:
     ...     before = stop_asked()
@@ -144,23 +127,6 @@ class StopSignals:
             if not self._left_to_caller:
                 leave(128 + number, "")
             self.again = number
-
-
-class held_back:  # noqa: N801 - reads as what it does
-    """While entered, processes that are started get no signal of `STOPS` before they listen: it waits for them.
-
-    Args:
-        but: signals that they get.
-    """
-
-    def __init__(self, but: Iterable[int] = ()) -> None:
-        self._numbers = set(STOPS) - set(but)
-
-    def __enter__(self) -> None:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
-
-    def __exit__(self, *error: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
 def ignore_stops() -> None:

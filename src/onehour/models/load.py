@@ -10,28 +10,15 @@ from torch import Tensor, nn
 
 from onehour.entry import LIBRARIES, is_entry, resolve
 from onehour.messages import blame, nearest
-from onehour.models import resnet, small
+from onehour.models import resnet
 
-__all__ = ["MODELS", "brings_weights", "call", "load_model", "pretrained_weights"]
-
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": small.resnet8,
-    "resnet8_wide": small.resnet8_wide,
-    "resnet18": resnet.resnet18,
-    "resnet18_cifar": resnet.resnet18_cifar,
-    "resnet34": resnet.resnet34,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnet152": resnet.resnet152,
-}
+SMALL = (resnet.resnet8, resnet.resnet8_wide, resnet.resnet18, resnet.resnet18_cifar, resnet.resnet34)
+LARGE = (resnet.resnet50, resnet.resnet101, resnet.resnet152)
+MODELS: dict[str, Callable[..., nn.Module]] = {function.__name__: function for function in (*SMALL, *LARGE)}
 
 
 def brings_weights(spec: str) -> bool:
-    """Whether a model comes from someone's function, whose initial weights are theirs to choose.
-
-    Raises:
-        ValueError: for a name that is neither a model's nor a function's.
-    """
+    """Whether a model comes from someone's function, whose initial weights are theirs to choose."""
     if spec in MODELS or spec.partition(":")[0] in LIBRARIES:
         return False
     if not is_entry(spec):
@@ -49,10 +36,6 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
         spec: one of `MODELS`, timm:NAME, torchvision:NAME, or package.module:function.
         channels: channels of the images; not for functions.
         classes: labels; not for functions.
-
-    Raises:
-        ValueError: for an unknown name, a library that is not installed (with the command that installs it), a
-            function that fails, or one that returns no torch.nn.Module.
     """
     if not brings_weights(spec):
         if classes is None:
@@ -64,11 +47,7 @@ def load_model(spec: str, *, channels: int, classes: int | None) -> nn.Module:
 
 
 def call(title: str, function: Callable[[], Any]) -> nn.Module:
-    """The model that someone's function makes.
-
-    Raises:
-        ValueError: if it fails, or returns something else.
-    """
+    """The model that someone's function makes."""
     try:
         model = function()
     except Exception as error:
@@ -79,14 +58,7 @@ def call(title: str, function: Callable[[], Any]) -> nn.Module:
 
 
 def pretrained_weights(spec: str) -> dict[str, Tensor]:
-    """The weights that timm or torchvision has for a model, its own classifier among them.
-
-    Args:
-        spec: timm:NAME or torchvision:NAME.
-
-    Raises:
-        ValueError: for a library that is not installed, a model without weights, or weights that cannot be downloaded.
-    """
+    """The weights that timm or torchvision has for a model, its own classifier among them."""
     library, _, name = spec.partition(":")
     found = _imported(library, f"init {spec}")
     try:

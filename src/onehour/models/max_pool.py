@@ -13,8 +13,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["MaxPool"]
-
 HIGH, WIDE = 32, 64
 
 

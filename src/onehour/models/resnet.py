@@ -1,4 +1,7 @@
-"""ResNet-18 … 152 as the paper trains them (§5.1): stride 2 in the 3×3 convolution, torchvision's state-dict keys."""
+"""ResNet-18 … 152 as the paper trains them (§5.1): stride 2 in the 3×3 convolution, torchvision's state-dict keys.
+
+And small ones, for the embedded digits and for images as MNIST has them.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onehour.rules.batchnorm import batchnorm_relu, kernels_take
-
-__all__ = [
-    "BasicBlock",
-    "Bottleneck",
-    "ResNet",
-    "resnet18",
-    "resnet18_cifar",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-]
 
 
 class BasicBlock(nn.Module):
@@ -73,18 +64,10 @@ class ResNet(nn.Module):
     """A residual network for images of about 224 pixels.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
-        depths: blocks of each of the four stages.
-        channels: channels of the images.
-        classes: labels.
         small_images: a 3×3 stem without pooling, for images of 32 pixels.
 
     Shape:
         (N, channels, H, W) → (N, classes).
-
-    >>> import torch
-    >>> ResNet(BasicBlock, (1, 1, 1, 1), classes=5)(torch.randn(2, 3, 64, 64)).shape
-    torch.Size([2, 5])
     """
 
     def __init__(
@@ -120,12 +103,51 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class SmallResNet(nn.Module):
+    """A 3×3 stem, one basic block a stage, global average pooling, one linear layer.
+
+    Args:
+        widths: channels of each stage; every stage after the first halves the image.
+        stride: of the stem; 2 halves the image there.
+
+    Shape:
+        (N, channels, H, W) → (N, classes).
+    """
+
+    def __init__(self, widths: tuple[int, ...], *, channels: int, classes: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.stages = len(widths)
+        inside = widths[0]
+        for number, width in enumerate(widths, 1):
+            setattr(self, f"layer{number}", nn.Sequential(BasicBlock(inside, width, stride=1 if number == 1 else 2)))
+            inside = width
+        self.fc = nn.Linear(inside, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = batchnorm_relu(self.bn1, self.conv1(images))
+        for number in range(1, self.stages + 1):
+            x = getattr(self, f"layer{number}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
 def _max_pool(x: Tensor) -> Tensor:
     if kernels_take(x):
         from onehour.models.max_pool import MaxPool  # needs triton
 
         return MaxPool.apply(x)
     return F.max_pool2d(x, 3, stride=2, padding=1)
+
+
+def resnet8(*, channels: int = 1, classes: int = 10) -> SmallResNet:
+    """ResNet-8 with widths 8, 16, 32: 19.8 thousand parameters, for 8×8 digits."""
+    return SmallResNet((8, 16, 32), channels=channels, classes=classes)
+
+
+def resnet8_wide(*, channels: int = 1, classes: int = 10) -> SmallResNet:
+    """ResNet-8 with widths 16, 64, 128 and a stem of stride 2: 284 thousand parameters, for images of 28 pixels."""
+    return SmallResNet((16, 64, 128), channels=channels, classes=classes, stride=2)
 
 
 def resnet18(**options: Any) -> ResNet:

@@ -8,7 +8,7 @@ from typing import TypedDict
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int
 from onehour.rules.minibatch import Minibatch
 
-__all__ = ["AdamOptions", "adam_scaling"]
+__all__ = ["adam_scaling"]
 
 ROUNDING = 1e-9
 
@@ -70,11 +70,7 @@ def adam_scaling(
 
 
 def scaled_beta(name: str, beta: float, times: float) -> float:
-    """1 − κ·(1 − β); no average, β = 0, stays none.
-
-    Raises:
-        ValueError: where that is not above zero.
-    """
+    """1 − κ·(1 − β); no average, β = 0, stays none."""
     if beta and times * (1 - beta) > 1 - ROUNDING:
         raise ValueError(
             f"at {times:g} times the minibatch {name} {beta:g} becomes 1 − {times:g} · {1 - beta:.4g} ="

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from onehour.rules.minibatch import Minibatch, size_of
 
-__all__ = ["global_mean", "halve", "merges_after", "tree_sum"]
+__all__ = ["global_mean"]
 
 
 def global_mean(loss_sum: Any, minibatch: Minibatch | int) -> Any:
@@ -32,23 +31,12 @@ def halve(span: range) -> tuple[range, range]:
     return range(span.start, middle), range(middle, span.stop)
 
 
-def tree_sum(values: Sequence[Any]) -> Any:
-    """Σ of the workers' values along one fixed binary tree: sum(a, b) = sum(a, m) + sum(m, b), m the middle.
-
-    Floating-point addition depends on its order; this order depends on k alone. Any division of the workers among
-    processes that follows the tree (`place_by_halving`) can therefore give the same bits.
-
-    >>> tree_sum([1.0, 2.0, 3.0, 4.0, 5.0])
-    15.0
-    """
-    if not values:
-        raise ValueError("tree_sum needs at least one value")
-    left, right = halve(range(len(values)))
-    return tree_sum(values[: len(left)]) + tree_sum(values[len(left) :]) if left else values[right.start]
-
-
 def merges_after(workers: range) -> list[int]:
     """How many sums of the tree over `workers` are complete, one within the other, once each worker's value is there.
+
+    The tree is sum(a, b) = sum(a, m) + sum(m, b) with m the middle: floating-point addition depends on its order, and
+    this order depends on k alone. Any division of the workers among processes that follows it (`place_by_halving`) can
+    therefore give the same bits.
 
     Adding the two newest values that often after each worker walks the tree with at most log2(k) + 1 values held.
 

@@ -6,8 +6,6 @@ import math
 import numbers
 from typing import Any
 
-__all__ = ["fraction", "not_negative", "number", "positive", "positive_int", "whole_number"]
-
 
 def number(name: str, value: Any) -> int | float:
     """`value` as a plain int or float: of numpy's number, a fraction, or a tensor or an array of shape ()."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["Asker", "asker", "fixes_its_length"]
-
 FIX_THE_LENGTH = (
     *("lightning.pytorch.", "pytorch_lightning.", "transformers."),
     *("lightning.fabric.utilities.data.", "lightning_fabric.utilities.data."),

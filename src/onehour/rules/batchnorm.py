@@ -25,16 +25,7 @@ from torch.overrides import TorchFunctionMode
 from onehour.rules.arguments import positive_int
 from onehour.rules.trial import SAMPLES, batch_for, varied, why_not_alone
 
-__all__ = [
-    "GhostBatchNorm1d",
-    "GhostBatchNorm2d",
-    "GhostBatchNorm3d",
-    "accumulate",
-    "batchnorm_relu",
-    "convert_batchnorm",
-    "ghost_layers",
-    "kernels_take",
-]
+__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "accumulate", "convert_batchnorm"]
 
 
 class _Ghost(_BatchNorm):

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from onehour.rules.arguments import not_negative
 
-__all__ = ["NORMALISATION", "parameter_groups"]
+__all__ = ["parameter_groups"]
 
 NORMALISATION: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Modules whose γ and β are not decayed; BatchNorm and InstanceNorm of every dimension derive from the first."""

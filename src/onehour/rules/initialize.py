@@ -69,7 +69,7 @@ def last_batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
     A residual block is a module with an attribute `downsample` or `shortcut` (None where the shortcut is the
     identity), as in torchvision, timm and here; its last BatchNorm is the last one outside that shortcut.
 
-    >>> from onehour.models.small import resnet8
+    >>> from onehour.models.resnet import resnet8
     >>> list(last_batchnorms(resnet8()))
     ['layer1.0.bn2', 'layer2.0.bn2', 'layer3.0.bn2']
     """

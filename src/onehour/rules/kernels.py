@@ -23,8 +23,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Ghost", "ghost_backward", "ghost_forward"]
-
 SPLIT = 64
 """Into how many parts a worker's rows may be cut; their sums lie in one tile when they are added."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onehour.rules.arguments import whole_number
 
-__all__ = ["random_bits", "seed_for"]
+__all__ = ["seed_for"]
 
 
 def seed_for(seed: int, purpose: str, *keys: int) -> int:

@@ -12,17 +12,12 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from onehour.rules.names import match_names
 
-__all__ = ["freeze_", "frozen_statistics", "scale_rates"]
-
 
 def freeze_(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
     """Parameters that a pattern matches no longer train, and their BatchNorm keeps its running statistics.
 
     A BatchNorm all of whose parameters match, or whose statistics do if it has none, normalises by them in training
     too, as in evaluation, and no iteration moves them.
-
-    Raises:
-        ValueError: for a pattern that matches nothing, or if nothing is left to train.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
     >>> [layer.training for layer in freeze_(model, ["0.*", "1.*"]).train()]
@@ -64,14 +59,6 @@ def scale_rates(
     """Parameter groups divided by factors of the rate, each with its `lr`, and the factor as `lr_scale`, as in timm.
 
     Those without a factor come first: where a schedule sets the first group's rate, the others keep their ratios to it.
-
-    Args:
-        groups: of the model's trained parameters.
-        factors: by patterns of names.
-        lr: the rate that the groups start with.
-
-    Raises:
-        ValueError: for a pattern that matches no parameter that trains, or a parameter that two match.
 
     >>> model = nn.Linear(2, 2)
     >>> groups = scale_rates([{"params": [*model.parameters()]}], model, {"bias": 2.0}, lr=0.1)

@@ -8,16 +8,7 @@ from fractions import Fraction
 
 from onehour.rules.arguments import fraction, positive, positive_int
 
-__all__ = [
-    "Minibatch",
-    "ema_scaling",
-    "fixed_scaling",
-    "linear_scaling",
-    "parse_size",
-    "size_of",
-    "sqrt_scaling",
-    "whole_workers",
-]
+__all__ = ["Minibatch", "fixed_scaling", "linear_scaling", "sqrt_scaling"]
 
 
 @dataclass(frozen=True)
@@ -148,11 +139,7 @@ def whole_workers(name: str, images: int, *, per_worker: int, samples: int | Non
     """How many workers of n see `images` together.
 
     Args:
-        name: of the images, in a message.
         samples: N, where no more than these may be taken.
-
-    Raises:
-        ValueError: if n does not divide them, or there are not so many.
 
     >>> whole_workers("minibatch", 8192, per_worker=32)
     256

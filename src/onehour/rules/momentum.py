@@ -13,56 +13,16 @@ from torch.optim import Optimizer
 from onehour.rules.arguments import not_negative
 from onehour.rules.probe import probe, unwrapped
 
-__all__ = [
-    "correct_momentum",
-    "momentum_form",
-    "scale_velocity",
-    "set_rate",
-    "step_inside",
-    "step_outside",
-    "velocity_inside",
-    "velocity_keys",
-]
+__all__ = ["correct_momentum", "momentum_form"]
 
 Form = Literal["outside", "inside"]
 
 
-def step_outside(weight: Tensor, velocity: Tensor, gradient: Tensor, *, lr: float, momentum: float):
-    """Form A (eq 9): u' = m·u + g; w' = w − η·u'. The rate is outside; `torch.optim.SGD` is this form.
-
-    >>> w, u, g = torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0)
-    >>> step_outside(w, u, g, lr=0.5, momentum=0.9)
-    (tensor(0.5000), tensor(1.))
-    """
-    velocity = momentum * velocity + gradient
-    return weight - lr * velocity, velocity
-
-
-def step_inside(
-    weight: Tensor,
-    velocity: Tensor,
-    gradient: Tensor,
-    *,
-    lr: float,
-    momentum: float,
-    previous_lr: float | None = None,
-):
-    """Form B with the correction (eq 10): v' = m·(η_{t+1}/η_t)·v + η_{t+1}·g; w' = w − v'.
-
-    The rate is inside the velocity, as in Caffe2 and Keras. `previous_lr` is η_t; None leaves the correction out,
-    which is right only while the rate is constant.
-
-    >>> w, v, g = torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0)
-    >>> step_inside(w, v, g, lr=0.2, momentum=0.5, previous_lr=0.1)
-    (tensor(0.), tensor(1.))
-    """
-    factor = momentum if previous_lr is None else momentum * lr / previous_lr
-    velocity = factor * velocity + lr * gradient
-    return weight - velocity, velocity
-
-
 def momentum_form(optimizer: Optimizer) -> Form:
     """Whether the optimizer keeps the rate outside its velocity (form A) or inside (form B), by probing a copy.
+
+    Form A (eq 9): u' = m·u + g; w' = w − η·u', as of `torch.optim.SGD`. Form B with its correction (eq 10):
+    v' = m·(η_{t+1}/η_t)·v + η_{t+1}·g; w' = w − v', as of Caffe2 and Keras, which leave the correction out.
 
     A copy with one-element parameters takes a step with a gradient and one without, at two second rates: what the
     second step moves is the velocity's doing. It follows the second rate in form A and ignores it in form B.

@@ -12,14 +12,9 @@ from typing import Any
 
 from onehour.rules.arguments import positive
 
-__all__ = ["layer_rates", "match_names", "patterns"]
-
 
 def patterns(name: str, given: Any) -> tuple[str, ...]:
     """A list of patterns; one text would be a pattern for each letter.
-
-    Raises:
-        ValueError: for anything else.
 
     >>> patterns("freeze", ["stem.*"])
     ('stem.*',)
@@ -32,9 +27,6 @@ def patterns(name: str, given: Any) -> tuple[str, ...]:
 
 def layer_rates(given: Any) -> tuple[str, ...]:
     """PATTERN=FACTOR in the patterns' order, of such texts or of a table.
-
-    Raises:
-        ValueError: for another form, or a factor that is not above zero.
 
     >>> layer_rates({"stem.*": 0.1, "head.*": 10})
     ('head.*=10.0', 'stem.*=0.1')
@@ -59,13 +51,6 @@ def layer_rates(given: Any) -> tuple[str, ...]:
 
 def match_names(patterns: Sequence[str], names: Sequence[str], *, what: str, of: str) -> dict[str, list[str]]:
     """The names that each pattern stands for.
-
-    Args:
-        what: the patterns are, in messages.
-        of: what the names are.
-
-    Raises:
-        ValueError: for a pattern that stands for none, with what is near it.
 
     >>> match_names(["stem.*"], ["stem.weight", "head.weight"], what="freeze", of="parameter")
     {'stem.*': ['stem.weight']}

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Probed", "is_adaptive", "probe", "unwrapped"]
-
 RATE = 1e-2
 STEPS = 8
 """Some divide by the gradient's size from a later step on: RAdam from its sixth."""
@@ -54,14 +52,7 @@ def is_adaptive(optimizer: Optimizer) -> bool:
 
 @torch.no_grad()
 def probe(optimizer: Optimizer, *, rates: Sequence[float], gradients: Sequence[float], weight: float = 0.0) -> Probed:
-    """Step a copy once at each rate, with that step's gradient, from parameters of one element.
-
-    Args:
-        weight: what the parameters begin with.
-
-    Raises:
-        ValueError: if it cannot be stepped without arguments.
-    """
+    """Step a copy once at each rate, with that step's gradient, from parameters of one element."""
     try:
         try:
             parameters, before, state = _stepped(optimizer, rates, gradients, weight, kept=False)

@@ -218,10 +218,7 @@ class StreamSampler(Sampler[list[int]]):
     """Use `StreamBatchSampler`: this one gives a whole run at each `iter`. It is here for one version more.
 
     Args:
-        stream: the run's samples.
         worker: j, which worker's share; a range of workers' for a process that hosts several.
-        start: the first iteration.
-        stop: the iteration to end before.
 
     >>> stream = SampleStream(samples=8, minibatch=4, seed=0)
     >>> with warnings.catch_warnings(action="ignore"):

@@ -11,7 +11,7 @@ from onehour.rules.arguments import positive_int, whole_number
 from onehour.rules.keys import random_bits, seed_for
 from onehour.rules.minibatch import Minibatch
 
-__all__ = ["SampleStream", "permutation"]
+__all__ = ["SampleStream"]
 
 
 def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["SAMPLES", "batch_for", "varied", "why_not_alone"]
-
 SAMPLES, WORKERS = 3, 2
 """n and g of a trial."""
 

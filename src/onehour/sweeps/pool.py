@@ -16,9 +16,10 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-from onehour.dist.signals import STOPS, held_back, ignore_stops
+from onehour.dist.signals import STOPS, ignore_stops
 from onehour.execution import Execution
 from onehour.files import open_inside
+from onehour.leaving import signals_wait
 from onehour.lock import HeldFolder
 from onehour.messages import printable
 from onehour.sweeps.task import Task, run_task
@@ -82,7 +83,7 @@ class _Worker:
         with _only_own_modules():
             resource_tracker.ensure_running()  # which would let every signal in again
         # A terminal's Ctrl-C reaches it before it can ignore it.
-        with _only_own_modules(), held_back(but=[signal.SIGTERM]):
+        with _only_own_modules(), signals_wait(*{*STOPS} - {signal.SIGTERM}):
             self.process.start()
         theirs.close()
         self.task: Task | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from onehour.dist.devices import refuse_too_few_gpus
+from onehour.dist.devices import pick_device, refuse_too_few_gpus
 from onehour.dist.placement import place
 from onehour.execution import Execution
 from onehour.files import opened
@@ -25,7 +25,6 @@ from onehour.study.spec import SPEC, Cell, SweepSpec
 from onehour.sweeps.pool import Event, run_tasks
 from onehour.sweeps.task import Task, run_task
 from onehour.training.checkpoint import latest_contents
-from onehour.training.device import pick_device
 from onehour.training.record import Run, StoppedError, differences, finished_run
 
 TOGETHER = 10  # seeds in one network at most: beyond, nothing is gained

@@ -1,6 +1,6 @@
 """Whether all processes of a run are about to train the same: what decides its numbers beside its recipe, compared.
 
-Compared as short texts before the first iteration, and named where they differ; recorded as the run's environment.
+Compared as short texts before the first iteration, and named where they differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import platform
 import re
 import socket
-import subprocess
 import sys
 import sysconfig
 import time
@@ -33,13 +32,12 @@ from onehour.data.images import Images
 from onehour.data.processes import in_child
 from onehour.data.samples import Keyed, leaves
 from onehour.data.sources import Data
+from onehour.dist.devices import build_of
 from onehour.dist.group import Group
 from onehour.entry import is_entry, make_importable
-from onehour.machine import cores, which_cores
+from onehour.machine import which_cores
+from onehour.messages import say
 from onehour.rules.keys import random_bits, seed_for
-from onehour.training.device import build_of
-
-__all__ = ["Facts", "agree", "environment", "facts_of_data", "facts_of_model", "facts_of_start", "refusal"]
 
 Facts = Mapping[str, Mapping[str, Any]]
 """What a process is about to do: by kind, then by name, values that JSON has."""
@@ -67,7 +65,6 @@ def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = No
     Of the recipe every field counts; of other kinds what both have, since a process may know less than another one.
 
     Args:
-        facts: of this process.
         failed: why it cannot go on. Then nobody does, and all hear it.
         allowed: kinds that may differ, if all processes allow it; process 0 then prints how they do.
 
@@ -91,8 +88,7 @@ def agree(group: Group, facts: Facts = NOTHING, *, failed: Exception | None = No
         if refused:
             raise ValueError(refused) from failed
         if borne and group.rank == 0:
-            with suppress(OSError):  # nor does an output that cannot be written end a run
-                print(f"warning: as allowed, {borne}", file=sys.stderr, flush=True)
+            say(f"warning: as allowed, {borne}", sys.stderr)
         here = [each["cores"] for each in said if each["host"] == mine["host"]]
         return sum(bool(cores & mine["cores"]) for cores in here)
     if failed is not None:
@@ -257,12 +253,6 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
 
     All of it where it lies in memory as tensors, all labels where they are known, and of the rest some samples, which a
     process of their own reads. A side whose images differ from one reading to the next says nothing of its images.
-
-    Args:
-        recipe: completed.
-
-    Raises:
-        ValueError: if a sample cannot be read.
     """
     sides = {"training": data.train, "validation": data.validation}
     numbers = {side: look.samples for side, look in zip(sides, data.looks, strict=True)}
@@ -383,44 +373,3 @@ def _described(tensor: Tensor) -> str:
 
 def _digest(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=4).hexdigest()
-
-
-def environment(execution: dict[str, Any]) -> dict[str, Any]:
-    """What a result may depend on outside the recipe, for a session's line of environment.json.
-
-    Args:
-        execution: how it runs, added as it is.
-    """
-    import onehour
-
-    return {
-        "command": sys.argv,
-        "commit": _commit(),
-        "onehour": onehour.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        **execution,
-    }
-
-
-def _commit() -> str | None:
-    """Of the repository that the command was given in, if it was in one."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AveragedWeights", "averages_in"]
-
 PREFIX = "ema/"
 """Of their names in a checkpoint, where what an optimizer keeps is called after its parameter."""
 
@@ -21,7 +19,6 @@ class AveragedWeights:
     of older weights than ā is made of.
 
     Args:
-        model: with its initial weights, on its device.
         decay: ρ' of the run's minibatch.
     """
 
@@ -62,11 +59,7 @@ class AveragedWeights:
         return {f"{PREFIX}{name}": lies[weight] for name, weight in self._named.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take what `state` gave out of a checkpoint's tensors.
-
-        Raises:
-            KeyError: if it is not there.
-        """
+        """Take what `state` gave out of a checkpoint's tensors."""
         for name, average in self.state().items():
             average.copy_(state.pop(name))
 

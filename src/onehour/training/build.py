@@ -13,10 +13,12 @@ from torch.optim import Optimizer
 
 from onehour.config import Recipe
 from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
-from onehour.data.loader import PATIENCE, Feed, moved, prepared, prepared_batch
+from onehour.data.loader import Feed, moved, prepared, prepared_batch
+from onehour.data.loader_processes import PATIENCE
 from onehour.data.mixing import refuse_mixing
 from onehour.data.samples import Form, Keyed, mapped
 from onehour.data.sources import Data, load_data
+from onehour.dist.devices import pick_device
 from onehour.dist.group import Group
 from onehour.dist.launched import launched
 from onehour.dist.placement import place, place_by_halving
@@ -34,27 +36,9 @@ from onehour.rules.layers import freeze_, frozen_statistics, scale_rates
 from onehour.rules.names import match_names
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
-from onehour.training.device import pick_device
 from onehour.training.kept_batchnorm import refuse_synchronised, tracked_layers
 from onehour.training.refusals import refuse_model
 from onehour.training.task import CLASSIFICATION, Task, task_of
-
-__all__ = [
-    "OPTIMIZERS",
-    "Feeds",
-    "build_model",
-    "build_optimizer",
-    "classes_of",
-    "complete",
-    "draws_numbers",
-    "effects",
-    "image_options",
-    "open_feeds",
-    "outputs_of",
-    "pick_loaders",
-    "pick_share",
-    "pick_workers_per_pass",
-]
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -77,7 +61,7 @@ ON_CUDA: dict[str, dict[str, Any]] = {
 On the device the rate, and what nadam and radam count with, are float32.
 """
 OF_IMAGES = ("bad_images", "exif_orientation", "pixel_cap", "image_size", "test_resize", "train_transform")
-"""Fields that data of another kind must not be asked for."""
+"""Fields of `ImageOptions`, which data of another kind must not be asked for."""
 PASS_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Images a fused pass may hold: on the CPU, activations should stay in the caches; a GPU must be kept busy."""
 
@@ -94,11 +78,7 @@ def complete(
     Args:
         recipe: names the data, unless `data` is given.
         data: (train, validation) as objects, or one to divide.
-        collate: in place of the recipe's name.
         trains: False evaluates alone, which takes data of any size: N stays open.
-
-    Raises:
-        ValueError: for unusable data, or a minibatch larger than it where it trains.
     """
     if recipe.task is not None and is_entry(recipe.task):
         resolve("task", recipe.task)  # a wrong name is said before anything that takes longer
@@ -124,14 +104,8 @@ def complete(
 
 def image_options(recipe: Recipe, *, trains: bool = False) -> dict[str, Any]:
     """How a recipe reads images at a path: options of `ImageOptions`."""
-    return {
-        "exif": recipe.exif_orientation,
-        "pixels": recipe.pixel_cap,
-        "skip": recipe.bad_images == "skip",
-        "size": recipe.image_size,
-        "resize": recipe.test_resize,
-        "transform": recipe.train_transform if trains else "",
-    }
+    options = {name: getattr(recipe, name) for name in OF_IMAGES}
+    return options if trains else options | {"train_transform": ""}
 
 
 def _refuse_labels(data: Data, classes: Classes) -> None:
@@ -167,9 +141,6 @@ def build_model(
 
     Args:
         task: of one's own, which is tried on a sample; None for the recipe's.
-
-    Raises:
-        ValueError: if it cannot be built, converted, or run on the data.
     """
     random: Any = torch.random  # which has no types
     with random.fork_rng(devices=[]):
@@ -238,7 +209,7 @@ def outputs_of(model: nn.Module, recipe: Recipe, data: Data, device: torch.devic
 def effects(recipe: Recipe, model: nn.Module) -> str:
     """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay, and what else was asked for.
 
-    >>> from onehour.models.small import resnet8
+    >>> from onehour.models.resnet import resnet8
     >>> effects(Recipe(weight_decay=1e-4), convert_batchnorm(init_weights_(resnet8()), 32))
     'BatchNorm over n = 32 in 9 layers, γ = 0 in 3 of them; weight decay 0.0001 on 11 of 29 tensors'
     """
@@ -280,9 +251,6 @@ def build_optimizer(
 
     Args:
         without: module types whose parameters do not decay.
-
-    Raises:
-        ValueError: for an unknown name, a class that cannot be built, or the linear rule with one that is adaptive.
     """
     groups = parameter_groups(model, weight_decay=recipe.target_weight_decay, without=without)
     lr = recipe.schedule(0.0)
@@ -318,13 +286,10 @@ def build_optimizer(
 
 
 class Feeds(NamedTuple):
-    """A run's two sides."""
-
     training: Feed
     validation: Feed
 
     def close(self) -> None:
-        """End the processes that load."""
         self.training.close()
         self.validation.close()
 
@@ -342,7 +307,6 @@ def open_feeds(
     """Both sides of a run's data, as this process loads them.
 
     Args:
-        stream: which samples each iteration takes.
         model: whose outputs the labels must be, where the recipe does not say.
         warn: is told of processes that were replaced, in process 0.
     """

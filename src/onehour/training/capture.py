@@ -11,8 +11,6 @@ from onehour.data.loader import Batch
 from onehour.messages import blame
 from onehour.training.measure import StepTimer
 
-__all__ = ["CapturedIteration", "Launch"]
-
 WARMUPS = 3
 """Iterations that are launched one kernel after another first: libraries choose their algorithms in them."""
 

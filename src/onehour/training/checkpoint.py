@@ -28,16 +28,11 @@ from onehour.training.record import Run
 from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
 from onehour.training.store import FILES, Store, digest_of_recipe
 
-__all__ = ["Checkpoints", "SaveInterval", "latest_contents"]
-
 
 def latest_contents(folder: Path) -> list[bytes] | None:
     """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
 
     Newer ones that do not are named on standard error.
-
-    Raises:
-        ValueError: if checkpoints exist and none verifies, or the folder is no run's.
     """
     store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe))
     stored = store.newest(lambda text: say(f"onehour: warning: {text}", sys.stderr))
@@ -65,11 +60,7 @@ class Checkpoints:
     """Saves and loads a run's checkpoints.
 
     Args:
-        folder: the run's.
-        recipe: completed.
         group: only its process 0 touches the disk.
-        warn: is told what a person should know: a damaged checkpoint, a full disk.
-        inside: a path to the very folder that process 0 holds; None for its name.
     """
 
     def __init__(
@@ -86,11 +77,7 @@ class Checkpoints:
     def load(
         self, model: nn.Module, optimizer: Optimizer, *, average: AveragedWeights | None = None
     ) -> dict[str, Any] | None:
-        """Load the newest checkpoint that verifies, on every process; its progress, None where there is none.
-
-        Raises:
-            ValueError: if checkpoints exist and none verifies, or the newest is of another model.
-        """
+        """Load the newest checkpoint that verifies, on every process; its progress, None where there is none."""
         found: list[bytes | None] = [None] * (1 + len(FILES))
         if self.group.rank == 0:
             try:
@@ -173,6 +160,5 @@ class Checkpoints:
         return not self._failed
 
     def close(self) -> None:
-        """Wait, and end the writer."""
         self.wait()
         self._thread.shutdown()

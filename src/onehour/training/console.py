@@ -20,14 +20,11 @@ from onehour.messages import blame, encodable, nearest, say
 from onehour.training.measure import Metrics
 from onehour.training.record import Metric
 
-__all__ = ["Console", "Logger", "Loggers", "load_logger"]
-
 
 class Console:
     """Prints a run's progress.
 
     Args:
-        recipe: completed.
         quiet: print nothing; for every process but the first.
         warns: print what a person should know all the same, behind this.
     """
@@ -46,7 +43,6 @@ class Console:
         )
 
     def start(self, iteration: int, iterations: int, *, processes: int, folder: Any, rules: str) -> None:
-        """Say what runs where."""
         r = self.recipe
         rate = f"rate {r.base_lr:g} → {r.target_lr:g}" if r.warms_up else f"rate {r.target_lr:g}"
         self._say(
@@ -64,7 +60,6 @@ class Console:
         self._task = self._progress.add_task("training", total=iterations, completed=iteration)
 
     def step(self, iteration: int) -> None:
-        """An iteration is done."""
         if not self._progress.disable:
             with self._unheard():
                 self._progress.update(self._task, completed=iteration)
@@ -93,7 +88,6 @@ class Console:
             print(f"{self.warns}warning: {text}")
 
     def close(self) -> None:
-        """Give the terminal back."""
         with self._unheard():
             self._progress.stop()
 
@@ -171,12 +165,7 @@ NAMED = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def load_logger(spec: str | None) -> Logger | None:
-    """The logger of `--log`.
-
-    Raises:
-        ValueError: for an unknown name, a missing package (with the command that installs it), or a class that lacks
-            one of the three methods.
-    """
+    """The logger of `--log`."""
     if spec is None:
         return None
     if spec in NAMED:
@@ -206,7 +195,6 @@ class Loggers:
         self.logger = logger
 
     def tell(self, method: Literal["start", "log", "finish"], *arguments: Any) -> None:
-        """Call one of its methods, if there is a logger."""
         if self.logger is None:
             return
         try:

@@ -13,7 +13,6 @@ from typing import Any
 from safetensors.torch import load
 
 from onehour.config import Recipe
-from onehour.data.loader import BAD_IMAGES
 from onehour.data.sources import Data
 from onehour.execution import Execution
 from onehour.files import replace_whole
@@ -24,10 +23,9 @@ from onehour.training.checkpoint import latest_contents
 from onehour.training.decisions import decisions_of
 from onehour.training.record import RECIPE, Run, differences
 from onehour.training.recorder import LINES, take_folder
+from onehour.training.skipping import BAD_IMAGES
 from onehour.training.state import digest_of
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
-
-__all__ = ["begin_from", "changed_schedule", "complete_for"]
 
 MAY_CHANGE = ("epochs", "base_lr", "decay", "decay_factor", "milestones", "warmup", "warmup_epochs", "continues")
 
@@ -35,12 +33,7 @@ MAY_CHANGE = ("epochs", "base_lr", "decay", "decay_factor", "milestones", "warmu
 def complete_for(
     recipe: Recipe, execution: Execution, data: Any = None, collate: Callable[[list[Any]], Any] | None = None
 ) -> tuple[Recipe, Data]:
-    """As `complete`; the recipe of a run that goes on from `execution.continues` names it.
-
-    Raises:
-        ValueError: as `complete`; if such a run changes more than the schedule, has no iteration left, or would begin
-            without the old run.
-    """
+    """As `complete`; the recipe of a run that goes on from `execution.continues` names it."""
     old, folder = execution.continues, execution.folder(recipe)
     if old is None:
         if recipe.continues and (execution.fresh or not checkpoint_folders(folder)):
@@ -86,12 +79,6 @@ def begin_from(recipe: Recipe, execution: Execution) -> None:
     """Let the run's folder be that of one which has come as far as the old run, unless it has a checkpoint.
 
     For process 0. The checkpoint is written last: without one the folder is not trained in.
-
-    Args:
-        recipe: as `complete_for` gave it.
-
-    Raises:
-        ValueError: if the old run has gone on in the meantime, or the disk refuses.
     """
     folder = execution.folder(recipe)
     if execution.continues is None or checkpoint_folders(folder):
@@ -140,11 +127,7 @@ def changed_schedule(old: Recipe, new: Recipe, iteration: int) -> str:
 
 
 def _stands(folder: Path) -> tuple[int, list[bytes], str]:
-    """The iteration of a run's newest checkpoint, its files, and what `Recipe.continues` says of it.
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """The iteration of a run's newest checkpoint, its files, and what `Recipe.continues` says of it."""
     contents = latest_contents(folder)
     if contents is None:
         raise ValueError(f"{folder} has no checkpoint to go on from yet")

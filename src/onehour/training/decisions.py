@@ -18,15 +18,9 @@ from onehour.rules.momentum import velocity_inside
 from onehour.rules.shuffle import SampleStream, permutation
 from onehour.training.build import build_optimizer
 
-__all__ = ["BROKEN", "Decisions", "InsideSGD", "decisions_of"]
-
 
 class Decisions:
-    """The decisions of a run that loops get wrong, taken right; a pitfall overrides one.
-
-    Args:
-        recipe: completed.
-    """
+    """The decisions of a run that loops get wrong, taken right; a pitfall overrides one."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.samples is not None
@@ -99,7 +93,6 @@ class InsideSGD(Optimizer):
 
     Args:
         params: parameters or groups, with `weight_decay` λ, coupled.
-        lr, momentum, nesterov: η, m and the form.
     """
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, nesterov: bool = False) -> None:
@@ -107,7 +100,6 @@ class InsideSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for weight in (p for p in group["params"] if p.grad is not None):
                 state = self.state[weight]
@@ -202,12 +194,5 @@ BROKEN: dict[str, type[Decisions]] = {
 
 
 def decisions_of(recipe: Recipe) -> Decisions:
-    """A recipe's decisions, with its pitfall if it has one.
-
-    Raises:
-        ValueError: where the recipe cannot have that pitfall.
-
-    >>> decisions_of(Recipe(samples=1024, minibatch=512, pitfall="warmup-per-epoch")).rate(9)
-    0.18000000000000002
-    """
+    """A recipe's decisions, with its pitfall if it has one."""
     return (Decisions if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)

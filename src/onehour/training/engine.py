@@ -21,15 +21,6 @@ from onehour.training.refusals import refuse_batch, refuse_rows
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 from onehour.training.watchdog import never
 
-__all__ = [
-    "EvaluationStoppedError",
-    "ModelAndOptimizer",
-    "Network",
-    "RunningStatistics",
-    "any_process",
-    "evaluate",
-]
-
 IN_ORDER = ("cuda",)
 """Where the statistics of all layers are added at once, in whatever order a model calls them.
 

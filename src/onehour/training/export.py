@@ -28,8 +28,6 @@ from onehour.training.build import complete
 from onehour.training.store import as_safetensors
 from onehour.training.weights import fit, load_file, read_weights
 
-__all__ = ["PROGRAMS", "TOLERANCE", "WEIGHTS", "export_program", "export_weights", "refuse_place", "write_weights"]
-
 WEIGHTS, PROGRAMS = (".safetensors", ".pt", ".pth"), (".pt2", ".onnx")
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest one where that is above 1, that counts as the same network."""
@@ -39,11 +37,7 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def refuse_place(to: Path, suffixes: Iterable[str], *, force: bool) -> None:
-    """Refuse a file's name before anything is computed.
-
-    Raises:
-        ValueError: for another ending, or a file that is there and not to be replaced.
-    """
+    """Refuse a file's name before anything is computed."""
     if to.suffix not in suffixes:
         *others, last = suffixes
         raise ValueError(f"{to} must end in {', '.join(others)} or {last}")
@@ -55,12 +49,7 @@ def export_weights(source: Path, to: Path, *, force: bool = False, ema: bool = F
     """Write the weights of a run, or of a file, as a plain state dict, whole or not at all.
 
     Args:
-        source, ema: as for `read_weights`.
         to: ends in .safetensors, .pt or .pth; loads in torchvision's and timm's model of the same name.
-        force: replace a file that is there.
-
-    Raises:
-        ValueError: for another ending, a file that is there already, or a disk that refuses; nothing is left then.
     """
     refuse_place(to, WEIGHTS, force=force)
     return write_weights(read_weights(source, ema=ema), to)
@@ -84,26 +73,19 @@ def write_weights(weights: dict[str, Tensor], to: Path) -> Path:
 
 
 def export_program(
-    source: Path, to: Path, *, recipe: Recipe, data: Any = None, force: bool = False, ema: bool = False
+    source: Path, to: Path, *, recipe: Recipe, force: bool = False, ema: bool = False
 ) -> tuple[tuple[int, ...], float]:
     """Write the network itself, in float32, for batches of any size: images as the network takes them, to logits.
 
     It is the plain network that the recipe names, with torch's own BatchNorm in evaluation.
 
     Args:
-        source: as for `read_weights`.
         to: ends in .pt2 (`torch.export.load`) or .onnx (inputs "images", outputs "logits").
         recipe: names model and data; the shape of images comes from its validation data.
-        data: (train, validation) in place of the recipe's.
-        force: replace a file that is there.
 
     Returns:
         The shape of an image, and the largest difference between the file's logits and the network's on validation
         images, relative to the largest logit where that is above 1.
-
-    Raises:
-        ValueError: for another ending, a file that is there already, packages that are missing, a network that torch
-            cannot export, a difference above `TOLERANCE`, or a disk that refuses; nothing is left then.
     """
     refuse_place(to, PROGRAMS, force=force)
     if to.suffix == ".onnx":
@@ -114,7 +96,7 @@ def export_program(
             " .safetensors or .pt"
         )
     weights = read_weights(source, ema=ema)
-    recipe, loaded = complete(recipe, data, trains=False)
+    recipe, loaded = complete(recipe, trains=False)
     model = load_model(recipe.model, channels=loaded.channels, classes=recipe.classes)
     fit(model, weights, source)
     model, images = model.float().eval(), _images(loaded)

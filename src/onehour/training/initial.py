@@ -22,15 +22,12 @@ from onehour.training.state import digest_of
 from onehour.training.store import checkpoint_folders
 from onehour.training.weights import bytes_of, few, weights_in
 
-__all__ = ["Start", "has_begun", "start_from"]
-
 
 @dataclass(frozen=True)
 class Start:
     """What a model started from.
 
     Args:
-        source: the recipe's `init`.
         sha256: of the file; of a library's weights their digest.
         tensors: how many the model has.
         anew: those that the source lacks, which are as without `init`.
@@ -46,7 +43,6 @@ class Start:
     left_out: list[str]
 
     def __str__(self) -> str:
-        """In a line."""
         return "; ".join(self._parts())
 
     def _parts(self) -> Iterator[str]:

@@ -8,8 +8,6 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from onehour.training.engine import RunningStatistics, StatisticsRule
 
-__all__ = ["KeptStatistics", "refuse_synchronised", "tracked_layers"]
-
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -19,11 +17,7 @@ def tracked_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 def refuse_synchronised(model: nn.Module) -> None:
-    """Refuse a BatchNorm whose statistics are not those of a pass.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a BatchNorm whose statistics are not those of a pass."""
     for name, module in model.named_modules():
         if isinstance(module, nn.SyncBatchNorm):
             raise ValueError(
@@ -59,7 +53,6 @@ class KeptStatistics(RunningStatistics):
         """Nothing was left with the layers."""
 
     def begin_pass(self, workers: range) -> None:
-        """The next forward is over this worker."""
         assert len(workers) == 1
         if not self.layers:
             return
@@ -85,7 +78,6 @@ class KeptStatistics(RunningStatistics):
         self._workers += used
 
     def commit(self, live: Tensor) -> None:
-        """As `RunningStatistics.commit`."""
         if not self.layers:
             return
         self._running.copy_(self._begun[0])

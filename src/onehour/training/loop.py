@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onehour.config import Recipe
 from onehour.data.loader import Feed
 from onehour.data.sources import Data
+from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
@@ -21,24 +22,22 @@ from onehour.execution import Execution
 from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
 from onehour.training import build, refusals
-from onehour.training.agreement import agree, environment, facts_of_model
+from onehour.training.agreement import agree, facts_of_model
 from onehour.training.average import AveragedWeights
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.device import build_of, deterministic
 from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
 from onehour.training.initial import has_begun, start_from
 from onehour.training.measure import Clock, measured, profiled, timed
 from onehour.training.noise import GradientNoise
 from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
-from onehour.training.recorder import Progress, RunFolder, look_for_folder
+from onehour.training.recorder import Progress, RunFolder, environment, look_for_folder
+from onehour.training.skipping import Skipping
 from onehour.training.step import HostFlags, Iteration, Step
 from onehour.training.task import Evaluation, Sums, task_of
 from onehour.training.watchdog import Stopping, Watchdog, never
-
-__all__ = ["Loop", "iterate", "train_run"]
 
 
 def train_run(
@@ -55,13 +54,11 @@ def train_run(
     """Train to the end and write the run's folder; every process calls it with its group.
 
     Args:
-        recipe: completed by `complete`.
         model, task: an object or a function in place of the recipe's name.
         stop_asked: read at every iteration; when any process's says yes, all save the same iteration and stop.
         signals: ask for the same, and are looked for during evaluations too.
 
     Raises:
-        ValueError: for bad input.
         NonFiniteError: when the run has left the finite numbers.
         StoppedError: when it was asked to stop.
     """
@@ -162,13 +159,7 @@ class Loop:
     """Takes runs to their ends, in one process: one run, or several that differ by their seed as one network.
 
     Args:
-        decisions: of the recipe.
-        network: what is trained.
-        step: that takes it through an iteration.
-        feeds: the data.
         runs: the folders, one a seed.
-        stopping: whether to stop.
-        watchdog: is told of progress.
         interval: when to save between evaluations; of several seeds, at which evaluations.
         noise: measures the gradient noise, where that was asked for.
     """
@@ -196,7 +187,7 @@ class Loop:
         self.skipping = None
         if decisions.recipe.bad_images == "skip":
             folder = {"folder": runs[0].folder, "inside": runs[0].inside}
-            self.skipping = refusals.Skipping(decisions.recipe, feeds.training, stopping.group, **folder)
+            self.skipping = Skipping(decisions.recipe, feeds.training, stopping.group, **folder)
 
     def run(self, progress: Sequence[Progress | None], *, profile: int = 0) -> None:
         """Go on from where the runs stand, all at the same iteration.

@@ -26,8 +26,6 @@ from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
-__all__ = ["NOT_FINITE", "Clock", "Metrics", "StepTimer", "measured", "profiled", "summarise", "timed"]
-
 NOT_FINITE = (
     "the model's outputs are NaN or infinite for validation samples that are finite: val_loss is null, and where they"
     " are NaN the sample counts as an error"
@@ -69,7 +67,6 @@ class StepTimer:
             self._silent = False
 
     def end(self) -> None:
-        """End an iteration."""
         self._closed.append(self._laps)
 
     def steps(self) -> list[dict[str, float]]:
@@ -124,10 +121,6 @@ def profiled(
     """Trace the third iteration and those after it into trace-RANK.json, for chrome://tracing and Perfetto.
 
     Gives a function to call after each iteration; 0 iterations trace nothing.
-
-    Args:
-        folder: the run's.
-        warn: is told if the trace cannot be written.
     """
     if not iterations:
         yield lambda: None
@@ -273,11 +266,7 @@ def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
 
 
 def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:
-    """summary.json from the run's records and its final state: error, speed, what it waited for, digests.
-
-    Args:
-        outcome: "finished" or "non-finite".
-    """
+    """summary.json from the run's records and its final state: error, speed, what it waited for, digests."""
     run = Run(folder)
     metrics, timing = run.metrics, run.timing
     errors = [record["top1_error"] for record in metrics]

@@ -17,8 +17,6 @@ from onehour.noise import FEWEST, trace_and_square
 from onehour.training.decisions import Decisions
 from onehour.training.step import Step
 
-__all__ = ["MINIBATCHES", "GradientNoise", "peak_epochs"]
-
 MINIBATCHES = 8
 """Whose gradients are compared at a point: so many pairs tell |G|² where two workers of one minibatch do not."""
 SHARE = 60
@@ -45,8 +43,6 @@ class GradientNoise:
     goes on with these very minibatches. Weights, statistics and numbers of the run are what they are without it.
 
     Args:
-        decisions: of the run.
-        step: that it is trained with.
         slow: entered while a point is measured.
         warn: is told where the points will be too few for an interval.
     """

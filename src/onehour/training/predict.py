@@ -17,15 +17,13 @@ from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.listing import image_by_name, read_file
 from onehour.data.loader import CHUNK, Feed
 from onehour.data.sources import Data, FileReader, Look, file_reader
+from onehour.dist.devices import pick_device
 from onehour.execution import Execution
 from onehour.messages import blame, shown
 from onehour.training.build import build_model, image_options, pick_loaders
-from onehour.training.device import pick_device
 from onehour.training.record import Run
 from onehour.training.task import CLASSIFICATION
 from onehour.training.weights import fit, read_weights
-
-__all__ = ["Prediction", "Predictor", "find_images"]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -33,9 +31,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
     Of a folder, all files below it that are named as images, in the order of their paths' parts. Names that begin with
     a dot are passed over; links are followed, each folder once.
-
-    Raises:
-        ValueError: for a path that does not exist, or a folder without images.
     """
     found: list[Path] = []
     for path in paths:
@@ -76,11 +71,7 @@ class Predictor:
     """A run's network, and how it reads image files.
 
     Args:
-        source: as for `read_weights`.
         recipe: completed, or of a file with its classes.
-
-    Raises:
-        ValueError: if the model cannot be built, the weights are of another one, or the data cannot read files.
     """
 
     def __init__(self, source: Path, *, recipe: Recipe, device: str = "auto") -> None:
@@ -108,9 +99,6 @@ class Predictor:
         Args:
             top: at most `outputs`, the model's classes.
             done: is told how many images each batch had.
-
-        Raises:
-            ValueError: if the model's outputs for an image are not finite.
         """
         files = _Files(paths, self._reader)
         data = _data_of(self.recipe, files)

@@ -34,8 +34,6 @@ from onehour.training.task import CLASSIFICATION, Task
 from onehour.training.watchdog import never
 from onehour.training.weights import OpenedWeights, WeightsEvaluation
 
-__all__ = ["IMAGES", "Recalibrated", "Recalibration", "recalibrated"]
-
 IMAGES = 8192
 """Training images unless told otherwise, or all where there are fewer."""
 BLOCK = 32
@@ -49,16 +47,8 @@ class Recalibration:
     batch has the same workers on any number of processes, and the passes are added in their order.
 
     Args:
-        model: converted by `convert_batchnorm`, on the group's device.
         recipe: its seed says which images, its n how many are normalised together.
-        data: whose training images.
         images: how many, a multiple of n, at most all.
-        task: runs the model.
-        group: all processes, each of which takes a share of the passes.
-        loaders: processes that load for this one.
-
-    Raises:
-        ValueError: for another number of images, or a model without running statistics.
     """
 
     def __init__(
@@ -96,9 +86,6 @@ class Recalibration:
 
         Every buffer of the model is afterwards what it was, in the memory where it was.
 
-        Args:
-            stop_asked: whether to leave early; asked before each pass.
-
         Raises:
             EvaluationStoppedError: in all processes together, once any was asked to stop.
         """
@@ -127,7 +114,6 @@ class Recalibration:
                 layer.running_var.copy_(means[1, own] / count)
 
     def close(self) -> None:
-        """End the processes that load."""
         self._feed.close()
 
     def _measured(self, stop_asked: Callable[[], bool]) -> Tensor:
@@ -190,17 +176,15 @@ def recalibrated(
     *,
     recipe: Recipe,
     images: int | None = None,
-    data: Any = None,
     device: str = "auto",
     ema: bool = False,
 ) -> Recalibrated:
     """Recalibrate the weights of a run, or of a file; nothing is written.
 
     Args:
-        source, recipe, data, device, ema: as of `OpenedWeights`.
         images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
     """
-    opened = OpenedWeights(source, recipe=recipe, data=data, device=device, ema=ema)
+    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
     if images is None:
         most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
         images = recipe.recalibrate or max(1, most // n) * n

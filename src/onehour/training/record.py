@@ -30,32 +30,9 @@ from onehour.sidefile import (
 )
 from onehour.training.store import checkpoint_folders, digest_of_recipe, read_manifest
 
-__all__ = [
-    "DELIBERATE",
-    "JOB",
-    "MEDIAN_OF",
-    "METRICS",
-    "OUTCOME",
-    "PARTS",
-    "RECIPE",
-    "TOP1_ERROR",
-    "Metric",
-    "NonFiniteError",
-    "Run",
-    "StoppedError",
-    "differences",
-    "ended_on_purpose",
-    "final_error",
-    "finished_run",
-    "first_began",
-    "move_aside",
-    "sessions_of",
-]
-
 MEDIAN_OF = 5
 RECIPE = "recipe.toml"
 OUTCOME = "outcome.json"
-JOB = "TORCHELASTIC_RUN_ID"
 PARTS = ("data", "compute", "reduction", "update")
 """Of an iteration, whose milliseconds steps_ms has."""
 
@@ -202,9 +179,6 @@ class Run:
 
     Args:
         folder: with recipe.toml, metrics.jsonl and, once it ended, summary.json.
-
-    Raises:
-        ValueError: if it is no run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -234,7 +208,6 @@ class Run:
 
     @cached_property
     def metric(self) -> Metric:
-        """What the run's error is."""
         if self.recipe.task is None or self.untrained is None:
             return TOP1_ERROR
         return Metric.called(next(iter(self.untrained["metrics"])), self.untrained.get("higher_is_better", ()))
@@ -289,7 +262,6 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
         return self.summary.get("outcome") == "finished"
 
     @property
@@ -302,11 +274,7 @@ class Run:
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:
-    """The run that `folder` holds, if it is of this recipe and has come to its end.
-
-    Raises:
-        ValueError: if it is a run of another recipe, with the differences, or holds something else.
-    """
+    """The run that `folder` holds, if it is of this recipe and has come to its end."""
     links = sorted(path for path in folder.iterdir() if path.is_symlink()) if folder.is_dir() else []
     if links:
         raise ValueError(f"{links[0]} is a link, and a run writes into its own folder alone; remove it")
@@ -351,11 +319,7 @@ def first_began(folder: Path) -> float:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Keep an old folder under the next free numbered name; None where there is none.
-
-    Raises:
-        ValueError: if a process writes it still.
-    """
+    """Keep an old folder under the next free numbered name; None where there is none."""
     if not folder.exists():
         return None
     with HeldFolder(folder) if folder.is_dir() else nullcontext():
@@ -383,11 +347,7 @@ def _name_rest(folder: Path) -> str:
 
 
 def _refuse_rest(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder without recipe.toml, unless it is empty, or what is left in it is of the very same recipe.
-
-    Raises:
-        ValueError: saying what it holds.
-    """
+    """Refuse a folder without recipe.toml, unless it is empty, or what is left in it is of the very same recipe."""
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     found: set[str] = set()

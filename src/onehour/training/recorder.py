@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,20 +16,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from onehour.config import Recipe
-from onehour.data.loader import BAD_IMAGES
 from onehour.dist.group import Group
+from onehour.dist.launched import JOB
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
+from onehour.machine import cores
 from onehour.sidefile import read_lines
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.console import Console, Loggers
 from onehour.training.engine import ModelAndOptimizer
 from onehour.training.measure import NOT_FINITE, Metrics, summarise
-from onehour.training.record import JOB, METRICS, OUTCOME, RECIPE, finished_run, sessions_of
+from onehour.training.record import METRICS, OUTCOME, RECIPE, finished_run, sessions_of
+from onehour.training.skipping import BAD_IMAGES
 from onehour.training.store import checkpoint_folders
-
-__all__ = ["LINES", "Progress", "RunFolder", "look_for_folder", "take_folder"]
 
 LINES = ("metrics.jsonl", "timing.jsonl")
 TOKEN = ".seen-"
@@ -51,7 +57,6 @@ class Progress:
     """Points of the gradient noise since the last evaluation, where some were measured."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -60,13 +65,6 @@ class RunFolder:
 
     It writes `inside` the very folder whose lock it took. One that was moved is written to its end under the new name,
     since its lock is held still; one that was removed, or that another process may write, never again.
-
-    Args:
-        folder: new, empty, or of the same recipe.
-        recipe: completed.
-        group: all processes.
-        console: where a person is told; quiet in all processes but the first.
-        loggers: that are told too.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, loggers: Loggers) -> None:
@@ -84,11 +82,7 @@ class RunFolder:
         self._late = dict.fromkeys(LINES, "")
 
     def load(self, part: ModelAndOptimizer, build: dict[str, str]) -> Progress | None:
-        """Load the newest checkpoint, on every process; None where there is none.
-
-        Args:
-            build: what bits depend on here.
-        """
+        """Load the newest checkpoint, on every process; None where there is none."""
         found = self.checkpoints.load(part.model, part.optimizer, average=part.average)
         if found is None:
             return None
@@ -162,12 +156,7 @@ class RunFolder:
         return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.is_ours() else b""))
 
     def end(self, part: ModelAndOptimizer, outcome: str, **more: int) -> None:
-        """Write the summary.
-
-        Args:
-            outcome: "finished" or "non-finite".
-            more: of the summary.
-        """
+        """Write the summary."""
         self.ended = True
         if self.is_ours():
             summary = summarise(self.inside, self.recipe, part, outcome) | more | self._together
@@ -183,9 +172,6 @@ class RunFolder:
 
     def leave(self, how: str) -> None:
         """Have all processes end, if process 0 has lost its folder; all call it together.
-
-        Args:
-            how: the run ended.
 
         Raises:
             FolderLostError: in each of them, with what became of the folder and how to go on.
@@ -244,9 +230,6 @@ class RunFolder:
 def take_folder(folder: Path, recipe: Recipe, *, warn: Callable[[str], None]) -> HeldFolder:
     """Hold a folder that is new, empty, or of the same recipe, which is written there.
 
-    Args:
-        warn: is told what a person should know of what was found there.
-
     Raises:
         ValueError: if the folder is another recipe's (differences listed) or something else's, if another process
             writes it, or has just trained it to its end.
@@ -269,8 +252,6 @@ def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, i
     """Process 0 writes a token, the others look for it; all processes call it together.
 
     Args:
-        folder: the run's.
-        inside: a path to the very folder that process 0 holds; None for its name.
         patience: seconds that a file system may take to show one host what another one has written.
 
     Raises:
@@ -308,3 +289,40 @@ def _appears(folder: Path, token: str, patience: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
+
+
+def environment(execution: dict[str, Any]) -> dict[str, Any]:
+    """What a result may depend on outside the recipe, for a session's line of environment.json."""
+    import onehour
+
+    return {
+        "command": sys.argv,
+        "commit": _commit(),
+        "onehour": onehour.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        **execution,
+    }
+
+
+def _commit() -> str | None:
+    """Of the repository that the command was given in, if it was in one."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -15,27 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.loader import BAD_IMAGES, Feed, name_skipped, too_many
+from onehour.data.loader import Feed
 from onehour.data.samples import leaves
 from onehour.dist.group import Group
 from onehour.execution import Execution
 from onehour.messages import blame
 from onehour.rules.batchnorm import ghost_layers
 from onehour.training.state import load_optimizer, model_state, optimizer_state
-
-__all__ = [
-    "InputError",
-    "Skipping",
-    "in_words",
-    "less_memory",
-    "out_of_memory",
-    "refuse_batch",
-    "refuse_execution",
-    "refuse_iterations",
-    "refuse_model",
-    "refuse_optimizer",
-    "refuse_rows",
-]
 
 random: Any = torch.random  # which has no types
 STEPS = 12
@@ -52,15 +38,7 @@ class InputError(ValueError):
 
 @contextmanager
 def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
-    """Turn what a device or a disk refuses in the middle of a run into one message.
-
-    Args:
-        folder: the run's.
-        per_pass: workers that share a forward pass.
-
-    Raises:
-        ValueError: in place of such an error.
-    """
+    """Turn what a device or a disk refuses in the middle of a run into one message."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -76,11 +54,7 @@ def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
 
 
 def refuse_execution(recipe: Recipe, execution: Execution) -> None:
-    """Refuse where and how a recipe cannot run.
-
-    Raises:
-        ValueError: for threads that a canonical run does not have, or noise that cannot be measured.
-    """
+    """Refuse where and how a recipe cannot run."""
     if recipe.reduce == "canonical" and execution.threads not in (None, recipe.canonical_threads):
         raise ValueError(
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
@@ -120,11 +94,7 @@ def refuse_batch(batch: Any, name: Callable[[int], str]) -> None:
     Looked for once a loss is not: no iteration pays for the look, and none waits for a device.
 
     Args:
-        batch: of N samples, as the model takes them.
         name: what a message calls row i.
-
-    Raises:
-        InputError: naming it.
     """
     found = _first_bad_row(batch)
     if found is not None:
@@ -136,13 +106,6 @@ def refuse_iterations(iterations: range, feed: Feed, passes: list[range], group:
     """Refuse training data for the first sample of some iterations that is not finite; all processes call it together.
 
     The samples are read again: each is a function of its key.
-
-    Args:
-        feed: of this process, whose stream says which samples they are.
-        passes: the workers of each of this process's passes.
-
-    Raises:
-        InputError: in all processes, naming the sample.
     """
     assert feed.stream is not None
     found = torch.zeros(group.size, 5, dtype=torch.float64, device=group.device)
@@ -184,75 +147,11 @@ def _input_error(name: str, nans: int, infinities: int, count: int) -> InputErro
     return InputError(f"{name} is not finite: {values}; mend it, or leave it out")
 
 
-class Skipping:
-    """Training images that could not be read: counted over all processes, named in the run's folder, not too many.
-
-    Args:
-        recipe: of the run, completed.
-        feed: gives this process its batches.
-        group: all processes.
-        folder: the run's.
-        inside: a path to the very folder that process 0 holds.
-    """
-
-    def __init__(self, recipe: Recipe, feed: Feed, group: Group, *, folder: Path, inside: Path) -> None:
-        assert recipe.samples is not None
-        self.minibatch, self.samples = recipe.minibatch, recipe.samples
-        self.feed, self.group, self.folder, self._inside = feed, group, folder, inside
-        self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
-        """How many were replaced, in all processes, since the run began."""
-        self._too_many = torch.zeros((), device=group.device)
-        self._first: tuple[int, Tensor] | None = None
-        self._named = 0
-
-    def add(self, iteration: int, skipped: Tensor) -> Tensor:
-        """Count an iteration's; above zero once they are more than may be since this process began."""
-        first, before = self._first = self._first or (iteration, self.skipped.clone())
-        self.skipped += skipped
-        limit = too_many(first * self.minibatch, (iteration + 1) * self.minibatch, self.samples)
-        self._too_many.logical_or_(self.skipped - before > limit)
-        return self._too_many
-
-    def count(self) -> int:
-        """How many so far; new ones are named in the folder. All processes call it together."""
-        skipped = int(self.skipped.item())
-        folder = self._inside if self.group.rank == 0 else None
-        if skipped != self._named:  # the same number in all processes
-            self._named = skipped
-            name_skipped(folder, self.feed.dataset, self.feed.skipped, self._sum)
-        elif folder is not None and self.feed.skipped.indices:  # refused by the disk before
-            name_skipped(folder, self.feed.dataset, self.feed.skipped, lambda flags: flags)
-        return skipped
-
-    def refuse_too_many(self, done: int, saved: str) -> None:
-        """Say why a stop was asked for, if it was for this.
-
-        Args:
-            saved: whether the stop was, and where the same command goes on.
-
-        Raises:
-            ValueError: if more images were replaced than may be.
-        """
-        if self._too_many.item():
-            raise ValueError(
-                f"{int(self.skipped.item())} training images could not be read up to iteration {done}, more than"
-                f" 0.1 % of an epoch; {self.folder / BAD_IMAGES} names them. Restore or remove"
-                f" them; the run has stopped there and {saved}"
-            )
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        return self.group.sum(tensor.to(self.group.device)).cpu()
-
-
 def refuse_model(model: nn.Module, recipe: Recipe, image: Tensor | None) -> None:
     """Say why a model cannot be saved, or cannot be trained for what it returns in training.
 
     Args:
-        model: converted.
         image: as the model takes it, (C, H, W); None where a task of one's own says what the model returns.
-
-    Raises:
-        ValueError: naming what is wrong.
     """
     for name, value in model.state_dict().items():
         if not torch.is_tensor(value):
@@ -301,9 +200,6 @@ def refuse_rows(seen: Iterable[tuple[Any, Tensor]], workers: int) -> None:
     Args:
         seen: ghost layers with the statistics that each has of a pass, (2, g, C).
         workers: g of the pass.
-
-    Raises:
-        ValueError: saying which.
     """
     for layer, statistics in seen:
         n, found = layer.per_worker, statistics.shape[1]
@@ -324,13 +220,6 @@ def refuse_optimizer(make: Callable[[nn.Module], Optimizer], device: torch.devic
 
     On parameters of a few numbers: steps that are interrupted and go on from the saved state must end as those that
     are not, and nothing else may change in a step than what is saved.
-
-    Args:
-        make: builds it for a model.
-        device: where it will work.
-
-    Raises:
-        ValueError: naming what it keeps elsewhere.
     """
     with random.fork_rng(devices=[device] if device.type == "cuda" else []):
         through, broken, after = (_Trial(make, device) for _ in range(3))

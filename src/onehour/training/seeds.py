@@ -25,35 +25,20 @@ from onehour.config import Recipe
 from onehour.data.dataset import in_memory
 from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.data.sources import Data
+from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.shuffle import SampleStream
-from onehour.training.agreement import environment
 from onehour.training.build import OPTIMIZERS, Feeds, build_model, draws_numbers
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
 from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.device import build_of, deterministic
 from onehour.training.engine import ModelAndOptimizer, Network
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
-from onehour.training.recorder import Progress, RunFolder
+from onehour.training.recorder import Progress, RunFolder, environment
 from onehour.training.step import Step
 from onehour.training.watchdog import Stopping, Watchdog, never
-
-__all__ = [
-    "JoinedLinear",
-    "Seeds",
-    "SeedsFeed",
-    "join_models",
-    "join_optimizer",
-    "refuse_difference",
-    "refuse_joining",
-    "split_models",
-    "split_optimizer",
-    "train_seeds",
-    "workers_per_pass",
-]
 
 PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
 """Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
@@ -77,10 +62,8 @@ def train_seeds(
 
     Args:
         recipes: completed, alike but for the seed; `refuse_joining` has nothing against them.
-        folders: of each; new or unfinished.
 
     Raises:
-        ValueError: for a folder of something else, or a sample because of which a loss is not finite.
         FolderLostError: if one was moved or removed; all are saved where they can be.
         StoppedError: when asked to stop; all are saved.
     """
@@ -156,7 +139,6 @@ class Seeds(Network):
     """The networks of S runs, which differ by their seed alone, as one.
 
     Args:
-        decisions: of one of the runs.
         parts: of each run; what they hold is taken over.
     """
 
@@ -191,8 +173,6 @@ class SeedsFeed(Feed):
 
     Args:
         dataset: of both sides; every seed is given all of it.
-        streams: the samples of each run, for training.
-        seeds: S.
     """
 
     def __init__(
@@ -204,7 +184,6 @@ class SeedsFeed(Feed):
         self._images, self._labels = images.to(device), labels.to(device).long()
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
-        """As `Feed.passes`."""
         for iteration in range(start, stop):
             for workers in passes:
                 indices = [torch.as_tensor(stream.indices(iteration, workers)) for stream in self._streams]
@@ -213,7 +192,6 @@ class SeedsFeed(Feed):
                 yield images.view(*chosen.shape, *images.shape[1:]).flatten(1, 2), self._labels[chosen]
 
     def chunks(self, chunks: range) -> Iterator[Batch]:
-        """As `Feed.chunks`."""
         for chunk in chunks:
             images, labels = (side[chunk * CHUNK : (chunk + 1) * CHUNK] for side in (self._images, self._labels))
             channels = [1, self._seeds, *[1] * (images.ndim - 2)]
@@ -227,11 +205,7 @@ def workers_per_pass(recipe: Recipe, data: Data, *, seeds: int, device: str) -> 
 
 
 def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
-    """Say why runs of a recipe cannot be trained as one network.
-
-    Raises:
-        ValueError: with the reason.
-    """
+    """Say why runs of a recipe cannot be trained as one network."""
     if not (in_memory(data.train) and in_memory(data.validation)):
         raise ValueError("the data does not lie in memory as tensors")
     if recipe.task is not None:
@@ -259,14 +233,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
 class JoinedLinear(nn.Module):
     """S linear layers side by side.
 
-    Args:
-        layers: of one shape.
-
     Shape:
         (N, S·in) → (N, S·out).
-
-    >>> JoinedLinear([nn.Linear(3, 2), nn.Linear(3, 2)])(torch.zeros(5, 6)).shape
-    torch.Size([5, 4])
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -285,14 +253,7 @@ class JoinedLinear(nn.Module):
 
 
 def join_models(models: Sequence[nn.Module]) -> nn.Module:
-    """One network of several: (N, S·C, …) → (N, S·classes), for models of convolutions, linear layers and BatchNorm.
-
-    Raises:
-        ValueError: for a layer with parameters or buffers of another kind, or a parameter that several layers share.
-
-    >>> join_models([nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)])(torch.zeros(2, 2, 5, 5)).shape
-    torch.Size([2, 8, 3, 3])
-    """
+    """One network of several: (N, S·C, …) → (N, S·classes), for models of convolutions, linear layers and BatchNorm."""
     named = list(models[0].named_parameters(remove_duplicate=False))
     if len(named) > len(list(models[0].parameters())):
         raise ValueError("several layers share a parameter, which cannot be joined")
@@ -318,7 +279,6 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
-    """Copy each model's share of the joined network back into it."""
     states = [model.state_dict() for model in models]
     for name, tensor in joined.state_dict().items():
         for state, part in zip(states, _split(tensor, states[0][name], len(models)), strict=True):
@@ -338,7 +298,6 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAnd
 
 
 def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
-    """Copy each model's share of the joined optimizer's state back."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
         for key, value in joined.state.get(parameter, {}).items():

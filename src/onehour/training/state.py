@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["digest_of", "host_copies", "load_optimizer", "model_state", "optimizer_state"]
-
 NUMBER = "#"
 OF_THE_RECIPE = {"params", "lr", "lr_scale", "initial_lr", "weight_decay"}
 """What a run gives an optimizer's groups by itself."""
@@ -30,9 +28,6 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
     """Velocity and whatever else the optimizer keeps, by parameter/key; `copy` as for `model_state`.
 
     Of its groups, the numbers that are not its defaults, such as a count of steps; not what the recipe says.
-
-    Raises:
-        ValueError: for an optimizer that keeps something else than tensors and numbers.
     """
     state, parameters = dict[str, Tensor](), dict(model.named_parameters())
     keeps = f"optimizer {type(optimizer).__name__} keeps"

@@ -26,8 +26,6 @@ from onehour.training.kept_batchnorm import KeptStatistics
 from onehour.training.measure import StepTimer
 from onehour.training.task import CLASSIFICATION, Task
 
-__all__ = ["HostFlags", "Iteration", "Step"]
-
 
 @dataclass(frozen=True)
 class Iteration:

@@ -25,8 +25,6 @@ from onehour.config import Recipe
 from onehour.files import make_folder, remove, sync_folder, write_new
 from onehour.sidefile import COUNT, FLAG, NUMBER, TEXT, Kind, is_list, is_object, object_of
 
-__all__ = ["FILES", "Store", "Stored", "as_safetensors", "checkpoint_folders", "digest_of_recipe", "read_manifest"]
-
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 NAME = re.compile(r"iteration-(\d{9,18})", re.ASCII)
@@ -81,7 +79,6 @@ class Store:
     """The checkpoints of one run.
 
     Args:
-        folder: the run's.
         recipe: its digest; a checkpoint of another recipe does not belong to this run.
         shown: the run's folder in messages, where `folder` is another path to it.
     """
@@ -138,12 +135,8 @@ class Store:
         """The newest checkpoint that verifies; None where there is none at all.
 
         Args:
-            warn: is told of newer ones that do not.
             resumes: for who holds the run's lock, and trains: what is newer loses its name. The record is cut to the
                 checkpoint that is used, behind which one that could not be read for a moment must not be found again.
-
-        Raises:
-            ValueError: if there are some and none verifies.
         """
         if resumes:
             with suppress(OSError):  # what can be read is enough; the next write says what is wrong with the disk

@@ -19,17 +19,7 @@ from onehour.entry import resolve
 from onehour.messages import blame
 from onehour.training.refusals import out_of_memory
 
-__all__ = [
-    "CLASSIFICATION",
-    "Classification",
-    "Evaluation",
-    "Found",
-    "OwnTask",
-    "Sums",
-    "Task",
-    "summed_cross_entropy",
-    "task_of",
-]
+__all__ = ["Sums"]
 
 Model = Callable[..., Any]
 
@@ -161,19 +151,13 @@ class Classification:
         """Nothing: what it adds up is known."""
 
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
-        """As `Task.evaluated`."""
         return Evaluation(errors=int(rows[1]), samples=samples, loss=rows[0] / samples)
 
     def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
-        """As `Task.trained`: errors in percent."""
         return 100 * rows[1] / (iterations * minibatch), {}
 
     def logits(self, model: Model, images: Tensor, recipe: Recipe) -> Tensor:
-        """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse.
-
-        Raises:
-            ValueError: if the model fails, or returns no logits.
-        """
+        """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse."""
         images = _as_computed(images, recipe)
         halved = recipe.precision == "bf16"
         try:
@@ -223,8 +207,6 @@ class OwnTask:
     """A function (model, batch) → `Sums`; its count is known only once all workers have theirs.
 
     Args:
-        function: what it is.
-        name: what messages call it.
         device: where its sums must lie.
     """
 
@@ -243,11 +225,7 @@ class OwnTask:
         return 2 + 2 * len(self.metrics)
 
     def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
-        """Its rows: Σ loss, Σ count, and Σ a, Σ b of each metric.
-
-        Raises:
-            ValueError: if it fails, or returns anything but such sums.
-        """
+        """Its rows: Σ loss, Σ count, and Σ a, Σ b of each metric."""
         batch = mapped(batch, partial(_as_computed, recipe=recipe))
         try:
             with _autocast(self.device, recipe):
@@ -276,11 +254,7 @@ class OwnTask:
         return Found(loss.to(dtype), torch.stack([n.detach().to(dtype) for n in numbers])[:, None])
 
     def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
-        """Ask the task the first time, for some samples and for all of them twice: sums double.
-
-        Raises:
-            ValueError: for what it refuses, or if its loss is a mean.
-        """
+        """Ask the task the first time, for some samples and for all of them twice: sums double."""
         loss, count = (float(value) for value in self._loss_and_count(model, batch, recipe))
         doubled, counted = (float(value) for value in self._loss_and_count(model, twice, recipe))
         same = math.isfinite(loss) and loss != 0 and math.isclose(doubled, loss, rel_tol=1e-3)
@@ -292,18 +266,12 @@ class OwnTask:
             )
 
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
-        """As `Task.evaluated`.
-
-        Raises:
-            ValueError: if nothing was counted.
-        """
         if rows[1] == 0:
             raise ValueError(f"task {self.name} counted nothing in all {samples} validation samples: its count is 0")
         loss = rows[0] / rows[1]
         return Evaluation(errors=None, samples=samples, loss=loss, metrics=self._divided(rows, loss))
 
     def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
-        """As `Task.trained`."""
         metrics = self._divided(rows, rows[0] / iterations)
         return next(iter(metrics.values())), metrics
 
@@ -345,11 +313,7 @@ class OwnTask:
 
 
 def task_of(recipe: Recipe, given: Callable[[Model, Any], Sums] | None, device: torch.device) -> Task:
-    """A recipe's task.
-
-    Args:
-        given: in place of the recipe's name.
-    """
+    """A recipe's task."""
     if recipe.task is None:
         return CLASSIFICATION
     return OwnTask(resolve("task", recipe.task) if given is None else given, recipe.task, device)

@@ -15,20 +15,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from onehour.config import Recipe
+from onehour.dist.devices import deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.training.build import build_model, complete, open_feeds, pick_share, pick_workers_per_pass
 from onehour.training.decisions import decisions_of
-from onehour.training.device import deterministic
 from onehour.training.initial import start_from
 from onehour.training.loop import iterate
 from onehour.training.refusals import refuse_iterations
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 from onehour.training.task import task_of
-
-__all__ = ["MODES", "TOLERANCE", "Comparison", "compare", "trace"]
 
 MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
 TOLERANCE = 1e-9
@@ -92,7 +90,6 @@ class Comparison:
     """What one mode showed over the numbers of processes.
 
     Args:
-        mode, precision: of `MODES`.
         holds: whether its claim does; None where there is no claim (float32 adds in another order).
         difference: largest relative difference of any weight, statistic or velocity at the end; 0 for equal bits.
         sha256: of the state, for each number of processes.

@@ -24,9 +24,8 @@ import torch
 from onehour.dist.group import Group
 from onehour.dist.launch import is_torchruns
 from onehour.dist.signals import StopSignals
+from onehour.machine import stat_of
 from onehour.messages import say
-
-__all__ = ["EXIT_STUCK", "GRACE", "Stopping", "Watchdog", "never"]
 
 EXIT_STUCK = 76
 GRACE = 10.0
@@ -57,8 +56,6 @@ class Watchdog:
 
     Args:
         folder: the run's; None until it is known to be.
-        rank: of this process.
-        size: p.
         timeout: seconds for an iteration, and a tenth of those for the start; None for no watch.
     """
 
@@ -179,11 +176,9 @@ class Stopping:
         self.group, self._asked, self._signals = group, asked, signals
 
     def is_asked(self) -> bool:
-        """Whether this process was asked to stop."""
         return self._asked() or self.is_signalled()
 
     def is_signalled(self) -> bool:
-        """Whether a signal asked this process to."""
         return self._signals is not None and self._signals()
 
     def lasts(self) -> bool:
@@ -209,16 +204,9 @@ class _Beat(NamedTuple):
 RUNS = "runs"
 
 
-def _stat_of(pid: int | str) -> list[str]:
-    """What Linux says of a process, behind its name: its state, its parent, …; nothing where it is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return []
-
-
 def _state_of(pid: int) -> str:
     states = {"T": "is stopped", "t": "is stopped", "Z": "has ended", "D": "waits for a disk"}
-    stat = _stat_of(pid)
+    stat = stat_of(pid)
     return states.get(stat[0], RUNS) if stat else "is gone"
 
 
@@ -228,7 +216,7 @@ def _loaders() -> list[int]:
     found: list[int] = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if _stat_of(folder.name)[1:2] == [str(os.getpid())] and (folder / "cmdline").read_bytes() == ours:
+            if stat_of(folder.name)[1:2] == [str(os.getpid())] and (folder / "cmdline").read_bytes() == ours:
                 found.append(int(folder.name))
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from onehour.config import Recipe
 from onehour.data.loader import Feed
+from onehour.dist.devices import pick_device
 from onehour.dist.group import Group
 from onehour.execution import Execution
 from onehour.messages import shown
@@ -25,24 +26,10 @@ from onehour.sidefile import is_object
 from onehour.training.average import averages_in
 from onehour.training.build import build_model, classes_of, complete, pick_loaders
 from onehour.training.checkpoint import latest_contents
-from onehour.training.device import pick_device
 from onehour.training.engine import evaluate
 from onehour.training.record import Run
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
 from onehour.training.task import Classification, Evaluation, Found, Model, task_of
-
-__all__ = [
-    "ClassErrors",
-    "OpenedWeights",
-    "WeightsEvaluation",
-    "bytes_of",
-    "evaluate_weights",
-    "few",
-    "fit",
-    "load_file",
-    "read_weights",
-    "weights_in",
-]
 
 FORMATS = (".safetensors", ".pt", ".pth")
 INSIDE = ("state_dict", "model")
@@ -58,9 +45,6 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
 
     Args:
         ema: a run's averaged weights in place of its weights, with the buffers beside these.
-
-    Raises:
-        ValueError: if there are none, or the file is none.
     """
     weights = weights_in(path, bytes_of(path))
     if not ema:
@@ -75,11 +59,7 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
 
 
 def bytes_of(path: Path) -> bytes:
-    """The file that holds the weights, whole: of a run or a checkpoint its model.safetensors, once it is verified.
-
-    Raises:
-        ValueError: if there is none, or it cannot be one.
-    """
+    """The file that holds the weights, whole: of a run or a checkpoint its model.safetensors, once it is verified."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     whole = path.absolute()
@@ -107,11 +87,7 @@ def bytes_of(path: Path) -> bytes:
 
 
 def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
-    """The weights and buffers in what `bytes_of` gave; of a file under the model's own names, without `WRAPPERS`.
-
-    Raises:
-        ValueError: if it holds anything else.
-    """
+    """The weights and buffers in what `bytes_of` gave; of a file under the model's own names, without `WRAPPERS`."""
     ours = path.is_dir()
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch says of odd files beside refusing them
@@ -132,7 +108,8 @@ def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not torch.is_tensor(tensor):
             raise ValueError(f"{path} holds no state dict of tensors: {shown(name)} is a {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.is_quantized or _grows(tensor):
+        plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # a few bytes may claim to be terabytes
             raise ValueError(f"{path}: {shown(name)} is not a plain tensor; expected one that is stored as it is")
     found = {str(name): tensor.detach() for name, tensor in state.items()}
     while not ours and (wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in found)), None)):
@@ -141,11 +118,7 @@ def weights_in(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Load weights into a model, strictly.
-
-    Raises:
-        ValueError: naming the keys that are missing or too many, or the first shape that differs.
-    """
+    """Load weights into a model, strictly."""
     own = model.state_dict()
     # num_batches_tracked is younger than many files; with a fixed momentum nothing reads it.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
@@ -208,18 +181,15 @@ class OpenedWeights:
         fit(self.model, weights, source)
 
     def evaluate(self) -> WeightsEvaluation:
-        """Evaluate on every validation sample once."""
         recipe, data = self.recipe, self.data
+        classes = None if self.task.counts else classes_of(recipe, data, self.model, self.device)
+        counts = None if classes is None else _Counts(classes.count, self.device)
         seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), data)
         options: Any = {"loaders": loaders, "device": self.device, "look": data.looks[1], "form": data.form}
-        if self.task.counts:
-            with closing(Feed(data.validation, seed=seed, **options)) as feed:
-                found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=self.task)[0]
-            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
-        classes = classes_of(recipe, data, self.model, self.device)
-        counts = _Counts(classes.count, self.device)
         with closing(Feed(data.validation, seed=seed, classes=classes, **options)) as feed:
-            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts)[0]
+            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts or self.task)[0]
+        if classes is None or counts is None:
+            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
         names = data.names if len(data.names) == classes.count else list(map(str, range(classes.count)))
         errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
         top5 = int(counts.top5)
@@ -229,11 +199,7 @@ class OpenedWeights:
 
 
 class _Counts(Classification):
-    """Classification, and integer counts beside its sums.
-
-    Args:
-        classes: that labels may have.
-    """
+    """Classification, and integer counts beside its sums."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.errors, self.samples = torch.zeros(2, classes, dtype=torch.int64, device=device)
@@ -266,11 +232,6 @@ def evaluate_weights(source: Path, **options: Any) -> WeightsEvaluation:
 def load_file(path: Path, suffix: str) -> Any:
     """What a file of weights holds; anything but tensors and plain containers of them is refused."""
     return load_safetensors(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-
-
-def _grows(tensor: Tensor) -> bool:
-    """Whether it is larger in memory than in its file: a few bytes may claim to be terabytes."""
-    return tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
 def _line(error: BaseException) -> str:
