@@ -22,7 +22,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from onehour.check.observe import source
 from onehour.check.observe.digests import first_tensor, looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import hand_over, renew, without_processes
@@ -38,6 +37,16 @@ from onehour.check.observe.passes import (
     length_of,
 )
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
+from onehour.check.observe.source import (
+    by_hand,
+    called_directly,
+    maker_line,
+    planned_epochs,
+    trainer_epochs,
+    user_frames,
+    user_line,
+    walked_by_hand,
+)
 from onehour.check.tape import BatchGiven, EpochBegan, EpochEnded, LoaderSeen, SampleOrder
 
 END_BATCHES = 16  # at the ends of epochs whose losses are recorded in a loop that is only watched
@@ -74,12 +83,12 @@ class Loaders:
 
     @quiet
     def _was_made(self, loader: DataLoader, *arguments: Any, **options: Any) -> None:
-        self.made[loader] = place = source.maker_line(loader)
+        self.made[loader] = place = maker_line(loader)
         if self.recorder.cut:
             # Libraries make loaders of the user's: the first of a data set's is the user's own.
             if loader.dataset is not self.first.get(id(loader.dataset), (object,))[0]():
                 self.first[id(loader.dataset)] = _weakly(loader.dataset), place
-            self.made[loader] = place if source.called_directly() else self.first[id(loader.dataset)][1]
+            self.made[loader] = place if called_directly() else self.first[id(loader.dataset)][1]
         self.recorder.on_made()
 
     def _iter(self, original: Any, loader: DataLoader) -> Any:
@@ -103,7 +112,7 @@ class Loaders:
         self.recorder.on_pass(number)
         self.evaluations.begins()
         opened = Pass(self.recorder, number, next(self.passes[number]), length_of(loader), self._clone(loader))
-        opened.planned = source.trainer_epochs(sys._getframe()) or source.planned_epochs(source.user_frames())
+        opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames())
         if isinstance(opened.sampler, EnumeratedSampler):
             opened.sampler.drawn = lambda order: self._began(opened, order)
             opened.sampler.choose = lambda order, at: self._choose(opened, at)
@@ -132,7 +141,7 @@ class Loaders:
 
     def _walk(self, original: Any, sampler: DistributedSampler[Any]) -> Iterator[int]:
         indices = original(sampler)
-        if not self.recorder.finished and source.walked_by_hand(sys._getframe(2)):
+        if not self.recorder.finished and walked_by_hand(sys._getframe(2)):
             indices = iter(order := list(indices))
             self._walked(sampler, order)
         return indices
@@ -197,7 +206,7 @@ class Loaders:
         """The sampler was enumerated, or cannot be."""
         known = self._order(opened, order) if order is not None else None
         self.open.append(opened)
-        place = source.user_line()
+        place = user_line()
         self.recorder.tape.add(EpochBegan(place, opened.loader, opened.number, opened.batches, opened.planned, known))
 
     def _order(self, opened: Pass, order: list[Any]) -> SampleOrder:
@@ -344,7 +353,7 @@ class _Iterator:
     def __next__(self) -> Any:
         opened = self._opened
         if self._loaders.recorder.cut and not opened.by_hand:
-            opened.by_hand = source.by_hand(sys._getframe(1))
+            opened.by_hand = by_hand(sys._getframe(1))
         try:
             if self._done or self._loaders.over(opened):
                 raise StopIteration
