@@ -108,9 +108,9 @@ def test_resnet8_is_that_of_the_digits():
 def test_the_wide_resnet8_halves_images_in_its_stem():
     model, seen = resnet.resnet8_wide(), []
     model.get_submodule("layer3").register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
-    assert sum(p.numel() for p in model.parameters()) == 283_770
+    assert sum(p.numel() for p in model.parameters()) == 77_754
     assert tuple(model(torch.randn(2, 1, 28, 28)).shape) == (2, 10)
-    assert seen == [(2, 128, 4, 4)]
+    assert seen == [(2, 64, 4, 4)]
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(3, 100), (1, 2)])
