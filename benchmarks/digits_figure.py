@@ -3,7 +3,7 @@
     make figure
 
 Resumable: what runs/figure holds is not run again. Split 7 of the originals and seeds from 1000 on: no setting was ever
-chosen on them. Writes results/digits_figure.json, of which docs/tables.py draws docs/images/figure.*.
+chosen on them. Writes results/digits_figure.json, of which docs/tables.py draws docs/images/digits.*.
 """
 
 from __future__ import annotations

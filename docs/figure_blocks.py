@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parts import RESULTS, claims, mean, source, table
+from parts import RESULTS, claims, mean, script, source, table
 
 from onehour.config import Recipe
 from onehour.study.figures import minibatch_picture
@@ -66,17 +66,21 @@ def figure(results: dict[str, Any], group: str, stem: str = "digits_figure") -> 
     findings = of_figure(results)
     if group == "minibatch":
         return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source(stem, results)}"
-    rows = next(rows for (_, kind), rows in findings.groups.items() if kind == group)
+    rows = next((rows for (_, kind), rows in findings.groups.items() if kind == group), ())
+    if not rows:
+        return f"_Not measured yet: `python {script(stem)}`._"
     return table(("the recipe with", *HEAD), lines(rows))
 
 
-def draw_figure(folder: Path) -> None:
-    """The README's picture: the digits' figure beside the paper's, of the committed results."""
-    results = json.loads((RESULTS / "digits_figure.json").read_text(encoding="utf-8"))
-    (picture,) = minibatch_picture(of_figure(results), papers=True)
-    for name, content in picture.files().items():
-        if not name.endswith("pdf"):
-            (folder / f"figure{Path(name).suffix}").write_bytes(content)
+def draw_figures(folder: Path) -> None:
+    """Of the committed results: Fashion-MNIST's figure beside the paper's, which the README shows, and the digits'."""
+    for path in sorted(RESULTS.glob("*_figure.json")):
+        task = path.stem.partition("_")[0]
+        results = json.loads(path.read_text(encoding="utf-8"))
+        (picture,) = minibatch_picture(of_figure(results), papers=task == "fashion")
+        for name, content in picture.files().items():
+            if not name.endswith("pdf"):
+                (folder / f"{task}{Path(name).suffix}").write_bytes(content)
 
 
 def figure_n(results: dict[str, Any]) -> str:
@@ -88,6 +92,8 @@ def figure_n(results: dict[str, Any]) -> str:
         for row in results["entries"]
         if row["group"] == "n" or (row["group"] == "minibatch" and row["minibatch"] in shown)
     }
+    if not shown:
+        return f"_Not measured yet: `python {script('fashion_figure')}`._"
     shown_rows = [(str(n), mean(row), str(row["n"])) for n, row in sorted(rows.items())]
     return table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), shown_rows)
 

@@ -31,7 +31,7 @@ from figure_blocks import (
     choice,
     cluster_model,
     cost,
-    draw_figure,
+    draw_figures,
     figure,
     figure_claims,
     figure_n,
@@ -407,7 +407,7 @@ def _block(name: str) -> str:
 
 def main() -> None:
     """Rewrite the pages that are not up to date, and draw the README's picture."""
-    draw_figure(ROOT / "docs" / "images")
+    draw_figures(ROOT / "docs" / "images")
     for page in pages():
         old = page.read_text(encoding="utf-8")
         new = render(old)
