@@ -190,6 +190,31 @@ def check_matrix(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{said}{missing} With {releases}.\n\n{source('check_matrix', results)}"
 
 
+def public_scripts(results: dict[str, Any]) -> str:
+    """What was found in each public script as it is, and which of the faults planted in it."""
+    rows = []
+    for row in results["rows"]:
+        page = f"https://github.com/{row['repository']}/blob/{row['commit']}/{row['path']}"
+        found = [
+            f"[{one['id']}](checks/{one['id']}.md): {row['right'].get(one['id'], 'a false alarm')}"
+            for one in row["findings"]
+        ]
+        seen = [fault["id"] for fault in row["faults"] if fault["found"]]
+        missed = [fault["id"] for fault in row["faults"] if not fault["found"]]
+        planted = (
+            f"{len(seen)} of {len(row['faults'])}: {', '.join(seen)}" + "; not " * bool(missed) + ", ".join(missed)
+        )
+        said = "; ".join(found) or row["error"] or "nothing"
+        rows.append((f"[{row['repository']}]({page}), `{row['path']}`", said, planted))
+    counts, packages = results["summary"], ", ".join(f"{name} {of}" for name, of in results["packages"].items())
+    missing = f" {len(results['not_run'])} scripts were not run." if results["not_run"] else ""
+    return (
+        f"{table(('script', 'found as it is', 'planted and found'), rows)}\n\n{counts['found']} of {counts['planted']}"
+        f" planted faults are found; of {counts['findings']} findings in the scripts as they are,"
+        f" {counts['false_alarms']} are false alarms.{missing} With {packages}.\n\n{source('public_scripts', results)}"
+    )
+
+
 def input_rates(results: dict[str, Any]) -> str:
     """Images a second of each way to read them."""
     names = {"ours": "onehour, files", "ours_packed": "onehour, a pack", "torchvision": "torchvision on PIL"}
@@ -379,6 +404,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "check": ("check", check),
     "check_start": ("check_start", check_start),
     "check_matrix": ("check_matrix", check_matrix),
+    "public_scripts": ("public_scripts", public_scripts),
     **{f"cost_{name}": ("digits_figure", partial(cost, name=arm)) for name, arm in COSTS.items()},
     "peers": ("peers", peers),
 }

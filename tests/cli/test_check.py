@@ -104,6 +104,14 @@ def test_a_module_is_run_as_python_does(package: Path, forkserver: ForkServer):
 
 
 @pytest.mark.timeout(120)
+def test_modules_are_found_where_pythonpath_says(package: Path, forkserver: ForkServer):
+    (package / "scripts").mkdir()
+    (package / "scripts" / "train.py").write_text("import pkg.train\nraise SystemExit(pkg.train.__name__)\n")
+    command = read_command(["PYTHONPATH=.", "python", "scripts/train.py"], package)
+    with pytest.raises(CheckError, match=r"the script exited: pkg\.train"):
+        check_script(command, forkserver=forkserver, cwd=package)
+
+
 @pytest.mark.parametrize(
     ("typed", "head"),
     [

@@ -137,6 +137,7 @@ class Optimizers:
             if self.deep(watched):
                 given[str(watched.number)] = watched.local
                 watched.local = [0.0] * len(watched.local)
+            watched.clipped = None  # what was clipped before is not what a step takes
         return given
 
     @quiet

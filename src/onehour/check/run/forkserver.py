@@ -208,6 +208,7 @@ def _child(request: dict[str, Any], rank: int, terminal: int, kept: list[str]) -
         for name in LAUNCHED:
             os.environ.pop(name, None)
         os.environ.update(request["environ"])
+        sys.path[1:1] = filter(None, request["environ"].get("PYTHONPATH", "").split(os.pathsep))
         launched = "WORLD_SIZE" in request["environ"]
         if launched:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
