@@ -159,6 +159,7 @@ def parsed(text: str) -> argparse.Namespace:
         name, *values = shlex.split(flag)
         value = values[0].rpartition("=")[2] if values else "True"
         found = ast.literal_eval(value) if value[0].isdigit() or not values else value
+        found = tuple(map(float, values)) if name == "opt-betas" else found
         options[name.replace("-", "_")] = {"alpha": found} if name == "opt-kwargs" else found
     return argparse.Namespace(**options)
 
