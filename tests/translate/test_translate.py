@@ -51,6 +51,7 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --precision float64 --as torch", "precision float64 is not translated; use --precision float32 or"),
         ("resnet50 --layer-rates fc.*=10 --as torch", "layer_rates is not translated; leave it out"),
         ("resnet50 --ema 0.999 --as timm", "ema is not translated; leave it out"),
+        ("resnet50 --epochs 2.5 --as torch", "other tools count whole epochs, and epochs is 2.5"),
         ("resnet50 --optimizer my.module:Mine --as torch", "optimizer my.module:Mine is your own"),
     ],
 )
