@@ -129,6 +129,7 @@ def small() -> nn.Module:
 
 
 def task(model: nn.Module, batch: list[Sample]) -> onehour.Sums:
+    """The AP is that of evaluations; in training nothing is detected, and nothing counted."""
     images, targets = [image / 255 for image, _ in batch], [target for _, target in batch]
     within: list[float] = []
     if model.training:
