@@ -39,7 +39,7 @@ cluster-test: $(READY)  ## runs on a real Slurm of several nodes on this machine
 test-frameworks: $(FRAMEWORKS)/.ready  ## with Lightning, Accelerate and Transformers, in an environment of their own; a skip fails
 	$(FRAMEWORKS)/bin/python -m pytest -n 2 --dist worksteal -m frameworks $(call marked,frameworks)
 
-test-vision: $(VISION)/.ready  ## with torchvision and timm, and a newer torch, in an environment of their own; a skip fails
+test-vision: $(VISION)/.ready  ## with torchvision, timm, albumentations, and a newer torch, in an environment of their own; a skip fails
 	$(VISION)/bin/python -m pytest -n 2 --dist worksteal -m vision $(call marked,vision)
 
 faults: $(READY)  ## kill, stop, corrupt and fill up: runs must end as undisturbed ones do (two hours; resumable)
@@ -97,7 +97,8 @@ $(FRAMEWORKS)/.ready: pyproject.toml constraints.txt constraints-frameworks.txt
 $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)
 	$(call torch,$(VISION),constraints-vision.txt,torch torchvision)
-	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --editable . timm $(TESTS_NEED)
+	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --editable . \
+	  timm albumentations pycocotools $(TESTS_NEED)
 	touch $(VISION)/.ready
 
 clean:

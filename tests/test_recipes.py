@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from onehour.config import Recipe
-from onehour.recipes import RECIPES, digits, recipe, resnet50, resnet101
+from onehour.recipes import RECIPES, detection, digits, recipe, resnet50, resnet101
 
 
 def test_resnet50_is_the_papers_section_5_1():
@@ -31,6 +31,20 @@ def test_digits_drops_at_the_same_shares_of_its_epochs_as_the_paper():
     assert digits().schedule(64 / 3) < digits().schedule(21.33)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "kn", "rate", "iterations"),
+    [(1, 2, 0.0025, 1_280_000), (2, 4, 0.005, 640_000), (4, 8, 0.01, 320_000), (8, 16, 0.02, 160_000)],
+)
+def test_detection_gives_each_row_of_t3b_from_its_first(gpus, kn, rate, iterations):
+    """The rate falls at 120k of 160k iterations (He et al. 2017), which the other rows have at the same epoch."""
+    row = detection(minibatch=kn)
+    assert row.samples is not None
+    assert (row.workers.workers, row.workers.iterations(row.samples, row.epochs)) == (gpus, iterations)
+    drop = 3 * iterations // 4
+    rates = [row.schedule(iteration * kn / row.samples) for iteration in (0, drop - 1, drop, iterations - 1)]
+    assert rates == pytest.approx([rate, rate, rate / 10, rate / 10], rel=1e-15)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_found_by_its_name_and_passes_its_own_checks(name):
     assert recipe(name) == RECIPES[name]()
@@ -51,7 +65,7 @@ def test_the_linear_rule_gives_every_recipe_k_times_its_rate(name, times):
     ("name", "told"),
     [
         ("resnet5", "no recipe is called 'resnet5'; expected resnet50, or a path that ends in .toml"),
-        ("vgg", "no recipe is called 'vgg'; expected one of digits, fashion, cifar10, resnet50, resnet101"),
+        ("vgg", "no recipe is called 'vgg'; expected one of digits, fashion, cifar10, resnet50, resnet101, detection"),
         ("", "no recipe is called ''"),
         ("resnet50.tml", "no recipe is called 'resnet50.tml'; expected resnet50"),
     ],

@@ -40,7 +40,7 @@ LATER = (
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
 SIZES = (
-    *("minibatch", "per_worker", "base_minibatch", "samples", "epochs", "classes", "canonical_threads"),
+    *("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads"),
     "recalibrate",
 )
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
@@ -121,7 +121,7 @@ class Recipe:
     layer_rates: tuple[str, ...] = _said(
         (), "factors of the rate, by parameters' names: stem.*=0.1,head.*=10; in TOML a table", metavar="NAME=X,…"
     )
-    epochs: int = _said(90, "passes over the data, whatever the minibatch")
+    epochs: float = _said(90, "passes over the data, whatever the minibatch; the last may be a part of one")
     decay: Literal["step", "cosine"] = _said("step", "the usual schedule after warmup")
     milestones: tuple[str, ...] = _said(("30", "60", "80"), 'epochs at which the rate drops; fractions as "64/3"')
     decay_factor: float = _said(0.1, "what each drop multiplies the rate by")
@@ -142,7 +142,7 @@ class Recipe:
     def __post_init__(self) -> None:
         milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
         self._set("milestones", milestones)
-        counts = ("minibatch", "per_worker", "base_minibatch", "epochs", "canonical_threads")
+        counts = ("minibatch", "per_worker", "base_minibatch", "canonical_threads")
         for name in (*counts, "pixel_cap", "image_size"):
             self._set(name, positive_int(name, getattr(self, name)))
         for name in ("samples", "classes", "resized", "recalibrate", "test_resize"):
@@ -151,6 +151,7 @@ class Recipe:
         for name in ("base_lr", "decay_factor"):
             self._set(name, positive(name, getattr(self, name)))
         self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
+        self._set("epochs", _whole(positive("epochs", self.epochs)))
         self._set("warmup_epochs", _whole(not_negative("warmup_epochs", self.warmup_epochs)))
         for name in ("momentum", "beta1", "beta2", "label_smoothing", "validation"):
             self._set(name, fraction(name, getattr(self, name), upper=1))
@@ -291,10 +292,11 @@ class Recipe:
 
     def _shares(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Warmup and milestones at the same shares of a run of other epochs; those that have no effect stay."""
-        share = Fraction(positive_int("epochs", changes.get("epochs", self.epochs)), self.epochs)
+        share = Fraction(positive("epochs", changes.get("epochs", self.epochs))) / Fraction(self.epochs)
         moved: dict[str, Any] = {}
         if share != 1 and changes.get("decay", self.decay) == "step":
-            moved["milestones"] = tuple(str(m * share) for m in schedules.parse_milestones(self.milestones))
+            milestones = (m * share for m in schedules.parse_milestones(self.milestones))
+            moved["milestones"] = tuple(str(milestone.limit_denominator(10**6)) for milestone in milestones)
         if share != 1 and changes.get("warmup", self.warmup) != "none":
             moved["warmup_epochs"] = float(Fraction(self.warmup_epochs) * share)
         return moved

@@ -262,7 +262,7 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
         "iterations",
         Derived(
             size.iterations(samples, epochs),
-            f"⌈{epochs} · N / kn⌉: full minibatches, nothing dropped",
+            f"⌈{epochs:g} · N / kn⌉: full minibatches, nothing dropped",
             "3",
             base.workers.iterations(samples, epochs),
         ),
@@ -274,14 +274,14 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
             step = (recipe.target_lr - recipe.base_lr) / iterations
             yield "warmup_lr_step", Derived(step, "(η̂ − η) / T, at every iteration", "2.2", 0.0)
     needed = epochs * samples / 3600
-    yield "images_per_second_for_one_hour", Derived(needed, f"{epochs} · N / 3600 s", "5.5", needed)
+    yield "images_per_second_for_one_hour", Derived(needed, f"{epochs:g} · N / 3600 s", "5.5", needed)
 
 
 def _hours(recipe: Recipe, samples: int, images_per_second: float) -> Derived:
     if not images_per_second > 0:
         raise ValueError(f"images_per_second must be above zero, got {images_per_second}")
     hours = recipe.epochs * samples / images_per_second / 3600
-    return Derived(hours, f"{recipe.epochs} · N / {images_per_second:g} images/s", "5.5", hours)
+    return Derived(hours, f"{recipe.epochs:g} · N / {images_per_second:g} images/s", "5.5", hours)
 
 
 def _placement(workers: int, processes: int) -> Derived:

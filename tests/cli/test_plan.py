@@ -75,6 +75,16 @@ def test_several_minibatches_print_the_papers_table(capsys: pytest.CaptureFixtur
     assert rates == list(zip(sizes, ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2", "6.4"], strict=True))
 
 
+def test_detection_prints_t3b(capsys: pytest.CaptureFixture[str]):
+    rows = [line.split() for line in said(["detection", "--minibatch", "2,4,8,16"], capsys).splitlines()[1:]]
+    assert [(row[0], row[2], row[-1]) for row in rows] == [
+        ("2", "0.0025", "1280000"),
+        ("4", "0.005", "640000"),
+        ("8", "0.01", "320000"),
+        ("16", "0.02", "160000"),
+    ]
+
+
 def test_several_as_json_are_exact(capsys: pytest.CaptureFixture[str]):
     found = json.loads(said(["resnet50", "--minibatch", "256,512,1k,2k,4k,8k,16k", "--json"], capsys))
     assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]

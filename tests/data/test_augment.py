@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from onehour.data.augment import TRIALS, Crop, TrainTransform, draw_crop, normalise, training_crop, validation_crop
+from onehour.data.dataset import seed_generators
 
 RANDOM = np.random.default_rng(0)
 SIDES = st.integers(1, 3000)
@@ -220,14 +221,17 @@ def test_a_transform_that_is_no_function_by_name_is_one_message():
 
 
 @pytest.mark.vision
-def test_torchvisions_transforms_are_keyed_as_the_recipes_page_has_them(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("library", ["torchvision", "albumentations"])
+def test_libraries_transforms_are_keyed_as_the_recipes_page_has_them(library: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for newer ones
     page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(from PIL.*?)```", page, re.DOTALL)
+    (block,) = (found for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if library in found)
     names: dict[str, Any] = {}
     exec(block, names)
     made = transform(names["augment"], monkeypatch)
     first = [made(PICTURE.copy(), key) for key in range(TRIALS + 2)]
-    torch.manual_seed(5)
+    seed_generators(5)
+    made = transform(names["augment"], monkeypatch)  # as in another process
     assert all(torch.equal(made(PICTURE.copy(), key), image) for key, image in enumerate(first))
     assert len({image.numpy().tobytes() for image in first}) > TRIALS
     assert {tuple(image.shape) for image in first} == {(3, 224, 224)}

@@ -136,6 +136,13 @@ def test_iterations_are_the_fewest_that_cover_all_epochs(n, k, samples, epochs):
     assert (iterations - 1) * minibatch.size < epochs * samples <= iterations * minibatch.size
 
 
+@given(n=st.integers(1, 64), k=st.integers(1, 64), samples=st.integers(1, 2**30), images=st.integers(1, 2**40))
+def test_a_run_of_so_many_images_has_as_many_iterations_as_cover_them(n, k, samples, images):
+    minibatch = Minibatch(n, k)
+    iterations = minibatch.iterations(samples, images / samples)
+    assert (iterations - 1) * minibatch.size < images <= iterations * minibatch.size
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("256", 256), ("8k", 8192), (" 8K ", 8192), ("64k", 65536), (1024, 1024), ("1", 1), ("0032", 32)],

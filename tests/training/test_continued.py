@@ -105,6 +105,15 @@ def test_what_cannot_be_is_one_message(
     assert sorted(path.name for path in alone.iterdir()) == ["old", "other"]
 
 
+def test_a_run_that_ended_within_an_epoch_does_not_go_on(tiny: ModuleType, tmp_path: Path):
+    """The errors of its last iterations would be counted to the wrong evaluation."""
+    run = train(tiny.recipe(epochs=1.5), out=tmp_path / "old")
+    with pytest.raises(
+        ValueError, match=r"old has 1\.5 epochs, and --continue goes on from whole ones alone; train anew"
+    ):
+        train(tiny.recipe(epochs=3), continues=run.folder, out=tmp_path / "new")
+
+
 def test_what_is_no_run_is_one_message(old: Run, alone: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "digits", "--continue"]) == 2
     assert "digits is not a run's folder" in capsys.readouterr().err

@@ -111,6 +111,33 @@ def test_another_models_file_is_refused(tiny: ModuleType, data: Data, tmp_path: 
         started(tiny, data, "nowhere.pt")
 
 
+class Parts(nn.Module):
+    """A head behind networks."""
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts, self.head = nn.ModuleDict(parts), nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(torch.stack([part(images) for part in self.parts.values()]).sum(0))
+
+
+def test_a_backbone_is_found_by_its_names_within_the_model(tiny: ModuleType, data: Data, state: State, tmp_path: Path):
+    file = tmp_path / "a.pt"
+    torch.save(state | {"fc.weight": torch.ones(10, 16)}, file)
+    recipe = tiny.recipe(classes=3, init=str(file))
+    model = build_model(recipe, data, CPU, Parts({"body": tiny.net()}))
+    start, after = start_from(recipe, data, model, CPU), model.state_dict()
+    assert all(torch.equal(after[f"parts.body.{name}"], state[name]) for name in state)
+    assert str(start).endswith(
+        ": 8 of 10 tensors, as its parts.body; head.weight, head.bias start anew, since it lacks them; not used:"
+        " fc.weight"
+    )
+    twins = build_model(recipe, data, CPU, Parts({"left": tiny.net(), "right": tiny.net()}))
+    with pytest.raises(ValueError, match="is of another model: it has "):
+        start_from(recipe, data, twins, CPU)
+
+
 def test_a_run_and_any_of_its_checkpoints_are_sources(tiny: ModuleType, data: Data, run: Run, tmp_path: Path):
     first, last = sorted((run.folder / "checkpoints").iterdir())
     for source, folder in ((run.folder, last), (first, first), (first / "model.safetensors", first)):

@@ -97,14 +97,16 @@ def test_save_every_saves_between_evaluations_too(tiny: ModuleType, tmp_path: Pa
     assert names == ["iteration-000000010", "iteration-000000012"]  # of 5, 6, 10 and 12 the last two
 
 
+@pytest.mark.parametrize(("epochs", "last"), [(3, (3, 8, 160)), (2.5, (2.5, 6, 120))])
 def test_minibatches_that_straddle_epochs_are_evaluated_after_the_first_that_ends_past_each(
-    tiny: ModuleType, tmp_path: Path
+    tiny: ModuleType, tmp_path: Path, epochs: float, last: tuple[float, int, int]
 ):
-    """48 samples in minibatches of 20: epochs end at 48, 96 and 144, inside iterations 3, 5 and 8."""
-    run = train(tiny.recipe(minibatch=20, base_minibatch=20, epochs=3), out=tmp_path / "run")
-    assert [(r["epoch"], r["iteration"], r["position"]) for r in run.metrics] == [(1, 3, 60), (2, 5, 100), (3, 8, 160)]
+    """48 samples in minibatches of 20: epochs end inside iterations 3, 5 and 8, and a run ends where it does."""
+    run = train(tiny.recipe(minibatch=20, base_minibatch=20, epochs=epochs), out=tmp_path / "run")
+    assert run.finished
+    assert [(r["epoch"], r["iteration"], r["position"]) for r in run.metrics] == [(1, 3, 60), (2, 5, 100), last]
     # Each training error is that of the iterations since the one before: a count out of so many samples.
-    for record, samples in zip(run.metrics, (60, 40, 60), strict=True):
+    for record, samples in zip(run.metrics, (60, 40, last[2] - 100), strict=True):
         assert record["train_error"] * samples / 100 == pytest.approx(round(record["train_error"] * samples / 100))
 
 

@@ -51,6 +51,7 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --precision float64 --as torch", "precision float64 is not translated; use --precision float32 or"),
         ("resnet50 --layer-rates fc.*=10 --as torch", "layer_rates is not translated; leave it out"),
         ("resnet50 --ema 0.999 --as timm", "ema is not translated; leave it out"),
+        ("resnet50 --epochs 2.5 --as torch", "other tools count whole epochs, and epochs is 2.5"),
         ("resnet50 --optimizer my.module:Mine --as torch", "optimizer my.module:Mine is your own"),
     ],
 )
@@ -159,6 +160,7 @@ def parsed(text: str) -> argparse.Namespace:
         name, *values = shlex.split(flag)
         value = values[0].rpartition("=")[2] if values else "True"
         found = ast.literal_eval(value) if value[0].isdigit() or not values else value
+        found = tuple(map(float, values)) if name == "opt-betas" else found
         options[name.replace("-", "_")] = {"alpha": found} if name == "opt-kwargs" else found
     return argparse.Namespace(**options)
 

@@ -57,13 +57,14 @@ class Minibatch:
         """N / kn, updates in one pass over N = `samples` images; a minibatch may straddle two epochs."""
         return positive_int("samples", samples) / self.size
 
-    def iterations(self, samples: int, epochs: int) -> int:
-        """⌈E·N / kn⌉, updates of a whole run of E = `epochs`, in whole numbers.
+    def iterations(self, samples: int, epochs: float) -> int:
+        """⌈E·N / kn⌉, updates of a whole run of E = `epochs`; E·N is rounded to a whole image.
 
         >>> Minibatch(per_worker=32, workers=8).iterations(samples=1000, epochs=3)
         12
         """
-        return -(-positive_int("epochs", epochs) * positive_int("samples", samples) // self.size)
+        images = round(Fraction(positive("epochs", epochs)) * positive_int("samples", samples))
+        return max(1, -(-images // self.size))
 
 
 def linear_scaling(base_lr: float, base_minibatch: int, minibatch: int | Minibatch) -> float:

@@ -196,7 +196,13 @@ def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fract
 
 
 def schedule_remarks(
-    schedule: Schedule, *, milestones: Iterable[Fraction], epochs: int, warmup: float, target: float, last: float | None
+    schedule: Schedule,
+    *,
+    milestones: Iterable[Fraction],
+    epochs: float,
+    warmup: float,
+    target: float,
+    last: float | None,
 ) -> list[str]:
     """A line for each thing about a schedule that should be known before it is trained with.
 
@@ -217,7 +223,9 @@ def schedule_remarks(
     late = [m for m in given if last is not None and last < m < epochs]
     early = [m for m in given if m <= warmup]
     if never:
-        remarks.append(f"{_named(never)} not before the end of the run of {epochs} epochs: the rate never drops there")
+        remarks.append(
+            f"{_named(never)} not before the end of the run of {epochs:g} epochs: the rate never drops there"
+        )
     if late:
         remarks.append(
             f"{_named(late)} behind the last iteration, which begins at {last:g}: the rate never drops there"

@@ -84,7 +84,7 @@ def minibatch_picture(findings: Findings, *, papers: bool = False) -> list[Pictu
 def _ours(findings: Findings) -> Panel:
     reference, recipe = findings.study.reference, findings.study.recipe
     base = recipe.base_minibatch if recipe else reference.minibatch if reference else None
-    about = f"{recipe.model} on {recipe.data}, {recipe.epochs} epochs" if recipe else "from others’ files"
+    about = f"{recipe.model} on {recipe.data}, {recipe.epochs:g} epochs" if recipe else "from others’ files"
     marks = {row.entry.minibatch or 1: row for row in findings.sizes if row.entry.n}
     advice = advice_of_study(findings.study)
     noise = advice.noise if advice is not None else None

@@ -206,7 +206,7 @@ def _about(findings: Findings) -> str:
     study, recipe = findings.study, findings.study.recipe
     asked = len(list(study.spec.cells())) if study.spec else 0
     ended = sum(result.error is not None for result in study.results)
-    parts = [f"{recipe.model} on {recipe.data}", f"{recipe.epochs} epochs"] if recipe else []
+    parts = [f"{recipe.model} on {recipe.data}", f"{recipe.epochs:g} epochs"] if recipe else []
     parts += [f"{len(findings.sizes)} minibatch{'es' * (len(findings.sizes) != 1)}"] if findings.sizes else []
     parts += [f"{len(findings.arms)} change{'s' * (len(findings.arms) != 1)} to the recipe"] if findings.arms else []
     return " · ".join([*parts, f"{ended} of {max(asked, len(study.results))} runs ended"])

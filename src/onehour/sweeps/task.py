@@ -24,7 +24,7 @@ class Task:
     folders: tuple[Path, ...]
 
     @property
-    def images(self) -> int:
+    def images(self) -> float:
         """Trained on in all: a measure of the work."""
         return sum(recipe.epochs * (recipe.samples or 0) for recipe in self.recipes)
 

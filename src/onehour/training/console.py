@@ -47,7 +47,7 @@ class Console:
         rate = f"rate {r.base_lr:g} → {r.target_lr:g}" if r.warms_up else f"rate {r.target_lr:g}"
         self._say(
             f"{r.name}: minibatch {r.minibatch} = {r.workers.workers} workers × {r.per_worker} on {processes}"
-            f" process{'es' * (processes > 1)}, {rate}, {r.epochs} epoch{'s' * (r.epochs > 1)},"
+            f" process{'es' * (processes > 1)}, {rate}, {r.epochs:g} epoch{'s' * (r.epochs > 1)},"
             f" {iterations} iterations, seed {r.seed}"
         )
         where = f" at iteration {iteration}" if iteration else ""
@@ -76,7 +76,7 @@ class Console:
             loss = f" train loss {metrics.train_loss:<8.4g}" if metrics.iteration else f"{'':>12}untrained"
             found = f"{loss}  validation {_named(metrics.metrics)}"
         self._say(
-            f"epoch {metrics.epoch:>3}/{self.recipe.epochs}  iteration {metrics.iteration:>6}"
+            f"epoch {metrics.epoch:>3g}/{self.recipe.epochs:g}  iteration {metrics.iteration:>6}"
             f"  rate {metrics.lr:<8.4g}{found}{rate}"
         )
 

@@ -62,7 +62,13 @@ def complete_for(
 def _refuse_changes(old: Path, recipe: Recipe) -> None:
     """Refuse what is no schedule; what only the data says may be unsaid."""
     unsaid = [name for name in ("samples", "classes", "resized") if getattr(recipe, name) is None]
-    changed = differences(Run(old).recipe, recipe)
+    before = Run(old).recipe
+    if before.epochs % 1:
+        raise ValueError(
+            f"{old} has {before.epochs:g} epochs, and --continue goes on from whole ones alone; train anew from its"
+            f" weights: --init {old}"
+        )
+    changed = differences(before, recipe)
     changed = [text for text in changed if text.partition(":")[0] not in (*MAY_CHANGE, *unsaid)]
     if changed:
         raise ValueError(

@@ -32,9 +32,9 @@ class Decisions:
         return self.recipe.workers.iterations(self.samples, self.recipe.epochs)
 
     def ends_epoch(self, done: int) -> bool:
-        """Whether an epoch's last sample is among those of the iteration that makes it `done`."""
+        """Whether an epoch's last sample, or the run's, is among those of the iteration that makes it `done`."""
         minibatch = self.recipe.minibatch
-        return done * minibatch // self.samples > (done - 1) * minibatch // self.samples
+        return done * minibatch // self.samples > (done - 1) * minibatch // self.samples or done == self.iterations
 
     @property
     def divisor(self) -> int:

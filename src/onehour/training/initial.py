@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from onehour.training.state import digest_of
 from onehour.training.store import checkpoint_folders
 from onehour.training.weights import bytes_of, few, weights_in
 
+COUNTER = "num_batches_tracked"
+"""Of BatchNorm's: younger than many files, and frozen ones have none."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -33,6 +37,7 @@ class Start:
         anew: those that the source lacks, which are as without `init`.
         classifier: those that are as without `init` because the source has other classes.
         left_out: those that the source alone has.
+        inside: what stands before the source's names in the model's, whose part it is.
     """
 
     source: str
@@ -41,13 +46,16 @@ class Start:
     anew: list[str]
     classifier: list[str]
     left_out: list[str]
+    inside: str = ""
 
     def __str__(self) -> str:
         return "; ".join(self._parts())
 
     def _parts(self) -> Iterator[str]:
         loaded = self.tensors - len(self.anew) - len(self.classifier)
-        yield f"starts from {self.source}, SHA-256 {self.sha256[:16]}…: {loaded} of {self.tensors} tensors"
+        yield f"starts from {self.source}, SHA-256 {self.sha256[:16]}…: {loaded} of {self.tensors} tensors" + (
+            f", as its {self.inside.removesuffix('.')}" if self.inside else ""
+        )
         if self.classifier:
             yield f"{few(self.classifier)} start anew, for another number of classes"
         if self.anew:
@@ -81,8 +89,9 @@ def start_from(recipe: Recipe, data: Data, model: nn.Module, device: torch.devic
     """Load what `recipe.init` names into a model that is built.
 
     Raises:
-        ValueError: if it cannot be read, shares no tensor with the model, is not finite, or has a tensor of another
-            shape that is not the classifier's: one whose first dimension is the number of classes in both.
+        ValueError: if it cannot be read, shares no tensor with the model or a part of it, is not finite, or has a
+            tensor of another shape that is not the classifier's: one whose first dimension is the number of classes in
+            both.
     """
     if recipe.init.startswith(tuple(f"{library}:" for library in LIBRARIES)):
         weights = pretrained_weights(recipe.init)
@@ -95,6 +104,8 @@ def start_from(recipe: Recipe, data: Data, model: nn.Module, device: torch.devic
             raise ValueError(f"init {error}") from error
         digest = hashlib.sha256(content).hexdigest()
     own = model.state_dict()
+    inside = _place(weights, own)
+    weights = {inside + name: tensor for name, tensor in weights.items()}
     both = [name for name in own if name in weights]
     other = [name for name in both if own[name].shape != weights[name].shape]
     if other:
@@ -115,12 +126,25 @@ def start_from(recipe: Recipe, data: Data, model: nn.Module, device: torch.devic
         if not torch.isfinite(tensor).all():
             raise ValueError(f"init {recipe.init}: {shown(name)} holds NaN or infinity")
     model.load_state_dict(loaded, strict=False)
-    counted = [name for name in own if not name.endswith("num_batches_tracked")]  # younger than many files
+    counted = [name for name in own if not name.endswith(COUNTER)]
     return Start(
         source=recipe.init,
         sha256=digest,
         tensors=len(counted),
         anew=[name for name in counted if name not in weights],
         classifier=other,
-        left_out=[name for name in weights if name not in own],
+        left_out=[name.removeprefix(inside) for name in weights if name not in own and not name.endswith(COUNTER)],
+        inside=inside,
     )
+
+
+def _place(weights: Collection[str], own: Collection[str]) -> str:
+    """What stands before the weights' names where the model has them as a part of it, as a detector has a backbone.
+
+    It is the only such under which most of them are found; nothing where a name fits as it is.
+    """
+    if any(name in own for name in weights):
+        return ""
+    found = Counter(mine.removesuffix(name) for name in weights for mine in own if mine.endswith(f".{name}"))
+    places = [place for place, count in found.items() if 2 * count > len(weights)]
+    return places[0] if len(places) == 1 else ""

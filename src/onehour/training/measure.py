@@ -146,7 +146,8 @@ def profiled(
 class Metrics:
     """What an evaluation adds to metrics.jsonl."""
 
-    epoch: int
+    epoch: float
+    """Whole but for the last of a run that ends within one."""
     iteration: int
     position: int
     lr: float
@@ -201,14 +202,14 @@ def measured(
     """
     recipe, samples = decisions.recipe, decisions.samples
     position = done * recipe.minibatch
-    first, last = _span(position, recipe, samples)
-    error, metrics = task.trained(totals, last - first, recipe.minibatch) if done else (math.nan, {})
+    iterations = _since_evaluation(done, recipe.minibatch, samples)
+    error, metrics = task.trained(totals, iterations, recipe.minibatch) if done else (math.nan, {})
     return Metrics(
-        epoch=position // samples,
+        epoch=recipe.epochs if done == decisions.iterations else position // samples,
         iteration=done,
         position=position,
         lr=decisions.rate(max(done - 1, 0)),
-        train_loss=totals[0] / (last - first) if done else math.nan,
+        train_loss=totals[0] / iterations if done else math.nan,
         train_error=error,
         val_loss=_finite(result.loss),
         error=result.error,
@@ -257,12 +258,10 @@ def timed(
     }
 
 
-def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
-    """The iterations whose training error belongs to an evaluation at `position`: those since the one before."""
-    done = position // recipe.minibatch
-    epoch = position // samples
-    before = min(-(-(epoch - 1) * samples // recipe.minibatch), done) if epoch > 1 else 0
-    return before, done
+def _since_evaluation(done: int, minibatch: int, samples: int) -> int:
+    """The iterations since the evaluation before that after `done`, which followed the last epoch that had ended."""
+    epoch = max(done - 1, 0) * minibatch // samples
+    return done + -epoch * samples // minibatch
 
 
 def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:

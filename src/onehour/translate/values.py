@@ -41,6 +41,8 @@ def values_of(plan: Plan) -> dict[str, Any]:
     for name in ("label_smoothing", "mixup", "cutmix"):
         if getattr(recipe, name):
             raise ValueError(f"{name} is not translated; leave it out here, and ask your own tool for it")
+    if recipe.epochs % 1:
+        raise ValueError(f"other tools count whole epochs, and epochs is {recipe.epochs:g}; give a whole number")
     if recipe.precision == "float64":
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
     for name in ("clip_norm", "ema", "freeze", "layer_rates"):
