@@ -109,7 +109,7 @@ class Recipe:
     scaling: Literal["linear", "sqrt", "fixed"] = _said("linear", "how the rate follows the minibatch (§2.1)")
     scale_adaptive: bool = _said(False, "allow linear scaling with an optimizer that divides by the gradient's size")
     optimizer: str = _said("sgd", f"sgd, {', '.join(ADAPTIVE)}, or package.module:Class")
-    momentum: float = _said(0.9, "m; for SGD")
+    momentum: float = _said(0.9, "m; for SGD and Muon")
     beta1: float = _said(0.9, "β₁ of Adam's kind that is right at base_minibatch")
     beta2: float = _said(0.999, "β₂ of Adam's kind that is right at base_minibatch")
     epsilon: float = _said(1e-8, "ε of Adam's kind that is right at base_minibatch")

@@ -244,6 +244,11 @@ def _derive_adam(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
 
 def _derive_others(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     """What else a recipe may ask for beyond the paper's."""
+    if recipe.optimizer == "muon":
+        rule = (
+            "a step of singular values near 1, × √max(1, rows/columns), whatever kn; the rest by SGD at the same rate"
+        )
+        yield "orthogonal", Derived("hidden weights", rule, "", "hidden weights")
     if recipe.clip_norm is not None:
         yield "clip_norm", Derived(recipe.clip_norm, "of the mean over kn: it stays", "", base.clip_norm)
     if recipe.ema is not None:

@@ -10,8 +10,8 @@ from onehour.rules.minibatch import whole_workers
 
 __all__ = ["ADAPTIVE", "PITFALLS", "refuse_together", "refuse_values"]
 
-ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
-"""Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
+ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam", "muon")
+"""Optimizers whose step does not grow with the gradient, so that the linear rule's argument does not hold for them."""
 
 PITFALLS = (
     "gradient-sum-not-mean",
@@ -79,7 +79,7 @@ def refuse_together(recipe: Any) -> None:
         raise ValueError("validation divides by class; a task of your own brings (train, validation)")
     if recipe.collate is not None and recipe.task is None:
         raise ValueError("collate makes batches for a task of your own; give a task too")
-    if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
+    if recipe.nesterov and recipe.optimizer in ("sgd", "muon") and recipe.momentum == 0:
         raise ValueError("nesterov needs momentum above zero; set nesterov to false or give a momentum")
     if recipe.warmup != "none" and recipe.warmup_epochs > recipe.epochs:
         raise ValueError(

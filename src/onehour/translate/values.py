@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any
 
-from onehour.config import ADAPTIVE, Recipe
+from onehour.config import Recipe
 from onehour.planner import Plan
 
 __all__ = ["schedule_code", "values_of"]
@@ -35,7 +35,9 @@ def values_of(plan: Plan) -> dict[str, Any]:
             f"{workers} workers (k = kn / n) do not divide evenly among {processes} processes, and other tools"
             f" average over processes as if they did; use --processes {below} or {above}, or `onehour train`"
         )
-    if recipe.optimizer not in ("sgd", *ADAPTIVE):
+    if recipe.optimizer == "muon":
+        raise ValueError("optimizer muon is not translated; use --optimizer sgd, and put your tool's own in its place")
+    if recipe.optimizer not in OPTIMIZERS:
         raise ValueError(
             f"optimizer {recipe.optimizer} is your own, and what it takes is not known here; translate with"
             " --optimizer sgd, and put your own in its place"
