@@ -115,7 +115,7 @@ def test_a_run_repeats_its_bits_and_goes_on_where_it_was_stopped(tmp_path: Path)
     with pytest.raises(StoppedError):
         train(recipe(), out=tmp_path / "run", model=net, stop_asked=lambda: calls.append(1) or len(calls) == 8)
     assert train(recipe(), out=tmp_path / "run", model=net).summary["state_sha256"] == whole.summary["state_sha256"]
-    assert "1 of 7 tensors orthogonalised, the rest by SGD" in effects(recipe(), net())
+    assert "1 of 8 tensors orthogonalised, the rest by SGD" in effects(recipe(), net())
 
 
 def test_a_plan_says_what_stays_and_a_translation_is_refused():

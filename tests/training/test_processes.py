@@ -161,7 +161,7 @@ def test_two_processes_resumed_leave_the_bits_of_an_undisturbed_run(world: World
     assert (resumed.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["beyond", "muon"])
+@pytest.mark.parametrize("name", ["beyond", "muon", "ramp", "adascale"])
 def test_neither_processes_nor_a_stop_change_a_bit_of_what_goes_beyond_the_paper(
     world: World, worlds: ModuleType, tmp_path: Path, name: str
 ):

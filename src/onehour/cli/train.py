@@ -141,7 +141,7 @@ def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
     from onehour.dist.devices import pick_processes
     from onehour.training.device import pick_device
 
-    processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
+    processes, line = pick_processes(pick_device(execution.device), recipe.fewest_workers)
     if line:
         say(line)
     return dataclasses.replace(execution, processes=processes)

@@ -153,7 +153,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _grown(recipe: Recipe, processes: int) -> Recipe:
     """k grows to the largest p where the recipe's is smaller."""
-    return recipe.replace(minibatch=max(recipe.minibatch, processes * recipe.per_worker))
+    return recipe.replace(ramp=(), minibatch=max(recipe.minibatch, processes * recipe.per_worker))
 
 
 def _as_json(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:

@@ -375,11 +375,15 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     One where the model draws random numbers (dropout), since those are keyed by the pass; for channels_last, where
     fusing would copy; and for a task of one's own, which may look at all samples of its worker together.
     """
-    canonical = recipe.reduce == "canonical"
-    if canonical or recipe.batchnorm == "keep":
-        if (execution.workers_per_pass or 1) > 1:
-            one, several = ("reduce canonical", "reduce fast") if canonical else ("batchnorm keep", "batchnorm ghost")
+    alone = {
+        "reduce canonical": (recipe.reduce == "canonical", "reduce fast"),
+        "batchnorm keep": (recipe.batchnorm == "keep", "batchnorm ghost"),
+        "scaling adascale": (recipe.scaling == "adascale", "another scaling"),
+    }
+    for one, (asked, several) in alone.items():
+        if asked and (execution.workers_per_pass or 1) > 1:
             raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
+    if any(asked for asked, _ in alone.values()):
         return 1
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
     together = execution.workers_per_pass

@@ -20,7 +20,7 @@ from onehour.config import Recipe
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
 from onehour.noise import FEWEST, noise_scale
-from onehour.training.decisions import Decisions
+from onehour.training.decisions import AdaScaled, Decisions
 from onehour.training.engine import ModelAndOptimizer
 from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
 from onehour.training.state import digest_of, model_state, optimizer_state
@@ -171,6 +171,8 @@ class Metrics:
     train_metrics: dict[str, float] | None = None
     metrics: dict[str, float] | None = None
     """Of a task of one's own: in place of `train_error` and `top1_error`, which are the first of them."""
+    base_iterations: float | None = None
+    """τ of AdaScale: how many iterations of the base those so far count as."""
     higher_is_better: tuple[str, ...] | None = None
     """Names of metrics where more is better; with the first line of a task of one's own."""
 
@@ -204,10 +206,11 @@ def measured(
         result: on the validation data; a loss that is not finite is None, which JSON can say.
         averaged: with the averaged weights.
     """
-    recipe, samples = decisions.recipe, decisions.samples
-    position = done * recipe.minibatch
-    first, last = _span(position, recipe, samples)
-    error, metrics = task.trained(totals, last - first, recipe.minibatch) if done else (math.nan, {})
+    position, samples = decisions.ramp.position(done), decisions.samples
+    before = position // samples - decisions.ends_epoch(done) if done else 0  # epochs that had been evaluated
+    first, last = decisions.ramp.reaching(before * samples), done
+    images = position - decisions.ramp.position(first)
+    error, metrics = task.trained(totals, last - first, images) if done else (math.nan, {})
     return Metrics(
         epoch=position // samples,
         iteration=done,
@@ -219,6 +222,7 @@ def measured(
         top1_error=result.top1_error,
         skipped=skipped,
         noise=noise,
+        base_iterations=decisions.gains.steps if isinstance(decisions, AdaScaled) else None,
         ema_val_loss=None if averaged is None else _finite(averaged.loss),
         ema_top1_error=None if averaged is None else averaged.top1_error,
         train_metrics=metrics if task.counts else None,
@@ -260,14 +264,6 @@ def timed(
         "parts": list(PARTS),
         "steps_ms": [[round(step[part] / runs, 3) for part in PARTS] for step in steps],
     }
-
-
-def _span(position: int, recipe: Recipe, samples: int) -> tuple[int, int]:
-    """The iterations whose training error belongs to an evaluation at `position`: those since the one before."""
-    done = position // recipe.minibatch
-    epoch = position // samples
-    before = min(-(-(epoch - 1) * samples // recipe.minibatch), done) if epoch > 1 else 0
-    return before, done
 
 
 def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:

@@ -86,6 +86,10 @@ def refuse_execution(recipe: Recipe, execution: Execution) -> None:
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
+    if execution.noise and (recipe.ramp or recipe.scaling == "adascale"):
+        raise ValueError(
+            "--noise is of one minibatch, while the schedule's rate is at its peak; leave ramp and adascale out"
+        )
     if execution.noise and recipe.bad_images == "skip":
         raise ValueError(
             "--noise reads minibatches ahead, and with bad_images skip each iteration counts the images that it skips;"
@@ -197,7 +201,7 @@ class Skipping:
 
     def __init__(self, recipe: Recipe, feed: Feed, group: Group, *, folder: Path, inside: Path) -> None:
         assert recipe.samples is not None
-        self.minibatch, self.samples = recipe.minibatch, recipe.samples
+        self.samples, self._position = recipe.samples, recipe.phases(recipe.samples).position
         self.feed, self.group, self.folder, self._inside = feed, group, folder, inside
         self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
         """How many were replaced, in all processes, since the run began."""
@@ -209,7 +213,7 @@ class Skipping:
         """Count an iteration's; above zero once they are more than may be since this process began."""
         first, before = self._first = self._first or (iteration, self.skipped.clone())
         self.skipped += skipped
-        limit = too_many(first * self.minibatch, (iteration + 1) * self.minibatch, self.samples)
+        limit = too_many(self._position(first), self._position(iteration + 1), self.samples)
         self._too_many.logical_or_(self.skipped - before > limit)
         return self._too_many
 

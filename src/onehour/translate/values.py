@@ -45,9 +45,11 @@ def values_of(plan: Plan) -> dict[str, Any]:
     for name in ("label_smoothing", "mixup", "cutmix"):
         if getattr(recipe, name):
             raise ValueError(f"{name} is not translated; leave it out here, and ask your own tool for it")
+    if recipe.scaling == "adascale":
+        raise ValueError("scaling adascale is not translated; use linear, sqrt or fixed")
     if recipe.precision == "float64":
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
-    for name in ("clip_norm", "ema", "freeze", "layer_rates"):
+    for name in ("clip_norm", "ema", "freeze", "layer_rates", "ramp"):
         if getattr(recipe, name):
             raise ValueError(f"{name} is not translated; leave it out, and give it to your tool by its own means")
     passes, schedule, n = workers // processes, schedule_code(recipe), recipe.per_worker
