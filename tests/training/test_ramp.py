@@ -137,7 +137,7 @@ def test_what_cannot_have_a_ramp_is_refused(tiny: ModuleType):
     ):
         with pytest.raises(ValueError, match=message):
             recipe(tiny, **changes)
-    with pytest.raises(ValueError, match="--noise compares gradients of one minibatch"):
+    with pytest.raises(ValueError, match="leave ramp and adascale out"):
         refuse_execution(recipe(tiny), Execution(noise=True))
     with pytest.raises(ValueError, match="2 processes cannot share 1 workers"):
         plan(recipe(tiny), processes=2)
