@@ -230,7 +230,9 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
         "warmup_epochs",
         Derived(epochs, "counted inside the run's epochs", "2.2", base.warmup_epochs if base.warms_up else 0),
     )
-    yield "epochs", Derived(recipe.epochs, "the same for every minibatch", "5.1", base.epochs)
+    adascale = recipe.scaling == "adascale"
+    rule = "of the base's schedule: the run ends by Σ r" if adascale else "the same for every minibatch"
+    yield "epochs", Derived(recipe.epochs, rule, "5.1", base.epochs)
     if recipe.decay == "step":
         for milestone in parse_milestones(recipe.milestones):
             if milestone < recipe.epochs:
@@ -314,6 +316,8 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
         if recipe.warmup == "gradual":
             step = (recipe.target_lr - recipe.base_lr) / iterations
             yield "warmup_lr_step", Derived(step, "(η̂ − η) / T, at every iteration", "2.2", 0.0)
+    if recipe.scaling == "adascale":
+        return
     needed = epochs * samples / 3600
     yield "images_per_second_for_one_hour", Derived(needed, f"{epochs} · N / 3600 s", "5.5", needed)
 
