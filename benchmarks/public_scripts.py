@@ -37,9 +37,8 @@ import numpy as np
 
 from check_matrix import ROOT, code
 from onehour.check.case import Base
-from onehour.check.judge import PITFALLS
-from onehour.check.run.checking import check_script
-from onehour.check.run.command import Command
+from onehour.check.pitfalls import PITFALLS
+from onehour.check.run.checking import Command, check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
 
 LIST = Path(__file__).with_suffix(".toml")

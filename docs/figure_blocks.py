@@ -157,6 +157,26 @@ def foreseen_sweeps(results: dict[str, Any]) -> str:
     return f"{table(('task', 'B', 'the break', 'break / B', ''), rows)}\n\n{source('foresee_sweeps', results)}"
 
 
+def past_the_break(results: dict[str, Any]) -> str:
+    """Error, updates and images of each arm beyond the break, and of the reference."""
+    rows = []
+    for row in results["rows"]:
+        spans = [_span(row[what]) for what in ("updates", "images")]
+        rate = f"{row['base_lr']:g}{' *' * row['at_an_end']}"
+        name = f"{row['arm']} {', '.join(row['ramp'])}".strip()
+        rows.append((f"{row['minibatch']} ({row['times']}×)", name, rate, mean(row), *spans))
+    head = ("minibatch", "arm", "rate at 32", "error %, mean ± std", "updates", "images")
+    note = "\\* the lowest or the highest of the four that were tried: there may be a better one beyond."
+    return f"{table(head, rows)}\n\n{note}\n\n{source('past_the_break', results)}"
+
+
+def _span(values: list[int]) -> str:
+    """The one value that all runs have, or from the lowest to the highest."""
+    if not values:
+        return "none ended"
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} … {max(values)}"
+
+
 def _size(size: float | None) -> str:
     return "not seen" if size is None else f"{size:.0f}"
 

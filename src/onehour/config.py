@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
 from onehour.messages import nearest
-from onehour.recipe_checks import ADAPTIVE, PITFALLS, refuse_together, refuse_values
+from onehour.recipe_checks import ADAM, ADAPTIVE, PITFALLS, refuse_together, refuse_values
 from onehour.rules import schedule as schedules
 from onehour.rules.adam import AdamOptions, adam_scaling
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
@@ -25,17 +25,15 @@ from onehour.rules.minibatch import (
     sqrt_scaling,
 )
 from onehour.rules.names import layer_rates, patterns
+from onehour.rules.ramp import Ramp, RampedSchedule, parse_ramp
 from onehour.sidefile import Read, read_toml
 
 __all__ = ["ADAPTIVE", "PITFALLS", "Recipe"]
 
-ADAM = ("adam", "adamw", "nadam", "radam")
-"""Those with two averages, whose β the square-root rule scales too."""
-
 LATER = (
     *("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate"),
     *("image_size", "test_resize", "train_transform", "random_erasing", "mixup", "cutmix", "label_smoothing"),
-    *("clip_norm", "ema", "freeze", "layer_rates", "init", "validation", "continues"),
+    *("clip_norm", "ema", "freeze", "layer_rates", "init", "validation", "continues", "ramp"),
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
@@ -43,7 +41,8 @@ SIZES = (
     *("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads"),
     "recalibrate",
 )
-SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling}
+SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling, "adascale": fixed_scaling}
+"""AdaScale's schedule is the base's own, and what it grows by is known when gradients are."""
 
 
 def _said(default: Any, text: str, **flag: Any) -> Any:
@@ -103,12 +102,17 @@ class Recipe:
     batchnorm: Literal["ghost", "keep"] = _said(
         "ghost", "keep leaves the network's BatchNorm as it is, and takes one worker a pass, so that it sees n (§2.3)"
     )
+    ramp: tuple[str, ...] = _said(
+        (), "smaller minibatches before this one, each until an epoch: 256:8,1k:16", metavar="KN:EPOCH,…"
+    )
     base_lr: float = _said(0.1, "η, the rate that is right at base_minibatch")
     base_minibatch: int = _said(256, "the minibatch that base_lr belongs to")
-    scaling: Literal["linear", "sqrt", "fixed"] = _said("linear", "how the rate follows the minibatch (§2.1)")
+    scaling: Literal["linear", "sqrt", "fixed", "adascale"] = _said(
+        "linear", "how the rate follows the minibatch (§2.1)"
+    )
     scale_adaptive: bool = _said(False, "allow linear scaling with an optimizer that divides by the gradient's size")
     optimizer: str = _said("sgd", f"sgd, {', '.join(ADAPTIVE)}, or package.module:Class")
-    momentum: float = _said(0.9, "m; for SGD")
+    momentum: float = _said(0.9, "m; for SGD and Muon")
     beta1: float = _said(0.9, "β₁ of Adam's kind that is right at base_minibatch")
     beta2: float = _said(0.999, "β₂ of Adam's kind that is right at base_minibatch")
     epsilon: float = _said(1e-8, "ε of Adam's kind that is right at base_minibatch")
@@ -163,6 +167,7 @@ class Recipe:
             self._set("ema", positive("ema", fraction("ema", self.ema, upper=1)))
         self._set("freeze", patterns("freeze", self.freeze))
         self._set("layer_rates", layer_rates(self.layer_rates))
+        self._set("ramp", tuple(f"{size}:{until}" for size, until in parse_ramp(self.ramp)))
         self._set("seed", whole_number("seed", self.seed))
         refuse_values(self, get_type_hints(type(self)))
         refuse_together(self)
@@ -196,6 +201,30 @@ class Recipe:
     def workers(self) -> Minibatch:
         """The minibatch as k workers of n."""
         return Minibatch.of(self.minibatch, self.per_worker)
+
+    @cached_property
+    def stages(self) -> tuple[tuple[Self, Fraction | None], ...]:
+        """The recipe of each minibatch of a ramp, and the epoch until which it lasts; None is the end.
+
+        >>> [(stage.minibatch, until) for stage, until in Recipe(minibatch=512, ramp=("256:8",)).stages]
+        [(256, Fraction(8, 1)), (512, None)]
+        """
+        last = dataclasses.replace(self, ramp=()) if self.ramp else self
+        smaller = [(dataclasses.replace(last, minibatch=size), until) for size, until in parse_ramp(self.ramp)]
+        return (*smaller, (last, None))
+
+    @property
+    def fewest_workers(self) -> int:
+        """k of the smallest minibatch: more processes than these would have none at first."""
+        return self.stages[0][0].workers.workers
+
+    def phases(self, samples: int) -> Ramp:
+        """Which minibatch each iteration has, over N = `samples`.
+
+        >>> Recipe(minibatch=512, ramp=("256:8",)).phases(1024).reaching(90 * 1024)
+        196
+        """
+        return Ramp.of([(stage.workers, until) for stage, until in self.stages], samples=samples)
 
     @property
     def target_lr(self) -> float:
@@ -251,6 +280,9 @@ class Recipe:
     @cached_property
     def schedule(self) -> schedules.Schedule:
         """The rate as a function of the fractional epoch."""
+        if self.ramp:
+            begins = [0.0, *(float(until) for _, until in self.stages if until is not None)]
+            return RampedSchedule(tuple(zip(begins, (stage.schedule for stage, _ in self.stages), strict=True)))
         if self.decay == "step":
             usual = schedules.step_decay(self.target_lr, self.milestones, self.decay_factor)
         else:
@@ -268,14 +300,16 @@ class Recipe:
         ['milestone 60 is not before the end of the run of 60 epochs: the rate never drops there']
         """
         last = None
-        if self.samples is not None:
-            last = (self.workers.iterations(self.samples, self.epochs) - 1) * self.minibatch / self.samples
+        if self.samples is not None and self.scaling != "adascale":
+            ramp = self.phases(self.samples)
+            last = ramp.position(ramp.iterations(self.samples, self.epochs) - 1) / self.samples
+        warmup = self.warmup_epochs if self.warms_up else 0
         return schedules.schedule_remarks(
             self.schedule,
             milestones=schedules.parse_milestones(self.milestones) if self.decay == "step" else (),
             epochs=self.epochs,
-            warmup=self.warmup_epochs if self.warms_up else 0,
-            target=self.target_lr,
+            warmup=warmup,
+            target=self.schedule(warmup) if self.ramp else self.target_lr,
             last=last,
         )
 
@@ -291,12 +325,15 @@ class Recipe:
         return dataclasses.replace(self, **(self._shares(_known(changes)) | changes))
 
     def _shares(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Warmup and milestones at the same shares of a run of other epochs; those that have no effect stay."""
+        """Warmup, milestones and a ramp at the same shares of a run of other epochs; those that have no effect stay."""
         share = Fraction(positive("epochs", changes.get("epochs", self.epochs))) / Fraction(self.epochs)
         moved: dict[str, Any] = {}
         if share != 1 and changes.get("decay", self.decay) == "step":
             milestones = (m * share for m in schedules.parse_milestones(self.milestones))
             moved["milestones"] = tuple(str(milestone.limit_denominator(10**6)) for milestone in milestones)
+        if share != 1:
+            ramp = ((size, (until * share).limit_denominator(10**6)) for size, until in parse_ramp(self.ramp))
+            moved["ramp"] = tuple(f"{size}:{until}" for size, until in ramp)
         if share != 1 and changes.get("warmup", self.warmup) != "none":
             moved["warmup_epochs"] = float(Fraction(self.warmup_epochs) * share)
         return moved

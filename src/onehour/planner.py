@@ -6,6 +6,7 @@ import statistics
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,11 @@ def plan(
     14076
     """
     recipe = named(recipe, **changes) if isinstance(recipe, str) else recipe.replace(**changes)
-    base = recipe.replace(minibatch=recipe.base_minibatch) if _has_base(recipe) else recipe
+    base = recipe.replace(minibatch=recipe.base_minibatch, ramp=()) if _has_base(recipe) else recipe
+    if recipe.scaling == "adascale" and (run is not None or images_per_second is not None):
+        raise ValueError("how many iterations scaling adascale takes is known when they are over: no hours can be said")
+    if run is not None and recipe.ramp:
+        raise ValueError("hours from a run are those of one minibatch; leave ramp out, or give images per second")
     if run is not None and images_per_second is not None:
         raise ValueError("give images per second or a run, not both")
     measured = None if run is None else _measured(Path(run), recipe)
@@ -105,6 +110,7 @@ def plan(
     if measured is not None and processes is None:
         processes = measured.processes
     if processes is not None:
+        place(recipe.fewest_workers, processes)
         values["placement"] = _placement(recipe.workers.workers, processes)
     if measured is not None and processes is not None:
         links = None
@@ -182,8 +188,18 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     yield "base_lr", Derived(recipe.base_lr, "η, the recipe's own", "5.1", base.base_lr)
     yield "base_minibatch", Derived(recipe.base_minibatch, "where η is right", "5.1", base.base_minibatch)
     b = recipe.base_minibatch
-    rule = {"linear": f"η · kn/{b}", "sqrt": f"η · √(kn/{b})", "fixed": "η, whatever kn"}[recipe.scaling]
+    rule = {
+        "linear": f"η · kn/{b}",
+        "sqrt": f"η · √(kn/{b})",
+        "fixed": "η, whatever kn",
+        "adascale": f"η; an iteration's rate is r times as much, 1 ≤ r ≤ kn/{b} by gradients (Johnson et al. 2020)",
+    }[recipe.scaling]
     yield "target_lr", Derived(recipe.target_lr, f"η̂ = {rule}", "2.1", base.target_lr)
+    for stage, until in recipe.stages[:-1]:
+        rule = (
+            f"ramp: k = {stage.workers.workers}, η̂ = {stage.target_lr:g}; then k grows and n stays (Smith et al. 2018)"
+        )
+        yield f"minibatch_until_epoch_{until}", Derived(stage.minibatch, rule, "")
     for pattern, factor in recipe.rate_factors.items():
         rates = (r.target_lr * factor for r in (recipe, base))
         yield f"target_lr of {pattern}", Derived(next(rates), f"{factor:g} · η̂, at every iteration", "", next(rates))
@@ -202,7 +218,9 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
         "warmup_epochs",
         Derived(epochs, "counted inside the run's epochs", "2.2", base.warmup_epochs if base.warms_up else 0),
     )
-    yield "epochs", Derived(recipe.epochs, "the same for every minibatch", "5.1", base.epochs)
+    adascale = recipe.scaling == "adascale"
+    rule = "of the base's schedule: the run ends by Σ r" if adascale else "the same for every minibatch"
+    yield "epochs", Derived(recipe.epochs, rule, "5.1", base.epochs)
     if recipe.decay == "step":
         for milestone in parse_milestones(recipe.milestones):
             if milestone < recipe.epochs:
@@ -232,6 +250,11 @@ def _derive_adam(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
 
 def _derive_others(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     """What else a recipe may ask for beyond the paper's."""
+    if recipe.optimizer == "muon":
+        rule = (
+            "a step of singular values near 1, × √max(1, rows/columns), whatever kn; the rest by SGD at the same rate"
+        )
+        yield "orthogonal", Derived("hidden weights", rule, "", "hidden weights")
     if recipe.clip_norm is not None:
         yield "clip_norm", Derived(recipe.clip_norm, "of the mean over kn: it stays", "", base.clip_norm)
     if recipe.ema is not None:
@@ -247,7 +270,15 @@ def _adam_values(recipe: Recipe) -> tuple[float, ...]:
 
 
 def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable[tuple[str, Derived]]:
-    kn, epochs, size = recipe.minibatch, recipe.epochs, recipe.workers
+    kn, epochs, size, ramp = recipe.minibatch, recipe.epochs, recipe.workers, recipe.phases(samples)
+    iterations, each = ramp.iterations(samples, epochs), f"⌈{epochs:g} · N / kn⌉"
+    if recipe.scaling == "adascale":
+        most = base.workers.iterations(samples, epochs)
+        each, iterations = f"at most, where every r is 1; at least {each} = {iterations}", most
+    if recipe.ramp:
+        firsts = [phase.first for phase in ramp.phases] + [iterations]
+        counts = zip(pairwise(firsts), ramp.phases, strict=True)
+        each = " + ".join(f"{stop - start} of {phase.minibatch.size}" for (start, stop), phase in counts)
     yield "samples", Derived(samples, "N, training samples", "5.1", samples)
     yield (
         "iterations_per_epoch",
@@ -261,18 +292,20 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
     yield (
         "iterations",
         Derived(
-            size.iterations(samples, epochs),
-            f"⌈{epochs:g} · N / kn⌉: full minibatches, nothing dropped",
+            iterations,
+            f"{each}: full minibatches, nothing dropped",
             "3",
             base.workers.iterations(samples, epochs),
         ),
     )
-    if recipe.warms_up:
+    if recipe.warms_up and not recipe.ramp:
         iterations = recipe.warmup_epochs * samples / kn
         yield "warmup_iterations", Derived(iterations, "T = warmup epochs · N / kn", "2.2", 0)
         if recipe.warmup == "gradual":
             step = (recipe.target_lr - recipe.base_lr) / iterations
             yield "warmup_lr_step", Derived(step, "(η̂ − η) / T, at every iteration", "2.2", 0.0)
+    if recipe.scaling == "adascale":
+        return
     needed = epochs * samples / 3600
     yield "images_per_second_for_one_hour", Derived(needed, f"{epochs:g} · N / 3600 s", "5.5", needed)
 

@@ -7,9 +7,13 @@ from typing import Any, get_args
 
 from onehour.messages import nearest
 from onehour.rules.minibatch import whole_workers
+from onehour.rules.ramp import parse_ramp
 
-ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam")
-"""Optimizers that divide by the gradient's own size, so that the linear rule's argument does not hold for them."""
+ADAPTIVE = ("adam", "adamw", "rmsprop", "adagrad", "nadam", "radam", "muon")
+"""Optimizers whose step does not grow with the gradient, so that the linear rule's argument does not hold for them."""
+
+ADAM = ("adam", "adamw", "nadam", "radam")
+"""Those with two averages, whose β the square-root rule scales too."""
 
 PITFALLS = (
     "gradient-sum-not-mean",
@@ -66,7 +70,7 @@ def refuse_together(recipe: Any) -> None:
         raise ValueError("validation divides by class; a task of your own brings (train, validation)")
     if recipe.collate is not None and recipe.task is None:
         raise ValueError("collate makes batches for a task of your own; give a task too")
-    if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
+    if recipe.nesterov and recipe.optimizer in ("sgd", "muon") and recipe.momentum == 0:
         raise ValueError("nesterov needs momentum above zero; set nesterov to false or give a momentum")
     if recipe.warmup != "none" and recipe.warmup_epochs > recipe.epochs:
         raise ValueError(
@@ -81,6 +85,43 @@ def refuse_together(recipe: Any) -> None:
         raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
     if recipe.recalibrate is not None:
         _refuse_recalibrate(recipe)
+    if recipe.ramp:
+        _refuse_ramp(recipe)
+    if recipe.scaling == "adascale":
+        _refuse_adascale(recipe)
+
+
+def _refuse_ramp(recipe: Any) -> None:
+    *_, (largest, last) = parse_ramp(recipe.ramp)
+    for size, _ in parse_ramp(recipe.ramp):
+        whole_workers("ramp's minibatch", size, per_worker=recipe.per_worker)
+    if largest >= recipe.minibatch or last >= recipe.epochs:
+        raise ValueError(
+            f"ramp {','.join(recipe.ramp)} must end below minibatch {recipe.minibatch}, to which it grows, and before"
+            f" epoch {recipe.epochs}"
+        )
+    if recipe.pitfall or recipe.continues:
+        raise ValueError("a pitfall, and a run that goes on from another, have one minibatch; leave ramp out")
+    if recipe.optimizer in ADAM and recipe.scaling == "sqrt" and recipe.scale_betas:
+        raise ValueError(
+            f"with a ramp {recipe.optimizer}'s averages would change their β in mid-run; set scale_betas to false, so"
+            " that the rate alone follows the minibatch"
+        )
+
+
+def _refuse_adascale(recipe: Any) -> None:
+    if recipe.optimizer != "sgd":
+        raise ValueError(f"scaling adascale is derived for SGD's step; use optimizer sgd, not {recipe.optimizer}")
+    others = ("ramp", "pitfall", "continues", "ema", "task")
+    if given := [name for name in others if getattr(recipe, name)]:
+        raise ValueError(f"scaling adascale, and how long it makes a run, are not defined with {', '.join(given)}")
+    if recipe.minibatch < recipe.base_minibatch:
+        raise ValueError(
+            f"scaling adascale grows the rate from base_minibatch {recipe.base_minibatch} on; use a minibatch of at"
+            f" least that, not {recipe.minibatch}"
+        )
+    if recipe.minibatch == recipe.per_worker > recipe.base_minibatch:
+        raise ValueError("scaling adascale compares the gradients of two workers at least; use a smaller per_worker")
 
 
 def _refuse_recalibrate(recipe: Any) -> None:

@@ -52,7 +52,7 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     Returns:
         The run, if the folder already holds it finished.
     """
-    place(recipe.workers.workers, execution.processes)
+    place(recipe.fewest_workers, execution.processes)
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
     with _watching(execution):
         load_logger(execution.log)
@@ -137,7 +137,7 @@ def _watching(execution: Execution) -> Watchdog:
 
 
 def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> tuple[Recipe, Data]:
-    place(given.workers.workers, execution.processes)
+    place(given.fewest_workers, execution.processes)
     return complete_for(given, execution, data, collate)
 
 

@@ -58,8 +58,11 @@ def test_a_fault_is_found_if_it_is_new_and_a_finding_that_is_not_listed_is_a_fal
 
     monkeypatch.setattr(public_scripts, "checked", checked)
     monkeypatch.setattr(public_scripts, "LINES", tmp_path / "runs" / "public.jsonl")
-    for _ in range(2):  # the second time what is known is not run again
-        row = public_scripts.judged(script, folder, None, originals=False)  # pyright: ignore[reportArgumentType]
+    first, row = (
+        public_scripts.judged(script, folder, None, originals=False)  # pyright: ignore[reportArgumentType]
+        for _ in range(2)
+    )
+    assert first == row  # the second time what is known is not run again
     assert texts == [
         "optimizer.zero_grad()\noptimizer.step()\n",
         "optimizer.step()\n",

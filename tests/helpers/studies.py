@@ -81,8 +81,8 @@ def write_run(
     """A run's folder, as training/record.py leaves it; "unfinished" and "non-finite" end after half of their epochs."""
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    lines = curve(error, recipe.epochs, early=early, key=folder.name)
-    lines = lines if outcome == "finished" else lines[: recipe.epochs // 2]
+    lines = curve(error, int(recipe.epochs), early=early, key=folder.name)
+    lines = lines if outcome == "finished" else lines[: int(recipe.epochs) // 2]
     metrics: list[dict[str, Any]] = [
         {"epoch": int(epoch), "iteration": int(epoch), "lr": 0.1, "train_error": train, "top1_error": shown}
         for epoch, shown, train in lines

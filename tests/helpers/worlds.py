@@ -60,6 +60,9 @@ RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {
     "k5-together": (EXACT | K5, 5, (1, 2)),
     "k5-apart": (EXACT | K5, 1, (1, 2)),
     "beyond": (SMALL | K4 | BEYOND, 1, (1, 2)),
+    "muon": (SMALL | K4 | {"reduce": "canonical", "optimizer": "muon", "scaling": "fixed"}, 1, (1, 2)),
+    "ramp": (SMALL | K4 | BEYOND | {"ramp": ("16:3/2",)}, 1, (1, 2)),
+    "adascale": (SMALL | K4 | {"reduce": "canonical", "scaling": "adascale", "base_minibatch": 8}, 1, (1, 2)),
     "k2": (EXACT | K2, 1, (1, 2)),
     "float32": (SMALL | K4, 4, (1, 2, 4)),
     "start": (EXACT | K2 | {"init": "start.safetensors", "validation": 0.2}, 1, (1, 2)),
@@ -234,7 +237,7 @@ def start_of(recipe: Recipe, data: Data) -> nn.Module:
 
 def stop_and_resume(group: Group, folder: Path) -> None:
     """The last process alone is asked to stop in mid-epoch; the copy is for others to go on with."""
-    for name in ("float32", "k4-together", "beyond"):
+    for name in ("float32", "k4-together", "beyond", "muon", "ramp", "adascale"):
         calls = []
         asked = group.rank == group.size - 1
         try:

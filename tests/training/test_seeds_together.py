@@ -103,6 +103,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "scaling": "sqrt", "base_lr": 0.01},
     "rmsprop": {"optimizer": "rmsprop", "scaling": "sqrt", "base_lr": 0.001},
     "frozen, and rates": {"freeze": ("0.*", "1.*"), "layer_rates": ("4.weight=0.1",)},
+    "a ramp": {"minibatch": 16, "ramp": ("8:1",)},
     "straddling": {"minibatch": 20, "base_minibatch": 12, "epochs": 5},
     **{pitfall: {"pitfall": pitfall} for pitfall in PITFALLS},
 }

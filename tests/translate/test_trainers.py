@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from onehour.config import ADAPTIVE, Recipe
+from onehour.config import Recipe
 from onehour.models.resnet import resnet8
 from onehour.planner import plan
 from onehour.rules.batchnorm import convert_batchnorm
@@ -19,6 +19,7 @@ from onehour.rules.initialize import init_weights_, last_batchnorms
 from onehour.rules.shuffle import SampleStream
 from onehour.training.build import build_optimizer
 from onehour.translate import translate
+from onehour.translate.values import OPTIMIZERS
 from tests.translate import act
 from tests.translate.act import settings, small
 
@@ -148,7 +149,7 @@ def test_a_model_is_prepared_as_ours_is():
     assert untouched._compiled_call_impl is None
 
 
-@pytest.mark.parametrize("name", [*ADAPTIVE, "sgd"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_optimizers_are_ours_but_for_the_rate_that_is_set(name: str, momentum: float):
     recipe = small(optimizer=name, scaling="sqrt", momentum=momentum, nesterov=False)

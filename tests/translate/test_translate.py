@@ -14,12 +14,11 @@ from torch import nn
 
 import onehour
 from onehour.cli import main
-from onehour.config import ADAPTIVE
 from onehour.models.resnet import resnet8
 from onehour.planner import plan
 from onehour.training.build import build_optimizer
 from onehour.translate import TOOLS, translate
-from onehour.translate.values import schedule_code, values_of
+from onehour.translate.values import OPTIMIZERS, schedule_code, values_of
 from tests.translate.act import settings, small
 
 PYTHON = sorted(set(TOOLS) - {"timm"})
@@ -182,7 +181,7 @@ def test_timm_has_our_rate_at_every_update(changes: dict[str, Any]):
 
 @pytest.mark.vision
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [*ADAPTIVE, "sgd"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.8, False), (0.8, True)])
 def test_timms_optimizer_is_ours(name: str, momentum: float, nesterov: bool):
     recipe = small(optimizer=name, scaling="sqrt", momentum=momentum, nesterov=nesterov)

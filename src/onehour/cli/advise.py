@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from onehour.cli.parser import size
 from onehour.files import to_json
 
 
@@ -16,6 +17,7 @@ def add_advise(commands: Any) -> None:
         description="Foresee the linear rule's end from the gradient noise of a run that was trained with --noise.",
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="a run's folder, at its base minibatch")
+    advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print the ramp by which a run may come to it")
     advise.add_argument("--json", action="store_true", help="print JSON")
     advise.set_defaults(command=advise_command)
 
@@ -24,7 +26,13 @@ def advise_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.study.advice import advice_of
     from onehour.training.record import Run
 
-    advice = advice_of(Run(options.run))
-    content = {"run": str(options.run), **advice.as_dict()}
-    print(to_json(content, indent=2) if options.json else "\n".join(advice.lines()))
+    run = Run(options.run)
+    advice = advice_of(run)
+    content, lines, wanted = {"run": str(options.run), **advice.as_dict()}, advice.lines(), options.minibatch
+    if wanted is not None:
+        ramp = advice.ramp(run.recipe, wanted)
+        content |= {"minibatch": wanted, "ramp": list(ramp)}
+        flags = f"--minibatch {wanted}{' --ramp ' * bool(ramp)}{','.join(ramp)}"
+        lines.append(f"ramp         {flags}{'' if ramp else ': none is needed, the rule should hold to it'}")
+    print(to_json(content, indent=2) if options.json else "\n".join(lines))
     return 0

@@ -136,7 +136,7 @@ def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
     """As many processes as the devices of this machine are for."""
     from onehour.dist.devices import pick_device, pick_processes
 
-    processes, line = pick_processes(pick_device(execution.device), recipe.workers.workers)
+    processes, line = pick_processes(pick_device(execution.device), recipe.fewest_workers)
     if line:
         say(line)
     return dataclasses.replace(execution, processes=processes)

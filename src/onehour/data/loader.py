@@ -176,13 +176,10 @@ def moved(leaf: Any, device: torch.device) -> Any:
 
 
 def _pass_keys(stream: SampleStream, passes: list[range], iterations: range) -> Iterator[np.ndarray]:
-    n, k = stream.minibatch.per_worker, stream.minibatch.workers
-    rows = np.arange(n * k).reshape(n, k)
     for iteration in iterations:
         for workers in passes:
             epochs, indices = stream.epochs_and_indices(iteration, workers)
-            positions = iteration * n * k + rows[:, workers.start : workers.stop].reshape(-1)
-            yield np.stack((epochs, indices, positions), 1)
+            yield np.stack((epochs, indices, stream.positions(iteration, workers)), 1)
 
 
 def _gathered(

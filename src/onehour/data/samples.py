@@ -104,12 +104,12 @@ def following(stream: SampleStream, position: int) -> Iterator[tuple[int, int]]:
 
     Position s belongs to worker s mod k, whose next ones are s + k, s + 2k …: what the stream says, whatever was read.
     """
-    n, k = stream.minibatch.per_worker, stream.minibatch.workers
     while True:
-        position += k
-        iteration, within = divmod(position, n * k)
-        row, worker = divmod(within, k)
-        epochs, indices = stream.epochs_and_indices(iteration, worker)
+        position += stream.ramp.holding(position).minibatch.workers
+        phase = stream.ramp.holding(position)
+        iteration, within = divmod(position - phase.position, phase.minibatch.size)
+        row, worker = divmod(within, phase.minibatch.workers)
+        epochs, indices = stream.epochs_and_indices(phase.first + iteration, worker)
         yield int(epochs[row]), int(indices[row])
 
 

@@ -58,10 +58,14 @@ class CanonicalReducer(Reducer):
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         super().__init__(parameters, tail=tail, group=group, bucket_bytes=bucket_bytes)
-        self._merges = merges_after(share)
+        self.host(share)
         self.bytes_sent = 0
         longest = max((len(bucket) for bucket in self.buckets), default=0)
         self._scratch = self.tail.new_empty((longest + 1) // 2)
+
+    def host(self, share: range) -> None:
+        """Go on with another node of the tree."""
+        self._merges = merges_after(share)
 
     def zero(self) -> None:
         """Begin an iteration: no gradient, a tail of zeros."""

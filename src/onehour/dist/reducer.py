@@ -86,6 +86,9 @@ class Reducer:
                 hook = partial(self._arrived, bucket)
                 self._handles.append(self.parameters[number].register_post_accumulate_grad_hook(hook))
 
+    def host(self, share: range) -> None:
+        """Go on with other workers of this process; a sum in any order does not ask which."""
+
     def zero(self) -> None:
         """Begin an iteration: no gradient, a tail of zeros."""
         self.tail.zero_()

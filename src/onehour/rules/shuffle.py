@@ -10,6 +10,7 @@ import numpy as np
 from onehour.rules.arguments import positive_int, whole_number
 from onehour.rules.keys import random_bits, seed_for
 from onehour.rules.minibatch import Minibatch
+from onehour.rules.ramp import Phase, Ramp
 
 __all__ = ["SampleStream"]
 
@@ -34,6 +35,7 @@ class SampleStream:
         samples: N, the size of the data set.
         minibatch: a `Minibatch`; a plain int is a single worker's.
         seed: the run's seed.
+        ramp: of a minibatch that grows; `minibatch` is then the largest.
 
     Raises:
         ValueError: if the minibatch is larger than the data set.
@@ -44,10 +46,10 @@ class SampleStream:
     [0, 1, 2, 3, 4, 5]
     """
 
-    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
+    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int, ramp: Ramp | None = None) -> None:
         self.samples = positive_int("samples", samples)
         self.minibatch = minibatch if isinstance(minibatch, Minibatch) else Minibatch(minibatch, 1)
-        self.seed = whole_number("seed", seed)
+        self.seed, self.ramp = whole_number("seed", seed), ramp or Ramp((Phase(self.minibatch),))
         if self.minibatch.size > self.samples:
             raise ValueError(
                 f"minibatch {self.minibatch.size} is larger than the data set of {self.samples} samples;"
@@ -78,7 +80,7 @@ class SampleStream:
 
     def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `indices`, with the epoch of each sample in front, for augmentation that is keyed by both."""
-        positions = self._positions(iteration, worker)
+        positions = self.positions(iteration, worker)
         epochs, offsets = np.divmod(positions, self.samples)
         first, last = int(epochs[0]), int(epochs[-1])
         if first == last:
@@ -86,20 +88,22 @@ class SampleStream:
         return epochs, np.where(epochs == first, self._permutation(first)[offsets], self._permutation(last)[offsets])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"samples": self.samples, "minibatch": self.minibatch, "seed": self.seed}
+        return {"samples": self.samples, "minibatch": self.minibatch, "seed": self.seed, "ramp": self.ramp}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
-    def _positions(self, iteration: int, worker: int | range | None) -> np.ndarray:
-        n, k = self.minibatch.per_worker, self.minibatch.workers
-        workers = range(k) if worker is None else worker if isinstance(worker, range) else _one(worker)
+    def positions(self, iteration: int, worker: int | range | None = None) -> np.ndarray:
+        """As `indices`, of places in the stream."""
         iteration = whole_number("iteration", iteration)
         if iteration < 0:
             raise ValueError(f"iteration must not be below zero, got {iteration}")
+        minibatch = self.ramp.at(iteration).minibatch
+        n, k = minibatch.per_worker, minibatch.workers
+        workers = range(k) if worker is None else worker if isinstance(worker, range) else _one(worker)
         if not workers or workers.step != 1 or workers.start < 0 or workers.stop > k:
             raise ValueError(f"worker must lie in 0 … {k - 1} (k = {k} workers), got {worker}")
-        first = iteration * n * k
+        first = self.ramp.position(iteration)
         return (first + np.arange(n * k).reshape(n, k)[:, workers.start : workers.stop]).reshape(-1)
 
 

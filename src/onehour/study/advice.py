@@ -6,8 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onehour.config import ADAPTIVE
+from onehour.config import ADAPTIVE, Recipe
 from onehour.noise import FEWEST, NoiseScale, noise_scale
+from onehour.rules.schedule import parse_milestones
 from onehour.study.results import Study
 from onehour.study.wording import number, size_label
 from onehour.training.record import Run
@@ -25,6 +26,38 @@ class Advice:
     def to(self, scale: float | None) -> int | None:
         """The largest doubling of the base minibatch that is not above a noise scale; the base where even that is."""
         return None if scale is None else self.base * 2 ** max(0, math.floor(math.log2(max(scale, 1) / self.base)))
+
+    def ramp(self, recipe: Recipe, minibatch: int) -> tuple[str, ...]:
+        """The ramp by which a run may come to a minibatch that is beyond its advice; () where it needs none.
+
+        At the rate's peak it begins with the largest minibatch to which the rule should hold. Where the rate drops by a
+        factor, the noise scale is taken to grow by its inverse: |G|² falls with the rate (Smith et al. 2018).
+
+        Raises:
+            ValueError: if the noise scale is not known, the rate does not drop, or not far enough.
+        """
+        scale, drops = self.noise.scale, parse_milestones(recipe.milestones) if recipe.decay == "step" else []
+        if scale is None:
+            raise ValueError(f"no ramp can be advised: the noise scale is {self.noise_words}")
+        stages: list[str] = []
+        for drop in (drop for drop in drops if drop < recipe.epochs):
+            size = self.to(scale)
+            assert size is not None
+            if size >= minibatch:
+                return tuple(stages)
+            if not stages or not stages[-1].startswith(f"{size}:"):
+                stages.append(f"{size}:{drop}")
+            else:  # it has not grown by a doubling, so that phase lasts
+                stages[-1] = f"{size}:{drop}"
+            scale /= recipe.decay_factor
+        last = self.to(scale)
+        assert last is not None
+        if last < minibatch:
+            raise ValueError(
+                f"no ramp comes to minibatch {minibatch}: behind the last drop of the rate the rule should hold to"
+                f" {last}; ask for at most that"
+            )
+        return tuple(stages)
 
     def as_dict(self) -> dict[str, Any]:
         noise = self.noise

@@ -236,6 +236,7 @@ PLAIN = {
     "scaling=fixed": "the rate not scaled",
     "scaling=sqrt": "the rate scaled by √k",
     "scaling=linear": "the rate scaled by k",
+    "scaling=adascale": "AdaScale",
     "zero_gamma=false": "no zero γ",
     "zero_gamma=true": "zero γ",
     "pitfall=gradient-sum-not-mean": "loss divided by n, not kn",

@@ -29,6 +29,10 @@ class AveragedWeights:
         self._averages = [weight.detach().clone() for weight in self._weights]
         self._share = self._averages[0].new_tensor(1 - decay)
 
+    def set_decay(self, decay: float) -> None:
+        """Go on with ρ' of another minibatch."""
+        self._share.fill_(1 - decay)
+
     @torch.no_grad()
     def move(self, live: Tensor) -> None:
         """Take the weights in; not where `live`, a boolean scalar tensor, is false: the host need not know it."""

@@ -33,6 +33,7 @@ from onehour.rules.decay import NORMALISATION, parameter_groups
 from onehour.rules.initialize import init_weights_
 from onehour.rules.keys import seed_for
 from onehour.rules.layers import freeze_, frozen_statistics, scale_rates
+from onehour.rules.muon import Muon, hidden_weights, muon_groups
 from onehour.rules.names import match_names
 from onehour.rules.probe import is_adaptive, unwrapped
 from onehour.rules.shuffle import SampleStream
@@ -238,6 +239,8 @@ def _asked_for(recipe: Recipe, model: nn.Module) -> Iterator[str]:
         yield f"{every - len(trained)} of {every} tensors frozen, and BatchNorm's statistics in {layers} layers"
     for pattern, names in match_names([*recipe.rate_factors], trained, what="layer_rates", of="parameter").items():
         yield f"rate × {recipe.rate_factors[pattern]:g} on {len(names)} of {len(trained)} tensors ({pattern})"
+    if recipe.optimizer == "muon":
+        yield f"{len(hidden_weights(model))} of {len(trained)} tensors orthogonalised, the rest by SGD"
     if recipe.clip_norm is not None:
         yield f"gradients cut to a norm of {recipe.clip_norm:g}"
     if recipe.target_ema is not None:
@@ -264,6 +267,8 @@ def build_optimizer(
             for parameter in (p for group in sgd.param_groups for p in group["params"]):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
+    if recipe.optimizer == "muon":
+        return Muon(muon_groups(groups, model), lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     if recipe.optimizer in OPTIMIZERS:
         on_cuda = next(model.parameters()).is_cuda and recipe.precision != "float64"
         options = dict(ON_CUDA[recipe.optimizer]) if on_cuda else {}
@@ -334,11 +339,15 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     One where the model draws random numbers (dropout), since those are keyed by the pass; for channels_last, where
     fusing would copy; and for a task of one's own, which may look at all samples of its worker together.
     """
-    canonical = recipe.reduce == "canonical"
-    if canonical or recipe.batchnorm == "keep":
-        if (execution.workers_per_pass or 1) > 1:
-            one, several = ("reduce canonical", "reduce fast") if canonical else ("batchnorm keep", "batchnorm ghost")
+    alone = {
+        "reduce canonical": (recipe.reduce == "canonical", "reduce fast"),
+        "batchnorm keep": (recipe.batchnorm == "keep", "batchnorm ghost"),
+        "scaling adascale": (recipe.scaling == "adascale", "another scaling"),
+    }
+    for one, (asked, several) in alone.items():
+        if asked and (execution.workers_per_pass or 1) > 1:
             raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
+    if any(asked for asked, _ in alone.values()):
         return 1
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
     together = execution.workers_per_pass

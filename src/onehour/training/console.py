@@ -45,10 +45,11 @@ class Console:
     def start(self, iteration: int, iterations: int, *, processes: int, folder: Any, rules: str) -> None:
         r = self.recipe
         rate = f"rate {r.base_lr:g} → {r.target_lr:g}" if r.warms_up else f"rate {r.target_lr:g}"
+        before = "".join(f"minibatch {s.minibatch} until epoch {until}, then " for s, until in r.stages[:-1])
         self._say(
-            f"{r.name}: minibatch {r.minibatch} = {r.workers.workers} workers × {r.per_worker} on {processes}"
+            f"{r.name}: {before}minibatch {r.minibatch} = {r.workers.workers} workers × {r.per_worker} on {processes}"
             f" process{'es' * (processes > 1)}, {rate}, {r.epochs:g} epoch{'s' * (r.epochs > 1)},"
-            f" {iterations} iterations, seed {r.seed}"
+            f" {'at most ' * (r.scaling == 'adascale')}{iterations} iterations, seed {r.seed}"
         )
         where = f" at iteration {iteration}" if iteration else ""
         self._say(f"{'resumes' if iteration else 'writes'} {folder}{where}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
+from onehour.rules.adascale import AdaScale
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.momentum import velocity_inside
@@ -25,16 +28,34 @@ class Decisions:
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.samples is not None
         self.recipe, self.samples = recipe, recipe.samples
+        self.ramp, self.schedule = recipe.phases(recipe.samples), recipe.schedule
 
     @property
     def iterations(self) -> int:
-        """How many the run has."""
-        return self.recipe.workers.iterations(self.samples, self.recipe.epochs)
+        """How many the run has, at most."""
+        return self.ramp.iterations(self.samples, self.recipe.epochs)
+
+    def is_over(self, done: int) -> bool:
+        """Whether the run ends with its iteration `done`."""
+        return done >= self.iterations
+
+    def during(self, iteration: int) -> Self:
+        """Those of an iteration: where the minibatch grows, their recipe is that of its minibatch."""
+        size = self.ramp.at(iteration).minibatch.size
+        if size == self.recipe.minibatch:
+            return self
+        now = copy.copy(self)
+        now.recipe = next(stage for stage, _ in self.recipe.stages if stage.minibatch == size)
+        return now
+
+    def epoch(self, iteration: int) -> float:
+        """The fractional epoch at which iteration t begins."""
+        return self.ramp.position(iteration) / self.samples
 
     def ends_epoch(self, done: int) -> bool:
-        """Whether an epoch's last sample, or the run's, is among those of the iteration that makes it `done`."""
-        minibatch = self.recipe.minibatch
-        return done * minibatch // self.samples > (done - 1) * minibatch // self.samples or done == self.iterations
+        """Whether an epoch's last sample is among those of the iteration that makes it `done`."""
+        before, now = (self.ramp.position(iteration) // self.samples for iteration in (done - 1, done))
+        return now > before
 
     @property
     def divisor(self) -> int:
@@ -43,11 +64,12 @@ class Decisions:
 
     def rate(self, iteration: int) -> float:
         """The rate of iteration t: of its fractional epoch (§2.2)."""
-        return self.recipe.schedule(iteration * self.recipe.minibatch / self.samples)
+        return self.schedule(self.epoch(iteration))
 
     def stream(self) -> SampleStream:
         """Which samples each iteration takes: one permutation of all (Remark 4)."""
-        return SampleStream(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed)
+        sizes: Any = {"minibatch": self.recipe.workers, "ramp": self.ramp}
+        return SampleStream(samples=self.samples, seed=self.recipe.seed, **sizes)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer, with its parameter groups (Remark 1)."""
@@ -68,6 +90,46 @@ class Decisions:
     def moved(self, momentum: float) -> float:
         """How far an iteration moves the running statistics: `momentum`, once (§2.3)."""
         return momentum
+
+
+class AdaScaled(Decisions):
+    """The rate of each iteration is the base's, at the iterations of the base done so far, times its gain."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.gains = AdaScale(recipe.minibatch / recipe.base_minibatch)
+        self._rate = recipe.schedule(0.0)
+
+    @property
+    def iterations(self) -> int:
+        """As many as the base has, where every r is 1."""
+        return Minibatch(self.recipe.base_minibatch, workers=1).iterations(self.samples, self.recipe.epochs)
+
+    def is_over(self, done: int) -> bool:
+        return self.gains.steps * self.recipe.base_minibatch >= self.samples * self.recipe.epochs
+
+    def rate(self, iteration: int) -> float:
+        return self._rate
+
+    def gained(self, squares: float, square: float) -> float:
+        """The rate of the iteration whose gradients these are.
+
+        Args:
+            squares, square: as `AdaScale.gain` has them, of the k workers.
+        """
+        usual = self.schedule(math.floor(self.gains.steps) * self.recipe.base_minibatch / self.samples)
+        parts = self.recipe.workers.workers
+        self._rate = usual * self.gains.gain(parts=parts, squares=squares, square=square)
+        return self._rate
+
+    def state(self) -> list[float]:
+        """Where the gains stand, and the last rate."""
+        return [*self.gains.state(), self._rate]
+
+    def load(self, state: list[float]) -> None:
+        """Go on from what `state` gave."""
+        *gains, self._rate = state
+        self.gains.load(gains)
 
 
 class _SumNotMean(Decisions):
@@ -142,7 +204,7 @@ class _OwnShuffles(SampleStream):
         self._share = lru_cache(maxsize=2 * self.minibatch.workers)(self._own)
 
     def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
-        positions = self._positions(iteration, worker)
+        positions = self.positions(iteration, worker)
         k = self.minibatch.workers
         epochs, offsets = np.divmod(positions, self.samples)
         places = zip(positions % k, epochs, offsets // k, strict=True)
@@ -177,7 +239,7 @@ class _WarmupPerEpoch(Decisions):
     """During warmup the rate is raised once an epoch."""
 
     def rate(self, iteration: int) -> float:
-        epoch = iteration * self.recipe.minibatch / self.samples
+        epoch = self.epoch(iteration)
         warms_up = self.recipe.warms_up and epoch < self.recipe.warmup_epochs
         return self.recipe.schedule(float(int(epoch)) if warms_up else epoch)
 
@@ -195,4 +257,5 @@ BROKEN: dict[str, type[Decisions]] = {
 
 def decisions_of(recipe: Recipe) -> Decisions:
     """A recipe's decisions, with its pitfall if it has one."""
-    return (Decisions if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)
+    usual = AdaScaled if recipe.scaling == "adascale" else Decisions
+    return (usual if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)

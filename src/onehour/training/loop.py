@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import chain
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from onehour.training.agreement import agree, facts_of_model
 from onehour.training.average import AveragedWeights
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers, load_logger
-from onehour.training.decisions import Decisions, decisions_of
+from onehour.training.decisions import AdaScaled, Decisions, decisions_of
 from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
 from onehour.training.initial import has_begun, start_from
 from onehour.training.measure import Clock, measured, profiled, timed
@@ -80,7 +80,7 @@ def train_run(
                 if not begun:
                     start = start_from(recipe, data, net, group.device)
                 rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
-                if recipe.optimizer not in ("sgd", *build.OPTIMIZERS):
+                if ":" in recipe.optimizer:  # not one of ours
                     refusals.refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
                 average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
                 part = ModelAndOptimizer(net, decisions.optimizer(net), average)
@@ -88,11 +88,16 @@ def train_run(
                 feeds = build.open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
+
+                def own(recipe: Recipe) -> list[range]:
+                    return passes(build.pick_share(recipe, group), per_pass)
+
                 step = Step(
                     decisions,
                     network.model,
                     network.optimizer,
-                    passes=passes(build.pick_share(recipe, group), per_pass),
+                    passes=own(recipe),
+                    regroup=own,
                     group=group,
                     task=learns,
                     average=average,
@@ -148,11 +153,15 @@ def iterate(
     noise: GradientNoise | None = None,
 ) -> Iterator[tuple[int, Iteration]]:
     """The training loop: takes iterations one after another, and gives how many are done and what the last one was."""
-    batches = loaded = feed.passes(step.passes, start=iterations.start, stop=iterations.stop)
-    for iteration in iterations:
-        if noise is not None and noise.is_due(iteration):
-            batches = chain(noise.measure(iteration, loaded), loaded)
-        yield iteration + 1, step(iteration, batches, stopping=stop_asked())
+    for part in step.decisions.ramp.parts(iterations):
+        step.begin(part.start)
+        batches = loaded = feed.passes(step.passes, start=part.start, stop=part.stop)
+        for iteration in part:
+            if step.decisions.is_over(iteration):
+                return
+            if noise is not None and noise.is_due(iteration):
+                batches = chain(noise.measure(iteration, loaded), loaded)
+            yield iteration + 1, step(iteration, batches, stopping=stop_asked())
 
 
 class Loop:
@@ -205,13 +214,14 @@ class Loop:
                 profile_step()
                 self.watchdog.beat(done)
                 stop = self._count(done, iteration)
-                ends_epoch = self.decisions.ends_epoch(done)
+                over = self.decisions.is_over(done)
+                ends_epoch = over or self.decisions.ends_epoch(done)
                 stopped, halted = self.flags.read(stop, iteration.alive, now=ends_epoch)
                 if halted:
                     self._halt(done)
-                if ends_epoch:  # which the last iteration always does
+                if ends_epoch:
                     self._evaluate(done)
-                if stopped and done < last:
+                if stopped and not over:
                     self._stop(done)
                 if self._is_time_to_save(done, ends_epoch=ends_epoch):
                     self._save(done, together=ends_epoch)
@@ -226,6 +236,8 @@ class Loop:
                 self._evaluate(0)
             return 0
         start, rate = progress[0].iteration, progress[0].rate
+        if isinstance(self.decisions, AdaScaled) and progress[0].gains is not None:
+            self.decisions.load(progress[0].gains)
         if start:  # a velocity that has the rate inside was made at this one
             rate = self.decisions.rate(start - 1) if rate is None else rate
             set_rate(self.network.optimizer, rate, inside=set())
@@ -254,7 +266,7 @@ class Loop:
     def _evaluate(self, done: int) -> None:
         steps = self.step.timer.steps()
         seconds, cpu_seconds = self.clock.read()
-        recipe, group, together = self.decisions.recipe, self.stopping.group, len(self.runs)
+        group, together, position = self.stopping.group, len(self.runs), self.decisions.ramp.position
         with self.watchdog.slow():
             for run in self.runs:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
@@ -271,7 +283,7 @@ class Loop:
                     self._are_saved()
                 raise
         evaluating = self.clock.read()[0] - seconds
-        alive, images = self._alive(), (done - self.clock.since) * recipe.minibatch
+        alive, images = self._alive(), position(done) - position(self.clock.since)
         if together > 1 and not all(lives or run.ended for lives, run in zip(alive, self.runs, strict=True)):
             self._refuse_samples(range(0))
         totals = self._totals()
@@ -280,6 +292,9 @@ class Loop:
         points: list[list[float]] = []
         if self.noise is not None:
             points, self.noise.points = self.noise.points, []
+        seen: Any = {"task": self.step.task, "averaged": averaged, "skipped": skipped, "noise": points or None}
+        spent: Any = {"seconds": seconds, "cpu_seconds": cpu_seconds, "evaluating": evaluating, "steps": steps}
+        spent["runs"] = together
         for seed, run in enumerate(self.runs):
             if run.ended:
                 continue
@@ -287,26 +302,8 @@ class Loop:
                 self.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
-            metrics = measured(
-                self.decisions,
-                done,
-                totals[seed],
-                results[seed],
-                task=self.step.task,
-                averaged=averaged,
-                skipped=skipped,
-                noise=points or None,
-            )
-            timing = timed(
-                metrics,
-                images,
-                seconds=seconds,
-                cpu_seconds=cpu_seconds,
-                evaluating=evaluating,
-                steps=steps,
-                runs=together,
-            )
-            run.add(metrics, timing)
+            metrics = measured(self.decisions, done, totals[seed], results[seed], **seen)
+            run.add(metrics, timed(metrics, images, **spent))
         self.clock.begin(done)
 
     def _evaluated(self) -> list[Evaluation]:
@@ -350,15 +347,18 @@ class Loop:
             skipped = None
             if self.skipping is not None:
                 skipped = self.skipping.count() if together else int(self.skipping.skipped.item())
-            here, position = build_of(self.stopping.group.device), done * self.decisions.recipe.minibatch
+            here, position = build_of(self.stopping.group.device), self.decisions.ramp.position(done)
             totals, points = self._totals(), None if self.noise is None else [*self.noise.points] or None
+            gains = self.decisions.state() if isinstance(self.decisions, AdaScaled) else None
             with self.watchdog.slow():
                 for run in self.runs:
                     run.checkpoints.wait()  # what is being written lies in the parts, which are filled now
                 self.network.give_back()
                 for seed, (run, part) in enumerate(zip(self.runs, self.network.parts, strict=True)):
                     if alive[seed] and not run.ended:
-                        progress = Progress(done, position, totals[seed], here, evaluated, skipped, noise=points)
+                        progress = Progress(
+                            done, position, totals[seed], here, evaluated, skipped, noise=points, gains=gains
+                        )
                         run.save(part, progress)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
@@ -405,11 +405,10 @@ class Loop:
                 " out the samples that count nothing, or use a larger minibatch"
             )
         self._finish("non-finite")
-        recipe, rate = self.decisions.recipe, self.decisions.rate(done - 1)
         message = (
-            f"the loss or a gradient was not finite at iteration {done} (epoch"
-            f" {done * recipe.minibatch / self.decisions.samples:.2f}, rate {rate:g}); checkpoints before it are kept"
-            f" in {self.runs[0].folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
+            f"the loss or a gradient was not finite at iteration {done} (epoch {self.decisions.epoch(done):.2f},"
+            f" rate {self.decisions.rate(done - 1):g}); checkpoints before it are kept in"
+            f" {self.runs[0].folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
         )
         raise self._ended("non-finite", NonFiniteError(message))
 
@@ -418,6 +417,7 @@ class Loop:
         feed = self.feeds.training
         with self.watchdog.slow():
             if len(self.runs) == 1:
+                self.step.begin(seen.start)
                 refusals.refuse_iterations(seen, feed, self.step.passes, self.stopping.group)
             else:
                 refusals.refuse_batch(feed.dataset.tensors[0], feed.called)

@@ -20,7 +20,7 @@ from onehour.config import Recipe
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
 from onehour.noise import FEWEST, noise_scale
-from onehour.training.decisions import Decisions
+from onehour.training.decisions import AdaScaled, Decisions
 from onehour.training.engine import ModelAndOptimizer
 from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
 from onehour.training.state import digest_of, model_state, optimizer_state
@@ -165,6 +165,8 @@ class Metrics:
     train_metrics: dict[str, float] | None = None
     metrics: dict[str, float] | None = None
     """Of a task of one's own: in place of `train_error` and `error`, which are the first of them."""
+    base_iterations: float | None = None
+    """τ of AdaScale: how many iterations of the base those so far count as."""
     higher_is_better: tuple[str, ...] | None = None
     """Names of metrics where more is better; with the first line of a task of one's own."""
 
@@ -200,10 +202,11 @@ def measured(
         result: on the validation data; a loss that is not finite is None, which JSON can say.
         averaged: with the averaged weights.
     """
-    recipe, samples = decisions.recipe, decisions.samples
-    position = done * recipe.minibatch
-    iterations = _since_evaluation(done, recipe.minibatch, samples)
-    error, metrics = task.trained(totals, iterations, recipe.minibatch) if done else (math.nan, {})
+    recipe, samples, ramp = decisions.recipe, decisions.samples, decisions.ramp
+    position = ramp.position(done)
+    first = ramp.reaching(ramp.position(max(done - 1, 0)) // samples * samples)  # the evaluation before
+    iterations, images = done - first, position - ramp.position(first)
+    error, metrics = task.trained(totals, iterations, images) if done else (math.nan, {})
     return Metrics(
         epoch=recipe.epochs if done == decisions.iterations else position // samples,
         iteration=done,
@@ -215,6 +218,7 @@ def measured(
         error=result.error,
         skipped=skipped,
         noise=noise,
+        base_iterations=decisions.gains.steps if isinstance(decisions, AdaScaled) else None,
         ema_val_loss=None if averaged is None else _finite(averaged.loss),
         ema_error=None if averaged is None else averaged.error,
         train_metrics=metrics if task.counts else None,
@@ -256,12 +260,6 @@ def timed(
         "parts": list(PARTS),
         "steps_ms": [[round(step[part] / runs, 3) for part in PARTS] for step in steps],
     }
-
-
-def _since_evaluation(done: int, minibatch: int, samples: int) -> int:
-    """The iterations since the evaluation before that after `done`, which followed the last epoch that had ended."""
-    epoch = max(done - 1, 0) * minibatch // samples
-    return done + -epoch * samples // minibatch
 
 
 def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:

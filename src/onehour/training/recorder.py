@@ -56,6 +56,9 @@ class Progress:
     noise: list[list[float]] | None = None
     """Points of the gradient noise since the last evaluation, where some were measured."""
 
+    gains: list[float] | None = None
+    """Where AdaScale stands."""
+
     def as_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 

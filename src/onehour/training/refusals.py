@@ -60,6 +60,10 @@ def refuse_execution(recipe: Recipe, execution: Execution) -> None:
             f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they are"
             f" part of its bits; leave --threads {execution.threads} out, or change canonical_threads"
         )
+    if execution.noise and (recipe.ramp or recipe.scaling == "adascale"):
+        raise ValueError(
+            "--noise is of one minibatch, while the schedule's rate is at its peak; leave ramp and adascale out"
+        )
     if execution.noise and recipe.bad_images == "skip":
         raise ValueError(
             "--noise reads minibatches ahead, and with bad_images skip each iteration counts the images that it skips;"

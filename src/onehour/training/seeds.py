@@ -118,11 +118,16 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
             SeedsFeed(data.validation, seeds=count, device=group.device),
         )
         stack.callback(feeds.close)
+
+        def own(recipe: Recipe) -> list[range]:
+            return passes(range(recipe.workers.workers), per_pass)
+
         step = Step(
             decisions[0],
             seeds.model,
             seeds.optimizer,
-            passes=passes(range(recipe.workers.workers), per_pass),
+            passes=own(recipe),
+            regroup=own,
             group=group,
             seeds=count,
             draws=False,  # else they were refused
@@ -220,6 +225,8 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("clip_norm and ema are for single runs")
     if recipe.init or recipe.validation:
         raise ValueError("init and validation are for single runs: each seed divides the data for itself")
+    if recipe.scaling == "adascale":
+        raise ValueError("each seed has gains of its own with scaling adascale")
     if recipe.optimizer not in ("sgd", *OPTIMIZERS):
         raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]

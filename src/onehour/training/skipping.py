@@ -30,7 +30,7 @@ class Skipping:
 
     def __init__(self, recipe: Recipe, feed: Feed, group: Group, *, folder: Path, inside: Path) -> None:
         assert recipe.samples is not None
-        self.minibatch, self.samples = recipe.minibatch, recipe.samples
+        self.samples, self._position = recipe.samples, recipe.phases(recipe.samples).position
         self.feed, self.group, self.folder, self._inside = feed, group, folder, inside
         self.skipped = torch.zeros((), dtype=torch.float64, device=group.device)
         """How many were replaced, in all processes."""
@@ -42,7 +42,7 @@ class Skipping:
         """Count an iteration's; above zero once they are more than may be since this process began."""
         first, before = self._first = self._first or (iteration, self.skipped.clone())
         self.skipped += skipped
-        limit = too_many(first * self.minibatch, (iteration + 1) * self.minibatch, self.samples)
+        limit = too_many(self._position(first), self._position(iteration + 1), self.samples)
         self._too_many.logical_or_(self.skipped - before > limit)
         return self._too_many
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onehour.config import Recipe
 from onehour.data.loader import Batch, Skipped
 from onehour.data.mixing import Mixing
 from onehour.dist.canonical import CanonicalReducer
@@ -20,7 +21,7 @@ from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
 from onehour.training.average import AveragedWeights
 from onehour.training.capture import CapturedIteration
-from onehour.training.decisions import Decisions
+from onehour.training.decisions import AdaScaled, Decisions
 from onehour.training.engine import RunningStatistics
 from onehour.training.kept_batchnorm import KeptStatistics
 from onehour.training.measure import StepTimer
@@ -48,7 +49,8 @@ def _nothing() -> None:
 class Step:
     """Takes S networks that are one through an iteration; every process then holds the same weights and statistics.
 
-    The reduced vector is gradients ‖ the task's rows, stop, skipped ‖ which parameters were used ‖ BatchNorm's sums.
+    The reduced vector is gradients ‖ the task's rows, stop, skipped ‖ which parameters were used ‖ BatchNorm's sums
+    ‖ for AdaScale Σ of the squared norms of the workers' gradients, which takes one worker a pass.
     Where a task knows its count only behind the forward pass, gradients and loss are divided by kn at first, and
     multiplied by kn / Σ count once all workers' counts are summed.
 
@@ -60,6 +62,7 @@ class Step:
         model: converted to ghost BatchNorm, on the group's device.
         optimizer: over the model's trainable parameters.
         passes: the workers of each of this process's passes.
+        regroup: gives them for a recipe of another minibatch, which a ramp goes on to.
         task: what the model learns.
         seeds: S; 1 for a run alone, whose batches have labels (N,), else (N, S).
         average: of the model's weights, moved by every update that counts.
@@ -75,6 +78,7 @@ class Step:
         optimizer: Optimizer,
         *,
         passes: list[range],
+        regroup: Callable[[Recipe], list[range]] | None = None,
         group: Group,
         task: Task = CLASSIFICATION,
         seeds: int = 1,
@@ -85,6 +89,7 @@ class Step:
         warn: Callable[[str], None] = print,
     ) -> None:
         self.decisions, self.model, self.optimizer = decisions, model, optimizer
+        self._whole, self._regroup = decisions, regroup
         self.passes, self.timer, self.seeds, self.task = passes, StepTimer(group.device), seeds, task
         self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
         self._group, self._average = group, average
@@ -92,13 +97,16 @@ class Step:
         kept = decisions.recipe.batchnorm == "keep"
         self._statistics = (KeptStatistics if kept else RunningStatistics)(model, decisions)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        sizes = [task.rows * seeds, 1, 1, len(parameters), self._statistics.floats]
+        self._adascaled = decisions if isinstance(decisions, AdaScaled) else None
+        gains = 0 if self._adascaled is None else 1
+        sizes = [task.rows * seeds, 1, 1, len(parameters), self._statistics.floats, gains]
         if decisions.recipe.reduce == "canonical":
             share = range(passes[0].start, passes[-1].stop)
-            self.reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
+            self.reducer: Reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
         else:
             self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
-        sums, self._stop, self._skipped, self._used, self._collected = self.reducer.tail.split_with_sizes(sizes)
+        sums, self._stop, self._skipped, self._used, *rest = self.reducer.tail.split_with_sizes(sizes)
+        self._collected, self._squares = rest
         self._sums = sums.view(task.rows, seeds)
         self._losses, self._others = self._sums[0], self._sums[1:]
         self._halted, self._one = torch.zeros((), device=group.device), torch.ones((), device=group.device)
@@ -120,11 +128,27 @@ class Step:
         if self._masks_on_device and self.seeds == 1:
             masking: Any = self.optimizer
             masking.found_inf, masking.grad_scale = self._halted, None
+        self._capture()
+        return self
+
+    def _capture(self) -> None:
+        self._run = self._launch
         if self._can_be_captured():
             self._run = CapturedIteration(
                 self._launch, before=self._before_update, timer=self.timer, device=self._group.device, warn=self._warn
             )
-        return self
+
+    def begin(self, iteration: int) -> None:
+        """Take the workers of iteration t and those behind it; where a ramp has another minibatch, they are others."""
+        decisions = self._whole.during(iteration)
+        if decisions.recipe.minibatch == self.decisions.recipe.minibatch:
+            return
+        assert self._regroup is not None
+        self.decisions, self.passes = decisions, self._regroup(decisions.recipe)
+        self.reducer.host(range(self.passes[0].start, self.passes[-1].stop))
+        if self._average is not None and decisions.recipe.target_ema is not None:
+            self._average.set_decay(decisions.recipe.target_ema)
+        self._capture()
 
     def __exit__(self, *error: object) -> None:
         """Give the model back as it would be without a trainer."""
@@ -194,24 +218,29 @@ class Step:
         masked = self.seeds > 1 or self._masks_on_device
         alone = self._group.device.type == "cuda" and self._group.size == 1
         exact = self.decisions.recipe.precision != "float64"
-        known = not (keyed_by_pass or self._inside or self.task.counts)
+        known = not (keyed_by_pass or self._inside or self.task.counts or self._adascaled)
         return alone and masked and exact and known and self._replaced is None
 
     def _add_gradient(self, workers: range, batch: Batch, *, last: bool) -> None:
         """Add a pass's share of (1/kn)·Σ ∇l, of the mean loss and of the errors."""
-        recipe = self.decisions.recipe
+        recipe, parameters = self.decisions.recipe, self.reducer.parameters
         if self._replaced is not None:
             self._skipped.add_(self._replaced.take())
         self._statistics.begin_pass(workers)
+        before = [] if self._adascaled is None else [p.grad if p.grad is None else p.grad.clone() for p in parameters]
         found = self.task(self._forward, batch, recipe)
         self._statistics.end_pass()
         if not found.loss.requires_grad and not (self.task.counts and float(found.others[0]) == 0):
             raise ValueError("the loss depends on no trained parameter: is the model under no_grad, or detached?")
-        if last:
+        if last and self._adascaled is None:  # a gradient that travels is this worker's no more
             self.reducer.arm()
         if found.loss.requires_grad:
             global_mean(found.loss, self.decisions.divisor).backward(torch.ones_like(found.loss))
         with torch.no_grad():
+            if self._adascaled is not None:
+                pairs = zip(parameters, before, strict=True)
+                own = [p.grad if old is None else p.grad - old for p, old in pairs if p.grad is not None]
+                self._squares.add_(_norm_of(own or [0 * self._one]).square())
             self._losses.add_(global_mean(found.loss, recipe.minibatch))
             self._others.add_(found.others)
 
@@ -232,8 +261,11 @@ class Step:
         if self.task.counts:
             self._divide()
         clip_norm = self.decisions.recipe.clip_norm
-        norms = [] if clip_norm is None else [self._norm()]
+        norms = [] if clip_norm is None and self._adascaled is None else [self._norm()]
         live = self._look(*norms)
+        if self._adascaled is not None and bool(live):
+            k = self.decisions.recipe.workers.workers  # whose gradients are divided by it
+            rate = self._adascaled.gained(k**2 * float(self._squares), float(norms[0]) ** 2)
         if self.seeds > 1 or self._masks_on_device or bool(live):
             if clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ has it
                 share = (clip_norm / (norms[0] + 1e-6)).clamp(max=1)
@@ -254,10 +286,7 @@ class Step:
 
     def _norm(self) -> Tensor:
         """‖(1/kn)·Σ ∇l‖ over all parameters: process 0's, as the bits of a sum depend on threads and processors."""
-        untyped: Any = torch
-        norm: Tensor = untyped.linalg.vector_norm(
-            torch.stack(untyped._foreach_norm(self._gradients() or [0 * self._one]))
-        )
+        norm = _norm_of(self._gradients() or [0 * self._one])
         return self._group.sum(norm if self._group.rank == 0 else torch.zeros_like(norm))
 
     def _gradients(self) -> list[Tensor]:
@@ -279,6 +308,11 @@ class Step:
         live = self._halted == 0
         self.alive.copy_(live)
         return live
+
+
+def _norm_of(tensors: list[Tensor]) -> Tensor:
+    untyped: Any = torch
+    return untyped.linalg.vector_norm(torch.stack(untyped._foreach_norm(tensors)))
 
 
 def seed_torch(seed: int, device: torch.device) -> None:

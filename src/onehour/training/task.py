@@ -110,11 +110,12 @@ class Task(Protocol):
         """What the sums over all validation data say."""
         ...
 
-    def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
+    def trained(self, rows: Sequence[float], iterations: int, images: int) -> tuple[float, dict[str, float]]:
         """The run's metric, and all metrics of a task of one's own, of some iterations' sums.
 
         Args:
             rows: Σ of the iterations' mean losses, then of their other rows.
+            images: that they took.
         """
         ...
 
@@ -153,8 +154,8 @@ class Classification:
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
         return Evaluation(errors=int(rows[1]), samples=samples, loss=rows[0] / samples)
 
-    def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
-        return 100 * rows[1] / (iterations * minibatch), {}
+    def trained(self, rows: Sequence[float], iterations: int, images: int) -> tuple[float, dict[str, float]]:
+        return 100 * rows[1] / images, {}
 
     def logits(self, model: Model, images: Tensor, recipe: Recipe) -> Tensor:
         """The model's logits, in float32 again after autocast: in bfloat16 a sum over kn would be coarse."""
@@ -271,7 +272,7 @@ class OwnTask:
         loss = rows[0] / rows[1]
         return Evaluation(errors=None, samples=samples, loss=loss, metrics=self._divided(rows, loss))
 
-    def trained(self, rows: Sequence[float], iterations: int, minibatch: int) -> tuple[float, dict[str, float]]:
+    def trained(self, rows: Sequence[float], iterations: int, images: int) -> tuple[float, dict[str, float]]:
         metrics = self._divided(rows, rows[0] / iterations)
         return next(iter(metrics.values())), metrics
 

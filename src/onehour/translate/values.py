@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any
 
-from onehour.config import ADAPTIVE, Recipe
+from onehour.config import Recipe
 from onehour.planner import Plan
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
@@ -33,7 +33,9 @@ def values_of(plan: Plan) -> dict[str, Any]:
             f"{workers} workers (k = kn / n) do not divide evenly among {processes} processes, and other tools"
             f" average over processes as if they did; use --processes {below} or {above}, or `onehour train`"
         )
-    if recipe.optimizer not in ("sgd", *ADAPTIVE):
+    if recipe.optimizer == "muon":
+        raise ValueError("optimizer muon is not translated; use --optimizer sgd, and put your tool's own in its place")
+    if recipe.optimizer not in OPTIMIZERS:
         raise ValueError(
             f"optimizer {recipe.optimizer} is your own, and what it takes is not known here; translate with"
             " --optimizer sgd, and put your own in its place"
@@ -43,9 +45,11 @@ def values_of(plan: Plan) -> dict[str, Any]:
             raise ValueError(f"{name} is not translated; leave it out here, and ask your own tool for it")
     if recipe.epochs % 1:
         raise ValueError(f"other tools count whole epochs, and epochs is {recipe.epochs:g}; give a whole number")
+    if recipe.scaling == "adascale":
+        raise ValueError("scaling adascale is not translated; use linear, sqrt or fixed")
     if recipe.precision == "float64":
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
-    for name in ("clip_norm", "ema", "freeze", "layer_rates"):
+    for name in ("clip_norm", "ema", "freeze", "layer_rates", "ramp"):
         if getattr(recipe, name):
             raise ValueError(f"{name} is not translated; leave it out, and give it to your tool by its own means")
     passes, schedule, n = workers // processes, schedule_code(recipe), recipe.per_worker
