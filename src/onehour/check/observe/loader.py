@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from onehour.check.observe import source
+import onehour.check.observe.source as source
 from onehour.check.observe.digests import first_tensor, looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import hand_over, renew, without_processes
