@@ -73,6 +73,8 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
         raise ValueError("--holds-to is an interval of minibatches, for example 512,2k")
     names = ("images_per_second", "run", "bandwidth", "latency", "spread", "price", "holds_to")
     given = {name: getattr(options, name) for name in names}
+    for minibatch in minibatches:
+        recipe.replace(**_given(minibatch=minibatch))  # one that no run can have is refused, whatever the others are
     pairs = list(itertools.product(minibatches, options.processes or (None,)))
     plans, impossible = list[Plan](), list[tuple[str, ValueError]]()
     for minibatch, processes in pairs:

@@ -1,4 +1,7 @@
-"""Optimizers and their steps: rates, what the gradients were, and whether anyone touched the velocity between."""
+"""Optimizers and their steps: rates, what the gradients were, and whether anyone touched the velocity between.
+
+What kind an optimizer is, is found by stepping a copy: never by its name, and never with the user's own state.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from onehour.check.story import ratio
 from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup
 from onehour.rules.momentum import momentum_form, velocity_inside
 from onehour.rules.probe import is_adaptive
+
+RATE = 1e-2  # of a copy's step, where the optimizer says none
 
 
 @dataclass(frozen=True)
@@ -265,9 +270,6 @@ def _kept(left: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, fl
         if rest < 1e-3:
             scaled[key] = c
     return scaled
-
-
-RATE = 1e-2
 
 
 def character(optimizer: Optimizer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onehour.check import pitfalls
+import onehour.check.pitfalls as pitfalls
 from onehour.check.case import Base, Case
 from onehour.check.formats import Report, shortened
 from onehour.check.run.forkserver import CheckError, ForkServer

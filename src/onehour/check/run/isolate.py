@@ -1,4 +1,4 @@
-"""A script that writes, removes and renames only in an overlay; its files stay untouched.
+"""A script that changes nothing outside: it writes and removes in an overlay, and services that it reports to are off.
 
 What goes past Python's own functions is not seen: other programs that the script starts, and libraries that open files
 in C (sqlite, HDF5). torch's and safetensors' are.

@@ -1,4 +1,7 @@
-"""Someone's script, unedited, in this process: observed, stopped when all was seen, its tape written to a folder."""
+"""Someone's script, unedited, in this process: observed, and stopped when all was seen.
+
+Its tape, written to a folder, says how it ended; of an error in a line where, what, and what it often means.
+"""
 
 from __future__ import annotations
 
