@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from onehour.models import resnet, small
+from onehour.models import resnet
 from onehour.models.resnet import ResNet
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -96,7 +96,7 @@ def test_an_image_shrinks_32_times(pixels: int, maps: int):
 
 
 def test_resnet8_is_that_of_the_digits():
-    model = small.resnet8()
+    model = resnet.resnet8()
     assert sum(p.numel() for p in model.parameters()) == 19_810
     assert tuple(model(torch.randn(2, 1, 8, 8)).shape) == (2, 10)
     keys = {key.split(".")[0] for key in model.state_dict()}
@@ -106,7 +106,7 @@ def test_resnet8_is_that_of_the_digits():
 
 
 def test_the_wide_resnet8_halves_images_in_its_stem():
-    model, seen = small.resnet8_wide(), []
+    model, seen = resnet.resnet8_wide(), []
     model.get_submodule("layer3").register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     assert sum(p.numel() for p in model.parameters()) == 283_770
     assert tuple(model(torch.randn(2, 1, 28, 28)).shape) == (2, 10)
@@ -115,7 +115,7 @@ def test_the_wide_resnet8_halves_images_in_its_stem():
 
 @pytest.mark.parametrize(("channels", "classes"), [(3, 100), (1, 2)])
 def test_channels_and_classes_are_the_datas(channels: int, classes: int):
-    model = small.resnet8(channels=channels, classes=classes)
+    model = resnet.resnet8(channels=channels, classes=classes)
     assert tuple(model(torch.randn(2, channels, 8, 8)).shape) == (2, classes)
     large = built("resnet18", channels=channels, classes=classes)
     assert tuple(large(torch.zeros(2, channels, 64, 64, device="meta")).shape) == (2, classes)
