@@ -87,10 +87,11 @@ FILES = {
     "runs/folder, skip/bad_images.jsonl": "bytes",
 }
 NAMES = """
-import dataclasses, inspect, json, onehour, onehour.check
+import dataclasses, inspect, json, re, onehour, onehour.check
 from onehour.execution import Execution
 found = {n: getattr(onehour, n) for n in onehour.__all__}
-names = {n: str(inspect.signature(v)) if callable(v) else "value" for n, v in found.items()}
+signature = lambda v: re.sub(" at 0x[0-9a-f]+", "", str(inspect.signature(v)))
+names = {n: signature(v) if callable(v) else "value" for n, v in found.items()}
 names |= {f"check.{n}": "" for n in onehour.check.__all__}
 names |= {f"Execution.{f.name}": str(f.default) for f in dataclasses.fields(Execution)}
 print(json.dumps(names))
