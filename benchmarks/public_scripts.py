@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import linecache
 import pickle
 import re
 import shlex
@@ -130,6 +131,7 @@ def checked(script: Script, tree: Path, fault: dict[str, str], forkserver: ForkS
     command = Command(str(tree / script.path), shlex.split(script.arguments), environ=environ)
     folder = tree / (script.folder or Path(script.path).parent)
     began = time.monotonic()
+    linecache.clearcache()  # the same file was another script before
     row: dict[str, Any] = {"error": None, "findings": [], "notes": []}
     try:
         came = check_script(command, base=Base(**script.base), forkserver=forkserver, cwd=folder)
@@ -217,14 +219,26 @@ def tokens(folder: Path) -> None:
 
 
 def pets(folder: Path) -> None:
-    """Pictures of noise, two classes of 35."""
+    """Pictures of two classes of 35, as NAME_NUMBER.jpg."""
+    folder.mkdir()
+    for number in range(70):
+        picture(number, folder / f"{('cat', 'dog')[number % 2]}_{number}.jpg")
+
+
+def classes(folder: Path) -> None:
+    """Pictures of 10 classes, 80 to train on and 50 to test, in the folders of ImageFolder."""
+    for part, count in (("train", 80), ("test", 50)):
+        for number in range(count):
+            (folder / part / str(number % 10)).mkdir(parents=True, exist_ok=True)
+            picture(number, folder / part / str(number % 10) / f"{number}.png")
+
+
+def picture(number: int, path: Path) -> None:
+    """A picture of 32 x 32, unlike others: a colour that changes from corner to corner."""
     from PIL import Image
 
-    folder.mkdir()
-    drawn = np.random.default_rng(0)
-    for number in range(70):
-        picture = Image.fromarray(drawn.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        picture.save(folder / f"{('cat', 'dog')[number % 2]}_{number}.jpg")
+    corners = np.random.default_rng(number).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    Image.fromarray(corners).resize((32, 32), Image.Resampling.BILINEAR).save(path)
 
 
 def nothing(folder: Path) -> None:
@@ -232,7 +246,7 @@ def nothing(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-DATA = {"digits": digits, "words": words, "tokens": tokens, "pets": pets, "nothing": nothing}
+DATA = {"digits": digits, "words": words, "tokens": tokens, "pets": pets, "classes": classes, "nothing": nothing}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
