@@ -13,16 +13,19 @@ TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # The files with such tests alone: others import what these environments do not have.
 marked = $(shell grep -rlE --include='test_*.py' 'mark\.$(1)|"$(1)"' tests)
 
-.PHONY: train test test-all test-gpu test-browser test-frameworks test-vision cluster-test faults fuzz check-matrix figure figure-fashion lint setup clean
+.PHONY: train test pytest test-all test-gpu test-browser test-frameworks test-vision cluster-test faults fuzz check-matrix figure figure-fashion lint setup clean
 
 train: $(READY)  ## train the embedded digits at 8 times their base minibatch on 2 processes, or a GPU each
 	$(BIN)/onehour train digits --minibatch 256 --processes auto --fresh
 
-test: lint  ## what CI runs
+test: $(READY)  ## what CI runs: linters and tests side by side
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: $(READY)
 	$(TEST) -m "not slow and not gpu and not browser and not frameworks and not vision"
 
 test-all: lint  ## every test, those that take long too
-	$(TEST) -m "not browser and not frameworks and not vision and not gpu"
+	ONEHOUR_TEST_ALL=1 $(TEST) -m "not browser and not frameworks and not vision and not gpu"
 
 test-gpu: $(READY)  ## those that need a GPU, which the others do not see
 	$(BIN)/python -m pytest -m gpu tests

@@ -12,6 +12,10 @@ from types import ModuleType
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
+
+ALL = "ONEHOUR_TEST_ALL" in os.environ
+"""As `make test-all` sets it: every process is started anew, and properties are tried on more examples."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 
@@ -22,6 +26,8 @@ for _name in ("SIGHUP", "SIGINT"):  # nohup and background jobs ignore them, and
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests see no GPU but those that are for one, and Triton's kernels run on the CPU."""
+    settings.register_profile("onehour", deadline=None, max_examples=100 if ALL else 30)
+    settings.load_profile("onehour")
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
@@ -48,7 +54,7 @@ HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))  # so that "tinytask:net" is importable here, as it is for a user's own module
 sys.path.append(str(HELPERS.parents[1]))  # and `campaigns`, as from where they are started
 
-SECONDS = 150
+SECONDS = 600
 """For the worlds, on a machine that others use too; alone it takes 20."""
 
 
@@ -69,6 +75,27 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a subprocess that can import the helpers."""
     monkeypatch.setenv("PYTHONPATH", str(HELPERS), prepend=os.pathsep)
     return dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[socket.socket]:
+    """A process that forks others, which have torch imported; it ends when nobody asks any more."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, str(HELPERS / "forking.py"), str(theirs.fileno())]
+    with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as started:
+        theirs.close()
+        yield ours
+        started.kill()
+
+
+@pytest.fixture
+def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's processes do not import torch anew: they are forked from one that has it, but by `make test-all`."""
+    if not ALL:
+        forking = importlib.import_module("forking")
+        monkeypatch.setattr(forking.Forked, "forker", request.getfixturevalue("forker"))
+        monkeypatch.setattr(subprocess, "Popen", forking.Forked)
+        monkeypatch.setattr("multiprocessing.util.spawnv_passfds", forking.spawned)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onehour.config import ADAPTIVE, Recipe
@@ -221,7 +221,6 @@ ODD = [
 ]
 
 
-@settings(deadline=None)
 @given(RECIPES)
 def test_a_recipe_survives_toml_exactly(recipe):
     assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe
@@ -234,7 +233,6 @@ def test_an_odd_name_survives_a_file(tmp_path, name):
     assert Recipe.from_toml(path).name == name
 
 
-@settings(deadline=None)
 @given(RECIPES)
 def test_a_recipe_survives_a_dictionary_without_what_is_not_given(recipe):
     values = recipe.as_dict()

@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_what_is_typed_but_for_one_name_is_refused_for_that(downloaded: Path, ca
     assert not (downloaded.parent / "executed").exists()
 
 
-@pytest.mark.usefixtures("downloaded")
+@pytest.mark.usefixtures("downloaded", "forked")
 def test_processes_of_a_launcher_inherit_the_decision(capfd: pytest.CaptureFixture[str]):
     assert main([*COMMANDS["train in processes"], "--trust"]) == 0, capfd.readouterr().err
     assert (
@@ -207,10 +208,11 @@ def test_a_name_that_was_read_is_not_resolved(tmp_path: Path):
         resolve("model", Read("math:sqrt", tmp_path / "recipe.toml"))
 
 
-def test_no_process_takes_a_module_of_the_current_folder_for_pythons_own(alone: Path):
+@pytest.mark.usefixtures("environ")
+def test_no_process_takes_a_module_of_the_current_folder_for_pythons_own(tiny: ModuleType, alone: Path):
     for name in ("torch", "json", "multiprocessing", "argparse", "numpy"):
         (alone / f"{name}.py").write_text("open('executed', 'w').close()")
-    small = ["digits", "--minibatch", "1024", "--epochs", "1", "--warmup", "none", "--device", "cpu"]
+    small = ["digits", *tiny.FLAGS, "--device", "cpu"]
     assert main(["train", *small, "--processes", "2", "--out", "run"]) == 0
     assert main(["sweep", *small, "--out", "sweep", "--seeds", "1", "--arm", "none", "--jobs", "1"]) == 0
     assert not (alone / "executed").exists()

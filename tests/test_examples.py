@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STOCK, OURS = (EXAMPLES / f"imagenet_{name}.py" for name in ("stock", "onehour"))
 LINE = re.compile(r"epoch (\d+)  loss (\S+)  validation error (\S+) %  next rate (\S+)")
@@ -25,7 +27,6 @@ def start(script: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.timeout(600)
 def test_both_run_and_the_rate_is_each_ones_own():
     started = [start(script, "--fake", "600", "--batch-size", "512", "--epochs", "2") for script in (STOCK, OURS)]
     printed = [process.communicate()[0] for process in started]
@@ -39,7 +40,6 @@ def test_both_run_and_the_rate_is_each_ones_own():
     )
 
 
-@pytest.mark.timeout(600)
 def test_a_batch_that_is_no_whole_number_of_workers_is_refused():
     process = start(OURS, "--fake", "600", "--batch-size", "48")
     assert "use 32 or 64" in process.communicate()[0]

@@ -77,6 +77,7 @@ def test_a_run_and_a_sweep_report(here: Path):
     assert main(["report", "finished"]) == 0
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_sweep_goes_on_with_more_seeds(here: Path):
     done = {path: path.read_bytes() for path in Path("sweep/cells").rglob("*.json*")}
     assert main([*SWEEP, "--seeds", "3", "--out", "sweep"]) == 0

@@ -52,7 +52,6 @@ def submit(*flags: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_job_whose_time_is_over_is_saved_requeued_and_goes_on(cluster: Path):
     job = submit()
     while (

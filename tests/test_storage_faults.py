@@ -28,8 +28,8 @@ def one_thread() -> Iterator[None]:
 
 
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path):
-    found = [writer.attempt(tmp_path / "run", case) for case in range(12)]
-    assert [attempt["said"] for attempt in found] == [""] * 12
+    found = [writer.attempt(tmp_path / "run", case) for case in range(6)]
+    assert [attempt["said"] for attempt in found] == [""] * 6
     assert max(attempt["told"] for attempt in found) > 3  # it did save
 
 
@@ -162,15 +162,15 @@ def test_a_disk_without_a_byte_stops_no_run(alone: Path, capsys: pytest.CaptureF
 
 def test_no_corruption_loads_a_wrong_state(tmp_path: Path):
     source = corruptions.pristine(tmp_path / "pristine")
-    found = corruptions.block(range(120), source, tmp_path / "damaged")
+    found = corruptions.block(range(60), source, tmp_path / "damaged")
     assert found["said"] == ""
-    assert min(Counter(found["kinds"])[kind] for kind in ("fell back, and said so", "refused", "newest loaded")) > 10
+    assert min(Counter(found["kinds"])[kind] for kind in ("fell back, and said so", "refused", "newest loaded")) >= 3
 
 
 def test_hostile_files_do_nothing_and_are_one_message_each(tmp_path: Path):
     assert len(hostile.CASES) >= 40
     base = hostile.base_run(tmp_path / "base")
-    drawn = sorted(hostile.CASES)[::8]
+    drawn = sorted(hostile.CASES)[::12]
     wrong = {name: hostile.attempt(name, base, tmp_path / str(number)) for number, name in enumerate(drawn)}
     assert {name: said for name, said in wrong.items() if said} == {}
 

@@ -13,6 +13,8 @@ from onehour.dist.group import Group
 from onehour.recipes import digits
 from onehour.training.verify import MODES, compare, trace
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HELPERS = Path(__file__).parent / "helpers"
 
 
@@ -59,7 +61,6 @@ def test_float32_that_differs_in_its_last_bits_is_no_failure(traced: Path):
     assert compare(traced, [1, 2])[1].holds is None
 
 
-@pytest.mark.timeout(600)
 def test_both_claims_hold_here(capsys: pytest.CaptureFixture[str]):
     assert main(["verify", "digits", "--processes", "1,2", "--steps", "3", "--device", "cpu", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -69,7 +70,6 @@ def test_both_claims_hold_here(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [4, 5, 8, 12])
 def test_canonical_bits_are_equal_on_one_to_four_processes(workers: int, capsys: pytest.CaptureFixture[str]):
     command = ["verify", "digits", "--processes", "1,2,3,4", "--minibatch", str(16 * workers), "--steps", "10"]
@@ -78,7 +78,6 @@ def test_canonical_bits_are_equal_on_one_to_four_processes(workers: int, capsys:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_canonical_bits_are_equal_for_a_resnet18(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(HELPERS)
     command = ["verify", "--model", "rgbtask:net", "--data", "rgbtask:data", "--minibatch", "16", "--per-worker", "4"]

@@ -18,7 +18,6 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_wheel_trains_digits_in_an_empty_environment(tmp_path: Path):
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, cwd=ROOT)
     (wheel,) = tmp_path.glob("*.whl")

@@ -12,8 +12,6 @@ from onehour.cli import main
 
 KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy", "write"]
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
@@ -21,6 +19,7 @@ def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
     monkeypatch.setattr(checking, "check_script", partial(checking.check_script, forkserver=forkserver))
 
 
+@pytest.mark.usefixtures("started")
 def test_a_finding_is_a_table_and_leaves_with_1(loops: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["check", str(loops / "double-step_broken.py")]) == 1
     said = capsys.readouterr().out

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +19,11 @@ from onehour.check.pitfalls import PITFALLS
 PAGE = Path(__file__).parents[2] / "docs" / "checks" / "README.md"
 HOOK, WORKFLOW = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 def project(loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a train.py that has a finding, in which `onehour` is a command."""
-    for name in ("broken", "fixed"):
-        text = (loops / f"double-step_{name}.py").read_text(encoding="utf-8")
-        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-    (tmp_path / "broken.py").rename(tmp_path / "train.py")
+    shutil.copy(loops / "double-step_broken.py", tmp_path / "train.py")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "onehour").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m onehour "$@"\n')
     (tmp_path / "bin" / "onehour").chmod(0o700)
@@ -44,12 +40,9 @@ def test_the_hook_stops_a_push_with_a_finding(project: Path, monkeypatch: pytest
     monkeypatch.setenv("PRE_COMMIT_HOME", str(project / "home"))
     (project / ".pre-commit-config.yaml").write_text(yaml.safe_dump(HOOK))
     assert shell("git init -q . && git add train.py .pre-commit-config.yaml").returncode == 0
-    run = f"{shlex.quote(sys.executable)} -m pre_commit run --all-files --hook-stage pre-push"
-    stopped = shell(run)
+    stopped = shell(f"{shlex.quote(sys.executable)} -m pre_commit run --all-files --hook-stage pre-push")
     assert stopped.returncode == 1
     assert "error  double-step  train.py:" in stopped.stdout
-    (project / "fixed.py").rename(project / "train.py")
-    assert shell(f"git add train.py && {run}").returncode == 0
 
 
 def steps() -> dict[str, dict[str, Any]]:

@@ -112,7 +112,6 @@ SAID: dict[str, tuple[str, str, str]] = {
 """Of `measured`, of `expected`, and of the line that is named."""
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("loop", PLAIN, ids=lambda loop: loop.stem)
 def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(loop: Loop, forkserver: ForkServer):
     came = matrix.outcome(loop, forkserver)
@@ -130,7 +129,6 @@ def test_a_broken_loop_raises_its_pitfall_alone_and_a_right_one_none(loop: Loop,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("loop", REPORTED, ids=lambda loop: loop.stem)
 def test_so_do_loops_that_have_the_faults_of_closed_bug_reports(loop: Loop, forkserver: ForkServer):
     came = matrix.outcome(loop, forkserver)
@@ -139,7 +137,6 @@ def test_so_do_loops_that_have_the_faults_of_closed_bug_reports(loop: Loop, fork
     assert loop.text.startswith("# https://github.com/")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("loop", FRAMEWORKS, ids=lambda loop: loop.stem)
 def test_so_do_loops_of_frameworks(loop: Loop, forkserver: ForkServer):
     row = matrix.resumed(loop, forkserver)

@@ -94,7 +94,6 @@ for _ in range(3):
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_module_is_run_as_python_does(package: Path, forkserver: ForkServer):
     (package / "pkg" / "parts.py").write_text("lr = 0.1")
     head = "import os, sys\nfrom .parts import lr\nassert sys.argv[1:] == ['x'] and sys.path[0] == os.getcwd()\n"
@@ -103,7 +102,6 @@ def test_a_module_is_run_as_python_does(package: Path, forkserver: ForkServer):
     assert check_script(command, forkserver=forkserver, cwd=package).runs.startswith("ran on one process; ")
 
 
-@pytest.mark.timeout(120)
 def test_modules_are_found_where_pythonpath_says(package: Path, forkserver: ForkServer):
     (package / "scripts").mkdir()
     (package / "scripts" / "train.py").write_text("import pkg.train\nraise SystemExit(pkg.train.__name__)\n")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SCRIPT = """
 import json, os, sys
 import torch
@@ -67,7 +69,6 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.timeout(600)
 def test_two_processes_get_the_findings_of_both(tmp_path: Path):
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
     with socket.socket() as probe:

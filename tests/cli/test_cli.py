@@ -14,9 +14,6 @@ import pytest
 from onehour.cli import main
 from onehour.training.record import Run
 
-# Where torch is imported anew: seconds on a machine that others use too.
-pytestmark = pytest.mark.timeout(600)
-
 MALFORMED = 'name = "mine"\nminibatch = 64\nepochs = = 3\n'
 
 
@@ -314,6 +311,7 @@ def test_two_processes_from_one_command(command: list[str], alone: Path, environ
     assert len(run.metrics) == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_is_wrong_in_a_started_process_is_said_once(
     command: list[str], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

@@ -17,6 +17,8 @@ from onehour.cli.data import add_data
 from onehour.data.images import image_folder
 from onehour.data.index import INDEX
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 MAIN = """
 import argparse, sys
 from onehour.cli.data import add_data

@@ -15,7 +15,7 @@ from onehour.config import Recipe
 from onehour.dist.group import PeerLateError, PeerLostError
 from onehour.training.record import Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_a_line_of_ten_thousand_pixels_is_cropped_from_its_centre():
     assert validation_crop(line.transpose(1, 0, 2).copy()).min() == 200
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 60), st.integers(1, 60), KEYS)
 def test_any_size_gives_an_image_that_no_global_generator_decides(height, width, key):
     image = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)

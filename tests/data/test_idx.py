@@ -147,7 +147,7 @@ def test_no_more_is_read_than_a_data_set_may_have(tmp_path: Path, monkeypatch: p
         idx(str(written(tmp_path, form="{}.gz")))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     name=st.sampled_from(FILES),
     cut=st.integers(0, 320),

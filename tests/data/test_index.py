@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(file: Path):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 400))
 def test_any_cut_is_found(tmp_path_factory: pytest.TempPathFactory, cut: int):
     path = tmp_path_factory.mktemp("cut") / "a.index"

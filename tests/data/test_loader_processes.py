@@ -68,13 +68,18 @@ def batches(given: Feed) -> Iterator[str]:
         yield hashlib.sha256(images.contiguous().numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
 
-@pytest.fixture(scope="module", params=[Slow, Plain])
+@pytest.fixture(scope="module")
 def undisturbed(request: pytest.FixtureRequest) -> tuple[type[Slow], list[str]]:
-    with closing(feed(request.param(), 0)) as given:
-        return request.param, list(batches(given))
+    kind = getattr(request, "param", Slow)
+    with closing(feed(kind(), 0)) as given:
+        return kind, list(batches(given))
 
 
-@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("undisturbed", "what"),
+    [(Slow, signal.SIGKILL), (Plain, signal.SIGKILL), (Slow, signal.SIGSTOP)],
+    indirect=["undisturbed"],
+)
 def test_killed_and_stopped_loaders_are_replaced_and_no_sample_changes(
     undisturbed: tuple[type[Slow], list[str]], what: signal.Signals
 ):
@@ -98,12 +103,9 @@ def test_killed_and_stopped_loaders_are_replaced_and_no_sample_changes(
     assert not any(os.path.exists(f"/proc/{pid}") for pid in running)
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits to be reaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+def await_end(pid: int) -> None:
+    """Of a child of this process; whoever started it learns of it too."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 @pytest.mark.parametrize("between", [signal.SIGKILL, signal.SIGSTOP])
@@ -115,8 +117,8 @@ def test_all_killed_at_once_and_while_nobody_waits(undisturbed: tuple[type[Slow]
         found = [next(running)]
         for pid in given.pids:
             os.kill(pid, signal.SIGKILL)
-        while not all(map(has_ended, given.pids)):
-            time.sleep(0.01)
+        for pid in given.pids:
+            await_end(pid)
         assert found + list(running) == expected
         assert len(said) == 4
         for pid in given.pids:  # between two uses
@@ -151,7 +153,7 @@ def test_one_that_ends_at_the_same_sample_again_and_again_is_one_message_with_it
         f"^{STRIKES} processes that load data ended at the same samples, one after another: it {how} at sample 77"
         rf"(, {how} at sample 77)*; look at these files, or use fewer --loaders if memory runs out$"
     )
-    with closing(feed(Slow(happens), 2, patience=0.6, said=said)) as given:
+    with closing(feed(Slow(happens), 2, patience=1, said=said)) as given:
         with pytest.raises(ValueError, match=expected):
             list(batches(given))
         assert given.pids == []
@@ -237,7 +239,7 @@ def test_loaders_end_with_the_process_that_trains(how: str):
     if how == "killed":
         os.kill(trains, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(trains, 0)[1]) == (-signal.SIGKILL if how == "killed" else 0)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 300
     while any(_runs(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)
     assert not any(_runs(pid) for pid in pids)
@@ -275,7 +277,7 @@ def test_nothing_is_left_open(undisturbed: tuple[type[Slow], list[str]]):
             next(running)
             os.kill(given.pids[1], signal.SIGKILL)
             next(running)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < until:
         gc.collect()  # DataLoader's threads, which end by themselves, hold some
         time.sleep(0.01)
@@ -306,7 +308,7 @@ def test_neither_this_process_nor_its_generators_notice():
         running = batches(given)
         next(running)
         os.kill(given.pids[0], signal.SIGKILL)
-        time.sleep(0.1)
+        await_end(given.pids[0])
         assert signal.getsignal(signal.SIGCHLD) == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -314,20 +316,21 @@ def test_neither_this_process_nor_its_generators_notice():
 OWN = "list(DataLoader(list(range(8)), num_workers=1))\n"
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("first", [True, False])
 def test_a_dataloader_of_ones_own_hears_of_its_own_processes_alone(first: bool):
-    """Its handler raises where one that it knows of is killed: ours are, and those that it should know of still are."""
+    """Its handler raises where one that it knows of is killed, at any point from the kill on: ours it does not know."""
     code = (
-        "import os, signal, sys, time, torch; from torch.utils.data import DataLoader\n"
+        "import os, signal, time, torch; from torch.utils.data import DataLoader\n"
         "from onehour.data.loader import Feed\n"
+        "def kill(pid): os.kill(pid, signal.SIGKILL); os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)\n"
         + (OWN if first else "")
         + "feed = Feed([(torch.zeros(3, 2, 2), 1)] * 2000, seed=0, loaders=2, device=torch.device('cpu'))\n"
         "chunks = feed.chunks(range(7)); next(chunks)\n"
-        "os.kill(feed.pids[0], signal.SIGKILL); time.sleep(0.3)\n"
+        "kill(feed.pids[0])\n"
         "print(sum(len(labels) for _, labels in chunks))\n"
-        "feed.close(); time.sleep(0.3)\n" + OWN + "own = iter(DataLoader(list(range(8)), num_workers=1)); next(own)\n"
-        "os.kill(own._workers[0].pid, signal.SIGKILL)\n"
-        "try: time.sleep(5)\n"
+        "feed.close()\n" + OWN + "own = iter(DataLoader(list(range(8)), num_workers=1)); next(own)\n"
+        "try: kill(own._workers[0].pid); time.sleep(60)\n"
         "except RuntimeError as error: print('DataLoader worker' in str(error))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

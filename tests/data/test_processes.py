@@ -205,6 +205,7 @@ def test_what_it_starts_and_leaves_behind_keeps_nobody(answers: bool):
             in_child(work, "a look", patience=10)
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_it_prints_is_printed_once_and_so_is_what_waited_before():
     code = (
         "from onehour.data.processes import in_child\n"
@@ -235,6 +236,7 @@ def test_a_caller_that_ignores_its_children_gets_the_answer_too():
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.usefixtures("forked")
 def test_ctrl_c_ends_both():
     code = (
         "import os, time\n"

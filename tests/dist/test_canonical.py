@@ -141,7 +141,7 @@ def test_what_fails_beside_backward_is_raised_at_the_end(monkeypatch: pytest.Mon
 
 
 @given(st.integers(1, 200))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_walking_the_tree_holds_few_vectors(workers: int):
     held = most = 0
     for merges in merges_after(range(workers)):
@@ -153,7 +153,7 @@ def test_walking_the_tree_holds_few_vectors(workers: int):
 
 
 @given(st.integers(1, 300), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_processes_host_nodes_of_the_tree(workers: int, data: st.DataObject):
     """Merging each share by itself, then the shares as the processes halve, is the whole tree."""
     processes = data.draw(st.integers(1, workers))

@@ -15,6 +15,8 @@ from onehour.dist.group import Group, PeerLostError, joined, peer_lost
 from onehour.dist.launch import meeting_place
 from onehour.dist.launched import LOOPBACK
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def second_of_two(monkeypatch: pytest.MonkeyPatch, **changes: Callable[..., object]) -> None:
     """What a launcher tells process 1; it finds the others at once, and torch.distributed does nothing else."""
@@ -148,7 +150,6 @@ def joins(*ranks: int, limit: float = 60.0) -> list[str]:
         return [process.communicate(timeout=100)[0] for process in started]
 
 
-@pytest.mark.timeout(600)
 def test_one_that_never_comes_is_one_message_with_the_limit_and_the_meeting_place():
     (said,) = joins(1, limit=2.0)
     assert said.startswith("PeerLateError: process 1 on ")
@@ -157,7 +158,6 @@ def test_one_that_never_comes_is_one_message_with_the_limit_and_the_meeting_plac
     assert "\n" not in said
 
 
-@pytest.mark.timeout(600)
 def test_one_that_does_not_come_to_an_exchange_is_one_message_too():
     first, second = joins(0, 1)
     assert first.startswith("PeerLateError: process 0 waited 2 s for another of 2 in the middle of the run")

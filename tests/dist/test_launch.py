@@ -221,7 +221,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_on_one_node_everything_listens_on_the_loopback_device_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with meeting_place(0) as port:

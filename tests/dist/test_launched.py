@@ -280,6 +280,7 @@ def test_a_command_typed_in_a_shell_that_is_a_task_is_alone(monkeypatch: pytest.
         shell.wait()
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_command_says_it_in_one_line():
     for environ, named in (({"WORLD_SIZE": "", "RANK": "0"}, "WORLD_SIZE"), ({"RANK": "1"}, "WORLD_SIZE")):
         done = subprocess.run(
@@ -302,6 +303,7 @@ MPIRUNS = {
 }
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("command", [["sweep", "digits"], ["verify", "digits"]])
 def test_a_command_that_starts_its_own_processes_is_not_started_several_times(command: list[str]):
     done = subprocess.run(

@@ -16,6 +16,8 @@ from onehour.dist import meeting
 from onehour.dist.launched import Launched
 from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, loopback, this_host
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 MEET = """
 import os, sys
 from onehour.dist import meeting
@@ -61,14 +63,12 @@ def meet(*ranks: int, port: int, size: int = 2, limit: float = 90.0, **environ: 
     return [process.communicate(timeout=300) for process in started]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "size"), [("localhost", 3), (socket.gethostname(), 2)])
 def test_all_come_and_nobody_says_anything(name: str, size: int):
     said = meet(*range(size), port=free_port(), size=size, MASTER_ADDR=name)
     assert [given for given, _ in said] == [f"met {size}"] * size
 
 
-@pytest.mark.timeout(600)
 def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has():
     ((given, said),) = meet(0, port=(port := free_port()), size=3, limit=3.0)
     first, *more = said.splitlines()
@@ -79,7 +79,6 @@ def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has():
     assert "waited 3 s for 2 of 3 processes (1, 2) to meet" in given
 
 
-@pytest.mark.timeout(600)
 def test_the_others_say_which_address_they_try_and_why_they_cannot():
     ((given, said),) = meet(1, port=(port := free_port()), limit=3.0)
     line = said.splitlines()[0]
@@ -105,7 +104,6 @@ def answers(listener: socket.socket) -> None:
             connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("program", [silent, answers])
 def test_a_port_of_another_program_is_one_message_on_every_process(program: Callable[[socket.socket], None]):
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -120,7 +118,6 @@ def test_a_port_of_another_program_is_one_message_on_every_process(program: Call
             assert said == ""
 
 
-@pytest.mark.timeout(600)
 def test_a_store_of_another_program_is_no_place_to_meet():
     from torch._C._distributed_c10d import TCPStore
 
@@ -129,7 +126,6 @@ def test_a_store_of_another_program_is_no_place_to_meet():
         assert "is used by another program" in given
 
 
-@pytest.mark.timeout(600)
 def test_a_second_process_of_the_same_rank_and_another_number_of_processes_are_noticed():
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onehour.dist.placement import passes, place
@@ -11,7 +11,6 @@ from onehour.dist.placement import passes, place
 WORKERS_AND_PROCESSES = st.integers(1, 2048).flatmap(lambda k: st.tuples(st.just(k), st.integers(1, k)))
 
 
-@settings(deadline=None)
 @given(WORKERS_AND_PROCESSES)
 def test_the_processes_shares_are_consecutive_cover_every_worker_once_and_are_as_equal_as_can_be(sizes):
     workers, processes = sizes
@@ -27,7 +26,6 @@ ANY_K_ON_FEW = st.tuples(st.integers(4, 2048), st.integers(0, 2))
 EVEN_K_ON_MANY = st.tuples(st.integers(1, 8), st.integers(3, 8)).map(lambda drawn: (drawn[0] * 2 ** drawn[1], drawn[1]))
 
 
-@settings(deadline=None)
 @given(ANY_K_ON_FEW | EVEN_K_ON_MANY)
 def test_a_power_of_two_processes_are_the_halves_of_halves(sizes):
     """So that the sum over processes can follow the tree that halves [0, k) (design.md, 11)."""
@@ -48,7 +46,6 @@ def test_more_processes_than_workers_or_none_are_refused_with_both_numbers(worke
         place(workers, processes)
 
 
-@settings(deadline=None)
 @given(start=st.integers(0, 100), size=st.integers(1, 100), together=st.integers(1, 120))
 def test_passes_cover_a_share_in_order_with_only_the_last_one_short(start, size, together):
     cut = passes(range(start, start + size), together)

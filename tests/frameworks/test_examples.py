@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parents[1] / "examples" / "frameworks").glob("*.py"))
 FRAMEWORKS = [path.stem for path in EXAMPLES if path.stem.startswith("with_")]
@@ -37,7 +39,6 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return lambda name: __import__(name)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "processes"),
     [
@@ -81,7 +82,6 @@ SAYS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.frameworks
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_another_use_is_right_or_refused(processes: int, tmp_path: Path, beside: Callable[[str], ModuleType]):
     start("misuse.py", processes, str(tmp_path))

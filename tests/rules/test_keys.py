@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onehour.rules.keys import random_bits, seed_for
@@ -30,14 +30,12 @@ def test_random_bits_are_pinned():
     assert random_bits(7, 3).tolist() == [16086915834549238692, 5448529601018347655, 7749434361382612120]
 
 
-@settings(deadline=None)
 @given(seed=st.integers(), purpose=st.text(), keys=KEYS)
 def test_a_seed_fits_in_63_bits_and_is_the_same_when_asked_again(seed, purpose, keys):
     assert 0 <= seed_for(seed, purpose, *keys) < 2**63
     assert seed_for(seed, purpose, *keys) == seed_for(seed, purpose, *keys)
 
 
-@settings(deadline=None)
 @given(pair=st.lists(st.tuples(st.integers(), st.sampled_from("ab"), KEYS), min_size=2, max_size=2, unique=True))
 def test_other_arguments_give_another_seed(pair):
     (seed_a, purpose_a, keys_a), (seed_b, purpose_b, keys_b) = pair

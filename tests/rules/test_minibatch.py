@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -128,7 +128,6 @@ def test_an_epoch_of_imagenet_at_8k_has_156_iterations_and_a_part():
     assert int(IMAGENET / 8192) == 156
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 64), k=st.integers(1, 2048), samples=st.integers(1, 2**55), epochs=st.integers(1, 1000))
 def test_iterations_are_the_fewest_that_cover_all_epochs(n, k, samples, epochs):
     minibatch = Minibatch(n, k)

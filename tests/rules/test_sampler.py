@@ -44,7 +44,7 @@ def runs(draw: st.DrawFn) -> tuple[int, Minibatch, int, int, int]:
     return samples, minibatch, processes, draw(st.integers(1, 5)), draw(st.integers(0, 2**40))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(runs())
 def test_all_epochs_together_are_the_stream(run: tuple[int, Minibatch, int, int, int]):
     samples, minibatch, _, epochs, seed = run
@@ -62,7 +62,7 @@ def test_all_epochs_together_are_the_stream(run: tuple[int, Minibatch, int, int,
     assert all(type(index) is int for batch in given_ for index in batch)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(runs())
 def test_the_processes_together_have_each_whole_minibatch(run: tuple[int, Minibatch, int, int, int]):
     samples, minibatch, processes, epochs, seed = run
@@ -80,7 +80,7 @@ def test_the_processes_together_have_each_whole_minibatch(run: tuple[int, Miniba
                 assert batch[j::hosted] == stream.indices(t, process * hosted + j).tolist()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(runs(), st.data())
 def test_a_run_goes_on_from_any_iteration_that_was_trained(
     run: tuple[int, Minibatch, int, int, int], data: st.DataObject

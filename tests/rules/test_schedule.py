@@ -187,7 +187,7 @@ def test_wrong_wholes_differ():
         assert max(abs(right(epoch / 4) - wrong(epoch / 4)) for epoch in range(360)) > 2
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     samples=st.integers(1, 2**31),
     kn=st.integers(1, 2**20),

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -43,7 +43,6 @@ def test_the_permutations_of_seed_0_are_pinned(epoch, first, digest):
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:32] == digest
 
 
-@settings(deadline=None)
 @given(samples=st.integers(1, 200), seed=SEEDS, epoch=st.integers(0, 2**40))
 def test_a_permutation_holds_each_sample_once_and_is_pure(samples, seed, epoch):
     order = permutation(samples, seed, epoch)
@@ -51,7 +50,6 @@ def test_a_permutation_holds_each_sample_once_and_is_pure(samples, seed, epoch):
     assert order.tolist() == permutation(samples, seed, epoch).tolist()
 
 
-@settings(deadline=None)
 @given(streams())
 def test_each_epoch_of_the_stream_is_its_permutation_with_no_sample_dropped_or_padded(stream):
     passed = whole(stream, epochs=3)
@@ -60,7 +58,6 @@ def test_each_epoch_of_the_stream_is_its_permutation_with_no_sample_dropped_or_p
         assert order.tolist() == permutation(stream.samples, stream.seed, epoch).tolist()
 
 
-@settings(deadline=None)
 @given(streams(fewest=20))
 def test_every_epoch_and_every_seed_has_a_new_order(stream):
     """20 samples have 2e18 orders, so that two alike are a fault and no chance."""
@@ -69,7 +66,6 @@ def test_every_epoch_and_every_seed_has_a_new_order(stream):
     assert len({tuple(order.tolist()) for order in (*epochs, other)}) == 4
 
 
-@settings(deadline=None)
 @given(stream=streams(), iteration=st.integers(0, 50))
 def test_workers_are_disjoint_and_together_take_the_minibatch(stream, iteration):
     n, k = stream.minibatch.per_worker, stream.minibatch.workers
@@ -82,7 +78,6 @@ def test_workers_are_disjoint_and_together_take_the_minibatch(stream, iteration)
     assert sorted(itertools.chain(*owned)) == positions.tolist()
 
 
-@settings(deadline=None)
 @given(stream=streams(), iteration=st.integers(0, 50), data=st.data())
 def test_whatever_processes_share_the_workers_each_worker_has_the_same_samples(stream, iteration, data):
     """Row i·g + j of a process's range is the i-th sample of its j-th worker."""
@@ -93,7 +88,6 @@ def test_whatever_processes_share_the_workers_each_worker_has_the_same_samples(s
         assert hosted.tolist() == alone.tolist()
 
 
-@settings(deadline=None)
 @given(samples=st.integers(12, 60), seed=SEEDS, k=st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_the_global_order_is_the_same_for_every_k(samples, seed, k):
     """Twelve images an update, on one worker or on twelve, are the same twelve."""
@@ -102,7 +96,6 @@ def test_the_global_order_is_the_same_for_every_k(samples, seed, k):
     assert whole(one, 2).tolist() == whole(many, 2).tolist()
 
 
-@settings(deadline=None)
 @given(stream=streams(), iterations=st.lists(st.integers(0, 200), min_size=2, max_size=6))
 def test_any_iteration_may_be_asked_for_at_any_time(stream, iterations):
     fresh = [
@@ -121,7 +114,6 @@ def test_a_minibatch_straddles_two_epochs():
     assert indices.tolist() == [*first[4:], *second[:2]]
 
 
-@settings(deadline=None)
 @given(stream=streams(), iteration=st.integers(0, 50), data=st.data())
 def test_every_sample_comes_with_the_epoch_that_it_belongs_to(stream, iteration, data):
     worker = data.draw(st.integers(0, stream.minibatch.workers - 1))

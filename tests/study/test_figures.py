@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import studies
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -42,7 +42,6 @@ def drawn(picture: Picture, width: float = WIDE) -> Sheet:
         return picture.draw(width)
 
 
-@settings(deadline=None)  # the first example imports matplotlib
 @given(
     low=st.floats(0, 50), near=st.floats(0.1, 20), far=st.floats(1.2, 100), values=st.lists(st.floats(0, 1), min_size=2)
 )
@@ -59,7 +58,6 @@ def test_a_window_keeps_order_and_goes_back(low: float, near: float, far: float,
     assert all(low <= tick <= window.high for tick in ticks)
 
 
-@settings(deadline=None)
 @given(
     base=st.floats(0.5, 60),
     differences=st.lists(st.floats(-0.4, 90), min_size=1, max_size=8),

@@ -107,7 +107,6 @@ def test_without_matplotlib_the_line_says_how_to_get_it(run: Run, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_constant_warmup_at_16_times_the_base_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The paper's figure 2b: the verdict is worth something only if it can say no."""
     broken = train("digits", minibatch=512, warmup="constant", out=tmp_path / "constant")

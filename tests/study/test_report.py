@@ -15,7 +15,7 @@ import studies
 
 from onehour.cli import main
 from onehour.study.findings import Findings, findings_of
-from onehour.study.picture import FORMATS
+from onehour.study.picture import FORMATS, Picture
 from onehour.study.report import WrittenReport, render, results_csv, results_json, write_report
 from onehour.study.results import read_paths
 from onehour.study.verdict import points
@@ -80,10 +80,26 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[WrittenReport, list[Picture]]:
+    """A report, with its figures as SVG files alone, and these figures."""
     path = tmp_path_factory.mktemp("report") / "sweep"
     studies.write_sweep(path, left_out=["zero_gamma=false-512-s4"], unfinished=["128-s4"], together=5)
-    return write_report([path])
+    pictures: list[Picture] = []
+
+    def noted(findings: Findings) -> tuple[str, list[Picture]]:
+        page, drawn = render(findings)
+        pictures.extend(drawn)
+        return page, drawn
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("onehour.study.picture.FORMATS", ("svg",))
+        patched.setattr("onehour.study.report.render", noted)
+        return write_report([path]), pictures
+
+
+@pytest.fixture(scope="module")
+def report(written: tuple[WrittenReport, list[Picture]]) -> WrittenReport:
+    return written[0]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +122,7 @@ def test_what_lies_in_the_folder(report: WrittenReport):
         *("arms-at-512", "curves", "curves-of-arms-at-512", "error-against-minibatch", "error-against-time"),
         "per-worker-at-512",
     ]
-    assert figures == sorted(f"{name}.{kind}" for name in expected for kind in FORMATS)
+    assert figures == [f"{name}.svg" for name in sorted(expected)]
     assert all((folder / "figures" / name).stat().st_size > 5000 for name in figures)
     assert sorted(json.loads(report.results.read_text())["figures"]) == expected
 
@@ -124,8 +140,10 @@ def test_one_page_that_asks_for_nothing(report: WrittenReport, page: Page):
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
-def test_every_figure_is_there_with_title_caption_and_text_alternative(report: WrittenReport, page: Page):
-    _, pictures = render(report.findings)
+def test_every_figure_is_there_with_title_caption_and_text_alternative(
+    written: tuple[WrittenReport, list[Picture]], page: Page
+):
+    _, pictures = written
     assert len(pictures) == 6
     assert page.values("aria-label", "svg") == [f"{p.title}. {p.caption}" for p in pictures for _ in range(2)]
     assert page.values("role", "svg") == ["img"] * 12
@@ -198,6 +216,7 @@ def test_what_it_ran_on_and_how_to_run_it_again(page: Page):
 def test_the_same_results_give_the_same_bytes(tmp_path: Path):
     studies.write_sweep(tmp_path / "sweep", seeds=2, minibatches=(32, 64), arms=())
     first, second = (write_report([tmp_path / "sweep"], tmp_path / name).page.parent for name in "ab")
+    assert {path.suffix for path in (first / "figures").iterdir()} == {f".{kind}" for kind in FORMATS}
     for path in sorted(first.rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path.name

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import studies
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onehour.study.results import Result, Study, check_run, read_csv, read_paths, read_study, study_of
@@ -118,7 +118,6 @@ def test_chance_needs_the_number_of_classes(tmp_path: Path):
         read_study([folder])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([32, 64, None]), st.sampled_from(["", "none", "constant"]), st.integers(0, 3)))
 )

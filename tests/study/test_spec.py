@@ -69,7 +69,6 @@ def test_a_cells_name_is_a_folders_name():
     assert name == "optimizer=my.package_Class_.._x-512-s0"
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([32, 64, 128, 512]), min_size=1, unique=True),
     seeds=st.lists(st.integers(0, 99), min_size=1, unique=True, max_size=4),
@@ -200,7 +199,7 @@ def test_a_recipe_that_is_not_the_papers_has_other_arms():
     assert "per_worker=256" in labels(asked(["pitfalls"], at=[256]))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 64).map(lambda k: 16 * k), min_size=1, max_size=5, unique=True) | st.none(),
     at=st.lists(st.integers(1, 64).map(lambda k: 16 * k), min_size=1, max_size=3),

@@ -5,7 +5,7 @@ import statistics
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -40,7 +40,6 @@ def test_runs_without_a_seed_each_have_no_pairs(seeds: tuple[int | None, ...]):
     assert Sample.of([3.0, 4.0], seeds).by_seed == {}
 
 
-@settings(deadline=None)  # the first example loads scipy
 @given(RUNS, RUNS, st.sampled_from([0.05, 0.025, 0.3]))
 def test_welchs_interval_is_scipys(a: list[float], b: list[float], error: float):
     expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(1 - 2 * error)  # pyright: ignore
@@ -49,7 +48,6 @@ def test_welchs_interval_is_scipys(a: list[float], b: list[float], error: float)
         assert found == pytest.approx((statistics.fmean(a) - statistics.fmean(b), *expected), rel=1e-9, abs=1e-9)
 
 
-@settings(deadline=None)  # the first example loads scipy
 @given(st.lists(st.tuples(ERRORS, ERRORS), min_size=2, max_size=7).filter(lambda r: len({a - b for a, b in r}) > 1))
 def test_the_paired_interval_is_scipys_whatever_the_seeds_order(runs: list[tuple[float, float]]):
     a, b = (list(side) for side in zip(*runs, strict=True))
@@ -90,7 +88,6 @@ def test_a_state_is_where_the_interval_lies(sample: Sample, state: str, text: st
     assert verdict.open == (state in ("above", "undecided"))
 
 
-@settings(deadline=None)  # the first example loads scipy
 @given(st.floats(-1, 2), st.floats(0.05, 0.6), st.floats(0.05, 0.6), st.integers(2, 8), st.integers(1, 3))
 def test_states_are_exactly_the_four_places(difference: float, one: float, other: float, n: int, looks: int):
     a, b = Sample(3.5 + difference, one, n), Sample(3.5, other, 2 * n)
@@ -105,7 +102,6 @@ def test_states_are_exactly_the_four_places(difference: float, one: float, other
     assert [state for state, there in by_place.items() if there] == [verdict.state]
 
 
-@settings(deadline=None)  # the first example loads scipy
 @given(st.floats(-0.5, 1.5), st.floats(0.05, 0.6), st.integers(2, 6))
 def test_more_seeds_are_the_fewest_that_decide_about_the_margin(difference: float, std: float, n: int):
     """The reference has twice the seeds, and keeps twice."""

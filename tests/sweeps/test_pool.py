@@ -12,8 +12,7 @@ from onehour.sweeps.pool import Event, run_tasks
 from onehour.sweeps.task import Task
 from onehour.training.record import Run
 
-# Where processes are started that import torch: seconds on a machine that others use too.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def one(folder: Path, model: str, *, seed: int = 0) -> Task:

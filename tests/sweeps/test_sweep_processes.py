@@ -20,8 +20,7 @@ from onehour.sweeps.sweep import Work, train_sweep, work_of
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run
 
-# Where processes are started that import torch: seconds on a machine that others use too.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.usefixtures("forked")
 
 WITHOUT = (("warmup", "none"),)
 

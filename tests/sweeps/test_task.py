@@ -15,6 +15,8 @@ from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run, StoppedError
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HERE = Execution(device="cpu", threads=1)
 
 
@@ -124,7 +126,6 @@ def test_bad_input_is_one_message(tiny: ModuleType, tmp_path: Path, seeds: int, 
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.timeout(600)
 def test_a_run_may_have_several_processes(tiny: ModuleType, tmp_path: Path, environ: dict[str, str]):
     task = task_of(tiny, tmp_path, range(1))
     assert run_task(task, Execution(device="cpu", processes=2), never) == "several processes"
@@ -135,7 +136,6 @@ def test_a_run_may_have_several_processes(tiny: ModuleType, tmp_path: Path, envi
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_run_of_several_processes_is_told_once_to_stop_and_goes_on(
     tiny: ModuleType, tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -156,7 +156,6 @@ def test_a_run_of_several_processes_is_told_once_to_stop_and_goes_on(
     assert runs(task)[0].environment["from_iteration"] == iteration
 
 
-@pytest.mark.timeout(600)
 def test_more_processes_than_workers_are_one_message(tiny: ModuleType, tmp_path: Path, environ: dict[str, str]):
     task = task_of(tiny, tmp_path, range(1))
     with pytest.raises(ValueError, match=r"^0: 3 processes cannot share 2 workers") as refused:

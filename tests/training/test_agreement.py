@@ -109,7 +109,7 @@ def trained(tmp_path: Path, tiny: ModuleType, *arguments: list[str]) -> list[tup
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_a_flag_that_differs_is_one_message_and_code_2_on_both_hosts(tmp_path: Path, tiny: ModuleType):
     ends = trained(tmp_path, tiny, ["digits"], ["digits", "--weight-decay", "0.5", "--allow-different", "versions"])
     for code, said in ends:
@@ -120,7 +120,7 @@ def test_a_flag_that_differs_is_one_message_and_code_2_on_both_hosts(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_a_host_without_the_recipes_file_keeps_no_other_waiting(tmp_path: Path, tiny: ModuleType):
     (tmp_path / "host-0").mkdir()
     (tmp_path / "host-0" / "mine.toml").write_text(tiny.recipe().to_toml())

@@ -72,11 +72,12 @@ def trained(make: Make, n: int, k: int, asked: int, *, compiled: bool, iteration
 @pytest.mark.parametrize(
     ("net", "n", "k", "asked"),
     [
-        *[("resnet8", 4, 8, asked) for asked in (1, 3, 6, 8)],
-        ("resnet8", 3, 7, 3),
         ("own", 2, 6, 4),
-        ("basic", 2, 6, 4),
-        ("bottleneck", 5, 4, 3),
+        ("resnet8", 4, 8, 3),
+        *[pytest.param("resnet8", 4, 8, asked, marks=pytest.mark.slow) for asked in (1, 6, 8)],
+        pytest.param("resnet8", 3, 7, 3, marks=pytest.mark.slow),
+        pytest.param("basic", 2, 6, 4, marks=pytest.mark.slow),
+        pytest.param("bottleneck", 5, 4, 3, marks=pytest.mark.slow),
     ],
 )
 def test_passes_of_any_size_are_one_graph_without_a_break_or_another_trace(

@@ -45,7 +45,6 @@ def command(data: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
 def test_a_folder_trains_on_two_processes_and_survives_a_kill(folder: Path, tmp_path: Path):
     assert main(command(folder, tmp_path / "undisturbed")) == 0
     disturbed = tmp_path / "killed"

@@ -137,7 +137,6 @@ def test_options_train_and_keep_float32_weights(tiny: ModuleType, tmp_path: Path
 
 
 @pytest.mark.slow  # half a minute of compiling
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_a_compiled_model_learns_the_same(tiny: ModuleType, tmp_path: Path):
     plain, compiled = (train(tiny.recipe(compile=flag), out=tmp_path / str(flag)) for flag in (False, True))

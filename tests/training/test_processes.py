@@ -14,8 +14,6 @@ from torch import Tensor
 from onehour.dist.group import Group
 from onehour.training.record import Run
 
-pytestmark = pytest.mark.timeout(180)
-
 World = Callable[[int], Path]
 
 

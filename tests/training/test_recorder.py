@@ -178,7 +178,7 @@ def test_a_trace_is_written_into_the_folder_wherever_it_is(tiny: ModuleType, tmp
     assert not out.exists()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("flags", [[], ["--processes", "2", "--restarts", "2"]])
 def test_all_processes_leave_with_one_message_and_are_not_started_anew(
     tiny: ModuleType, whole: Run, tmp_path: Path, environ: dict[str, str], flags: list[str]
@@ -300,14 +300,14 @@ def test_alone_there_is_nothing_to_look_for(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_a_folder_that_all_see_leaves_no_trace(tmp_path: Path, places: list[Path]):
     (places[0] / ".seen-by-a-killed-one").touch()
     assert looked(tmp_path, [places[0]] * 2) == ["seen", "seen"]
     assert list(places[0].iterdir()) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_one_that_a_host_does_not_see_is_refused_with_both_hosts(tmp_path: Path, places: list[Path]):
     found = looked(tmp_path, [places[0], places[1] / "nowhere"])
     assert all(text.startswith("refused: ") for text in found)
@@ -316,7 +316,7 @@ def test_one_that_a_host_does_not_see_is_refused_with_both_hosts(tmp_path: Path,
     assert list(places[0].iterdir()) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("forked")
 def test_a_slow_file_system_is_waited_for(tmp_path: Path, places: list[Path]):
     """A second sees what the first has written a second later, as over a network."""
     copying = (

@@ -277,7 +277,6 @@ def test_few_training_samples_are_enough_to_try_a_model(tiny: ModuleType, sample
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_whole_runs_together_and_apart_agree_statistically_and_do_not_repeat_each_other(tmp_path: Path):
     """Six seeds each, since with four no ordering of the errors has a p below .01; other seeds, so independent."""
     stats = pytest.importorskip("scipy.stats")

@@ -83,7 +83,7 @@ def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_pat
     assert run.recipe.bad_images == "skip"
 
 
-@pytest.mark.usefixtures("environ")
+@pytest.mark.usefixtures("environ", "forked")
 def test_two_processes_count_the_same(damaged: Path, tmp_path: Path):
     runs = []
     for processes in (1, 2):

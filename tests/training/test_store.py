@@ -125,7 +125,7 @@ def test_the_last_finite_one_stays_even_if_it_cannot_be_read_for_a_while(
     assert store(tmp_path).verified(at(tmp_path, 1)).finite
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["finite", "infinite", "damaged"]), min_size=1, max_size=9), kept=st.integers(1, 3)
 )

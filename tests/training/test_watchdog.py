@@ -15,6 +15,8 @@ from onehour.cli.train import execution_of
 from onehour.execution import Execution
 from onehour.training.watchdog import BEAT, BEATS, EXIT_STUCK, HOST, Watchdog
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LOOP = """
 import os, signal, sys, time
 from pathlib import Path
@@ -169,7 +171,6 @@ def test_a_message_that_cannot_be_written_keeps_no_process_from_its_end(tmp_path
 SLEEPS = "import time\ndef data(): time.sleep(600)\ndef net(): time.sleep(600)\n"
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -34,7 +34,7 @@ RECIPES = [
     *(plan("resnet50", minibatch=8192).recipe, plan("digits", minibatch=256).recipe),
 ]
 # Their own imports warn, and starting processes that import them takes long.
-theirs = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+theirs = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
 FRAMEWORKS = [pytest.param(name, marks=theirs) for name in ("accelerate", "lightning", "hf")]
 
 

@@ -88,7 +88,6 @@ TAKEN = {
 }
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", TAKEN)
 def test_a_pass_is_cut_only_where_a_loop_can_bear_it(way: str, hasty: ForkServer, tmp_path: Path):
     body, cut = TAKEN[way]
@@ -97,7 +96,6 @@ def test_a_pass_is_cut_only_where_a_loop_can_bear_it(way: str, hasty: ForkServer
     assert found(result) == []
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("when", ["if step % 3 == 0:", "if step % 8 == 0:", "if i == 7:", "if i in (0, 6):"])
 def test_an_evaluation_within_an_epoch_hides_nothing(when: str, forkserver: ForkServer, tmp_path: Path):
     loop = f"""
@@ -115,7 +113,6 @@ for epoch in range(10):
     assert not any(end.trained for end in result.stories[0].ends(1))
 
 
-@pytest.mark.timeout(600)
 def test_an_evaluation_by_next_within_an_epoch_is_none_of_training(forkserver: ForkServer, tmp_path: Path):
     loop = """
 for epoch in range(10):
@@ -133,7 +130,6 @@ for epoch in range(10):
     assert not any(end.trained for end in result.stories[0].ends(1))
 
 
-@pytest.mark.timeout(600)
 def test_a_fast_loop_of_long_epochs_is_judged_in_full(forkserver: ForkServer, tmp_path: Path):
     for batches in (140, 200, 310):
         loop = "for epoch in range(10):\n    for x, y in loader:\n        learn(x, y)\n"
@@ -142,7 +138,6 @@ def test_a_fast_loop_of_long_epochs_is_judged_in_full(forkserver: ForkServer, tm
         assert result.notes == []
 
 
-@pytest.mark.timeout(600)
 def test_epochs_that_were_not_seen_are_said(forkserver: ForkServer, tmp_path: Path):
     result = checked(forkserver, tmp_path, "for x, y in loader:\n    learn(x, y)\n")
     assert found(result) == []
@@ -190,7 +185,6 @@ def test_two_loaders_at_once_are_both_seen_to_their_ends():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("loop", PAIRS, ids=lambda loop: loop.stem)
 def test_a_cut_changes_no_finding(loop: matrix.Loop, hasty: ForkServer):
     """Every plain pair again, its passes cut as early as can be."""

@@ -92,7 +92,6 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts(name: str, forkserver: ForkServer, tmp_path: Path):
     text, said = SCRIPTS[name]

@@ -225,7 +225,6 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_where_an_epoch_s_order_comes_from(name: str, forkserver: ForkServer, tmp_path: Path):
     text, same = SCRIPTS[name]

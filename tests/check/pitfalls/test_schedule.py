@@ -52,7 +52,6 @@ RIGHT = {
 }
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, forkserver: ForkServer, tmp_path: Path):
     loop, notes = RIGHT[name]
@@ -62,7 +61,6 @@ def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, forkserver: 
     assert result.notes == [said] * notes
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("made", [NAMED, "plan, other = StepLR(optimizer, 30), 1\n", "StepLR(optimizer, 30)\n"])
 def test_a_scheduler_that_nobody_steps_is_one(made: str, forkserver: ForkServer, tmp_path: Path):
     assert [finding.pitfall for finding in checked(forkserver, tmp_path, made + PASS).findings] == [
@@ -70,7 +68,6 @@ def test_a_scheduler_that_nobody_steps_is_one(made: str, forkserver: ForkServer,
     ]
 
 
-@pytest.mark.timeout(600)
 def test_steps_that_are_counted_are_not_taken_for_epochs(forkserver: ForkServer, tmp_path: Path):
     loop = """
 scheduler = CosineAnnealingLR(optimizer, T_max=2000)

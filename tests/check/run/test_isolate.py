@@ -258,7 +258,6 @@ def project(folder: Path, script: str) -> dict[str, tuple[int, int, bytes]]:
     return state(folder)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ACTIONS)
 def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, keeping: ForkServer, tmp_path: Path):
     before = project(tmp_path, ACTIONS[name])
@@ -267,7 +266,6 @@ def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, keeping: Fo
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "runs", "train.py"]
 
 
-@pytest.mark.timeout(600)
 def test_it_is_said_who_keeps_the_files(forkserver: ForkServer, patching: ForkServer, tmp_path: Path):
     project(tmp_path, "")
     said = check_script("train.py", forkserver=forkserver, cwd=tmp_path).runs
@@ -276,14 +274,12 @@ def test_it_is_said_who_keeps_the_files(forkserver: ForkServer, patching: ForkSe
     assert said == f"ran on one process; its files were kept by {BY_PATCHES}"
 
 
-@pytest.mark.timeout(600)
 def test_the_kernel_keeps_what_libraries_and_other_programs_write(forkserver: ForkServer, tmp_path: Path):
     before = project(tmp_path, BELOW_PYTHON)
     assert BY_KERNEL in check_script("train.py", forkserver=forkserver, limit=60, cwd=tmp_path).runs
     assert state(tmp_path) == before
 
 
-@pytest.mark.timeout(600)
 def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp_path: Path):
     (tmp_path / "train.py").write_text("open('nowhere/x.txt', 'w')", encoding="utf-8")
     with pytest.raises(CheckError, match=r"train\.py:1: FileNotFoundError"):
@@ -291,7 +287,6 @@ def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp
     assert os.listdir(tmp_path) == ["train.py"]
 
 
-@pytest.mark.timeout(600)
 def test_the_temporary_folder_keeps_what_was_there(keeping: ForkServer, tmp_path: Path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other / "exp"):
