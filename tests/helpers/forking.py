@@ -208,7 +208,7 @@ class Forked(subprocess.Popen[Any]):
         self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
 
 
-def spawned(path: str, command: Sequence[Any], descriptors: Sequence[int]) -> int:
+def spawned(path: bytes, command: Sequence[Any], descriptors: Sequence[int]) -> int:
     """For multiprocessing.util.spawnv_passfds: a process of the context "spawn"."""
     words = [os.fsdecode(word) for word in command]
     if not any("spawn_main" in word for word in words):
