@@ -85,6 +85,14 @@ def test_detection_prints_t3b(capsys: pytest.CaptureFixture[str]):
     ]
 
 
+def test_a_ramp_grows_to_each_minibatch_of_a_plan(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "digits", "--minibatch", "1k,2k", "--ramp", "256:8,512:16"]) == 0
+    iterations = [int(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert iterations == [8 * 8192 // 256 + 8 * 8192 // 512 + 8 * 8192 // kn for kn in (1024, 2048)]
+    assert main(["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"]) == 2
+    assert "must end below minibatch 256" in capsys.readouterr().err
+
+
 def test_several_as_json_are_exact(capsys: pytest.CaptureFixture[str]):
     found = json.loads(said(["resnet50", "--minibatch", "256,512,1k,2k,4k,8k,16k", "--json"], capsys))
     assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]

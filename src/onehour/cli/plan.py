@@ -66,7 +66,8 @@ def add_plan(commands: Any) -> None:
 def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
     changes = recipe_changes(options)
     minibatches = changes.pop("minibatch", (None,))
-    recipe = _base_recipe(options, changes)
+    largest = max((minibatch for minibatch in minibatches if minibatch is not None), default=None)
+    recipe = _base_recipe(options, changes | _given(minibatch=largest))  # a ramp grows to a minibatch above its own
     if options.images_per_second is not None and len(minibatches) > 1:
         raise ValueError("--images-per-second is one minibatch's; for several give --run, which tells them apart")
     if options.holds_to is not None and len(options.holds_to) != 2:
