@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_a_flipped_sample_is_flipped_in_image_boxes_and_masks(shapes: ModuleType
         for mask, box in zip(target["masks"], target["boxes"], strict=True):
             rows, columns = torch.nonzero(mask, as_tuple=True)
             around = torch.stack([columns.min(), rows.min(), 1 + columns.max(), 1 + rows.max()])
-            assert (around - box).abs().max() < 1.5
+            assert (around - box).abs().max() < 2
     assert not torch.equal(there["boxes"], other["boxes"])
 
 
@@ -105,7 +106,7 @@ def test_the_loss_is_the_mean_of_the_workers_and_not_that_of_one_pass(shapes: Mo
         alone = [sum(model([i / 255 for i, _ in own], [t for _, t in own]).values()) for own in workers]
         sums = [shapes.task(model, own) for own in workers]
         together = shapes.task(model, samples[:2] + samples[-2:])
-    loss = sum(each.loss for each in sums) / sum(each.count for each in sums)
+    loss = float(sum(each.loss for each in sums)) / sum(each.count for each in sums)
     assert loss == pytest.approx(sum(map(float, alone)) / 2, rel=1e-6)
     assert abs(together.loss / together.count / loss - 1) > 1e-3
 
@@ -124,7 +125,9 @@ def crops(part: Any) -> TensorDataset:
 @pytest.fixture(scope="module")
 def backbone(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of ours that tells shapes apart."""
-    recipe = Recipe(model="resnet18", minibatch=32, per_worker=16, base_minibatch=32, epochs=3, milestones=("2",))
+    random.seed(0)  # which samples are flipped
+    sizes: dict[str, Any] = {"minibatch": 32, "per_worker": 16, "base_minibatch": 32}
+    recipe = Recipe(model="resnet18", epochs=3, milestones=("2",), warmup="none", **sizes)
     return train(recipe, data=tuple(map(crops, shapes.data())), out=tmp_path_factory.mktemp("backbone") / "run")
 
 
