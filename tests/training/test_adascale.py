@@ -46,7 +46,7 @@ def direct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict
             workers.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
             means.append(norm.running_mean.clone())
             variances.append(norm.running_var.clone())
-        total = {name: torch.stack([own[name] for own in workers]).sum(0) / K for name in workers[0]}
+        total = {name: torch.stack([own[name] for own in workers]).mean(0) for name in workers[0]}
         square = float(sum(g.square().sum() for g in total.values()))
         each = float(sum(g.square().sum() for own in workers for g in own.values()))
         sigma = (each / (K - 1) - K / (K - 1) * square) * S / K  # of two workers, which a base minibatch has

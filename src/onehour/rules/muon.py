@@ -44,7 +44,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+def hidden_weights(model: nn.Module) -> list[Tensor]:
     """The weights of linear layers and convolutions, but for the first and the last of the model.
 
     These two meet pixels and classes, each with a scale of its own, and are left to SGD, as biases and γ are. First and

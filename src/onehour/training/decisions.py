@@ -68,8 +68,7 @@ class Decisions:
 
     def stream(self) -> SampleStream:
         """Which samples each iteration takes: one permutation of all (Remark 4)."""
-        sizes: Any = {"minibatch": self.recipe.workers, "ramp": self.ramp}
-        return SampleStream(samples=self.samples, seed=self.recipe.seed, **sizes)
+        return SampleStream(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed, ramp=self.ramp)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer, with its parameter groups (Remark 1)."""
