@@ -122,7 +122,7 @@ def test_what_lies_in_the_folder(report: WrittenReport):
         *("arms-at-512", "curves", "curves-of-arms-at-512", "error-against-minibatch", "error-against-time"),
         "per-worker-at-512",
     ]
-    assert figures == [f"{name}.svg" for name in sorted(expected)]
+    assert figures == sorted(f"{name}.svg" for name in expected)
     assert all((folder / "figures" / name).stat().st_size > 5000 for name in figures)
     assert sorted(json.loads(report.results.read_text())["figures"]) == expected
 

@@ -245,7 +245,7 @@ print(json.dumps([last["top1_error"], 100 * wrong / len(labels)]))
 
 def test_the_logged_error_is_that_of_the_saved_file_in_a_new_process(tmp_path: Path):
     """Loaded into the plain model, and evaluated by a loop of its own."""
-    train("digits", minibatch=1024, per_worker=32, epochs=1, warmup="none", base_lr=0.1, out=tmp_path / "run")
+    train("digits", minibatch=256, per_worker=32, epochs=1, warmup="none", base_lr=0.02, out=tmp_path / "run")
     command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "run")]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     logged, found = json.loads(said.stdout)
