@@ -1,6 +1,6 @@
 """The check on public training scripts as they are, and with four faults planted in each.
 
-    python benchmarks/public_scripts.py [--checkouts DIR] [--only WORD] [--originals]
+    python benchmarks/public_scripts.py [--checkouts DIR] [--only WORD] [--originals] [--known]
 
 `public_scripts.toml` beside this file lists them: repository, commit, path, arguments, generated data, what is right to
 be found in the original, and the faults, each an edit of a line or two (a regular expression, and what takes the place
@@ -8,7 +8,8 @@ of what it finds). A repository that is not in DIR is cloned from GitHub; each s
 if its id is, and was not in the original. A finding in an original that the list does not confirm is a false alarm.
 
 What has a line in runs/check/public.jsonl for the same script, edit, check and torch is not run again. Scripts whose
-packages are not installed are listed as not run. Writes results/public_scripts.json.
+packages are not installed, and with --known those that have no lines there yet, are listed as not run. Writes
+results/public_scripts.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -123,7 +124,7 @@ def edit(path: Path, find: str, write: str) -> str:
     return before
 
 
-def checked(script: Script, tree: Path, fault: dict[str, str], forkserver: ForkServer) -> dict[str, Any]:
+def checked(script: Script, tree: Path, forkserver: ForkServer) -> dict[str, Any]:
     """What the check says of the script as it lies there."""
     environ = {"MPLBACKEND": "agg"}
     if script.python_path:
@@ -150,7 +151,11 @@ def checked(script: Script, tree: Path, fault: dict[str, str], forkserver: ForkS
     return row | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def judged(script: Script, checkouts: Path, forkserver: ForkServer, *, originals: bool) -> dict[str, Any]:
+class NotKnownError(Exception):
+    """Nothing may be run, and the lines of earlier runs lack one."""
+
+
+def judged(script: Script, checkouts: Path, forkserver: ForkServer | None, *, originals: bool) -> dict[str, Any]:
     """The script's row: what is found in it as it is, and which planted faults are."""
     row: dict[str, Any] = {"repository": script.repository, "commit": script.commit, "path": script.path}
     with copied(script, checkouts) as tree:
@@ -170,8 +175,8 @@ def judged(script: Script, checkouts: Path, forkserver: ForkServer, *, originals
     return row
 
 
-def resumed(script: Script, fault: dict[str, str], tree: Path, forkserver: ForkServer) -> dict[str, Any]:
-    """What is known of the same text and the same check, or comes of a run now."""
+def resumed(script: Script, fault: dict[str, str], tree: Path, forkserver: ForkServer | None) -> dict[str, Any]:
+    """What is known of the same text and the same check, or comes of a run now; without a forkserver none is made."""
     texts = [(tree / path).read_bytes() for path in (script.path, fault.get("file", script.path))]
     said = [script.commit, script.arguments, script.base, script.folder, script.data, script.edits, fault]
     said += [version(package) for package in script.needs]
@@ -179,7 +184,9 @@ def resumed(script: Script, fault: dict[str, str], tree: Path, forkserver: ForkS
     for line in LINES.read_text(encoding="utf-8").splitlines() if LINES.exists() else []:
         if (known := json.loads(line))["digest"] == digest:
             return known["row"]
-    row = checked(script, tree, fault, forkserver)
+    if forkserver is None:
+        raise NotKnownError
+    row = checked(script, tree, forkserver)
     LINES.parent.mkdir(parents=True, exist_ok=True)
     with LINES.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"digest": digest, "row": row}, ensure_ascii=False) + "\n")
@@ -270,15 +277,20 @@ def main() -> None:
     parser.add_argument("--checkouts", type=Path, default=ROOT / "runs" / "public")
     parser.add_argument("--only", default="", help="scripts with this word in their names; no result is written")
     parser.add_argument("--originals", action="store_true", help="without the faults; no result is written")
+    parser.add_argument("--known", action="store_true", help="run nothing: write what is known")
     given = parser.parse_args()
     chosen = [script for script in scripts() if given.only in script.name]
     not_run = [{"script": script.name, "needs": script.needs} for script in chosen if not script.installed]
     rows = list[dict[str, Any]]()
     needed = sorted({package for script in chosen if script.installed for package in script.needs})
-    with ForkServer(preload=needed) as forkserver:
+    with nullcontext() if given.known else ForkServer(preload=needed) as forkserver:
         for script in (script for script in chosen if script.installed):
             print(script.name, flush=True)
-            rows.append(row := judged(script, given.checkouts, forkserver, originals=given.originals))
+            try:
+                rows.append(row := judged(script, given.checkouts, forkserver, originals=given.originals))
+            except NotKnownError:
+                not_run.append({"script": script.name, "needs": script.needs})
+                continue
             ids = [f"{finding['id']} {finding['where']}: {finding['measured']}" for finding in row["findings"]]
             print(f"  {row['seconds']} s {ids} {row['error'] or ''} {row['notes']}", flush=True)
     counts = summary(rows)
