@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NoReturn
 
-POPEN, SPAWN = subprocess.Popen, util.spawnv_passfds  # type: ignore[attr-defined]
+POPEN = subprocess.Popen
 PR_SET_CHILD_SUBREAPER = 36
 ABOVE = 100
 """Descriptors from here on are free while those of a process are put into their places."""
@@ -90,7 +90,7 @@ def become(request: dict[str, Any], given: list[int]) -> NoReturn:
         while os.getppid() != request["parent"]:
             time.sleep(0.0005)
         Forked.forker = None
-        subprocess.Popen, util.spawnv_passfds = Forked, spawned  # type: ignore[assignment, attr-defined, misc]
+        subprocess.Popen = Forked  # type: ignore[assignment, misc]
         gc.freeze()  # whoever owned a descriptor here must not close it a second time
         _take(request["descriptors"], given)
         _forget()
@@ -206,15 +206,6 @@ class Forked(subprocess.Popen[Any]):
         self.pid = start(words, descriptors, cwd=cwd or os.getcwd(), env=env, session=asked["start_new_session"])
         self._child_created = True
         self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
-
-
-def spawned(path: bytes, command: Sequence[Any], descriptors: Sequence[int]) -> int:
-    """For multiprocessing.util.spawnv_passfds: a process of the context "spawn"."""
-    words = [os.fsdecode(word) for word in command]
-    if not any("spawn_main" in word for word in words):
-        return SPAWN(path, command, descriptors)
-    mapping = {number: number for number in (0, 1, 2, *descriptors)}
-    return start([sys.executable, *words[1:]], mapping, cwd=os.getcwd(), env=dict(os.environ), session=False)
 
 
 if __name__ == "__main__":
