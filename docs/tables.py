@@ -206,7 +206,7 @@ def public_scripts(results: dict[str, Any]) -> str:
             f"{len(seen)} of {len(row['faults'])}: {', '.join(seen)}" + "; not " * bool(missed) + ", ".join(missed)
         )
         said = "; ".join(found) or row["error"] or "nothing"
-        rows.append((f"[{row['repository']}]({page}), `{row['path']}`", said, planted))
+        rows.append((f"[{row['repository']}, {row['path']}]({page})", said, planted))
     counts, packages = results["summary"], ", ".join(f"{name} {of}" for name, of in results["packages"].items())
     missing = f" {len(results['not_run'])} scripts were not run." if results["not_run"] else ""
     return (
