@@ -48,6 +48,7 @@ ABOVE_ZERO: list[tuple[str, Rule]] = [
     ("factor", lambda x: whole(factor=x)(31)),
     ("lr", lambda x: cosine_decay(x, 90)(1)),
     ("epochs", lambda x: cosine_decay(0.1, x)(0.25)),
+    ("epochs", lambda x: Minibatch(32, 8).iterations(1000, x)),
     ("epochs", lambda x: gradual_warmup(USUAL, 0.1, x)(0.25)),
     ("epochs", lambda x: constant_warmup(USUAL, 0.1, x)(0.25)),
 ]
@@ -71,7 +72,6 @@ COUNTS: list[tuple[str, Rule]] = [
     ("minibatch", lambda x: Minibatch.of(x, 1)),
     ("per_worker", lambda x: Minibatch.of(256, x)),
     ("samples", lambda x: Minibatch(32, 8).iterations(x, 3)),
-    ("epochs", lambda x: Minibatch(32, 8).iterations(1000, x)),
     ("samples", lambda x: SampleStream(samples=x, minibatch=1, seed=0).indices(0).tolist()),
     ("minibatch", lambda x: global_mean(6.0, x)),
     ("samples", lambda x: scheduled(samples=x)),
