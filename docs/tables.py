@@ -381,7 +381,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "foreseen": ("foresee", foreseen),
     "foreseen_sweeps": ("foresee_sweeps", foreseen_sweeps),
     "fashion": ("fashion_figure", partial(figure, group="minibatch", stem="fashion_figure")),
-    "fashion_rate": ("fashion_figure", partial(figure, group="rate")),
+    "fashion_rate": ("fashion_figure", partial(figure, group="rate", stem="fashion_figure")),
     "fashion_n": ("fashion_figure", figure_n),
     "fashion_claims": ("fashion_figure", figure_claims),
     "fashion_choice": ("fashion_choice", choice),
