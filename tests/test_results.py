@@ -35,6 +35,12 @@ def keys(content: Any, depth: int = 2) -> Iterator[str]:
             yield from keys(value, depth)
 
 
+def imported(source: str) -> list[str]:
+    """The other scripts of benchmarks that a script imports from."""
+    modules = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+    return [f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem in modules]
+
+
 def written_by(source: str) -> re.Pattern[str]:
     """Every string and name of a script; within an f-string anything may stand for a value."""
     found = set()
@@ -70,7 +76,9 @@ def test_the_named_commit_has_the_script_that_made_it(path: Path, parts: ModuleT
     source = git("show", f"{about['commit']}:{about.get('script', parts.script(path.stem))}")
     recipe = {field.name for field in fields(onehour.Recipe)} | {*content.get("packages", {})}
     if path.stem != "faults":  # whose campaigns bring their own names and commits
-        written = written_by(source)
+        written = written_by(
+            "\n".join([source, *(git("show", f"{about['commit']}:{one}") for one in imported(source))])
+        )
         assert [k for k in keys(content) if not (k.isdecimal() or k in recipe or written.fullmatch(k))] == []
     if "script_blob" in about:
         assert git("rev-parse", f"{about['commit']}:{about['script']}") == about["script_blob"]
