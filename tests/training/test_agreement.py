@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -23,12 +24,13 @@ def disagreeing() -> ModuleType:
 def place(disagreeing: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two hosts have met over every case."""
     folder = tmp_path_factory.mktemp("hosts")
-    probes = [socket.socket() for _ in range(disagreeing.NUMBER)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [str(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
+    ports = list[str]()
+    for port in range(10_000 + os.getpid() % 200 * 100, 32_768):  # above, the kernel gives them to anyone's connections
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(str(port))
+        if len(ports) == disagreeing.NUMBER:
+            break
     command = [sys.executable, str(HELPERS / "disagreeing.py"), str(folder), *ports]
     with (folder / "output").open("w") as output:
         code = subprocess.run(command, stdout=output, stderr=output, timeout=140, env=os.environ).returncode
