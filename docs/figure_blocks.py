@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parts import RESULTS, claims, mean, script, source, table
+from parts import RESULTS, claims, mean, missing, source, table
 
 from onehour.config import Recipe
 from onehour.study.figures import minibatch_picture
@@ -68,22 +68,22 @@ def figure(results: dict[str, Any], group: str, stem: str = "digits_figure") -> 
         return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source(stem, results)}"
     rows = next((rows for (_, kind), rows in findings.groups.items() if kind == group), ())
     if not rows:
-        return f"_Not measured yet: `python {script(stem)}`._"
+        return missing(stem)
     return table(("the recipe with", *HEAD), lines(rows))
 
 
 def draw_figures(folder: Path) -> None:
-    """Of the committed results: Fashion-MNIST's figure beside the paper's, which the README shows, and the digits'."""
+    """The figure of each task, of its committed results, beside the paper's; the README shows the digits'."""
     for path in sorted(RESULTS.glob("*_figure.json")):
         task = path.stem.partition("_")[0]
         results = json.loads(path.read_text(encoding="utf-8"))
-        (picture,) = minibatch_picture(of_figure(results), papers=task == "fashion")
+        (picture,) = minibatch_picture(of_figure(results), papers=True)
         for name, content in picture.files().items():
             if not name.endswith("pdf"):
                 (folder / f"{task}{Path(name).suffix}").write_bytes(content)
 
 
-def figure_n(results: dict[str, Any]) -> str:
+def figure_n(results: dict[str, Any], stem: str = "digits_figure") -> str:
     """Error against BatchNorm's n, with the recipe's own n among them."""
     shown = {row["minibatch"] for row in results["entries"] if row["group"] == "n"}
     own = Recipe.from_dict({"name": "digits"} | results["recipe"]).per_worker
@@ -93,7 +93,7 @@ def figure_n(results: dict[str, Any]) -> str:
         if row["group"] == "n" or (row["group"] == "minibatch" and row["minibatch"] in shown)
     }
     if not shown:
-        return f"_Not measured yet: `python {script('fashion_figure')}`._"
+        return missing(stem)
     shown_rows = [(str(n), mean(row), str(row["n"])) for n, row in sorted(rows.items())]
     return table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), shown_rows)
 

@@ -44,6 +44,11 @@ def script(stem: str) -> str:
     return whole if (ROOT / whole).exists() else f"benchmarks/{stem.partition('_')[0]}.py"
 
 
+def missing(stem: str) -> str:
+    """What stands where results are not there yet."""
+    return f"_Not measured yet: `python {script(stem)}`._"
+
+
 def source(stem: str, results: dict[str, Any]) -> str:
     """Where results come from: file, script, day, commit, versions, machine."""
     p = results["provenance"]

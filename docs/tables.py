@@ -46,7 +46,7 @@ from figure_blocks import (
     sweep,
     wrong,
 )
-from parts import RESULTS, ROOT, claims, script, source, table
+from parts import RESULTS, ROOT, claims, missing, source, table
 
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 SHOWN = 256
@@ -382,7 +382,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "foreseen_sweeps": ("foresee_sweeps", foreseen_sweeps),
     "fashion": ("fashion_figure", partial(figure, group="minibatch", stem="fashion_figure")),
     "fashion_rate": ("fashion_figure", partial(figure, group="rate", stem="fashion_figure")),
-    "fashion_n": ("fashion_figure", figure_n),
+    "fashion_n": ("fashion_figure", partial(figure_n, stem="fashion_figure")),
     "fashion_claims": ("fashion_figure", figure_claims),
     "fashion_choice": ("fashion_choice", choice),
     "cluster_model": ("cluster_model", cluster_model),
@@ -429,7 +429,7 @@ def _block(name: str) -> str:
         return make({})
     path = RESULTS / f"{stem}.json"
     if not path.exists():
-        return f"_Not measured yet: `python {script(stem)}`._"
+        return missing(stem)
     return make(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -103,6 +103,20 @@ def test_what_cannot_be_orthogonalised_is_refused():
         build_optimizer(Recipe(optimizer="muon"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
 
 
+def test_a_closure_computes_the_gradients_and_gives_the_loss():
+    weight = nn.Parameter(torch.eye(2))
+    optimizer = Muon([weight], lr=0.1)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 2
+    assert float(weight.detach().square().sum()) < 2
+
+
 def recipe(**changes: object) -> Recipe:
     common = {"minibatch": 8, "per_worker": 4, "base_minibatch": 8, "epochs": 2, "warmup_epochs": 1, "seed": 1}
     return Recipe(name="muon", data="tinytask:data", optimizer="muon", **(common | changes))  # type: ignore[arg-type]

@@ -125,8 +125,12 @@ class Muon(Optimizer):
             raise ValueError("muon orthogonalises matrices; give vectors in a group with orthogonal=False")
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Update every parameter that has a gradient; a closure computes them, and its loss is given back."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
             for weight in (p for p in group["params"] if p.grad is not None):
@@ -142,3 +146,4 @@ class Muon(Optimizer):
                     scale = math.sqrt(max(1, len(matrix) / matrix.shape[1]))
                     move = orthogonalised(matrix).mul(scale).view(weight.shape)
                 weight.sub_(move, alpha=rate)
+        return loss

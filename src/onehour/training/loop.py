@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -292,9 +292,9 @@ class Loop:
         points: list[list[float]] = []
         if self.noise is not None:
             points, self.noise.points = self.noise.points, []
-        seen: Any = {"task": self.step.task, "averaged": averaged, "skipped": skipped, "noise": points or None}
-        spent: Any = {"seconds": seconds, "cpu_seconds": cpu_seconds, "evaluating": evaluating, "steps": steps}
-        spent["runs"] = together
+        noise, task = points or None, self.step.task
+        seen = partial(measured, self.decisions, done, task=task, averaged=averaged, skipped=skipped, noise=noise)
+        spent = partial(timed, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
         for seed, run in enumerate(self.runs):
             if run.ended:
                 continue
@@ -302,8 +302,8 @@ class Loop:
                 self.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
-            metrics = measured(self.decisions, done, totals[seed], results[seed], **seen)
-            run.add(metrics, timed(metrics, images, **spent))
+            metrics = seen(totals[seed], results[seed])
+            run.add(metrics, spent(metrics, images, runs=together))
         self.clock.begin(done)
 
     def _evaluated(self) -> list[Evaluation]:
