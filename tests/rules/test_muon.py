@@ -113,7 +113,7 @@ def test_a_closure_computes_the_gradients_and_gives_the_loss():
         loss.backward()
         return loss
 
-    assert optimizer.step(closure).item() == 2
+    assert optimizer.step(closure) == 2
     assert float(weight.detach().square().sum()) < 2
 
 

@@ -1,7 +1,7 @@
 """Runs whose minibatch grows: against a loop written from the definition, resumed in each phase, what is refused."""
 
 import copy
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,14 +85,12 @@ def test_a_run_resumed_in_the_middle_and_at_the_ends_of_phases_has_the_bits_of_a
 ):
     whole = train(recipe(tiny, **changes), out=tmp_path / "whole")
     for stop in (2, 4, 7, 10, 12):
-        calls: list[int] = []
+        asked = count(1 + done(tmp_path / "run"))
         with pytest.raises(StoppedError):
             train(
                 recipe(tiny, **changes),
                 out=tmp_path / "run",
-                stop_asked=lambda calls=calls, stop=stop: (
-                    calls.append(1) or len(calls) == stop - done(tmp_path / "run")
-                ),
+                stop_asked=lambda asked=asked, stop=stop: next(asked) == stop,
             )
     run = train(recipe(tiny, **changes), out=tmp_path / "run")
     assert run.summary["state_sha256"] == whole.summary["state_sha256"]
