@@ -13,10 +13,10 @@ from onehour.rules.batchnorm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
+    RepeatedParameters,
     accumulate,
     convert_batchnorm,
     ghost_layers,
-    repeat_parameters,
 )
 
 N, K, C = 4, 3, 5  # n, k and channels
@@ -112,11 +112,14 @@ def test_gradients_do_not_depend_on_which_others_are_asked_for(asked):
 @pytest.mark.parametrize("options", [{}, {"affine": False}], ids=str)
 def test_parameters_that_are_repeated_for_a_pass_beforehand_give_the_same(options):
     (together, _), (alone, _) = pairs(**options), pairs(**options)
-    repeat_parameters([varied(GhostBatchNorm2d(C, per_worker=N, **options)), together], K)
+    repeated = RepeatedParameters()
+    for layer in (varied(GhostBatchNorm2d(C, per_worker=N, **options)), together):
+        repeated.add(layer)
+    repeated.begin(K)
     for layer in (together, alone):
         (layer(batch().requires_grad_()) * batch(seed=2)).sum().backward()
     exact([p.grad for p in together.parameters()], [p.grad for p in alone.parameters()])
-    repeat_parameters([together], 1)
+    repeated.begin(1)
     exact(together(batch(N * 2, C, 3, 2)), alone(batch(N * 2, C, 3, 2)))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeGuard
@@ -41,8 +41,8 @@ class _Ghost(_BatchNorm):
     shares: Tensor | None = None
     """How much each of a pass's workers counts in `sums`, (g,); None for all alike, as it should be."""
 
-    repeated: tuple[Tensor, Tensor] | None = None
-    """γ and β repeated for the workers of a pass, where `repeat_parameters` has done it for all layers at once."""
+    repeated: Mapping[nn.Module, tuple[Tensor, Tensor]] | None = None
+    """Where `RepeatedParameters` keeps γ and β for the workers of a pass."""
 
     def __init__(self, num_features: int, *, per_worker: int, **options: Any) -> None:
         super().__init__(num_features, **options)
@@ -85,11 +85,13 @@ class _Ghost(_BatchNorm):
         # the type of γ (or of the running statistics), which mixed precision keeps wider than the input's.
         own = weight if weight is not None else self.running_mean
         statistics = torch.zeros(2, g * c, dtype=input.dtype if own is None else own.dtype, device=input.device)
-        means, variances = statistics
+        means, variances = statistics.unbind()  # a tensor's own iterator takes twice as long
         if g == 1:
             output = F.batch_norm(input, means, variances, weight, bias, True, 1.0, eps)
         else:
-            repeated = self.repeated if weight is self.weight and bias is self.bias else None
+            repeated = None
+            if self.repeated and weight is self.weight and bias is self.bias:
+                repeated = self.repeated.get(self)
             gamma, beta = repeated or (p if p is None else p.repeat(g) for p in (weight, bias))
             viewed = input.reshape(n, g * c, *input.shape[2:])
             output = F.batch_norm(viewed, means, variances, gamma, beta, True, 1.0, eps)
@@ -347,21 +349,28 @@ def ghost_layers(model: nn.Module) -> list[_Ghost]:
     return [m for m in model.modules() if isinstance(m, _Ghost) and m.track_running_stats]
 
 
-def repeat_parameters(layers: list[_Ghost], g: int) -> None:
-    """Repeat γ and β of all layers for a pass over g workers, layers of equal width together.
+class RepeatedParameters:
+    """γ and β of layers, repeated for a pass over g workers, those of equal width together.
 
-    One operation a width in place of two a layer: for small models those cost as much as the normalisation. Must be
-    called anew for every pass; g = 1 needs none, and forgets the last.
+    One operation a width in place of two a layer: for small models those cost as much as the normalisation.
     """
-    widths: dict[int, list[_Ghost]] = {}
-    for layer in layers:
-        layer.repeated = None
-        if g > 1 and layer.weight is not None and layer.bias is not None:
-            widths.setdefault(layer.num_features, []).append(layer)
-    for alike in widths.values():
-        rows = torch.stack([p for layer in alike for p in (layer.weight, layer.bias)]).repeat(1, g).unbind()
-        for number, layer in enumerate(alike):
-            layer.repeated = rows[2 * number], rows[2 * number + 1]
+
+    def __init__(self) -> None:
+        self._widths: dict[int, list[_Ghost]] = {}
+        self._of: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def add(self, layer: _Ghost) -> None:
+        """Let a layer take its own from here."""
+        layer.repeated = self._of
+        if layer.affine:
+            self._widths.setdefault(layer.num_features, []).append(layer)
+
+    def begin(self, g: int) -> None:
+        """Repeat them; called anew for every pass. g = 1 needs none, and forgets the last."""
+        self._of.clear()
+        for alike in self._widths.values() if g > 1 else ():
+            rows = torch.stack([p for layer in alike for p in (layer.weight, layer.bias)]).repeat(1, g).unbind()
+            self._of.update(zip(alike, zip(rows[::2], rows[1::2], strict=True), strict=True))
 
 
 @contextmanager

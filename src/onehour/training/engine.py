@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Feed
 from onehour.dist.group import Group
-from onehour.rules.batchnorm import ghost_layers, repeat_parameters
+from onehour.rules.batchnorm import RepeatedParameters, ghost_layers
 from onehour.training.average import AveragedWeights
 from onehour.training.refusals import refuse_batch, refuse_rows
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
@@ -24,7 +24,8 @@ from onehour.training.watchdog import never
 IN_ORDER = ("cuda",)
 """Where the statistics of all layers are added at once, in whatever order a model calls them.
 
-On a CPU this saves nothing, and would add over the workers in another order: other bits than those of runs that exist.
+On a CPU only those of one or two workers, for which there is one order of adding: over more, all layers at once would
+give other bits than those of runs that exist.
 """
 
 
@@ -94,6 +95,7 @@ class RunningStatistics:
         self.floats = 2 * self._channels + len(widths)
         self._shares: Tensor | None = None
         self._seen: list[tuple[nn.Module, Tensor]] = []
+        self._repeated = RepeatedParameters()
         self._pass: range | None = None
         self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
@@ -138,16 +140,17 @@ class RunningStatistics:
             layer.sums = (self._sums[:, self._columns[number]], self._workers[number : number + 1])
         else:
             layer.seen = self._seen
+            self._repeated.add(layer)
 
     def detach(self) -> None:
         """Leave the layers as they would be without a trainer: a forward alone is an iteration again."""
         self.end_pass()
         for layer in self.layers:
-            layer.sums = layer.seen = layer.shares = None
+            layer.sums = layer.seen = layer.shares = layer.repeated = None
 
     def begin_pass(self, workers: range) -> None:
         """The next forward is over these workers."""
-        repeat_parameters(self.layers, len(workers))
+        self._repeated.begin(len(workers))
         self._pass = workers
         self._seen.clear()  # a forward that failed, as in a capture that was given up, has left some
         if self._shares is not None:
@@ -157,14 +160,14 @@ class RunningStatistics:
     @torch.no_grad()
     def end_pass(self) -> None:
         """Add what the pass's workers have left; forget the repeated parameters, which belong to its weights."""
-        repeat_parameters(self.layers, 1)
+        self._repeated.begin(1)
         if not self._seen:
             return
         if self._pass is not None:
             refuse_rows(self._seen, len(self._pass))
         seen = [(self._numbers[layer], part) for layer, part in self._seen]
         self._seen.clear()
-        if self._running.device.type in IN_ORDER:
+        if self._running.device.type in IN_ORDER or seen[0][1].shape[1] <= 2:
             seen.sort(key=lambda pair: pair[0])
         numbers, parts = [number for number, _ in seen], [part for _, part in seen]
         if numbers == list(range(len(self.layers))):
@@ -180,8 +183,8 @@ class RunningStatistics:
             shares = self._shares[:, self._pass.start : self._pass.stop]
             by_worker = by_worker * shares[self._layer_of[columns]].t()
             workers = shares[layers].sum(1)
-        self._sums[:, columns] += by_worker[:, 0] if by_worker.shape[1] == 1 else by_worker.sum(1)
-        self._workers[layers] += workers
+        self._sums[:, columns].add_(by_worker[:, 0] if by_worker.shape[1] == 1 else by_worker.sum(1))
+        self._workers[layers].add_(workers)
 
     @torch.no_grad()
     def commit(self, live: Tensor) -> None:
@@ -192,8 +195,12 @@ class RunningStatistics:
         """
         if not self.layers:
             return
-        seen = (self._workers > 0) & live
         mean = self._sums / self._workers.index_select(0, self._layer_of)
+        if self._workers.is_cpu and live and self._workers.all():  # on a GPU the host would wait for both
+            self._running.lerp_(mean, self._move)
+            self._counts += 1
+            return
+        seen = (self._workers > 0) & live
         mean = torch.where(seen.index_select(0, self._layer_of), mean, self._running)
         self._running.lerp_(mean, self._move)
         self._counts += seen

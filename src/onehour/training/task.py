@@ -145,7 +145,9 @@ class Classification:
         loss = summed_cross_entropy(logits, labels, *mixed, smoothing=smoothing)
         with torch.no_grad():
             largest, chosen = logits.max(1)
-            wrong = (chosen.view_as(labels) != labels) | largest.view_as(labels).isnan()
+            wrong = chosen.view_as(labels) != labels
+            if evaluating:  # training ends at a loss that is not finite, and counts none of that iteration
+                wrong |= largest.view_as(labels).isnan()
         return Found(loss, wrong.sum(0))
 
     def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
