@@ -93,7 +93,7 @@ def _ours(findings: Findings) -> Panel:
         foreseen = math.log2(noise.low), math.log2(noise.scale), math.log2(noise.high)
     return Panel(
         title=short(recipe.name, 24) if recipe else "These runs",
-        about=f"{short(about, 36)}; {short(findings.metric.label)}",
+        about=f"{short(about, 40)}; {short(findings.metric.label)}",
         marks=tuple(mark_of(row, math.log2(size)) for size, row in marks.items()),
         ticks=_sizes(marks, base or 1),
         margin=findings.margin,
