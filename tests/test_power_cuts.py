@@ -12,10 +12,10 @@ from powercut import Disk, Log, laid_out
 from onehour.api import train
 from onehour.dist.group import Group
 from onehour.training.console import Loggers
-from onehour.training.decisions import decisions_of
-from onehour.training.engine import ModelAndOptimizer
+from onehour.training.deviations import decisions_of
 from onehour.training.record import Run, finished_run
 from onehour.training.recorder import RunFolder
+from onehour.training.state import ModelAndOptimizer
 from onehour.training.store import Store
 
 OUT = "runs/new/run"

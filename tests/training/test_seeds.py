@@ -13,7 +13,6 @@ from onehour.models.resnet import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import init_weights_
 from onehour.training import build
-from onehour.training.engine import ModelAndOptimizer
 from onehour.training.seeds import (
     JoinedLinear,
     join_models,
@@ -22,6 +21,7 @@ from onehour.training.seeds import (
     split_models,
     split_optimizer,
 )
+from onehour.training.state import ModelAndOptimizer
 
 N = 4  # n
 

@@ -28,10 +28,10 @@ from onehour.machine import cores
 from onehour.sidefile import read_lines
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.console import Console, Loggers
-from onehour.training.engine import ModelAndOptimizer
 from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.skipping import BAD_IMAGES
+from onehour.training.state import ModelAndOptimizer
 from onehour.training.store import checkpoint_folders
 
 LINES = ("metrics.jsonl", "timing.jsonl")

@@ -28,17 +28,20 @@ from onehour.data.sources import Data
 from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
+from onehour.dist.watchdog import Stopping, Watchdog, never
 from onehour.rules.shuffle import SampleStream
-from onehour.training.build import OPTIMIZERS, Feeds, build_model, draws_numbers
+from onehour.training.build import OPTIMIZERS, build_model
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
-from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.engine import ModelAndOptimizer, Network
+from onehour.training.decisions import Decisions
+from onehour.training.deviations import decisions_of
+from onehour.training.evaluate import Evaluator
+from onehour.training.hosting import draws_numbers
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
 from onehour.training.recorder import Progress, RunFolder, environment
+from onehour.training.state import ModelAndOptimizer, Network
 from onehour.training.step import Step
-from onehour.training.watchdog import Stopping, Watchdog, never
 
 PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
 """Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
@@ -113,31 +116,24 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
     }
     streams = [decision.stream() for decision in decisions]
     with ExitStack() as stack:
-        feeds = Feeds(
-            SeedsFeed(data.train, seeds=count, device=group.device, streams=streams),
-            SeedsFeed(data.validation, seeds=count, device=group.device),
-        )
-        stack.callback(feeds.close)
-
-        def own(recipe: Recipe) -> list[range]:
-            return passes(range(recipe.workers.workers), per_pass)
-
+        feed = SeedsFeed(data.train, seeds=count, device=group.device, streams=streams)
+        validation = SeedsFeed(data.validation, seeds=count, device=group.device)
+        for each in (feed, validation):
+            stack.callback(each.close)
         step = Step(
             decisions[0],
-            seeds.model,
-            seeds.optimizer,
-            passes=own(recipe),
-            regroup=own,
+            seeds,
+            passes=lambda recipe: passes(range(recipe.workers.workers), per_pass),
             group=group,
-            seeds=count,
             draws=False,  # else they were refused
         )
         stack.enter_context(step)
         for run, _, stood in members:
             run.begin(stood, partial(environment, places), together=count)
-        interval = SaveInterval(None, SAVE_SECONDS / 60)
+        evaluator = Evaluator(seeds, validation, recipe, group=group)
         with suppress(NonFiniteError):
-            Loop(decisions[0], seeds, step, feeds, runs, stopping, watchdog, interval).run(progress)
+            loop = Loop(decisions[0], step, feed, evaluator, runs, stopping, watchdog)
+            loop.run(progress, SaveInterval(None, SAVE_SECONDS / 60))
 
 
 class Seeds(Network):

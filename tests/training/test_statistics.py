@@ -18,7 +18,8 @@ from onehour.data.loader import CHUNK, Feed
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import GhostBatchNorm1d, convert_batchnorm
 from onehour.training.decisions import Decisions
-from onehour.training.engine import RunningStatistics, evaluate
+from onehour.training.evaluate import evaluate
+from onehour.training.statistics import RunningStatistics
 from onehour.training.task import Evaluation
 
 LIVE = torch.tensor(True)
