@@ -139,9 +139,8 @@ class GradientNoise:
             warn(
                 f"--noise has iterations for {len(self._due)} of the {FEWEST} points at the peak rate that advise needs"
             )
-        self._measured: list[tuple[int, Tensor]] = []
-        """Points whose numbers lie on the device still."""
-        self._points: list[list[float]] = []
+        self.points: list[list[float]] = []
+        """(iteration, tr Σ, |G|²) of those since the last evaluation; what is not finite is left out."""
 
     def is_due(self, iteration: int) -> bool:
         """Whether a point is measured before iteration t."""
@@ -166,27 +165,17 @@ class GradientNoise:
                 total = [a.add_(b) for a, b in zip(total, gradient, strict=True)] if total else gradient
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-        small, big = torch.stack(squares).mean(), _square(total) / MINIBATCHES**2
-        self._measured.append((iteration, torch.stack((small, big))))
-        return taken
-
-    @property
-    def points(self) -> list[list[float]]:
-        """(iteration, tr Σ, |G|²) of the points since the last evaluation; those that are not finite are left out."""
+        small, big = torch.stack((torch.stack(squares).mean(), _square(total) / MINIBATCHES**2)).cpu().numpy().tolist()
         sizes = {"small_size": self._minibatch, "big_size": MINIBATCHES * self._minibatch}
-        rows = [[t, *trace_and_square(*norms.cpu().numpy().tolist(), **sizes)] for t, norms in self._measured]
-        self._measured.clear()
-        self._points += [row for row in rows if all(map(math.isfinite, row))]
-        return self._points
+        point = [iteration, *trace_and_square(small, big, **sizes)]
+        if all(map(math.isfinite, point)):
+            self.points.append(point)
+        return taken
 
     def take(self) -> list[list[float]] | None:
         """The points, or None where there are none; they are forgotten."""
-        points, self._points = self.points, []
+        points, self.points = self.points, []
         return points or None
-
-    @points.setter
-    def points(self, points: list[list[float]]) -> None:
-        self._points = points
 
 
 def _cloned(leaf: Any) -> Any:

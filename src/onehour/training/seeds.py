@@ -230,7 +230,7 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("the model draws random numbers")
     images = data.train.tensors[0]
     chosen = torch.arange(2 * recipe.per_worker) % len(images)
-    refuse_difference(models, images[chosen].to(group.device).view(2, -1, *images.shape[1:]))
+    try_joined(models, images[chosen].to(group.device).view(2, -1, *images.shape[1:]))
 
 
 class JoinedLinear(nn.Module):
@@ -310,8 +310,8 @@ def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAn
 
 
 @torch.no_grad()
-def refuse_difference(models: Sequence[nn.Module], images: Tensor) -> None:
-    """Try the joined network on each model's own images, in float64, in training and in evaluation.
+def try_joined(models: Sequence[nn.Module], images: Tensor) -> None:
+    """A trial of the joined network on each model's own images, in float64, in training and in evaluation.
 
     Args:
         images: (S, N, C, …), a whole number of workers.
