@@ -41,7 +41,7 @@ from onehour.training.record import (
     move_aside,
 )
 from onehour.training.refusals import in_words
-from onehour.training.start import begin_from, complete_for, start_from
+from onehour.training.start import complete_for, go_on_from, start_from
 from onehour.training.store import checkpoint_folders
 from onehour.training.task import Sums
 
@@ -192,7 +192,7 @@ def _look_at(recipe: Recipe, execution: Execution, began: float) -> tuple[str, s
             move_aside(folder)
         if finished_run(folder, recipe):
             return "finished", ""
-        begin_from(recipe, execution)
+        go_on_from(recipe, execution)
         return "go", ""
     except ValueError as error:
         return "refused", str(error)

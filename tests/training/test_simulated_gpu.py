@@ -207,7 +207,7 @@ def test_the_host_waits_for_nothing_in_a_step_and_once_after_it(
         train(tmp_path / "run", device="cuda", **options)
     for iteration in (5, 6):  # after the capture and the first evaluation, before the last one
         assert watched.waits[iteration] == []
-        assert [re.sub(r":\d+", "", line) for _, line in watched.between[iteration]] == ["training/step.py"]
+        assert [re.sub(r":\d+", "", line) for _, line in watched.between[iteration]] == ["training/asynchronous.py"]
         assert all(kind == "pinned" for kind, _ in watched.uploads[iteration])
 
 

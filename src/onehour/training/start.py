@@ -219,7 +219,7 @@ BEHIND = " iteration "
 """What stands behind the run's folder in `Recipe.continues`."""
 
 
-def begin_from(recipe: Recipe, execution: Execution) -> None:
+def go_on_from(recipe: Recipe, execution: Execution) -> None:
     """Let the run's folder be that of one which has come as far as the old run, unless it has a checkpoint.
 
     For process 0. The checkpoint is written last: without one the folder is not trained in.
