@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.deviations import decisions_of
-from onehour.training.state import AveragedWeights, ModelAndOptimizer, Network
+from onehour.training.state import AveragedWeights, Network
 from onehour.training.step import Step
 
 
@@ -29,8 +29,8 @@ def step_of(
     Args:
         own: the workers of each pass.
     """
-    part = ModelAndOptimizer(model, optimizer or decisions_of(recipe).optimizer(model), average)
-    return step_through(recipe, Network(part), own, group=group, **options)
+    network = Network(model, optimizer or decisions_of(recipe).optimizer(model), average)
+    return step_through(recipe, network, own, group=group, **options)
 
 
 def step_through(

@@ -21,7 +21,7 @@ from onehour.training.seeds import (
     split_optimizer,
     try_joined,
 )
-from onehour.training.state import ModelAndOptimizer
+from onehour.training.state import Network
 
 N = 4  # n
 
@@ -168,13 +168,13 @@ def test_optimizers_go_on_together_and_apart_again(make: Callable[..., torch.opt
         step(models, own)
     joined = join_models(models)
     optimizer = make(joined.parameters())
-    join_optimizer(optimizer, joined, [ModelAndOptimizer(*pair) for pair in zip(models, own, strict=True)])
+    join_optimizer(optimizer, joined, [Network(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         optimizer.zero_grad()
         loss(joined.train()(images().transpose(0, 1).flatten(1, 2))).backward()
         optimizer.step()
     split_models(joined, models)
-    split_optimizer(optimizer, joined, [ModelAndOptimizer(*pair) for pair in zip(models, own, strict=True)])
+    split_optimizer(optimizer, joined, [Network(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         step(models, own)
     for _ in range(begun + 4):

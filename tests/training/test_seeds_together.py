@@ -30,7 +30,7 @@ from onehour.training.deviations import decisions_of
 from onehour.training.loop import train_run
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.seeds import Seeds, SeedsFeed, refuse_joining, train_seeds
-from onehour.training.state import ModelAndOptimizer, model_state, optimizer_state
+from onehour.training.state import Network, model_state, optimizer_state
 from onehour.training.weights import evaluate_weights
 
 SEEDS = range(3)
@@ -394,7 +394,7 @@ def test_what_is_cleared_is_all_of_that_seed_and_nothing_of_another(tiny: Module
     recipe, data = complete(tiny.recipe(precision="float64", optimizer="adam"))
     models = [build_model(recipe.replace(seed=seed), data, torch.device("cpu")) for seed in range(3)]
     decisions = [decisions_of(recipe.replace(seed=seed)) for seed in range(3)]
-    seeds = Seeds(decisions[0], [ModelAndOptimizer(model, decisions[0].optimizer(model)) for model in models])
+    seeds = Seeds(decisions[0], [Network(model, decisions[0].optimizer(model)) for model in models])
     streams = [decision.stream() for decision in decisions]
     feed = SeedsFeed(data.train, seeds=3, device=torch.device("cpu"), streams=streams)
     batches = feed.passes([range(2)], start=0, stop=2)

@@ -37,7 +37,7 @@ from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, environment, look_for_folder
 from onehour.training.skipping import Skipping
 from onehour.training.start import has_begun, start_from
-from onehour.training.state import AveragedWeights, ModelAndOptimizer, Network
+from onehour.training.state import AveragedWeights, Network
 from onehour.training.step import Iteration, Step
 from onehour.training.task import Sums, task_of
 
@@ -85,8 +85,7 @@ def train_run(
                 if ":" in recipe.optimizer:  # not one of ours
                     refusals.refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
                 average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
-                part = ModelAndOptimizer(net, decisions.optimizer(net), average)
-                network = Network(part)
+                network = Network(net, decisions.optimizer(net), average)
                 feeds = open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = pick_workers_per_pass(execution, recipe, data, net, group.device.type)
@@ -119,7 +118,7 @@ def train_run(
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer) | (start.facts if start else {}))
             look_for_folder(folder, group, inside=run.inside)
-            progress = run.load(part, build_of(group.device))
+            progress = run.load(network, build_of(group.device))
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,

@@ -24,7 +24,7 @@ from onehour.lock import OpenFolder
 from onehour.noise import FEWEST, noise_scale, trace_and_square
 from onehour.training.decisions import Decisions
 from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
-from onehour.training.state import ModelAndOptimizer, digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
@@ -306,7 +306,7 @@ def timed(
     }
 
 
-def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:
+def summarise(folder: Path, recipe: Recipe, part: Network, outcome: str) -> dict[str, Any]:
     """summary.json from the run's records and its final state: error, speed, what it waited for, digests."""
     run = Run(folder)
     metrics, timing = run.metrics, run.timing

@@ -40,7 +40,7 @@ from onehour.training.hosting import draws_numbers
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
 from onehour.training.recorder import Progress, RunFolder, environment
-from onehour.training.state import ModelAndOptimizer, Network
+from onehour.training.state import Network
 from onehour.training.step import Step
 
 PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
@@ -77,8 +77,8 @@ def train_seeds(
             console = Console(recipe, quiet=True, warns=f"{folder.name}: ")
             run = RunFolder(folder, recipe, group, console=console, loggers=Loggers(None))
             stack.callback(run.close)
-            network = build_model(recipe, data, group.device)
-            part = ModelAndOptimizer(network, decisions_of(recipe).optimizer(network))
+            model = build_model(recipe, data, group.device)
+            part = Network(model, decisions_of(recipe).optimizer(model))
             progress = run.load(part, build_of(group.device))
             found.append(_Member(run, part, progress))
         watchdog = stack.enter_context(Watchdog(None, rank=0, size=1, timeout=None))
@@ -91,7 +91,7 @@ class _Member(NamedTuple):
     """One of the runs that train as one network, and where it stands."""
 
     run: RunFolder
-    part: ModelAndOptimizer
+    part: Network
     progress: Progress | None
 
     def stands(self) -> tuple[int, bool]:
@@ -143,11 +143,14 @@ class Seeds(Network):
         parts: of each run; what they hold is taken over.
     """
 
-    def __init__(self, decisions: Decisions, parts: Sequence[ModelAndOptimizer]) -> None:
-        self.parts = list(parts)
-        self.model = join_models([part.model for part in parts])
-        self.optimizer, self.average = decisions.optimizer(self.model), None
-        join_optimizer(self.optimizer, self.model, parts)
+    def __init__(self, decisions: Decisions, parts: Sequence[Network]) -> None:
+        joined, self._parts = join_models([part.model for part in parts]), parts
+        super().__init__(joined, decisions.optimizer(joined))
+        join_optimizer(self.optimizer, joined, parts)
+
+    @property
+    def parts(self) -> Sequence[Network]:
+        return self._parts
 
     def give_back(self) -> None:
         """Copy each run's share into its own network and optimizer."""
@@ -288,7 +291,7 @@ def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
             state[name].copy_(part)
 
 
-def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
+def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Network]) -> None:
     """Fill the state of the joined network's optimizer with that of each model's."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
@@ -300,7 +303,7 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAnd
                 joined.state[parameter][key] = copy.deepcopy(first)
 
 
-def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
+def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Network]) -> None:
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
         for key, value in joined.state.get(parameter, {}).items():

@@ -6,9 +6,8 @@ An optimizer's numbers are tensors too, of their exact type and value; their nam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,24 +83,16 @@ def averages_in(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
 
 
-@dataclass(frozen=True)
-class ModelAndOptimizer:
-    """A run's own network, its optimizer, and the average of its weights if it keeps one."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    average: AveragedWeights | None = None
-
-
 class Network:
-    """What a loop trains, and what each of its runs has of it: one run has all.
+    """A model, its optimizer, and the average of its weights if there is one: a run's own, or S runs' as one."""
 
-    Args:
-        part: the run's.
-    """
+    def __init__(self, model: nn.Module, optimizer: Optimizer, average: AveragedWeights | None = None) -> None:
+        self.model, self.optimizer, self.average = model, optimizer, average
 
-    def __init__(self, part: ModelAndOptimizer) -> None:
-        self.model, self.optimizer, self.average, self.parts = part.model, part.optimizer, part.average, [part]
+    @property
+    def parts(self) -> Sequence[Network]:
+        """What each of its runs has of it: one run has all."""
+        return [self]
 
     def give_back(self) -> None:
         """Let each run's part hold what was trained; it does."""

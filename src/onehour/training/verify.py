@@ -26,7 +26,7 @@ from onehour.training.hosting import open_feeds, pick_share, pick_workers_per_pa
 from onehour.training.loop import iterate
 from onehour.training.refusals import refuse_iterations
 from onehour.training.start import start_from
-from onehour.training.state import ModelAndOptimizer, Network, digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 from onehour.training.task import task_of
 
@@ -61,7 +61,7 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     model, decisions = build_model(recipe, data, group.device, task=task), decisions_of(recipe)
     if recipe.init:
         start_from(recipe, data, model, group.device)
-    network = Network(ModelAndOptimizer(model, decisions.optimizer(model)))
+    network = Network(model, decisions.optimizer(model))
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
     feeds = open_feeds(recipe, data, execution, model, decisions.stream(), group)
