@@ -21,11 +21,8 @@ class Decisions:
         assert recipe.samples is not None
         self.recipe, self.samples = recipe, recipe.samples
         self.ramp, self.schedule = recipe.phases(recipe.samples), recipe.schedule
-
-    @property
-    def iterations(self) -> int:
+        self.iterations = self.ramp.iterations(self.samples, recipe.epochs)
         """How many the run has, at most."""
-        return self.ramp.iterations(self.samples, self.recipe.epochs)
 
     def is_over(self, done: int) -> bool:
         """Whether the run ends with its iteration `done`."""

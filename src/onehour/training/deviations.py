@@ -29,11 +29,8 @@ class AdaScaled(Decisions):
         super().__init__(recipe)
         self.gains = AdaScale(recipe.minibatch / recipe.base_minibatch)
         self._rate = recipe.schedule(0.0)
-
-    @property
-    def iterations(self) -> int:
-        """As many as the base has, where every r is 1."""
-        return Minibatch(self.recipe.base_minibatch, workers=1).iterations(self.samples, self.recipe.epochs)
+        # As many as the base has, where every r is 1.
+        self.iterations = Minibatch(recipe.base_minibatch, workers=1).iterations(self.samples, recipe.epochs)
 
     def is_over(self, done: int) -> bool:
         return self.gains.steps * self.recipe.base_minibatch >= self.samples * self.recipe.epochs
