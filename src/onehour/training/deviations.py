@@ -38,7 +38,8 @@ class AdaScaled(Decisions):
     def evaluated_epoch(self, done: int) -> float:
         """As ever, but a run ends where its gains say, within an epoch most often."""
         position = self.ramp.position(done)
-        return position // self.samples if self.ends_epoch(done) else position / self.samples
+        whole = done == 0 or self.ends_epoch(done)
+        return position // self.samples if whole else position / self.samples
 
     def rate(self, iteration: int) -> float:
         return self._rate

@@ -148,12 +148,11 @@ class Step:
 
     def _add_gradient(self, workers: range, batch: Batch, *, last: bool) -> None:
         """Add a pass's share of (1/kn)·Σ ∇l, of the mean loss and of the errors."""
-        recipe, parameters = self.decisions.recipe, self.reducer.parameters
+        recipe, adapts = self.decisions.recipe, self.decisions.adapts
         if self._replaced is not None:
             self._skipped.add_(self._replaced.take())
         self._statistics.begin_pass(workers)
-        adapts = self.decisions.adapts
-        before = [None if p.grad is None else p.grad.clone() for p in parameters] if adapts else []
+        before = [None if p.grad is None else p.grad.clone() for p in self.reducer.parameters] if adapts else []
         found = self.task(self._forward, batch, recipe)
         self._statistics.end_pass()
         if not found.loss.requires_grad and not (self.task.counts and float(found.others[0]) == 0):
@@ -164,14 +163,13 @@ class Step:
             global_mean(found.loss, self.decisions.divisor).backward(torch.ones_like(found.loss))
         with torch.no_grad():
             if adapts:
-                pairs = zip(parameters, before, strict=True)
-                own = [p.grad if old is None else p.grad - old for p, old in pairs if p.grad is not None]
-                self._squares.add_(self._norm_of(own).square())
+                self._add_square(before)
             self._losses.add_(global_mean(found.loss, recipe.minibatch))
             self._others.add_(found.others)
 
     @torch.no_grad()
     def _update(self, unused: set[int], rate: float | Tensor) -> None:
+        """w ← w − η·g, unless something in it is not finite; statistics and averaged weights move with it."""
         for number in unused:  # what no worker used keeps its value; only who left one out itself must ask
             if self._group.size == 1 or self._used[number] == 0:
                 self.reducer.parameters[number].grad = None
@@ -209,6 +207,12 @@ class Step:
             self._used[number] = 0
         self.reducer.take()
         return unused
+
+    def _add_square(self, before: list[Tensor | None]) -> None:
+        """Add ‖g_i‖² of the worker that has just passed, by the gradients that were there before."""
+        pairs = zip(self.reducer.parameters, before, strict=True)
+        own = [p.grad if old is None else p.grad - old for p, old in pairs if p.grad is not None]
+        self._squares.add_(self._norm_of(own).square())
 
     def _divide(self) -> None:
         """Divide gradients and loss by the count over all workers, where they were divided by kn (Remark 3)."""
