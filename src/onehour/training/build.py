@@ -27,8 +27,7 @@ from onehour.rules.keys import seed_for
 from onehour.rules.layers import freeze_, scale_rates
 from onehour.rules.muon import Muon, muon_groups
 from onehour.rules.probe import is_adaptive, unwrapped
-from onehour.training.refusals import refuse_model
-from onehour.training.statistics import refuse_synchronised
+from onehour.training.refusals import refuse_model, refuse_synchronised
 from onehour.training.task import CLASSIFICATION, Task, task_of
 
 OPTIMIZERS = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from onehour.rules.batchnorm import ghost_layers, repeat_parameters
+from onehour.training.decisions import Decisions
 from onehour.training.refusals import refuse_rows
 
 IN_ORDER = ("cuda",)
@@ -18,14 +19,6 @@ IN_ORDER = ("cuda",)
 
 On a CPU this saves nothing, and would add over the workers in another order: other bits than those of runs that exist.
 """
-
-
-class StatisticsRule(Protocol):
-    """How the running statistics move; `onehour.training.decisions.Decisions` says it."""
-
-    def shares(self, momentum: float) -> Tensor | None: ...
-
-    def moved(self, momentum: float) -> float: ...
 
 
 class RunningStatistics:
@@ -44,7 +37,7 @@ class RunningStatistics:
     find: Callable[[nn.Module], list[Any]] = staticmethod(ghost_layers)
     """The layers of a model that it moves."""
 
-    def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
+    def __init__(self, model: nn.Module, rule: Decisions) -> None:
         self.layers = self.find(model)
         widths = [layer.num_features for layer in self.layers]
         ends = list(accumulate(widths, initial=0))
@@ -165,17 +158,6 @@ def tracked_layers(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def refuse_synchronised(model: nn.Module) -> None:
-    """Refuse a BatchNorm whose statistics are not those of a pass."""
-    modules: list[tuple[str, nn.Module]] = [*model.named_modules()]
-    for name, module in modules:
-        if isinstance(module, nn.SyncBatchNorm):
-            raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__}, whose statistics are those of all processes, and"
-                f" batchnorm keep takes those of a pass; use torch.nn.BatchNorm1d, 2d or 3d there"
-            )
-
-
 class KeptStatistics(RunningStatistics):
     """The running statistics of layers that move them by themselves, whatever their rule.
 
@@ -186,7 +168,7 @@ class KeptStatistics(RunningStatistics):
 
     find = staticmethod(tracked_layers)
 
-    def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
+    def __init__(self, model: nn.Module, rule: Decisions) -> None:
         super().__init__(model, rule)
         if self.layers:
             self._begun = self._running.clone(), self._counts.clone()
