@@ -69,7 +69,7 @@ def evaluate(
     try:
         batches = feed.chunks(own)
         for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
-            if any_process(stop_asked, group):
+            if group.any(stop_asked()):
                 raise EvaluationStoppedError
             if turn < len(own):
                 found = task(model, next(batches), recipe, evaluating=True)
@@ -84,13 +84,6 @@ def evaluate(
             batch = batch[0].chunk(seeds, 1)[0], batch[1]
         refuse_batch(batch, lambda row, first=chunk * CHUNK: feed.called(first + row))
     return [task.evaluated([sum(row) for row in rows], feed.samples) for rows in by_seed]
-
-
-def any_process(asked: Callable[[], bool], group: Group) -> bool:
-    """Whether any process was asked; all processes call it together."""
-    if group.size == 1:  # a GPU need not be waited for
-        return asked()
-    return group.sum(torch.tensor(float(asked()), device=group.device)).item() > 0
 
 
 class Recalibration:
@@ -183,7 +176,7 @@ class Recalibration:
                 block = range(first, min(first + BLOCK, len(self._passes)))
                 rows = total.new_zeros(len(block), len(total))
                 for number, row in zip(block, rows, strict=True):
-                    if number % size == 0 and any_process(stop_asked, self.group):
+                    if number % size == 0 and self.group.any(stop_asked()):
                         raise EvaluationStoppedError
                     if number % size == rank:
                         collect(row)
