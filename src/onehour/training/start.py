@@ -40,6 +40,10 @@ from onehour.training.weights import bytes_of, few, weights_in
 
 COUNTER = "num_batches_tracked"
 """Of BatchNorm's: younger than many files, and frozen ones have none."""
+MAY_CHANGE = ("epochs", "base_lr", "decay", "decay_factor", "milestones", "warmup", "warmup_epochs", "continues")
+"""Fields in which a run may differ from the one that it goes on from."""
+BEHIND = " iteration "
+"""What stands behind the run's folder in `Recipe.continues`."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +169,6 @@ def _place(weights: Collection[str], own: Collection[str]) -> str:
     return places[0] if len(places) == 1 else ""
 
 
-MAY_CHANGE = ("epochs", "base_lr", "decay", "decay_factor", "milestones", "warmup", "warmup_epochs", "continues")
-
-
 def complete_for(
     recipe: Recipe, execution: Execution, data: Any = None, collate: Callable[[list[Any]], Any] | None = None
 ) -> tuple[Recipe, Data]:
@@ -213,10 +214,6 @@ def _refuse_changes(old: Path, recipe: Recipe) -> None:
             f"--continue changes nothing but the schedule of {old} ({'; '.join(changed)}); leave that out, or train"
             f" anew from its weights: --init {old}"
         )
-
-
-BEHIND = " iteration "
-"""What stands behind the run's folder in `Recipe.continues`."""
 
 
 def go_on_from(recipe: Recipe, execution: Execution) -> None:
