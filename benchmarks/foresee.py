@@ -26,12 +26,12 @@ from typing import Any
 
 import onehour
 from onehour.cli import main as main_command
+from onehour.data.sources import complete
 from onehour.recipes import RECIPES
 from onehour.study.advice import FACTOR, advice_of
 from onehour.study.results import Study, read_study
-from onehour.training.build import complete
-from onehour.training.decisions import decisions_of
-from onehour.training.noise import peak_epochs
+from onehour.training.deviations import decisions_of
+from onehour.training.measure import peak_epochs
 from onehour.training.record import Run, StoppedError
 from results import RESULTS, ROOT, claim, write
 

@@ -20,7 +20,7 @@ import numpy as np
 import onehour
 from onehour.data.loader import Batch
 from onehour.noise import noise_scale, trace_and_square
-from onehour.training.noise import MINIBATCHES, GradientNoise
+from onehour.training.measure import MINIBATCHES, GradientNoise
 from results import write
 
 PROBLEMS, SEED = 1000, 17

@@ -21,11 +21,11 @@ import numpy as np
 
 import onehour
 from onehour.config import Recipe
+from onehour.data.sources import complete
 from onehour.execution import Execution
 from onehour.recipes import RECIPES
 from onehour.study.advice import Advice, advice_of
 from onehour.sweeps.task import Task, run_task
-from onehour.training.build import complete
 from onehour.training.record import Run, finished_run
 from results import claim, mean_std, write
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from onehour.cli import main as onehour
+from onehour.data.sources import complete
 from onehour.execution import Execution
 from onehour.recipes import recipe
 from onehour.sweeps.task import Task, run_task
-from onehour.training.build import complete
 from onehour.training.record import StoppedError
 from results import write
 

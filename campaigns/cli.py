@@ -140,16 +140,16 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
     """Where training, a script or processes would start, the command ends in one of the ways in which these end."""
     import onehour.runs as runs
     from onehour.check.run.forkserver import CheckError
+    from onehour.data import sources
     from onehour.dist.launch import LaunchError
-    from onehour.training import build
 
-    real_check, real_data = runs.check_start, loaded
+    real_check, real_load = runs.check_start, sources.load_data
 
     def check(recipe: Any, execution: Any) -> Any:
         return real_check(recipe, execution) if draw.random() < 0.1 else None
 
     def data(name: str, form: Any, **options: Any) -> Any:
-        return real_data(name, form, tuple(sorted(options.items())))
+        return loaded(real_load, name, form, tuple(sorted(options.items())))
 
     def fail(error: Exception) -> Callable[..., Any]:
         def failing(*_: Any, **__: Any) -> Any:
@@ -168,16 +168,14 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
     with ExitStack() as stack:
         for name, replacement in patches:
             stack.enter_context(mock.patch(name, replacement))
-        stack.enter_context(mock.patch.object(build, "load_data", data))
+        stack.enter_context(mock.patch.object(sources, "load_data", data))
         yield
 
 
 @cache
-def loaded(name: str, form: Any, options: tuple[tuple[str, Any], ...]) -> Any:
+def loaded(load: Callable[..., Any], name: str, form: Any, options: tuple[tuple[str, Any], ...]) -> Any:
     """The data of a name, once."""
-    from onehour.data.sources import load_data
-
-    return load_data(name, form, **dict(options))
+    return load(name, form, **dict(options))
 
 
 def furnish(folder: Path) -> None:

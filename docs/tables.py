@@ -21,7 +21,7 @@ from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.initialize import init_weights_
 from onehour.study.outcome import reference_of
-from onehour.training.build import effects
+from onehour.training.console import effects
 
 sys.path.insert(0, str(Path(__file__).parent))
 from figure_blocks import (

@@ -13,10 +13,11 @@ from torch import nn
 import onehour
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.data.sources import complete
 from onehour.entry import asked_for, resolve
 from onehour.sidefile import Read
 from onehour.study.spec import SweepSpec
-from onehour.training.build import build_optimizer, complete
+from onehour.training.build import build_optimizer
 from onehour.training.record import Run
 
 PAYLOAD = """

@@ -12,10 +12,10 @@ from powercut import Disk, Log, laid_out
 from onehour.api import train
 from onehour.dist.group import Group
 from onehour.training.console import Loggers
-from onehour.training.decisions import decisions_of
-from onehour.training.engine import ModelAndOptimizer
+from onehour.training.deviations import decisions_of
 from onehour.training.record import Run, finished_run
 from onehour.training.recorder import RunFolder
+from onehour.training.state import Network
 from onehour.training.store import Store
 
 OUT = "runs/new/run"
@@ -70,7 +70,7 @@ def goes_on(tree: dict[str, bytes | None], root: Path, whole: Run, tiny: ModuleT
     run = RunFolder(out, whole.recipe, Group(), console=console, loggers=Loggers(None))
     try:
         model = tiny.net()
-        progress = run.load(ModelAndOptimizer(model, decisions_of(whole.recipe).optimizer(model)), {})
+        progress = run.load(Network(model, decisions_of(whole.recipe).optimizer(model)), {})
         run.begin(progress, dict)
         console.warn.assert_not_called()
         done = progress.iteration if progress else 0

@@ -160,7 +160,7 @@ MAY_WRITE = {
     "training/record.py": "a run's folder as a whole, under another name beside it",
     "training/recorder.py": "a file whose name nobody can know",
     "training/store.py": "below the run's folder that is held open",
-    "training/watchdog.py": "with O_NOFOLLOW",
+    "dist/watchdog.py": "with O_NOFOLLOW",
     "training/verify.py": "a folder that it has just made",
     "cli/verify.py": "a folder that it has just made",
     "leaving.py": "a folder that it has just made",

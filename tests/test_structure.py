@@ -56,7 +56,7 @@ MAY = {
     "dist": ("dist", "rules", *SHARED),
     "training": ("training", "models", "data", "dist", "rules", "execution", *SHARED),
     "study": ("study", "training.record", "recipes", "rules", *SHARED),
-    "sweeps": ("sweeps", "study", "training", "runs", "execution", "dist", "rules", *SHARED),
+    "sweeps": ("sweeps", "study", "training", "runs", "execution", "data.sources", "dist", "rules", *SHARED),
     "translate": ("translate", "planner", "rules", *SHARED),
     "check": ("check", "rules", "leaving"),
     "scale": ("scale", "training.record", "rules", *SHARED),

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from onehour.config import Recipe
+from onehour.data.sources import complete
 from onehour.dist.launched import refuse_several
+from onehour.dist.watchdog import never
 from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
 from onehour.recipes import recipe as named
@@ -18,10 +20,8 @@ from onehour.runs import run
 from onehour.study.results import Study, read_study
 from onehour.study.spec import spec_of
 from onehour.sweeps.sweep import pick_jobs, train_sweep
-from onehour.training.build import complete
 from onehour.training.record import Run
 from onehour.training.task import Sums
-from onehour.training.watchdog import never
 
 __all__ = ["sweep", "train"]
 

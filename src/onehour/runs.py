@@ -22,14 +22,14 @@ from onehour.dist.launch import is_torchruns, process_began
 from onehour.dist.launched import JOB, adopt, is_launched, launched, without_srun
 from onehour.dist.placement import place
 from onehour.dist.signals import StopSignals
+from onehour.dist.watchdog import GRACE, Watchdog, never
 from onehour.execution import Execution
 from onehour.machine import own_share
 from onehour.messages import say
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
-from onehour.training.build import build_model, build_optimizer, pick_loaders
+from onehour.training.build import build_model, build_optimizer
 from onehour.training.console import load_logger
-from onehour.training.continued import begin_from, complete_for
-from onehour.training.initial import start_from
+from onehour.training.hosting import pick_loaders
 from onehour.training.loop import train_run
 from onehour.training.record import (
     DELIBERATE,
@@ -41,9 +41,9 @@ from onehour.training.record import (
     move_aside,
 )
 from onehour.training.refusals import in_words
+from onehour.training.start import complete_for, go_on_from, start_from
 from onehour.training.store import checkpoint_folders
 from onehour.training.task import Sums
-from onehour.training.watchdog import GRACE, Watchdog, never
 
 
 def check_start(recipe: Recipe, execution: Execution) -> Run | None:
@@ -192,7 +192,7 @@ def _look_at(recipe: Recipe, execution: Execution, began: float) -> tuple[str, s
             move_aside(folder)
         if finished_run(folder, recipe):
             return "finished", ""
-        begin_from(recipe, execution)
+        go_on_from(recipe, execution)
         return "go", ""
     except ValueError as error:
         return "refused", str(error)

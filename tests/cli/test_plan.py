@@ -75,6 +75,13 @@ def test_several_minibatches_print_the_papers_table(capsys: pytest.CaptureFixtur
     assert rates == list(zip(sizes, ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2", "6.4"], strict=True))
 
 
+@pytest.mark.parametrize(("typed", "epochs"), [("1k", 1024), ("1.5", 1.5)])
+def test_epochs_are_a_count_or_any_number(capsys: pytest.CaptureFixture[str], typed: str, epochs: float):
+    assert json.loads(said(["digits", "--epochs", typed, "--json"], capsys))["epochs"]["value"] == epochs
+    assert main(["plan", "digits", "--epochs", f"{typed}s"]) == 2
+    assert f"--epochs: invalid float value: '{typed}s'" in capsys.readouterr().err
+
+
 def test_detection_prints_t3b(capsys: pytest.CaptureFixture[str]):
     rows = [line.split() for line in said(["detection", "--minibatch", "2,4,8,16"], capsys).splitlines()[1:]]
     assert [(row[0], row[2], row[-1]) for row in rows] == [

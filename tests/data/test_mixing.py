@@ -11,7 +11,8 @@ from torch import Tensor
 
 from onehour import Recipe
 from onehour.data.augment import draw_erasure, uniform
-from onehour.data.mixing import Mixing, draw_mix, refuse_mixing, symmetric_beta
+from onehour.data.mixing import Mixing, draw_mix, symmetric_beta
+from onehour.data.sources import refuse_mixing
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 

@@ -38,7 +38,7 @@ ABOVE = 100
 PRELOADED = (
     *("onehour.cli.train", "onehour.cli.sweep", "onehour.cli.verify", "onehour.cli.report", "onehour.runs"),
     *("onehour.training.loop", "onehour.dist.group", "onehour.dist.launch", "onehour.sweeps.pool", "onehour.api"),
-    *("onehour.training.watchdog", "onehour.data.images", "torch.distributed"),
+    *("onehour.dist.watchdog", "onehour.data.images", "torch.distributed"),
 )
 
 

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from onehour import Recipe
 from onehour.dist.group import Group
-from onehour.training.decisions import decisions_of
+from onehour.training.deviations import decisions_of
+from onehour.training.state import AveragedWeights, Network
 from onehour.training.step import Step
 
 
@@ -20,6 +21,7 @@ def step_of(
     *,
     group: Group | None = None,
     optimizer: Optimizer | None = None,
+    average: AveragedWeights | None = None,
     **options: Any,
 ) -> Step:
     """Of a recipe's decisions, with its own optimizer unless one is given.
@@ -27,6 +29,12 @@ def step_of(
     Args:
         own: the workers of each pass.
     """
-    decisions, group = decisions_of(recipe), group or Group()
-    optimizer = optimizer or decisions.optimizer(model)
-    return Step(decisions, model, optimizer, passes=own, group=group, **options).__enter__()
+    network = Network(model, optimizer or decisions_of(recipe).optimizer(model), average)
+    return step_through(recipe, network, own, group=group, **options)
+
+
+def step_through(
+    recipe: Recipe, network: Network, own: list[range], *, group: Group | None = None, **options: Any
+) -> Step:
+    """As `step_of`, through a network that is there."""
+    return Step(decisions_of(recipe), network, passes=lambda _: own, group=group or Group(), **options).__enter__()

@@ -11,10 +11,10 @@ from typing import Any
 import tinytask
 from torch import Tensor, nn
 
+from onehour.data.sources import complete
 from onehour.execution import Execution
 from onehour.study.spec import SweepSpec
 from onehour.sweeps.sweep import train_sweep
-from onehour.training.build import complete
 
 HERE = Execution(device="cpu", threads=1)
 PAUSE = float(os.environ.get("PAUSE", "0.05"))

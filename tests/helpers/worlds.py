@@ -27,15 +27,14 @@ from onehour import recipe as named
 from onehour.cli import main
 from onehour.data.digits import digits
 from onehour.data.loader import Feed
-from onehour.data.sources import Data
+from onehour.data.sources import Data, complete
 from onehour.dist.group import Group, joined
 from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.models.load import load_model
-from onehour.training.build import build_model, complete
-from onehour.training.engine import evaluate
+from onehour.training.build import build_model
+from onehour.training.evaluate import Recalibration, evaluate
 from onehour.training.loop import train_run
-from onehour.training.recalibrate import Recalibration
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.state import digest_of, model_state
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from onehour import ScheduleLR, correct_momentum, gradual_warmup, parameter_groups, step_decay
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.layers import freeze_, frozen_statistics, scale_rates
-from onehour.training.decisions import InsideSGD
+from onehour.rules.momentum import InsideSGD
 
 
 def network() -> nn.Sequential:

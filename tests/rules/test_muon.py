@@ -12,7 +12,8 @@ from onehour.models.resnet import resnet8
 from onehour.planner import plan
 from onehour.rules.decay import parameter_groups
 from onehour.rules.muon import Muon, hidden_weights, muon_groups, orthogonalised
-from onehour.training.build import build_optimizer, effects
+from onehour.training.build import build_optimizer
+from onehour.training.console import effects
 from onehour.training.record import StoppedError
 from onehour.translate import translate
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from onehour.config import ADAPTIVE
+from onehour.rules.momentum import InsideSGD
 from onehour.rules.muon import Muon
 from onehour.rules.probe import is_adaptive
 from onehour.training.build import OPTIMIZERS
-from onehour.training.decisions import InsideSGD
 
 Params = list[Tensor]
 

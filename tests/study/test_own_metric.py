@@ -13,6 +13,7 @@ import studies
 
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.data.sources import complete
 from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.study.curves import curve_pictures
@@ -24,7 +25,6 @@ from onehour.study.spec import Arm, SweepSpec
 from onehour.study.verdict import State
 from onehour.study.wording import headline
 from onehour.sweeps.task import Task, run_task
-from onehour.training.build import complete
 from onehour.training.record import Metric, Run
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"

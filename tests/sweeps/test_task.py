@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from torch import nn
 
+from onehour.data.sources import complete
 from onehour.execution import Execution
 from onehour.sweeps.task import Task, run_task
-from onehour.training.build import complete
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import Run, StoppedError
 

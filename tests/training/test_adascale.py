@@ -17,6 +17,7 @@ from onehour.config import Recipe
 from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.shuffle import SampleStream
+from onehour.training.deviations import decisions_of
 from onehour.training.record import StoppedError
 from onehour.training.refusals import refuse_execution
 from onehour.translate import translate
@@ -134,3 +135,9 @@ def test_a_plan_says_what_is_known_before(tiny: ModuleType):
     assert planned["iterations"].rule.startswith("at most, where every r is 1; at least ⌈3 · N / kn⌉ = 9")
     assert planned["target_lr"].value == 0.1
     assert "1 ≤ r ≤ kn/8 by gradients" in planned["target_lr"].rule
+
+
+def test_an_end_within_an_epoch_is_no_second_evaluation_of_the_epoch_before(tiny: ModuleType):
+    """Three iterations of 16 are an epoch of 48."""
+    decisions = decisions_of(recipe(tiny, samples=48))
+    assert [decisions.evaluated_epoch(done) for done in (0, 3, 12, 13)] == [0, 1, 4, 13 / 3]

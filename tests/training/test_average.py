@@ -17,9 +17,9 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.average import AveragedWeights
 from onehour.training.export import export_weights
 from onehour.training.record import Run, StoppedError
+from onehour.training.state import AveragedWeights
 from onehour.training.weights import evaluate_weights
 
 DECAY, TIMES = 0.9, 3

@@ -10,13 +10,15 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import onehour
-from onehour.data.sources import Data
+from onehour.data.sources import Data, complete
 from onehour.dist.devices import pick_device
 from onehour.execution import Execution
 from onehour.rules.batchnorm import GhostBatchNorm2d
 from onehour.rules.momentum import momentum_form
-from onehour.training.build import build_model, build_optimizer, complete, effects, pick_loaders, pick_workers_per_pass
-from onehour.training.decisions import decisions_of
+from onehour.training.build import build_model, build_optimizer
+from onehour.training.console import effects
+from onehour.training.deviations import decisions_of
+from onehour.training.hosting import pick_loaders, pick_workers_per_pass
 
 CPU = torch.device("cpu")
 
@@ -148,7 +150,7 @@ def test_the_linear_rule_is_refused_for_every_optimizer_that_divides_by_the_grad
         build_optimizer(tiny.recipe(**(grown | allowed)), tiny.net())
 
 
-@pytest.mark.parametrize("name", ["torch.optim:SGD", "torch.optim:ASGD", "onehour.training.decisions:InsideSGD"])
+@pytest.mark.parametrize("name", ["torch.optim:SGD", "torch.optim:ASGD", "onehour.rules.momentum:InsideSGD"])
 def test_the_linear_rule_is_for_what_grows_with_the_gradient(tiny: ModuleType, name: str):
     build_optimizer(tiny.recipe(optimizer=name, minibatch=16), tiny.net())
 
@@ -254,7 +256,7 @@ def test_rates_of_layers_keep_their_ratios_in_every_form_of_momentum(tiny: Modul
     recipe = tiny.recipe(**changes, layer_rates={"4.*": 0.1})
     runs = [
         onehour.train(recipe, optimizer=optimizer, out=tmp_path / optimizer[:3])
-        for optimizer in ("sgd", "onehour.training.decisions:InsideSGD")
+        for optimizer in ("sgd", "onehour.rules.momentum:InsideSGD")
     ]
     first, second = (run.metrics[-1] for run in runs)
     assert first["train_loss"] == pytest.approx(second["train_loss"], abs=1e-12)

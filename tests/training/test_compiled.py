@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from onehour import Recipe
-from onehour.data.sources import Data
+from onehour.data.sources import Data, complete
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import complete, pick_workers_per_pass
+from onehour.training.hosting import pick_workers_per_pass
 
 Make = Callable[[], nn.Module]
 

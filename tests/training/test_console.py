@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from onehour import Recipe, train
+from onehour.training.asynchronous import HostFlags, StepTimer
 from onehour.training.console import Console, load_logger
-from onehour.training.measure import Metrics, StepTimer
+from onehour.training.measure import Metrics
 from onehour.training.record import PARTS
-from onehour.training.step import HostFlags
 from onehour.training.task import CLASSIFICATION
 
 RECIPE = Recipe(name="mine", minibatch=512, samples=5120, epochs=90)

@@ -14,8 +14,8 @@ from onehour.config import Recipe
 from onehour.recipes import digits
 from onehour.study.outcome import outcome_lines
 from onehour.study.spec import spec_of
-from onehour.training.continued import changed_schedule
 from onehour.training.record import Run, StoppedError
+from onehour.training.start import changed_schedule
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "onehour.training.decisions:InsideSGD"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "onehour.rules.momentum:InsideSGD"])
 def test_a_run_that_goes_on_is_the_one_whose_rate_changed_there(tiny: ModuleType, tmp_path: Path, optimizer: str):
     """To the bit, with the velocity corrected for the jump where the rate is inside (Remark 2)."""
     common = {"optimizer": optimizer, "warmup": "none", "decay_factor": 2.0}

@@ -12,15 +12,18 @@ from wires import on_threads
 
 from onehour import Recipe
 from onehour.api import train
+from onehour.data.sources import complete
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import build_model, complete, effects, pick_share, pick_workers_per_pass
+from onehour.training.build import build_model
+from onehour.training.console import effects
 from onehour.training.decisions import Decisions
-from onehour.training.kept_batchnorm import KeptStatistics
+from onehour.training.hosting import pick_share, pick_workers_per_pass
 from onehour.training.seeds import refuse_joining
+from onehour.training.statistics import KeptStatistics
 
 N, K = 4, 5
 CPU = torch.device("cpu")

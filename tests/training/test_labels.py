@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from onehour import Recipe
 from onehour.api import train
 from onehour.data.dataset import KeyedDataset
+from onehour.data.sources import complete
 from onehour.dist.group import Group
-from onehour.training.build import complete
 from onehour.training.export import export_weights
 from onehour.training.seeds import train_seeds
 from onehour.training.verify import trace

@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 from onehour.api import train
 from onehour.config import Recipe
+from onehour.dist.watchdog import Stopping
 from onehour.training.record import NonFiniteError, Run, StoppedError
-from onehour.training.watchdog import Stopping
 
 
 def test_a_run_that_leaves_the_finite_numbers_keeps_its_last_finite_checkpoint(tiny: ModuleType, tmp_path: Path):

@@ -16,8 +16,8 @@ from onehour.dist import reducer
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import pick_share
-from onehour.training.decisions import InsideSGD
+from onehour.rules.momentum import InsideSGD
+from onehour.training.hosting import pick_share
 from onehour.training.state import digest_of, load_optimizer, model_state, optimizer_state
 from onehour.training.step import Step
 
@@ -36,7 +36,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=RATE, momentum=0.9, nesterov=True),
     "torch.optim:SGD": lambda groups: torch.optim.SGD(groups, lr=RATE, momentum=0.9),
     "torch.optim:AdamW": lambda groups: torch.optim.AdamW(groups, lr=RATE),
-    "onehour.training.decisions:InsideSGD": lambda groups: InsideSGD(groups, lr=RATE, momentum=0.9),
+    "onehour.rules.momentum:InsideSGD": lambda groups: InsideSGD(groups, lr=RATE, momentum=0.9),
     f"{__name__}:fused_adamw": lambda groups: torch.optim.AdamW(groups, lr=RATE),
     f"{__name__}:each_adamw": lambda groups: torch.optim.AdamW(groups, lr=RATE),
 }

@@ -19,8 +19,8 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
-from onehour.training.build import pick_share
-from onehour.training.engine import evaluate
+from onehour.training.evaluate import evaluate
+from onehour.training.hosting import pick_share
 from onehour.training.record import StoppedError
 from onehour.training.state import digest_of, model_state
 from onehour.training.task import summed_cross_entropy

@@ -17,17 +17,18 @@ from wires import on_threads
 from onehour import Recipe
 from onehour.api import train
 from onehour.data.loader import Feed
-from onehour.data.sources import Data
+from onehour.data.sources import Data, complete
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.noise import noise_scale
 from onehour.runs import _completed, _facts
-from onehour.training import noise as measuring
-from onehour.training.build import build_model, complete, pick_share
-from onehour.training.decisions import decisions_of
+from onehour.training import measure as measuring
+from onehour.training.build import build_model
+from onehour.training.deviations import decisions_of
+from onehour.training.hosting import pick_share
 from onehour.training.loop import train_run
-from onehour.training.noise import MINIBATCHES, GradientNoise, peak_epochs
+from onehour.training.measure import MINIBATCHES, GradientNoise, peak_epochs
 from onehour.training.record import Run, StoppedError
 
 CPU, ALONE = torch.device("cpu"), Group()

@@ -18,7 +18,7 @@ from onehour.data.samples import following
 from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.shuffle import permutation
-from onehour.training.decisions import decisions_of
+from onehour.training.deviations import decisions_of
 from onehour.training.record import Run, StoppedError
 from onehour.training.refusals import refuse_execution
 

@@ -14,17 +14,17 @@ from torch import nn
 import onehour
 from onehour.cli import main
 from onehour.config import Recipe
+from onehour.data.sources import complete
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
-from onehour.training import recalibrate
-from onehour.training.build import complete
-from onehour.training.engine import EvaluationStoppedError
-from onehour.training.recalibrate import Recalibration
+from onehour.training import evaluate
+from onehour.training.evaluate import EvaluationStoppedError, Recalibration
 from onehour.training.record import Run
 from onehour.training.seeds import refuse_joining
 from onehour.training.state import digest_of, model_state
+from onehour.training.weights import Recalibrated, WeightsEvaluation
 
 IMAGES, N = 44, 4
 """11 workers: five passes of two and one of one."""
@@ -40,8 +40,8 @@ def plain() -> nn.Module:
 @pytest.fixture
 def recalibration(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Recalibration:
     """In two blocks of passes."""
-    monkeypatch.setattr(recalibrate, "CHUNK", 2 * N)
-    monkeypatch.setattr(recalibrate, "BLOCK", 4)
+    monkeypatch.setattr(evaluate, "CHUNK", 2 * N)
+    monkeypatch.setattr(evaluate, "BLOCK", 4)
     model = convert_batchnorm(plain().double(), N)
     recipe, data = complete(tiny.recipe(precision="float64"), tiny.data())
     return Recalibration(model, recipe, data, images=IMAGES, group=Group(), loaders=0)
@@ -157,6 +157,22 @@ def test_the_command_prints_an_evaluation_writes_a_file_and_leaves_the_run_alone
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "BatchNorm's statistics over 48 training images"
     assert said[-1].startswith("before ")
+
+
+def test_of_a_task_of_ones_own_the_command_prints_its_metric_before_and_after(
+    tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before, after = (WeightsEvaluation(None, 16, 0.5, {"distance [m]": value}) for value in (2.5, 1.5))
+    found = Recalibrated(48, before, after, {})
+    monkeypatch.setattr("onehour.training.weights.recalibrated", lambda *_, **__: found)
+    (tmp_path / "weights.pt").touch()
+    names = ["--model", "tinytask:net", "--data", "tinytask:data"]
+    assert main(["recalibrate", str(tmp_path / "weights.pt"), *names]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "distance     1.5 m",
+        "loss         0.5000",
+        "before       2.5 m",
+    ]
 
 
 def test_a_checkpoint_is_evaluated_as_it_is_and_says_how_its_run_was(

@@ -20,9 +20,10 @@ from onehour import Recipe
 from onehour.api import train
 from onehour.cli import main
 from onehour.data.dataset import FaultError, KeyedDataset
+from onehour.data.sources import complete
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import OPTIMIZERS, complete
+from onehour.training.build import OPTIMIZERS
 from onehour.training.checkpoint import latest_contents
 from onehour.training.record import NonFiniteError, Run
 from onehour.training.refusals import InputError, refuse_model, refuse_optimizer

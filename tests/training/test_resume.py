@@ -80,7 +80,7 @@ def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, w
 def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
     tiny: ModuleType, tmp_path: Path, stop: int
 ):
-    recipe = tiny.recipe(optimizer="onehour.training.decisions:InsideSGD", base_minibatch=4)
+    recipe = tiny.recipe(optimizer="onehour.rules.momentum:InsideSGD", base_minibatch=4)
     whole = train(recipe, out=tmp_path / "whole")
     with pytest.raises(StoppedError):
         train(recipe, out=tmp_path / "run", stop_asked=after(stop))

@@ -13,15 +13,15 @@ from onehour.models.resnet import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import init_weights_
 from onehour.training import build
-from onehour.training.engine import ModelAndOptimizer
 from onehour.training.seeds import (
     JoinedLinear,
     join_models,
     join_optimizer,
-    refuse_difference,
     split_models,
     split_optimizer,
+    try_joined,
 )
+from onehour.training.state import Network
 
 N = 4  # n
 
@@ -168,13 +168,13 @@ def test_optimizers_go_on_together_and_apart_again(make: Callable[..., torch.opt
         step(models, own)
     joined = join_models(models)
     optimizer = make(joined.parameters())
-    join_optimizer(optimizer, joined, [ModelAndOptimizer(*pair) for pair in zip(models, own, strict=True)])
+    join_optimizer(optimizer, joined, [Network(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         optimizer.zero_grad()
         loss(joined.train()(images().transpose(0, 1).flatten(1, 2))).backward()
         optimizer.step()
     split_models(joined, models)
-    split_optimizer(optimizer, joined, [ModelAndOptimizer(*pair) for pair in zip(models, own, strict=True)])
+    split_optimizer(optimizer, joined, [Network(*pair) for pair in zip(models, own, strict=True)])
     for _ in range(2):
         step(models, own)
     for _ in range(begun + 4):
@@ -274,7 +274,7 @@ def test_a_model_that_would_not_be_itself_is_refused_with_the_reason(name: str):
     torch.manual_seed(0)
     models = [convert_batchnorm(init_weights_(make()), N) for _ in range(2)]
     with pytest.raises(ValueError, match=reason) as refused:
-        refuse_difference(models, images(2, 1))
+        try_joined(models, images(2, 1))
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -284,7 +284,7 @@ def test_a_model_that_can_be_joined_is_not_refused_and_nothing_of_it_changes(nam
     models = [model.to(dtype).eval() for model in seeds(RIGHT[name], 2)]
     before = states(models)
     state = torch.get_rng_state()
-    refuse_difference(models, images(2).float())
+    try_joined(models, images(2).float())
     assert torch.equal(torch.get_rng_state(), state)
     exact(states(models), before)
     assert not any(module.training for model in models for module in model.modules())

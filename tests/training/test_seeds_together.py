@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
-from steps import step_of
+from steps import step_through
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -18,20 +18,19 @@ from onehour import recipe as named
 from onehour.api import train
 from onehour.config import PITFALLS
 from onehour.data.digits import digits
-from onehour.data.sources import Data
+from onehour.data.sources import Data, complete
 from onehour.dist.group import Group
 from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.models.resnet import resnet8
 from onehour.rules.keys import seed_for
-from onehour.training.build import build_model, complete
+from onehour.training.build import build_model
 from onehour.training.checkpoint import latest_contents
-from onehour.training.decisions import decisions_of
-from onehour.training.engine import ModelAndOptimizer
+from onehour.training.deviations import decisions_of
 from onehour.training.loop import train_run
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.seeds import Seeds, SeedsFeed, refuse_joining, train_seeds
-from onehour.training.state import model_state, optimizer_state
+from onehour.training.state import Network, model_state, optimizer_state
 from onehour.training.weights import evaluate_weights
 
 SEEDS = range(3)
@@ -395,11 +394,11 @@ def test_what_is_cleared_is_all_of_that_seed_and_nothing_of_another(tiny: Module
     recipe, data = complete(tiny.recipe(precision="float64", optimizer="adam"))
     models = [build_model(recipe.replace(seed=seed), data, torch.device("cpu")) for seed in range(3)]
     decisions = [decisions_of(recipe.replace(seed=seed)) for seed in range(3)]
-    seeds = Seeds(decisions[0], [ModelAndOptimizer(model, decisions[0].optimizer(model)) for model in models])
+    seeds = Seeds(decisions[0], [Network(model, decisions[0].optimizer(model)) for model in models])
     streams = [decision.stream() for decision in decisions]
     feed = SeedsFeed(data.train, seeds=3, device=torch.device("cpu"), streams=streams)
     batches = feed.passes([range(2)], start=0, stop=2)
-    step = step_of(recipe, seeds.model, [range(2)], optimizer=seeds.optimizer, seeds=3)
+    step = step_through(recipe, seeds, [range(2)])
     step(0, batches)
     before = {name: tensor.clone() for name, tensor in shared(seeds.model, seeds.optimizer).items()}
     seeds.clear(BAD)

@@ -21,8 +21,8 @@ from onehour import Recipe
 from onehour.data import augment
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.models.resnet import resnet8
-from onehour.training import engine, noise
-from onehour.training.capture import WARMUPS, CapturedIteration
+from onehour.training import measure, statistics
+from onehour.training.asynchronous import WARMUPS, CapturedIteration
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.step import Step
 
@@ -33,7 +33,7 @@ REPLAYED = ITERATIONS - WARMUPS
 @pytest.fixture(autouse=True)
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics are added in one order on both devices, and nothing is left of another one."""
-    monkeypatch.setattr(engine, "IN_ORDER", ("cpu", "cuda"))
+    monkeypatch.setattr(statistics, "IN_ORDER", ("cpu", "cuda"))
     augment._constants.cache_clear()
 
 
@@ -138,7 +138,7 @@ def test_other_optimizers_end_as_on_the_cpu_but_for_rounding(optimizer: str, tmp
 
 
 def test_the_gradient_noise_is_measured_beside_captured_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(noise, "MINIBATCHES", 2)
+    monkeypatch.setattr(measure, "MINIBATCHES", 2)
     expected = train(tmp_path / "cpu", device="cpu", noise=True)
     with SimulatedGpu() as gpu:
         found = train(tmp_path / "gpu", device="cuda", noise=True)
@@ -207,7 +207,7 @@ def test_the_host_waits_for_nothing_in_a_step_and_once_after_it(
         train(tmp_path / "run", device="cuda", **options)
     for iteration in (5, 6):  # after the capture and the first evaluation, before the last one
         assert watched.waits[iteration] == []
-        assert [re.sub(r":\d+", "", line) for _, line in watched.between[iteration]] == ["training/step.py"]
+        assert [re.sub(r":\d+", "", line) for _, line in watched.between[iteration]] == ["training/asynchronous.py"]
         assert all(kind == "pinned" for kind, _ in watched.uploads[iteration])
 
 

@@ -20,9 +20,10 @@ from onehour.data.loader import Batch, Skipped
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.build import build_optimizer, pick_share
-from onehour.training.capture import Launch
+from onehour.training.asynchronous import Launch
+from onehour.training.build import build_optimizer
 from onehour.training.checkpoint import Checkpoints
+from onehour.training.hosting import pick_share
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 
@@ -284,7 +285,7 @@ def test_a_launch_reads_all_that_differs_between_iterations_from_where_it_lies(
 
 
 def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rate(tmp_path: Path):
-    recipe = {"optimizer": "onehour.training.decisions:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
+    recipe = {"optimizer": "onehour.rules.momentum:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
     _, made = make(Marked(), **recipe)
     checkpoints = Checkpoints(tmp_path, made, Group(), warn=print)
     step, _ = make(Marked(), options={"before_update": checkpoints.detach}, **recipe)

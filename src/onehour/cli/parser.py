@@ -122,6 +122,8 @@ def add_recipe_fields(
         if field.name in ("name", "continues", *but):
             continue
         options = _options(field, hints[field.name])
+        if field.name == "epochs":
+            options["type"] = _epochs
         if field.name in several:
             options |= {"type": sizes, "metavar": "KN[,KN…]"}
         _add(group, field, options)
@@ -195,6 +197,16 @@ def size(text: str) -> int:
 def sizes(text: str) -> tuple[int, ...]:
     """Counts, with commas between them."""
     return tuple(size(part) for part in text.split(","))
+
+
+def _epochs(text: str) -> float:
+    """Any number such as 1.5, or a count such as 1k."""
+    if text.endswith("k"):
+        return size(text)
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
 
 
 def _interval(text: str) -> int | float:

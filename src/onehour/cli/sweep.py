@@ -85,8 +85,8 @@ def _sweep(options: argparse.Namespace) -> int:
             f"task {recipe.task} has a metric of its own: say with --margin, in its unit, how much worse still counts"
             " as equal"
         )
+    from onehour.data.sources import complete
     from onehour.sweeps.sweep import expected_seconds, pick_jobs, train_sweep, work_of
-    from onehour.training.build import complete
 
     jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device)
     recipe, _ = complete(recipe)

@@ -134,7 +134,7 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.training.export import WEIGHTS, refuse_place, write_weights
-    from onehour.training.recalibrate import recalibrated
+    from onehour.training.weights import recalibrated
 
     if options.to is not None:
         refuse_place(options.to, WEIGHTS, force=options.force)
@@ -145,8 +145,7 @@ def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> in
     else:
         print(f"BatchNorm's statistics over {found.images} training images")
         _print(found.after)
-        before = found.before
-        print(f"before       {before.error:.2f} % ({before.errors} of {before.samples})")
+        print(f"before       {_error(found.before)}")
     if options.to is not None:
         write_weights(found.weights, options.to)
         if not options.json:
@@ -178,13 +177,22 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return Recipe(name="evaluate")
 
 
+def _error(result: WeightsEvaluation) -> str:
+    """The top-1 error; of a task of one's own its first metric."""
+    from onehour.training.record import Metric
+
+    if result.errors is None:
+        return Metric.called(next(iter(result.metrics))).of(result.error)
+    return f"{result.error:.2f} % ({result.errors} of {result.samples})"
+
+
 def _print(result: WeightsEvaluation) -> None:
     from onehour.training.record import Metric
 
     for metric, value in ((Metric.called(name), value) for name, value in result.metrics.items()):
         print(f"{metric.name:<12} {metric.of(value)}")
     if result.errors is not None:
-        print(f"top-1 error  {result.error:.2f} % ({result.errors} of {result.samples})")
+        print(f"top-1 error  {_error(result)}")
     if result.top5_errors is not None:
         print(f"top-5 error  {result.top5_error:.2f} % ({result.top5_errors} of {result.samples})")
     loss = f"{result.loss:.4f}"

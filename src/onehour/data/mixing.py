@@ -131,13 +131,3 @@ def _inside(rectangles: Tensor, images: Tensor) -> Tensor:
     rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
     vertical = (rows[:, None] >= top) & (rows[:, None] < bottom)
     return (vertical & (columns >= left) & (columns < right))[:, None]
-
-
-def refuse_mixing(recipe: Recipe, image: Tensor) -> None:
-    """Say why images cannot be erased or cut."""
-    asked = [name for name in ("random_erasing", "cutmix") if getattr(recipe, name)]
-    if asked and (image.ndim != 3 or image[0].numel() < 2):
-        raise ValueError(
-            f"{' and '.join(asked)}: rectangles are cut out of images (C, H, W) of several pixels, and the data's have"
-            f" shape {tuple(image.shape)}; use mixup, or none"
-        )

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from onehour.data.dataset import FaultError, KeyedDataset, as_label, as_labels, in_memory
+from onehour.config import Recipe
+from onehour.data.dataset import Classes, FaultError, KeyedDataset, as_label, as_labels, in_memory, refuse_labels
 from onehour.data.digits import SAMPLES, SIDE, DigitFiles, digits
 from onehour.data.division import divided
 from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
-from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, leaves, mapped
+from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, Keyed, leaves, mapped
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest
 
+OF_IMAGES = ("bad_images", "exif_orientation", "pixel_cap", "image_size", "test_resize", "train_transform")
+"""Fields of `ImageOptions`, which data of another kind must not be asked for."""
 BLACK = b"P6 1 1 255 " + bytes(3)
 """An image file."""
 
@@ -186,6 +189,77 @@ def file_reader(spec: str, **options: Any) -> FileReader:
         return load_data(spec, **options).names if os.path.exists(spec) else []
 
     return FileReader(files, files.from_file(BLACK, "a black image"), names)
+
+
+def complete(
+    recipe: Recipe,
+    data: Any = None,
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    trains: bool = True,
+) -> tuple[Recipe, Data]:
+    """Load the data, and write into the recipe what only the data knows.
+
+    Args:
+        recipe: names the data, unless `data` is given.
+        data: (train, validation) as objects, or one to divide.
+        trains: False evaluates alone, which takes data of any size: N stays open.
+    """
+    if recipe.task is not None and is_entry(recipe.task):
+        resolve("task", recipe.task)  # a wrong name is said before anything that takes longer
+    if collate is None and recipe.collate is not None:
+        collate = resolve("collate", recipe.collate)
+    form = Form(own=recipe.task is not None, collate=collate)
+    if data is None:
+        division: Any = {"share": recipe.validation, "seed": recipe.seed}
+        loaded = load_data(recipe.data, form, **division, **image_options(recipe, trains=trains))
+    else:
+        loaded = Data.given(data, "data is a", recipe.validation, recipe.seed, form)
+    classes = recipe.classes or loaded.classes
+    if classes is not None and not form.own:
+        refuse_known_labels(loaded, Classes(classes, "the recipe's classes" if recipe.classes else "its largest label"))
+        if loaded.classes is not None and classes < loaded.classes:
+            raise ValueError(f"classes is {classes}, but the data has labels up to {loaded.classes - 1}")
+    samples = None
+    if trains:
+        samples = loaded.looks[0].samples
+        refuse_mixing(recipe, loaded.looks[0].image)
+    return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def refuse_mixing(recipe: Recipe, image: Tensor) -> None:
+    """Say why images cannot be erased or cut."""
+    asked = [name for name in ("random_erasing", "cutmix") if getattr(recipe, name)]
+    if asked and (image.ndim != 3 or image[0].numel() < 2):
+        raise ValueError(
+            f"{' and '.join(asked)}: rectangles are cut out of images (C, H, W) of several pixels, and the data's have"
+            f" shape {tuple(image.shape)}; use mixup, or none"
+        )
+
+
+def image_options(recipe: Recipe, *, trains: bool = False) -> dict[str, Any]:
+    """How a recipe reads images at a path: options of `ImageOptions`."""
+    options = {name: getattr(recipe, name) for name in OF_IMAGES}
+    return options if trains else options | {"train_transform": ""}
+
+
+def refuse_known_labels(data: Data, classes: Classes) -> None:
+    """Check what lies in memory, before anything lies on a device."""
+    for side, dataset in (("training", data.train), ("validation", data.validation)):
+        if in_memory(dataset):
+            refuse_labels(dataset.tensors[1], classes, Keyed(dataset, 0, side=side).called)
+
+
+def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """How images are read, as the data has it; other data must not be asked for it."""
+    usual, facts = Recipe(), data.train.facts if isinstance(data.train, KeyedDataset) else None
+    facts = {"resized": None} | (facts or {})
+    asked = [name for name in OF_IMAGES if name not in facts and getattr(recipe, name) != getattr(usual, name)]
+    if asked:
+        raise ValueError(
+            f"{', '.join(asked)}: such fields are for images in a folder, an index or a pack; leave them out"
+        )
+    return facts
 
 
 @dataclass(frozen=True)

@@ -138,3 +138,13 @@ def build_of(device: torch.device) -> dict[str, str]:
 
 def _gpus(number: int) -> str:
     return f"{number or 'no'} GPU{'s' * (number != 1)}"
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of `device`.
+
+    Not `torch.manual_seed`, which without CUDA notes a stack trace for every call and keeps them all.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -69,6 +69,12 @@ class Group:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
+    def any(self, said: bool) -> bool:
+        """Whether any process says so; all call it together."""
+        if self.size == 1:  # a GPU need not be waited for
+            return said
+        return self.sum(torch.tensor(float(said), device=self.device)).item() > 0
+
     def broadcast(self, payload: bytes | None) -> bytes | None:
         """Process 0's bytes, or None, on every process."""
         if self.size == 1:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from onehour.dist.cost import BUCKET_BYTES
 from onehour.dist.group import Group
@@ -60,7 +61,7 @@ class Reducer:
         self._vector = self.parameters[0].new_zeros(travelling + tail)
         self.tail = self._vector[travelling:]
         self._armed = False
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         self._work: list[Callable[[], object]] = []
         """For each bucket whose sum has begun: waits for it."""
         self.buckets: list[Tensor] = []
@@ -81,10 +82,6 @@ class Reducer:
                 start, first = offset, number + 1
         self._members.append(range(first, len(self.parameters)))
         self.buckets.append(self._vector[start:])
-        for bucket, members in enumerate(self._members[:-1]):
-            for number in members:
-                hook = partial(self._arrived, bucket)
-                self._handles.append(self.parameters[number].register_post_accumulate_grad_hook(hook))
 
     def host(self, share: range) -> None:
         """Go on with other workers of this process; a sum in any order does not ask which."""
@@ -102,6 +99,10 @@ class Reducer:
     def arm(self) -> None:
         """Say that the next backward is the iteration's last: its gradients are complete as they arrive."""
         self._armed = True
+        if self.buckets and not self._handles:
+            for bucket, members in enumerate(self._members[:-1]):
+                hook = partial(self._arrived, bucket)
+                self._handles += [self.parameters[n].register_post_accumulate_grad_hook(hook) for n in members]
 
     def mark(self) -> list[int]:
         """The parameters without a gradient in this process, by number; to be known before `finish` replaces them."""

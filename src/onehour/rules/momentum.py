@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -138,3 +138,32 @@ def scale_velocity(optimizer: Optimizer, rates: Sequence[float | Tensor], keys: 
         )
     for before, rate, velocity in found:
         velocity.mul_(rate / before)
+
+
+class InsideSGD(Optimizer):
+    """v' = m·v + η·g; w' = w − v' (eq 10 without its correction), or with Nesterov w' = w − (m·v' + η·g).
+
+    Equal to `torch.optim.SGD` while η is constant. When η changes, v must be scaled by η_{t+1}/η_t: whoever sets the
+    rate does so (`set_rate`), or does not.
+
+    Args:
+        params: parameters or groups, with `weight_decay` λ, coupled.
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, nesterov: bool = False) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for weight in (p for p in group["params"] if p.grad is not None):
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                velocity = state["momentum_buffer"]
+                move = torch.add(weight.grad, weight, alpha=group["weight_decay"]).mul_(group["lr"])
+                velocity.mul_(group["momentum"]).add_(move)
+                if group["nesterov"]:
+                    weight.sub_(move).sub_(velocity, alpha=group["momentum"])
+                else:
+                    weight.sub_(velocity)

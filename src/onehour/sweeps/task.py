@@ -48,9 +48,9 @@ def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], boo
     """Train the seeds as one network; why that could not be, or None."""
     import torch
 
+    from onehour.data.sources import complete
     from onehour.dist.devices import pick_device
     from onehour.dist.group import Group
-    from onehour.training.build import complete
     from onehour.training.refusals import out_of_memory
     from onehour.training.seeds import refuse_joining, train_seeds
 

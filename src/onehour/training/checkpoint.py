@@ -23,9 +23,8 @@ from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.lock import FolderLostError
 from onehour.messages import say, shown
-from onehour.training.average import AveragedWeights
 from onehour.training.record import Run
-from onehour.training.state import host_copies, load_optimizer, model_state, optimizer_state
+from onehour.training.state import AveragedWeights, host_copies, load_optimizer, model_state, optimizer_state
 from onehour.training.store import FILES, Store, digest_of_recipe
 
 

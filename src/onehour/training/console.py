@@ -1,4 +1,4 @@
-"""What people and their experiment trackers are told while a run trains; process 0 only.
+"""What people and their experiment trackers are told of a run, as it starts and while it trains; process 0 only.
 
 A bar on a terminal, plain lines elsewhere. A tracker is a class of three methods; one that fails never stops a run.
 """
@@ -6,19 +6,25 @@ A bar on a terminal, plain lines elsewhere. A tracker is a class of three method
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from onehour.config import Recipe
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, encodable, nearest, say
+from onehour.rules.decay import parameter_groups
+from onehour.rules.layers import frozen_statistics
+from onehour.rules.muon import hidden_weights
+from onehour.rules.names import match_names
 from onehour.training.measure import Metrics
 from onehour.training.record import Metric
+from onehour.training.statistics import tracked_layers
 
 
 class Console:
@@ -110,6 +116,41 @@ class Console:
 def _named(metrics: dict[str, float]) -> str:
     said = [(Metric.called(name), value) for name, value in metrics.items()]
     return ", ".join(f"{metric.name} {metric.of(value)}" for metric, value in said)
+
+
+def effects(recipe: Recipe, model: nn.Module) -> str:
+    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay, and what else was asked for."""
+    layers = tracked_layers(model)
+    weights = [layer.weight for layer in layers]
+    zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
+    decayed, *kept = (
+        len(group["params"]) for group in parameter_groups(model, weight_decay=recipe.target_weight_decay)
+    )
+    gammas = "" if recipe.init else f", γ = 0 in {zeros} of them"  # a resume does not know those that it began with
+    whose = "BatchNorm" if recipe.batchnorm == "ghost" else "the network's own BatchNorm, one worker a pass, hence"
+    return "; ".join(
+        (
+            f"{whose} over n = {recipe.per_worker} in {len(layers)} layers{gammas}",
+            f"weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors",
+            *_asked_for(recipe, model),
+        )
+    )
+
+
+def _asked_for(recipe: Recipe, model: nn.Module) -> Iterator[str]:
+    """What a recipe says beyond the paper's, of this model."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if recipe.freeze:
+        every, layers = len([*model.parameters()]), frozen_statistics(model)
+        yield f"{every - len(trained)} of {every} tensors frozen, and BatchNorm's statistics in {layers} layers"
+    for pattern, names in match_names([*recipe.rate_factors], trained, what="layer_rates", of="parameter").items():
+        yield f"rate × {recipe.rate_factors[pattern]:g} on {len(names)} of {len(trained)} tensors ({pattern})"
+    if recipe.optimizer == "muon":
+        yield f"{len(hidden_weights(model))} of {len(trained)} tensors orthogonalised, the rest by SGD"
+    if recipe.clip_norm is not None:
+        yield f"gradients cut to a norm of {recipe.clip_norm:g}"
+    if recipe.target_ema is not None:
+        yield f"weights averaged with ρ = {recipe.target_ema:g}"
 
 
 class Logger(Protocol):

@@ -1,29 +1,21 @@
-"""What decides a run, and each pitfall as that with ONE thing wrong: what it costs is measured, not guessed (§2-3)."""
+"""What a recipe decides of a run, as the paper has it: its iterations, rates, samples, divisor and optimizer (§2-3)."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.rules.adascale import AdaScale
-from onehour.rules.keys import seed_for
-from onehour.rules.minibatch import Minibatch
 from onehour.rules.momentum import velocity_inside
-from onehour.rules.shuffle import SampleStream, permutation
+from onehour.rules.shuffle import SampleStream
 from onehour.training.build import build_optimizer
 
 
 class Decisions:
-    """The decisions of a run that loops get wrong, taken right; a pitfall overrides one."""
+    """The decisions that loops get wrong, taken right; what deviates overrides some (`onehour.training.deviations`)."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.samples is not None
@@ -54,6 +46,10 @@ class Decisions:
         before, now = (self.ramp.position(iteration) // self.samples for iteration in (done - 1, done))
         return now > before
 
+    def evaluated_epoch(self, done: int) -> float:
+        """What the evaluation after iteration `done` is of: the epoch that has ended, or all epochs of the run."""
+        return self.recipe.epochs if done == self.iterations else self.ramp.position(done) // self.samples
+
     @property
     def divisor(self) -> int:
         """What the summed loss is divided by: kn (Remark 3)."""
@@ -62,6 +58,29 @@ class Decisions:
     def rate(self, iteration: int) -> float:
         """The rate of iteration t: of its fractional epoch (§2.2)."""
         return self.schedule(self.epoch(iteration))
+
+    adapts = False
+    """Whether an iteration's rate follows its own gradients."""
+
+    def adapted(self, rate: float, squares: float, square: float) -> float:
+        """The rate of the iteration whose gradients these are: the schedule's.
+
+        Args:
+            squares, square: as `AdaScale.gain` has them, of the k workers.
+        """
+        return rate
+
+    def state(self) -> list[float] | None:
+        """What a run that goes on must know of the gradients before, where the rate does."""
+        return None
+
+    def load(self, state: list[float]) -> None:
+        """Go on from what `state` gave."""
+
+    @property
+    def base_iterations(self) -> float | None:
+        """How many iterations of the base those so far count as, where that follows from their gradients."""
+        return None
 
     def stream(self) -> SampleStream:
         """Which samples each iteration takes: one permutation of all (Remark 4)."""
@@ -86,169 +105,3 @@ class Decisions:
     def moved(self, momentum: float) -> float:
         """How far an iteration moves the running statistics: `momentum`, once (§2.3)."""
         return momentum
-
-
-class AdaScaled(Decisions):
-    """The rate of each iteration is the base's, at the iterations of the base done so far, times its gain."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.gains = AdaScale(recipe.minibatch / recipe.base_minibatch)
-        self._rate = recipe.schedule(0.0)
-        # As many as the base has, where every r is 1.
-        self.iterations = Minibatch(recipe.base_minibatch, workers=1).iterations(self.samples, recipe.epochs)
-
-    def is_over(self, done: int) -> bool:
-        return self.gains.steps * self.recipe.base_minibatch >= self.samples * self.recipe.epochs
-
-    def rate(self, iteration: int) -> float:
-        return self._rate
-
-    def gained(self, squares: float, square: float) -> float:
-        """The rate of the iteration whose gradients these are.
-
-        Args:
-            squares, square: as `AdaScale.gain` has them, of the k workers.
-        """
-        usual = self.schedule(math.floor(self.gains.steps) * self.recipe.base_minibatch / self.samples)
-        parts = self.recipe.workers.workers
-        self._rate = usual * self.gains.gain(parts=parts, squares=squares, square=square)
-        return self._rate
-
-    def state(self) -> list[float]:
-        """Where the gains stand, and the last rate."""
-        return [*self.gains.state(), self._rate]
-
-    def load(self, state: list[float]) -> None:
-        """Go on from what `state` gave."""
-        *gains, self._rate = state
-        self.gains.load(gains)
-
-
-class _SumNotMean(Decisions):
-    """Means over n, summed by the reduction: k times too large."""
-
-    @property
-    def divisor(self) -> int:
-        return self.recipe.per_worker
-
-
-class _DecayOnBatchNorm(Decisions):
-    """λ on every parameter."""
-
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        return build_optimizer(self.recipe, model, without=())
-
-
-class InsideSGD(Optimizer):
-    """v' = m·v + η·g; w' = w − v' (eq 10 without its correction), or with Nesterov w' = w − (m·v' + η·g).
-
-    Equal to `torch.optim.SGD` while η is constant. When η changes, v must be scaled by η_{t+1}/η_t: whoever sets the
-    rate does so (`onehour.rules.momentum.set_rate`), or does not.
-
-    Args:
-        params: parameters or groups, with `weight_decay` λ, coupled.
-    """
-
-    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, nesterov: bool = False) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            for weight in (p for p in group["params"] if p.grad is not None):
-                state = self.state[weight]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                velocity = state["momentum_buffer"]
-                move = torch.add(weight.grad, weight, alpha=group["weight_decay"]).mul_(group["lr"])
-                velocity.mul_(group["momentum"]).add_(move)
-                if group["nesterov"]:
-                    weight.sub_(move).sub_(velocity, alpha=group["momentum"])
-                else:
-                    weight.sub_(velocity)
-
-
-class _MomentumInside(Decisions):
-    """The rate folded into the velocity, which keeps the old rate's share when the rate changes."""
-
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        right = build_optimizer(self.recipe, model)
-        own = {"params", "weight_decay", "lr", "lr_scale"}
-        groups = [{key: group[key] for key in own & group.keys()} for group in right.param_groups]
-        return InsideSGD(groups, lr=self.rate(0), momentum=self.recipe.momentum, nesterov=self.recipe.nesterov)
-
-    def corrected(self, optimizer: Optimizer) -> set[str]:
-        return set()
-
-
-class _OverlappingShards(Decisions):
-    """Each worker draws its share of an epoch from a permutation of its own."""
-
-    def stream(self) -> SampleStream:
-        return _OwnShuffles(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed)
-
-
-class _OwnShuffles(SampleStream):
-    """Worker j's share of epoch e is that of its own permutation: the positions that it has in the stream."""
-
-    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
-        super().__init__(samples=samples, minibatch=minibatch, seed=seed)
-        self._share = lru_cache(maxsize=2 * self.minibatch.workers)(self._own)
-
-    def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
-        positions = self.positions(iteration, worker)
-        k = self.minibatch.workers
-        epochs, offsets = np.divmod(positions, self.samples)
-        places = zip(positions % k, epochs, offsets // k, strict=True)
-        return epochs, np.array([self._share(int(j), int(epoch))[place] for j, epoch, place in places])
-
-    def _own(self, worker: int, epoch: int) -> np.ndarray:
-        order = permutation(self.samples, seed_for(self.seed, "worker", worker), epoch)
-        k = self.minibatch.workers
-        return order[(worker - epoch * self.samples) % k :: k].copy()
-
-
-class _StatisticsOfRank0(Decisions):
-    """Worker 0's statistics alone are kept, as by a trainer that saves what process 0 has."""
-
-    def shares(self, momentum: float) -> Tensor | None:
-        return torch.eye(self.recipe.workers.workers, 1).view(-1)
-
-
-class _StatisticsKTimes(Decisions):
-    """The running statistics move at every worker's pass, as accumulation without care does."""
-
-    def shares(self, momentum: float) -> Tensor | None:
-        later = torch.arange(self.recipe.workers.workers - 1, -1, -1, dtype=torch.float64)
-        moves = momentum * (1 - momentum) ** later
-        return moves / moves.sum()
-
-    def moved(self, momentum: float) -> float:
-        return 1 - (1 - momentum) ** self.recipe.workers.workers
-
-
-class _WarmupPerEpoch(Decisions):
-    """During warmup the rate is raised once an epoch."""
-
-    def rate(self, iteration: int) -> float:
-        epoch = self.epoch(iteration)
-        warms_up = self.recipe.warms_up and epoch < self.recipe.warmup_epochs
-        return self.recipe.schedule(float(int(epoch)) if warms_up else epoch)
-
-
-BROKEN: dict[str, type[Decisions]] = {
-    "gradient-sum-not-mean": _SumNotMean,
-    "decay-on-batchnorm": _DecayOnBatchNorm,
-    "momentum-inside-uncorrected": _MomentumInside,
-    "overlapping-shards": _OverlappingShards,
-    "batchnorm-stats-of-rank-0": _StatisticsOfRank0,
-    "batchnorm-stats-k-times": _StatisticsKTimes,
-    "warmup-per-epoch": _WarmupPerEpoch,
-}
-
-
-def decisions_of(recipe: Recipe) -> Decisions:
-    """A recipe's decisions, with its pitfall if it has one."""
-    usual = AdaScaled if recipe.scaling == "adascale" else Decisions
-    return (usual if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from onehour.config import Recipe
 from onehour.data.loader import prepared
 from onehour.data.samples import Keyed
-from onehour.data.sources import Data
+from onehour.data.sources import Data, complete
 from onehour.files import written
 from onehour.messages import blame
 from onehour.models.load import load_model
-from onehour.training.build import complete
 from onehour.training.store import as_safetensors
 from onehour.training.weights import fit, load_file, read_weights
 

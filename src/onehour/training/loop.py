@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from typing import NoReturn
@@ -18,26 +18,28 @@ from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
+from onehour.dist.watchdog import Stopping, Watchdog, never
 from onehour.execution import Execution
 from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
-from onehour.training import build, refusals
+from onehour.training import refusals
 from onehour.training.agreement import agree, facts_of_model
-from onehour.training.average import AveragedWeights
+from onehour.training.asynchronous import HostFlags
+from onehour.training.build import build_model
 from onehour.training.checkpoint import SaveInterval
-from onehour.training.console import Console, Loggers, load_logger
-from onehour.training.decisions import AdaScaled, Decisions, decisions_of
-from onehour.training.engine import EvaluationStoppedError, ModelAndOptimizer, Network, evaluate
-from onehour.training.initial import has_begun, start_from
-from onehour.training.measure import Clock, measured, profiled, timed
-from onehour.training.noise import GradientNoise
-from onehour.training.recalibrate import Recalibration
+from onehour.training.console import Console, Loggers, effects, load_logger
+from onehour.training.decisions import Decisions
+from onehour.training.deviations import decisions_of
+from onehour.training.evaluate import EvaluationStoppedError, Evaluator, Recalibration
+from onehour.training.hosting import draws_numbers, open_feeds, pick_loaders, pick_share, pick_workers_per_pass
+from onehour.training.measure import Clock, GradientNoise, measured, profiled, timed
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import Progress, RunFolder, environment, look_for_folder
 from onehour.training.skipping import Skipping
-from onehour.training.step import HostFlags, Iteration, Step
-from onehour.training.task import Evaluation, Sums, task_of
-from onehour.training.watchdog import Stopping, Watchdog, never
+from onehour.training.start import has_begun, start_from
+from onehour.training.state import AveragedWeights, Network
+from onehour.training.step import Iteration, Step
+from onehour.training.task import Sums, task_of
 
 
 def train_run(
@@ -76,47 +78,39 @@ def train_run(
                 watchdog.folder = run.inside
                 decisions = decisions_of(recipe)
                 learns = task_of(recipe, task, group.device)
-                net = build.build_model(recipe, data, group.device, model, task=learns)
+                net = build_model(recipe, data, group.device, model, task=learns)
                 if not begun:
                     start = start_from(recipe, data, net, group.device)
-                rules = build.effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
+                rules = effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
                 if ":" in recipe.optimizer:  # not one of ours
                     refusals.refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
                 average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
-                part = ModelAndOptimizer(net, decisions.optimizer(net), average)
-                network = Network(part)
-                feeds = build.open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
+                network = Network(net, decisions.optimizer(net), average)
+                feeds = open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
-                per_pass = build.pick_workers_per_pass(execution, recipe, data, net, group.device.type)
-
-                def own(recipe: Recipe) -> list[range]:
-                    return passes(build.pick_share(recipe, group), per_pass)
-
+                per_pass = pick_workers_per_pass(execution, recipe, data, net, group.device.type)
                 step = Step(
                     decisions,
-                    network.model,
-                    network.optimizer,
-                    passes=own(recipe),
-                    regroup=own,
+                    network,
+                    passes=lambda recipe: passes(pick_share(recipe, group), per_pass),
                     group=group,
                     task=learns,
-                    average=average,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
                     before_update=run.checkpoints.detach,
-                    draws=build.draws_numbers(net) or model is not None or recipe.model not in MODELS,
+                    draws=draws_numbers(net) or model is not None or recipe.model not in MODELS,
                     warn=console.warn,
                 )
                 stack.enter_context(step)
-                interval = SaveInterval(execution.save_every, execution.save_minutes)
-                stopping = Stopping(group, stop_asked, signals)
-                noise = None
+                noise = recalibration = None
                 if execution.noise:
                     noise = GradientNoise(decisions, step, slow=watchdog.slow, warn=console.warn)
-                loop = Loop(decisions, network, step, feeds, [run], stopping, watchdog, interval, noise)
                 if recipe.recalibrate is not None:
-                    options = {"images": recipe.recalibrate, "loaders": build.pick_loaders(execution, data)}
-                    loop.recalibration = Recalibration(net, recipe, data, group=group, task=learns, **options)
-                    stack.callback(loop.recalibration.close)
+                    options = {"images": recipe.recalibrate, "loaders": pick_loaders(execution, data)}
+                    recalibration = Recalibration(net, recipe, data, group=group, task=learns, **options)
+                    stack.callback(recalibration.close)
+                evaluator = Evaluator(network, feeds.validation, recipe, recalibration, group=group, task=learns)
+                stopping = Stopping(group, stop_asked, signals)
+                loop = Loop(decisions, step, feeds.training, evaluator, [run], stopping, watchdog, noise)
         except ValueError as error:
             agree(group, failed=error)
             raise
@@ -124,11 +118,11 @@ def train_run(
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer) | (start.facts if start else {}))
             look_for_folder(folder, group, inside=run.inside)
-            progress = run.load(part, build_of(group.device))
+            progress = run.load(network, build_of(group.device))
             places = {
                 "processes": group.size,
                 "workers_per_pass": per_pass,
-                "loaders": build.pick_loaders(execution, data),
+                "loaders": pick_loaders(execution, data),
                 "device": group.device.type,
             } | ({"class_names": data.names} if data.names else {})
             if recipe.validation:
@@ -141,14 +135,14 @@ def train_run(
             run.begin(progress, partial(environment, places))
             done = progress.iteration if progress is not None else 0
             console.start(done, decisions.iterations, processes=group.size, folder=folder, rules=rules)
-            loop.run([progress], profile=execution.profile)
+            interval = SaveInterval(execution.save_every, execution.save_minutes)
+            loop.run([progress], interval, profile=execution.profile)
 
 
 def iterate(
     step: Step,
     feed: Feed,
     iterations: range,
-    *,
     stop_asked: Callable[[], bool] = never,
     noise: GradientNoise | None = None,
 ) -> Iterator[tuple[int, Iteration]]:
@@ -168,49 +162,42 @@ class Loop:
     """Takes runs to their ends, in one process: one run, or several that differ by their seed as one network.
 
     Args:
+        feed: of the training data.
         runs: the folders, one a seed.
-        interval: when to save between evaluations; of several seeds, at which evaluations.
         noise: measures the gradient noise, where that was asked for.
     """
 
     def __init__(
         self,
         decisions: Decisions,
-        network: Network,
         step: Step,
-        feeds: build.Feeds,
+        feed: Feed,
+        evaluator: Evaluator,
         runs: Sequence[RunFolder],
         stopping: Stopping,
         watchdog: Watchdog,
-        interval: SaveInterval,
         noise: GradientNoise | None = None,
     ) -> None:
-        self.decisions, self.network, self.step, self.feeds = decisions, network, step, feeds
-        self.runs, self.stopping, self.watchdog, self.interval = runs, stopping, watchdog, interval
-        self.noise = noise
+        self.decisions, self.step, self.feed, self.evaluator = decisions, step, feed, evaluator
+        self.runs, self.stopping, self.watchdog, self.noise = runs, stopping, watchdog, noise
         self.clock, self.flags = Clock(), HostFlags(stopping.group.device)
         self.totals = torch.zeros(step.task.rows, len(runs), dtype=torch.float64, device=stopping.group.device)
         """Σ of the iterations' mean losses and of the task's other rows for each seed, since the last evaluation."""
-        self.recalibration: Recalibration | None = None
-        """What evaluations have in place of the running statistics, where the recipe says so."""
         self.skipping = None
         if decisions.recipe.bad_images == "skip":
-            folder = {"folder": runs[0].folder, "inside": runs[0].inside}
-            self.skipping = Skipping(decisions.recipe, feeds.training, stopping.group, **folder)
+            self.skipping = Skipping(decisions.recipe, feed, stopping.group, runs[0].folder, runs[0].inside)
 
-    def run(self, progress: Sequence[Progress | None], *, profile: int = 0) -> None:
+    def run(self, progress: Sequence[Progress | None], interval: SaveInterval, *, profile: int = 0) -> None:
         """Go on from where the runs stand, all at the same iteration.
 
         Args:
+            interval: when to save between evaluations; of several seeds, at which evaluations.
             profile: how many iterations to trace.
         """
-        start, last, first = self._resume(progress), self.decisions.iterations, self.runs[0]
-        rank, warn = self.stopping.group.rank, first.console.warn
-        with profiled(profile, first.inside, rank, warn=warn) as profile_step:
+        iterations, first = range(self._resume(progress), self.decisions.iterations), self.runs[0]
+        with profiled(profile, first.inside, self.stopping.group.rank, warn=first.console.warn) as profile_step:
             self.step.model.train()
-            for done, iteration in iterate(
-                self.step, self.feeds.training, range(start, last), stop_asked=self._is_stop_asked, noise=self.noise
-            ):
+            for done, iteration in iterate(self.step, self.feed, iterations, self._is_stop_asked, self.noise):
                 profile_step()
                 self.watchdog.beat(done)
                 stop = self._count(done, iteration)
@@ -223,7 +210,7 @@ class Loop:
                     self._evaluate(done)
                 if stopped and not over:
                     self._stop(done)
-                if self._is_time_to_save(done, ends_epoch=ends_epoch):
+                if self._is_time_to_save(done, interval, ends_epoch=ends_epoch):
                     self._save(done, together=ends_epoch)
                 first.console.step(done)
         self._finish("finished")
@@ -236,11 +223,11 @@ class Loop:
                 self._evaluate(0)
             return 0
         start, rate = progress[0].iteration, progress[0].rate
-        if isinstance(self.decisions, AdaScaled) and progress[0].gains is not None:
+        if progress[0].gains is not None:
             self.decisions.load(progress[0].gains)
         if start:  # a velocity that has the rate inside was made at this one
             rate = self.decisions.rate(start - 1) if rate is None else rate
-            set_rate(self.network.optimizer, rate, inside=set())
+            set_rate(self.step.optimizer, rate, inside=set())
         known = [stood.totals for stood in progress if stood is not None]
         self.totals.copy_(torch.tensor(known, dtype=torch.float64).T)
         if self.skipping is not None:
@@ -271,10 +258,7 @@ class Loop:
             for run in self.runs:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
             try:
-                results, averaged = self._evaluated(), None
-                if self.network.average is not None:
-                    with self.network.average.in_place():
-                        (averaged,) = self._evaluated()
+                results, averaged = self.evaluator(self.stopping.is_signalled)
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
             except ValueError as error:  # of the validation data: what was trained until here stays
@@ -288,50 +272,33 @@ class Loop:
             self._refuse_samples(range(0))
         totals = self._totals()
         self.totals.zero_()
-        skipped = self.skipping.count() if self.skipping is not None else None
-        points: list[list[float]] = []
-        if self.noise is not None:
-            points, self.noise.points = self.noise.points, []
-        noise, task = points or None, self.step.task
-        seen = partial(measured, self.decisions, done, task=task, averaged=averaged, skipped=skipped, noise=noise)
+        skipped = None if self.skipping is None else self.skipping.count()
+        noise = None if self.noise is None else self.noise.take()
+        seen = partial(measured, task=self.step.task, averaged=averaged, skipped=skipped, noise=noise)
         spent = partial(timed, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
         for seed, run in enumerate(self.runs):
             if run.ended:
                 continue
             if not alive[seed]:
-                self.network.clear(seed)
+                self.step.network.clear(seed)
                 self._end(seed, "non-finite")
                 continue
-            metrics = seen(totals[seed], results[seed])
+            metrics = seen(self.decisions, done, totals[seed], results[seed])
             run.add(metrics, spent(metrics, images, runs=together))
         self.clock.begin(done)
 
-    def _evaluated(self) -> list[Evaluation]:
-        """Of each seed, with the weights that the model has."""
-        asked, recalibration = self.stopping.is_signalled, self.recalibration
-        with nullcontext() if recalibration is None else recalibration.applied(asked):
-            return evaluate(
-                self.network.model,
-                self.feeds.validation,
-                self.decisions.recipe,
-                group=self.stopping.group,
-                task=self.step.task,
-                seeds=len(self.runs),
-                stop_asked=asked,
-            )
-
     def _alive(self) -> list[bool]:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
-        self.step.alive = self.network.alive(self.step.alive)
+        self.step.alive = self.step.network.alive(self.step.alive)
         return self.step.alive.cpu().numpy().tolist()
 
     def _totals(self) -> list[list[float]]:
         return self.totals.T.cpu().numpy().tolist()
 
-    def _is_time_to_save(self, done: int, *, ends_epoch: bool) -> bool:
+    def _is_time_to_save(self, done: int, interval: SaveInterval, *, ends_epoch: bool) -> bool:
         if len(self.runs) == 1:
-            return ends_epoch or self.interval.over(done)
-        return ends_epoch and (done == self.decisions.iterations or self.interval.over(done))
+            return ends_epoch or interval.over(done)
+        return ends_epoch and (done == self.decisions.iterations or interval.over(done))
 
     def _save(self, done: int, *, together: bool = True, evaluated: bool = True) -> None:
         """Save in the background; a seed that has just left the finite numbers keeps its last checkpoint.
@@ -344,17 +311,15 @@ class Loop:
         if not any(alive):  # the flags may tell later; a masked update is no state to go on from
             return
         with self.clock.paused():
-            skipped = None
-            if self.skipping is not None:
-                skipped = self.skipping.count() if together else int(self.skipping.skipped.item())
+            skipped = None if self.skipping is None else self.skipping.count(together=together)
             here, position = build_of(self.stopping.group.device), self.decisions.ramp.position(done)
             totals, points = self._totals(), None if self.noise is None else [*self.noise.points] or None
-            gains = self.decisions.state() if isinstance(self.decisions, AdaScaled) else None
+            gains = self.decisions.state()
             with self.watchdog.slow():
                 for run in self.runs:
                     run.checkpoints.wait()  # what is being written lies in the parts, which are filled now
-                self.network.give_back()
-                for seed, (run, part) in enumerate(zip(self.runs, self.network.parts, strict=True)):
+                self.step.network.give_back()
+                for seed, (run, part) in enumerate(zip(self.runs, self.step.network.parts, strict=True)):
                     if alive[seed] and not run.ended:
                         progress = Progress(
                             done, position, totals[seed], here, evaluated, skipped, noise=points, gains=gains
@@ -414,13 +379,12 @@ class Loop:
 
     def _refuse_samples(self, seen: range) -> None:
         """Refuse a training sample that is not finite, of some iterations; of several seeds, each takes all samples."""
-        feed = self.feeds.training
         with self.watchdog.slow():
             if len(self.runs) == 1:
                 self.step.begin(seen.start)
-                refusals.refuse_iterations(seen, feed, self.step.passes, self.stopping.group)
+                refusals.refuse_iterations(seen, self.feed, self.step.passes, self.stopping.group)
             else:
-                refusals.refuse_batch(feed.dataset.tensors[0], feed.called)
+                refusals.refuse_batch(self.feed.dataset.tensors[0], self.feed.called)
 
     def _finish(self, outcome: str) -> None:
         for seed, run in enumerate(self.runs):
@@ -436,6 +400,6 @@ class Loop:
         if not saved and outcome == "finished" and run.lost is None:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {run.folder}")
         skipped = {} if self.skipping is None else {"skipped": int(self.skipping.skipped.item())}
-        run.end(self.network.parts[seed], outcome, **skipped)
+        run.end(self.step.network.parts[seed], outcome, **skipped)
         with self.watchdog.slow():
             run.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")

@@ -1,4 +1,4 @@
-"""What is measured of a run: where an iteration's time goes, a trace, the lines of its record, its summary."""
+"""What is measured of a run: its time, a trace, its gradient noise, the lines of its record, its summary."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from onehour.config import Recipe
+from onehour.data.loader import Batch
+from onehour.data.samples import mapped
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
-from onehour.noise import FEWEST, noise_scale
-from onehour.training.decisions import AdaScaled, Decisions
-from onehour.training.engine import ModelAndOptimizer
+from onehour.noise import FEWEST, noise_scale, trace_and_square
+from onehour.training.decisions import Decisions
 from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
-from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
+from onehour.training.step import Step
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
 NOT_FINITE = (
@@ -31,63 +33,16 @@ NOT_FINITE = (
     " are NaN the sample counts as an error"
 )
 """What is said where a record has no validation loss."""
+MINIBATCHES = 8
+"""Whose gradients are compared at a point: so many pairs tell |G|² where two workers of one minibatch do not."""
+SHARE = 60
+"""Of so many iterations' gradients, one is computed for this alone."""
 BOTTLENECKS = {
     "data": "waiting for data",
     "compute": "forward and backward",
     "reduction": "waiting for the reduction",
     "update": "the update",
 }
-
-
-class StepTimer:
-    """Laps of iterations, without waiting for the device: by the clock on the CPU, by events of the stream on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_device = device.type == "cuda"
-        self._laps: list[tuple[str, Any]] = []
-        self._closed: list[list[tuple[str, Any]]] = []
-        self._silent = False
-
-    def begin(self) -> None:
-        """Begin an iteration."""
-        self._laps = [("", self._now())]
-
-    def lap(self, part: str) -> None:
-        """What happened since the last lap, or the beginning, was `part`; an iteration may have several of each."""
-        if not self._silent:
-            self._laps.append((part, self._now()))
-
-    @contextmanager
-    def silent(self) -> Generator[None]:
-        """While entered, laps are left out: an event of a stream that is captured would become part of the graph."""
-        self._silent = True
-        try:
-            yield
-        finally:
-            self._silent = False
-
-    def end(self) -> None:
-        self._closed.append(self._laps)
-
-    def steps(self) -> list[dict[str, float]]:
-        """Milliseconds of each part for every iteration since the last call."""
-        if self._on_device:
-            torch.cuda.synchronize()
-        closed, self._closed = self._closed, []
-        return [self._by_part(laps) for laps in closed]
-
-    def _by_part(self, laps: list[tuple[str, Any]]) -> dict[str, float]:
-        parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-        for (_, before), (part, after) in pairwise(laps):
-            parts[part] += before.elapsed_time(after) if self._on_device else (after - before) * 1e3
-        return parts
-
-    def _now(self) -> float | torch.cuda.Event:
-        if not self._on_device:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 class Clock:
@@ -140,6 +95,95 @@ def profiled(
     schedule = traced.schedule(wait=1, warmup=1, active=iterations, repeat=1)
     with OpenFolder(folder) as held, traced.profile(schedule=schedule, on_trace_ready=write) as profiler:
         yield profiler.step
+
+
+def peak_epochs(decisions: Decisions) -> range:
+    """The epochs, counted from 0, whose rate stays above half of the recipe's target, but for warmup and the first.
+
+    Where the rate falls |G|² falls within noise, and B is another one; in the first epoch |G|² is that of a beginning.
+    """
+    recipe = decisions.recipe
+    first = max(1, math.ceil(recipe.warmup_epochs)) if recipe.warms_up else 1
+    last = first
+    while last < recipe.epochs and recipe.schedule(last + 1 - 1e-9) > recipe.target_lr / 2:
+        last += 1
+    return range(first, last)
+
+
+class GradientNoise:
+    """Measures tr Σ and |G|² at points that are spread over the epochs of the peak rate.
+
+    At a point the gradients of the next `MINIBATCHES` minibatches are all computed at the present weights; then the run
+    goes on with these very minibatches. Weights, statistics and numbers of the run are what they are without it.
+
+    Args:
+        slow: entered while a point is measured.
+        warn: is told where the points will be too few for an interval.
+    """
+
+    def __init__(
+        self,
+        decisions: Decisions,
+        step: Step,
+        *,
+        slow: Callable[[], AbstractContextManager[None]] = nullcontext,
+        warn: Callable[[str], object] | None = None,
+    ) -> None:
+        self._step, self._minibatch, self._slow = step, decisions.recipe.minibatch, slow
+        epochs = peak_epochs(decisions)
+        first, stop = (-(-epoch * decisions.samples // self._minibatch) for epoch in (epochs.start, epochs.stop))
+        last = min(stop, decisions.iterations) - MINIBATCHES
+        points = max(1, decisions.iterations // (SHARE * MINIBATCHES))
+        self._due = range(first, last + 1, max(MINIBATCHES, (stop - first) // points))
+        if warn is not None and len(self._due) < FEWEST:
+            warn(
+                f"--noise has iterations for {len(self._due)} of the {FEWEST} points at the peak rate that advise needs"
+            )
+        self.points: list[list[float]] = []
+        """(iteration, tr Σ, |G|²) of those since the last evaluation; what is not finite is left out."""
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether a point is measured before iteration t."""
+        return iteration in self._due
+
+    def measure(self, iteration: int, batches: Iterator[Batch]) -> list[Batch]:
+        """Measure a point before iteration t; gives back the batches that it took.
+
+        Args:
+            batches: of the passes from iteration t on.
+        """
+        taken = list(islice(batches, MINIBATCHES * len(self._step.passes)))
+        copies: Iterator[Batch] = (mapped(batch, _cloned) for batch in taken)  # a model may write into its input
+        buffers = list(self._step.model.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        total: list[Tensor] = []
+        squares: list[Tensor] = []
+        with self._slow():
+            for number in range(iteration, iteration + MINIBATCHES):
+                gradient = [g.to(torch.float64, copy=True) for g in self._step.gradient(number, copies)]
+                squares.append(_square(gradient))
+                total = [a.add_(b) for a, b in zip(total, gradient, strict=True)] if total else gradient
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+        small, big = torch.stack((torch.stack(squares).mean(), _square(total) / MINIBATCHES**2)).cpu().numpy().tolist()
+        sizes = {"small_size": self._minibatch, "big_size": MINIBATCHES * self._minibatch}
+        point = [iteration, *trace_and_square(small, big, **sizes)]
+        if all(map(math.isfinite, point)):
+            self.points.append(point)
+        return taken
+
+    def take(self) -> list[list[float]] | None:
+        """The points, or None where there are none; they are forgotten."""
+        points, self.points = self.points, []
+        return points or None
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _square(gradient: list[Tensor]) -> Tensor:
+    return torch.stack([part.square().sum() for part in gradient]).sum()
 
 
 @dataclass(frozen=True)
@@ -202,13 +246,13 @@ def measured(
         result: on the validation data; a loss that is not finite is None, which JSON can say.
         averaged: with the averaged weights.
     """
-    recipe, samples, ramp = decisions.recipe, decisions.samples, decisions.ramp
+    samples, ramp = decisions.samples, decisions.ramp
     position = ramp.position(done)
     first = ramp.reaching(ramp.position(max(done - 1, 0)) // samples * samples)  # the evaluation before
     iterations, images = done - first, position - ramp.position(first)
     error, metrics = task.trained(totals, iterations, images) if done else (math.nan, {})
     return Metrics(
-        epoch=recipe.epochs if done == decisions.iterations else position // samples,
+        epoch=decisions.evaluated_epoch(done),
         iteration=done,
         position=position,
         lr=decisions.rate(max(done - 1, 0)),
@@ -218,7 +262,7 @@ def measured(
         error=result.error,
         skipped=skipped,
         noise=noise,
-        base_iterations=decisions.gains.steps if isinstance(decisions, AdaScaled) else None,
+        base_iterations=decisions.base_iterations,
         ema_val_loss=None if averaged is None else _finite(averaged.loss),
         ema_error=None if averaged is None else averaged.error,
         train_metrics=metrics if task.counts else None,
@@ -262,7 +306,7 @@ def timed(
     }
 
 
-def summarise(folder: Path, recipe: Recipe, part: ModelAndOptimizer, outcome: str) -> dict[str, Any]:
+def summarise(folder: Path, recipe: Recipe, part: Network, outcome: str) -> dict[str, Any]:
     """summary.json from the run's records and its final state: error, speed, what it waited for, digests."""
     run = Run(folder)
     metrics, timing = run.metrics, run.timing

@@ -16,11 +16,12 @@ from onehour.config import Recipe
 from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.listing import image_by_name, read_file
 from onehour.data.loader import CHUNK, Feed
-from onehour.data.sources import Data, FileReader, Look, file_reader
+from onehour.data.sources import Data, FileReader, Look, file_reader, image_options
 from onehour.dist.devices import pick_device
 from onehour.execution import Execution
 from onehour.messages import blame, shown
-from onehour.training.build import build_model, image_options, pick_loaders
+from onehour.training.build import build_model
+from onehour.training.hosting import pick_loaders
 from onehour.training.record import Run
 from onehour.training.task import CLASSIFICATION
 from onehour.training.weights import fit, read_weights

@@ -28,10 +28,10 @@ from onehour.machine import cores
 from onehour.sidefile import read_lines
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.console import Console, Loggers
-from onehour.training.engine import ModelAndOptimizer
 from onehour.training.measure import NOT_FINITE, Metrics, summarise
 from onehour.training.record import METRICS, OUTCOME, RECIPE, finished_run, sessions_of
 from onehour.training.skipping import BAD_IMAGES
+from onehour.training.state import Network
 from onehour.training.store import checkpoint_folders
 
 LINES = ("metrics.jsonl", "timing.jsonl")
@@ -84,7 +84,7 @@ class RunFolder:
         self._together: dict[str, int] = {}
         self._late = dict.fromkeys(LINES, "")
 
-    def load(self, part: ModelAndOptimizer, build: dict[str, str]) -> Progress | None:
+    def load(self, part: Network, build: dict[str, str]) -> Progress | None:
         """Load the newest checkpoint, on every process; None where there is none."""
         found = self.checkpoints.load(part.model, part.optimizer, average=part.average)
         if found is None:
@@ -147,7 +147,7 @@ class RunFolder:
             self.loggers.tell("log", metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
         self.console.evaluated(metrics, timing["images_per_second"])
 
-    def save(self, part: ModelAndOptimizer, progress: Progress) -> None:
+    def save(self, part: Network, progress: Progress) -> None:
         """Write a checkpoint in the background, behind the record that it counts on."""
         if self.is_ours():
             self.checkpoints.save(
@@ -158,7 +158,7 @@ class RunFolder:
         """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
         return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.is_ours() else b""))
 
-    def end(self, part: ModelAndOptimizer, outcome: str, **more: int) -> None:
+    def end(self, part: Network, outcome: str, **more: int) -> None:
         """Write the summary."""
         self.ended = True
         if self.is_ours():

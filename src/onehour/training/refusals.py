@@ -198,6 +198,17 @@ def _refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> 
         )
 
 
+def refuse_synchronised(model: nn.Module) -> None:
+    """Refuse a BatchNorm whose statistics are not those of a pass."""
+    modules: list[tuple[str, nn.Module]] = [*model.named_modules()]
+    for name, module in modules:
+        if isinstance(module, nn.SyncBatchNorm):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, whose statistics are those of all processes, and"
+                f" batchnorm keep takes those of a pass; use torch.nn.BatchNorm1d, 2d or 3d there"
+            )
+
+
 def refuse_rows(seen: Iterable[tuple[Any, Tensor]], workers: int) -> None:
     """Refuse a BatchNorm that is given more rows than a pass has samples, such as every token of an image.
 

@@ -28,17 +28,20 @@ from onehour.data.sources import Data
 from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
+from onehour.dist.watchdog import Stopping, Watchdog, never
 from onehour.rules.shuffle import SampleStream
-from onehour.training.build import OPTIMIZERS, Feeds, build_model, draws_numbers
+from onehour.training.build import OPTIMIZERS, build_model
 from onehour.training.checkpoint import SaveInterval
 from onehour.training.console import Console, Loggers
-from onehour.training.decisions import Decisions, decisions_of
-from onehour.training.engine import ModelAndOptimizer, Network
+from onehour.training.decisions import Decisions
+from onehour.training.deviations import decisions_of
+from onehour.training.evaluate import Evaluator
+from onehour.training.hosting import draws_numbers
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
 from onehour.training.recorder import Progress, RunFolder, environment
+from onehour.training.state import Network
 from onehour.training.step import Step
-from onehour.training.watchdog import Stopping, Watchdog, never
 
 PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
 """Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
@@ -74,8 +77,8 @@ def train_seeds(
             console = Console(recipe, quiet=True, warns=f"{folder.name}: ")
             run = RunFolder(folder, recipe, group, console=console, loggers=Loggers(None))
             stack.callback(run.close)
-            network = build_model(recipe, data, group.device)
-            part = ModelAndOptimizer(network, decisions_of(recipe).optimizer(network))
+            model = build_model(recipe, data, group.device)
+            part = Network(model, decisions_of(recipe).optimizer(model))
             progress = run.load(part, build_of(group.device))
             found.append(_Member(run, part, progress))
         watchdog = stack.enter_context(Watchdog(None, rank=0, size=1, timeout=None))
@@ -88,7 +91,7 @@ class _Member(NamedTuple):
     """One of the runs that train as one network, and where it stands."""
 
     run: RunFolder
-    part: ModelAndOptimizer
+    part: Network
     progress: Progress | None
 
     def stands(self) -> tuple[int, bool]:
@@ -113,31 +116,24 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
     }
     streams = [decision.stream() for decision in decisions]
     with ExitStack() as stack:
-        feeds = Feeds(
-            SeedsFeed(data.train, seeds=count, device=group.device, streams=streams),
-            SeedsFeed(data.validation, seeds=count, device=group.device),
-        )
-        stack.callback(feeds.close)
-
-        def own(recipe: Recipe) -> list[range]:
-            return passes(range(recipe.workers.workers), per_pass)
-
+        feed = SeedsFeed(data.train, seeds=count, device=group.device, streams=streams)
+        validation = SeedsFeed(data.validation, seeds=count, device=group.device)
+        for each in (feed, validation):
+            stack.callback(each.close)
         step = Step(
             decisions[0],
-            seeds.model,
-            seeds.optimizer,
-            passes=own(recipe),
-            regroup=own,
+            seeds,
+            passes=lambda recipe: passes(range(recipe.workers.workers), per_pass),
             group=group,
-            seeds=count,
             draws=False,  # else they were refused
         )
         stack.enter_context(step)
         for run, _, stood in members:
             run.begin(stood, partial(environment, places), together=count)
-        interval = SaveInterval(None, SAVE_SECONDS / 60)
+        evaluator = Evaluator(seeds, validation, recipe, group=group)
         with suppress(NonFiniteError):
-            Loop(decisions[0], seeds, step, feeds, runs, stopping, watchdog, interval).run(progress)
+            loop = Loop(decisions[0], step, feed, evaluator, runs, stopping, watchdog)
+            loop.run(progress, SaveInterval(None, SAVE_SECONDS / 60))
 
 
 class Seeds(Network):
@@ -147,11 +143,14 @@ class Seeds(Network):
         parts: of each run; what they hold is taken over.
     """
 
-    def __init__(self, decisions: Decisions, parts: Sequence[ModelAndOptimizer]) -> None:
-        self.parts = list(parts)
-        self.model = join_models([part.model for part in parts])
-        self.optimizer, self.average = decisions.optimizer(self.model), None
-        join_optimizer(self.optimizer, self.model, parts)
+    def __init__(self, decisions: Decisions, parts: Sequence[Network]) -> None:
+        joined, self._parts = join_models([part.model for part in parts]), parts
+        super().__init__(joined, decisions.optimizer(joined))
+        join_optimizer(self.optimizer, joined, parts)
+
+    @property
+    def parts(self) -> Sequence[Network]:
+        return self._parts
 
     def give_back(self) -> None:
         """Copy each run's share into its own network and optimizer."""
@@ -234,7 +233,7 @@ def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
         raise ValueError("the model draws random numbers")
     images = data.train.tensors[0]
     chosen = torch.arange(2 * recipe.per_worker) % len(images)
-    refuse_difference(models, images[chosen].to(group.device).view(2, -1, *images.shape[1:]))
+    try_joined(models, images[chosen].to(group.device).view(2, -1, *images.shape[1:]))
 
 
 class JoinedLinear(nn.Module):
@@ -292,7 +291,7 @@ def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
             state[name].copy_(part)
 
 
-def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
+def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Network]) -> None:
     """Fill the state of the joined network's optimizer with that of each model's."""
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
@@ -304,7 +303,7 @@ def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAnd
                 joined.state[parameter][key] = copy.deepcopy(first)
 
 
-def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAndOptimizer]) -> None:
+def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Network]) -> None:
     parameters = [dict(part.model.named_parameters()) for part in parts]
     for name, parameter in model.named_parameters():
         for key, value in joined.state.get(parameter, {}).items():
@@ -314,8 +313,8 @@ def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[ModelAn
 
 
 @torch.no_grad()
-def refuse_difference(models: Sequence[nn.Module], images: Tensor) -> None:
-    """Try the joined network on each model's own images, in float64, in training and in evaluation.
+def try_joined(models: Sequence[nn.Module], images: Tensor) -> None:
+    """A trial of the joined network on each model's own images, in float64, in training and in evaluation.
 
     Args:
         images: (S, N, C, …), a whole number of workers.

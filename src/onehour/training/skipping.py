@@ -28,7 +28,7 @@ SHARE = 0.001
 class Skipping:
     """What of a run's images was skipped since it began."""
 
-    def __init__(self, recipe: Recipe, feed: Feed, group: Group, *, folder: Path, inside: Path) -> None:
+    def __init__(self, recipe: Recipe, feed: Feed, group: Group, folder: Path, inside: Path) -> None:
         assert recipe.samples is not None
         self.samples, self._position = recipe.samples, recipe.phases(recipe.samples).position
         self.feed, self.group, self.folder, self._inside = feed, group, folder, inside
@@ -46,9 +46,11 @@ class Skipping:
         self._too_many.logical_or_(self.skipped - before > limit)
         return self._too_many
 
-    def count(self) -> int:
-        """How many so far; new ones are named in the folder. All processes call it together."""
+    def count(self, *, together: bool = True) -> int:
+        """How many so far; where all processes call it together, new ones are named in the folder."""
         skipped = int(self.skipped.item())
+        if not together:
+            return skipped
         folder = self._inside if self.group.rank == 0 else None
         if skipped != self._named:  # the same number in all processes
             self._named = skipped
@@ -95,7 +97,7 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
     flags = torch.zeros(len(dataset), dtype=torch.int32)
     flags[list(skipped.indices)] = 1
     skipped.indices.clear()
-    found = add(flags).nonzero().flatten().tolist()
+    found: list[int] = add(flags).nonzero().flatten().numpy().tolist()
     if folder is None or not found:
         return
     path = folder / BAD_IMAGES
@@ -111,7 +113,7 @@ def name_skipped(folder: Path | None, dataset: Any, skipped: Skipped, add: Calla
 
 
 def _indices(lines: bytes) -> set[int]:
-    found = set()
+    found = set[int]()
     for line in lines.splitlines():
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             found.add(json.loads(line)["index"])

@@ -1,4 +1,4 @@
-"""What a run consists of between two iterations, as tensors by name: weights, statistics, velocity.
+"""What a run consists of between two iterations: its network, and weights, statistics and velocity as tensors by name.
 
 An optimizer's numbers are tensors too, of their exact type and value; their names end in "#".
 """
@@ -6,7 +6,8 @@ An optimizer's numbers are tensors too, of their exact type and value; their nam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,96 @@ from torch.optim import Optimizer
 NUMBER = "#"
 OF_THE_RECIPE = {"params", "lr", "lr_scale", "initial_lr", "weight_decay"}
 """What a run gives an optimizer's groups by itself."""
+PREFIX = "ema/"
+"""Of their names in a checkpoint, where what an optimizer keeps is called after its parameter."""
+
+
+class AveragedWeights:
+    """ā ← ρ·ā + (1 − ρ)·w after each update, from the initial weights on, for every parameter that trains.
+
+    Buffers are the model's own: BatchNorm's running statistics are averages already, and averaged again would be those
+    of older weights than ā is made of.
+
+    Args:
+        decay: ρ' of the run's minibatch.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        named = model.named_parameters(remove_duplicate=False)
+        self._named = {name: parameter for name, parameter in named if parameter.requires_grad}
+        self._weights: list[Tensor] = list(dict.fromkeys(self._named.values()))
+        self._averages = [weight.detach().clone() for weight in self._weights]
+        self._share = self._averages[0].new_tensor(1 - decay)
+
+    def set_decay(self, decay: float) -> None:
+        """Go on with ρ' of another minibatch."""
+        self._share.fill_(1 - decay)
+
+    @torch.no_grad()
+    def move(self, live: Tensor) -> None:
+        """Take the weights in; not where `live`, a boolean scalar tensor, is false: the host need not know it."""
+        untyped: Any = torch
+        moves = untyped._foreach_sub(self._weights, self._averages)
+        untyped._foreach_mul_(moves, self._share * live)
+        untyped._foreach_add_(self._averages, moves)
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """While entered, the model's weights are the averages."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """By value: a CUDA graph knows both by their places in memory."""
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages where they lie, by names for a checkpoint."""
+        lies = dict(zip(self._weights, self._averages, strict=True))
+        return {f"{PREFIX}{name}": lies[weight] for name, weight in self._named.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take what `state` gave out of a checkpoint's tensors."""
+        for name, average in self.state().items():
+            average.copy_(state.pop(name))
+
+
+def averages_in(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averages among a checkpoint's tensors, by their parameters' names."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+
+
+class Network:
+    """A model, its optimizer, and the average of its weights if there is one: a run's own, or S runs' as one."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, average: AveragedWeights | None = None) -> None:
+        self.model, self.optimizer, self.average = model, optimizer, average
+
+    @property
+    def parts(self) -> Sequence[Network]:
+        """What each of its runs has of it: one run has all."""
+        return [self]
+
+    def give_back(self) -> None:
+        """Let each run's part hold what was trained; it does."""
+
+    def alive(self, known: Tensor) -> Tensor:
+        """Which seeds have finite numbers alone, bool (S,).
+
+        Args:
+            known: what the last iteration has found.
+        """
+        return known
+
+    def clear(self, seed: int) -> None:
+        """Take a seed that has left the finite numbers out of the network; alone, it ends the run."""
 
 
 def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:

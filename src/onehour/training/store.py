@@ -44,14 +44,12 @@ KINDS: dict[str, Kind] = {
 """Of a manifest."""
 
 
-def _is_float(value: Any) -> bool:
-    """Whether a number has a fraction, if only a zero."""
-    return isinstance(value, float)
-
-
 PROGRESS: dict[str, Kind] = {
     "position": COUNT,
-    "totals": ("two numbers or more", lambda value: is_list(_is_float)(value) and len(value) > 1),
+    "totals": (
+        "two numbers or more",
+        lambda value: is_list(lambda number: isinstance(number, float))(value) and len(value) > 1,
+    ),
     "build": ("texts by name", is_object(lambda value: isinstance(value, str) and value.isprintable())),
     "evaluated": FLAG,
     "skipped": COUNT,

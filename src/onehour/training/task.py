@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,51 +82,18 @@ class Evaluation:
         return next(iter(self.metrics.values())) if self.errors is None else 100 * self.errors / self.samples
 
 
-class Task(Protocol):
-    """What a step and an evaluation need to know of what a run learns."""
-
-    @property
-    def counts(self) -> bool:
-        """Whether the count is known only behind the forward pass; else it is the number of samples."""
-        ...
-
-    @property
-    def higher_is_better(self) -> tuple[str, ...]:
-        """The names of metrics where more is better."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """R: how many sums a batch has, its loss first; with `counts` the count is the second."""
-        ...
-
-    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found: ...
-
-    def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
-        """Be asked the first time, for some samples and for all of them twice."""
-        ...
-
-    def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
-        """What the sums over all validation data say."""
-        ...
-
-    def trained(self, rows: Sequence[float], iterations: int, images: int) -> tuple[float, dict[str, float]]:
-        """The run's metric, and all metrics of a task of one's own, of some iterations' sums.
-
-        Args:
-            rows: Σ of the iterations' mean losses, then of their other rows.
-            images: that they took.
-        """
-        ...
-
-
 class Classification:
     """Σ of the samples' cross-entropies, and how many the model gets wrong.
 
     A sample for which the model gives NaN is an error.
     """
 
-    counts, rows, higher_is_better = False, 2, ()
+    counts = False
+    """Whether the count is known only behind the forward pass; else it is the number of samples."""
+    rows = 2
+    """R: how many sums a batch has, its loss first; with `counts` the count is the second."""
+    higher_is_better: tuple[str, ...] = ()
+    """The names of metrics where more is better."""
 
     def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
         """Its rows: loss, errors.
@@ -151,12 +118,19 @@ class Classification:
         return Found(loss, wrong.sum(0))
 
     def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
-        """Nothing: what it adds up is known."""
+        """Be asked the first time, for some samples and for all of them twice: nothing here, as it is known."""
 
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
+        """What the sums over all validation data say."""
         return Evaluation(errors=int(rows[1]), samples=samples, loss=rows[0] / samples)
 
     def trained(self, rows: Sequence[float], iterations: int, images: int) -> tuple[float, dict[str, float]]:
+        """The run's metric, and all metrics of a task of one's own, of some iterations' sums.
+
+        Args:
+            rows: Σ of the iterations' mean losses, then of their other rows.
+            images: that they took.
+        """
         return 100 * rows[1] / images, {}
 
     def logits(self, model: Model, images: Tensor, recipe: Recipe) -> Tensor:
@@ -296,8 +270,9 @@ class OwnTask:
         return tuple(sums.higher_is_better)
 
     def _pair(self, name: str, pair: Any) -> tuple[Tensor, Tensor]:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"task {self.name}: metric {name!r} is a {type(pair).__name__}; expected (Σ a, Σ b)")
+        kind = pair.__class__
+        if not issubclass(kind, tuple | list) or len(pair) != 2:
+            raise ValueError(f"task {self.name}: metric {name!r} is a {kind.__name__}; expected (Σ a, Σ b)")
         one, other = (self._number(f"metric {name!r}", value) for value in pair)
         return one, other
 
@@ -313,6 +288,10 @@ class OwnTask:
         if not isinstance(value, int | float):
             raise ValueError(f"task {self.name}: its {what} is a {type(value).__name__}; expected one number")
         return torch.full((), float(value), dtype=torch.float64, device=self.device)
+
+
+Task = Classification | OwnTask
+"""What a step and an evaluation add up of what a run learns."""
 
 
 def task_of(recipe: Recipe, given: Callable[[Model, Any], Sums] | None, device: torch.device) -> Task:

@@ -15,16 +15,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from onehour.config import Recipe
+from onehour.data.sources import complete
 from onehour.dist.devices import deterministic
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.execution import Execution
-from onehour.training.build import build_model, complete, open_feeds, pick_share, pick_workers_per_pass
-from onehour.training.decisions import decisions_of
-from onehour.training.initial import start_from
+from onehour.training.build import build_model
+from onehour.training.deviations import decisions_of
+from onehour.training.hosting import open_feeds, pick_share, pick_workers_per_pass
 from onehour.training.loop import iterate
 from onehour.training.refusals import refuse_iterations
-from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.start import start_from
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 from onehour.training.task import task_of
 
@@ -59,15 +61,15 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     model, decisions = build_model(recipe, data, group.device, task=task), decisions_of(recipe)
     if recipe.init:
         start_from(recipe, data, model, group.device)
-    optimizer = decisions.optimizer(model)
+    network = Network(model, decisions.optimizer(model))
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
     own = passes(pick_share(recipe, group), together)
     feeds = open_feeds(recipe, data, execution, model, decisions.stream(), group)
     history, state = list[History](), dict[str, Tensor]()
-    with closing(feeds), Step(decisions, model, optimizer, passes=own, group=group, task=task) as step:
+    with closing(feeds), Step(decisions, network, passes=lambda _: own, group=group, task=task) as step:
         model.train()
         for _ in iterate(step, feeds.training, range(steps)):
-            velocity = optimizer_state(optimizer, model)
+            velocity = optimizer_state(network.optimizer, model)
             state = model_state(model) | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
             if group.rank == 0:
                 history.append({name: _fingerprint(tensor) for name, tensor in state.items()})

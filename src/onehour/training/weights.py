@@ -17,17 +17,20 @@ from torch import Tensor, nn
 
 from onehour.config import Recipe
 from onehour.data.loader import Feed
+from onehour.data.sources import complete
 from onehour.dist.devices import pick_device
 from onehour.dist.group import Group
 from onehour.execution import Execution
 from onehour.messages import shown
 from onehour.rules.keys import seed_for
+from onehour.rules.minibatch import whole_workers
 from onehour.sidefile import is_object
-from onehour.training.average import averages_in
-from onehour.training.build import build_model, classes_of, complete, pick_loaders
+from onehour.training.build import build_model, classes_of
 from onehour.training.checkpoint import latest_contents
-from onehour.training.engine import evaluate
+from onehour.training.evaluate import Recalibration, evaluate
+from onehour.training.hosting import pick_loaders
 from onehour.training.record import Run
+from onehour.training.state import averages_in, model_state
 from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
 from onehour.training.task import Classification, Evaluation, Found, Model, task_of
 
@@ -36,6 +39,9 @@ INSIDE = ("state_dict", "model")
 """Where trainers' checkpoints have the weights, beside what else they hold."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What every name begins with where DDP's or torch.compile's wrapper was saved in place of the model."""
+
+IMAGES = 8192
+"""Training images that statistics are measured with unless told otherwise, or all where there are fewer."""
 
 
 def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
@@ -241,3 +247,44 @@ def _line(error: BaseException) -> str:
 def few(names: list[str]) -> str:
     """The first of some names, and how many more there are."""
     return shown(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """A model evaluated with its running averages, and with statistics of so many training images."""
+
+    images: int
+    before: WeightsEvaluation
+    after: WeightsEvaluation
+    weights: dict[str, Tensor]
+    """Its state dict, on the CPU, with the new statistics."""
+
+
+def recalibrated(
+    source: Path,
+    *,
+    recipe: Recipe,
+    images: int | None = None,
+    device: str = "auto",
+    ema: bool = False,
+) -> Recalibrated:
+    """Recalibrate the weights of a run, or of a file; nothing is written.
+
+    Args:
+        images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
+    """
+    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
+    if images is None:
+        most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
+        images = recipe.recalibrate or max(1, most // n) * n
+    else:  # here, where they have the name that they were given by
+        whole_workers("--images", images, per_worker=recipe.per_worker, samples=opened.data.looks[0].samples)
+    group, loaders = Group(device=opened.device), pick_loaders(Execution(), opened.data)
+    with closing(
+        Recalibration(
+            opened.model, opened.recipe, opened.data, images=images, group=group, loaders=loaders, task=opened.task
+        )
+    ) as recalibration:
+        before = opened.evaluate()
+        recalibration.apply()
+    return Recalibrated(images, before, opened.evaluate(), model_state(opened.model))

@@ -12,15 +12,15 @@ import pytest
 
 from onehour.cli import make_parser
 from onehour.cli.train import execution_of
+from onehour.dist.watchdog import BEAT, BEATS, EXIT_STUCK, HOST, Watchdog
 from onehour.execution import Execution
-from onehour.training.watchdog import BEAT, BEATS, EXIT_STUCK, HOST, Watchdog
 
 pytestmark = pytest.mark.usefixtures("forked")
 
 LOOP = """
 import os, signal, sys, time
 from pathlib import Path
-from onehour.training import watchdog
+from onehour.dist import watchdog
 folder, steps, pause, then, rank, grace = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]
 watchdog.GRACE = float(grace)
 dog = watchdog.Watchdog(folder, rank=int(rank), size=2, timeout=1.0)
@@ -150,9 +150,9 @@ def test_the_last_resort_is_not_armed_again_after_the_end(tmp_path: Path, monkey
             dog.close()
             said.append("armed")
 
-    monkeypatch.setattr("onehour.training.watchdog.faulthandler.dump_traceback_later", arm)
+    monkeypatch.setattr("onehour.dist.watchdog.faulthandler.dump_traceback_later", arm)
     monkeypatch.setattr(
-        "onehour.training.watchdog.faulthandler.cancel_dump_traceback_later", lambda: said.append("cancelled")
+        "onehour.dist.watchdog.faulthandler.cancel_dump_traceback_later", lambda: said.append("cancelled")
     )
     dog = Watchdog(tmp_path, rank=0, size=1, timeout=0.5)
     assert ended.wait(300)

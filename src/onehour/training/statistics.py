@@ -1,25 +1,18 @@
-"""What a loop trains, BatchNorm's running statistics (§2.3), and evaluation."""
+"""BatchNorm's running statistics, of ghost layers or a network's own: a run moves them once an iteration (§2.3)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from onehour.config import Recipe
-from onehour.data.loader import CHUNK, Feed
-from onehour.dist.group import Group
 from onehour.rules.batchnorm import RepeatedParameters, ghost_layers
-from onehour.training.average import AveragedWeights
-from onehour.training.refusals import refuse_batch, refuse_rows
-from onehour.training.task import CLASSIFICATION, Evaluation, Task
-from onehour.training.watchdog import never
+from onehour.training.decisions import Decisions
+from onehour.training.refusals import refuse_rows
 
 IN_ORDER = ("cuda",)
 """Where the statistics of all layers are added at once, in whatever order a model calls them.
@@ -27,48 +20,6 @@ IN_ORDER = ("cuda",)
 On a CPU only those of one or two workers, for which there is one order of adding: over more, all layers at once would
 give other bits than those of runs that exist.
 """
-
-
-@dataclass(frozen=True)
-class ModelAndOptimizer:
-    """A run's own network, its optimizer, and the average of its weights if it keeps one."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    average: AveragedWeights | None = None
-
-
-class Network:
-    """What a loop trains, and what each of its runs has of it: one run has all.
-
-    Args:
-        part: the run's.
-    """
-
-    def __init__(self, part: ModelAndOptimizer) -> None:
-        self.model, self.optimizer, self.average, self.parts = part.model, part.optimizer, part.average, [part]
-
-    def give_back(self) -> None:
-        """Let each run's part hold what was trained; it does."""
-
-    def alive(self, known: Tensor) -> Tensor:
-        """Which seeds have finite numbers alone, bool (S,).
-
-        Args:
-            known: what the last iteration has found.
-        """
-        return known
-
-    def clear(self, seed: int) -> None:
-        """Take a seed that has left the finite numbers out of the network; alone, it ends the run."""
-
-
-class StatisticsRule(Protocol):
-    """How the running statistics move; `onehour.training.decisions.Decisions` says it."""
-
-    def shares(self, momentum: float) -> Tensor | None: ...
-
-    def moved(self, momentum: float) -> float: ...
 
 
 class RunningStatistics:
@@ -87,7 +38,7 @@ class RunningStatistics:
     find: Callable[[nn.Module], list[Any]] = staticmethod(ghost_layers)
     """The layers of a model that it moves."""
 
-    def __init__(self, model: nn.Module, rule: StatisticsRule) -> None:
+    def __init__(self, model: nn.Module, rule: Decisions) -> None:
         self.layers = self.find(model)
         widths = [layer.num_features for layer in self.layers]
         ends = list(accumulate(widths, initial=0))
@@ -206,67 +157,69 @@ class RunningStatistics:
         self._counts += seen
 
 
-class EvaluationStoppedError(Exception):
-    """All processes have left the evaluation before the same chunk."""
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    feed: Feed,
-    recipe: Recipe,
-    *,
-    group: Group,
-    task: Task = CLASSIFICATION,
-    seeds: int = 1,
-    stop_asked: Callable[[], bool] = never,
-) -> list[Evaluation]:
-    """Evaluate on every sample once; for each of the model's seeds.
+def tracked_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The model's BatchNorm layers that keep running statistics, converted or not."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
-    Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's sums have a place of their own in
-    the vector that is summed, so that no order of adding depends on p.
 
-    Args:
-        feed: of the validation data.
-        seeds: S, how many networks the model is.
-        stop_asked: whether to leave early: on a slow device an evaluation may take hours. Asked before each chunk.
-        task: what a chunk adds, as `classification`.
+class KeptStatistics(RunningStatistics):
+    """The running statistics of layers that move them by themselves, whatever their rule.
 
-    Raises:
-        InputError: where the loss is not finite because a sample is not; in all processes, naming it.
-        EvaluationStoppedError: in all processes together, once any was asked to stop.
-        ValueError: where a task of one's own has counted nothing.
+    A pass is one worker, and each begins with what the iteration began with; after the iteration they are the mean over
+    all k workers of what a pass has left. With torch's own rule r ← (1 − m)·r + m·s that is (1 − m)·r + m·Σs/k, as for
+    ghost layers.
     """
-    every = -(-feed.samples // CHUNK)
-    own = range(group.rank, every, group.size)
-    sums = torch.zeros(every, task.rows, seeds, dtype=torch.float64, device=group.device)
-    was_training = model.training
-    model.eval()
-    try:
-        batches = feed.chunks(own)
-        for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
-            if any_process(stop_asked, group):
-                raise EvaluationStoppedError
-            if turn < len(own):
-                found = task(model, next(batches), recipe, evaluating=True)
-                sums[own[turn], 0], sums[own[turn], 1:] = found.loss, found.others
-    finally:
-        model.train(was_training)
-    by_seed = group.sum(sums).cpu().permute(2, 1, 0).numpy().tolist()
-    for chunk in sorted({chunk for losses, *_ in by_seed for chunk in _first_not_finite(losses)}):
-        batch = next(feed.chunks(range(chunk, chunk + 1)))
-        if seeds > 1:  # all have the same
-            batch = batch[0].chunk(seeds, 1)[0], batch[1]
-        refuse_batch(batch, lambda row, first=chunk * CHUNK: feed.called(first + row))
-    return [task.evaluated([sum(row) for row in rows], feed.samples) for rows in by_seed]
 
+    find = staticmethod(tracked_layers)
 
-def _first_not_finite(losses: list[float]) -> Iterator[int]:
-    yield from [chunk for chunk, loss in enumerate(losses) if not math.isfinite(loss)][:1]
+    def __init__(self, model: nn.Module, rule: Decisions) -> None:
+        super().__init__(model, rule)
+        if self.layers:
+            self._begun = self._running.clone(), self._counts.clone()
+            self._move.fill_(1)
+        self._views: list[tuple[nn.Module, str, Tensor]] = []
+        self._between = True
+        """Whether the layers hold what an iteration begins with."""
 
+    def _collect_from(self, number: int, *, in_place: bool) -> None:
+        layer = self.layers[number]
+        self._views += [(layer, name, getattr(layer, name)) for name in BUFFERS]
 
-def any_process(asked: Callable[[], bool], group: Group) -> bool:
-    """Whether any process was asked; all processes call it together."""
-    if group.size == 1:  # a GPU need not be waited for
-        return asked()
-    return group.sum(torch.tensor(float(asked()), device=group.device)).item() > 0
+    def detach(self) -> None:
+        """Nothing was left with the layers."""
+
+    def begin_pass(self, workers: range) -> None:
+        assert len(workers) == 1
+        if not self.layers:
+            return
+        for begun, now in zip(self._begun, (self._running, self._counts), strict=True):
+            if self._between:
+                begun.copy_(now)
+            else:
+                now.copy_(begun)
+        self._between = False
+
+    @torch.no_grad()
+    def end_pass(self) -> None:
+        """Add what the worker's pass has left, where it has used a layer."""
+        if not self.layers:
+            return
+        for layer, name, view in self._views:
+            left = getattr(layer, name)
+            if left is not view:  # it assigns a tensor of its own
+                view.copy_(left)
+                setattr(layer, name, view)
+        used = self._counts != self._begun[1]
+        self._sums += torch.where(used.index_select(0, self._layer_of), self._running, 0.0)
+        self._workers += used
+
+    def commit(self, live: Tensor) -> None:
+        if not self.layers:
+            return
+        self._running.copy_(self._begun[0])
+        self._counts.copy_(self._begun[1])
+        self._between = True
+        super().commit(live)

@@ -1,17 +1,12 @@
-"""BatchNorm's statistics of the weights as they are, over training images, in place of the running averages (§2.3).
-
-Running averages lag behind the weights, and a large minibatch updates them less often: the paper names that as the
-reason why its early validation curves at 8k are noisy (F4). Here μ = (1/K)·Σ μ_j and σ² = (1/K)·Σ σ²_j over K workers
-of n training images, each normalised by its own statistics, under the weights of one iteration.
-"""
+"""What a network gets wrong on all validation data, with its running statistics or recalibrated ones (§2.3)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,28 +15,83 @@ from torch import Tensor, nn
 from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Feed
 from onehour.data.sources import Data
+from onehour.dist.devices import seed_torch
 from onehour.dist.group import Group
-from onehour.execution import Execution
+from onehour.dist.watchdog import never
 from onehour.rules.batchnorm import ghost_layers
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch, whole_workers
 from onehour.rules.shuffle import SampleStream
-from onehour.training.build import pick_loaders
-from onehour.training.engine import EvaluationStoppedError, any_process
-from onehour.training.state import model_state
-from onehour.training.step import seed_torch
-from onehour.training.task import CLASSIFICATION, Task
-from onehour.training.watchdog import never
-from onehour.training.weights import OpenedWeights, WeightsEvaluation
+from onehour.training.refusals import refuse_batch
+from onehour.training.state import Network
+from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
-IMAGES = 8192
-"""Training images unless told otherwise, or all where there are fewer."""
 BLOCK = 32
 """Passes whose sums have a place each before they are added, so that no order of adding depends on p."""
 
 
+class EvaluationStoppedError(Exception):
+    """All processes have left the evaluation before the same chunk."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    feed: Feed,
+    recipe: Recipe,
+    *,
+    group: Group,
+    task: Task = CLASSIFICATION,
+    seeds: int = 1,
+    stop_asked: Callable[[], bool] = never,
+) -> list[Evaluation]:
+    """Evaluate on every sample once; for each of the model's seeds.
+
+    Chunks of 256 consecutive samples are dealt to the processes in turn. Each chunk's sums have a place of their own in
+    the vector that is summed, so that no order of adding depends on p.
+
+    Args:
+        feed: of the validation data.
+        seeds: S, how many networks the model is.
+        stop_asked: whether to leave early: on a slow device an evaluation may take hours. Asked before each chunk.
+        task: what a chunk adds, as `classification`.
+
+    Raises:
+        InputError: where the loss is not finite because a sample is not; in all processes, naming it.
+        EvaluationStoppedError: in all processes together, once any was asked to stop.
+        ValueError: where a task of one's own has counted nothing.
+    """
+    every = -(-feed.samples // CHUNK)
+    own = range(group.rank, every, group.size)
+    sums = torch.zeros(every, task.rows, seeds, dtype=torch.float64, device=group.device)
+    was_training = model.training
+    model.eval()
+    try:
+        batches = feed.chunks(own)
+        for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
+            if group.any(stop_asked()):
+                raise EvaluationStoppedError
+            if turn < len(own):
+                found = task(model, next(batches), recipe, evaluating=True)
+                sums[own[turn], 0], sums[own[turn], 1:] = found.loss, found.others
+    finally:
+        model.train(was_training)
+    by_seed = group.sum(sums).cpu().permute(2, 1, 0).numpy().tolist()
+    bad = ([chunk for chunk, loss in enumerate(losses) if not math.isfinite(loss)] for losses, *_ in by_seed)
+    for chunk in sorted({chunks[0] for chunks in bad if chunks}):
+        batch = next(feed.chunks(range(chunk, chunk + 1)))
+        if seeds > 1:  # all have the same
+            batch = batch[0].chunk(seeds, 1)[0], batch[1]
+        refuse_batch(batch, lambda row, first=chunk * CHUNK: feed.called(first + row))
+    return [task.evaluated([sum(row) for row in rows], feed.samples) for rows in by_seed]
+
+
 class Recalibration:
     """Statistics of training images for a model's evaluations; its own running statistics are put back behind each.
+
+    Running averages lag behind the weights, and a large minibatch updates them less often: the paper names that as the
+    reason why its early validation curves at 8k are noisy (F4). Here μ = (1/K)·Σ μ_j and σ² = (1/K)·Σ σ²_j over K
+    workers of n training images, each normalised by its own statistics, under the weights of one iteration.
 
     The images are always the same ones, drawn and augmented as in training under a key of their own. Pass by pass a
     batch has the same workers on any number of processes, and the passes are added in their order.
@@ -126,7 +176,7 @@ class Recalibration:
                 block = range(first, min(first + BLOCK, len(self._passes)))
                 rows = total.new_zeros(len(block), len(total))
                 for number, row in zip(block, rows, strict=True):
-                    if number % size == 0 and any_process(stop_asked, self.group):
+                    if number % size == 0 and self.group.any(stop_asked()):
                         raise EvaluationStoppedError
                     if number % size == rank:
                         collect(row)
@@ -160,42 +210,39 @@ class Recalibration:
                 layer.seen, layer.sums, layer.shares = seen, sums, shares
 
 
-@dataclass(frozen=True)
-class Recalibrated:
-    """A model evaluated with its running averages, and with statistics of so many training images."""
-
-    images: int
-    before: WeightsEvaluation
-    after: WeightsEvaluation
-    weights: dict[str, Tensor]
-    """Its state dict, on the CPU, with the new statistics."""
-
-
-def recalibrated(
-    source: Path,
-    *,
-    recipe: Recipe,
-    images: int | None = None,
-    device: str = "auto",
-    ema: bool = False,
-) -> Recalibrated:
-    """Recalibrate the weights of a run, or of a file; nothing is written.
+class Evaluator:
+    """Evaluates a run's network as its recipe says: with recalibrated statistics, and its averaged weights as well.
 
     Args:
-        images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
+        feed: of the validation data.
+        recalibration: of the network's model, where the recipe asks for it.
     """
-    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
-    if images is None:
-        most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
-        images = recipe.recalibrate or max(1, most // n) * n
-    else:  # here, where they have the name that they were given by
-        whole_workers("--images", images, per_worker=recipe.per_worker, samples=opened.data.looks[0].samples)
-    group, loaders = Group(device=opened.device), pick_loaders(Execution(), opened.data)
-    with closing(
-        Recalibration(
-            opened.model, opened.recipe, opened.data, images=images, group=group, loaders=loaders, task=opened.task
+
+    def __init__(
+        self,
+        network: Network,
+        feed: Feed,
+        recipe: Recipe,
+        recalibration: Recalibration | None = None,
+        *,
+        group: Group,
+        task: Task = CLASSIFICATION,
+    ) -> None:
+        self._network, self._recalibration = network, recalibration
+        self._evaluate = partial(
+            evaluate, network.model, feed, recipe, group=group, task=task, seeds=len(network.parts)
         )
-    ) as recalibration:
-        before = opened.evaluate()
-        recalibration.apply()
-    return Recalibrated(images, before, opened.evaluate(), model_state(opened.model))
+
+    def __call__(self, stop_asked: Callable[[], bool] = never) -> tuple[list[Evaluation], Evaluation | None]:
+        """Of each seed, and of the averaged weights where there are some; errors as of `evaluate`."""
+        results = self._with_the_weights(stop_asked)
+        if self._network.average is None:
+            return results, None
+        with self._network.average.in_place():
+            (averaged,) = self._with_the_weights(stop_asked)
+        return results, averaged
+
+    def _with_the_weights(self, stop_asked: Callable[[], bool]) -> list[Evaluation]:
+        """That the model has now."""
+        with nullcontext() if self._recalibration is None else self._recalibration.applied(stop_asked):
+            return self._evaluate(stop_asked=stop_asked)

@@ -19,8 +19,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from onehour.dist.group import Group
 from onehour.dist.launch import is_torchruns
 from onehour.dist.signals import StopSignals
@@ -190,7 +188,7 @@ class Stopping:
             return True
         asked = self._signals.asked
         mine = asked is not None and not (asked == signal.SIGTERM and is_torchruns())
-        return self.group.sum(torch.tensor(float(mine), device=self.group.device)).item() > 0
+        return self.group.any(mine)
 
 
 class _Beat(NamedTuple):

@@ -22,8 +22,8 @@ from onehour.entry import asked_for
 from onehour.models.load import pretrained_weights
 from onehour.training.agreement import refusal
 from onehour.training.build import build_model
-from onehour.training.initial import Start, start_from
 from onehour.training.record import Run, StoppedError
+from onehour.training.start import Start, start_from
 from onehour.training.weights import read_weights
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from onehour.data.loader import CHUNK, Feed
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import GhostBatchNorm1d, convert_batchnorm
 from onehour.training.decisions import Decisions
-from onehour.training.engine import RunningStatistics, evaluate
+from onehour.training.evaluate import evaluate
+from onehour.training.statistics import RunningStatistics
 from onehour.training.task import Evaluation
 
 LIVE = torch.tensor(True)
@@ -142,15 +143,12 @@ def test_layers_are_left_alone_once_collecting_ends():
 
 
 def test_layers_with_momenta_of_their_own_take_shares_of_their_own():
-    class Rule:
+    class Rule(Decisions):
         def shares(self, momentum: float) -> Tensor:
             return torch.tensor([0.2, 0.5, 0.3] if momentum == 0.1 else [0.3, 0.5, 0.2])
 
-        def moved(self, momentum: float) -> float:
-            return momentum
-
     model = two_layers()
-    statistics = RunningStatistics(model, Rule())
+    statistics = RunningStatistics(model, Rule(RIGHT.recipe))
     statistics.begin_pass(range(1, 3))
     for layer, shares in zip(model, ([0.5, 0.3], [0.5, 0.2]), strict=True):
         assert layer.shares.tolist() == pytest.approx(shares)

@@ -7,8 +7,7 @@ import torch
 from simulated_gpu import SimulatedGpu
 from torch import Tensor
 
-from onehour.training.capture import WARMUPS, CapturedIteration
-from onehour.training.measure import StepTimer
+from onehour.training.asynchronous import WARMUPS, CapturedIteration, StepTimer
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 CUDA = torch.device("cuda")
@@ -91,7 +90,7 @@ def test_a_model_that_cannot_be_captured_is_launched_for_good_and_named_once(wor
     (text,) = work.said
     assert "cannot be captured" in text
     assert "not permitted when stream is capturing" in text
-    assert "test_capture.py" in text
+    assert "test_asynchronous.py" in text
     assert work.parts() == [{"update"}] * 8
 
 
