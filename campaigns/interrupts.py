@@ -67,11 +67,18 @@ DONE = (0, 1)
 """Codes of a command that was done before the signal; 1 is that of findings."""
 
 
-def prepared() -> Path:
-    """The inputs, made once: a run, two curves, images, a loop."""
+def prepared(name: str) -> Path:
+    """The inputs of a command, made once: two curves, images, a loop; a run where it wants one."""
     root = (OUT / CAMPAIGN / "inputs").absolute()
-    if (root / "run" / "summary.json").exists():
-        return root
+    if not (root / "loop.py").exists():
+        furnish(root)
+    if "run" in COMMANDS[name] and not (root / "run" / "summary.json").exists():
+        subprocess.run(command_of("train", root / "run"), cwd=root, check=True, capture_output=True)
+    return root
+
+
+def furnish(root: Path) -> None:
+    """Whatever takes no training."""
     shutil.rmtree(root, ignore_errors=True)
     draw = np.random.default_rng(0)
     for side, count in (("train", 24), ("val", 8)):
@@ -83,8 +90,6 @@ def prepared() -> Path:
     for name in ("a.csv", "b.csv"):
         (root / name).write_text(CURVE)
     (root / "loop.py").write_text(LOOP)
-    subprocess.run(command_of("train", root / "run"), cwd=root, check=True, capture_output=True)
-    return root
 
 
 def command_of(name: str, out: Path) -> list[str]:
@@ -168,8 +173,8 @@ def interrupted(case: int, span: float | None = None) -> dict[str, Any]:
     Args:
         span: seconds in which the signal comes; None is as long as the command takes, measured once.
     """
-    root, draw = prepared(), random.Random(f"{CAMPAIGN} {case}")
     name = list(COMMANDS)[case % len(COMMANDS)]
+    root, draw = prepared(name), random.Random(f"{CAMPAIGN} {case}")
     place = (OUT / CAMPAIGN / f"case-{case}").absolute()
     shutil.rmtree(place, ignore_errors=True)
     moment = draw.random() * (seconds_of(name, root) if span is None else span)

@@ -95,6 +95,7 @@ def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         forking = importlib.import_module("forking")
         monkeypatch.setattr(forking.Forked, "forker", request.getfixturevalue("forker"))
         monkeypatch.setattr(subprocess, "Popen", forking.Forked)
+        monkeypatch.setattr("multiprocessing.util.spawnv_passfds", forking.spawned)
 
 
 @pytest.fixture

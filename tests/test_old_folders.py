@@ -71,7 +71,8 @@ def test_a_finished_run_evaluates_and_exports(here: Path, capsys: pytest.Capture
     assert main(["export", "finished", "--to", "weights.safetensors"]) == 0
 
 
-def test_a_run_and_a_sweep_report(here: Path):
+def test_a_run_and_a_sweep_report(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("onehour.study.picture.FORMATS", ("svg",))
     assert main(["report", "sweep"]) == 0
     assert rows(Path("sweep/results.csv")) == rows(OLD / "sweep" / "results.csv")
     assert main(["report", "finished"]) == 0

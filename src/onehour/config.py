@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
@@ -169,7 +169,7 @@ class Recipe:
         self._set("layer_rates", layer_rates(self.layer_rates))
         self._set("ramp", tuple(f"{size}:{until}" for size, until in parse_ramp(self.ramp)))
         self._set("seed", whole_number("seed", self.seed))
-        refuse_values(self, get_type_hints(type(self)))
+        refuse_values(self, _types())
         refuse_together(self)
         if self.optimizer in ADAPTIVE:
             self.refuse_linear()
@@ -386,6 +386,11 @@ class Recipe:
             return cls.from_dict({**(unless_given or {}), **Read.every(values, path)})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(Recipe)
 
 
 def _whole(value: float) -> float:

@@ -292,6 +292,7 @@ def test_help_names_every_flag_of_the_issue(capsys: pytest.CaptureFixture[str]):
         assert f"--{flag} " in said
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_processes_from_one_command(command: list[str], alone: Path, environ: dict[str, str]):
     (alone / "run").mkdir()
     (alone / "run" / "old").touch()

@@ -76,7 +76,7 @@ def test_they_are_different_samples(expected: dict[Any, str]):
 
 @pytest.mark.parametrize(
     ("kind", "loaders"),
-    [*((kind, loaders) for kind in ("folder", "index", "pack") for loaders in (0, 4)), ("pack", 1), ("folder", 7)],
+    [("index", 0), ("pack", 0), ("folder", 4), ("index", 1), ("pack", 2)],
 )
 def test_any_number_of_loaders_gives_the_same(
     places: dict[str, Path], expected: dict[Any, str], kind: str, loaders: int
@@ -86,7 +86,7 @@ def test_any_number_of_loaders_gives_the_same(
 
 @pytest.mark.parametrize(
     ("kind", "processes", "loaders", "fused"),
-    [("folder", 2, 0, 1), ("pack", 4, 0, 2), ("folder", 2, 1, 4), ("pack", 4, 1, 1), ("folder", 1, 4, 8)],
+    [("folder", 2, 0, 1), ("pack", 4, 1, 2), ("folder", 1, 2, 8)],
 )
 def test_any_number_of_processes_gives_the_same(
     places: dict[str, Path], expected: dict[Any, str], kind: str, processes: int, loaders: int, fused: int
@@ -119,8 +119,7 @@ def test_the_processes_stay_from_one_use_to_the_next(places: dict[str, Path]):
     given.close()
 
 
-@pytest.mark.parametrize("kind", ["folder", "index", "pack"])
-@pytest.mark.parametrize("loaders", [0, 4])
+@pytest.mark.parametrize(("kind", "loaders"), [("index", 0), ("pack", 0), ("folder", 2)])
 def test_validation_is_the_same_too(places: dict[str, Path], kind: str, loaders: int):
     def validated(path: Path, loaders: int) -> str:
         with closing(Feed(image_folder(path)[1], seed=0, loaders=loaders, device=CPU)) as given:

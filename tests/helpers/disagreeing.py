@@ -24,6 +24,7 @@ import images
 import numpy
 import tinytask
 import torch
+import torch._dynamo  # else both processes import it, with their first optimizer
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -60,6 +61,8 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "pitfall": ("not given", "decay-on-batchnorm"),
 }
 """A recipe's fields, and a value on each host."""
+MET = ("seed", "base_lr", "milestones", "nesterov", "data", "pitfall")
+"""Those over which two hosts meet: whole numbers, others, several, flags, names, and what is not given."""
 
 
 class Host:
@@ -369,7 +372,7 @@ def field(name: str) -> Plant:
     return plant
 
 
-ALL = {f"field_{name}": field(name) for name in FIELDS} | {name: plant for name, (plant, _) in CASES.items()}
+ALL = {f"field_{name}": field(name) for name in MET} | {name: plant for name, (plant, _) in CASES.items()}
 
 
 def heard(rank: int, folder: Path, name: str, plant: Plant, **more: Any) -> str:

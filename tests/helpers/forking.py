@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NoReturn
 
-POPEN = subprocess.Popen
+POPEN, SPAWN = subprocess.Popen, util.spawnv_passfds  # type: ignore[attr-defined]
 PR_SET_CHILD_SUBREAPER = 36
 ABOVE = 100
 """Descriptors from here on are free while those of a process are put into their places."""
@@ -39,6 +39,8 @@ PRELOADED = (
     *("onehour.cli.train", "onehour.cli.sweep", "onehour.cli.verify", "onehour.cli.report", "onehour.runs"),
     *("onehour.training.loop", "onehour.dist.group", "onehour.dist.launch", "onehour.sweeps.pool", "onehour.api"),
     *("onehour.dist.watchdog", "onehour.data.images", "torch.distributed"),
+    *("torch._dynamo", "torch.nn.parallel", "numpy.random"),  # torch's first optimizer imports a compiler
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),  # of a run's curve
 )
 
 
@@ -51,8 +53,11 @@ def start(command: Sequence[str], descriptors: dict[int, int], **given: Any) -> 
     """
     request = given | {"command": list(command), "parent": os.getpid(), "descriptors": list(descriptors)}
     if Forked.forker is None:  # in a process that was forked, which launches others and computes nothing
-        number = os.fork()
-        return number or become(request, list(descriptors.values()))
+        own = [os.dup(descriptor) for descriptor in descriptors.values()]  # a lock closes its own in a forked process
+        number = os.fork() or become(request, own)
+        for descriptor in own:
+            os.close(descriptor)
+        return number
     reaper = ctypes.CDLL(None).prctl
     reaper(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
@@ -90,7 +95,7 @@ def become(request: dict[str, Any], given: list[int]) -> NoReturn:
         while os.getppid() != request["parent"]:
             time.sleep(0.0005)
         Forked.forker = None
-        subprocess.Popen = Forked  # type: ignore[assignment, misc]
+        subprocess.Popen, util.spawnv_passfds = Forked, spawned  # type: ignore[assignment, attr-defined, misc]
         gc.freeze()  # whoever owned a descriptor here must not close it a second time
         _take(request["descriptors"], given)
         _forget()
@@ -206,6 +211,15 @@ class Forked(subprocess.Popen[Any]):
         self.pid = start(words, descriptors, cwd=cwd or os.getcwd(), env=env, session=asked["start_new_session"])
         self._child_created = True
         self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
+
+
+def spawned(path: bytes, command: Sequence[Any], descriptors: Sequence[int]) -> int:
+    """For multiprocessing.util.spawnv_passfds: a process of the context "spawn"."""
+    words = [os.fsdecode(word) for word in command]
+    if not any("spawn_main" in word for word in words):
+        return SPAWN(path, command, descriptors)
+    mapping = {number: number for number in (0, 1, 2, *descriptors)}
+    return start([sys.executable, *words[1:]], mapping, cwd=os.getcwd(), env=dict(os.environ), session=False)
 
 
 if __name__ == "__main__":

@@ -67,15 +67,15 @@ CASES = {
     "one pixel": {"n": 16, "g": 2, "channels": 66, "side": 1},
     "several tiles and parts": {"n": 8, "g": 2, "channels": 8, "side": 5},
     "many workers": {"n": 4, "g": 9, "channels": 3, "side": 2},
-    "wide": {"n": 3, "g": 2, "channels": 256, "side": 5},
+    "wide": {"n": 3, "g": 2, "channels": 256, "side": 2},
 }
 
 
 KINDS = ("", "relu", "shortcut", "shortcut relu", "plain relu")
-DRAWN = [*(("odd channels", kind) for kind in KINDS), *((case, kind) for case in CASES for kind in KINDS[3:])]
+DRAWN = [*(("odd channels", kind) for kind in KINDS), *((case, "shortcut relu") for case in list(CASES)[1:])]
 
 
-@pytest.mark.parametrize(("case", "kind"), dict.fromkeys(DRAWN))
+@pytest.mark.parametrize(("case", "kind"), DRAWN)
 def test_outputs_statistics_and_gradients_are_the_equations(case: str, kind: str):
     shape = CASES[case]
     n, size = shape["n"], (shape["n"] * shape["g"], shape["channels"], shape["side"], shape["side"])
@@ -130,7 +130,7 @@ def test_what_is_not_finite_stays_in_its_worker_and_channel():
 
 
 def test_a_second_run_has_the_same_bits():
-    x, gamma, beta = nhwc(12, 20, 5, 5), torch.rand(20), torch.rand(20)
+    x, gamma, beta = nhwc(8, 6, 3, 3), torch.rand(6), torch.rand(6)
     runs = []
     for _ in range(2):
         y, statistics = ghost_forward(x, gamma, beta, x, 4, EPS, True)

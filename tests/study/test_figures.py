@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +18,7 @@ from onehour.study.curves import MOST, curve_pictures
 from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
 from onehour.study.findings import Findings, findings_of
 from onehour.study.marks import Mark, Panel, draw_mark, draw_panels, sheet_with_key, window_of
-from onehour.study.picture import FORMATS, NARROW, VARIABLES, WIDE, Picture, Sheet, Window, looks
+from onehour.study.picture import FORMATS, NARROW, WIDE, Picture, Sheet, Window, looks
 from onehour.study.results import Result, read_paths, read_study, study_of
 from onehour.study.verdict import points
 
@@ -247,27 +246,6 @@ def test_a_name_in_any_script_is_drawn(tmp_path: Path):
     (picture,) = minibatch_picture(findings_of(read_study([tmp_path])))
     assert "数字 \U0001f600" in picture.inline("wide", {})
     assert all(picture.files().values())
-
-
-def test_inline_figures_share_no_id_and_name_nothing_outside(findings: Findings):
-    classes: dict[str, str] = {}
-    seen: set[str] = set()
-    for picture in pictures_of(findings):
-        for kind in ("wide", "narrow"):
-            text = picture.inline(kind, classes)
-            root = ElementTree.fromstring(text)
-            ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
-            assert len(ids) == len(set(ids))
-            assert not seen & set(ids)
-            seen |= set(ids)
-            assert set(re.findall(r"(?:url\(|href=.)#([\w.-]+)", text)) == set(ids)
-            assert root.attrib["role"] == "img"
-            assert picture.caption in root.attrib["aria-label"]
-            assert not {element.tag for element in root.iter()} & {"image", "style", "script", "foreignObject"}
-            assert all(name not in ("style", "onload") for element in root.iter() for name in element.attrib)
-    styles = " ".join(classes)
-    assert not re.search(r"#[0-9a-f]{6}", styles)  # every colour follows light and dark
-    assert {f"var(--{name})" for name in VARIABLES.values()} & set(re.findall(r"var\(--\w+\)", styles))
 
 
 def test_files_are_pictures_and_the_same_twice_whatever_the_users_settings(

@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 import sys
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 import studies
 
 from onehour.cli import main
+from onehour.study.curves import curve_pictures
 from onehour.study.findings import Findings, findings_of
-from onehour.study.picture import FORMATS, Picture
+from onehour.study.picture import FORMATS, VARIABLES, Picture
 from onehour.study.report import WrittenReport, render, results_csv, results_json, write_report
 from onehour.study.results import read_paths
 from onehour.study.verdict import points
@@ -153,8 +155,24 @@ def test_every_figure_is_there_with_title_caption_and_text_alternative(
         assert all(note in page.words for note in picture.notes)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
-    named = [value[1:] for value in page.values("href")] + [value[5:-1] for value in page.values("clip-path")]
-    assert set(named) <= set(ids)
+    assert {value[1:] for value in page.values("href")} <= set(ids)
+
+
+def test_inline_figures_share_no_id_and_name_nothing_outside(report: WrittenReport):
+    text = report.page.read_text(encoding="utf-8")
+    seen: set[str] = set()
+    for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        root = ElementTree.fromstring(figure)
+        ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        assert len(ids) == len(set(ids))
+        assert not seen & set(ids)
+        seen |= set(ids)
+        assert set(re.findall(r"(?:url\(|href=.)#([\w.-]+)", figure)) == set(ids)
+        assert not {element.tag for element in root.iter()} & {"image", "style", "script", "foreignObject"}
+        assert all(name not in ("style", "onload") for element in root.iter() for name in element.attrib)
+    styles = " ".join(re.findall(r"^\.s\d+ \{ (.*) \}$", text, re.MULTILINE))
+    assert not re.search(r"#[0-9a-f]{6}", styles)  # every colour follows light and dark
+    assert {f"var(--{name})" for name in VARIABLES.values()} & set(re.findall(r"var\(--\w+\)", styles))
 
 
 def test_the_verdict_comes_first(report: WrittenReport, page: Page):
@@ -214,7 +232,7 @@ def test_what_it_ran_on_and_how_to_run_it_again(page: Page):
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path):
-    studies.write_sweep(tmp_path / "sweep", seeds=2, minibatches=(32, 64), arms=())
+    studies.write_sweep(tmp_path / "sweep", seeds=2, minibatches=(32,), arms=())
     first, second = (write_report([tmp_path / "sweep"], tmp_path / name).page.parent for name in "ab")
     assert {path.suffix for path in (first / "figures").iterdir()} == {f".{kind}" for kind in FORMATS}
     for path in sorted(first.rglob("*")):
@@ -301,12 +319,11 @@ def test_one_seed_is_said(tmp_path: Path):
     assert f"--seeds 5 --arm none --out {tmp_path}" in page.words
 
 
-def test_a_page_of_many_long_runs_stays_small(tmp_path: Path):
+def test_curves_of_many_long_runs_stay_small(tmp_path: Path):
     recipe = studies.BASE.replace(epochs=300, milestones=("100", "200"))
-    studies.write_sweep(tmp_path, recipe=recipe, seeds=2)
-    page, pictures = render(findings_of(read_paths([tmp_path])))
-    assert len(pictures) == 6
-    assert len(page.encode()) < 1_000_000
+    studies.write_sweep(tmp_path, recipe=recipe, seeds=2, arms=())
+    (picture,) = curve_pictures(findings_of(read_paths([tmp_path])))
+    assert len(picture.inline("wide", {}).encode()) < 150_000
 
 
 @pytest.mark.usefixtures("quick")

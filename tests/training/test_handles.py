@@ -188,15 +188,14 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, 4))
 
 
-SIZES: dict[str, Any] = {"minibatch": 64, "per_worker": 16, "warmup": "none", "milestones": ("4",), "classes": 4}
+SIZES: dict[str, Any] = {"minibatch": 64, "per_worker": 16, "warmup": "none", "milestones": ("1",), "classes": 4}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Measured])  # torch asks for len before
 def test_torchs_own_loader_reads_them(kind: type[Lazy], folder: Path):
     """What the next test asks for is no more than that."""
-    for _ in range(2):
-        for _ in DataLoader(kind(folder), 64, shuffle=True, num_workers=2):
-            pass
+    for _ in DataLoader(kind(folder), 64, shuffle=True, num_workers=2):
+        pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,17 +203,16 @@ def test_no_process_reads_another_ones_sample(kind: type[Lazy], folder: Path, tm
     """Training and validation are one object, as people write it, in one case of two."""
     train = kind(folder)
     validation = train if kind in (Lazy, Zip, Tar) else kind(folder)
-    options = SIZES | {"epochs": 8, "loaders": 2, "threads": 1, "device": "cpu"}
+    options = SIZES | {"epochs": 2, "loaders": 2, "threads": 1, "device": "cpu"}
     run = onehour.train("resnet50", data=(train, validation), model=net, out=tmp_path / "run", **options)
     assert run.finished
     assert train.handle is None
     assert validation.handle is None
 
 
-@pytest.mark.parametrize("loaders", [0, 1, 4])
-@pytest.mark.parametrize("kind", [Lazy, Zip])
+@pytest.mark.parametrize(("kind", "loaders"), [(Lazy, 0), (Zip, 1), (Lazy, 4)])
 def test_nor_with_other_numbers_of_loaders(kind: type[Lazy], loaders: int, folder: Path, tmp_path: Path):
-    options = SIZES | {"epochs": 4, "loaders": loaders, "threads": 1, "device": "cpu"}
+    options = SIZES | {"epochs": 2, "loaders": loaders, "threads": 1, "device": "cpu"}
     data = kind(folder)
     run = onehour.train("resnet50", data=(data, data), model=net, out=tmp_path / "run", **options)
     assert run.finished

@@ -58,9 +58,14 @@ NO_NUMBER = [(2.7, "the label 2.7 is not a whole number"), (math.nan, "label nan
 KINDS = [(np.int64(-100), "label is -100"), (torch.tensor(3), "label is 3"), (np.float32(2.7), "label 2.7")]
 
 
-@pytest.mark.parametrize(("label", "said"), OUTSIDE + NO_NUMBER + KINDS)
-@pytest.mark.parametrize("side", ["training", "validation"])
-def test_a_label_that_is_no_class_names_the_sample(tiny: ModuleType, tmp_path: Path, label: Any, said: str, side: str):
+@pytest.mark.parametrize(
+    ("side", "label", "said"),
+    [
+        *(("training", *bad) for bad in OUTSIDE + NO_NUMBER + KINDS),
+        *(("validation", *bad) for bad in OUTSIDE[:1] + NO_NUMBER[:1]),
+    ],
+)
+def test_a_label_that_is_no_class_names_the_sample(tiny: ModuleType, tmp_path: Path, side: str, label: Any, said: str):
     sides = [Labelled(tensors, label if which == side else RIGHT) for which, tensors in _sides(tiny)]
     with pytest.raises(ValueError, match="expected a whole number") as raised:
         train(tiny.recipe(), data=tuple(sides), loaders=0, out=tmp_path / "run")
@@ -95,9 +100,7 @@ def test_where_c_comes_from_is_said(
         train(tiny.recipe(classes=classes), data=tuple(sides), loaders=0, out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("side", ["training", "validation"])
-@pytest.mark.parametrize("label", [-100, 3])
-@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize(("side", "label", "classes"), [("training", -100, None), ("validation", 3, 3)])
 def test_tensors_in_memory_are_looked_through_before_anything_is_written(
     tiny: ModuleType, tmp_path: Path, side: str, label: int, classes: int | None
 ):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -223,17 +224,16 @@ def test_evaluation_leaves_the_model_as_it_was():
 
 OTHER_PROCESS = """
 import json, sys
-import torch
+import tinytask, torch
 from pathlib import Path
 from safetensors.torch import load_file
-from onehour.data.digits import digits
 from onehour.models.resnet import resnet8
 
 folder = Path(sys.argv[1])
 last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
 model = resnet8()
 model.load_state_dict(load_file(folder / f"checkpoints/iteration-{last['iteration']:09d}/model.safetensors"))
-images, labels = digits()[1].tensors
+images, labels = tinytask.few_digits()[1].tensors
 with torch.no_grad():
     logits = torch.cat([model.eval()(part) for part in images.split(256)])
 wrong = (logits.argmax(1) != labels).sum().item()
@@ -241,9 +241,11 @@ print(json.dumps([last["top1_error"], 100 * wrong / len(labels)]))
 """
 
 
-def test_the_logged_error_is_that_of_the_saved_file_in_a_new_process(tmp_path: Path):
+@pytest.mark.usefixtures("environ", "forked")
+def test_the_logged_error_is_that_of_the_saved_file_in_a_new_process(tiny: ModuleType, tmp_path: Path):
     """Loaded into the plain model, and evaluated by a loop of its own."""
-    train("digits", minibatch=256, per_worker=32, epochs=1, warmup="none", base_lr=0.02, out=tmp_path / "run")
+    sizes = {"minibatch": 64, "per_worker": 16, "epochs": 3, "warmup": "none", "base_lr": 0.05}
+    train("digits", data=tiny.few_digits(), classes=10, out=tmp_path / "run", **sizes)
     command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "run")]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     logged, found = json.loads(said.stdout)
