@@ -40,8 +40,9 @@ import numpy as np
 from check_matrix import ROOT, code
 from onehour.check.case import Base
 from onehour.check.pitfalls import PITFALLS
-from onehour.check.run.checking import Command, check_script
+from onehour.check.run.checking import check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
+from onehour.cli.check import read_command
 
 LIST = Path(__file__).with_suffix(".toml")
 LINES = ROOT / "runs" / "check" / "public.jsonl"
@@ -55,6 +56,7 @@ class Script:
         repository, commit, path: on GitHub, and in it.
         faults: each with `id`, `find` and `write`, and `file` where it is another than the script.
         arguments: its own.
+        launch: what starts it, such as `fabric run --devices 2`; nothing, if empty.
         base: the recipe that it was scaled from, as `Base` has it.
         folder: that it runs in; its own, if empty.
         python_path: a folder of the repository from which it imports.
@@ -70,6 +72,7 @@ class Script:
     path: str
     faults: list[dict[str, str]]
     arguments: str = ""
+    launch: str = ""
     base: dict[str, Any] = field(default_factory=dict[str, Any])
     folder: str = ""
     python_path: str = ""
@@ -126,10 +129,11 @@ def edit(path: Path, find: str, write: str) -> str:
 
 def checked(script: Script, tree: Path, forkserver: ForkServer) -> dict[str, Any]:
     """What the check says of the script as it lies there."""
-    environ = {"MPLBACKEND": "agg"}
+    words = [*shlex.split(script.launch), str(tree / script.path), *shlex.split(script.arguments)]
+    command = read_command(words, tree)
+    command.environ["MPLBACKEND"] = "agg"
     if script.python_path:
-        environ["PYTHONPATH"] = str(tree / script.python_path)
-    command = Command(str(tree / script.path), shlex.split(script.arguments), environ=environ)
+        command.environ["PYTHONPATH"] = str(tree / script.python_path)
     folder = tree / (script.folder or Path(script.path).parent)
     began = time.monotonic()
     linecache.clearcache()  # the same file was another script before
@@ -178,9 +182,9 @@ def judged(script: Script, checkouts: Path, forkserver: ForkServer | None, *, or
 def resumed(script: Script, fault: dict[str, str], tree: Path, forkserver: ForkServer | None) -> dict[str, Any]:
     """What is known of the same text and the same check, or comes of a run now; without a forkserver none is made."""
     texts = [(tree / path).read_bytes() for path in (script.path, fault.get("file", script.path))]
-    said = [script.commit, script.arguments, script.base, script.folder, script.data, script.edits, fault]
+    said = [script.commit, script.launch, script.arguments, script.base, script.folder, script.data, script.edits]
     said += [version(package) for package in script.needs]
-    digest = hashlib.sha256(b"\0".join([code(), json.dumps(said).encode(), *texts])).hexdigest()[:16]
+    digest = hashlib.sha256(b"\0".join([code(), json.dumps([*said, fault]).encode(), *texts])).hexdigest()[:16]
     for line in LINES.read_text(encoding="utf-8").splitlines() if LINES.exists() else []:
         if (known := json.loads(line))["digest"] == digest:
             return known["row"]

@@ -3,7 +3,7 @@
 import pytest
 
 from onehour.check.story import Story
-from onehour.check.tape import BackwardPass, BatchGiven, LossTerm, OptimizerStep, Tape
+from onehour.check.tape import BackwardPass, BatchGiven, EpochBegan, LossTerm, OptimizerStep, Tape
 
 
 def term(count: int | None) -> LossTerm:
@@ -78,3 +78,15 @@ def test_a_pass_after_two_optimizers_steps_is_over_the_same_batch():
     assert [(m.loader, m.epoch, m.index, m.samples) for m in (*first.microbatches, *second.microbatches)] == [
         (3, 1, 2, 64)
     ] * 2
+
+
+def test_a_look_at_a_batch_is_no_pass():
+    """As `len(next(iter(loader))[0])` before each epoch; an epoch of one batch that trains is a pass."""
+    tape = Tape()
+    for epoch in range(6):
+        tape.add(EpochBegan(loader=0, epoch=epoch, batches=4))
+        tape.add(BatchGiven(loader=0, epoch=epoch, index=0, size=8))
+        if epoch % 2:
+            tape.add(BackwardPass(terms=[term(8)], samples=8))
+            tape.add(OptimizerStep(optimizer=0, rates=[0.1]))
+    assert [event.epoch for event in Story(tape).epochs(0)] == [1, 3, 5]

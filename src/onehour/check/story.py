@@ -206,11 +206,16 @@ class Story:
 
     def order(self, loader: int, epoch: int) -> Sequence[int] | None:
         """The samples of a pass over a loader, in their order; None where they are not known."""
-        known = [event.order for event in self.epochs(loader) if event.epoch == epoch and event.order is not None]
+        known = [event.order for event in self.epochs(loader)[epoch : epoch + 1] if event.order is not None]
         return array("q", b64decode(known[0].indices)) if known and known[0].indices is not None else None
 
     def epochs(self, loader: int) -> list[EpochBegan]:
-        return [event for event in self.tape.of(EpochBegan) if event.loader == loader]
+        """The passes over a loader, without those that only look at a batch, as `next(iter(loader))`."""
+        passes = [event for event in self.tape.of(EpochBegan) if event.loader == loader]
+        given = Counter(event.epoch for event in self.tape.of(BatchGiven) if event.loader == loader)
+        used = {micro.epoch for update in self.updates for micro in update.microbatches if micro.loader == loader}
+        used |= {event.epoch for event in self.ends(loader)}
+        return [event for event in passes if event is passes[-1] or event.epoch in used or given[event.epoch] > 1]
 
     def ends(self, loader: int) -> list[EpochEnded]:
         return [event for event in self.tape.of(EpochEnded) if event.loader == loader]

@@ -246,6 +246,19 @@ def test_what_fails_in_an_observer_is_no_matter_of_the_loop():
     assert "not mine" in next(tape.of(Trouble)).error
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+def test_a_traced_graph_holds_nothing_of_the_observers():
+    """As TensorBoard's add_graph traces one, twice, before the training."""
+    model, inputs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+
+    def traced() -> list[str]:
+        return [node.kind() for node in torch.jit.trace(model, inputs).inlined_graph.nodes()]  # type: ignore[attr-defined]
+
+    bare = traced()
+    with Watched(cut=True):
+        assert traced() == bare
+
+
 @pytest.mark.parametrize("lr", [0.0, 1e-9, 0.1])
 def test_a_warmup_from_zero_does_not_hide_what_an_optimizer_is(lr: float):
     kind = character(torch.optim.AdamW([nn.Parameter(torch.ones(2))], lr=lr, weight_decay=0.5))

@@ -126,9 +126,10 @@ class Meter:
 
 
 VALUES = [
-    ("3 / 4", [0.75]),
+    ("3 / 4", []),
     ("100 * correct / total", [75.0, 300.0]),
     ("correct.item() / total", [3.0, 0.75]),
+    ("correct * (100 / total)", [75.0]),
     ("sum(rates) / len(rates)", [0.625, 1.25]),
     ("float(correct) / counts['all']", [0.75, 3.0]),
     ("torch.stack(rates).mean()", [0.625]),

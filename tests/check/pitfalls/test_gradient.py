@@ -249,6 +249,15 @@ def test_gradients_that_are_never_cleared():
     assert loop.ids() == ["step-without-zero-grad"]
 
 
+@pytest.mark.parametrize(("lying", "expected"), [([0.3, 0.6], ["step-without-zero-grad"]), ([0.6, 0.3], [])])
+def test_gradients_that_are_clipped_before_the_next_backward_pass_are_kept(lying: list[float], expected: list[str]):
+    tape = Tape()
+    for _ in range(4):
+        tape.add(BackwardPass(before={"0": lying}, local={"0": [1.0, 1.0]}))
+        tape.add(OptimizerStep("t.py:5", left=[1.0, 2.0]))
+    assert [finding.pitfall for finding in judge(Case([Story(tape)]))] == expected
+
+
 def test_gradients_that_the_loop_puts_there_itself():
     """By torch.autograd.grad or torch.func: no backward pass, and a gradient of its own for each step."""
     loop = Loop()

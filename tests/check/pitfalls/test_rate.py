@@ -33,10 +33,11 @@ def tape(
     planned: int | None = 4,
     calls: int = 0,
     groups: list[float] | None = None,
+    batches: int = BATCHES,
 ) -> Tape:
-    """Updates of 8 samples with these rates, 10 an epoch; `calls` of the scheduler after each, one an epoch for -1.
+    """Updates of 8 samples with these rates, `batches` an epoch.
 
-    `groups` are the rates of groups with rates of their own.
+    The scheduler is called `calls` times after each, once an epoch for -1. `groups` are groups' own rates.
     """
     tape = Tape()
     known = [ParameterGroup(lr=rates[0], momentum=0.9, parameters=2)] * len(groups or "1")
@@ -44,18 +45,18 @@ def tape(
     tape.add(OptimizerSeen("train.py:5", optimizer=0, name="SGD", groups=known, **kind))
     if scheduler:
         tape.add(SchedulerMade("train.py:6", scheduler=0, name=scheduler, optimizer=0, parts=[]))
-    tape.add(LoaderSeen("train.py:4", loader=0, samples=80, batches=BATCHES, batch_size=8, drop_last=False))
+    tape.add(LoaderSeen("train.py:4", loader=0, samples=8 * batches, batches=batches, batch_size=8, drop_last=False))
     for index, now in enumerate(rates):
-        epoch, batch = divmod(index, BATCHES)
+        epoch, batch = divmod(index, batches)
         if batch == 0:
-            tape.add(EpochBegan("train.py:8", loader=0, epoch=epoch, batches=BATCHES, planned=planned))
+            tape.add(EpochBegan("train.py:8", loader=0, epoch=epoch, batches=batches, planned=planned))
         tape.add(BatchGiven(loader=0, epoch=epoch, index=batch, size=8))
         tape.add(BackwardPass("train.py:9", terms=[], samples=8))
         tape.add(OptimizerStep("train.py:10", optimizer=0, rates=groups or [now]))
         for _ in range(max(calls, 0)):
             tape.add(SchedulerStep("train.py:11", scheduler=0))
-        if batch == BATCHES - 1:
-            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=BATCHES))
+        if batch == batches - 1:
+            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=batches))
             if calls < 0:
                 tape.add(SchedulerStep("train.py:11", scheduler=0))
     return tape
@@ -169,6 +170,21 @@ def test_a_cosine_stepped_twice_at_each_update():
     curve = cosine(80, 40)
     found = ids(rates_of(curve, 2), None, curve, scheduler="CosineAnnealingLR", calls=2)
     assert found == ["scheduler-steps-k-times"]
+
+
+@pytest.mark.parametrize(("length", "expected"), [(36, []), (18, ["scheduler-steps-k-times"])])
+def test_shares_that_are_padded_are_no_other_schedule(length: int, expected: list[str]):
+    """9 batches, of which two processes take 5 each, with two steps of the scheduler an update."""
+
+    def run(length: int, calls: int, batches: int) -> Story:
+        curve = cosine(40, length)
+        recorded = tape(rates_of(curve, calls), scheduler="LambdaLR", calls=calls, batches=batches)
+        recorded.add(SchedulerCurve(scheduler=0, rates=curve))
+        return Story(recorded)
+
+    two = run(length, 2, 5)
+    found = judge(Case([two, two], single=run(36, 1, 9)), only=["scheduler-steps-k-times"])
+    assert [finding.pitfall for finding in found] == expected
 
 
 def test_a_cosine_planned_in_the_steps_that_are_taken():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onehour.check.observe.digests import in_a_graph
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import exponent
 from onehour.check.observe.loader import Loaders
@@ -120,7 +121,7 @@ class Backwards:
 
     def _loss_named(self, name: str) -> Any:
         def loss(original: Any, *arguments: Any, **options: Any) -> Any:
-            if self.inside or not self.recorder.attentive or self.recorder.finished or torch.compiler.is_compiling():
+            if self.inside or not self.recorder.attentive or self.recorder.finished or in_a_graph():
                 return original(*arguments, **options)
             self.inside += 1
             try:

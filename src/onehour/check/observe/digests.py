@@ -101,6 +101,11 @@ def _directions(elements: int) -> Tensor:
     return torch.randn(PROJECTIONS, elements, generator=generator, dtype=torch.float64)
 
 
+def in_a_graph() -> bool:
+    """Whether torch compiles or traces what is called: an observer's own operations would be parts of its graph."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def random_states() -> dict[str, str]:
     """A digest of each generator's state; numpy's where it is loaded."""
     states = {"torch": torch.get_rng_state().numpy().tobytes(), "random": repr(random.getstate()).encode()}

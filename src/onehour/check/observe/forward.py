@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from onehour.check.observe.backward import Backwards
-from onehour.check.observe.digests import first_tensor, projections
+from onehour.check.observe.digests import first_tensor, in_a_graph, projections
 from onehour.check.observe.internals import BATCHNORM
 from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, quiet
 from onehour.check.tape import BatchNormSizes, ModelSeen
@@ -48,7 +48,7 @@ class Forwards:
 
     @quiet
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return
         if self.depth == 0:
             self._outermost(module, inputs)
@@ -58,7 +58,7 @@ class Forwards:
 
     @quiet
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return
         self.depth = max(self.depth - 1, 0)
         if self.depth == 0 and not _trains(module):
@@ -90,7 +90,7 @@ class Forwards:
     @quiet
     def _batchnorm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """n: over how many samples a training pass normalises."""
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return
         if self.recorder.updates >= self.recorder.deep_updates:
             self.handles.close()

@@ -203,11 +203,14 @@ def _nodes(filename: str) -> list[ast.AST]:
 
 @lru_cache(maxsize=512)
 def _parts(filename: str, line: int) -> list[ast.expr]:
-    """Divisions, products and calls in the simple statement that starts at a line."""
+    """Divisions, products and calls in the simple statement that starts at a line; 100 / n is no rate of anything."""
     simple = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return)
     statements = [node for node in _nodes(filename) if isinstance(node, simple) and node.lineno == line]
     nodes = [node for node in ast.walk(statements[-1]) if isinstance(node, ast.BinOp | ast.Call)] if statements else []
-    return [n for n in nodes if isinstance(n, ast.Call) or isinstance(n.op, ast.Div | ast.Mult)]
+    kept = [n for n in nodes if isinstance(n, ast.Call) or isinstance(n.op, ast.Div | ast.Mult)]
+    return [
+        n for n in kept if isinstance(n, ast.Call) or isinstance(n.op, ast.Mult) or type(n.left) is not ast.Constant
+    ]
 
 
 def _around(filename: str, line: int) -> list[ast.For | ast.While | ast.If | ast.ExceptHandler]:

@@ -109,8 +109,10 @@ def _mean_of(case: Case, evaluation: EvaluationEnded, counts: list[list[int]], w
     if len({*sizes}) < 2:
         return None
     pairs = _pairs(counts, evaluation)
+    # A part's own rate may be their mean by chance.
+    known = [right for parts in (counts, *([part] for part in counts)) for right, *_ in _pairs(parts, evaluation)]
     for seen in _made_of(case, evaluation):
-        if any(_near(seen.value, right) for right, *_ in pairs):
+        if any(_near(seen.value, number) for number in known):
             continue
         for right, wrong, count, samples in pairs:
             if _near(seen.value, wrong):

@@ -187,8 +187,9 @@ def step_without_zero_grad(case: Case) -> Finding | None:
 
 
 def _kept(left: list[float], lying: list[list[float]]) -> bool:
-    """Whether a step's gradient was there as its next window began, and was not cleared within it."""
-    return any(left) and bool(lying) and all(map(any, lying)) and ratio(lying[0], left) == (1.0, 0.0)
+    """Whether a step's gradient was there as its next window began, perhaps clipped, and was not cleared within it."""
+    c, rest = ratio(lying[0], left) if lying else (0.0, 1.0)
+    return c > 0 and rest < EXACT and all(map(any, lying))
 
 
 @pitfall(

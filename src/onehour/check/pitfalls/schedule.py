@@ -51,11 +51,14 @@ def _more_on_several(case: Case) -> Finding | None:
     if after <= before or by_update != bool(one.a_update or now.a_update):
         return None
     unit = "an update" if by_update else "an epoch"
+    # Shares that are padded to one length end in an update more, whose steps are no other schedule.
+    padded = by_update and abs(now.an_epoch - one.an_epoch) < after
+    an_epoch = one.an_epoch if padded else now.an_epoch
     epochs = case.story.planned or UNKNOWN_EPOCHS
     places = [epochs * part / 64 for part in range(64)]
     start = max(_reaches_highest(schedule, places) for schedule in (one, now))  # warmups may begin where they like
     for epoch in (place for place in places if place >= start):
-        alone, together = one.at(epoch * one.an_epoch), now.at(epoch * now.an_epoch)
+        alone, together = one.at(epoch * one.an_epoch), now.at(epoch * an_epoch)
         if together is None or alone is None or abs(alone / one.target - together / now.target) < 0.02:
             continue
         return scheduler_steps_k_times.found(
