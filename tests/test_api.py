@@ -180,7 +180,7 @@ def test_onehour_train_is_a_plain_function_whatever_was_imported_before():
 
 NOTEBOOK = [
     "import onehour\nplan = onehour.plan('digits', minibatch=1024)\nplan['target_lr'].value",
-    "run = onehour.train('digits', minibatch=1024, epochs=1, warmup_epochs=1, out='run')\nlen(run.metrics)",
+    "run = onehour.train('digits', minibatch=32, epochs=0.01, warmup='none', out='run')\nlen(run.metrics)",
     "run",
 ]
 
@@ -193,7 +193,7 @@ def test_it_works_in_a_notebook(tmp_path: Path):
     results = [output["data"]["text/plain"] for output in outputs if output["output_type"] == "execute_result"]
     assert results[:2] == ["6.4", "1"]
     assert results[2].startswith("Run('run': final error ")
-    assert "epoch   1/1" in str(outputs)
+    assert "epoch 0.01/0.01" in str(outputs)
     assert Run(tmp_path / "run").finished
 
 
