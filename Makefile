@@ -9,7 +9,8 @@ FRAMEWORKS := .venv-frameworks
 VISION := .venv-vision
 TESTS_NEED := filelock hypothesis pytest pytest-timeout pytest-xdist scipy
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-TEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Bytecode is kept, whatever the machine says: compiling the tests and the package takes every worker ten seconds.
+TEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 # The files with such tests alone: others import what these environments do not have.
 marked = $(shell grep -rlE --include='test_*.py' 'mark\.$(1)|"$(1)"' tests)
 

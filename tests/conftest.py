@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -78,24 +79,30 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def forker() -> Iterator[socket.socket]:
-    """A process that forks others, which have torch imported; it ends when nobody asks any more."""
+def popen() -> Iterator[type[subprocess.Popen[Any]]]:
+    """What starts Python's processes without importing torch anew: forks of a process that has it, as long as asked.
+
+    By `make test-all` it is subprocess.Popen itself.
+    """
+    if ALL:
+        yield subprocess.Popen
+        return
+    forking = importlib.import_module("forking")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, str(HELPERS / "forking.py"), str(theirs.fileno())]
     with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as started:
         theirs.close()
-        yield ours
+        forking.Forked.forker = ours
+        yield forking.Forked
         started.kill()
 
 
 @pytest.fixture
-def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's processes do not import torch anew: they are forked from one that has it, but by `make test-all`."""
+def forked(popen: type[subprocess.Popen[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test starts of Python's processes is forked, but by `make test-all`."""
     if not ALL:
-        forking = importlib.import_module("forking")
-        monkeypatch.setattr(forking.Forked, "forker", request.getfixturevalue("forker"))
-        monkeypatch.setattr(subprocess, "Popen", forking.Forked)
-        monkeypatch.setattr("multiprocessing.util.spawnv_passfds", forking.spawned)
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        monkeypatch.setattr("multiprocessing.util.spawnv_passfds", importlib.import_module("forking").spawned)
 
 
 @pytest.fixture
@@ -109,23 +116,23 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def world(tmp_path_factory: pytest.TempPathFactory, popen: type[subprocess.Popen[Any]]) -> Callable[[int], Path]:
     """The folder in which p = 1, 2, 3 or 4 processes have acted tests/helpers/worlds.py, once for every test worker."""
     base = tmp_path_factory.getbasetemp()
     place = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "worlds"
     with FileLock(f"{place}.lock"):
         if not place.exists():
             place.mkdir()
-            _act(place)
+            _act(place, popen)
     said = [path.read_text(encoding="utf-8")[-4000:] for path in place.glob("world-*/output-*")]
     assert (place / "done").exists(), "\n\n".join([*said, (place / "output").read_text(encoding="utf-8")])
     return lambda processes: place / f"world-{processes}"
 
 
-def _act(place: Path) -> None:
-    command = [sys.executable, "-W", "error", str(HELPERS / "worlds.py"), str(place), *map(str, _free_ports(4))]
+def _act(place: Path, popen: type[subprocess.Popen[Any]]) -> None:
+    command = [sys.executable, str(HELPERS / "worlds.py"), str(place), *map(str, _free_ports(4))]
     with (place / "output").open("w") as output:
-        started = subprocess.Popen(command, stdout=output, stderr=output, cwd=place, start_new_session=True)
+        started = popen(command, stdout=output, stderr=output, cwd=place, start_new_session=True)
         try:
             if started.wait(SECONDS) == 0:
                 (place / "done").touch()

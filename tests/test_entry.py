@@ -30,14 +30,8 @@ def opt(groups, lr): return torch.optim.SGD(groups, lr=lr)
 """
 EVIL: dict[str, Any] = {"model": "dl.evil:net", "data": "dl.evil:data", "optimizer": "dl.evil:opt"}
 TYPED = [word for name, value in EVIL.items() for word in (f"--{name}", value)]
-SMALL: dict[str, Any] = {
-    "minibatch": 4,
-    "per_worker": 2,
-    "base_minibatch": 4,
-    "base_lr": 0.1,
-    "epochs": 1,
-    "warmup": "none",
-}
+SMALL: dict[str, Any] = {"minibatch": 4, "per_worker": 2, "base_minibatch": 4, "base_lr": 0.1, "epochs": 1}
+SMALL["warmup"] = "none"
 
 
 @pytest.fixture
@@ -109,23 +103,8 @@ def test_what_is_typed_but_for_one_name_is_refused_for_that(downloaded: Path, ca
 @pytest.mark.usefixtures("downloaded", "forked")
 def test_processes_of_a_launcher_inherit_the_decision(capfd: pytest.CaptureFixture[str]):
     assert main([*COMMANDS["train in processes"], "--trust"]) == 0, capfd.readouterr().err
-    assert (
-        main(
-            [
-                *COMMANDS["sweep"],
-                "--trust",
-                "--jobs",
-                "1",
-                "--minibatch",
-                "4",
-                "--arm",
-                "none",
-                "--out",
-                "sweep",
-            ]
-        )
-        == 0
-    ), capfd.readouterr().err
+    sweep = [*COMMANDS["sweep"], "--trust", "--jobs", "1", "--minibatch", "4", "--arm", "none", "--out", "sweep"]
+    assert main(sweep) == 0, capfd.readouterr().err
     assert main([*COMMANDS["verify"], *TYPED[:4], "--processes", "1,2"]) == 2  # of the optimizer, nobody has spoken
     assert "optimizer dl.evil:opt" in capfd.readouterr().err
 

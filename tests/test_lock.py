@@ -176,7 +176,7 @@ def test_nobody_forks_a_lock_that_is_just_being_taken(tmp_path: Path):
     children: list[int] = []
 
     def fork() -> None:
-        while not ended.is_set() and len(children) < 40:
+        while not ended.is_set() and len(children) < 10:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                 child = os.fork()
             if child == 0:
@@ -187,7 +187,7 @@ def test_nobody_forks_a_lock_that_is_just_being_taken(tmp_path: Path):
     thread = threading.Thread(target=fork)
     thread.start()
     try:
-        for number in range(100):
+        for number in range(40):
             folder = tmp_path / str(number % 7)
             HeldFolder(folder, patience=0).release()
         ended.set()
@@ -203,6 +203,7 @@ def test_nobody_forks_a_lock_that_is_just_being_taken(tmp_path: Path):
             os.waitpid(child, 0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_one_that_was_handed_to_a_process_lasts_as_long_as_that(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

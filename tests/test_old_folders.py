@@ -17,18 +17,8 @@ RECIPE = [
     *("--warmup", "none", "--milestones", "1", "--device", "cpu", "--threads", "1"),
 ]
 SWEEP = [
-    *(
-        "sweep",
-        "digits",
-        "--base-lr",
-        "0.1",
-        "--model",
-        "oldnet:net",
-        "--minibatch",
-        "512,1k",
-        "--base-minibatch",
-        "512",
-    ),
+    *("sweep", "digits", "--base-lr", "0.1", "--model", "oldnet:net", "--minibatch", "512,1k"),
+    *("--base-minibatch", "512"),
     *("--epochs", "1", "--warmup", "none", "--milestones", "1", "--arm", "none", "--jobs", "1", "--device", "cpu"),
 ]
 

@@ -19,6 +19,7 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch, processes: int):
     monkeypatch.setattr(kills, "IN_MEMORY", ("--data", "tinytask:few_digits", "--classes", "10"))
@@ -56,7 +57,7 @@ def test_jobs_on_one_host_do_not_meet():
 
 def test_no_command_line_and_no_recipe_file_ends_in_a_traceback():
     with cli.furnished() as folder:
-        found = cli.block(range(200), folder)
+        found = cli.block(range(60), folder)
     assert found["ok"], found["said"]
 
 

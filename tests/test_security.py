@@ -21,13 +21,8 @@ MODULES = {
 CALLS = {
     *("eval", "exec", "compile", "__import__", "runpy.run_path", "runpy.run_module", "execfile"),
     *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "commands.getoutput"),
-    *(
-        "shutil.unpack_archive",
-        "torch.hub.load",
-        "torch.jit.load",
-        "torch.package.PackageImporter",
-        "torch.export.load",
-    ),
+    *("shutil.unpack_archive", "torch.hub.load", "torch.jit.load", "torch.export.load"),
+    "torch.package.PackageImporter",
     *("pandas.read_pickle", "np.fromregex", "importlib.util.spec_from_file_location"),
 }
 """Functions that run text, a file or a command line."""

@@ -81,7 +81,7 @@ def test_bad_input_is_one_message(tree: Path, tmp_path: Path, arguments: tuple[s
 def test_ctrl_c_is_one_line_and_the_same_command_ends_what_it_began(tmp_path: Path, command: tuple[str, ...]):
     images: Any = __import__("images")
     content = images.saved(images.picture(1, (900, 700)), "PNG")
-    tree = images.tree(tmp_path / "data", train=30, make=lambda number: content)
+    tree = images.tree(tmp_path / "data", train=12, make=lambda number: content)
     arguments = [part.format(tree=tree, out=tmp_path / "out") for part in command]
     line = [sys.executable, "-c", MAIN, "data", *arguments, "--jobs", "2"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)

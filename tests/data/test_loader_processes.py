@@ -27,7 +27,7 @@ from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
 
 CPU = torch.device("cpu")
-STOP = 40
+STOP = 24
 
 
 class Slow(KeyedDataset):
@@ -90,7 +90,7 @@ def test_killed_and_stopped_loaders_are_replaced_and_no_sample_changes(
     with closing(feed(kind(), 3, patience=1 if what == signal.SIGSTOP else 30, said=said)) as given:
         for number, digest in enumerate(batches(given)):
             found.append(digest)
-            if number % (40 if what == signal.SIGSTOP else 6) == 4:
+            if number % (20 if what == signal.SIGSTOP else 6) == 4:
                 for pid in draw.sample(given.pids, draw.choice((1, 2))):
                     time.sleep(draw.random() * 0.01)
                     os.kill(pid, what)

@@ -39,7 +39,7 @@ def differences(ours: np.ndarray, theirs: Image.Image) -> tuple[float, int]:
 @pytest.mark.parametrize("name", NAMES)
 def test_training_crops_are_pillows(files: dict[str, bytes], name: str):
     image = pillow(files[name])
-    for key in range(5):
+    for key in range(2):
         ours = training_crop(decode(files[name], name), key).permute(1, 2, 0).numpy()
         top, left, height, width, flip = draw_crop(image.height, image.width, key)
         theirs = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)

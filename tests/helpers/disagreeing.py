@@ -24,7 +24,6 @@ import images
 import numpy
 import tinytask
 import torch
-import torch._dynamo  # else both processes import it, with their first optimizer
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ def disagreeing() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def place(disagreeing: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(
+    disagreeing: ModuleType, tmp_path_factory: pytest.TempPathFactory, popen: type[subprocess.Popen[Any]]
+) -> Path:
     """The folder in which two hosts have met over every case."""
     folder = tmp_path_factory.mktemp("hosts")
     ports = list[str]()
@@ -36,7 +39,7 @@ def place(disagreeing: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
             break
     command = [sys.executable, str(HELPERS / "disagreeing.py"), str(folder), *ports]
     with (folder / "output").open("w") as output:
-        code = subprocess.run(command, stdout=output, stderr=output, timeout=140, env=os.environ).returncode
+        code = popen(command, stdout=output, stderr=output, env=os.environ).wait(140)
     assert code == 0, (folder / "output").read_text()[-4000:]
     return folder
 

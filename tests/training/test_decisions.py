@@ -247,7 +247,7 @@ def right_run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dic
     return train(tiny.recipe(**GROWING), out=tmp_path_factory.mktemp("right") / "run").summary
 
 
-@pytest.mark.parametrize("pitfall", PITFALLS)
+@pytest.mark.parametrize("pitfall", ["momentum-inside-uncorrected", "overlapping-shards", "batchnorm-stats-k-times"])
 def test_a_run_with_a_pitfall_learns_something_else_and_goes_on_where_it_was_stopped(
     tiny: ModuleType, right_run: dict[str, Any], tmp_path: Path, pitfall: str
 ):

@@ -36,7 +36,6 @@ def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         (2, "k4", "together"),
         (2, "k4", "apart"),
         (4, "k4", "together"),
-        (1, "k5", "apart"),
         (2, "k5", "together"),
         (2, "k5", "apart"),
     ],
@@ -164,10 +163,12 @@ def test_neither_processes_nor_a_stop_change_a_bit_of_what_goes_beyond_the_paper
     world: World, worlds: ModuleType, tmp_path: Path, name: str
 ):
     """Clipping, averaged weights, frozen layers and rates of layers; stopped on two processes, gone on with by one."""
-    shutil.copytree(world(2) / f"copy-{name}", tmp_path / name)
-    worlds.run(Group(), tmp_path, name)
-    whole = Run(world(1) / name)
-    for folder in (world(2) / name, world(2) / f"stopped-{name}", tmp_path / name):
+    whole, folders = Run(world(1) / name), [world(2) / name]
+    if name in worlds.STOPPED:
+        shutil.copytree(world(2) / f"copy-{name}", tmp_path / name)
+        worlds.run(Group(), tmp_path, name)
+        folders += [world(2) / f"stopped-{name}", tmp_path / name]
+    for folder in folders:
         assert Run(folder).summary["state_sha256"] == whole.summary["state_sha256"]
         assert (folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 

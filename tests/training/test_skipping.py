@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,20 +48,9 @@ def damaged(tree: Path) -> Iterator[Path]:
 
 
 def line(data: Path, out: Path, *options: str) -> list[str]:
-    sizes = [
-        "--minibatch",
-        "50",
-        "--per-worker",
-        "5",
-        "--base-minibatch",
-        "50",
-        "--base-lr",
-        "0.01",
-        "--warmup",
-        "none",
-    ]
+    sizes = ["--minibatch", "50", "--per-worker", "25", "--base-minibatch", "50", "--image-size", "16"]
     where = ["--loaders", "1", "--device", "cpu", "--threads", "1", "--out", str(out)]
-    model = ["--model", "images:net", "--data", str(data), "--epochs", "2"]
+    model = ["--model", "images:net", "--data", str(data), "--epochs", "2", "--base-lr", "0.01", "--warmup", "none"]
     return ["train", "resnet50", *model, *sizes, *where, "--bad-images", "skip", *options]
 
 
@@ -73,9 +63,8 @@ def named(run: Run) -> list[str]:
     return [json.loads(text)["image"] for text in lines]
 
 
-@pytest.mark.parametrize("reduce", ["fast", "canonical"])
-def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_path: Path, reduce: str):
-    assert main(line(damaged, tmp_path / "run", "--reduce", reduce)) == 0
+def test_a_bad_image_is_counted_each_epoch_and_named_once(damaged: Path, tmp_path: Path):
+    assert main(line(damaged, tmp_path / "run")) == 0
     run = Run(tmp_path / "run")
     assert [record["skipped"] for record in run.metrics] == [1, 2]
     assert run.summary["skipped"] == 2
@@ -88,7 +77,7 @@ def test_two_processes_count_the_same(damaged: Path, tmp_path: Path):
     runs = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        arguments = line(damaged, out, "--processes", str(processes), "--epochs", "1")
+        arguments = line(damaged, out, "--processes", str(processes), "--epochs", "1", "--reduce", "canonical")
         if processes == 1:
             assert main(arguments) == 0
         else:
@@ -97,8 +86,7 @@ def test_two_processes_count_the_same(damaged: Path, tmp_path: Path):
         runs.append(Run(out))
     assert [run.summary["skipped"] for run in runs] == [1, 1]
     assert named(runs[0]) == named(runs[1])
-    losses = [run.metrics[-1]["train_loss"] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert runs[0].metrics == runs[1].metrics
 
 
 def test_too_many_end_the_run_which_goes_on_once_they_are_restored(
@@ -178,10 +166,11 @@ def trained(tree: Path, out: Path, once: Path | None) -> Run:
     train, validation = image_folder(tree)
     data = Dying(train.source, augmented=True)
     data.once = once
-    sizes = {"minibatch": 50, "per_worker": 5, "base_minibatch": 50, "base_lr": 0.01, "warmup": "none", "epochs": 1}
+    sizes: dict[str, Any] = {"minibatch": 50, "per_worker": 25, "base_minibatch": 50, "image_size": 16, "epochs": 1}
+    rates: dict[str, Any] = {"base_lr": 0.01, "warmup": "none"}
     model = __import__("images").net
     return onehour.train(
-        "resnet50", data=(data, validation), model=model, out=out, loaders=2, device="cpu", threads=1, **sizes
+        "resnet50", data=(data, validation), model=model, out=out, loaders=2, device="cpu", threads=1, **sizes, **rates
     )
 
 
