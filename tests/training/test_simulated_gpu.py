@@ -115,7 +115,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+SLOW = ("bf16", "channels_last", "canonical", "one pass", "saves")
+"""Each is a part of another case."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(given, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, given in CASES.items()],
+)
 def test_a_run_ends_as_on_the_cpu(options: dict[str, Any], tmp_path: Path):
     expected = train(tmp_path / "cpu", device="cpu", **options)
     with SimulatedGpu() as gpu:
@@ -127,7 +134,13 @@ def test_a_run_ends_as_on_the_cpu(options: dict[str, Any], tmp_path: Path):
     assert sum(count for (what, _), count in gpu.launches.items() if what == "a graph") == captured * REPLAYED
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "nadam", "radam", "adagrad"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *("adam", "rmsprop"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "nadam", "radam", "adagrad")),
+    ],
+)
 def test_other_optimizers_end_as_on_the_cpu_but_for_rounding(optimizer: str, tmp_path: Path):
     options = {"optimizer": optimizer, "base_lr": 0.001, "momentum": 0.0, "precision": "float64"}
     expected = train(tmp_path / "cpu", device="cpu", **options)
@@ -219,9 +232,10 @@ def act(rank: int, processes: int, port: int, out: Path, options: dict[str, Any]
         train(out, device="cuda", **options)
 
 
-@pytest.mark.parametrize("options", [{"workers_per_pass": 1}, {"reduce": "canonical", "workers_per_pass": 1}])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_reduce_on_their_devices(options: dict[str, Any], processes: int, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("processes", "options"), [(2, {"reduce": "canonical", "workers_per_pass": 1}), (3, {"workers_per_pass": 1})]
+)
+def test_several_processes_reduce_on_their_devices(processes: int, options: dict[str, Any], tmp_path: Path):
     expected = train(tmp_path / "cpu", device="cpu", **options)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
