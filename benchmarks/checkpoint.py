@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.models.load import load_model
-from onehour.training.checkpoint import Checkpoints
-from onehour.training.store import Store
+from onehour.training.checkpoint import Checkpoints, Store
+from onehour.training.state import Network
 from results import write
 
 STEPS, SIDE, BATCH = 3, 96, 8
@@ -46,7 +46,7 @@ class Ours:
     name = "onehour"
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.network = Network(model, optimizer)
         self.checkpoints = Checkpoints(folder, Recipe(), Group(), warn=print)
         self.beside = 0.0
         self._count = 0
@@ -63,11 +63,11 @@ class Ours:
         """Begin a save."""
         self._count += 1
         progress = {"iteration": self._count, "position": 0, "totals": [0.0, 0.0], "build": {}}
-        self.checkpoints.save(self.model, self.optimizer, progress)
+        self.checkpoints.save(self.network, progress)
 
     def before_update(self) -> None:
         """The state is about to change."""
-        self.checkpoints.detach()
+        self.network.settle()
 
     def end(self) -> None:
         """It is on disk."""

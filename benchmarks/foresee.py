@@ -30,7 +30,7 @@ from onehour.data.sources import complete
 from onehour.recipes import RECIPES
 from onehour.study.advice import FACTOR, advice_of
 from onehour.study.results import Study, read_study
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
 from onehour.training.measure import peak_epochs
 from onehour.training.record import Run, StoppedError
 from results import RESULTS, ROOT, claim, write

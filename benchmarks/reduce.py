@@ -24,7 +24,7 @@ import torch.distributed as dist
 from onehour.dist.canonical import canonical_sum
 from onehour.dist.group import Group, joined
 from onehour.recipes import digits
-from onehour.training.verify import trace
+from onehour.sweeps.verify import trace
 from processes import measured
 from results import write
 

@@ -29,8 +29,9 @@ import torch
 from campaigns.ledger import run
 from campaigns.writer import RECIPE, digest, expected, fill, fresh, progress_of
 from onehour.dist.group import Group
-from onehour.training.checkpoint import Checkpoints, latest_contents
-from onehour.training.store import FILES
+from onehour.training.checkpoint import FILES, Checkpoints
+from onehour.training.record import latest_contents
+from onehour.training.state import Network
 
 CAMPAIGN = "corruptions"
 BLOCK = 100
@@ -46,7 +47,7 @@ def pristine(folder: Path) -> Path:
     model, optimizer = fresh(WIDTH)
     for iteration in ITERATIONS:
         fill(model, optimizer, iteration)
-        checkpoints.save(model, optimizer, progress_of(iteration))
+        checkpoints.save(Network(model, optimizer), progress_of(iteration))
         checkpoints.wait()
     checkpoints.close()
     (folder / "recipe.toml").write_text(RECIPE.to_toml())
@@ -185,7 +186,7 @@ def resumed(folder: Path, untouched: list[int], there: dict[str, str], other_rec
     model, optimizer = fresh(WIDTH)
     checkpoints = Checkpoints(folder, RECIPE, Group(), warn=said.append)
     try:
-        progress = checkpoints.load(model, optimizer)
+        progress = checkpoints.load(Network(model, optimizer))
     except ValueError as error:
         return "refused", f"refused, with {untouched} whole: {error}" if untouched else ""
     if progress is None:

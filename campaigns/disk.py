@@ -35,6 +35,7 @@ from campaigns.writer import RECIPE, digest, expected, fill, fresh, progress_of
 from onehour.dist.group import Group
 from onehour.study import report as report_room
 from onehour.training.checkpoint import Checkpoints
+from onehour.training.state import Network
 
 CAMPAIGN = "disk: faults"
 REPORTS = "disk: reports"
@@ -128,8 +129,9 @@ def save(checkpoints: Checkpoints, iteration: int) -> bool:
     """One save, as a run does it; whether it is on disk."""
     model, optimizer = fresh(WIDTH)
     fill(model, optimizer, iteration)
-    checkpoints.save(model, optimizer, progress_of(iteration))
-    checkpoints.detach()
+    network = Network(model, optimizer)
+    checkpoints.save(network, progress_of(iteration))
+    network.settle()
     return checkpoints.wait()
 
 
@@ -143,7 +145,7 @@ def found(folder: Path) -> tuple[int, str]:
     said: list[str] = []
     model, optimizer = fresh(WIDTH)
     checkpoints = opened(folder, said)
-    progress = checkpoints.load(model, optimizer)
+    progress = checkpoints.load(Network(model, optimizer))
     iteration = progress["iteration"] if progress else 0
     names = os.listdir(checkpoints.store.folder) if checkpoints.store.folder.exists() else []
     # What a start passes over, and warns of, stays aside until its iteration is saved again.

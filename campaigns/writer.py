@@ -27,7 +27,7 @@ from campaigns.ledger import OUT, run
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
 
 CAMPAIGN = "writer"
 RECIPE = Recipe()
@@ -82,13 +82,14 @@ def save_for_ever(folder: Path, tell: int) -> None:
     on disk."""
     model, optimizer = fresh()
     checkpoints = Checkpoints(folder, RECIPE, Group(), warn=print)
-    found = checkpoints.load(model, optimizer)
+    network = Network(model, optimizer)
+    found = checkpoints.load(network)
     iteration = found["iteration"] if found else 1  # the same one again at first, as after an evaluation
     while True:
         fill(model, optimizer, iteration)
-        checkpoints.save(model, optimizer, progress_of(iteration))
+        checkpoints.save(network, progress_of(iteration))
         os.write(tell, b"%d\n" % iteration)
-        checkpoints.detach()
+        network.settle()
         iteration += 1
 
 
@@ -128,7 +129,7 @@ def wrong(folder: Path, told: int, before: int) -> str:
     said: list[str] = []
     state = fresh()
     checkpoints = Checkpoints(folder, RECIPE, Group(), warn=said.append)
-    found = checkpoints.load(*state)
+    found = checkpoints.load(Network(*state))
     names = sorted(os.listdir(checkpoints.store.folder)) if checkpoints.store.folder.exists() else []
     iteration = found["iteration"] if found else 0
     if said:

@@ -13,9 +13,9 @@ from onehour.models.resnet import resnet8
 from onehour.recipes import digits
 from onehour.rules.batchnorm import GhostBatchNorm2d, batchnorm_relu
 from onehour.rules.momentum import momentum_form
+from onehour.sweeps.verify import trace
 from onehour.training.record import StoppedError
 from onehour.training.step import Step
-from onehour.training.verify import trace
 
 pytestmark = [
     pytest.mark.gpu,

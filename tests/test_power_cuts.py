@@ -12,12 +12,12 @@ from powercut import Disk, Log, laid_out
 
 from onehour.api import train
 from onehour.dist.group import Group
+from onehour.training.checkpoint import Store
 from onehour.training.console import Loggers
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
 from onehour.training.record import Run, finished_run
 from onehour.training.recorder import RunFolder
 from onehour.training.state import Network
-from onehour.training.store import Store
 
 OUT = "runs/new/run"
 SEEDS = range(1)

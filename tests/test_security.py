@@ -39,7 +39,10 @@ ALLOWED = {
     ("check/run/script.py", "runpy.run_module"): "`onehour check -- python -m MODULE` is there to run the user's own",
     ("check/watching.py", "torch.distributed.all_gather_object"): "between the processes of the user's job; no file",
     ("data/processes.py", "pickle"): "from a process that it has forked for it; no file",
-    ("training/export.py", "torch.export.load"): "the file that it has just written, by the name that nobody knows yet",
+    (
+        "training/weights.py",
+        "torch.export.load",
+    ): "a file that it has just written, by a name that nobody knows yet",
     ("training/console.py", "__import__"): "of a package that is named here, to say whether it is installed",
 }
 """(file, what), and why it may."""
@@ -154,9 +157,9 @@ MAY_WRITE = {
     "check": "a script's own files, into an overlay and folders that it has just made",
     "training/record.py": "a run's folder as a whole, under another name beside it",
     "training/recorder.py": "a file whose name nobody can know",
-    "training/store.py": "below the run's folder that is held open",
+    "training/checkpoint.py": "below the run's folder that is held open",
     "dist/watchdog.py": "with O_NOFOLLOW",
-    "training/verify.py": "a folder that it has just made",
+    "sweeps/verify.py": "a folder that it has just made",
     "cli/verify.py": "a folder that it has just made",
     "leaving.py": "a folder that it has just made",
     "sweeps/pool.py": "through open_inside",

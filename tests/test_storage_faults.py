@@ -14,8 +14,8 @@ import torch
 import onehour
 from campaigns import corruptions, disk, hostile, ledger, writer
 from onehour.cli import main
+from onehour.training.checkpoint import CHECKPOINTS
 from onehour.training.record import Run
-from onehour.training.store import CHECKPOINTS
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.recipes import digits
-from onehour.training.verify import MODES, compare, trace
+from onehour.sweeps.verify import MODES, compare, trace
 
 pytestmark = pytest.mark.usefixtures("forked")
 

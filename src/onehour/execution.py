@@ -75,6 +75,23 @@ class Execution:
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must lie in 0 … 65535, got {self.port}")
 
+    def refuse(self, recipe: Recipe) -> None:
+        """Refuse a recipe that cannot run so."""
+        if recipe.reduce == "canonical" and self.threads not in (None, recipe.canonical_threads):
+            raise ValueError(
+                f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they"
+                f" are part of its bits; leave --threads {self.threads} out, or change canonical_threads"
+            )
+        if self.noise and (recipe.ramp or recipe.scaling == "adascale"):
+            raise ValueError(
+                "--noise is of one minibatch, while the schedule's rate is at its peak; leave ramp and adascale out"
+            )
+        if self.noise and recipe.bad_images == "skip":
+            raise ValueError(
+                "--noise reads minibatches ahead, and with bad_images skip each iteration counts the images that it"
+                " skips; leave --noise out, or use bad_images error"
+            )
+
     def folder(self, recipe: Recipe) -> Path:
         """The run's folder.
 

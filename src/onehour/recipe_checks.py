@@ -24,7 +24,7 @@ PITFALLS = (
     "batchnorm-stats-k-times",
     "warmup-per-epoch",
 )
-"""What training loops get wrong; a run can do one of them on purpose, to measure its cost (training/deviations.py)."""
+"""What training loops get wrong; a run can do one of them on purpose, to measure its cost (training/decisions.py)."""
 
 
 def refuse_values(recipe: Any, hints: Mapping[str, Any]) -> None:

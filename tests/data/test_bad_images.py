@@ -19,7 +19,8 @@ from onehour.data.sources import Look, load_data, look
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch
 from onehour.rules.shuffle import SampleStream
-from onehour.training.skipping import BAD_IMAGES, name_skipped, too_many
+from onehour.training.feeds import name_skipped, too_many
+from onehour.training.record import BAD_IMAGES
 
 CPU = torch.device("cpu")
 STREAM = SampleStream(samples=24, minibatch=Minibatch(per_worker=2, workers=3), seed=1)

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from onehour import Recipe
 from onehour.dist.group import Group
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
 from onehour.training.state import AveragedWeights, Network
 from onehour.training.step import Step
 
@@ -37,4 +37,7 @@ def step_through(
     recipe: Recipe, network: Network, own: list[range], *, group: Group | None = None, **options: Any
 ) -> Step:
     """As `step_of`, through a network that is there."""
-    return Step(decisions_of(recipe), network, passes=lambda _: own, group=group or Group(), **options).__enter__()
+    per_pass = max(map(len, own))
+    step = Step(decisions_of(recipe), network, per_pass=per_pass, group=group or Group(), **options).__enter__()
+    assert step.passes == own
+    return step

@@ -33,10 +33,11 @@ from onehour.entry import asked_for
 from onehour.execution import Execution
 from onehour.models.load import load_model
 from onehour.training.build import build_model
-from onehour.training.evaluate import Recalibration, evaluate
+from onehour.training.evaluate import evaluate
 from onehour.training.loop import train_run
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.state import digest_of, model_state
+from onehour.training.statistics import Recalibration
 
 STEPS = 20
 EXACT: dict[str, Any] = {"precision": "float64", "base_lr": 0.1, "base_minibatch": 16, "warmup_epochs": 1}

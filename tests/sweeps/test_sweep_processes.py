@@ -17,8 +17,7 @@ from onehour.lock import FolderLostError, HeldFolder
 from onehour.study.spec import SweepSpec
 from onehour.sweeps.pool import Event
 from onehour.sweeps.sweep import Work, train_sweep, work_of
-from onehour.training.checkpoint import latest_contents
-from onehour.training.record import Run
+from onehour.training.record import Run, latest_contents
 
 pytestmark = pytest.mark.usefixtures("forked")
 

@@ -12,8 +12,7 @@ from torch import nn
 from onehour.data.sources import complete
 from onehour.execution import Execution
 from onehour.sweeps.task import Task, run_task
-from onehour.training.checkpoint import latest_contents
-from onehour.training.record import Run, StoppedError
+from onehour.training.record import Run, StoppedError, latest_contents
 
 pytestmark = pytest.mark.usefixtures("forked")
 

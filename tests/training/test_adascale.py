@@ -17,9 +17,8 @@ from onehour.config import Recipe
 from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.shuffle import SampleStream
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
 from onehour.training.record import StoppedError
-from onehour.training.refusals import refuse_execution
 from onehour.translate import translate
 
 K, S = 4, 2
@@ -121,7 +120,7 @@ def test_what_it_is_not_defined_with_is_refused(tiny: ModuleType):
         with pytest.raises(ValueError, match=message):
             recipe(tiny, **changes)
     with pytest.raises(ValueError, match="leave ramp and adascale out"):
-        refuse_execution(recipe(tiny), Execution(noise=True))
+        Execution(noise=True).refuse(recipe(tiny))
     known = recipe(tiny, samples=48, classes=3)
     with pytest.raises(ValueError, match="no hours can be said"):
         plan(known, images_per_second=10)

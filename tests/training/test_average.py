@@ -17,10 +17,10 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.export import export_weights
+from onehour.training.evaluate import evaluate_weights
 from onehour.training.record import Run, StoppedError
 from onehour.training.state import AveragedWeights
-from onehour.training.weights import evaluate_weights
+from onehour.training.weights import read_weights, write_weights
 
 DECAY, TIMES = 0.9, 3
 
@@ -102,7 +102,7 @@ def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, r
 def test_both_sets_of_weights_are_evaluated_and_exported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     last, found, recipe = run.metrics[-1], {}, asked_for(run.recipe, trust=True)
     for ema, prefix in ((False, ""), (True, "ema_")):
-        file = export_weights(run.folder, tmp_path / f"{prefix}weights.safetensors", ema=ema)
+        file = write_weights(read_weights(run.folder, ema=ema), tmp_path / f"{prefix}weights.safetensors")
         found[ema] = load_file(file)
         assert evaluate_weights(file, recipe=recipe).loss == last[f"{prefix}val_loss"]
     differs = {name for name, tensor in found[True].items() if not torch.equal(tensor, found[False][name])}
@@ -116,4 +116,4 @@ def test_what_has_no_average_says_so(tiny: ModuleType, run: Run, tmp_path: Path)
     with pytest.raises(ValueError, match="keeps no average of its weights: its recipe has no ema"):
         evaluate_weights(other.folder, recipe=other.recipe, ema=True)
     with pytest.raises(ValueError, match=r"--ema is for a run's folder.* is a file"):
-        export_weights(export_weights(run.folder, tmp_path / "a.pt"), tmp_path / "b.pt", ema=True)
+        read_weights(write_weights(read_weights(run.folder), tmp_path / "a.pt"), ema=True)

@@ -17,8 +17,8 @@ from onehour.rules.batchnorm import GhostBatchNorm2d
 from onehour.rules.momentum import momentum_form
 from onehour.training.build import build_model, build_optimizer
 from onehour.training.console import effects
-from onehour.training.deviations import decisions_of
-from onehour.training.hosting import pick_loaders, pick_workers_per_pass
+from onehour.training.decisions import decisions_of
+from onehour.training.feeds import pick_loaders, pick_workers_per_pass
 
 CPU = torch.device("cpu")
 

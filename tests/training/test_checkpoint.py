@@ -14,9 +14,8 @@ from torch import nn
 
 from onehour import Recipe
 from onehour.dist.group import Group
-from onehour.training.checkpoint import Checkpoints, SaveInterval
-from onehour.training.state import digest_of, model_state, optimizer_state
-from onehour.training.store import FILES, Store, Stored
+from onehour.training.checkpoint import FILES, Checkpoints, SaveInterval, Store, Stored
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
 
 
 def progress(iteration: int) -> dict[str, Any]:
@@ -34,10 +33,10 @@ def checkpoints(folder: Path, said: list[str] | None = None) -> Checkpoints:
 def test_training_goes_on_with_the_same_bits(tiny: ModuleType, tmp_path: Path, name: str):
     model, optimizer = tiny.trained(name, 3)
     saved = checkpoints(tmp_path)
-    saved.save(model, optimizer, PROGRESS)
+    saved.save(Network(model, optimizer), PROGRESS)
     saved.close()
     other, others = tiny.trained(name, 0)
-    assert checkpoints(tmp_path).load(other, others) == PROGRESS
+    assert checkpoints(tmp_path).load(Network(other, others)) == PROGRESS
     for these in ((model, optimizer), (other, others)):
         tiny.advance(*these, 2)
     states = [(model_state(m), optimizer_state(o, m)) for m, o in ((model, optimizer), (other, others))]
@@ -69,11 +68,11 @@ def test_an_optimizers_numbers_are_kept_to_the_bit_and_stay_numbers(tiny: Module
         tiny.advance(model, optimizer, 3)
         if folder is not None:
             saved = checkpoints(folder)
-            saved.save(model, optimizer, PROGRESS)
+            saved.save(Network(model, optimizer), PROGRESS)
             saved.close()
             model = tiny.net()
             optimizer = Counting(model.parameters())
-            assert checkpoints(folder).load(model, optimizer) == PROGRESS
+            assert checkpoints(folder).load(Network(model, optimizer)) == PROGRESS
         tiny.advance(model, optimizer, 2)
         kept = [*optimizer.state.values(), {**optimizer.param_groups[0], "params": None}]
         numbers = [sorted(numbers.items()) for numbers in kept]
@@ -98,11 +97,11 @@ def test_an_optimizer_that_keeps_something_else_is_refused_when_it_is_saved(
     optimizer = Counting(model.parameters())
     optimizer.state[model[0].weight if key == "weight" else key] = kept  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=f"optimizer Counting {said}"):
-        checkpoints(tmp_path).save(model, optimizer, PROGRESS)
+        checkpoints(tmp_path).save(Network(model, optimizer), PROGRESS)
 
 
 def test_an_empty_folder_has_none(tiny: ModuleType, tmp_path: Path):
-    assert checkpoints(tmp_path / "nowhere").load(*tiny.trained("sgd", 0)) is None
+    assert checkpoints(tmp_path / "nowhere").load(Network(*tiny.trained("sgd", 0))) is None
 
 
 def test_what_is_written_are_the_values_before_the_update(tiny: ModuleType, tmp_path: Path):
@@ -111,13 +110,14 @@ def test_what_is_written_are_the_values_before_the_update(tiny: ModuleType, tmp_
         model, optimizer = tiny.trained("sgd", 1)
         before = digest_of(model_state(model), optimizer_state(optimizer, model))
         saved = checkpoints(tmp_path / str(turn))
-        saved.save(model, optimizer, PROGRESS)
+        network = Network(model, optimizer)
+        saved.save(network, PROGRESS)
         model(torch.randn(8, 1, 4, 4))
-        saved.detach()
+        network.settle()
         tiny.advance(model, optimizer, 3)
         saved.close()
         other, others = tiny.trained("sgd", 0)
-        checkpoints(tmp_path / str(turn)).load(other, others)
+        checkpoints(tmp_path / str(turn)).load(Network(other, others))
         assert digest_of(model_state(other), optimizer_state(others, other)) == before
 
 
@@ -132,23 +132,25 @@ def test_a_full_disk_is_one_warning_and_the_one_before_stays(
     model, optimizer = tiny.trained("sgd", 1)
     said: list[str] = []
     saved = checkpoints(tmp_path, said)
-    saved.save(model, optimizer, progress(1), first=(tmp_path / "record").touch)
+    saved.save(Network(model, optimizer), progress(1), first=(tmp_path / "record").touch)
     assert saved.wait()
     assert (tmp_path / "record").exists()
     with monkeypatch.context() as patched:
         if refused == "the checkpoint":
-            patched.setattr("onehour.training.store.Path.rename", full)
+            patched.setattr("onehour.training.checkpoint.Path.rename", full)
         for iteration in (2, 3):
-            saved.save(model, optimizer, progress(iteration), first=full if refused == "what it counts on" else None)
+            saved.save(
+                Network(model, optimizer), progress(iteration), first=full if refused == "what it counts on" else None
+            )
             assert not saved.wait()
     (warning,) = said
     assert "No space left on device" in warning
     assert str(tmp_path) in warning
     assert "bytes are needed" in warning
-    assert checkpoints(tmp_path).load(model, optimizer) == progress(1)
-    saved.save(model, optimizer, progress(4))
+    assert checkpoints(tmp_path).load(Network(model, optimizer)) == progress(1)
+    saved.save(Network(model, optimizer), progress(4))
     assert saved.wait()
-    assert checkpoints(tmp_path).load(model, optimizer) == progress(4)
+    assert checkpoints(tmp_path).load(Network(model, optimizer)) == progress(4)
 
 
 FOREIGN = save({"9.weight/momentum_buffer": torch.zeros(1)})
@@ -162,7 +164,7 @@ def test_tensors_that_are_none_are_one_message(tiny: ModuleType, tmp_path: Path,
     files = {FILES[0]: save(model_state(model)), FILES[1]: save(optimizer_state(optimizer, model)), name: content}
     checkpoints(tmp_path).store.write(1, [*files.values(), json.dumps(progress(1)).encode()])
     with pytest.raises(ValueError, match="is of another model: ") as raised:
-        checkpoints(tmp_path).load(model, optimizer)
+        checkpoints(tmp_path).load(Network(model, optimizer))
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -171,7 +173,7 @@ def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Pa
     model, optimizer = tiny.trained("sgd", 1)
     saved = checkpoints(tmp_path)
     for iteration in (1, 2):
-        saved.save(model, optimizer, progress(iteration))
+        saved.save(Network(model, optimizer), progress(iteration))
     saved.close()
     looking, updated, verified = threading.Event(), threading.Event(), Store.verified
 
@@ -182,9 +184,10 @@ def test_looking_at_old_checkpoints_holds_no_step(tiny: ModuleType, tmp_path: Pa
 
     monkeypatch.setattr(Store, "verified", slow)
     again = checkpoints(tmp_path)
-    again.save(model, optimizer, progress(3))
+    network = Network(model, optimizer)
+    again.save(network, progress(3))
     assert looking.wait(300)
-    again.detach()
+    network.settle()
     tiny.advance(model, optimizer, 1)
     updated.set()
     assert again.wait()
@@ -200,7 +203,7 @@ def test_a_folder_that_cannot_be_listed_is_one_message(
 
     monkeypatch.setattr(Path, "iterdir", refuses)
     with pytest.raises(ValueError, match="checkpoints cannot be read or written: Input/output error"):
-        checkpoints(tmp_path).load(*tiny.trained("sgd", 1))
+        checkpoints(tmp_path).load(Network(*tiny.trained("sgd", 1)))
 
 
 def test_every_so_many_minutes(monkeypatch: pytest.MonkeyPatch):
@@ -220,11 +223,11 @@ def test_tied_weights_are_saved_under_both_names(tmp_path: Path):
     model = nn.Sequential(first, second)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     saved = checkpoints(tmp_path)
-    saved.save(model, optimizer, PROGRESS)
+    saved.save(Network(model, optimizer), PROGRESS)
     saved.close()
     state = model_state(model)
     with torch.no_grad():
         first.weight.zero_()
-    assert checkpoints(tmp_path).load(model, optimizer) == PROGRESS
+    assert checkpoints(tmp_path).load(Network(model, optimizer)) == PROGRESS
     assert torch.equal(first.weight, state["1.weight"])
     assert float(first.weight.detach().abs().sum()) > 0

@@ -16,7 +16,7 @@ from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.models.resnet import BasicBlock, Bottleneck, ResNet, resnet8
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.hosting import pick_workers_per_pass
+from onehour.training.feeds import pick_workers_per_pass
 
 Make = Callable[[], nn.Module]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onehour import Recipe, train
-from onehour.training.asynchronous import HostFlags, StepTimer
+from onehour.dist.devices import HostFlags, StepTimer
 from onehour.training.console import Console, load_logger
 from onehour.training.measure import Metrics
 from onehour.training.record import PARTS
@@ -66,7 +66,7 @@ def test_the_host_reads_both_flags(stop: float, halted: bool):
 def test_a_timer_adds_the_laps_of_a_step_and_forgets_them_when_read(monkeypatch: pytest.MonkeyPatch):
     clock = iter([0.0, 1.0, 5.0, 5.5, 7.0, 7.5, 9.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    timer = StepTimer(torch.device("cpu"))
+    timer = StepTimer(PARTS, torch.device("cpu"))
     for parts in (("data", "compute", "data"), ("update", "reduction")):
         timer.begin()
         for part in parts:

@@ -12,10 +12,10 @@ from onehour.api import train
 from onehour.cli import main
 from onehour.config import Recipe
 from onehour.recipes import digits
+from onehour.runs import changed_schedule
 from onehour.study.outcome import outcome_lines
 from onehour.study.spec import spec_of
 from onehour.training.record import Run, StoppedError
-from onehour.training.start import changed_schedule
 
 
 @pytest.fixture(scope="module")

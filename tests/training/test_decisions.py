@@ -20,8 +20,7 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import InsideSGD, correct_momentum, momentum_form, set_rate, velocity_inside
 from onehour.rules.shuffle import permutation
-from onehour.training.decisions import Decisions
-from onehour.training.deviations import BROKEN, decisions_of
+from onehour.training.decisions import BROKEN, Decisions, decisions_of
 from onehour.training.record import StoppedError
 
 N, K, SAMPLES = 2, 3, 60  # n, k and N: ten iterations an epoch

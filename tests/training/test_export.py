@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 import onehour
 from onehour.cli import main
-from onehour.training import export
-from onehour.training.export import TOLERANCE, export_program, export_weights
+from onehour.training import weights
+from onehour.training.evaluate import evaluate_weights
 from onehour.training.record import Run
-from onehour.training.weights import evaluate_weights, read_weights
+from onehour.training.weights import TOLERANCE, export_program, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def logits(run: Run, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_a_state_dict_loads_in_the_users_plain_network(run: Run, suffix: str, tmp_path: Path, tiny: ModuleType):
-    path = export_weights(run.folder, tmp_path / f"model.{suffix}")
+    path = write_weights(read_weights(run.folder), tmp_path / f"model.{suffix}")
     plain = tinytask.net()
     assert type(plain.get_submodule("1")) is nn.BatchNorm2d
     plain.load_state_dict(load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True))
@@ -81,11 +81,11 @@ def test_an_onnx_file_is_the_network_for_batches_of_any_size(
         assert (torch.from_numpy(found) - logits(run, batch)).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("package", export.ONNX)
+@pytest.mark.parametrize("package", weights.ONNX)
 def test_a_missing_package_is_one_message(
     run: Run, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for name in export.ONNX:
+    for name in weights.ONNX:
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
     capsys.readouterr()
     assert main(["export", str(run.folder), "--to", str(tmp_path / "x.onnx"), "--trust"]) == 2
@@ -119,12 +119,12 @@ def test_a_network_that_is_no_program_is_one_message_and_the_old_file_stays(
     model: type[nn.Module], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     torch.save({"unused": torch.zeros(1)}, tmp_path / "weights.pt")
-    monkeypatch.setattr(export, "load_model", lambda *_, **__: model())
-    monkeypatch.setattr(export, "fit", lambda *_: None)
+    monkeypatch.setattr(weights, "load_model", lambda *_, **__: model())
+    monkeypatch.setattr(weights, "fit", lambda *_: None)
     (tmp_path / "x.pt2").write_bytes(b"mine")
     recipe = onehour.Recipe(data="tinytask:data", model="tinytask:net")
     with pytest.raises(ValueError, match=said):
-        export_program(tmp_path / "weights.pt", tmp_path / "x.pt2", recipe=recipe, force=True)
+        export_program(tmp_path / "weights.pt", tmp_path / "x.pt2", recipe=recipe)
     assert (tmp_path / "x.pt2").read_bytes() == b"mine"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -134,10 +134,12 @@ def test_a_file_that_holds_other_numbers_when_it_is_opened_again_does_not_get_it
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     torch.save({"a": torch.tensor([1.0, torch.nan])}, tmp_path / "in.pt")
-    to = export_weights(tmp_path / "in.pt", tmp_path / f"nan.{suffix}")  # equal bits, though NaN is no number
-    monkeypatch.setattr(export, "load_file", lambda *_: {"a": torch.tensor([1.0, 2.0])})
+    given = read_weights(tmp_path / "in.pt")
+    to = write_weights(given, tmp_path / f"nan.{suffix}")  # equal bits, though NaN is no number
+    for owner, name in ((weights, "load_safetensors"), (torch, "load")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: {"a": torch.tensor([1.0, 2.0])})
     with pytest.raises(ValueError, match="opened again, it holds other numbers"):
-        export_weights(tmp_path / "in.pt", tmp_path / f"out.{suffix}")
+        write_weights(given, tmp_path / f"out.{suffix}")
     assert {path.name for path in tmp_path.iterdir()} == {"in.pt", to.name}
 
 
@@ -158,7 +160,7 @@ def test_nothing_is_overwritten_unless_forced_and_the_formats_are_known(
 def test_tied_and_transposed_weights_are_exported_as_they_are(suffix: str, tmp_path: Path):
     weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
     torch.save({"a": weight, "b": weight, "c": weight.T}, tmp_path / "in.pt")
-    found = read_weights(export_weights(tmp_path / "in.pt", tmp_path / "new" / f"out.{suffix}"))
+    found = read_weights(write_weights(read_weights(tmp_path / "in.pt"), tmp_path / "new" / f"out.{suffix}"))
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         "a": weight.tolist(),
         "b": weight.tolist(),

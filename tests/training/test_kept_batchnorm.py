@@ -21,7 +21,7 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import build_model
 from onehour.training.console import effects
 from onehour.training.decisions import Decisions
-from onehour.training.hosting import pick_share, pick_workers_per_pass
+from onehour.training.feeds import pick_share, pick_workers_per_pass
 from onehour.training.seeds import refuse_joining
 from onehour.training.statistics import KeptStatistics
 

@@ -19,10 +19,10 @@ from onehour.api import train
 from onehour.data.dataset import KeyedDataset
 from onehour.data.sources import complete
 from onehour.dist.group import Group
-from onehour.training.export import export_weights
+from onehour.sweeps.verify import trace
+from onehour.training.evaluate import evaluate_weights
 from onehour.training.seeds import train_seeds
-from onehour.training.verify import trace
-from onehour.training.weights import evaluate_weights
+from onehour.training.weights import read_weights, write_weights
 
 AT = 5
 RIGHT = object()
@@ -123,7 +123,7 @@ def test_one_side_in_memory_is_looked_through_too(tiny: ModuleType, tmp_path: Pa
 
 def test_evaluating_a_file_and_verifying_and_seeds_as_one_network_look_too(tiny: ModuleType, tmp_path: Path):
     run = train(tiny.recipe(epochs=1, warmup_epochs=0), out=tmp_path / "run")
-    weights = export_weights(run.folder, tmp_path / "weights.safetensors")
+    weights = write_weights(read_weights(run.folder), tmp_path / "weights.safetensors")
     bad = tuple(Labelled(tensors, -100) for _, tensors in _sides(tiny))
     with pytest.raises(ValueError, match=r"^validation sample 5 \(images/5.npy\): the label is -100"):
         evaluate_weights(weights, recipe=tiny.recipe(), data=bad)

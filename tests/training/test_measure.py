@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from onehour import Recipe
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
 from onehour.training.measure import Metrics, measured, timed
 from onehour.training.record import PARTS
 from onehour.training.task import Evaluation

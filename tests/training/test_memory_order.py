@@ -17,7 +17,7 @@ from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.momentum import InsideSGD
-from onehour.training.hosting import pick_share
+from onehour.training.feeds import pick_share
 from onehour.training.state import digest_of, load_optimizer, model_state, optimizer_state
 from onehour.training.step import Step
 

@@ -20,7 +20,7 @@ from onehour.dist.placement import passes
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 from onehour.training.evaluate import evaluate
-from onehour.training.hosting import pick_share
+from onehour.training.feeds import pick_share
 from onehour.training.record import StoppedError
 from onehour.training.state import digest_of, model_state
 from onehour.training.task import summed_cross_entropy

@@ -25,8 +25,8 @@ from onehour.noise import noise_scale
 from onehour.runs import _completed, _facts
 from onehour.training import measure as measuring
 from onehour.training.build import build_model
-from onehour.training.deviations import decisions_of
-from onehour.training.hosting import pick_share
+from onehour.training.decisions import decisions_of
+from onehour.training.feeds import pick_share
 from onehour.training.loop import train_run
 from onehour.training.measure import MINIBATCHES, GradientNoise, peak_epochs
 from onehour.training.record import Run, StoppedError

@@ -22,7 +22,7 @@ from onehour.data.dataset import KeyedDataset
 from onehour.data.digits import digits, originals
 from onehour.data.images import image_folder
 from onehour.data.sources import file_reader
-from onehour.training.predict import Predictor, find_images
+from onehour.training.evaluate import Predictor, find_images
 from onehour.training.record import Run
 from onehour.training.weights import read_weights
 

@@ -18,9 +18,8 @@ from onehour.data.samples import following
 from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.shuffle import permutation
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
 from onehour.training.record import Run, StoppedError
-from onehour.training.refusals import refuse_execution
 
 RAMP = ("4:1/3", "8:5/4")
 """k = 1 for 4 iterations, k = 2 for 6 (of them 48 of 60 samples begin before 5/4), then k = 4."""
@@ -136,7 +135,7 @@ def test_what_cannot_have_a_ramp_is_refused(tiny: ModuleType):
         with pytest.raises(ValueError, match=message):
             recipe(tiny, **changes)
     with pytest.raises(ValueError, match="leave ramp and adascale out"):
-        refuse_execution(recipe(tiny), Execution(noise=True))
+        Execution(noise=True).refuse(recipe(tiny))
     with pytest.raises(ValueError, match="2 processes cannot share 1 workers"):
         plan(recipe(tiny), processes=2)
 

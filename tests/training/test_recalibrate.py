@@ -20,11 +20,11 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
 from onehour.training import evaluate
-from onehour.training.evaluate import EvaluationStoppedError, Recalibration
+from onehour.training.evaluate import Recalibrated, WeightsEvaluation
 from onehour.training.record import Run
 from onehour.training.seeds import refuse_joining
 from onehour.training.state import digest_of, model_state
-from onehour.training.weights import Recalibrated, WeightsEvaluation
+from onehour.training.statistics import EvaluationStoppedError, Recalibration
 
 IMAGES, N = 44, 4
 """11 workers: five passes of two and one of one."""

@@ -23,15 +23,17 @@ from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.sources import complete
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import convert_batchnorm
+from onehour.sweeps.verify import trace
 from onehour.training.build import OPTIMIZERS
-from onehour.training.checkpoint import latest_contents
-from onehour.training.record import NonFiniteError, Run
-from onehour.training.refusals import InputError, refuse_model, refuse_optimizer
+from onehour.training.feeds import InputError
+from onehour.training.record import NonFiniteError, Run, latest_contents
 from onehour.training.seeds import train_seeds
-from onehour.training.verify import trace
+from onehour.training.state import refuse_model, refuse_optimizer
+from onehour.training.task import refuse_training_output
 
 CPU = torch.device("cpu")
 IMAGE = torch.zeros(1, 8, 8)
+SMALL = Recipe(per_worker=16, minibatch=64)
 DATA = (TensorDataset(torch.zeros(64, 1, 8, 8), torch.arange(64) % 4),) * 2
 SIZES: dict[str, Any] = {"minibatch": 32, "per_worker": 16, "base_minibatch": 32, "warmup": "none", "epochs": 1}
 
@@ -211,7 +213,13 @@ def with_buffer(tensor: Tensor) -> nn.Module:
 )
 def test_a_model_that_cannot_be_trained_or_saved_is_refused(model: nn.Module, words: str):
     with pytest.raises(ValueError, match=words):
-        refuse_model(model, Recipe(per_worker=16, minibatch=64), IMAGE)
+        refuse(model)
+
+
+def refuse(model: nn.Module, recipe: Recipe = SMALL) -> None:
+    """As a run does."""
+    refuse_model(model)
+    refuse_training_output(model, recipe, IMAGE)
 
 
 class Tokens(nn.Module):
@@ -226,10 +234,9 @@ class Tokens(nn.Module):
 
 
 def test_a_batchnorm_over_more_rows_than_samples_is_refused():
-    recipe = Recipe(per_worker=16, minibatch=64)
     with pytest.raises(ValueError, match=r"a BatchNorm of 8 channels is given 128 rows for 16 samples, .*"):
-        refuse_model(convert_batchnorm(Tokens(), 16), recipe, IMAGE)
-    refuse_model(Tokens(), recipe.replace(batchnorm="keep"), IMAGE)
+        refuse(convert_batchnorm(Tokens(), 16))
+    refuse(Tokens(), SMALL.replace(batchnorm="keep"))
 
 
 def test_looking_at_a_model_moves_nothing_of_it():
@@ -246,7 +253,7 @@ def test_looking_at_a_model_moves_nothing_of_it():
 
     model = Counts().eval()
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    refuse_model(model, Recipe(per_worker=16, minibatch=64), IMAGE)
+    refuse(model)
     assert (model.calls, model.training) == (0, False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())

@@ -16,10 +16,9 @@ from onehour.api import train
 from onehour.data.dataset import KeyedDataset
 from onehour.dist.devices import build_of
 from onehour.dist.group import Group
-from onehour.training.checkpoint import Checkpoints
+from onehour.training.checkpoint import Checkpoints, Store, Stored
+from onehour.training.feeds import Skipping
 from onehour.training.record import Run, StoppedError, first_began
-from onehour.training.skipping import Skipping
-from onehour.training.store import Store, Stored
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
 

@@ -13,14 +13,7 @@ from onehour.models.resnet import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import init_weights_
 from onehour.training import build
-from onehour.training.seeds import (
-    JoinedLinear,
-    join_models,
-    join_optimizer,
-    split_models,
-    split_optimizer,
-    try_joined,
-)
+from onehour.training.seeds import JoinedLinear, join_models, join_optimizer, split_models, split_optimizer, try_joined
 from onehour.training.state import Network
 
 N = 4  # n

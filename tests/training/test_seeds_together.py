@@ -25,13 +25,12 @@ from onehour.execution import Execution
 from onehour.models.resnet import resnet8
 from onehour.rules.keys import seed_for
 from onehour.training.build import build_model
-from onehour.training.checkpoint import latest_contents
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import decisions_of
+from onehour.training.evaluate import evaluate_weights
 from onehour.training.loop import train_run
-from onehour.training.record import NonFiniteError, Run, StoppedError
+from onehour.training.record import NonFiniteError, Run, StoppedError, latest_contents
 from onehour.training.seeds import Seeds, SeedsFeed, refuse_joining, train_seeds
 from onehour.training.state import Network, model_state, optimizer_state
-from onehour.training.weights import evaluate_weights
 
 SEEDS = range(3)
 
@@ -141,7 +140,7 @@ def test_mixed_precision_trains_together_as_apart(tiny: ModuleType, tmp_path: Pa
 def test_workers_that_do_not_fit_a_pass_take_several(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe, data = complete(tiny.recipe(**EXACT, minibatch=24, pitfall="batchnorm-stats-k-times"))
     fused = together(recipe, data, tmp_path / "fused")
-    monkeypatch.setattr("onehour.training.seeds.PASS_BYTES", {"cpu": 1})
+    monkeypatch.setattr("onehour.training.feeds.PASS_BYTES", {"cpu": 1})
     single = together(recipe, data, tmp_path / "single")
     assert [run.environment["workers_per_pass"] for run in (fused[0], single[0])] == [6, 1]
     assert_alike(single, fused)

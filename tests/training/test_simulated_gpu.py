@@ -20,9 +20,9 @@ import onehour
 from onehour import Recipe
 from onehour.data import augment
 from onehour.data.dataset import FaultError, KeyedDataset
+from onehour.dist.devices import WARMUPS, CapturedIteration
 from onehour.models.resnet import resnet8
 from onehour.training import measure, statistics
-from onehour.training.asynchronous import WARMUPS, CapturedIteration
 from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.step import Step
 
@@ -220,7 +220,7 @@ def test_the_host_waits_for_nothing_in_a_step_and_once_after_it(
         train(tmp_path / "run", device="cuda", **options)
     for iteration in (5, 6):  # after the capture and the first evaluation, before the last one
         assert watched.waits[iteration] == []
-        assert [re.sub(r":\d+", "", line) for _, line in watched.between[iteration]] == ["training/asynchronous.py"]
+        assert [re.sub(r":\d+", "", line) for _, line in watched.between[iteration]] == ["dist/devices.py"]
         assert all(kind == "pinned" for kind, _ in watched.uploads[iteration])
 
 

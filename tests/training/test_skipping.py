@@ -20,8 +20,8 @@ from onehour.data.images import Images, image_folder, open_sides
 from onehour.data.loader import Skipped
 from onehour.data.pack import pack
 from onehour.dist.group import Group
-from onehour.training.record import Run
-from onehour.training.skipping import BAD_IMAGES, Skipping
+from onehour.training.feeds import Skipping
+from onehour.training.record import BAD_IMAGES, Run
 
 PER_CLASS = 350
 """1,050 images to train on, of which one may be bad."""
@@ -97,7 +97,7 @@ def test_too_many_end_the_run_which_goes_on_once_they_are_restored(
     for file in others:
         file.write_bytes(b"damaged")
     with monkeypatch.context() as patched:
-        patched.setattr("onehour.training.store.Store.write", full)
+        patched.setattr("onehour.training.checkpoint.Store.write", full)
         assert main(line(damaged, tmp_path / "full")) == 2
     said = capsys.readouterr().err
     assert "has stopped there and could not save it; the same command goes on from the checkpoint before\n" in said
@@ -203,7 +203,7 @@ def test_names_that_were_refused_are_written_though_no_other_image_is_bad(
     feed.skipped.add([3])
 
     with monkeypatch.context() as patched:
-        patched.setattr("onehour.training.skipping.append_whole", full)
+        patched.setattr("onehour.training.feeds.append_whole", full)
         assert skipping.count() == 1
     assert not (tmp_path / BAD_IMAGES).exists()
     assert skipping.count() == 1

@@ -23,8 +23,7 @@ from onehour.models.load import pretrained_weights
 from onehour.training.agreement import refusal
 from onehour.training.build import build_model
 from onehour.training.record import Run, StoppedError
-from onehour.training.start import Start, start_from
-from onehour.training.weights import read_weights
+from onehour.training.weights import Start, read_weights, start_from
 
 CPU = torch.device("cpu")
 State = dict[str, Tensor]

@@ -17,13 +17,13 @@ from wires import on_threads
 
 from onehour import Recipe
 from onehour.data.loader import Batch, Skipped
+from onehour.dist.devices import Launch
 from onehour.dist.group import Group
 from onehour.dist.placement import passes
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.asynchronous import Launch
 from onehour.training.build import build_optimizer
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.hosting import pick_share
+from onehour.training.feeds import pick_share
 from onehour.training.state import digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 
@@ -288,7 +288,7 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
     recipe = {"optimizer": "onehour.rules.momentum:InsideSGD", "warmup": "gradual", "base_minibatch": 3}
     _, made = make(Marked(), **recipe)
     checkpoints = Checkpoints(tmp_path, made, Group(), warn=print)
-    step, _ = make(Marked(), options={"before_update": checkpoints.detach}, **recipe)
+    step, _ = make(Marked(), **recipe)
     images, late = torch.zeros(6, 3).double(), threading.Event()
     step(0, batches(images, LABELS))
     before = digest_of(optimizer_state(step.optimizer, step.model))
@@ -297,12 +297,12 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
     def wait() -> None:
         assert late.wait(300)
 
-    checkpoints.save(step.model, step.optimizer, progress, first=wait)
+    checkpoints.save(step.network, progress, first=wait)
     step(1, batches(images, LABELS))
     late.set()
     checkpoints.close()
     other, _ = make(Marked(), **recipe)
-    checkpoints.load(other.model, other.optimizer)
+    checkpoints.load(other.network)
     assert digest_of(optimizer_state(other.optimizer, other.model)) == before
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from onehour.training.store import FILES, MANIFEST, TYPES, Store, Stored, as_safetensors, read_manifest
+from onehour.training.checkpoint import FILES, MANIFEST, Store, Stored, read_manifest
+from onehour.training.state import TYPES, as_safetensors
 
 MODEL, OPTIMIZER, PROGRESS = FILES
 
@@ -385,7 +386,7 @@ def test_a_file_that_does_not_fit_into_memory_is_one_message(folder: Path, monke
     def too_large(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("onehour.training.store.open", too_large, raising=False)
+    monkeypatch.setattr("onehour.training.checkpoint.open", too_large, raising=False)
     assert refusal(folder) == "manifest.json does not fit into memory"
 
 

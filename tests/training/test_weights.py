@@ -17,8 +17,9 @@ from onehour.config import Recipe
 from onehour.data.digits import digits
 from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
+from onehour.training.evaluate import OpenedWeights, evaluate_weights
 from onehour.training.record import Run
-from onehour.training.weights import OpenedWeights, evaluate_weights, fit, read_weights
+from onehour.training.weights import fit, read_weights
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from onehour.files import to_json, written
 from onehour.messages import nearest, say
 
 if TYPE_CHECKING:
-    from onehour.training.predict import Prediction
+    from onehour.training.evaluate import Prediction
 
 
 FORMATS = ("csv", "jsonl")
@@ -45,7 +45,7 @@ def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
         raise ValueError(f"--format is {options.format!r}; expected {nearest(options.format, FORMATS)}")
     if options.output is not None and options.output.exists() and not options.force:
         raise ValueError(f"{options.output} exists; choose another name, or give --force to replace it")
-    from onehour.training.predict import Predictor, find_images
+    from onehour.training.evaluate import Predictor, find_images
 
     paths = find_images(options.paths)
     predictor = Predictor(options.source, recipe=recipe_of(options), device=options.device)

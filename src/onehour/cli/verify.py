@@ -20,7 +20,7 @@ from onehour.recipes import recipe as named
 from onehour.rules.arguments import positive_int
 
 if TYPE_CHECKING:
-    from onehour.training.verify import Comparison
+    from onehour.sweeps.verify import Comparison
 
 
 USUAL = "1,2,4"
@@ -52,7 +52,7 @@ def add_verify(commands: Any) -> None:
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.dist.launch import LaunchError, launch
     from onehour.leaving import scratch
-    from onehour.training.verify import compare
+    from onehour.sweeps.verify import compare
 
     refuse_several("verify")
     processes, options.device = _on_devices(options.processes, options.device)
@@ -89,7 +89,7 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.dist.devices import pick_device
     from onehour.dist.group import joined
     from onehour.dist.launch import end_with_launcher, report_failure
-    from onehour.training.verify import trace
+    from onehour.sweeps.verify import trace
 
     end_with_launcher()
     setting = json.loads((options.folder / "verify.json").read_text(encoding="utf-8"))

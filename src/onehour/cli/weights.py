@@ -17,7 +17,7 @@ from onehour.messages import say
 from onehour.recipes import recipe as named
 
 if TYPE_CHECKING:
-    from onehour.training.weights import WeightsEvaluation
+    from onehour.training.evaluate import WeightsEvaluation
 
 
 CODE = ("data", "model", "task", "collate")  # fields that may name someone's code
@@ -90,7 +90,7 @@ def add_recalibrate(commands: Any) -> None:
 
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.training.weights import evaluate_weights
+    from onehour.training.evaluate import evaluate_weights
 
     recipe = recipe_of(options)
     if options.per_class and recipe.task is not None:
@@ -117,15 +117,13 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.training.export import PROGRAMS, WEIGHTS, export_program, export_weights, refuse_place
+    from onehour.training.weights import FORMATS, PROGRAMS, export_program, read_weights, refuse_place, write_weights
 
-    refuse_place(options.to, (*WEIGHTS, *PROGRAMS), force=options.force)
+    refuse_place(options.to, (*FORMATS, *PROGRAMS), force=options.force)
     if options.to.suffix not in PROGRAMS:
-        print(f"wrote {export_weights(options.source, options.to, force=options.force, ema=options.ema)}")
+        print(f"wrote {write_weights(read_weights(options.source, ema=options.ema), options.to)}")
         return 0
-    shape, difference = export_program(
-        options.source, options.to, recipe=recipe_of(options), force=options.force, ema=options.ema
-    )
+    shape, difference = export_program(options.source, options.to, recipe=recipe_of(options), ema=options.ema)
     sizes = ", ".join(["N", *map(str, shape)])
     print(f"wrote {options.to}: float32 images ({sizes}) as the network takes them, to logits")
     print(f"opened again, its logits differ from the network's by {difference:.1e} at most")
@@ -133,11 +131,11 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.training.export import WEIGHTS, refuse_place, write_weights
-    from onehour.training.weights import recalibrated
+    from onehour.training.evaluate import recalibrated
+    from onehour.training.weights import FORMATS, refuse_place, write_weights
 
     if options.to is not None:
-        refuse_place(options.to, WEIGHTS, force=options.force)
+        refuse_place(options.to, FORMATS, force=options.force)
     recipe = recipe_of(options)
     found = recalibrated(options.source, recipe=recipe, images=options.images, device=options.device, ema=options.ema)
     if options.json:

@@ -24,8 +24,7 @@ from onehour.rules.arguments import positive_int
 from onehour.study.spec import SPEC, Cell, SweepSpec
 from onehour.sweeps.pool import Event, run_tasks
 from onehour.sweeps.task import Task, run_task
-from onehour.training.checkpoint import latest_contents
-from onehour.training.record import Run, StoppedError, differences, finished_run
+from onehour.training.record import Run, StoppedError, differences, finished_run, latest_contents
 
 TOGETHER = 10  # seeds in one network at most: beyond, nothing is gained
 TRIAL_SECONDS = 4.0

@@ -49,9 +49,8 @@ def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], boo
     import torch
 
     from onehour.data.sources import complete
-    from onehour.dist.devices import pick_device
+    from onehour.dist.devices import out_of_memory, pick_device
     from onehour.dist.group import Group
-    from onehour.training.refusals import out_of_memory
     from onehour.training.seeds import refuse_joining, train_seeds
 
     recipe, data = complete(task.recipes[0])

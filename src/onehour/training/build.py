@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.data.dataset import Classes
-from onehour.data.loader import moved, prepared, prepared_batch
-from onehour.data.samples import mapped
-from onehour.data.sources import Data, refuse_known_labels
+from onehour.data.loader import prepared
+from onehour.data.sources import Data
 from onehour.dist.reducer import is_dense
 from onehour.entry import resolve
 from onehour.messages import blame
@@ -27,8 +24,8 @@ from onehour.rules.keys import seed_for
 from onehour.rules.layers import freeze_, scale_rates
 from onehour.rules.muon import Muon, muon_groups
 from onehour.rules.probe import is_adaptive, unwrapped
-from onehour.training.refusals import refuse_model, refuse_synchronised
-from onehour.training.task import CLASSIFICATION, Task, task_of
+from onehour.training.state import refuse_model, refuse_synchronised
+from onehour.training.task import Task, refuse_training_output, task_of
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -38,14 +35,7 @@ OPTIMIZERS = {
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
 }
-ON_CUDA: dict[str, dict[str, Any]] = {
-    "adam": {"fused": True, "capturable": True},
-    "adamw": {"fused": True, "capturable": True},
-    "rmsprop": {"capturable": True},
-    "adagrad": {},
-    "nadam": {"capturable": True},
-    "radam": {"capturable": True},
-}
+ON_CUDA = {"fused": ("adam", "adamw"), "capturable": ("adam", "adamw", "rmsprop", "nadam", "radam")}
 """So that an update neither waits for the device nor needs a number of the host's; not in float64.
 
 On the device the rate, and what nadam and radam count with, are float32.
@@ -86,49 +76,14 @@ def build_model(
     if recipe.precision == "float64":
         built = built.double()
     built = built.to(device)
-    if recipe.task is not None:
-        _prove(task or task_of(recipe, None, device), built, recipe, data)
-        refuse_model(built, recipe, None)
-        return _in_order(built, recipe)
-    outputs = outputs_of(built, recipe, data, device)
-    if recipe.classes is not None and outputs < recipe.classes:
-        misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
-        try:
-            refuse_known_labels(data, Classes(outputs, "the model's outputs"))
-        except ValueError as error:
-            raise ValueError(f"{misfit}; {error}") from error
-        raise ValueError(misfit)
-    if model is not None or recipe.model not in MODELS:  # ours are known
-        refuse_model(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
-    return _in_order(built, recipe)
-
-
-def _in_order(model: nn.Module, recipe: Recipe) -> nn.Module:
-    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model  # type: ignore[call-overload]
-
-
-def _prove(task: Task, model: nn.Module, recipe: Recipe, data: Data) -> None:
-    """Ask a task of one's own the first time, by a validation sample."""
-    model.eval()
-    sample, device = data.looks[1].sample, next(model.parameters()).device
-    batches = [mapped(data.form.batch([sample] * size), partial(moved, device=device)) for size in (2, 4)]
-    some, twice = (prepared_batch(data.validation, batch) for batch in batches)
-    task.prove(model, some, twice, recipe)
-
-
-def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
-    """What labels must be: of the recipe's classes, else of the model's outputs."""
-    if recipe.classes is None:
-        return Classes(outputs_of(model, recipe, data, device), "the model's outputs")
-    return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
-
-
-@torch.no_grad()
-def outputs_of(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
-    """How many outputs the model has, by one validation image, so that a misfit is one message before the run."""
-    image = prepared(data.validation, data.looks[1].image[None].to(device))
-    model.eval()
-    return CLASSIFICATION.logits(model, image, recipe).shape[1]
+    task = task or task_of(recipe, None, device)
+    task.prove(built, recipe, data, device)
+    ours = model is None and recipe.model in MODELS  # which are known
+    if task.counts or not ours:
+        refuse_model(built)
+    if not (task.counts or ours):
+        refuse_training_output(built, recipe, prepared(data.validation, data.looks[1].image[None])[0])
+    return built.to(memory_format=torch.channels_last) if recipe.channels_last else built  # type: ignore[call-overload]
 
 
 def build_optimizer(
@@ -155,7 +110,9 @@ def build_optimizer(
         return Muon(muon_groups(groups, model), lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     if recipe.optimizer in OPTIMIZERS:
         on_cuda = next(model.parameters()).is_cuda and recipe.precision != "float64"
-        options = dict(ON_CUDA[recipe.optimizer]) if on_cuda else {}
+        options: dict[str, Any] = {
+            option: True for option, names in ON_CUDA.items() if on_cuda and recipe.optimizer in names
+        }
         if recipe.adam is not None:
             options |= {"betas": recipe.adam["betas"], "eps": recipe.adam["eps"]}
         return OPTIMIZERS[recipe.optimizer](groups, lr=lr, **options)

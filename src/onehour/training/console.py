@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from onehour.config import Recipe
+from onehour.data.sources import Data
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, encodable, nearest, say
 from onehour.rules.decay import parameter_groups
@@ -118,8 +119,12 @@ def _named(metrics: dict[str, float]) -> str:
     return ", ".join(f"{metric.name} {metric.of(value)}" for metric, value in said)
 
 
-def effects(recipe: Recipe, model: nn.Module) -> str:
-    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay, and what else was asked for."""
+def effects(recipe: Recipe, model: nn.Module, data: Data | None = None) -> str:
+    """What the rules did to this model, in a line: BatchNorm's n, zero γ, weight decay, and what else was asked for.
+
+    Args:
+        data: whose division for validation is said in another line.
+    """
     layers = tracked_layers(model)
     weights = [layer.weight for layer in layers]
     zeros = sum(weight is not None and not weight.any() for weight in weights)  # pyright: ignore[reportUnnecessaryComparison]
@@ -128,13 +133,17 @@ def effects(recipe: Recipe, model: nn.Module) -> str:
     )
     gammas = "" if recipe.init else f", γ = 0 in {zeros} of them"  # a resume does not know those that it began with
     whose = "BatchNorm" if recipe.batchnorm == "ghost" else "the network's own BatchNorm, one worker a pass, hence"
-    return "; ".join(
+    line = "; ".join(
         (
             f"{whose} over n = {recipe.per_worker} in {len(layers)} layers{gammas}",
             f"weight decay {recipe.target_weight_decay:g} on {decayed} of {decayed + sum(kept)} tensors",
             *_asked_for(recipe, model),
         )
     )
+    if data is None or not recipe.validation:
+        return line
+    train, held = (look.samples for look in data.looks)
+    return f"{line}\nvalidation {recipe.validation:g} of each class: {train} samples train, {held} validate"
 
 
 def _asked_for(recipe: Recipe, model: nn.Module) -> Iterator[str]:

@@ -1,21 +1,31 @@
-"""What a recipe decides of a run, as the paper has it: its iterations, rates, samples, divisor and optimizer (§2-3)."""
+"""What a recipe decides of a run, as the paper has it: its iterations, rates, samples, divisor and optimizer (§2-3).
+
+Some recipes decide otherwise: by AdaScale's rate, or with ONE thing wrong, whose cost is then measured.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
+from functools import lru_cache
 from typing import Self
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onehour.config import Recipe
-from onehour.rules.momentum import velocity_inside
-from onehour.rules.shuffle import SampleStream
+from onehour.rules.adascale import AdaScale
+from onehour.rules.keys import seed_for
+from onehour.rules.minibatch import Minibatch
+from onehour.rules.momentum import InsideSGD, velocity_inside
+from onehour.rules.shuffle import SampleStream, permutation
 from onehour.training.build import build_optimizer
 
 
 class Decisions:
-    """The decisions that loops get wrong, taken right; what deviates overrides some (`onehour.training.deviations`)."""
+    """The decisions that loops get wrong, taken right; what deviates overrides some."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.samples is not None
@@ -105,3 +115,146 @@ class Decisions:
     def moved(self, momentum: float) -> float:
         """How far an iteration moves the running statistics: `momentum`, once (§2.3)."""
         return momentum
+
+
+class AdaScaled(Decisions):
+    """The rate of each iteration is the base's, at the iterations of the base done so far, times its gain."""
+
+    adapts = True
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.gains = AdaScale(recipe.minibatch / recipe.base_minibatch)
+        self._rate = recipe.schedule(0.0)
+        # As many as the base has, where every r is 1.
+        self.iterations = Minibatch(recipe.base_minibatch, workers=1).iterations(self.samples, recipe.epochs)
+
+    def is_over(self, done: int) -> bool:
+        return self.gains.steps * self.recipe.base_minibatch >= self.samples * self.recipe.epochs
+
+    def evaluated_epoch(self, done: int) -> float:
+        """As ever, but a run ends where its gains say, within an epoch most often."""
+        position = self.ramp.position(done)
+        whole = done == 0 or self.ends_epoch(done)
+        return position // self.samples if whole else position / self.samples
+
+    def rate(self, iteration: int) -> float:
+        return self._rate
+
+    def adapted(self, rate: float, squares: float, square: float) -> float:
+        usual = self.schedule(math.floor(self.gains.steps) * self.recipe.base_minibatch / self.samples)
+        parts = self.recipe.workers.workers
+        self._rate = usual * self.gains.gain(parts=parts, squares=squares, square=square)
+        return self._rate
+
+    def state(self) -> list[float]:
+        """Where the gains stand, and the last rate."""
+        return [*self.gains.state(), self._rate]
+
+    def load(self, state: list[float]) -> None:
+        *gains, self._rate = state
+        self.gains.load(gains)
+
+    @property
+    def base_iterations(self) -> float:
+        return self.gains.steps
+
+
+class _SumNotMean(Decisions):
+    """Means over n, summed by the reduction: k times too large."""
+
+    @property
+    def divisor(self) -> int:
+        return self.recipe.per_worker
+
+
+class _DecayOnBatchNorm(Decisions):
+    """λ on every parameter."""
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        return build_optimizer(self.recipe, model, without=())
+
+
+class _MomentumInside(Decisions):
+    """The rate folded into the velocity, which keeps the old rate's share when the rate changes."""
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        right = build_optimizer(self.recipe, model)
+        own = {"params", "weight_decay", "lr", "lr_scale"}
+        groups = [{key: group[key] for key in own & group.keys()} for group in right.param_groups]
+        return InsideSGD(groups, lr=self.rate(0), momentum=self.recipe.momentum, nesterov=self.recipe.nesterov)
+
+    def corrected(self, optimizer: Optimizer) -> set[str]:
+        return set()
+
+
+class _OverlappingShards(Decisions):
+    """Each worker draws its share of an epoch from a permutation of its own."""
+
+    def stream(self) -> SampleStream:
+        return _OwnShuffles(samples=self.samples, minibatch=self.recipe.workers, seed=self.recipe.seed)
+
+
+class _OwnShuffles(SampleStream):
+    """Worker j's share of epoch e is that of its own permutation: the positions that it has in the stream."""
+
+    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
+        super().__init__(samples=samples, minibatch=minibatch, seed=seed)
+        self._share = lru_cache(maxsize=2 * self.minibatch.workers)(self._own)
+
+    def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
+        positions = self.positions(iteration, worker)
+        k = self.minibatch.workers
+        epochs, offsets = np.divmod(positions, self.samples)
+        places = zip(positions % k, epochs, offsets // k, strict=True)
+        return epochs, np.array([self._share(int(j), int(epoch))[place] for j, epoch, place in places])
+
+    def _own(self, worker: int, epoch: int) -> np.ndarray:
+        order = permutation(self.samples, seed_for(self.seed, "worker", worker), epoch)
+        k = self.minibatch.workers
+        return order[(worker - epoch * self.samples) % k :: k].copy()
+
+
+class _StatisticsOfRank0(Decisions):
+    """Worker 0's statistics alone are kept, as by a trainer that saves what process 0 has."""
+
+    def shares(self, momentum: float) -> Tensor | None:
+        return torch.eye(self.recipe.workers.workers, 1).view(-1)
+
+
+class _StatisticsKTimes(Decisions):
+    """The running statistics move at every worker's pass, as accumulation without care does."""
+
+    def shares(self, momentum: float) -> Tensor | None:
+        later = torch.arange(self.recipe.workers.workers - 1, -1, -1, dtype=torch.float64)
+        moves = momentum * (1 - momentum) ** later
+        return moves / moves.sum()
+
+    def moved(self, momentum: float) -> float:
+        return 1 - (1 - momentum) ** self.recipe.workers.workers
+
+
+class _WarmupPerEpoch(Decisions):
+    """During warmup the rate is raised once an epoch."""
+
+    def rate(self, iteration: int) -> float:
+        epoch = self.epoch(iteration)
+        warms_up = self.recipe.warms_up and epoch < self.recipe.warmup_epochs
+        return self.recipe.schedule(float(int(epoch)) if warms_up else epoch)
+
+
+BROKEN: dict[str, type[Decisions]] = {
+    "gradient-sum-not-mean": _SumNotMean,
+    "decay-on-batchnorm": _DecayOnBatchNorm,
+    "momentum-inside-uncorrected": _MomentumInside,
+    "overlapping-shards": _OverlappingShards,
+    "batchnorm-stats-of-rank-0": _StatisticsOfRank0,
+    "batchnorm-stats-k-times": _StatisticsKTimes,
+    "warmup-per-epoch": _WarmupPerEpoch,
+}
+
+
+def decisions_of(recipe: Recipe) -> Decisions:
+    """A recipe's decisions, with its pitfall if it has one."""
+    usual = AdaScaled if recipe.scaling == "adascale" else Decisions
+    return (usual if recipe.pitfall is None else BROKEN[recipe.pitfall])(recipe)

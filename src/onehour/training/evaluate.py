@@ -1,37 +1,41 @@
-"""What a network gets wrong on all validation data, with its running statistics or recalibrated ones (§2.3)."""
+"""What a network gets wrong on all validation data, while it trains or afterwards, and what it says of image files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from onehour.config import Recipe
+from onehour.data.dataset import FaultError, KeyedDataset
+from onehour.data.listing import image_by_name, read_file
 from onehour.data.loader import CHUNK, Feed
-from onehour.data.sources import Data
-from onehour.dist.devices import seed_torch
+from onehour.data.sources import Data, FileReader, Look, complete, file_reader, image_options
+from onehour.dist.devices import pick_device
 from onehour.dist.group import Group
 from onehour.dist.watchdog import never
-from onehour.rules.batchnorm import ghost_layers
+from onehour.execution import Execution
+from onehour.messages import blame, shown
 from onehour.rules.keys import seed_for
-from onehour.rules.minibatch import Minibatch, whole_workers
-from onehour.rules.shuffle import SampleStream
-from onehour.training.refusals import refuse_batch
-from onehour.training.state import Network
-from onehour.training.task import CLASSIFICATION, Evaluation, Task
+from onehour.rules.minibatch import whole_workers
+from onehour.training.build import build_model
+from onehour.training.feeds import pick_loaders, refuse_batch
+from onehour.training.record import Run
+from onehour.training.state import Network, model_state
+from onehour.training.statistics import EvaluationStoppedError, Recalibration
+from onehour.training.task import CLASSIFICATION, Classification, Evaluation, Found, Model, Task, classes_of, task_of
+from onehour.training.weights import fit, read_weights
 
-BLOCK = 32
-"""Passes whose sums have a place each before they are added, so that no order of adding depends on p."""
-
-
-class EvaluationStoppedError(Exception):
-    """All processes have left the evaluation before the same chunk."""
+IMAGES = 8192
+"""Training images that statistics are measured with unless told otherwise, or all where there are fewer."""
 
 
 @torch.no_grad()
@@ -86,130 +90,6 @@ def evaluate(
     return [task.evaluated([sum(row) for row in rows], feed.samples) for rows in by_seed]
 
 
-class Recalibration:
-    """Statistics of training images for a model's evaluations; its own running statistics are put back behind each.
-
-    Running averages lag behind the weights, and a large minibatch updates them less often: the paper names that as the
-    reason why its early validation curves at 8k are noisy (F4). Here μ = (1/K)·Σ μ_j and σ² = (1/K)·Σ σ²_j over K
-    workers of n training images, each normalised by its own statistics, under the weights of one iteration.
-
-    The images are always the same ones, drawn and augmented as in training under a key of their own. Pass by pass a
-    batch has the same workers on any number of processes, and the passes are added in their order.
-
-    Args:
-        recipe: its seed says which images, its n how many are normalised together.
-        images: how many, a multiple of n, at most all.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        data: Data,
-        *,
-        images: int,
-        group: Group,
-        loaders: int,
-        task: Task = CLASSIFICATION,
-    ) -> None:
-        self.model, self.recipe, self.group, self._task = model, recipe, group, task
-        self._layers = ghost_layers(model)
-        if not self._layers:
-            if recipe.batchnorm == "keep":
-                raise ValueError("recalibrate is for batchnorm ghost, and this run has batchnorm keep")
-            raise ValueError("the model has no BatchNorm with running statistics, so there is nothing to recalibrate")
-        samples, n = data.looks[0].samples, recipe.per_worker
-        workers = whole_workers("recalibrate", images, per_worker=n, samples=samples)
-        together = max(1, CHUNK // n)
-        self._passes = [range(first, min(first + together, workers)) for first in range(0, workers, together)]
-        seed = seed_for(recipe.seed, "recalibrate")
-        stream = SampleStream(samples=samples, minibatch=Minibatch(n, workers), seed=seed)
-        options: Any = {"loaders": loaders, "device": group.device, "stream": stream}
-        options |= {"look": data.looks[0], "form": data.form}
-        self._feed = Feed(data.train, seed=seed, **options)
-        ends = list(accumulate((layer.num_features for layer in self._layers), initial=0))
-        self._channels, self._columns = ends[-1], [slice(*pair) for pair in pairwise(ends)]
-
-    @contextmanager
-    def applied(self, stop_asked: Callable[[], bool] = never) -> Generator[None]:
-        """While entered, the layers have the statistics of the images under the present weights.
-
-        Every buffer of the model is afterwards what it was, in the memory where it was.
-
-        Raises:
-            EvaluationStoppedError: in all processes together, once any was asked to stop.
-        """
-        kept = [
-            (module, name, buffer, buffer.clone())
-            for module in self.model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-        try:
-            self.apply(stop_asked)
-            yield
-        finally:
-            for module, name, buffer, before in kept:
-                setattr(module, name, buffer.copy_(before))
-
-    @torch.no_grad()
-    def apply(self, stop_asked: Callable[[], bool] = never) -> None:
-        """Give the layers the statistics of the images, for good; `stop_asked` as of `applied`."""
-        found = self._measured(stop_asked)
-        means, counts = found[: 2 * self._channels].view(2, -1), found[2 * self._channels :].cpu().numpy().tolist()
-        for layer, own, count in zip(self._layers, self._columns, counts, strict=True):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            if count:  # else no forward calls it
-                layer.running_mean.copy_(means[0, own] / count)
-                layer.running_var.copy_(means[1, own] / count)
-
-    def close(self) -> None:
-        self._feed.close()
-
-    def _measured(self, stop_asked: Callable[[], bool]) -> Tensor:
-        """Σ of the workers' means, then of their unbiased variances, then each layer's number of workers; float64."""
-        rank, size, device = self.group.rank, self.group.size, self.group.device
-        batches = self._feed.passes(self._passes[rank::size], start=0, stop=1)
-        total = torch.zeros(2 * self._channels + len(self._layers), dtype=torch.float64, device=device)
-        with self._collecting() as collect:
-            for first in range(0, len(self._passes), BLOCK):
-                block = range(first, min(first + BLOCK, len(self._passes)))
-                rows = total.new_zeros(len(block), len(total))
-                for number, row in zip(block, rows, strict=True):
-                    if number % size == 0 and self.group.any(stop_asked()):
-                        raise EvaluationStoppedError
-                    if number % size == rank:
-                        collect(row)
-                        seed_torch(seed_for(self.recipe.seed, "recalibrate", number), device)
-                        self._task(self.model, next(batches), self.recipe)
-                total += self.group.sum(rows).sum(0)
-        return total
-
-    @contextmanager
-    def _collecting(self) -> Generator[Callable[[Tensor], None]]:
-        """While entered the model trains, and its layers add to the vector that the function was last given."""
-        kept = [(layer, layer.seen, layer.sums, layer.shares) for layer in self._layers]
-        random: Any = torch.random  # which has no types
-        devices = [self.group.device] if self.group.device.type == "cuda" else []
-        was_training = self.model.training
-
-        def collect(row: Tensor) -> None:
-            sums, counts = row[: 2 * self._channels].view(2, -1), row[2 * self._channels :]
-            for number, (layer, own) in enumerate(zip(self._layers, self._columns, strict=True)):
-                layer.sums = (sums[:, own], counts[number : number + 1])
-
-        try:
-            self.model.train()
-            for layer in self._layers:
-                layer.seen = layer.shares = None
-            with random.fork_rng(devices=devices):
-                yield collect
-        finally:
-            self.model.train(was_training)
-            for layer, seen, sums, shares in kept:
-                layer.seen, layer.sums, layer.shares = seen, sums, shares
-
-
 class Evaluator:
     """Evaluates a run's network as its recipe says: with recalibrated statistics, and its averaged weights as well.
 
@@ -246,3 +126,287 @@ class Evaluator:
         """That the model has now."""
         with nullcontext() if self._recalibration is None else self._recalibration.applied(stop_asked):
             return self._evaluate(stop_asked=stop_asked)
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """What a model gets wrong of one class."""
+
+    name: str
+    errors: int
+    samples: int
+
+    @property
+    def error(self) -> float | None:
+        """In percent of the class's samples; None where there are none."""
+        return 100 * self.errors / self.samples if self.samples else None
+
+
+@dataclass(frozen=True)
+class WeightsEvaluation(Evaluation):
+    """An `Evaluation`, and what it says of the five likeliest classes and of each class."""
+
+    top5_errors: int | None = None
+    """Samples whose class is not among the five likeliest; None for five classes or fewer."""
+    by_class: list[ClassErrors] = field(default_factory=list[ClassErrors])
+
+    @property
+    def top5_error(self) -> float | None:
+        """Top-5 errors in percent of the samples."""
+        return None if self.top5_errors is None else 100 * self.top5_errors / self.samples
+
+
+class OpenedWeights:
+    """A model with the weights of a run or a file, converted as in training, and the recipe's data.
+
+    Args:
+        source, ema: as for `read_weights`.
+        recipe: names model and data, and the precision.
+        data: (train, validation) in place of the recipe's.
+    """
+
+    def __init__(
+        self, source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto", ema: bool = False
+    ) -> None:
+        weights = read_weights(source, ema=ema)
+        self.recipe, self.data = complete(recipe, data, trains=False)
+        self.device = torch.device(pick_device(device))
+        self.task = task_of(self.recipe, None, self.device)
+        self.model = build_model(self.recipe, self.data, self.device, task=self.task)
+        fit(self.model, weights, source)
+
+    def evaluate(self) -> WeightsEvaluation:
+        recipe, data = self.recipe, self.data
+        classes = None if self.task.counts else classes_of(recipe, data, self.model, self.device)
+        counts = None if classes is None else _Counts(classes.count, self.device)
+        seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), data)
+        options: Any = {"loaders": loaders, "device": self.device, "look": data.looks[1], "form": data.form}
+        with closing(Feed(data.validation, seed=seed, classes=classes, **options)) as feed:
+            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts or self.task)[0]
+        if classes is None or counts is None:
+            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
+        names = data.names if len(data.names) == classes.count else list(map(str, range(classes.count)))
+        errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
+        top5 = int(counts.top5)
+        by_class = [ClassErrors(*row) for row in zip(names, errors, samples, strict=True)]
+        five = top5 if classes.count > 5 else None
+        return WeightsEvaluation(found.errors, found.samples, found.loss, top5_errors=five, by_class=by_class)
+
+
+class _Counts(Classification):
+    """Classification, and integer counts beside its sums."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.errors, self.samples = torch.zeros(2, classes, dtype=torch.int64, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
+        kept: list[Tensor] = []
+
+        def watched(images: Tensor) -> Any:
+            kept.append(model(images))
+            return kept[0]
+
+        found = super().__call__(watched, batch, recipe, evaluating=evaluating)
+        logits, labels = kept[0], batch[1]
+        largest, chosen = logits.max(1)
+        wrong = (chosen != labels) | largest.isnan()
+        classes = len(self.samples)
+        self.samples += labels.bincount(minlength=classes)
+        self.errors += labels[wrong].bincount(minlength=classes)
+        five = logits.topk(min(5, logits.shape[1])).indices
+        self.top5 += ((five != labels[:, None]).all(1) | largest.isnan()).sum()
+        return found
+
+
+def evaluate_weights(source: Path, **options: Any) -> WeightsEvaluation:
+    """The error on the recipe's validation data of the weights in `source`; arguments as of `OpenedWeights`."""
+    return OpenedWeights(source, **options).evaluate()
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """A model evaluated with its running averages, and with statistics of so many training images."""
+
+    images: int
+    before: WeightsEvaluation
+    after: WeightsEvaluation
+    weights: dict[str, Tensor]
+    """Its state dict, on the CPU, with the new statistics."""
+
+
+def recalibrated(
+    source: Path,
+    *,
+    recipe: Recipe,
+    images: int | None = None,
+    device: str = "auto",
+    ema: bool = False,
+) -> Recalibrated:
+    """Recalibrate the weights of a run, or of a file; nothing is written.
+
+    Args:
+        images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
+    """
+    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
+    if images is None:
+        most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
+        images = recipe.recalibrate or max(1, most // n) * n
+    else:  # here, where they have the name that they were given by
+        whole_workers("--images", images, per_worker=recipe.per_worker, samples=opened.data.looks[0].samples)
+    group, loaders = Group(device=opened.device), pick_loaders(Execution(), opened.data)
+    with closing(
+        Recalibration(
+            opened.model, opened.recipe, opened.data, images=images, group=group, loaders=loaders, task=opened.task
+        )
+    ) as recalibration:
+        before = opened.evaluate()
+        recalibration.apply()
+    return Recalibrated(images, before, opened.evaluate(), model_state(opened.model))
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The image files that paths name, in the order of the paths.
+
+    Of a folder, all files below it that are named as images, in the order of their paths' parts. Names that begin with
+    a dot are passed over; links are followed, each folder once.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        inside = _below(path, set()) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no files that are named as images")
+        found += inside
+    return found
+
+
+def _below(folder: Path, seen: set[tuple[int, int]]) -> list[Path]:
+    about = folder.stat()
+    if (about.st_dev, about.st_ino) in seen:
+        return []
+    seen.add((about.st_dev, about.st_ino))
+    found: list[Path] = []
+    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
+        path = folder / name
+        if path.is_dir():
+            found += _below(path, seen)
+        elif image_by_name(name):
+            found.append(path)
+    return found
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image: (class, probability) of the likeliest, in that order; or why there is nothing."""
+
+    path: Path
+    classes: list[tuple[str, float]]
+    problem: str = ""
+
+
+class Predictor:
+    """A run's network, and how it reads image files.
+
+    Args:
+        recipe: completed, or of a file with its classes.
+    """
+
+    def __init__(self, source: Path, *, recipe: Recipe, device: str = "auto") -> None:
+        if recipe.task is not None:
+            raise ValueError(
+                f"predict gives classes, and task {recipe.task} has none; load the exported weights instead"
+            )
+        weights = read_weights(source)
+        self.recipe, self.device = recipe, torch.device(pick_device(device))
+        self._reader = file_reader(recipe.data, **image_options(recipe))
+        self.model = build_model(recipe, _data_of(recipe, _Files([], self._reader)), self.device)
+        fit(self.model, weights, source)
+        with torch.no_grad():
+            one = self._reader.dataset.prepare(self._reader.image[None].to(self.device))
+            self.outputs = CLASSIFICATION.logits(self.model.eval(), one, recipe).shape[1]
+        names = Run(source).class_names if source.is_dir() else []
+        self.names = names or self._reader.names()
+
+    @torch.no_grad()
+    def predict(
+        self, paths: Sequence[Path], *, top: int, done: Callable[[int], object] = lambda images: None
+    ) -> Iterator[Prediction]:
+        """The `top` likeliest classes of each image, by softmax, in the order of the paths.
+
+        Args:
+            top: at most `outputs`, the model's classes.
+            done: is told how many images each batch had.
+        """
+        files = _Files(paths, self._reader)
+        data = _data_of(self.recipe, files)
+        # A process that loads takes longer to start than some images to read.
+        loaders = min(pick_loaders(Execution(device=self.device.type), data), len(paths) // CHUNK)
+        with closing(Feed(files, seed=0, loaders=loaders, device=self.device, look=data.looks[1])) as feed:
+            batches = feed.chunks(range(-(-len(paths) // CHUNK)))
+            for number, (images, readable) in enumerate(batches):
+                logits = CLASSIFICATION.logits(self.model, images, self.recipe).double()
+                largest = logits.softmax(1).topk(top)
+                values, labels = (tensor.cpu().numpy().tolist() for tensor in largest)
+                finite = logits.isfinite().all(1).cpu().numpy().tolist()
+                for row, able in enumerate(readable.cpu().numpy().tolist()):
+                    path = paths[number * CHUNK + row]
+                    if not able:
+                        yield Prediction(path, [], files.problem(number * CHUNK + row))
+                        continue
+                    if not finite[row]:
+                        raise ValueError(f"{path}: the model's outputs are NaN or infinite")
+                    pairs = zip(labels[row], values[row], strict=True)
+                    yield Prediction(path, [(self._named(label), value) for label, value in pairs])
+                done(len(images))
+
+    def _named(self, label: int) -> str:
+        return self.names[label] if label < len(self.names) else str(label)
+
+
+class _Files(KeyedDataset):
+    """Image files as (image, whether it could be read): one that could not is black, and ends nothing."""
+
+    def __init__(self, paths: Sequence[Path], reader: FileReader) -> None:
+        self.paths, self.reader = paths, reader
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def keyed(self, index: int, key: int) -> tuple[Tensor, bool]:
+        try:
+            return self._read(index), True
+        except Exception:  # what someone's `from_file` raises, too
+            return self.reader.image, False
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return self.reader.dataset.prepare(images)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def problem(self, index: int) -> str:
+        """Why an image cannot be read, in a line."""
+        try:
+            self._read(index)
+        except ValueError as error:
+            return shown(str(error))
+        except Exception as error:
+            return shown(f"{self.paths[index]} cannot be read: {blame(error)}")
+        return shown(f"{self.paths[index]} could not be read when it was needed")
+
+    def _read(self, index: int) -> Tensor:
+        path, like = str(self.paths[index]), self.reader.image
+        image = self.reader.dataset.from_file(read_file(path), path)
+        if image.shape != like.shape or image.dtype != like.dtype:
+            kinds = [f"{tuple(kind.shape)} of {kind.dtype}" for kind in (image, like)]
+            raise FaultError(path, f"was read as {kinds[0]}, and the run's images are {kinds[1]}", "resize it first")
+        return image
+
+
+def _data_of(recipe: Recipe, files: _Files) -> Data:
+    """Files as both sides of a run's data, of which a model's shape follows."""
+    image: Any = files.reader.image
+    look = Look(len(files), image, recipe.classes)
+    return Data(files, files, recipe.classes, image.shape[0], (look, look))

@@ -8,38 +8,40 @@ from functools import partial
 from itertools import chain
 from typing import NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onehour.config import Recipe
 from onehour.data.loader import Feed
 from onehour.data.sources import Data
-from onehour.dist.devices import build_of, deterministic
+from onehour.dist.devices import HostFlags, build_of, deterministic
 from onehour.dist.group import Group
-from onehour.dist.placement import passes
 from onehour.dist.signals import StopSignals
 from onehour.dist.watchdog import Stopping, Watchdog, never
 from onehour.execution import Execution
 from onehour.models.load import MODELS
 from onehour.rules.momentum import set_rate
-from onehour.training import refusals
 from onehour.training.agreement import agree, facts_of_model
-from onehour.training.asynchronous import HostFlags
 from onehour.training.build import build_model
-from onehour.training.checkpoint import SaveInterval
+from onehour.training.checkpoint import Progress, SaveInterval
 from onehour.training.console import Console, Loggers, effects, load_logger
-from onehour.training.decisions import Decisions
-from onehour.training.deviations import decisions_of
-from onehour.training.evaluate import EvaluationStoppedError, Evaluator, Recalibration
-from onehour.training.hosting import draws_numbers, open_feeds, pick_loaders, pick_share, pick_workers_per_pass
-from onehour.training.measure import Clock, GradientNoise, measured, profiled, timed
+from onehour.training.decisions import Decisions, decisions_of
+from onehour.training.evaluate import Evaluator
+from onehour.training.feeds import (
+    InputError,
+    Skipping,
+    draws_numbers,
+    open_feeds,
+    pick_workers_per_pass,
+    refuse_samples,
+)
+from onehour.training.measure import GradientNoise, Tally, profiled
 from onehour.training.record import NonFiniteError, StoppedError
-from onehour.training.recorder import Progress, RunFolder, environment, look_for_folder
-from onehour.training.skipping import Skipping
-from onehour.training.start import has_begun, start_from
-from onehour.training.state import AveragedWeights, Network
+from onehour.training.recorder import RunFolder, environment, has_begun, in_words, look_for_folder
+from onehour.training.state import AveragedWeights, Network, refuse_optimizer
+from onehour.training.statistics import EvaluationStoppedError, Recalibration
 from onehour.training.step import Iteration, Step
 from onehour.training.task import Sums, task_of
+from onehour.training.weights import start_from
 
 
 def train_run(
@@ -64,13 +66,13 @@ def train_run(
         NonFiniteError: when the run has left the finite numbers.
         StoppedError: when it was asked to stop.
     """
-    refusals.refuse_execution(recipe, execution)
+    execution.refuse(recipe)
     folder = execution.folder(recipe)
     begun, start = not recipe.init or has_begun(folder, group), None
     watch = Watchdog(None, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
     with deterministic(recipe), watch as watchdog, ExitStack() as stack:
         try:
-            with refusals.in_words(folder):
+            with in_words(folder):
                 console = Console(recipe, quiet=group.rank > 0)
                 loggers = Loggers(load_logger(execution.log) if group.rank == 0 else None)
                 run = RunFolder(folder, recipe, group, console=console, loggers=loggers)
@@ -81,9 +83,9 @@ def train_run(
                 net = build_model(recipe, data, group.device, model, task=learns)
                 if not begun:
                     start = start_from(recipe, data, net, group.device)
-                rules = effects(recipe, net)  # before a checkpoint is loaded, whose γ are no longer zero
+                rules = effects(recipe, net, data)  # before a checkpoint is loaded, whose γ are no longer zero
                 if ":" in recipe.optimizer:  # not one of ours
-                    refusals.refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
+                    refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
                 average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
                 network = Network(net, decisions.optimizer(net), average)
                 feeds = open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
@@ -92,11 +94,10 @@ def train_run(
                 step = Step(
                     decisions,
                     network,
-                    passes=lambda recipe: passes(pick_share(recipe, group), per_pass),
+                    per_pass=per_pass,
                     group=group,
                     task=learns,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
-                    before_update=run.checkpoints.detach,
                     draws=draws_numbers(net) or model is not None or recipe.model not in MODELS,
                     warn=console.warn,
                 )
@@ -105,7 +106,7 @@ def train_run(
                 if execution.noise:
                     noise = GradientNoise(decisions, step, slow=watchdog.slow, warn=console.warn)
                 if recipe.recalibrate is not None:
-                    options = {"images": recipe.recalibrate, "loaders": pick_loaders(execution, data)}
+                    options = {"images": recipe.recalibrate, "loaders": feeds.training.loaders}
                     recalibration = Recalibration(net, recipe, data, group=group, task=learns, **options)
                     stack.callback(recalibration.close)
                 evaluator = Evaluator(network, feeds.validation, recipe, recalibration, group=group, task=learns)
@@ -114,21 +115,12 @@ def train_run(
         except ValueError as error:
             agree(group, failed=error)
             raise
-        with refusals.in_words(folder, per_pass):
+        with in_words(folder, per_pass):
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer) | (start.facts if start else {}))
             look_for_folder(folder, group, inside=run.inside)
             progress = run.load(network, build_of(group.device))
-            places = {
-                "processes": group.size,
-                "workers_per_pass": per_pass,
-                "loaders": pick_loaders(execution, data),
-                "device": group.device.type,
-            } | ({"class_names": data.names} if data.names else {})
-            if recipe.validation:
-                train, held = (look.samples for look in data.looks)
-                places |= {"training_samples": train, "validation_samples": held}
-                rules += f"\nvalidation {recipe.validation:g} of each class: {train} samples train, {held} validate"
+            places = feeds.places(recipe, data, group, per_pass)
             if start is not None:
                 places |= start.record
                 rules += f"\n{start}"
@@ -179,13 +171,12 @@ class Loop:
         noise: GradientNoise | None = None,
     ) -> None:
         self.decisions, self.step, self.feed, self.evaluator = decisions, step, feed, evaluator
-        self.runs, self.stopping, self.watchdog, self.noise = runs, stopping, watchdog, noise
-        self.clock, self.flags = Clock(), HostFlags(stopping.group.device)
-        self.totals = torch.zeros(step.task.rows, len(runs), dtype=torch.float64, device=stopping.group.device)
-        """Σ of the iterations' mean losses and of the task's other rows for each seed, since the last evaluation."""
-        self.skipping = None
+        self.runs, self.stopping, self.watchdog = runs, stopping, watchdog
+        self.flags = HostFlags(stopping.group.device)
+        skipping = None
         if decisions.recipe.bad_images == "skip":
-            self.skipping = Skipping(decisions.recipe, feed, stopping.group, runs[0].folder, runs[0].inside)
+            skipping = Skipping(decisions.recipe, feed, stopping.group, runs[0].folder, runs[0].inside)
+        self.tally = Tally(decisions, step, skipping, noise)
 
     def run(self, progress: Sequence[Progress | None], interval: SaveInterval, *, profile: int = 0) -> None:
         """Go on from where the runs stand, all at the same iteration.
@@ -197,10 +188,10 @@ class Loop:
         iterations, first = range(self._resume(progress), self.decisions.iterations), self.runs[0]
         with profiled(profile, first.inside, self.stopping.group.rank, warn=first.console.warn) as profile_step:
             self.step.model.train()
-            for done, iteration in iterate(self.step, self.feed, iterations, self._is_stop_asked, self.noise):
+            for done, iteration in iterate(self.step, self.feed, iterations, self._is_stop_asked, self.tally.noise):
                 profile_step()
                 self.watchdog.beat(done)
-                stop = self._count(done, iteration)
+                stop = self.tally.count(done, iteration)
                 over = self.decisions.is_over(done)
                 ends_epoch = over or self.decisions.ends_epoch(done)
                 stopped, halted = self.flags.read(stop, iteration.alive, now=ends_epoch)
@@ -217,25 +208,18 @@ class Loop:
 
     def _resume(self, progress: Sequence[Progress | None]) -> int:
         """The iteration to go on with; the evaluation before it is made up for where it was not made."""
-        self.clock.begin(0)
-        if progress[0] is None:
+        stood = [each for each in progress if each is not None]
+        if not stood:
+            self.tally.clock.begin(0)
             if self.step.task.counts:  # "broken" is no better than this
                 self._evaluate(0)
             return 0
-        start, rate = progress[0].iteration, progress[0].rate
-        if progress[0].gains is not None:
-            self.decisions.load(progress[0].gains)
+        first, start = stood[0], stood[0].iteration
+        self.tally.load(stood)
         if start:  # a velocity that has the rate inside was made at this one
-            rate = self.decisions.rate(start - 1) if rate is None else rate
+            rate = self.decisions.rate(start - 1) if first.rate is None else first.rate
             set_rate(self.step.optimizer, rate, inside=set())
-        known = [stood.totals for stood in progress if stood is not None]
-        self.totals.copy_(torch.tensor(known, dtype=torch.float64).T)
-        if self.skipping is not None:
-            self.skipping.skipped.fill_(progress[0].skipped or 0)
-        if self.noise is not None:
-            self.noise.points = progress[0].noise or []
-        self.clock.begin(start)
-        if not progress[0].evaluated:
+        if not first.evaluated:
             self._evaluate(start)
             self._save(start)
         return start
@@ -243,17 +227,8 @@ class Loop:
     def _is_stop_asked(self) -> bool:
         return self.stopping.is_asked() or any(run.lost is not None for run in self.runs)
 
-    def _count(self, done: int, iteration: Iteration) -> Tensor:
-        """Add up what an iteration was; above zero where all are to stop."""
-        self.totals += torch.where(iteration.alive, iteration.sums, 0.0)
-        if self.skipping is None:
-            return iteration.stop
-        return iteration.stop + self.skipping.add(done - 1, iteration.skipped)
-
     def _evaluate(self, done: int) -> None:
-        steps = self.step.timer.steps()
-        seconds, cpu_seconds = self.clock.read()
-        group, together, position = self.stopping.group, len(self.runs), self.decisions.ramp.position
+        spent = self.tally.spent()
         with self.watchdog.slow():
             for run in self.runs:
                 run.checkpoints.wait()  # loaders may be forked now: no thread should hold anything
@@ -262,38 +237,28 @@ class Loop:
             except EvaluationStoppedError:
                 self._stop(done, evaluated=False)
             except ValueError as error:  # of the validation data: what was trained until here stays
-                if group.size == 1 or isinstance(error, refusals.InputError):  # else the others do not know of it
+                if self.stopping.group.size == 1 or isinstance(error, InputError):  # else the others do not know of it
                     self._save(done, evaluated=False)
                     self._are_saved()
                 raise
-        evaluating = self.clock.read()[0] - seconds
-        alive, images = self._alive(), position(done) - position(self.clock.since)
-        if together > 1 and not all(lives or run.ended for lives, run in zip(alive, self.runs, strict=True)):
+        alive = self._alive()
+        if len(self.runs) > 1 and not all(lives or run.ended for lives, run in zip(alive, self.runs, strict=True)):
             self._refuse_samples(range(0))
-        totals = self._totals()
-        self.totals.zero_()
-        skipped = None if self.skipping is None else self.skipping.count()
-        noise = None if self.noise is None else self.noise.take()
-        seen = partial(measured, task=self.step.task, averaged=averaged, skipped=skipped, noise=noise)
-        spent = partial(timed, seconds=seconds, cpu_seconds=cpu_seconds, evaluating=evaluating, steps=steps)
-        for seed, run in enumerate(self.runs):
+        records = self.tally.take(done, results, averaged, spent)
+        for seed, (run, record) in enumerate(zip(self.runs, records, strict=True)):
             if run.ended:
                 continue
-            if not alive[seed]:
+            if alive[seed]:
+                run.add(*record)
+            else:
                 self.step.network.clear(seed)
                 self._end(seed, "non-finite")
-                continue
-            metrics = seen(self.decisions, done, totals[seed], results[seed])
-            run.add(metrics, spent(metrics, images, runs=together))
-        self.clock.begin(done)
+        self.tally.clock.begin(done)
 
     def _alive(self) -> list[bool]:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
         self.step.alive = self.step.network.alive(self.step.alive)
         return self.step.alive.cpu().numpy().tolist()
-
-    def _totals(self) -> list[list[float]]:
-        return self.totals.T.cpu().numpy().tolist()
 
     def _is_time_to_save(self, done: int, interval: SaveInterval, *, ends_epoch: bool) -> bool:
         if len(self.runs) == 1:
@@ -310,21 +275,15 @@ class Loop:
         alive = self._alive()
         if not any(alive):  # the flags may tell later; a masked update is no state to go on from
             return
-        with self.clock.paused():
-            skipped = None if self.skipping is None else self.skipping.count(together=together)
-            here, position = build_of(self.stopping.group.device), self.decisions.ramp.position(done)
-            totals, points = self._totals(), None if self.noise is None else [*self.noise.points] or None
-            gains = self.decisions.state()
+        with self.tally.clock.paused():
+            progress = self.tally.progress(done, evaluated=evaluated, together=together)
             with self.watchdog.slow():
                 for run in self.runs:
                     run.checkpoints.wait()  # what is being written lies in the parts, which are filled now
                 self.step.network.give_back()
-                for seed, (run, part) in enumerate(zip(self.runs, self.step.network.parts, strict=True)):
-                    if alive[seed] and not run.ended:
-                        progress = Progress(
-                            done, position, totals[seed], here, evaluated, skipped, noise=points, gains=gains
-                        )
-                        run.save(part, progress)
+                for lives, run, part, stands in zip(alive, self.runs, self.step.network.parts, progress, strict=True):
+                    if lives and not run.ended:
+                        run.save(part, stands)
 
     def _stop(self, done: int, *, evaluated: bool = True) -> NoReturn:
         if not any(self._alive()):
@@ -337,8 +296,8 @@ class Loop:
         saved = "saved; the same command goes on from there"
         if not are_saved:
             saved = "could not save it; the same command goes on from the checkpoint before"
-        if self.skipping is not None:
-            self.skipping.refuse_too_many(done, saved)
+        if self.tally.skipping is not None:
+            self.tally.skipping.refuse_too_many(done, saved)
         error = StoppedError(f"stopped after iteration {done} and {saved}")
         raise self._ended("stopped", error, lasting=self.stopping.lasts())
 
@@ -382,9 +341,7 @@ class Loop:
         with self.watchdog.slow():
             if len(self.runs) == 1:
                 self.step.begin(seen.start)
-                refusals.refuse_iterations(seen, self.feed, self.step.passes, self.stopping.group)
-            else:
-                refusals.refuse_batch(self.feed.dataset.tensors[0], self.feed.called)
+            refuse_samples(seen, self.feed, self.step.passes, self.stopping.group, together=len(self.runs) > 1)
 
     def _finish(self, outcome: str) -> None:
         for seed, run in enumerate(self.runs):
@@ -399,7 +356,6 @@ class Loop:
             usable = run.is_ours()
         if not saved and outcome == "finished" and run.lost is None:
             raise ValueError(f"the run has come to its end, but its weights could not be saved to {run.folder}")
-        skipped = {} if self.skipping is None else {"skipped": int(self.skipping.skipped.item())}
-        run.end(self.step.network.parts[seed], outcome, **skipped)
+        run.end(self.step.network.parts[seed], outcome, **self.tally.skipped())
         with self.watchdog.slow():
             run.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")

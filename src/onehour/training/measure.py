@@ -5,27 +5,27 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onehour.config import Recipe
 from onehour.data.loader import Batch
 from onehour.data.samples import mapped
+from onehour.dist.devices import build_of
 from onehour.files import replace_whole
 from onehour.lock import OpenFolder
-from onehour.noise import FEWEST, noise_scale, trace_and_square
+from onehour.noise import FEWEST, trace_and_square
+from onehour.training.checkpoint import Progress
 from onehour.training.decisions import Decisions
-from onehour.training.record import MEDIAN_OF, PARTS, Run, final_error
-from onehour.training.state import Network, digest_of, model_state, optimizer_state
-from onehour.training.step import Step
+from onehour.training.feeds import Skipping
+from onehour.training.record import PARTS
+from onehour.training.step import Iteration, Step
 from onehour.training.task import CLASSIFICATION, Evaluation, Task
 
 NOT_FINITE = (
@@ -37,12 +37,6 @@ MINIBATCHES = 8
 """Whose gradients are compared at a point: so many pairs tell |G|² where two workers of one minibatch do not."""
 SHARE = 60
 """Of so many iterations' gradients, one is computed for this alone."""
-BOTTLENECKS = {
-    "data": "waiting for data",
-    "compute": "forward and backward",
-    "reduction": "waiting for the reduction",
-    "update": "the update",
-}
 
 
 class Clock:
@@ -306,60 +300,89 @@ def timed(
     }
 
 
-def summarise(folder: Path, recipe: Recipe, part: Network, outcome: str) -> dict[str, Any]:
-    """summary.json from the run's records and its final state: error, speed, what it waited for, digests."""
-    run = Run(folder)
-    metrics, timing = run.metrics, run.timing
-    errors = [record["top1_error"] for record in metrics]
-    seconds = sum(line["seconds"] for line in timing)
-    steps = np.array([step for line in timing for step in line["steps_ms"]]).reshape(-1, len(PARTS))
-    mean_ms = dict(zip(PARTS, steps.mean(0).tolist() if len(steps) else [0.0] * len(PARTS), strict=True))
-    weights, velocity = model_state(part.model, copy=False), optimizer_state(part.optimizer, part.model, copy=False)
-    averages = {} if part.average is None else part.average.state()
-    averaged = [record["ema_top1_error"] for record in metrics if "ema_top1_error" in record]
-    return {
-        "outcome": outcome,
-        "recipe": recipe.name,
-        "minibatch": recipe.minibatch,
-        "seed": recipe.seed,
-        "final_error": run.final_error if outcome == "finished" else None,
-        **({"ema_final_error": final_error(averaged)} if averaged else {}),
-        "last_errors": errors[-MEDIAN_OF:],
-        "epochs": metrics[-1]["epoch"] if metrics else 0,
-        "iterations": metrics[-1]["iteration"] if metrics else 0,
-        "images_per_second": sum(line["images"] for line in timing) / seconds if seconds else None,
-        "seconds_training": seconds,
-        "seconds_evaluating": sum(line["evaluate_seconds"] for line in timing),
-        "step_ms": mean_ms,
-        "bottleneck": BOTTLENECKS[max(mean_ms, key=mean_ms.__getitem__)],
-        "weights_sha256": digest_of(weights),
-        "state_sha256": digest_of(weights, velocity | averages),
-        **_sizes(part.model, velocity),
-        **_noise(run),
-    }
+class Tally:
+    """What runs have counted since their last evaluation: time, losses, images skipped, points of the gradient noise.
 
+    Args:
+        skipping, noise: None where no image may be skipped, and where the noise is not measured.
+    """
 
-def _noise(run: Run) -> dict[str, Any]:
-    """The noise scale and its interval, of a run that measured some."""
-    points = [(trace, square) for _, trace, square in run.noise]
-    if len(points) < FEWEST:
-        return {}
-    noise = noise_scale(points)
-    return {"noise_scale": noise.scale, "noise_scale_low": noise.low, "noise_scale_high": noise.high}
+    def __init__(
+        self, decisions: Decisions, step: Step, skipping: Skipping | None = None, noise: GradientNoise | None = None
+    ) -> None:
+        self._decisions, self._step, self.skipping, self.noise = decisions, step, skipping, noise
+        self.clock = Clock()
+        self._totals = torch.zeros(step.task.rows, step.seeds, dtype=torch.float64, device=step.alive.device)
+        """Σ of the iterations' mean losses and of the task's other rows, of each seed."""
 
+    def load(self, progress: Sequence[Progress]) -> None:
+        """Go on from where each seed stands, all at the same iteration."""
+        first = progress[0]
+        if first.gains is not None:
+            self._decisions.load(first.gains)
+        self._totals.copy_(torch.tensor([stands.totals for stands in progress], dtype=torch.float64).T)
+        if self.skipping is not None:
+            self.skipping.skipped.fill_(first.skipped or 0)
+        if self.noise is not None:
+            self.noise.points = first.noise or []
+        self.clock.begin(first.iteration)
 
-def _sizes(model: nn.Module, velocity: dict[str, Tensor]) -> dict[str, Any]:
-    def described(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
-        return {
-            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "bytes": t.nbytes}
-            for name, t in tensors
+    def progress(self, done: int, *, evaluated: bool, together: bool) -> list[Progress]:
+        """Where each seed stands after iteration `done`.
+
+        Args:
+            evaluated: the record has this iteration's evaluation, if there is one.
+            together: all processes ask, at this iteration.
+        """
+        found: dict[str, Any] = {
+            "position": self._decisions.ramp.position(done),
+            "build": build_of(self._totals.device),
+            "evaluated": evaluated,
+            "skipped": None if self.skipping is None else self.skipping.count(together=together),
+            "noise": None if self.noise is None else [*self.noise.points] or None,
+            "gains": self._decisions.state(),
         }
+        return [Progress(done, totals=totals, **found) for totals in self._by_seed()]
 
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "parameter_bytes": sum(p.nbytes for p in model.parameters()),
-        "buffer_bytes": sum(b.nbytes for b in model.buffers()),
-        "optimizer_bytes": sum(t.nbytes for t in velocity.values()),
-        "parameter_tensors": described(model.named_parameters()),
-        "buffer_tensors": described(model.named_buffers()),
-    }
+    def count(self, done: int, iteration: Iteration) -> Tensor:
+        """Add up what an iteration was; above zero where all are to stop."""
+        self._totals += torch.where(iteration.alive, iteration.sums, 0.0)
+        if self.skipping is None:
+            return iteration.stop
+        return iteration.stop + self.skipping.add(done - 1, iteration.skipped)
+
+    def spent(self) -> dict[str, Any]:
+        """The time since the last evaluation, as `timed` takes it."""
+        steps = self._step.timer.steps()  # which waits for the device
+        seconds, cpu_seconds = self.clock.read()
+        return {"steps": steps, "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+    def take(
+        self, done: int, results: Sequence[Evaluation], averaged: Evaluation | None, spent: dict[str, Any]
+    ) -> list[tuple[Metrics, dict[str, Any]]]:
+        """What an evaluation adds to each seed's record; losses and points are forgotten.
+
+        Args:
+            spent: until it began.
+        """
+        spent = spent | {"evaluating": self.clock.read()[0] - spent["seconds"]}
+        position, totals = self._decisions.ramp.position, self._by_seed()
+        self._totals.zero_()
+        seen: dict[str, Any] = {
+            "averaged": averaged,
+            "skipped": None if self.skipping is None else self.skipping.count(),
+            "noise": None if self.noise is None else self.noise.take(),
+        }
+        records: list[tuple[Metrics, dict[str, Any]]] = []
+        for own, result in zip(totals, results, strict=True):
+            metrics = measured(self._decisions, done, own, result, task=self._step.task, **seen)
+            images = position(done) - position(self.clock.since)
+            records.append((metrics, timed(metrics, images, runs=len(results), **spent)))
+        return records
+
+    def skipped(self) -> dict[str, int]:
+        """For a run's summary, how many images were skipped since it began, where any may be."""
+        return {} if self.skipping is None else {"skipped": int(self.skipping.skipped.item())}
+
+    def _by_seed(self) -> list[list[float]]:
+        return self._totals.T.cpu().numpy().tolist()

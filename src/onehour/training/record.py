@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from typing import Any
 from onehour.config import Recipe
 from onehour.files import sync_folder
 from onehour.lock import HeldFolder
+from onehour.messages import say
 from onehour.sidefile import (
     COUNT,
     NUMBER,
@@ -28,11 +30,13 @@ from onehour.sidefile import (
     read_lines,
     read_object,
 )
-from onehour.training.store import checkpoint_folders, digest_of_recipe, read_manifest
+from onehour.training.checkpoint import Store, checkpoint_folders, digest_of_recipe, read_manifest
 
 MEDIAN_OF = 5
 RECIPE = "recipe.toml"
 OUTCOME = "outcome.json"
+BAD_IMAGES = "bad_images.jsonl"
+"""In a run's folder: every image that could not be read, once."""
 PARTS = ("data", "compute", "reduction", "update")
 """Of an iteration, whose milliseconds steps_ms has."""
 
@@ -271,6 +275,16 @@ class Run:
         if not errors:
             raise ValueError(f"{self.folder} has no evaluation yet")
         return final_error(errors)
+
+
+def latest_contents(folder: Path) -> list[bytes] | None:
+    """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
+
+    Newer ones that do not are named on standard error.
+    """
+    store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe))
+    stored = store.newest(lambda text: say(f"onehour: warning: {text}", sys.stderr))
+    return stored.contents if stored else None
 
 
 def finished_run(folder: Path, recipe: Recipe) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -10,57 +11,52 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from onehour.config import Recipe
+from onehour.dist.devices import out_of_memory
 from onehour.dist.group import Group
 from onehour.dist.launched import JOB
 from onehour.files import append_whole, remove, replace_whole, sync_folder, to_json
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.machine import cores
+from onehour.noise import FEWEST, noise_scale
 from onehour.sidefile import read_lines
-from onehour.training.checkpoint import Checkpoints
+from onehour.training.checkpoint import Checkpoints, Progress, checkpoint_folders
 from onehour.training.console import Console, Loggers
-from onehour.training.measure import NOT_FINITE, Metrics, summarise
-from onehour.training.record import METRICS, OUTCOME, RECIPE, finished_run, sessions_of
-from onehour.training.skipping import BAD_IMAGES
-from onehour.training.state import Network
-from onehour.training.store import checkpoint_folders
+from onehour.training.measure import NOT_FINITE, Metrics
+from onehour.training.record import (
+    BAD_IMAGES,
+    MEDIAN_OF,
+    METRICS,
+    OUTCOME,
+    PARTS,
+    RECIPE,
+    Run,
+    final_error,
+    finished_run,
+    sessions_of,
+)
+from onehour.training.state import Network, digest_of
 
 LINES = ("metrics.jsonl", "timing.jsonl")
 TOKEN = ".seen-"
 PATIENCE = 10.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands at a checkpoint: progress.json."""
-
-    iteration: int
-    position: int
-    totals: list[float]
-    """Σ of the iterations' mean losses and of the task's other rows since the last evaluation."""
-    build: dict[str, str]
-    evaluated: bool = True
-    """Whether the record has this iteration's evaluation, if there is one."""
-    skipped: int | None = None
-    rate: float | None = None
-    """Of the last iteration; None where it is the schedule's, as it is unless the run went on from another one."""
-    noise: list[list[float]] | None = None
-    """Points of the gradient noise since the last evaluation, where some were measured."""
-
-    gains: list[float] | None = None
-    """Where AdaScale stands."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says that takes nothing."""
+BOTTLENECKS = {
+    "data": "waiting for data",
+    "compute": "forward and backward",
+    "reduction": "waiting for the reduction",
+    "update": "the update",
+}
 
 
 class RunFolder:
@@ -86,7 +82,7 @@ class RunFolder:
 
     def load(self, part: Network, build: dict[str, str]) -> Progress | None:
         """Load the newest checkpoint, on every process; None where there is none."""
-        found = self.checkpoints.load(part.model, part.optimizer, average=part.average)
+        found = self.checkpoints.load(part)
         if found is None:
             return None
         progress = Progress(**found)
@@ -150,9 +146,7 @@ class RunFolder:
     def save(self, part: Network, progress: Progress) -> None:
         """Write a checkpoint in the background, behind the record that it counts on."""
         if self.is_ours():
-            self.checkpoints.save(
-                part.model, part.optimizer, progress.as_dict(), average=part.average, first=self._catch_up
-            )
+            self.checkpoints.save(part, progress.as_dict(), first=self._catch_up)
 
     def is_saved(self) -> bool:
         """Whether process 0 has saved; nobody leaves before: launchers end the others once one has left."""
@@ -230,6 +224,15 @@ class RunFolder:
             self.console.warn(text)
 
 
+def has_begun(folder: Path, group: Group) -> bool:
+    """Whether a run has a checkpoint, and needs no initial weights; process 0 looks, and all hear it."""
+    try:
+        begun = group.rank == 0 and bool(checkpoint_folders(folder))
+    except (ValueError, OSError):  # which whoever loads it has more to say of
+        begun = False
+    return bool(group.broadcast(b"begun" if begun else b""))
+
+
 def take_folder(folder: Path, recipe: Recipe, *, warn: Callable[[str], None]) -> HeldFolder:
     """Hold a folder that is new, empty, or of the same recipe, which is written there.
 
@@ -249,6 +252,35 @@ def take_folder(folder: Path, recipe: Recipe, *, warn: Callable[[str], None]) ->
         held.release()
         raise
     return held
+
+
+@contextmanager
+def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
+    """Turn what a device or a disk refuses in the middle of a run into one message.
+
+    Args:
+        per_pass: workers in a pass, of which fewer need less memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        if per_pass > 1:
+            raise ValueError(
+                f"out of memory with {per_pass} workers in a pass; give --workers-per-pass {per_pass // 2},"
+                " which changes nothing that the run learns"
+            ) from error
+        raise ValueError(
+            "out of memory with one worker in a pass; use --precision bf16, or a smaller --per-worker (which changes"
+            " what BatchNorm sees, and so the loss)"
+        ) from error
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise ValueError(
+            f"{folder} cannot be written: {error.strerror}; the same command goes on once it can"
+        ) from error
 
 
 def look_for_folder(folder: Path, group: Group, *, patience: float = PATIENCE, inside: Path | None = None) -> None:
@@ -292,6 +324,65 @@ def _appears(folder: Path, token: str, patience: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
+
+
+def summarise(folder: Path, recipe: Recipe, part: Network, outcome: str) -> dict[str, Any]:
+    """summary.json from the run's records and its final state: error, speed, what it waited for, digests."""
+    run = Run(folder)
+    metrics, timing = run.metrics, run.timing
+    errors = [record["top1_error"] for record in metrics]
+    seconds = sum(line["seconds"] for line in timing)
+    steps = np.array([step for line in timing for step in line["steps_ms"]]).reshape(-1, len(PARTS))
+    mean_ms = dict(zip(PARTS, steps.mean(0).tolist() if len(steps) else [0.0] * len(PARTS), strict=True))
+    weights, kept = part.state()
+    averaged = [record["ema_top1_error"] for record in metrics if "ema_top1_error" in record]
+    return {
+        "outcome": outcome,
+        "recipe": recipe.name,
+        "minibatch": recipe.minibatch,
+        "seed": recipe.seed,
+        "final_error": run.final_error if outcome == "finished" else None,
+        **({"ema_final_error": final_error(averaged)} if averaged else {}),
+        "last_errors": errors[-MEDIAN_OF:],
+        "epochs": metrics[-1]["epoch"] if metrics else 0,
+        "iterations": metrics[-1]["iteration"] if metrics else 0,
+        "images_per_second": sum(line["images"] for line in timing) / seconds if seconds else None,
+        "seconds_training": seconds,
+        "seconds_evaluating": sum(line["evaluate_seconds"] for line in timing),
+        "step_ms": mean_ms,
+        "bottleneck": BOTTLENECKS[max(mean_ms, key=mean_ms.__getitem__)],
+        "weights_sha256": digest_of(weights),
+        "state_sha256": digest_of(weights, kept),
+        **_sizes(part, kept),
+        **_noise(run),
+    }
+
+
+def _noise(run: Run) -> dict[str, Any]:
+    """The noise scale and its interval, of a run that measured some."""
+    points = [(trace, square) for _, trace, square in run.noise]
+    if len(points) < FEWEST:
+        return {}
+    noise = noise_scale(points)
+    return {"noise_scale": noise.scale, "noise_scale_low": noise.low, "noise_scale_high": noise.high}
+
+
+def _sizes(part: Network, kept: dict[str, Tensor]) -> dict[str, Any]:
+    def described(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
+        return {
+            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), "bytes": t.nbytes}
+            for name, t in tensors
+        }
+
+    model, averages = part.model, {} if part.average is None else part.average.state()
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_bytes": sum(p.nbytes for p in model.parameters()),
+        "buffer_bytes": sum(b.nbytes for b in model.buffers()),
+        "optimizer_bytes": sum(t.nbytes for name, t in kept.items() if name not in averages),
+        "parameter_tensors": described(model.named_parameters()),
+        "buffer_tensors": described(model.named_buffers()),
+    }
 
 
 def environment(execution: dict[str, Any]) -> dict[str, Any]:

@@ -27,25 +27,19 @@ from onehour.data.loader import CHUNK, Batch, Feed
 from onehour.data.sources import Data
 from onehour.dist.devices import build_of, deterministic
 from onehour.dist.group import Group
-from onehour.dist.placement import passes
 from onehour.dist.watchdog import Stopping, Watchdog, never
 from onehour.rules.shuffle import SampleStream
 from onehour.training.build import OPTIMIZERS, build_model
-from onehour.training.checkpoint import SaveInterval
+from onehour.training.checkpoint import Progress, SaveInterval
 from onehour.training.console import Console, Loggers
-from onehour.training.decisions import Decisions
-from onehour.training.deviations import decisions_of
+from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.evaluate import Evaluator
-from onehour.training.hosting import draws_numbers
+from onehour.training.feeds import draws_numbers, workers_that_fit
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
-from onehour.training.recorder import Progress, RunFolder, environment
+from onehour.training.recorder import RunFolder, environment
 from onehour.training.state import Network
 from onehour.training.step import Step
-
-PASS_BYTES = {"cpu": 2**18, "cuda": 2**28}
-"""Images of all seeds that a pass may hold: less than for a run alone, since every activation is S times as large."""
-
 
 SAVE_SECONDS = 10.0
 """Between checkpoints of several seeds at least, which are taken apart for each; counted at evaluations."""
@@ -106,7 +100,7 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
     recipe = decisions[0].recipe
     parts = [member.part for member in members]
     seeds = Seeds(decisions[0], parts)
-    per_pass = workers_per_pass(recipe, data, seeds=count, device=group.device.type)
+    per_pass = min(recipe.workers.workers, workers_that_fit(recipe, data, group.device.type, seeds=count))
     places = {
         "processes": 1,
         "workers_per_pass": per_pass,
@@ -123,7 +117,7 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
         step = Step(
             decisions[0],
             seeds,
-            passes=lambda recipe: passes(range(recipe.workers.workers), per_pass),
+            per_pass=per_pass,
             group=group,
             draws=False,  # else they were refused
         )
@@ -200,12 +194,6 @@ class SeedsFeed(Feed):
             images, labels = (side[chunk * CHUNK : (chunk + 1) * CHUNK] for side in (self._images, self._labels))
             channels = [1, self._seeds, *[1] * (images.ndim - 2)]
             yield images.repeat(channels), labels[:, None].expand(-1, self._seeds)
-
-
-def workers_per_pass(recipe: Recipe, data: Data, *, seeds: int, device: str) -> int:
-    """How many workers of all seeds share a pass."""
-    worker = data.looks[0].image.numel() * 4 * recipe.per_worker * seeds
-    return max(1, min(recipe.workers.workers, PASS_BYTES[device] // worker))
 
 
 def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:

@@ -1,12 +1,16 @@
 """What a run consists of between two iterations: its network, and weights, statistics and velocity as tensors by name.
 
-An optimizer's numbers are tensors too, of their exact type and value; their names end in "#".
+An optimizer's numbers are tensors too, of their exact type and value; their names end in "#". A model or an optimizer
+that could not be kept so, or could not be trained, is refused here.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onehour.messages import blame
+
 NUMBER = "#"
 OF_THE_RECIPE = {"params", "lr", "lr_scale", "initial_lr", "weight_decay"}
 """What a run gives an optimizer's groups by itself."""
 PREFIX = "ema/"
 """Of their names in a checkpoint, where what an optimizer keeps is called after its parameter."""
+TYPES = (
+    {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    | {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
+    | {torch.uint8: "U8", torch.bool: "BOOL"}
+)
+"""Of tensors, by the names that safetensors' format has for them."""
+STEPS = 12
+"""Of an optimizer's trial, before what it keeps is saved and after."""
+SHAPES = ((3, 2, 3, 3), (3,), (4, 12), (4,))
+"""Of the trial's parameters: a convolution's and a linear layer's."""
+random: Any = torch.random  # which has no types
 
 
 class AveragedWeights:
@@ -88,6 +105,7 @@ class Network:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, average: AveragedWeights | None = None) -> None:
         self.model, self.optimizer, self.average = model, optimizer, average
+        self._copying: Future[None] | None = None
 
     @property
     def parts(self) -> Sequence[Network]:
@@ -107,6 +125,37 @@ class Network:
 
     def clear(self, seed: int) -> None:
         """Take a seed that has left the finite numbers out of the network; alone, it ends the run."""
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """Weights and buffers, then what the optimizer keeps and the averages, where they lie."""
+        average = {} if self.average is None else self.average.state()
+        kept = optimizer_state(self.optimizer, self.model, copy=False)
+        return [model_state(self.model, copy=False), kept | average]
+
+    def load(self, weights: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Raises:
+            KeyError, RuntimeError: for that of another network.
+        """
+        self.model.load_state_dict(weights)
+        if self.average is not None:
+            self.average.load(kept)
+        load_optimizer(self.optimizer, self.model, kept)
+
+    def copied(self, thread: Executor) -> tuple[int, list[dict[str, Tensor]]]:
+        """How many bytes `state` has, and a list for copies of it in CPU memory, which `thread` fills."""
+        states, copies = self.state(), list[dict[str, Tensor]]()
+        # A forward pass may change buffers before `settle`.
+        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        states[0] |= {name: buffer.clone() for name, buffer in buffers.items() if name in states[0]}
+        self._copying = thread.submit(lambda: copies.extend(map(host_copies, states)))
+        return sum(tensor.nbytes for state in states for tensor in state.values()), copies
+
+    def settle(self) -> None:
+        """Call this before an update: returns once nothing that is copied lies where the update changes it."""
+        if (copying := self._copying) is not None:
+            copying.result()
 
 
 def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
@@ -202,3 +251,149 @@ def _groups(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
 
 def _exact(number: float) -> Tensor:
     return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
+
+
+def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A file of tensors in CPU memory, in safetensors' format, part by part.
+
+    A header's length (8 bytes, little-endian), a JSON header of types, shapes and offsets, then the tensors: wide types
+    first, as the format wants them aligned to their own size.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, offset = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in TYPES:
+            raise ValueError(f"{name} is {tensor.dtype}, which safetensors files here do not hold; use float32")
+        span = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield tensors[name].reshape(-1).view(torch.uint8).numpy().data
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Say why a model cannot be saved, or has nothing to train."""
+    for name, value in model.state_dict().items():
+        if not torch.is_tensor(value):
+            raise ValueError(
+                f"the model keeps {name}, a {type(value).__name__}, and a checkpoint holds tensors alone: register"
+                " it as a buffer"
+            )
+        if value.is_complex():
+            raise ValueError(
+                f"the model keeps {name} as {value.dtype}, and runs hold real numbers alone: use torch.view_as_real"
+            )
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = "without memory" if value.is_meta else "quantized" if value.is_quantized else f"as {value.layout}"
+            raise ValueError(f"the model keeps {name} {kind}, and a checkpoint holds plain tensors alone")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameter that is trained; requires_grad is off in all of them")
+
+
+def refuse_synchronised(model: nn.Module) -> None:
+    """Refuse a BatchNorm whose statistics are not those of a pass."""
+    modules: list[tuple[str, nn.Module]] = [*model.named_modules()]
+    for name, module in modules:
+        if isinstance(module, nn.SyncBatchNorm):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, whose statistics are those of all processes, and"
+                f" batchnorm keep takes those of a pass; use torch.nn.BatchNorm1d, 2d or 3d there"
+            )
+
+
+def refuse_optimizer(make: Callable[[nn.Module], Optimizer], device: torch.device) -> None:
+    """Say why a run with an optimizer could not go on from what a checkpoint holds.
+
+    On parameters of a few numbers: steps that are interrupted and go on from the saved state must end as those that
+    are not, and nothing else may change in a step than what is saved.
+    """
+    with random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        through, broken, after = (_Trial(make, device) for _ in range(3))
+        name = type(through.optimizer).__name__
+        through.step(1)
+        before = through.kept()
+        through.step(STEPS - 1, first=1)
+        kept = through.kept()
+        broken.step(STEPS)
+        state = optimizer_state(broken.optimizer, broken.model)
+        changed = [what for what in kept if what not in before or not _same(before[what], kept[what])]
+        if changed:
+            raise ValueError(
+                f"optimizer {name} changes its {changed[0]} in a step, which no checkpoint holds: keep it in the"
+                " parameters' state as a tensor or a number, or choose another optimizer"
+            )
+        after.model.load_state_dict(model_state(broken.model))
+        load_optimizer(after.optimizer, after.model, state)
+        through.step(STEPS, first=STEPS)
+        after.step(STEPS, first=STEPS)
+    if not all(map(torch.equal, through.model.parameters(), after.model.parameters())):
+        raise ValueError(
+            f"optimizer {name} does not go on from its saved state as without a stop: it keeps something outside the"
+            " parameters' state; choose another optimizer"
+        )
+
+
+class _Trial:
+    """An optimizer at work on a few numbers."""
+
+    def __init__(self, make: Callable[[nn.Module], Optimizer], device: torch.device) -> None:
+        draws = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=draws).to(device)) for shape in SHAPES]
+        self.model = nn.ParameterList(weights)
+        self.optimizer = make(self.model)
+
+    def step(self, steps: int, *, first: int = 0) -> None:
+        for number in range(first, first + steps):
+            draws = torch.Generator().manual_seed(number)
+            for parameter in self.model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=draws).to(parameter.device)
+            random.manual_seed(number)
+            try:
+                self.optimizer.step()
+            except Exception as error:
+                kind = type(self.optimizer).__name__
+                raise ValueError(f"optimizer {kind} cannot make a step: {blame(error)}") from error
+
+    def kept(self) -> dict[str, Any]:
+        """Copies of what it holds besides the parameters' state and the numbers of its groups."""
+        optimizer = self.optimizer
+        found = {
+            f"attribute {name!r}": value
+            for name, value in vars(optimizer).items()
+            if name not in ("state", "param_groups", "defaults")
+        }
+        for group in optimizer.param_groups:
+            for key, value in group.items():
+                if key != "params" and not isinstance(value, float | int):
+                    found[f"group's {key!r}"] = value
+        return {what: copied for what, value in found.items() if (copied := _copied(value)) is not None}
+
+
+def _copied(value: Any) -> Any:
+    """A value as it is now; None for what cannot be copied, or is compared in vain."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    try:
+        return None if callable(value) else copy.deepcopy(value)
+    except Exception:
+        return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if torch.is_tensor(one):
+        return one.shape == other.shape and torch.equal(one, other)
+    kind = one.__class__
+    if issubclass(kind, dict):
+        one, other = [*one.items()], [*other.items()]
+    if issubclass(kind, dict | list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    try:
+        return bool(one == other) or type(one).__eq__ is object.__eq__
+    except Exception:  # an array's comparison is none
+        return repr(one) == repr(other)

@@ -9,21 +9,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from onehour.config import Recipe
 from onehour.data.loader import Batch, Skipped
 from onehour.data.mixing import Mixing
 from onehour.dist.canonical import CanonicalReducer
-from onehour.dist.devices import seed_torch
+from onehour.dist.devices import CapturedIteration, StepTimer, seed_torch
 from onehour.dist.group import Group
+from onehour.dist.placement import passes
 from onehour.dist.reducer import Reducer
 from onehour.rules.aggregate import global_mean
 from onehour.rules.keys import seed_for
 from onehour.rules.momentum import set_rate
-from onehour.training.asynchronous import CapturedIteration, StepTimer
 from onehour.training.decisions import Decisions
+from onehour.training.feeds import pick_share
+from onehour.training.record import PARTS
 from onehour.training.state import Network
 from onehour.training.statistics import KeptStatistics, RunningStatistics
 from onehour.training.task import CLASSIFICATION, Task
+
+untyped: Any = torch
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,6 @@ class Iteration:
     """bool (S,): which seeds have had finite numbers alone, until now."""
 
 
-def _nothing() -> None:
-    """What is done before an update where nobody else reads the weights."""
-
-
 class Step:
     """Takes S networks that are one through an iteration; every process then holds the same weights and statistics.
 
@@ -58,10 +57,9 @@ class Step:
 
     Args:
         network: of S runs, its model on the group's device; of one alone batches have labels (N,), else (N, S).
-        passes: the workers of each of this process's passes, at the minibatch of a recipe: a ramp has several.
+        per_pass: how many of this process's workers share a pass, at most.
         task: what the model learns.
         replaced: counts the images of this process's batches that were replaced; None where none may be.
-        before_update: called when weights, velocity and statistics are about to change.
         draws: False where the model draws no random numbers, so that no generator need be seeded.
     """
 
@@ -70,26 +68,26 @@ class Step:
         decisions: Decisions,
         network: Network,
         *,
-        passes: Callable[[Recipe], list[range]],
+        per_pass: int,
         group: Group,
         task: Task = CLASSIFICATION,
         replaced: Skipped | None = None,
-        before_update: Callable[[], None] = _nothing,
         draws: bool = True,
         warn: Callable[[str], None] = print,
     ) -> None:
-        self.decisions, self.network, self.task, self.timer = decisions, network, task, StepTimer(group.device)
+        self.decisions, self.network, self.task, self.timer = decisions, network, task, StepTimer(PARTS, group.device)
         self.model, self.optimizer, self.seeds = network.model, network.optimizer, len(network.parts)
-        self.passes = passes(decisions.recipe)
-        self._whole, self._passes_of, self._group = decisions, passes, group
-        self._replaced, self._before_update, self._draws, self._warn = replaced, before_update, draws, warn
+        share = pick_share(decisions.recipe, group)
+        self.passes = passes(share, per_pass)
+        self._whole, self._per_pass, self._group = decisions, per_pass, group
+        self._replaced, self._draws, self._warn = replaced, draws, warn
         self._mixing = Mixing(decisions.recipe, decisions.stream())
         kept = decisions.recipe.batchnorm == "keep"
         self._statistics = (KeptStatistics if kept else RunningStatistics)(self.model, decisions)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sizes = [task.rows * self.seeds, 1, 1, len(parameters), self._statistics.floats, int(decisions.adapts)]
         if decisions.recipe.reduce == "canonical":
-            self.reducer: Reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=self._share)
+            self.reducer: Reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
         else:
             self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
         sums, self._stop, self._skipped, self._used, *rest = self.reducer.tail.split_with_sizes(sizes)
@@ -102,12 +100,11 @@ class Step:
         """As in the last iteration's `Iteration`."""
         self.empty = torch.zeros((), dtype=torch.bool, device=group.device)
         """Whether a task's count over all workers has been 0."""
-        untyped: Any = torch
         self._forward = untyped.compile(self.model, dynamic=False) if decisions.recipe.compile else self.model
         self._inside = decisions.corrected(self.optimizer)
         # Fused optimizers skip an update by themselves where the tensor `found_inf` says so.
         self._masks_on_device = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        self._run: Callable[[Iterable[Batch], float, bool], Tensor] = self._launch
+        self._captured: CapturedIteration | None = None
 
     def __call__(self, iteration: int, batches: Iterator[Batch], *, stopping: bool = False) -> Iteration:
         """Iteration t: w ← w − η·(1/kn)·Σ ∇l(x, w) over the samples of all workers (eq 2), in the optimizer's form.
@@ -118,14 +115,20 @@ class Step:
             stopping: this process was asked to stop; every process finds it in what is returned.
         """
         self.timer.begin()
-        seen = self._run(self._keyed(iteration, batches), self.decisions.rate(iteration), stopping)
+        given, rate = self._keyed(iteration, batches), self.decisions.rate(iteration)
+        if self._captured is None:
+            seen = self._launch(given, rate, stopping)
+        else:
+            given = list(given)
+            self.network.settle()
+            seen = self._captured(given, rate, stopping)
         self.timer.end()
         return Iteration(seen[:-2].view(-1, self.seeds), seen[-2], seen[-1], self.alive)
 
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
         """All that an iteration does on the device; what it found, over all workers, as one vector."""
         unused = self._accumulate(batches, stopping)
-        self._before_update()
+        self.network.settle()
         self._update(unused, rate)
         seen = self.reducer.tail[: self._sums.numel() + 2].to(torch.float64, copy=True)
         self.timer.lap("update")
@@ -140,7 +143,12 @@ class Step:
             last = workers == self.passes[-1]
             self._add_gradient(workers, batch, last=last)
             if last or self.reducer.takes_each_pass:
-                unused &= self._take()
+                left_out = set(self.reducer.mark())
+                self._used.fill_(1)
+                for number in left_out:
+                    self._used[number] = 0
+                self.reducer.take()
+                unused &= left_out
             self.timer.lap("compute")
         self.reducer.finish()
         self.timer.lap("reduction")
@@ -162,8 +170,10 @@ class Step:
         if found.loss.requires_grad:
             global_mean(found.loss, self.decisions.divisor).backward(torch.ones_like(found.loss))
         with torch.no_grad():
-            if adapts:
-                self._add_square(before)
+            if adapts:  # ‖g_i‖² of the worker that has just passed, by the gradients that were there before
+                pairs = zip(self.reducer.parameters, before, strict=True)
+                own = [p.grad if old is None else p.grad - old for p, old in pairs if p.grad is not None]
+                self._squares.add_(self._norm_of(own).square())
             self._losses.add_(global_mean(found.loss, recipe.minibatch))
             self._others.add_(found.others)
 
@@ -183,7 +193,7 @@ class Step:
             rate = self.decisions.adapted(float(rate), k**2 * float(self._squares), float(norms[0]) ** 2)
         if self.seeds > 1 or self._masks_on_device or bool(live):
             if clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ has it
-                self._scale(self._gradients(), (clip_norm / (norms[0] + 1e-6)).clamp(max=1))
+                untyped._foreach_mul_(self._gradients(), (clip_norm / (norms[0] + 1e-6)).clamp(max=1))
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
@@ -199,30 +209,11 @@ class Step:
                 seed_torch(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), self._group.device)
             yield batch
 
-    def _take(self) -> set[int]:
-        """Give what was added to the reducer; the parameters that have no gradient in it, by number."""
-        unused = set(self.reducer.mark())
-        self._used.fill_(1)
-        for number in unused:
-            self._used[number] = 0
-        self.reducer.take()
-        return unused
-
-    def _add_square(self, before: list[Tensor | None]) -> None:
-        """Add ‖g_i‖² of the worker that has just passed, by the gradients that were there before."""
-        pairs = zip(self.reducer.parameters, before, strict=True)
-        own = [p.grad if old is None else p.grad - old for p, old in pairs if p.grad is not None]
-        self._squares.add_(self._norm_of(own).square())
-
     def _divide(self) -> None:
         """Divide gradients and loss by the count over all workers, where they were divided by kn (Remark 3)."""
         count = self._others[0, 0]
         self.empty.logical_or_(count == 0)
-        self._scale([self._losses, *self._gradients()], self.decisions.recipe.minibatch / count)
-
-    def _scale(self, tensors: list[Tensor], factor: Tensor) -> None:
-        untyped: Any = torch
-        untyped._foreach_mul_(tensors, factor)
+        untyped._foreach_mul_([self._losses, *self._gradients()], self.decisions.recipe.minibatch / count)
 
     def _norm(self) -> Tensor:
         """‖(1/kn)·Σ ∇l‖ over all parameters: process 0's, as the bits of a sum depend on threads and processors."""
@@ -230,7 +221,6 @@ class Step:
         return self._group.sum(norm if self._group.rank == 0 else torch.zeros_like(norm))
 
     def _norm_of(self, tensors: list[Tensor]) -> Tensor:
-        untyped: Any = torch
         return untyped.linalg.vector_norm(torch.stack(untyped._foreach_norm(tensors or [0 * self._one])))
 
     def _gradients(self) -> list[Tensor]:
@@ -246,9 +236,7 @@ class Step:
             self.alive &= self._losses.isfinite()
             return self._always
         # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
-        torch._amp_foreach_non_finite_check_and_unscale_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            [*self.reducer.summed(), *norms], self._halted, self._one
-        )
+        untyped._amp_foreach_non_finite_check_and_unscale_([*self.reducer.summed(), *norms], self._halted, self._one)
         live = self._halted == 0
         self.alive.copy_(live)
         return live
@@ -271,11 +259,8 @@ class Step:
         return self
 
     def _capture(self) -> None:
-        self._run = self._launch
-        if self._can_be_captured():
-            self._run = CapturedIteration(
-                self._launch, before=self._before_update, timer=self.timer, device=self._group.device, warn=self._warn
-            )
+        options: Any = {"timer": self.timer, "device": self._group.device, "warn": self._warn}
+        self._captured = CapturedIteration(self._launch, **options) if self._can_be_captured() else None
 
     def _can_be_captured(self) -> bool:
         """Whether nothing in an iteration is the host's to decide, so that it may be one CUDA graph.
@@ -294,16 +279,12 @@ class Step:
         decisions = self._whole.during(iteration)
         if decisions.recipe.minibatch == self.decisions.recipe.minibatch:
             return
-        self.decisions, self.passes = decisions, self._passes_of(decisions.recipe)
-        self.reducer.host(self._share)
+        share = pick_share(decisions.recipe, self._group)
+        self.decisions, self.passes = decisions, passes(share, self._per_pass)
+        self.reducer.host(share)
         if self.network.average is not None and decisions.recipe.target_ema is not None:
             self.network.average.set_decay(decisions.recipe.target_ema)
         self._capture()
-
-    @property
-    def _share(self) -> range:
-        """The workers that this process hosts."""
-        return range(self.passes[0].start, self.passes[-1].stop)
 
     def __exit__(self, *error: object) -> None:
         """Give the model back as it would be without a trainer."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onehour.config import Recipe
+from onehour.data.dataset import Classes
+from onehour.data.loader import moved, prepared, prepared_batch
 from onehour.data.samples import mapped
+from onehour.data.sources import Data, refuse_known_labels
+from onehour.dist.devices import out_of_memory
 from onehour.entry import resolve
 from onehour.messages import blame
-from onehour.training.refusals import out_of_memory
+from onehour.rules.batchnorm import ghost_layers
 
 __all__ = ["Sums"]
 
@@ -117,8 +123,17 @@ class Classification:
                 wrong |= largest.view_as(labels).isnan()
         return Found(loss, wrong.sum(0))
 
-    def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
-        """Be asked the first time, for some samples and for all of them twice: nothing here, as it is known."""
+    def prove(self, model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
+        """Be asked the first time, by validation data; the model must have an output for each class."""
+        outputs = outputs_of(model, recipe, data, device)
+        if recipe.classes is None or outputs >= recipe.classes:
+            return
+        misfit = f"the model has {outputs} outputs, the data {recipe.classes} classes"
+        try:
+            refuse_known_labels(data, Classes(outputs, "the model's outputs"))
+        except ValueError as error:
+            raise ValueError(f"{misfit}; {error}") from error
+        raise ValueError(misfit)
 
     def evaluated(self, rows: Sequence[float], samples: int) -> Evaluation:
         """What the sums over all validation data say."""
@@ -230,10 +245,17 @@ class OwnTask:
         loss = self._number("loss", sums.loss)
         return Found(loss.to(dtype), torch.stack([n.detach().to(dtype) for n in numbers])[:, None])
 
-    def prove(self, model: Model, batch: Any, twice: Any, recipe: Recipe) -> None:
-        """Ask the task the first time, for some samples and for all of them twice: sums double."""
-        loss, count = (float(value) for value in self._loss_and_count(model, batch, recipe))
-        doubled, counted = (float(value) for value in self._loss_and_count(model, twice, recipe))
+    @torch.no_grad()
+    def prove(self, model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> None:
+        """Be asked the first time, for a validation sample twice and for it four times: sums double."""
+
+        def asked(samples: int) -> tuple[float, float]:
+            batch = mapped(data.form.batch([data.looks[1].sample] * samples), partial(moved, device=device))
+            found = self(model, prepared_batch(data.validation, batch), recipe, evaluating=True)
+            return float(found.loss), float(found.others[0])
+
+        model.eval()
+        (loss, count), (doubled, counted) = asked(2), asked(4)
         same = math.isfinite(loss) and loss != 0 and math.isclose(doubled, loss, rel_tol=1e-3)
         if same and (math.isclose(counted, 2 * count) or counted == count):
             raise ValueError(
@@ -257,11 +279,6 @@ class OwnTask:
         names = self.metrics or ()
         pairs = {name: rows[2 + 2 * number : 4 + 2 * number] for number, name in enumerate(names)}
         return {name: a / b if b else math.nan for name, (a, b) in pairs.items()} or {"loss": loss}
-
-    @torch.no_grad()
-    def _loss_and_count(self, model: Model, batch: Any, recipe: Recipe) -> tuple[Tensor, Tensor]:
-        found = self(model, batch, recipe, evaluating=True)
-        return found.loss, found.others[0]
 
     def _known(self, sums: Sums) -> tuple[str, ...]:
         unknown = [name for name in sums.higher_is_better if name not in sums.metrics]
@@ -313,3 +330,66 @@ def _as_computed(leaf: Any, recipe: Recipe) -> Any:
         leaf = leaf.double()
     last = recipe.channels_last and leaf.ndim == 4
     return leaf.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, recipe: Recipe, data: Data, device: torch.device) -> int:
+    """How many outputs a classifier has, by one validation image, so that a misfit is one message before the run."""
+    image = prepared(data.validation, data.looks[1].image[None].to(device))
+    model.eval()
+    return CLASSIFICATION.logits(model, image, recipe).shape[1]
+
+
+def classes_of(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Classes:
+    """What labels must be: of the recipe's classes, else of the model's outputs."""
+    if recipe.classes is None:
+        return Classes(outputs_of(model, recipe, data, device), "the model's outputs")
+    return Classes(recipe.classes, "the data's classes" if recipe.classes == data.classes else "the recipe's classes")
+
+
+def refuse_training_output(model: nn.Module, recipe: Recipe, image: Tensor) -> None:
+    """Refuse what a classifier returns in training, where its copy without memory can tell; else its first pass does.
+
+    Args:
+        image: as the model takes it, (C, H, W).
+    """
+    bare = {id(tensor): _bare(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    batch = torch.empty((recipe.per_worker, *image.shape), dtype=image.dtype, device="meta")
+    seen: list[tuple[nn.Module, Tensor]] = []
+    random: Any = torch.random  # which has no types
+    try:
+        with random.fork_rng(devices=[]):
+            copied = copy.deepcopy(model, dict(bare)).train()
+            for layer in ghost_layers(copied):
+                layer.seen = seen
+            logits = copied(batch)
+    except Exception:  # it computes with the values
+        return
+    refuse_rows(seen, workers=1)
+    if not torch.is_tensor(logits) or logits.ndim != 2:
+        shape = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise ValueError(
+            f"the model returned {shape} in training; expected logits of shape (N, classes): leave its auxiliary"
+            " outputs out"
+        )
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    bare = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+
+
+def refuse_rows(seen: Iterable[tuple[Any, Tensor]], workers: int) -> None:
+    """Refuse a BatchNorm that is given more rows than a pass has samples, such as every token of an image.
+
+    Args:
+        seen: ghost layers with the statistics that each has of a pass, (2, g, C).
+        workers: g of the pass.
+    """
+    for layer, statistics in seen:
+        n, found = layer.per_worker, statistics.shape[1]
+        if found != workers:
+            raise ValueError(
+                f"a BatchNorm of {layer.num_features} channels is given {found * n} rows for {workers * n} samples, so"
+                f" groups of {n} are not those of a worker; use --batchnorm keep"
+            )

@@ -1,11 +1,21 @@
-"""A model's weights outside its run: read, fitted to a model, evaluated."""
+"""A model's weights in files: read, fitted to a model, started from, and written for others.
+
+A run starts from a file's, another run's, or a library's for one of its models. What is written is a state dict under
+torch's own names, or the network as a program; each file is opened again, and compared with what was to be written,
+before it gets its name.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import logging
 import warnings
-from contextlib import closing
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +26,31 @@ from safetensors.torch import load_file as load_safetensors  # pyright: ignore[r
 from torch import Tensor, nn
 
 from onehour.config import Recipe
-from onehour.data.loader import Feed
-from onehour.data.sources import complete
-from onehour.dist.devices import pick_device
-from onehour.dist.group import Group
-from onehour.execution import Execution
-from onehour.messages import shown
-from onehour.rules.keys import seed_for
-from onehour.rules.minibatch import whole_workers
+from onehour.data.loader import prepared
+from onehour.data.samples import Keyed
+from onehour.data.sources import Data, complete
+from onehour.entry import LIBRARIES
+from onehour.files import written
+from onehour.messages import blame, shown
+from onehour.models.load import load_model, pretrained_weights
 from onehour.sidefile import is_object
-from onehour.training.build import build_model, classes_of
-from onehour.training.checkpoint import latest_contents
-from onehour.training.evaluate import Recalibration, evaluate
-from onehour.training.hosting import pick_loaders
-from onehour.training.record import Run
-from onehour.training.state import averages_in, model_state
-from onehour.training.store import Store, checkpoint_folders, digest_of_recipe
-from onehour.training.task import Classification, Evaluation, Found, Model, task_of
+from onehour.training.checkpoint import Store, checkpoint_folders, digest_of_recipe
+from onehour.training.record import Run, latest_contents
+from onehour.training.state import as_safetensors, averages_in, digest_of
+from onehour.training.task import outputs_of
 
-FORMATS = (".safetensors", ".pt", ".pth")
+FORMATS, PROGRAMS = (".safetensors", ".pt", ".pth"), (".pt2", ".onnx")
 INSIDE = ("state_dict", "model")
 """Where trainers' checkpoints have the weights, beside what else they hold."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What every name begins with where DDP's or torch.compile's wrapper was saved in place of the model."""
-
-IMAGES = 8192
-"""Training images that statistics are measured with unless told otherwise, or all where there are fewer."""
+COUNTER = "num_batches_tracked"
+"""Of BatchNorm's: younger than many files, and frozen ones have none."""
+TOLERANCE = 1e-5
+"""Largest difference of a logit, relative to the largest one where that is above 1, that counts as the same network."""
+IMAGES = 8
+"""Of the validation data, with which a program is made and compared."""
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
@@ -139,107 +148,6 @@ def fit(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-@dataclass(frozen=True)
-class ClassErrors:
-    """What a model gets wrong of one class."""
-
-    name: str
-    errors: int
-    samples: int
-
-    @property
-    def error(self) -> float | None:
-        """In percent of the class's samples; None where there are none."""
-        return 100 * self.errors / self.samples if self.samples else None
-
-
-@dataclass(frozen=True)
-class WeightsEvaluation(Evaluation):
-    """An `Evaluation`, and what it says of the five likeliest classes and of each class."""
-
-    top5_errors: int | None = None
-    """Samples whose class is not among the five likeliest; None for five classes or fewer."""
-    by_class: list[ClassErrors] = field(default_factory=list[ClassErrors])
-
-    @property
-    def top5_error(self) -> float | None:
-        """Top-5 errors in percent of the samples."""
-        return None if self.top5_errors is None else 100 * self.top5_errors / self.samples
-
-
-class OpenedWeights:
-    """A model with the weights of a run or a file, converted as in training, and the recipe's data.
-
-    Args:
-        source, ema: as for `read_weights`.
-        recipe: names model and data, and the precision.
-        data: (train, validation) in place of the recipe's.
-    """
-
-    def __init__(
-        self, source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto", ema: bool = False
-    ) -> None:
-        weights = read_weights(source, ema=ema)
-        self.recipe, self.data = complete(recipe, data, trains=False)
-        self.device = torch.device(pick_device(device))
-        self.task = task_of(self.recipe, None, self.device)
-        self.model = build_model(self.recipe, self.data, self.device, task=self.task)
-        fit(self.model, weights, source)
-
-    def evaluate(self) -> WeightsEvaluation:
-        recipe, data = self.recipe, self.data
-        classes = None if self.task.counts else classes_of(recipe, data, self.model, self.device)
-        counts = None if classes is None else _Counts(classes.count, self.device)
-        seed, loaders = seed_for(recipe.seed, "validation"), pick_loaders(Execution(), data)
-        options: Any = {"loaders": loaders, "device": self.device, "look": data.looks[1], "form": data.form}
-        with closing(Feed(data.validation, seed=seed, classes=classes, **options)) as feed:
-            found = evaluate(self.model, feed, recipe, group=Group(device=self.device), task=counts or self.task)[0]
-        if classes is None or counts is None:
-            return WeightsEvaluation(None, found.samples, found.loss, found.metrics)
-        names = data.names if len(data.names) == classes.count else list(map(str, range(classes.count)))
-        errors, samples = (tensor.cpu().numpy().tolist() for tensor in (counts.errors, counts.samples))
-        top5 = int(counts.top5)
-        by_class = [ClassErrors(*row) for row in zip(names, errors, samples, strict=True)]
-        five = top5 if classes.count > 5 else None
-        return WeightsEvaluation(found.errors, found.samples, found.loss, top5_errors=five, by_class=by_class)
-
-
-class _Counts(Classification):
-    """Classification, and integer counts beside its sums."""
-
-    def __init__(self, classes: int, device: torch.device) -> None:
-        self.errors, self.samples = torch.zeros(2, classes, dtype=torch.int64, device=device)
-        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
-
-    def __call__(self, model: Model, batch: Any, recipe: Recipe, *, evaluating: bool = False) -> Found:
-        kept: list[Tensor] = []
-
-        def watched(images: Tensor) -> Any:
-            kept.append(model(images))
-            return kept[0]
-
-        found = super().__call__(watched, batch, recipe, evaluating=evaluating)
-        logits, labels = kept[0], batch[1]
-        largest, chosen = logits.max(1)
-        wrong = (chosen != labels) | largest.isnan()
-        classes = len(self.samples)
-        self.samples += labels.bincount(minlength=classes)
-        self.errors += labels[wrong].bincount(minlength=classes)
-        five = logits.topk(min(5, logits.shape[1])).indices
-        self.top5 += ((five != labels[:, None]).all(1) | largest.isnan()).sum()
-        return found
-
-
-def evaluate_weights(source: Path, **options: Any) -> WeightsEvaluation:
-    """The error on the recipe's validation data of the weights in `source`; arguments as of `OpenedWeights`."""
-    return OpenedWeights(source, **options).evaluate()
-
-
-def load_file(path: Path, suffix: str) -> Any:
-    """What a file of weights holds; anything but tensors and plain containers of them is refused."""
-    return load_safetensors(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-
-
 def _line(error: BaseException) -> str:
     return shown((str(error).strip() or type(error).__name__).splitlines()[0])
 
@@ -250,41 +158,274 @@ def few(names: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Recalibrated:
-    """A model evaluated with its running averages, and with statistics of so many training images."""
-
-    images: int
-    before: WeightsEvaluation
-    after: WeightsEvaluation
-    weights: dict[str, Tensor]
-    """Its state dict, on the CPU, with the new statistics."""
-
-
-def recalibrated(
-    source: Path,
-    *,
-    recipe: Recipe,
-    images: int | None = None,
-    device: str = "auto",
-    ema: bool = False,
-) -> Recalibrated:
-    """Recalibrate the weights of a run, or of a file; nothing is written.
+class Start:
+    """What a model started from.
 
     Args:
-        images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
+        sha256: of the file; of a library's weights their digest.
+        tensors: how many the model has.
+        anew: those that the source lacks, which are as without `init`.
+        classifier: those that are as without `init` because the source has other classes.
+        left_out: those that the source alone has.
+        inside: what stands before the source's names in the model's, whose part it is.
     """
-    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
-    if images is None:
-        most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
-        images = recipe.recalibrate or max(1, most // n) * n
-    else:  # here, where they have the name that they were given by
-        whole_workers("--images", images, per_worker=recipe.per_worker, samples=opened.data.looks[0].samples)
-    group, loaders = Group(device=opened.device), pick_loaders(Execution(), opened.data)
-    with closing(
-        Recalibration(
-            opened.model, opened.recipe, opened.data, images=images, group=group, loaders=loaders, task=opened.task
+
+    source: str
+    sha256: str
+    tensors: int
+    anew: list[str]
+    classifier: list[str]
+    left_out: list[str]
+    inside: str = ""
+
+    def __str__(self) -> str:
+        return "; ".join(self._parts())
+
+    def _parts(self) -> Iterator[str]:
+        loaded = self.tensors - len(self.anew) - len(self.classifier)
+        yield f"starts from {self.source}, SHA-256 {self.sha256[:16]}…: {loaded} of {self.tensors} tensors" + (
+            f", as its {self.inside.removesuffix('.')}" if self.inside else ""
         )
-    ) as recalibration:
-        before = opened.evaluate()
-        recalibration.apply()
-    return Recalibrated(images, before, opened.evaluate(), model_state(opened.model))
+        if self.classifier:
+            yield f"{few(self.classifier)} start anew, for another number of classes"
+        if self.anew:
+            yield f"{few(self.anew)} start anew, since it lacks them"
+        if self.left_out:
+            yield f"not used: {few(self.left_out)}"
+
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What all processes must have in common."""
+        return {"init": {f"the SHA-256 of init {self.source}": self.sha256}}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For the run's environment."""
+        anew = self.anew + self.classifier
+        return {"init": self.source, "init_sha256": self.sha256, "init_anew": anew, "init_left_out": self.left_out}
+
+
+@torch.no_grad()
+def start_from(recipe: Recipe, data: Data, model: nn.Module, device: torch.device) -> Start:
+    """Load what `recipe.init` names into a model that is built.
+
+    Raises:
+        ValueError: if it cannot be read, shares no tensor with the model or a part of it, is not finite, or has a
+            tensor of another shape that is not the classifier's: one whose first dimension is the number of classes in
+            both.
+    """
+    if recipe.init.startswith(tuple(f"{library}:" for library in LIBRARIES)):
+        weights = pretrained_weights(recipe.init)
+        digest = digest_of(weights)
+    else:
+        try:
+            content = bytes_of(Path(recipe.init))
+            weights = weights_in(Path(recipe.init), content)
+        except ValueError as error:
+            raise ValueError(f"init {error}") from error
+        digest = hashlib.sha256(content).hexdigest()
+    own = model.state_dict()
+    inside = _place(weights, own)
+    weights = {inside + name: tensor for name, tensor in weights.items()}
+    both = [name for name in own if name in weights]
+    other = [name for name in both if own[name].shape != weights[name].shape]
+    if other:
+        classes = None if recipe.task is not None else outputs_of(model, recipe, data, device)
+        wrong = [name for name in other if classes is None or own[name].shape != (classes, *weights[name].shape[1:])]
+        if wrong or len({weights[name].shape[:1] for name in other}) > 1:
+            name = (wrong or other)[0]
+            shapes = f"{tuple(weights[name].shape)} there, and {tuple(own[name].shape)} here"
+            raise ValueError(
+                f"init {recipe.init} does not fit the model: {shown(name)} is {shapes}; a classifier alone may differ,"
+                " by its number of classes"
+            )
+    loaded = {name: weights[name] for name in both if name not in other}
+    if not loaded:
+        names = few(list(weights)), few(list(own))
+        raise ValueError(f"init {recipe.init} is of another model: it has {names[0]}, the model {names[1]}")
+    for name, tensor in loaded.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"init {recipe.init}: {shown(name)} holds NaN or infinity")
+    model.load_state_dict(loaded, strict=False)
+    counted = [name for name in own if not name.endswith(COUNTER)]
+    return Start(
+        source=recipe.init,
+        sha256=digest,
+        tensors=len(counted),
+        anew=[name for name in counted if name not in weights],
+        classifier=other,
+        left_out=[name.removeprefix(inside) for name in weights if name not in own and not name.endswith(COUNTER)],
+        inside=inside,
+    )
+
+
+def _place(weights: Collection[str], own: Collection[str]) -> str:
+    """What stands before the weights' names where the model has them as a part of it, as a detector has a backbone.
+
+    It is the only such under which most of them are found; nothing where a name fits as it is.
+    """
+    if any(name in own for name in weights):
+        return ""
+    found = Counter(mine.removesuffix(name) for name in weights for mine in own if mine.endswith(f".{name}"))
+    places = [place for place, count in found.items() if 2 * count > len(weights)]
+    return places[0] if len(places) == 1 else ""
+
+
+def refuse_place(to: Path, suffixes: Iterable[str], *, force: bool) -> None:
+    """Refuse a file's name before anything is computed."""
+    if to.suffix not in suffixes:
+        *others, last = suffixes
+        raise ValueError(f"{to} must end in {', '.join(others)} or {last}")
+    if to.exists() and not force:
+        raise ValueError(f"{to} exists; remove it first, choose another name, or give --force to replace it")
+
+
+def write_weights(weights: dict[str, Tensor], to: Path) -> Path:
+    """Write a plain state dict, whole or not at all; it loads in torchvision's and timm's model of the same name.
+
+    Args:
+        to: ends in one of `FORMATS`.
+    """
+    # A tensor of its own for each name: tied weights share one, and a view would bring all that it is a view of.
+    weights = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+    def check(path: Path) -> None:
+        found = load_safetensors(path) if to.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if not (found.keys() == weights.keys() and all(_same(found[name], weights[name]) for name in weights)):
+            raise ValueError(f"{to} was not written: opened again, it holds other numbers; is the disk sound?")
+
+    if to.suffix == ".safetensors":
+        return _write(to, list(as_safetensors(weights)), check)
+    buffer = BytesIO()
+    torch.save(weights, buffer)  # to the file itself, it would call a full disk by another name
+    return _write(to, [buffer.getbuffer()], check)
+
+
+def export_program(source: Path, to: Path, *, recipe: Recipe, ema: bool = False) -> tuple[tuple[int, ...], float]:
+    """Write the network itself, in float32, for batches of any size: images as the network takes them, to logits.
+
+    It is the plain network that the recipe names, with torch's own BatchNorm in evaluation.
+
+    Args:
+        to: ends in .pt2 (`torch.export.load`) or .onnx (inputs "images", outputs "logits").
+        recipe: names model and data; the shape of images comes from its validation data.
+
+    Returns:
+        The shape of an image, and the largest difference between the file's logits and the network's on validation
+        images, relative to the largest logit where that is above 1.
+    """
+    if to.suffix == ".onnx":
+        _need_packages(to)
+    if recipe.task is not None:
+        raise ValueError(
+            f"{to.suffix} holds a classifier of images, and task {recipe.task} may be anything; export its weights to"
+            " .safetensors or .pt"
+        )
+    weights = read_weights(source, ema=ema)
+    recipe, loaded = complete(recipe, trains=False)
+    model = load_model(recipe.model, channels=loaded.channels, classes=recipe.classes)
+    fit(model, weights, source)
+    model, images = model.float().eval(), _images(loaded)
+    try:
+        with _silence(), torch.no_grad():
+            content = (_as_onnx if to.suffix == ".onnx" else _as_pt2)(model, images)
+    except Exception as error:
+        raise ValueError(f"torch cannot export this network for batches of any size: {blame(error)}") from error
+    differences: list[float] = []
+
+    def check(path: Path) -> None:
+        try:
+            with _silence():
+                differences.append(_difference(model, _opened(path, to.suffix), images))
+        except Exception as error:  # of any class that a runtime likes
+            raise ValueError(f"{to} was not written: opened again, it does not run: {blame(error)}") from error
+        if not differences[0] <= TOLERANCE:
+            raise ValueError(
+                f"{to} was not written: opened again, its logits differ from the network's by {differences[0]:.1e},"
+                f" more than {TOLERANCE:g}"
+            )
+
+    _write(to, [content], check)
+    return tuple(images.shape[1:]), differences[0]
+
+
+def _write(to: Path, parts: list[Any], check: Callable[[Path], None]) -> Path:
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with written(to.parent, to.name, check=check) as file:
+            for part in parts:
+                file.write(part)
+    except OSError as error:
+        size = sum(map(len, parts))
+        raise ValueError(f"{to} cannot be written: {error.strerror or error} ({size:,} bytes are needed)") from error
+    return to
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether all bits are: NaN equals itself."""
+    same = a.dtype == b.dtype and a.shape == b.shape
+    return same and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def _need_packages(to: Path) -> None:
+    for package in ONNX:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(f"{to} needs the package {package}: pip install 'onehour[onnx]'") from error
+
+
+@contextmanager
+def _silence() -> Generator[None]:
+    """Keep to itself what torch's exporters print, log and warn of beside their errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _images(data: Data) -> Tensor:
+    """The first validation images, as the network takes them; at least two, since a batch of one may be special."""
+    keys = [(0, index, index) for index in range(min(IMAGES, data.looks[1].samples))]
+    (images, _), _ = Keyed(data.validation, 0, side="validation").batch(keys)
+    images = prepared(data.validation, images).float().contiguous()
+    return images if len(images) > 1 else torch.cat([images, images])
+
+
+def _as_pt2(model: nn.Module, images: Tensor) -> bytes:
+    buffer = BytesIO()
+    size = {0: torch.export.Dim("batch")}
+    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=(size,)), buffer)
+    return buffer.getvalue()
+
+
+def _as_onnx(model: nn.Module, images: Tensor) -> bytes:
+    untyped: Any = torch.onnx
+    size, names = {0: torch.export.Dim("batch")}, {"input_names": ["images"], "output_names": ["logits"]}
+    program = untyped.export(model, (images,), dynamo=True, dynamic_shapes=(size,), verbose=False, **names)
+    return program.model_proto.SerializeToString()
+
+
+def _opened(path: Path, suffix: str) -> Callable[[Tensor], Tensor]:
+    """What a file computes."""
+    if suffix == ".pt2":
+        with path.open("rb") as file:
+            program = torch.export.load(BytesIO(file.read()))
+        return program.module()
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.as_tensor(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, other: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Over batches of several sizes, the one that it was made with among them."""
+    worst = 0.0
+    for batch in (images, images[:1], torch.cat([images, images[1:]])):
+        logits = model(batch)
+        scale = max(1.0, float(logits.abs().max()))
+        worst = max(worst, float((other(batch) - logits).abs().max()) / scale)
+    return worst

@@ -18,17 +18,15 @@ from onehour.config import Recipe
 from onehour.data.sources import complete
 from onehour.dist.devices import deterministic
 from onehour.dist.group import Group
-from onehour.dist.placement import passes
 from onehour.execution import Execution
 from onehour.training.build import build_model
-from onehour.training.deviations import decisions_of
-from onehour.training.hosting import open_feeds, pick_share, pick_workers_per_pass
+from onehour.training.decisions import decisions_of
+from onehour.training.feeds import open_feeds, pick_workers_per_pass, refuse_samples
 from onehour.training.loop import iterate
-from onehour.training.refusals import refuse_iterations
-from onehour.training.start import start_from
 from onehour.training.state import Network, digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 from onehour.training.task import task_of
+from onehour.training.weights import start_from
 
 MODES = (("fast", "float64"), ("fast", "float32"), ("canonical", "float32"))
 TOLERANCE = 1e-9
@@ -63,10 +61,9 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
         start_from(recipe, data, model, group.device)
     network = Network(model, decisions.optimizer(model))
     together = pick_workers_per_pass(execution, recipe, data, model, group.device.type)
-    own = passes(pick_share(recipe, group), together)
     feeds = open_feeds(recipe, data, execution, model, decisions.stream(), group)
     history, state = list[History](), dict[str, Tensor]()
-    with closing(feeds), Step(decisions, network, passes=lambda _: own, group=group, task=task) as step:
+    with closing(feeds), Step(decisions, network, per_pass=together, group=group, task=task) as step:
         model.train()
         for _ in iterate(step, feeds.training, range(steps)):
             velocity = optimizer_state(network.optimizer, model)
@@ -74,7 +71,7 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
             if group.rank == 0:
                 history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
         if not step.alive.all():
-            refuse_iterations(range(steps), feeds.training, own, group)
+            refuse_samples(range(steps), feeds.training, step.passes, group)
             raise ValueError(
                 f"the loss or a gradient was not finite within {steps} iterations, so there is nothing to compare; use"
                 " a lower base_lr or fewer steps"

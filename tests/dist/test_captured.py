@@ -7,7 +7,7 @@ import torch
 from simulated_gpu import SimulatedGpu
 from torch import Tensor
 
-from onehour.training.asynchronous import WARMUPS, CapturedIteration, StepTimer
+from onehour.dist.devices import WARMUPS, CapturedIteration, StepTimer
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 CUDA = torch.device("cuda")
@@ -18,18 +18,12 @@ class Work:
 
     def __init__(self) -> None:
         self.weight, self.found = torch.zeros((), device=CUDA), torch.zeros(2, device=CUDA)
-        self.launches, self.befores, self.waits = 0, 0, False
-        self.timer, self.said = StepTimer(CUDA), list[str]()
-        self.captured = CapturedIteration(
-            self.launch, before=self.before, timer=self.timer, device=CUDA, warn=self.said.append
-        )
-
-    def before(self) -> None:
-        self.befores += 1
+        self.launches, self.waits = 0, False
+        self.timer, self.said = StepTimer(("compute", "update"), CUDA), list[str]()
+        self.captured = CapturedIteration(self.launch, timer=self.timer, device=CUDA, warn=self.said.append)
 
     def launch(self, batches: Iterable[tuple[Tensor, Tensor]], rate: Tensor, stopping: Tensor) -> Tensor:
         self.launches += 1
-        self.before()
         for images, labels in batches:
             if self.waits:
                 images.sum().item()
@@ -68,7 +62,6 @@ EXPECTED = [[sum(4.0 * number**2 for number in range(1, last + 1)), last in (3, 
 def test_every_iteration_takes_its_own_inputs_whether_launched_or_replayed(work: Work):
     assert work.iterations() == EXPECTED
     assert work.launches == WARMUPS + 1  # the last of them is the capture
-    assert work.befores >= 8  # before each of them
     assert not work.said
     assert work.parts() == [{"update"}] * WARMUPS + [{"compute"}] * (8 - WARMUPS)
 
@@ -90,7 +83,7 @@ def test_a_model_that_cannot_be_captured_is_launched_for_good_and_named_once(wor
     (text,) = work.said
     assert "cannot be captured" in text
     assert "not permitted when stream is capturing" in text
-    assert "test_asynchronous.py" in text
+    assert "test_captured.py" in text
     assert work.parts() == [{"update"}] * 8
 
 
