@@ -13,7 +13,6 @@ from powercut import Disk, Log, laid_out
 from onehour.api import train
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Store
-from onehour.training.console import Loggers
 from onehour.training.decisions import decisions_of
 from onehour.training.record import Run, finished_run
 from onehour.training.recorder import RunFolder
@@ -71,7 +70,7 @@ def goes_on(tree: dict[str, bytes | None], root: Path, whole: Run, tiny: ModuleT
         assert ended.metrics == whole.metrics
         return 10**6
     console = mock.Mock()
-    run = RunFolder(out, whole.recipe, Group(), console=console, loggers=Loggers(None))
+    run = RunFolder(out, whole.recipe, Group(), console=console)
     try:
         model = tiny.net()
         progress = run.load(Network(model, decisions_of(whole.recipe).optimizer(model)), {})

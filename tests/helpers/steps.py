@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.decisions import decisions_of
-from onehour.training.state import AveragedWeights, Network
+from onehour.training.state import Network
 from onehour.training.step import Step
 
 
@@ -21,7 +21,7 @@ def step_of(
     *,
     group: Group | None = None,
     optimizer: Optimizer | None = None,
-    average: AveragedWeights | None = None,
+    ema: float | None = None,
     **options: Any,
 ) -> Step:
     """Of a recipe's decisions, with its own optimizer unless one is given.
@@ -29,7 +29,7 @@ def step_of(
     Args:
         own: the workers of each pass.
     """
-    network = Network(model, optimizer or decisions_of(recipe).optimizer(model), average)
+    network = Network(model, optimizer or decisions_of(recipe).optimizer(model), ema=ema)
     return step_through(recipe, network, own, group=group, **options)
 
 

@@ -31,9 +31,9 @@ def stepping(images: list[Tensor]) -> Iterator[tuple[AveragedWeights, Tensor]]:
     model = convert_batchnorm(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), 2).double().train()
     options = {"minibatch": 6, "per_worker": 2, "base_minibatch": 2, "base_lr": 0.1, "warmup": "none"}
     recipe = Recipe.from_dict({**options, "samples": 60, "precision": "float64", "ema": DECAY})
-    assert recipe.target_ema is not None
-    average = AveragedWeights(model, recipe.target_ema)
-    step = step_of(recipe, model, [range(3)], average=average)
+    step = step_of(recipe, model, [range(3)], ema=recipe.target_ema)
+    average = step.network.average
+    assert average is not None
     for iteration, batch in enumerate(images):
         yield average, model.get_parameter("0.weight").detach().clone()
         step(iteration, iter([(batch, torch.tensor([0, 1, 2, 0, 1, 1]))]))

@@ -213,7 +213,7 @@ def test_every_so_many_minutes(monkeypatch: pytest.MonkeyPatch):
     over = []
     for done in range(1, 8):
         now[0] = 12.0 * done
-        over.append(interval.over(done))
+        over.append(interval.is_over(done, ends_epoch=False, last=False))
     assert over == [False, False, True, False, False, True, False]
 
 

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.build import build_optimizer
 from onehour.training.checkpoint import Checkpoints
 from onehour.training.feeds import pick_share
-from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, model_state, optimizer_state
 from onehour.training.step import Step
 
 N = 2  # n; k = 3 workers of them
@@ -304,6 +305,37 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
     other, _ = make(Marked(), **recipe)
     checkpoints.load(other.network)
     assert digest_of(optimizer_state(other.optimizer, other.model)) == before
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_an_update_waits_until_what_it_changes_is_copied(monkeypatch: pytest.MonkeyPatch, captured: bool):
+    asked, settle, in_time = threading.Event(), Network.settle, list[bool]()
+
+    def settled(network: Network) -> None:
+        asked.set()
+        settle(network)
+
+    def graph(launch: Launch, **_: Any) -> Callable[..., Tensor]:
+        def replay(given: list[Batch], rate: float, stopping: float) -> Tensor:
+            in_time.append(asked.is_set())  # nothing within it can wait
+            return launch(given, torch.tensor(rate), torch.tensor(float(stopping)))
+
+        return replay
+
+    monkeypatch.setattr(Network, "settle", settled)
+    monkeypatch.setattr(Step, "_can_be_captured", lambda _: captured)
+    monkeypatch.setattr("onehour.training.step.CapturedIteration", graph)
+    step, _ = make(Marked())
+    images = torch.zeros(6, 3).double()
+    step(0, batches(images, LABELS))
+    before = digest_of(*step.network.state())
+    asked.clear()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asked.wait, 30)
+        _, copies = step.network.copied(thread)
+        step(1, batches(images, LABELS))
+    assert digest_of(*copies) == before
+    assert in_time == [True] * 2 * captured
 
 
 def test_statistics_move_once_an_iteration_however_many_passes_it_takes():

@@ -36,10 +36,7 @@ OPTIMIZERS = {
     "radam": torch.optim.RAdam,
 }
 ON_CUDA = {"fused": ("adam", "adamw"), "capturable": ("adam", "adamw", "rmsprop", "nadam", "radam")}
-"""So that an update neither waits for the device nor needs a number of the host's; not in float64.
-
-On the device the rate, and what nadam and radam count with, are float32.
-"""
+"""So that an update neither waits for the device nor needs a number of the host's, which is a float32 there."""
 
 
 def build_model(

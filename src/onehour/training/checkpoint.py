@@ -279,14 +279,23 @@ class Progress:
 
 
 class SaveInterval:
-    """When to save between evaluations: every so many iterations, or minutes; None for never."""
+    """When to save: at evaluations, and between them every so many iterations, or minutes; None for never.
 
-    def __init__(self, iterations: int | None, minutes: float | None) -> None:
-        self.iterations, self.minutes = iterations, minutes
+    Args:
+        between: else at the last evaluation, and at others once the minutes are over.
+    """
+
+    def __init__(self, iterations: int | None, minutes: float | None, *, between: bool = True) -> None:
+        self.iterations, self.minutes, self.between = iterations, minutes, between
         self._since = time.monotonic()
 
-    def over(self, done: int) -> bool:
-        """Whether it is time to save after iteration `done`."""
+    def is_over(self, done: int, *, ends_epoch: bool, last: bool) -> bool:
+        """Whether it is time to save after iteration `done`, which an evaluation may follow, even the last."""
+        if self.between:
+            return ends_epoch or self._is_over(done)
+        return ends_epoch and (last or self._is_over(done))
+
+    def _is_over(self, done: int) -> bool:
         if self.iterations and done % self.iterations == 0:
             return True
         if self.minutes is None or time.monotonic() - self._since < 60 * self.minutes:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -198,20 +199,18 @@ class _OverlappingShards(Decisions):
 class _OwnShuffles(SampleStream):
     """Worker j's share of epoch e is that of its own permutation: the positions that it has in the stream."""
 
-    def __init__(self, *, samples: int, minibatch: Minibatch | int, seed: int) -> None:
-        super().__init__(samples=samples, minibatch=minibatch, seed=seed)
-        self._share = lru_cache(maxsize=2 * self.minibatch.workers)(self._own)
+    @cached_property
+    def _share(self) -> Callable[[int, int], np.ndarray]:
+        return lru_cache(maxsize=2 * self.minibatch.workers)(self._own)
 
     def epochs_and_indices(self, iteration: int, worker: int | range | None = None) -> tuple[np.ndarray, np.ndarray]:
-        positions = self.positions(iteration, worker)
-        k = self.minibatch.workers
+        positions, k = self.positions(iteration, worker), self.minibatch.workers
         epochs, offsets = np.divmod(positions, self.samples)
         places = zip(positions % k, epochs, offsets // k, strict=True)
         return epochs, np.array([self._share(int(j), int(epoch))[place] for j, epoch, place in places])
 
     def _own(self, worker: int, epoch: int) -> np.ndarray:
-        order = permutation(self.samples, seed_for(self.seed, "worker", worker), epoch)
-        k = self.minibatch.workers
+        order, k = permutation(self.samples, seed_for(self.seed, "worker", worker), epoch), self.minibatch.workers
         return order[(worker - epoch * self.samples) % k :: k].copy()
 
 

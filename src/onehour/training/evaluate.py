@@ -95,7 +95,7 @@ class Evaluator:
 
     Args:
         feed: of the validation data.
-        recalibration: of the network's model, where the recipe asks for it.
+        data: whose training images recalibrate, where the recipe asks for it.
     """
 
     def __init__(
@@ -103,12 +103,15 @@ class Evaluator:
         network: Network,
         feed: Feed,
         recipe: Recipe,
-        recalibration: Recalibration | None = None,
+        data: Data,
         *,
         group: Group,
         task: Task = CLASSIFICATION,
     ) -> None:
-        self._network, self._recalibration = network, recalibration
+        self._network, self._recalibration = network, None
+        if recipe.recalibrate is not None:
+            options: Any = {"images": recipe.recalibrate, "loaders": feed.loaders, "group": group, "task": task}
+            self._recalibration = Recalibration(network.model, recipe, data, **options)
         self._evaluate = partial(
             evaluate, network.model, feed, recipe, group=group, task=task, seeds=len(network.parts)
         )
@@ -126,6 +129,10 @@ class Evaluator:
         """That the model has now."""
         with nullcontext() if self._recalibration is None else self._recalibration.applied(stop_asked):
             return self._evaluate(stop_asked=stop_asked)
+
+    def close(self) -> None:
+        if self._recalibration is not None:
+            self._recalibration.close()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from onehour.rules.momentum import set_rate
 from onehour.training.agreement import agree, facts_of_model
 from onehour.training.build import build_model
 from onehour.training.checkpoint import Progress, SaveInterval
-from onehour.training.console import Console, Loggers, effects, load_logger
+from onehour.training.console import Console, effects
 from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.evaluate import Evaluator
 from onehour.training.feeds import (
@@ -37,10 +37,10 @@ from onehour.training.feeds import (
 from onehour.training.measure import GradientNoise, Tally, profiled
 from onehour.training.record import NonFiniteError, StoppedError
 from onehour.training.recorder import RunFolder, environment, has_begun, in_words, look_for_folder
-from onehour.training.state import AveragedWeights, Network, refuse_optimizer
-from onehour.training.statistics import EvaluationStoppedError, Recalibration
+from onehour.training.state import Network, refuse_optimizer
+from onehour.training.statistics import EvaluationStoppedError
 from onehour.training.step import Iteration, Step
-from onehour.training.task import Sums, task_of
+from onehour.training.task import COUNTED_NOTHING, Sums, task_of
 from onehour.training.weights import start_from
 
 
@@ -74,8 +74,7 @@ def train_run(
         try:
             with in_words(folder):
                 console = Console(recipe, quiet=group.rank > 0)
-                loggers = Loggers(load_logger(execution.log) if group.rank == 0 else None)
-                run = RunFolder(folder, recipe, group, console=console, loggers=loggers)
+                run = RunFolder(folder, recipe, group, console=console, log=execution.log)
                 stack.callback(run.close)  # also where what comes next fails: another try needs the folder
                 watchdog.folder = run.inside
                 decisions = decisions_of(recipe)
@@ -86,8 +85,7 @@ def train_run(
                 rules = effects(recipe, net, data)  # before a checkpoint is loaded, whose γ are no longer zero
                 if ":" in recipe.optimizer:  # not one of ours
                     refuse_optimizer(decisions_of(recipe.replace(layer_rates=())).optimizer, group.device)
-                average = None if recipe.target_ema is None else AveragedWeights(net, recipe.target_ema)
-                network = Network(net, decisions.optimizer(net), average)
+                network = Network(net, decisions.optimizer(net), ema=recipe.target_ema)
                 feeds = open_feeds(recipe, data, execution, net, decisions.stream(), group, warn=console.warn)
                 stack.callback(feeds.close)
                 per_pass = pick_workers_per_pass(execution, recipe, data, net, group.device.type)
@@ -102,14 +100,11 @@ def train_run(
                     warn=console.warn,
                 )
                 stack.enter_context(step)
-                noise = recalibration = None
+                noise = None
                 if execution.noise:
                     noise = GradientNoise(decisions, step, slow=watchdog.slow, warn=console.warn)
-                if recipe.recalibrate is not None:
-                    options = {"images": recipe.recalibrate, "loaders": feeds.training.loaders}
-                    recalibration = Recalibration(net, recipe, data, group=group, task=learns, **options)
-                    stack.callback(recalibration.close)
-                evaluator = Evaluator(network, feeds.validation, recipe, recalibration, group=group, task=learns)
+                evaluator = Evaluator(network, feeds.validation, recipe, data, group=group, task=learns)
+                stack.callback(evaluator.close)
                 stopping = Stopping(group, stop_asked, signals)
                 loop = Loop(decisions, step, feeds.training, evaluator, [run], stopping, watchdog, noise)
         except ValueError as error:
@@ -125,21 +120,17 @@ def train_run(
                 places |= start.record
                 rules += f"\n{start}"
             run.begin(progress, partial(environment, places))
-            done = progress.iteration if progress is not None else 0
+            done = 0 if progress is None else progress.iteration
             console.start(done, decisions.iterations, processes=group.size, folder=folder, rules=rules)
             interval = SaveInterval(execution.save_every, execution.save_minutes)
             loop.run([progress], interval, profile=execution.profile)
 
 
 def iterate(
-    step: Step,
-    feed: Feed,
-    iterations: range,
-    stop_asked: Callable[[], bool] = never,
-    noise: GradientNoise | None = None,
+    step: Step, feed: Feed, span: range, stop_asked: Callable[[], bool] = never, noise: GradientNoise | None = None
 ) -> Iterator[tuple[int, Iteration]]:
     """The training loop: takes iterations one after another, and gives how many are done and what the last one was."""
-    for part in step.decisions.ramp.parts(iterations):
+    for part in step.decisions.ramp.parts(span):
         step.begin(part.start)
         batches = loaded = feed.passes(step.passes, start=part.start, stop=part.stop)
         for iteration in part:
@@ -154,7 +145,6 @@ class Loop:
     """Takes runs to their ends, in one process: one run, or several that differ by their seed as one network.
 
     Args:
-        feed: of the training data.
         runs: the folders, one a seed.
         noise: measures the gradient noise, where that was asked for.
     """
@@ -173,16 +163,15 @@ class Loop:
         self.decisions, self.step, self.feed, self.evaluator = decisions, step, feed, evaluator
         self.runs, self.stopping, self.watchdog = runs, stopping, watchdog
         self.flags = HostFlags(stopping.group.device)
-        skipping = None
-        if decisions.recipe.bad_images == "skip":
-            skipping = Skipping(decisions.recipe, feed, stopping.group, runs[0].folder, runs[0].inside)
+        skips, first = decisions.recipe.bad_images == "skip", runs[0]
+        skipping = Skipping(decisions.recipe, feed, stopping.group, first.folder, first.inside) if skips else None
         self.tally = Tally(decisions, step, skipping, noise)
 
     def run(self, progress: Sequence[Progress | None], interval: SaveInterval, *, profile: int = 0) -> None:
         """Go on from where the runs stand, all at the same iteration.
 
         Args:
-            interval: when to save between evaluations; of several seeds, at which evaluations.
+            interval: when to save.
             profile: how many iterations to trace.
         """
         iterations, first = range(self._resume(progress), self.decisions.iterations), self.runs[0]
@@ -201,10 +190,10 @@ class Loop:
                     self._evaluate(done)
                 if stopped and not over:
                     self._stop(done)
-                if self._is_time_to_save(done, interval, ends_epoch=ends_epoch):
+                if interval.is_over(done, ends_epoch=ends_epoch, last=over):
                     self._save(done, together=ends_epoch)
                 first.console.step(done)
-        self._finish("finished")
+        self._end("finished")
 
     def _resume(self, progress: Sequence[Progress | None]) -> int:
         """The iteration to go on with; the evaluation before it is made up for where it was not made."""
@@ -252,7 +241,7 @@ class Loop:
                 run.add(*record)
             else:
                 self.step.network.clear(seed)
-                self._end(seed, "non-finite")
+                self._end("non-finite", only=seed)
         self.tally.clock.begin(done)
 
     def _alive(self) -> list[bool]:
@@ -260,17 +249,11 @@ class Loop:
         self.step.alive = self.step.network.alive(self.step.alive)
         return self.step.alive.cpu().numpy().tolist()
 
-    def _is_time_to_save(self, done: int, interval: SaveInterval, *, ends_epoch: bool) -> bool:
-        if len(self.runs) == 1:
-            return ends_epoch or interval.over(done)
-        return ends_epoch and (done == self.decisions.iterations or interval.over(done))
-
     def _save(self, done: int, *, together: bool = True, evaluated: bool = True) -> None:
         """Save in the background; a seed that has just left the finite numbers keeps its last checkpoint.
 
         Args:
             together: all processes do, at this iteration; where the clock says when, process 0 may be alone.
-            evaluated: the record has this iteration's evaluation, if there is one.
         """
         alive = self._alive()
         if not any(alive):  # the flags may tell later; a masked update is no state to go on from
@@ -324,17 +307,10 @@ class Loop:
         done -= self.flags.late
         self._refuse_samples(range(done - 1, done))
         if self.step.empty.item():
-            raise ValueError(
-                f"the task counted nothing over all workers of iteration {done}: a mean over none has no value; leave"
-                " out the samples that count nothing, or use a larger minibatch"
-            )
-        self._finish("non-finite")
-        message = (
-            f"the loss or a gradient was not finite at iteration {done} (epoch {self.decisions.epoch(done):.2f},"
-            f" rate {self.decisions.rate(done - 1):g}); checkpoints before it are kept in"
-            f" {self.runs[0].folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
-        )
-        raise self._ended("non-finite", NonFiniteError(message))
+            raise ValueError(COUNTED_NOTHING.format(done))
+        self._end("non-finite")
+        rate, folder = self.decisions.rate(done - 1), self.runs[0].folder
+        raise self._ended("non-finite", NonFiniteError.at(done, self.decisions.epoch(done), rate, folder))
 
     def _refuse_samples(self, seen: range) -> None:
         """Refuse a training sample that is not finite, of some iterations; of several seeds, each takes all samples."""
@@ -343,19 +319,9 @@ class Loop:
                 self.step.begin(seen.start)
             refuse_samples(seen, self.feed, self.step.passes, self.stopping.group, together=len(self.runs) > 1)
 
-    def _finish(self, outcome: str) -> None:
+    def _end(self, outcome: str, *, only: int | None = None) -> None:
+        """Write the summaries of the runs that have not ended, or of one seed alone."""
         for seed, run in enumerate(self.runs):
-            if not run.ended:
-                self._end(seed, outcome)
-
-    def _end(self, seed: int, outcome: str) -> None:
-        """Write a run's summary, once its last checkpoint is on disk."""
-        run = self.runs[seed]
-        with self.watchdog.slow():
-            saved = run.checkpoints.wait()
-            usable = run.is_ours()
-        if not saved and outcome == "finished" and run.lost is None:
-            raise ValueError(f"the run has come to its end, but its weights could not be saved to {run.folder}")
-        run.end(self.step.network.parts[seed], outcome, **self.tally.skipped())
-        with self.watchdog.slow():
-            run.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")
+            if not run.ended and only in (None, seed):
+                with self.watchdog.slow():
+                    run.end(self.step.network.parts[seed], outcome, **self.tally.skipped())

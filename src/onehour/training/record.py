@@ -164,6 +164,14 @@ TOP1_ERROR = Metric("top-1 error", "%")
 class NonFiniteError(ArithmeticError):
     """The loss or a gradient was not finite, though every sample was; the weights before it are kept."""
 
+    @classmethod
+    def at(cls, done: int, epoch: float, rate: float, folder: Path) -> NonFiniteError:
+        """Of iteration `done`."""
+        return cls(
+            f"the loss or a gradient was not finite at iteration {done} (epoch {epoch:.2f}, rate {rate:g}); checkpoints"
+            f" before it are kept in {folder}. Use a lower base_lr, more warmup_epochs or a smaller minibatch"
+        )
+
 
 class StoppedError(Exception):
     """A process was asked to stop; the run is saved and the same command goes on with it."""

@@ -30,7 +30,7 @@ from onehour.machine import cores
 from onehour.noise import FEWEST, noise_scale
 from onehour.sidefile import read_lines
 from onehour.training.checkpoint import Checkpoints, Progress, checkpoint_folders
-from onehour.training.console import Console, Loggers
+from onehour.training.console import Console, Loggers, load_logger
 from onehour.training.measure import NOT_FINITE, Metrics
 from onehour.training.record import (
     BAD_IMAGES,
@@ -66,9 +66,9 @@ class RunFolder:
     since its lock is held still; one that was removed, or that another process may write, never again.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, loggers: Loggers) -> None:
-        self.folder, self.recipe, self.group = folder, recipe, group
-        self.console, self.loggers = console, loggers
+    def __init__(self, folder: Path, recipe: Recipe, group: Group, *, console: Console, log: str | None = None) -> None:
+        self.folder, self.recipe, self.group, self.console = folder, recipe, group, console
+        self._loggers = Loggers(load_logger(log) if group.rank == 0 else None)
         self._held = take_folder(folder, recipe, warn=console.warn) if group.rank == 0 else None
         self.inside = self._held.inside if self._held is not None else folder
         """A path to the very folder that process 0 holds; its name in the others."""
@@ -119,7 +119,7 @@ class RunFolder:
         for name in ("summary.json", OUTCOME):
             remove(self.inside, name)
         sync_folder(self.inside)
-        self.loggers.tell("start", self.recipe.as_dict(), self.folder)
+        self._loggers.tell("start", self.recipe.as_dict(), self.folder)
 
     def is_ours(self) -> bool:
         """Look at the folder; whether this process may write there."""
@@ -140,7 +140,7 @@ class RunFolder:
                 self._late[name] += to_json(record) + "\n"
             with suppress(OSError, FolderLostError):
                 self._write_late()
-            self.loggers.tell("log", metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
+            self._loggers.tell("log", metrics.as_dict() | {"images_per_second": timing["images_per_second"]})
         self.console.evaluated(metrics, timing["images_per_second"])
 
     def save(self, part: Network, progress: Progress) -> None:
@@ -153,12 +153,16 @@ class RunFolder:
         return bool(self.group.broadcast(b"saved" if self.checkpoints.wait() and self.is_ours() else b""))
 
     def end(self, part: Network, outcome: str, **more: int) -> None:
-        """Write the summary."""
+        """Write the summary, once the last checkpoint is on disk; all processes call it together."""
+        saved, usable = self.checkpoints.wait(), self.is_ours()
+        if not saved and outcome == "finished" and self.lost is None:
+            raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
         self.ended = True
-        if self.is_ours():
+        if usable:
             summary = summarise(self.inside, self.recipe, part, outcome) | more | self._together
             self._write({"summary.json": to_json(summary, indent=2) + "\n"})
-            self.loggers.tell("finish", summary)
+            self._loggers.tell("finish", summary)
+        self.leave(f"the run ended as {outcome}{'' if saved and usable else ', which is not saved'}")
 
     def note(self, outcome: str, message: str) -> None:
         """Write outcome.json: this job's processes end on purpose, which no launcher's restart may undo."""

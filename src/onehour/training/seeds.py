@@ -31,7 +31,7 @@ from onehour.dist.watchdog import Stopping, Watchdog, never
 from onehour.rules.shuffle import SampleStream
 from onehour.training.build import OPTIMIZERS, build_model
 from onehour.training.checkpoint import Progress, SaveInterval
-from onehour.training.console import Console, Loggers
+from onehour.training.console import Console
 from onehour.training.decisions import Decisions, decisions_of
 from onehour.training.evaluate import Evaluator
 from onehour.training.feeds import draws_numbers, workers_that_fit
@@ -69,7 +69,7 @@ def train_seeds(
         found: list[_Member] = []
         for recipe, folder in zip(recipes, folders, strict=True):
             console = Console(recipe, quiet=True, warns=f"{folder.name}: ")
-            run = RunFolder(folder, recipe, group, console=console, loggers=Loggers(None))
+            run = RunFolder(folder, recipe, group, console=console)
             stack.callback(run.close)
             model = build_model(recipe, data, group.device)
             part = Network(model, decisions_of(recipe).optimizer(model))
@@ -124,10 +124,10 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
         stack.enter_context(step)
         for run, _, stood in members:
             run.begin(stood, partial(environment, places), together=count)
-        evaluator = Evaluator(seeds, validation, recipe, group=group)
+        evaluator = Evaluator(seeds, validation, recipe, data, group=group)
         with suppress(NonFiniteError):
             loop = Loop(decisions[0], step, feed, evaluator, runs, stopping, watchdog)
-            loop.run(progress, SaveInterval(None, SAVE_SECONDS / 60))
+            loop.run(progress, SaveInterval(None, SAVE_SECONDS / 60, between=False))
 
 
 class Seeds(Network):

@@ -101,10 +101,15 @@ def averages_in(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Network:
-    """A model, its optimizer, and the average of its weights if there is one: a run's own, or S runs' as one."""
+    """A model, its optimizer, and the average of its weights if there is one: a run's own, or S runs' as one.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, average: AveragedWeights | None = None) -> None:
-        self.model, self.optimizer, self.average = model, optimizer, average
+    Args:
+        ema: ρ' of the run's minibatch, where the weights are averaged.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, ema: float | None = None) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.average = None if ema is None else AveragedWeights(model, ema)
         self._copying: Future[None] | None = None
 
     @property

@@ -58,7 +58,6 @@ class Step:
     Args:
         network: of S runs, its model on the group's device; of one alone batches have labels (N,), else (N, S).
         per_pass: how many of this process's workers share a pass, at most.
-        task: what the model learns.
         replaced: counts the images of this process's batches that were replaced; None where none may be.
         draws: False where the model draws no random numbers, so that no generator need be seeded.
     """
@@ -95,8 +94,7 @@ class Step:
         self._sums = sums.view(task.rows, self.seeds)
         self._losses, self._others = self._sums[0], self._sums[1:]
         self._halted, self._one = torch.zeros((), device=group.device), torch.ones((), device=group.device)
-        self._always = self._one > 0
-        self.alive = self._always.repeat(self.seeds)
+        self.alive = (self._halted == 0).repeat(self.seeds)
         """As in the last iteration's `Iteration`."""
         self.empty = torch.zeros((), dtype=torch.bool, device=group.device)
         """Whether a task's count over all workers has been 0."""
@@ -110,7 +108,6 @@ class Step:
         """Iteration t: w ← w − η·(1/kn)·Σ ∇l(x, w) over the samples of all workers (eq 2), in the optimizer's form.
 
         Args:
-            iteration: t.
             batches: gives one batch a pass.
             stopping: this process was asked to stop; every process finds it in what is returned.
         """
@@ -227,14 +224,10 @@ class Step:
         return [p.grad for p in self.reducer.parameters if p.grad is not None]
 
     def _look(self, *norms: Tensor) -> Tensor:
-        """Look for what is not finite; whether the update counts, a boolean scalar on the device.
-
-        Args:
-            norms: of the gradient, which may overflow where it does not.
-        """
+        """Look for what is not finite, also in norms, which may overflow alone; a boolean scalar on the device."""
         if self.seeds > 1:
             self.alive &= self._losses.isfinite()
-            return self._always
+            return self._halted == 0  # never set
         # What GradScaler calls; times 1 changes nothing, and `_halted` is only ever set.
         untyped._amp_foreach_non_finite_check_and_unscale_([*self.reducer.summed(), *norms], self._halted, self._one)
         live = self._halted == 0
@@ -267,12 +260,12 @@ class Step:
 
         Not in float64: fused optimizers read a rate that lies on the device as a float32.
         """
-        keyed_by_pass = self._draws and len(self.passes) > 1
-        masked = self.seeds > 1 or self._masks_on_device
         alone = self._group.device.type == "cuda" and self._group.size == 1
+        masked = self.seeds > 1 or self._masks_on_device
+        keyed_by_pass = self._draws and len(self.passes) > 1
+        decided = keyed_by_pass or self._inside or self.task.counts or self.decisions.adapts
         exact = self.decisions.recipe.precision != "float64"
-        known = not (keyed_by_pass or self._inside or self.task.counts or self.decisions.adapts)
-        return alone and masked and exact and known and self._replaced is None
+        return alone and masked and exact and not decided and self._replaced is None
 
     def begin(self, iteration: int) -> None:
         """Take the workers of iteration t and those behind it; where a ramp has another minibatch, they are others."""

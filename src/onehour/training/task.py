@@ -172,6 +172,10 @@ class Classification:
 
 
 CLASSIFICATION = Classification()
+COUNTED_NOTHING = (
+    "the task counted nothing over all workers of iteration {}: a mean over none has no value; leave out the samples"
+    " that count nothing, or use a larger minibatch"
+)
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor, *mixed: Tensor, smoothing: float = 0.0) -> Tensor:
