@@ -2,21 +2,28 @@
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 from onehour.models.resnet import resnet8
 from onehour.rules.batchnorm import convert_batchnorm, ghost_layers
 from onehour.rules.initialize import init_weights_
 from onehour.training import build
-from onehour.training.seeds import JoinedLinear, join_models, join_optimizer, split_models, split_optimizer, try_joined
+from onehour.training.seeds import JoinedLinear, Seeds, join_models, try_joined
 from onehour.training.state import Network
 
 N = 4  # n
+OPTIMIZERS: list[Callable[..., torch.optim.Optimizer]] = [
+    lambda p: SGD(p, lr=0.1, momentum=0.9, fused=True),
+    lambda p: SGD(p, lr=0.1),
+    *build.OPTIMIZERS.values(),
+]
 
 
 class Pooled(nn.Module):
@@ -68,6 +75,12 @@ def states(models: list[nn.Module]) -> list[dict[str, Tensor]]:
     return [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
 
 
+def joined(parts: list[Network], make: Callable[..., torch.optim.Optimizer]) -> Seeds:
+    """As one, with an optimizer of the same kind."""
+    decisions: Any = SimpleNamespace(optimizer=lambda model: make(model.parameters()))
+    return Seeds(decisions, parts)
+
+
 def exact(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
@@ -75,20 +88,20 @@ def exact(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", RIGHT)
 def test_joined_models_give_each_ones_logits_gradients_and_statistics(name: str, training: bool):
-    models, x = seeds(RIGHT[name]), images()
-    joined = join_models(models).train(training)
-    together = joined(x.transpose(0, 1).flatten(1, 2)).chunk(3, 1)
+    models, others, x = seeds(RIGHT[name]), seeds(RIGHT[name]), images()
+    network = joined([Network(model, SGD(model.parameters())) for model in others], SGD)
+    network.model.train(training)
+    together = network.model(x.transpose(0, 1).flatten(1, 2)).chunk(3, 1)
     alone = [model.train(training)(own) for model, own in zip(models, x, strict=True)]
     exact(together, tuple(alone))
     upstream = torch.randn_like(alone[0])
     torch.stack([(logits * upstream).sum() for logits in together]).sum().backward()
     for logits in alone:
         (logits * upstream).sum().backward()
-    for parameter, *own in zip(joined.parameters(), *(model.parameters() for model in models), strict=True):
+    for parameter, *own in zip(network.model.parameters(), *(model.parameters() for model in models), strict=True):
         exact(parameter.grad, torch.cat([p.grad for p in own if p.grad is not None]).view(parameter.shape))
-    expected, found = states(models), seeds(RIGHT[name])
-    split_models(joined, found)
-    exact(states(found), expected)  # the running statistics have moved alike
+    network.give_back()
+    exact(states(others), states(models))  # the running statistics have moved alike
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -98,11 +111,11 @@ def test_splitting_gives_back_what_was_joined(name: str, count: int):
     for layer in (layer for model in models for layer in ghost_layers(model)):
         layer.register_buffer("num_batches_tracked", torch.tensor(7))  # the same for all, as iterations are
     before = states(models)
-    joined = join_models(models)
+    network = joined([Network(model, SGD(model.parameters())) for model in models], SGD)
     for model in models:
         for tensor in model.state_dict().values():
             tensor.zero_()
-    split_models(joined, models)
+    network.give_back()
     exact(states(models), before)
 
 
@@ -134,48 +147,40 @@ def test_linear_layers_side_by_side():
     exact(JoinedLinear(layers)(x.flatten(1)), expected)
 
 
-OPTIMIZERS = [
-    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
-    lambda p: torch.optim.SGD(p, lr=0.1),
-    *build.OPTIMIZERS.values(),
-]
-
-
 @pytest.mark.parametrize("make", OPTIMIZERS)
 @pytest.mark.parametrize("begun", [0, 2])
 def test_optimizers_go_on_together_and_apart_again(make: Callable[..., torch.optim.Optimizer], begun: int):
     """Two steps apart, two together, two apart: as if they had always been apart."""
     models, twins = seeds(plain), seeds(plain)
-    own, theirs = ([make(model.parameters()) for model in group] for group in (models, twins))
+    own, theirs = ([Network(model, make(model.parameters())) for model in group] for group in (models, twins))
 
     def loss(logits: Tensor) -> Tensor:
         return logits.square().sum() / 100
 
-    def step(models: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:
-        for model, optimizer, x in zip(models, optimizers, images(len(models)), strict=True):
-            optimizer.zero_grad()
-            loss(model.train()(x)).backward()
-            optimizer.step()
+    def step(parts: list[Network]) -> None:
+        for part, x in zip(parts, images(len(parts)), strict=True):
+            part.optimizer.zero_grad()
+            loss(part.model.train()(x)).backward()
+            part.optimizer.step()
 
     for _ in range(begun):
-        step(models, own)
-    joined = join_models(models)
-    optimizer = make(joined.parameters())
-    join_optimizer(optimizer, joined, [Network(*pair) for pair in zip(models, own, strict=True)])
+        step(own)
+    network = joined(own, make)
     for _ in range(2):
-        optimizer.zero_grad()
-        loss(joined.train()(images().transpose(0, 1).flatten(1, 2))).backward()
-        optimizer.step()
-    split_models(joined, models)
-    split_optimizer(optimizer, joined, [Network(*pair) for pair in zip(models, own, strict=True)])
+        network.optimizer.zero_grad()
+        loss(network.model.train()(images().transpose(0, 1).flatten(1, 2))).backward()
+        network.optimizer.step()
+    network.give_back()
     for _ in range(2):
-        step(models, own)
+        step(own)
     for _ in range(begun + 4):
-        step(twins, theirs)
+        step(theirs)
     torch.testing.assert_close(states(models), states(twins), rtol=0, atol=1e-10)
     for mine, other in zip(own, theirs, strict=True):
-        state = zip(mine.state.values(), other.state.values(), strict=True)
-        torch.testing.assert_close(*map(list, zip(*state, strict=True)), rtol=0, atol=1e-10) if mine.state else None
+        state = zip(mine.optimizer.state.values(), other.optimizer.state.values(), strict=True)
+        torch.testing.assert_close(
+            *map(list, zip(*state, strict=True)), rtol=0, atol=1e-10
+        ) if mine.optimizer.state else None
 
 
 class Residual(nn.Module):

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
-from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
 
 from onehour.config import Recipe
@@ -38,7 +37,7 @@ from onehour.training.feeds import draws_numbers, workers_that_fit
 from onehour.training.loop import Loop
 from onehour.training.record import NonFiniteError
 from onehour.training.recorder import RunFolder, environment
-from onehour.training.state import Network
+from onehour.training.state import Network, load_optimizer
 from onehour.training.step import Step
 
 SAVE_SECONDS = 10.0
@@ -101,26 +100,15 @@ def _train_together(members: list[_Member], data: Data, group: Group, stopping: 
     parts = [member.part for member in members]
     seeds = Seeds(decisions[0], parts)
     per_pass = min(recipe.workers.workers, workers_that_fit(recipe, data, group.device.type, seeds=count))
-    places = {
-        "processes": 1,
-        "workers_per_pass": per_pass,
-        "loaders": 0,
-        "device": group.device.type,
-        "seeds_together": count,
-    }
+    places = {"processes": 1, "workers_per_pass": per_pass, "loaders": 0, "device": group.device.type}
+    places["seeds_together"] = count
     streams = [decision.stream() for decision in decisions]
     with ExitStack() as stack:
         feed = SeedsFeed(data.train, seeds=count, device=group.device, streams=streams)
         validation = SeedsFeed(data.validation, seeds=count, device=group.device)
         for each in (feed, validation):
             stack.callback(each.close)
-        step = Step(
-            decisions[0],
-            seeds,
-            per_pass=per_pass,
-            group=group,
-            draws=False,  # else they were refused
-        )
+        step = Step(decisions[0], seeds, per_pass=per_pass, group=group, draws=False)  # else they were refused
         stack.enter_context(step)
         for run, _, stood in members:
             run.begin(stood, partial(environment, places), together=count)
@@ -140,16 +128,20 @@ class Seeds(Network):
     def __init__(self, decisions: Decisions, parts: Sequence[Network]) -> None:
         joined, self._parts = join_models([part.model for part in parts]), parts
         super().__init__(joined, decisions.optimizer(joined))
-        join_optimizer(self.optimizer, joined, parts)
+        kept = [part.state()[1] for part in parts]
+        together = {name: [own[name] for own in kept] for name in kept[0]}
+        state = {name: torch.cat(own) if own[0].ndim else own[0].clone() for name, own in together.items()}
+        load_optimizer(self.optimizer, joined, state)
 
     @property
     def parts(self) -> Sequence[Network]:
         return self._parts
 
     def give_back(self) -> None:
-        """Copy each run's share into its own network and optimizer."""
-        split_models(self.model, [part.model for part in self.parts])
-        split_optimizer(self.optimizer, self.model, self.parts)
+        """Copy each run's share into its own network and optimizer; a count is the same for all."""
+        divided = [{name: _shares(t, len(self.parts)) for name, t in state.items()} for state in self.state()]
+        for seed, part in enumerate(self.parts):
+            part.load(*({name: shares[seed] for name, shares in state.items()} for state in divided))
 
     @torch.no_grad()
     def alive(self, known: Tensor) -> Tensor:
@@ -272,34 +264,6 @@ def join_models(models: Sequence[nn.Module]) -> nn.Module:
     return joined
 
 
-def split_models(joined: nn.Module, models: Sequence[nn.Module]) -> None:
-    states = [model.state_dict() for model in models]
-    for name, tensor in joined.state_dict().items():
-        for state, part in zip(states, _split(tensor, states[0][name], len(models)), strict=True):
-            state[name].copy_(part)
-
-
-def join_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Network]) -> None:
-    """Fill the state of the joined network's optimizer with that of each model's."""
-    parameters = [dict(part.model.named_parameters()) for part in parts]
-    for name, parameter in model.named_parameters():
-        states = [part.optimizer.state.get(own[name], {}) for part, own in zip(parts, parameters, strict=True)]
-        for key, first in states[0].items():
-            if torch.is_tensor(first) and first.shape == parameters[0][name].shape:
-                joined.state[parameter][key] = torch.cat([state[key] for state in states])
-            else:
-                joined.state[parameter][key] = copy.deepcopy(first)
-
-
-def split_optimizer(joined: Optimizer, model: nn.Module, parts: Sequence[Network]) -> None:
-    parameters = [dict(part.model.named_parameters()) for part in parts]
-    for name, parameter in model.named_parameters():
-        for key, value in joined.state.get(parameter, {}).items():
-            shares = _split(value, parameters[0][name], len(parts)) if torch.is_tensor(value) else [value] * len(parts)
-            for part, own, share in zip(parts, parameters, shares, strict=True):
-                part.optimizer.state[own[name]][key] = share.clone() if torch.is_tensor(share) else share
-
-
 @torch.no_grad()
 def try_joined(models: Sequence[nn.Module], images: Tensor) -> None:
     """A trial of the joined network on each model's own images, in float64, in training and in evaluation.
@@ -353,7 +317,5 @@ def _joined(parameters: Sequence[Tensor | None]) -> nn.Parameter | None:
     return None if first is None else nn.Parameter(torch.cat(given), requires_grad=first.requires_grad)
 
 
-def _split(tensor: Tensor, like: Tensor, models: int) -> Sequence[Tensor]:
-    if not tensor.ndim:  # a count, the same for all
-        return [tensor] * models
-    return [part.view(like.shape) for part in tensor.chunk(models)]
+def _shares(tensor: Tensor, models: int) -> Sequence[Tensor]:
+    return tensor.chunk(models) if tensor.ndim else [tensor.clone() for _ in range(models)]

@@ -67,10 +67,8 @@ class RunningStatistics:
         momenta = [layer.momentum for layer in self.layers if layer.momentum is not None]
         if len(momenta) < len(self.layers):
             raise ValueError("a BatchNorm has momentum None (a cumulative average); give it a number such as 0.1")
-        means = [layer.running_mean for layer in self.layers if layer.running_mean is not None]
-        variances = [layer.running_var for layer in self.layers if layer.running_var is not None]
+        means, variances, counts = ([getattr(layer, name) for layer in self.layers] for name in BUFFERS)
         self._running = torch.stack([torch.cat(means), torch.cat(variances)])
-        counts = [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
         self._counts = torch.stack(counts)
         layer_of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self._layer_of = layer_of.to(self._running.device)
@@ -262,7 +260,7 @@ class Recalibration:
         task: Task = CLASSIFICATION,
     ) -> None:
         self.model, self.recipe, self.group, self._task = model, recipe, group, task
-        self._layers = ghost_layers(model)
+        self._layers: list[Any] = ghost_layers(model)
         if not self._layers:
             if recipe.batchnorm == "keep":
                 raise ValueError("recalibrate is for batchnorm ghost, and this run has batchnorm keep")
@@ -306,8 +304,6 @@ class Recalibration:
         found = self._measured(stop_asked)
         means, counts = found[: 2 * self._channels].view(2, -1), found[2 * self._channels :].cpu().numpy().tolist()
         for layer, own, count in zip(self._layers, self._columns, counts, strict=True):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
             if count:  # else no forward calls it
                 layer.running_mean.copy_(means[0, own] / count)
                 layer.running_var.copy_(means[1, own] / count)
