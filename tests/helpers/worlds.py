@@ -57,9 +57,8 @@ BEYOND: dict[str, Any] = {
 
 RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {
     "k4-together": (EXACT | K4, 4, (1, 2, 4)),
-    "k4-apart": (EXACT | K4, 1, (1, 2)),
     "k5-together": (EXACT | K5, 5, (1, 2)),
-    "k5-apart": (EXACT | K5, 1, (2,)),
+    "k5-apart": (EXACT | K5, 1, (1, 2)),
     "beyond": (SMALL | SHORT | BEYOND, 1, (1, 2)),
     "muon": (SMALL | SHORT | {"reduce": "canonical", "optimizer": "muon", "scaling": "fixed"}, 1, (1, 2)),
     "ramp": (SMALL | SHORT | BEYOND | {"ramp": ("16:3/2",)}, 1, (1, 2)),

@@ -106,7 +106,7 @@ def test_an_empty_folder_has_none(tiny: ModuleType, tmp_path: Path):
 
 def test_what_is_written_are_the_values_before_the_update(tiny: ModuleType, tmp_path: Path):
     """However the writer, the next forward pass, which moves statistics, and the next updates meet."""
-    for turn in range(20):
+    for turn in range(8):
         model, optimizer = tiny.trained("sgd", 1)
         before = digest_of(model_state(model), optimizer_state(optimizer, model))
         saved = checkpoints(tmp_path / str(turn))

@@ -96,7 +96,6 @@ EXACT: dict[str, Any] = {"precision": "float64", "base_minibatch": 4, "epochs": 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "plain momentum": {"nesterov": False},
     "no momentum": {"nesterov": False, "momentum": 0.0},
     "smoothed labels": {"label_smoothing": 0.1},
     "adam": {"optimizer": "adam", "scaling": "sqrt", "base_lr": 0.01},
@@ -178,7 +177,7 @@ def assert_same(found: list[Run], expected: list[Run]) -> None:
         assert (one.folder / "metrics.jsonl").read_bytes() == (other.folder / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("stop", [1, 5, 6, 8, 11])
+@pytest.mark.parametrize("stop", [1, 6, 11])
 def test_stopped_and_gone_on_leaves_the_bits_of_an_undisturbed_one(
     tiny: ModuleType, whole: list[Run], tmp_path: Path, stop: int
 ):
@@ -268,7 +267,7 @@ def test_what_cannot_be_joined_is_refused_with_the_reason(
         refuse_joining(*complete(tiny.recipe(**({} if callable(changes) else changes))), Group())
 
 
-@pytest.mark.parametrize("samples", [4, 5, 7, 9, 13])
+@pytest.mark.parametrize("samples", [4, 9, 13])
 def test_few_training_samples_are_enough_to_try_a_model(tiny: ModuleType, samples: int):
     images, labels = tiny.data()[0].tensors
     data = (TensorDataset(images[:samples], labels[:samples]), tiny.data()[1])

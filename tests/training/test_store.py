@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
@@ -126,7 +126,6 @@ def test_the_last_finite_one_stays_even_if_it_cannot_be_read_for_a_while(
     assert store(tmp_path).verified(at(tmp_path, 1)).finite
 
 
-@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["finite", "infinite", "damaged"]), min_size=1, max_size=9), kept=st.integers(1, 3)
 )
