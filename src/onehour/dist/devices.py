@@ -1,6 +1,6 @@
-"""Where a process computes, and how its host works beside a device: on its own, timed, as one graph, read late.
+"""Where a process computes: for how many there are GPUs (NCCL lets no two have one), and what bits depend on there.
 
-For how many processes there are GPUs (NCCL lets no two have one), and what bits depend on there.
+What the host does beside a device that works on its own: iterations as one graph, their times, flags read late.
 """
 
 from __future__ import annotations

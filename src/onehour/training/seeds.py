@@ -190,24 +190,23 @@ class SeedsFeed(Feed):
 
 def refuse_joining(recipe: Recipe, data: Data, group: Group) -> None:
     """Say why runs of a recipe cannot be trained as one network."""
-    if not (in_memory(data.train) and in_memory(data.validation)):
-        raise ValueError("the data does not lie in memory as tensors")
-    if recipe.task is not None:
-        raise ValueError("the task is one's own")
-    if recipe.reduce != "fast" or recipe.batchnorm == "keep" or recipe.compile or recipe.channels_last:
-        raise ValueError("batchnorm keep, reduce canonical, compile and channels_last are for single runs")
-    if recipe.recalibrate is not None:
-        raise ValueError("recalibrate takes other images for each seed")
-    if recipe.random_erasing or recipe.mixup or recipe.cutmix:
-        raise ValueError("random_erasing, mixup and cutmix draw other numbers for each seed")
-    if recipe.clip_norm is not None or recipe.ema is not None:
-        raise ValueError("clip_norm and ema are for single runs")
-    if recipe.init or recipe.validation:
-        raise ValueError("init and validation are for single runs: each seed divides the data for itself")
-    if recipe.scaling == "adascale":
-        raise ValueError("each seed has gains of its own with scaling adascale")
-    if recipe.optimizer not in ("sgd", *OPTIMIZERS):
-        raise ValueError(f"optimizer {recipe.optimizer} may look at whole tensors")
+    r = recipe
+    alone = {
+        "the data does not lie in memory as tensors": not (in_memory(data.train) and in_memory(data.validation)),
+        "the task is one's own": r.task is not None,
+        "batchnorm keep, reduce canonical, compile and channels_last are for single runs": (
+            r.reduce != "fast" or r.batchnorm == "keep" or r.compile or r.channels_last
+        ),
+        "recalibrate takes other images for each seed": r.recalibrate is not None,
+        "random_erasing, mixup and cutmix draw other numbers for each seed": r.random_erasing or r.mixup or r.cutmix,
+        "clip_norm and ema are for single runs": r.clip_norm is not None or r.ema is not None,
+        "init and validation are for single runs: each seed divides the data for itself": r.init or r.validation,
+        "each seed has gains of its own with scaling adascale": r.scaling == "adascale",
+        f"optimizer {r.optimizer} may look at whole tensors": r.optimizer not in ("sgd", *OPTIMIZERS),
+    }
+    for reason, holds in alone.items():
+        if holds:
+            raise ValueError(reason)
     models = [build_model(recipe.replace(seed=seed), data, group.device) for seed in (0, 1)]
     if draws_numbers(models[0]):
         raise ValueError("the model draws random numbers")
