@@ -1,22 +1,13 @@
 """`onehour check` on the command line: what it prints, and how it leaves."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from onehour.check.run import checking
-from onehour.check.run.forkserver import ForkServer
 from onehour.cli import main
 
 KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy", "write"]
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
-    """Without waiting for torch each time."""
-    monkeypatch.setattr(checking, "check_script", partial(checking.check_script, forkserver=forkserver))
 
 
 @pytest.mark.usefixtures("started")

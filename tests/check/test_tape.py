@@ -20,7 +20,7 @@ from onehour.check.tape import (
 
 NESTED: list[TapeEvent] = [
     BackwardPass("t.py:4", terms=[LossTerm("mse_loss", "t.py:3", "sum", 8, 8.0, 1.0, 1.0)], before={"0": [0.5]}),
-    OptimizerSeen("t.py:1", groups=[ParameterGroup(lr=0.1, parameters=2)], decay=[[0.1, 0.2]]),
+    OptimizerSeen("t.py:1", groups=[ParameterGroup(parameters=2)], decay=[[0.1, 0.2]]),
     EpochBegan("t.py:2", order=SampleOrder(count=4, digest="d")),
 ]
 

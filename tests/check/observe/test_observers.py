@@ -230,7 +230,7 @@ def test_decayed_batchnorms_are_found_by_their_type():
     assert described.decayed == ["1.weight"]
     assert described.unused == ["1.bias"]
     assert (described.affine, described.decay) == (2, 0.1)
-    assert events(tape, BatchNormSizes) == [BatchNormSizes(sizes={"BatchNorm1d": [6]})]
+    assert events(tape, BatchNormSizes) == [BatchNormSizes(sizes=[6])]
 
 
 def test_what_fails_in_an_observer_is_no_matter_of_the_loop():

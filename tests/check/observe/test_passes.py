@@ -1,5 +1,6 @@
 """A pass may be cut, come in the middle of another, or be too long for a run: what is judged stays the same."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onehour.check.observe.passes import cut_to
 from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.run.checking import Checked, check_script
 from onehour.check.run.forkserver import ForkServer
-from onehour.check.tape import EpochEnded
+from onehour.check.tape import BatchGiven, EpochEnded
 
 EARLY = """import onehour.check.observe.passes as p
 p.WHOLE, p.UNCUT_SECONDS, p.HEAD_UPDATES, p.EVALUATION_BATCHES = 4, 0.0, 2, 1
@@ -195,4 +196,5 @@ def test_a_cut_changes_no_finding(loop: matrix.Loop, hasty: ForkServer):
 def test_passes_are_cut_here(loops: Path, hasty: ForkServer, tmp_path: Path):
     (story,) = check_script(loops / "double-step_fixed.py", forkserver=hasty, cwd=tmp_path).stories
     assert [event.cut for event in story.ends(0)] == [True, True]
-    assert all(event.taken < 8 for event in story.ends(0))
+    given = Counter(event.epoch for event in story.tape.of(BatchGiven))
+    assert all(given[event.epoch] < 8 for event in story.ends(0))

@@ -33,15 +33,15 @@ class Loop:
 
     def __init__(self) -> None:
         self.tape, self.index, self.gathered, self.left = Tape(), 0, 0.0, [0.0]
-        groups = [ParameterGroup(lr=0.1, parameters=1)]
+        groups = [ParameterGroup(parameters=1)]
         kind = {"form": "outside", "velocity": [], "adaptive": False, "decay": []}
-        self.tape.add(OptimizerSeen("t.py:1", optimizer=0, name="SGD", groups=groups, **kind))
+        self.tape.add(OptimizerSeen("t.py:1", optimizer=0, groups=groups, **kind))
         self.tape.add(LoaderSeen("t.py:2", loader=0, samples=64, batches=8, batch_size=8, drop_last=False))
         self.epoch(0)
 
     def epoch(self, number: int) -> None:
         if number:
-            self.tape.add(EpochEnded(loader=0, epoch=number - 1, cut=False, followed=True, trained=True, taken=8))
+            self.tape.add(EpochEnded(loader=0, epoch=number - 1, cut=False, followed=True, trained=True))
         self.number, self.index = number, 0
         self.tape.add(EpochBegan("t.py:2", loader=0, epoch=number, batches=8, planned=None))
 
@@ -186,7 +186,7 @@ def test_a_cut_that_nobody_followed_says_nothing_of_the_tail():
         loop.step()
     for _ in range(2):
         loop.backward(term(0.25))
-    loop.tape.add(EpochEnded(loader=0, epoch=0, cut=True, followed=False, trained=True, taken=10))
+    loop.tape.add(EpochEnded(loader=0, epoch=0, cut=True, followed=False, trained=True))
     loop.number, loop.index = 1, 0
     loop.tape.add(EpochBegan("t.py:2", loader=0, epoch=1, batches=8, planned=None))
     for index in range(4):
@@ -334,7 +334,7 @@ def test_steps_that_are_no_longer_looked_at_are_counted_too():
 @pytest.mark.parametrize(("base", "expected"), [(None, True), (1e-4, True), (5e-5, False)])
 def test_a_decay_that_was_multiplied_already(base: float | None, expected: bool):
     loop = Loop()
-    groups = [ParameterGroup(lr=0.1, weight_decay=1e-4, parameters=1)]
+    groups = [ParameterGroup(weight_decay=1e-4, parameters=1)]
     loop.tape.events[0] = OptimizerSeen("t.py:1", groups=groups, adaptive=False, decay=[[1e-4, 1e-4]])
     for _ in range(4):
         loop.backward(term(1.0))

@@ -21,7 +21,6 @@ from onehour.check.tape import (
     BatchGiven,
     EpochBegan,
     EpochEnded,
-    EvaluationEnded,
     GroupJoined,
     LoaderSeen,
     OptimizerStep,
@@ -37,7 +36,7 @@ def case(samples: int, orders: Orders, batch: int = 4, evaluation: Orders | None
     stories = []
     for rank, passes in enumerate(orders):
         tape = Tape()
-        tape.add(GroupJoined(rank=rank, world=len(orders)))
+        tape.add(GroupJoined())
         options: dict[str, Any] = {"batch_size": batch, "sampler": "S", "probe": [1.0]} | loader
         tape.add(LoaderSeen("train.py:3", loader=0, samples=samples, **options))
         for epoch, order in enumerate(passes):
@@ -46,12 +45,12 @@ def case(samples: int, orders: Orders, batch: int = 4, evaluation: Orders | None
                 tape.add(BatchGiven(loader=0, epoch=epoch, index=index // batch, size=len(order[index:][:batch])))
                 tape.add(BackwardPass("train.py:7", terms=[], samples=None))
                 tape.add(OptimizerStep("train.py:8", optimizer=0, rates=[0.1], closure=False))
-            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=0))
+            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True))
         if evaluation is not None:
             order = evaluation[rank][0]
             tape.add(LoaderSeen("train.py:4", loader=1, samples=10, **options))
             tape.add(EpochBegan("train.py:9", loader=1, epoch=0, order=about(order, batch)))
-            tape.add(EvaluationEnded(loader=1, epoch=0, batches=None, samples=10, counts=[]))
+            tape.add(EpochEnded(loader=1, trained=False, samples=10))
         stories.append(Story(tape))
     return Case(stories)
 

@@ -34,7 +34,7 @@ class Observers:
         self.optimizers = Optimizers(recorder, optimizer)
         self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
         self.loaders = Loaders(recorder, self.evaluations)
-        self.backwards = Backwards(recorder, self.optimizers, self.loaders, self.evaluations)
+        self.backwards = Backwards(recorder, self.optimizers, self.loaders)
         self.forwards = Forwards(recorder, self.backwards, model)
         self.groups = Groups(recorder, self.forwards)
         self.schedulers = Schedulers(recorder, self.optimizers, scheduler)

@@ -97,7 +97,10 @@ class Isolation:
                     paths.append(path if self.overlay.upper(known) is None else known)
                 else:
                     paths.append(self.overlay.named(path, options.pop(name, None)))
-            return action(original, *paths, *arguments[len(paths) :], **options)
+            arguments = (*paths, *arguments[len(paths) :])
+            if len(paths) == 1 and paths[0] is not None and self.overlay.upper(paths[0]) is None:
+                return original(*arguments, **options)
+            return action(original, *arguments, **options)
 
         return named
 
@@ -113,8 +116,6 @@ class Isolation:
         return FileIO
 
     def _open(self, original: Any, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(file) is None:
-            return original(file, mode, *arguments, **options)
         if not set(mode) & set("wax+"):
             return original(self.overlay.read(file), mode, *arguments, **options)
         if "x" in mode:
@@ -122,8 +123,6 @@ class Isolation:
         return original(self.overlay.write(file, keep="w" not in mode), mode, *arguments, **options)
 
     def _os_open(self, original: Any, path: Any, flags: int, *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(path) is None:
-            return original(path, flags, *arguments, **options)
         if not flags & _WRITING:
             return original(self.overlay.read(path), flags, *arguments, **options)
         if flags & os.O_EXCL:
@@ -143,8 +142,6 @@ class Isolation:
 
     def _change(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
         """Of a file its copy; a folder stays as it is."""
-        if self.overlay.upper(path) is None:
-            return original(path, *arguments, **options)
         if os.path.isdir(path):
             return None
         return original(self.overlay.write(path, keep=True), *arguments, **options)
@@ -165,8 +162,6 @@ class Isolation:
         return original(*given, **(options | named))
 
     def _remove(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(path) is None:
-            return original(path, *arguments, **options)
         if original.__name__ == "rmdir" and os.listdir(path):
             raise OSError(39, "Directory not empty", os.fspath(path))
         return self.overlay.remove(path)
@@ -188,13 +183,10 @@ class Isolation:
         return os.remove(source)
 
     def _make(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(path) is None:
-            return original(path, *arguments, **options)
         _refuse(path, os.path.lexists(path))
         return original(self.overlay.write(path, keep=False), *arguments, **options)
 
     def _list(self, original: Any, path: Any = ".") -> Any:
-        """For listdir and scandir."""
         path = "." if path is None else path
         names = self.overlay.names(path)
         if names is None:
@@ -205,8 +197,6 @@ class Isolation:
         return [os.fsencode(name) for name in names] if isinstance(path, bytes) else names
 
     def _rmtree(self, original: Any, path: Any, ignore_errors: bool = False, *arguments: Any, **options: Any) -> None:
-        if self.overlay.upper(path) is None:
-            return original(path, ignore_errors, *arguments, **options)
         if os.path.exists(path):
             return self.overlay.remove(path)
         if not ignore_errors:
@@ -274,7 +264,6 @@ def _change_wandb(wandb: ModuleType) -> None:
 
 
 def _change_mlflow(mlflow: ModuleType) -> None:
-    """The environment's store stays."""
     vars(mlflow).update(set_tracking_uri=lambda *_, **__: None, set_registry_uri=lambda *_, **__: None)
 
 
