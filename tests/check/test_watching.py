@@ -32,17 +32,16 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), **settings)
 
 
-def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int = 3, loaders: int = 0, **changes: Any
-) -> None:
+def train(model: nn.Module, *steppers: Any, epochs: int = 3, loader: Any = None, **changes: Any) -> None:
+    """Each batch a step of an optimizer, and of what else steps; `changes` are of the loader."""
     torch.manual_seed(1)
-    options: dict[str, Any] = {"batch_size": 16, "shuffle": True, "num_workers": loaders} | changes
-    loader = DataLoader(data(), **options)
+    loader = loader or DataLoader(data(), **({"batch_size": 16, "shuffle": True} | changes))
     for _ in range(epochs):
         for images, labels in loader:
-            optimizer.zero_grad()
+            model.zero_grad()
             F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+            for stepper in steppers:
+                stepper.step()
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -57,7 +56,7 @@ def test_what_is_learned_stays_the_same_to_the_bit(loaders: int, persistent: boo
         model = net()
         optimizer = sgd(model)
         with check.watch(model, optimizer) if watched else contextlib.nullcontext():
-            train(model, optimizer, loaders=loaders, persistent_workers=persistent and loaders > 0)
+            train(model, optimizer, num_workers=loaders, persistent_workers=persistent and loaders > 0)
         learned.append(weights(model))
     assert torch.equal(*learned)
 
@@ -99,14 +98,9 @@ def test_only_skip_and_comments():
     assert findings(only=["double-step"]) == []
     model = net()
     optimizer = sgd(model)
-    loader = DataLoader(data(), batch_size=16)  # onehour: ignore[same-order-every-epoch]
     with check.watch(model, optimizer) as report:
         loader = DataLoader(data(), batch_size=16)  # onehour: ignore[same-order-every-epoch]
-        for _ in range(2):
-            for images, labels in loader:
-                optimizer.zero_grad()
-                F.cross_entropy(model(images), labels).backward()
-                optimizer.step()
+        train(model, optimizer, loader=loader)
     assert report.findings == []
 
 
@@ -114,14 +108,8 @@ def test_a_scheduler_that_was_made_before_is_run_to_its_end():
     model = net()
     optimizer = sgd(model)
     scheduler = lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
-    loader = DataLoader(data(), batch_size=16, shuffle=True)
     with check.watch(model, optimizer, scheduler=scheduler) as report:
-        for _epoch in range(10):
-            for images, labels in loader:
-                optimizer.zero_grad()
-                F.cross_entropy(model(images), labels).backward()
-                optimizer.step()
-                scheduler.step()
+        train(model, optimizer, scheduler, epochs=10)
     assert [finding.pitfall for finding in report.findings] == ["lr-collapses"]
 
 
@@ -157,11 +145,7 @@ def test_another_optimizer_s_parameters_are_not_unused():
     model = nn.Sequential(nn.Flatten(), body, head)
     first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (body, head))
     with check.watch(model, first) as report:
-        for images, labels in DataLoader(data(), batch_size=16):
-            model.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            first.step()
-            second.step()
+        train(model, first, second, epochs=1)
     assert report.findings == []
 
 

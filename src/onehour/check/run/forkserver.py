@@ -103,12 +103,14 @@ def serve() -> None:
     import onehour.check.run.script  # noqa: F401
     from onehour.check.observe.internals import import_compiler
     from onehour.check.observe.source import resolve_loaded_modules
+    from onehour.check.run.isolate import names_of_functions
 
     import_compiler()  # before the first fork
     for module in ("safetensors.torch", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     resolve_loaded_modules()
+    names_of_functions()
     gc.freeze()
     gc.enable()
 

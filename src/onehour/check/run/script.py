@@ -49,6 +49,7 @@ class _ScriptRun:
         self.processes, self.limit = request["processes"], request["limit"]
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
         self.observers = Observers(self.recorder)
+        self.prepared = set(sys.modules)
         self.first_update = 0.0
         self.left = threading.Lock()
         self.main = threading.get_ident()
@@ -71,7 +72,9 @@ class _ScriptRun:
 
     def prepare_modules(self) -> None:
         """The user's modules get an `enumerate` that follows a cut."""
-        for module in list(sys.modules.values()):
+        fresh = [sys.modules[name] for name in sys.modules.keys() - self.prepared]
+        self.prepared.update(sys.modules)
+        for module in fresh:
             path = getattr(module, "__file__", None)
             if path and is_users(path) and "enumerate" not in vars(module):
                 vars(module)["enumerate"] = following_enumerate
