@@ -307,13 +307,13 @@ EVENTS: dict[str, type[TapeEvent]] = {
 """Every kind by its name."""
 
 
+@dataclass
 class Tape:
     """Events in order."""
 
-    def __init__(self) -> None:
-        self.events: list[TapeEvent] = []
-        self.full = False
-        self.end: dict[str, Any] = {}  # how the script ended, once it has
+    events: list[TapeEvent] = field(default_factory=list[TapeEvent])
+    full: bool = False
+    end: dict[str, Any] = field(default_factory=dict[str, Any])  # how the script ended, once it has
 
     def add(self, event: TapeEvent) -> None:
         if len(self.events) < MOST_EVENTS:
@@ -334,10 +334,8 @@ class Tape:
     @classmethod
     def load(cls, path: Path) -> Tape:
         content = json.loads(path.read_text(encoding="utf-8"))
-        tape = cls()
-        tape.full, tape.end = content["full"], content["end"]
-        tape.events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
-        return tape
+        events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
+        return cls(events, content["full"], content["end"])
 
 
 def _read(facts: dict[str, Any]) -> dict[str, Any]:

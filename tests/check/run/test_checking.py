@@ -237,9 +237,9 @@ time.sleep(1000)
 OWN_PROCESSES = {
     "ends": "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(0,))\n    child.start()",
     "waits": "child = torch.multiprocessing.Process(target=time.sleep, args=(60,))\n    child.start(); child.join()",
-    "spawns": "pass\n    torch.multiprocessing.spawn(time.sleep, nprocs=1)",
+    "spawns": "pass\n    torch.multiprocessing.start_processes(time.sleep, start_method='fork')",
     "runs Python": "pass\n    subprocess.run([sys.executable, '-c', ''])",
-    "runs a launcher": "subprocess.run('true')\n    subprocess.Popen(args='torchrun --help > /dev/null', shell=True)",
+    "runs a launcher": "subprocess.run('true')\n    subprocess.Popen(args='torchrun x', shell=True, env={'PATH': ''})",
 }
 
 

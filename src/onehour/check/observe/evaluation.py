@@ -135,17 +135,13 @@ class Evaluations:
     def begins(self) -> None:
         """A pass over some data begins; the one before is over."""
         self.tracer.stop()
-        self._watch_gathering()
+        kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
+        if kind is not None and not self._gathering:  # it drops what its samplers have repeated, where it is asked to
+            self._gathering = True
+            self.recorder.patches.beside(kind, "gather_for_metrics", before=self._gathered)
         self.right, self.losses, self.given, self.used = [], [], 0, False
         self.labels.clear()
         self._last = False
-
-    def _watch_gathering(self) -> None:
-        """Accelerate drops what its samplers have repeated, where the loop asks it to."""
-        kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
-        if kind is not None and not self._gathering:
-            self._gathering = True
-            self.recorder.patches.beside(kind, "gather_for_metrics", before=self._gathered)
 
     def _gathered(self, *arguments: Any, **options: Any) -> None:
         if not self._asked and not self.recorder.finished:

@@ -192,15 +192,9 @@ def cut_to(
     """The index of the batch to go on with, where a pass is long enough to be cut here; None goes on as it is.
 
     A training pass is cut between two updates and goes on a whole number of windows later, so that the last windows
-    are those that the loop would have come to.
-
-    Args:
-        total: batches of the pass.
-        at: the index that would come next.
-        taken: batches so far.
-        updates: so far; None for a pass that trains nothing.
-        seconds: of the CPU so far.
-        left: updates until the run is stopped.
+    are those that the loop would have come to. Of `total` batches so many were `taken`, and `at` would come next;
+    `updates` is None for a pass that trains nothing; the seconds are of the CPU; after `left` updates more the run is
+    stopped.
     """
     if total is None or total <= WHOLE:
         return None

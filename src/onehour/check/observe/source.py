@@ -56,8 +56,7 @@ def _real(filename: str) -> str:
 def resolve_loaded_modules() -> None:
     """Look where all modules lie that are loaded: in a script that is kept apart from its files it takes long."""
     for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if isinstance(path, str):
+        if isinstance(path := getattr(module, "__file__", None), str):
             _real(path)
 
 

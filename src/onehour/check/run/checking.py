@@ -206,8 +206,7 @@ def _text(path: Path) -> str:
 
 def _environ(processes: int, launcher: str | None) -> dict[str, str]:
     """What torchrun sets, and what others add; the rank is added where the processes are started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environ = {
         "WORLD_SIZE": str(processes),

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -229,17 +230,13 @@ def _release_hint(error: BaseException, text: str) -> str:
         package = "torch" if _OLD.search(text) else None
     if package is None:
         return ""
-    name = "Python" if package in sys.stdlib_module_names else package
-    return f" (the script seems too old for the installed {name} {_release(package)})"
-
-
-def _release(package: str) -> str:
     if package in sys.stdlib_module_names:
-        return platform.python_version()
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return getattr(sys.modules[package], "__version__", "")
+        name, release = "Python", platform.python_version()
+    else:
+        name, release = package, getattr(sys.modules[package], "__version__", "")
+        with suppress(PackageNotFoundError):
+            release = version(package)
+    return f" (the script seems too old for the installed {name} {release})"
 
 
 def _lacking(error: AttributeError | ImportError, text: str) -> str | None:
