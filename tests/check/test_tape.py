@@ -36,7 +36,7 @@ def test_every_kind_of_event_is_read_back_as_it_was(tmp_path: Path):
 
 
 def test_every_kind_that_holds_other_dataclasses_is_among_them():
-    inner = [name for name, kind in vars(tapes).items() if is_dataclass(kind) and name not in EVENTS]
+    inner = [name for name, kind in vars(tapes).items() if is_dataclass(kind) and name not in {*EVENTS, "Tape"}]
     assert sorted(inner) == ["LossTerm", "ParameterGroup", "SampleOrder"]
     types = {kind: " ".join(str(field.type) for field in fields(kind)) for kind in EVENTS.values()}
     holds = {kind for kind, text in types.items() if any(name in text for name in inner)}

@@ -42,7 +42,7 @@ class ProcessStarted(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class GroupJoined(TapeEvent):
-    """The process joined a group of several."""
+    """The process joined a process group."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """What the observers write down of data and schedules, against loops whose numbers are known."""
 
+import random
 import socket
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from onehour.check.observe import passes
+from onehour.check.observe.digests import random_states, seeded
 from onehour.check.observe.passes import EnumeratedSampler, cut_to, following_enumerate
 from onehour.check.observe.scheduler import curve, runs_of
 from onehour.check.story import Story
@@ -63,6 +66,16 @@ def test_the_numbers_that_a_loop_draws_stay_the_same():
     plain = draw(False)
     with Watched():
         assert draw(True) == plain
+
+
+def test_what_is_drawn_from_a_seed_leaves_no_trace():
+    def draw() -> tuple[float, float, float]:
+        with seeded(1):
+            return float(torch.rand(())), random.random(), float(numpy.random.rand())
+
+    before = random_states()
+    assert draw() == draw()
+    assert random_states() == before
 
 
 def test_a_sampler_without_end_is_not_waited_for():

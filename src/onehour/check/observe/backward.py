@@ -133,7 +133,7 @@ class Backwards:
 
     @quiet
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
-        if not torch.is_tensor(value) or not (value.requires_grad or self.evaluations.read_variables):
+        if not torch.is_tensor(value) or not (value.requires_grad or self.recorder.cut):
             return
         reduction, count = "none", None
         if value.ndim == 0:

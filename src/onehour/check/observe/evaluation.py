@@ -115,12 +115,12 @@ FRAMES = 3  # of the user's functions around an evaluation whose variables are r
 class Evaluations:
     """Watches passes over data that train nothing, and the numbers that the loop makes of them.
 
-    With `read_variables` the user's functions are traced for a few lines after each; debuggers do the same, so a loop
-    that is only watched is left alone.
+    The user's functions are traced for a few lines after each; debuggers do the same, so a loop that is only watched is
+    left alone.
     """
 
-    def __init__(self, recorder: TapeRecorder, *, read_variables: bool) -> None:
-        self.recorder, self.read_variables = recorder, read_variables
+    def __init__(self, recorder: TapeRecorder) -> None:
+        self.recorder = recorder
         self.right: list[list[bool]] = []  # of each batch, whether each sample's prediction was
         self.losses: list[list[float]] = []
         """The mean losses that were computed, and the counts that they are means of."""
@@ -180,7 +180,7 @@ class Evaluations:
 
     def _perhaps_over(self) -> None:
         said = (self.right and not self.labels) or len(self.losses) >= self.given
-        if self._last and said and self.read_variables:
+        if self._last and said and self.recorder.cut:
             self._last = False
             self.tracer.start(user_frames()[:FRAMES])
 

@@ -4,13 +4,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 torch.manual_seed(0)
-data = TensorDataset(torch.randn(500, 1, 8, 8), torch.randint(0, 10, (500,)))
-loader = DataLoader(data, batch_size=128, shuffle=True, drop_last=True)  # broken
-loader = DataLoader(data, batch_size=125, shuffle=True, drop_last=True)  # right
+data = TensorDataset(torch.randn(256, 1, 8, 8), torch.randint(0, 10, (256,)))
+loader = DataLoader(data, batch_size=32, shuffle=True)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-for epoch in range(10):
+for epoch in range(5):
     for images, labels in loader:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
