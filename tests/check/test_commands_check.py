@@ -1,22 +1,13 @@
 """`onehour check` on the command line: what it prints, and how it leaves."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from onehour.check.run import checking
-from onehour.check.run.forkserver import ForkServer
 from onehour.cli import main
 
 KEYS = ["pitfall", "severity", "measured", "expected", "where", "section", "remedy", "write"]
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, forkserver: ForkServer) -> None:
-    """Without waiting for torch each time."""
-    monkeypatch.setattr(checking, "check_script", partial(checking.check_script, forkserver=forkserver))
 
 
 @pytest.mark.usefixtures("started")
@@ -62,13 +53,14 @@ def test_json_is_a_list_of_findings_alone(loops: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("started")
+@pytest.mark.parametrize("options", [[], ["--base-weight-decay", "0.1", "--limit", "60"]])
 def test_the_script_s_own_arguments_come_behind_two_dashes(
-    loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     text = (loops / "double-step_fixed.py").read_text(encoding="utf-8")
     script = tmp_path / "train.py"
     script.write_text("import sys\nassert sys.argv[1:] == ['--lr', '3', '--json'], sys.argv\n" + text, encoding="utf-8")
-    assert main(["check", str(script), "--", "--lr", "3", "--json"]) == 0
+    assert main(["check", str(script), *options, "--", "--lr", "3", "--json"]) == 0
     assert "nothing found" in capsys.readouterr().out
 
 
@@ -85,12 +77,3 @@ def test_wrong_options_are_refused_in_a_line(
 ):
     assert main(["check", str(loops / "double-step_fixed.py"), *arguments]) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.usefixtures("started")
-def test_the_scripts_own_arguments_may_follow_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    script = tmp_path / "says.py"
-    script.write_text("import sys\nprint('got', sys.argv[1:])\nsys.exit(3)\n", encoding="utf-8")
-    before = ["check", str(script), "--base-lr", "0.1", "--base-minibatch", "16", "--", "--lr", "3"]
-    assert main(before) == 2
-    assert "unknown argument" not in capsys.readouterr().err

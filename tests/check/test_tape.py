@@ -20,7 +20,7 @@ from onehour.check.tape import (
 
 NESTED: list[TapeEvent] = [
     BackwardPass("t.py:4", terms=[LossTerm("mse_loss", "t.py:3", "sum", 8, 8.0, 1.0, 1.0)], before={"0": [0.5]}),
-    OptimizerSeen("t.py:1", groups=[ParameterGroup(lr=0.1, parameters=2)], decay=[[0.1, 0.2]]),
+    OptimizerSeen("t.py:1", groups=[ParameterGroup(parameters=2)], decay=[[0.1, 0.2]]),
     EpochBegan("t.py:2", order=SampleOrder(count=4, digest="d")),
 ]
 
@@ -36,7 +36,7 @@ def test_every_kind_of_event_is_read_back_as_it_was(tmp_path: Path):
 
 
 def test_every_kind_that_holds_other_dataclasses_is_among_them():
-    inner = [name for name, kind in vars(tapes).items() if is_dataclass(kind) and name not in EVENTS]
+    inner = [name for name, kind in vars(tapes).items() if is_dataclass(kind) and name not in {*EVENTS, "Tape"}]
     assert sorted(inner) == ["LossTerm", "ParameterGroup", "SampleOrder"]
     types = {kind: " ".join(str(field.type) for field in fields(kind)) for kind in EVENTS.values()}
     holds = {kind for kind, text in types.items() if any(name in text for name in inner)}

@@ -1,4 +1,4 @@
-"""The check's observers around a loop in a test, and what they wrote down."""
+"""The check's observers around a loop in a test, what they wrote down, and how a script that is checked begins."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ from torch import nn
 from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.tape import E, Tape, Trouble
+
+HEAD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
+loader = DataLoader(data, batch_size=8, shuffle=True)
+model = nn.Linear(4, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+def learn(x, y):
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+"""
+"""Of a script, before its loop."""
 
 
 class Watched:

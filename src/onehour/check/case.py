@@ -39,11 +39,6 @@ class RateSchedule:
         """Whether the rates that were seen end within a warmup, and nothing else is known of them.
 
         A rise that is as old as two others took is the last one.
-
-        >>> RateSchedule(seen=[(0, 0.1), (0, 0.1), (1, 0.2), (1, 0.2)]).rising
-        True
-        >>> RateSchedule(seen=[(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.3), (1, 0.3)]).rising
-        False
         """
         if self.curve:
             return False
@@ -125,9 +120,9 @@ def _schedulers(story: Story) -> list[int]:
     parts = {part for event in story.schedulers.values() for part in event.parts}
     stepped = {event.scheduler for event in story.tape.of(SchedulerStep)}
     return [
-        number
-        for number, event in story.schedulers.items()
-        if event.optimizer == story.main and number not in parts and number in stepped
+        made.scheduler
+        for made in story.schedulers.values()
+        if made.optimizer == story.main and made.scheduler in stepped - parts
     ]
 
 
@@ -135,7 +130,7 @@ def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
     """Scheduler steps for each update, 0 for one that is stepped once an epoch, and in a whole epoch."""
     calls = sum(event.scheduler == scheduler for event in story.tape.of(SchedulerStep))
     updates = len(story.steps)
-    ended = len(story.ends(story.training)) if story.training is not None else 0
+    ended = len(story.ends(story.training))
     if not calls or not updates:
         return 0, None
     if ended and (calls <= ended or calls % ended == 0) and updates >= 2 * calls:
@@ -204,14 +199,9 @@ class Case:
         return None if None in sizes else sum(filter(None, sizes))
 
     @property
-    def samples(self) -> int | None:
-        """N: samples of the training data, where its loader says so."""
-        return self.loader.samples if self.loader else None
-
-    @property
     def loader(self) -> LoaderSeen | None:
         """The loader of the training data; None where no loader gives them."""
-        return None if self.story.training is None else self.story.loaders[self.story.training]
+        return self.story.loaders.get(self.story.training)
 
     @property
     def scaled_from(self) -> tuple[float, int, int] | None:
@@ -243,8 +233,7 @@ class Case:
     @property
     def scheduler(self) -> SchedulerMade | None:
         """The scheduler that sets the rate; None where the loop does so itself."""
-        number = self.schedule().scheduler
-        return self.story.schedulers.get(number) if number is not None else None
+        return self.story.schedulers.get(self.schedule().scheduler)
 
     def _expected(self, lr: float) -> list[float]:
         """Rates that one may have that was scaled from the base's, or was not; what is right comes first."""

@@ -81,10 +81,7 @@ def pitfall(
     Its id, on the command line and of its page docs/checks/ID.md, is the function's name with dashes.
 
     Args:
-        severity: "error", "warning" or "note".
-        section: of the paper.
         why: the rule that is broken, in a line.
-        remedy: what to change.
         write: at most three lines to write instead, with onehour's rule and without; {names} stand for what a finding
             has measured.
         symptoms: ids that are its consequences, and are not listed beside it.

@@ -118,7 +118,6 @@ def _escaped(text: str) -> str:
 
 
 def _place(finding: Finding, script: str) -> tuple[str, int]:
-    """The file, relative to the current folder if it lies in it, and the line."""
     file, _, line = (finding.where or "").rpartition(":")
     path = Path(file or script).absolute()
     here = Path.cwd()

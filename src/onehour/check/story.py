@@ -115,9 +115,9 @@ class Story:
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
-        self.optimizers = {event.optimizer: event for event in tape.of(OptimizerSeen)}
-        self.loaders = {event.loader: event for event in tape.of(LoaderSeen)}
-        self.schedulers = {event.scheduler: event for event in tape.of(SchedulerMade)}
+        self.optimizers: dict[int | None, OptimizerSeen] = {e.optimizer: e for e in tape.of(OptimizerSeen)}
+        self.loaders: dict[int | None, LoaderSeen] = {e.loader: e for e in tape.of(LoaderSeen)}
+        self.schedulers: dict[int | None, SchedulerMade] = {e.scheduler: e for e in tape.of(SchedulerMade)}
         self.curves = {event.scheduler: event.rates for event in tape.of(SchedulerCurve)}
         self.models = list(tape.of(ModelSeen))
         self.updates: list[Update] = []
@@ -188,7 +188,7 @@ class Story:
 
     @property
     def main_optimizer(self) -> OptimizerSeen | None:
-        return self.optimizers.get(self.main) if self.main is not None else None
+        return self.optimizers.get(self.main)
 
     @property
     def steps(self) -> list[Update]:
@@ -204,12 +204,17 @@ class Story:
         """The loader that the updates' batches come from."""
         return most_common(micro.loader for update in self.updates for micro in update.microbatches)
 
+    @property
+    def given(self) -> list[BatchGiven]:
+        """The batches of that loader."""
+        return [event for event in self.tape.of(BatchGiven) if event.loader == self.training]
+
     def order(self, loader: int, epoch: int) -> Sequence[int] | None:
         """The samples of a pass over a loader, in their order; None where they are not known."""
         known = [event.order for event in self.epochs(loader)[epoch : epoch + 1] if event.order is not None]
         return array("q", b64decode(known[0].indices)) if known and known[0].indices is not None else None
 
-    def epochs(self, loader: int) -> list[EpochBegan]:
+    def epochs(self, loader: int | None) -> list[EpochBegan]:
         """The passes over a loader, without those that only look at a batch, as `next(iter(loader))`."""
         passes = [event for event in self.tape.of(EpochBegan) if event.loader == loader]
         given = Counter(event.epoch for event in self.tape.of(BatchGiven) if event.loader == loader)
@@ -217,18 +222,16 @@ class Story:
         used |= {event.epoch for event in self.ends(loader)}
         return [event for event in passes if event is passes[-1] or event.epoch in used or given[event.epoch] > 1]
 
-    def ends(self, loader: int) -> list[EpochEnded]:
+    def ends(self, loader: int | None) -> list[EpochEnded]:
         return [event for event in self.tape.of(EpochEnded) if event.loader == loader]
 
     def trained(self) -> list[EpochEnded]:
         """The ends of the passes over the training loader that trained something."""
-        return [event for event in self.tape.of(EpochEnded) if event.loader == self.training and event.trained]
+        return [event for event in self.ends(self.training) if event.trained]
 
     @property
     def planned(self) -> int | None:
         """How many epochs the run would take, where its loop says so."""
-        if self.training is None:
-            return None
         plans = {event.planned for event in self.epochs(self.training)}
         (plan,) = plans if len(plans) == 1 else (None,)
         return plan if plan is not None and plan >= len(self.epochs(self.training)) else None
@@ -241,8 +244,6 @@ class Story:
     @property
     def updates_an_epoch(self) -> int | None:
         """Of the training loader, in an epoch that is not cut."""
-        if self.training is None:
-            return None
         batches = next((event.batches for event in self.epochs(self.training)), None)
         return None if batches is None else max(batches // self.window, 1)
 

@@ -42,10 +42,7 @@ class ProcessStarted(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class GroupJoined(TapeEvent):
-    """The process joined a group of `world` processes."""
-
-    rank: int = 0
-    world: int = 1
+    """The process joined a process group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +77,13 @@ class WeightsUpdated(TapeEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnStatistics(TapeEvent):
-    """The running means that this process has after so many updates, before anyone exchanged them."""
+class RunningStatistics(TapeEvent):
+    """The running means of this process after so many updates.
 
-    updates: int = 0
-    numbers: Projection = field(default_factory=list[float])
+    `when` is "update" (each process has its own, before anyone exchanged them), "evaluation" or "save" (they are used).
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class UsedStatistics(TapeEvent):
-    """The running means that are evaluated ("evaluation") or saved ("save") after so many updates."""
-
-    when: str = "evaluation"
+    when: str = "update"
     updates: int = 0
     numbers: Projection = field(default_factory=list[float])
     values: list[float] = field(default_factory=list[float])
@@ -101,7 +93,6 @@ class UsedStatistics(TapeEvent):
 class ParameterGroup:
     """A group of an optimizer, `parameters` in number."""
 
-    lr: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.0
     parameters: int = 0
@@ -109,10 +100,9 @@ class ParameterGroup:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSeen(TapeEvent):
-    """An optimizer stepped for the first time; `where` it was made. For the last four see `character`."""
+    """An optimizer stepped for the first time; `where` it was made. For all but its groups see `character`."""
 
     optimizer: int = 0
-    name: str = ""
     groups: list[ParameterGroup] = field(default_factory=list[ParameterGroup])
     form: str | None = None
     velocity: list[str] = field(default_factory=list[str])
@@ -232,22 +222,16 @@ class BatchGiven(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class EpochEnded(TapeEvent):
-    """A pass over a loader ended, with `taken` batches; `followed` is False where no enumerate noticed its cut."""
+    """A pass over a loader ended; `followed` is False where no enumerate noticed its cut.
+
+    If it trained nothing, `counts` has [right, samples] of each batch, and `losses` [mean, count].
+    """
 
     loader: int = 0
     epoch: int = 0
     cut: bool = False
     followed: bool = True
     trained: bool = True
-    taken: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationEnded(TapeEvent):
-    """A pass that trained nothing ended; of each batch `counts` has [right, samples], `losses` [mean, count]."""
-
-    loader: int = 0
-    epoch: int = 0
     batches: int | None = None
     samples: int | None = None
     counts: list[list[int]] = field(default_factory=list[list[int]])
@@ -310,9 +294,9 @@ class ModelSeen(TapeEvent):
 
 @dataclass(frozen=True, slots=True)
 class BatchNormSizes(TapeEvent):
-    """n of every BatchNorm in training, by the layers' class."""
+    """Every n that a BatchNorm in training normalised over."""
 
-    sizes: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    sizes: list[int] = field(default_factory=list[int])
 
 
 E = TypeVar("E", bound=TapeEvent)
@@ -323,13 +307,13 @@ EVENTS: dict[str, type[TapeEvent]] = {
 """Every kind by its name."""
 
 
+@dataclass
 class Tape:
     """Events in order."""
 
-    def __init__(self) -> None:
-        self.events: list[TapeEvent] = []
-        self.full = False
-        self.end: dict[str, Any] = {}  # how the script ended, once it has
+    events: list[TapeEvent] = field(default_factory=list[TapeEvent])
+    full: bool = False
+    end: dict[str, Any] = field(default_factory=dict[str, Any])  # how the script ended, once it has
 
     def add(self, event: TapeEvent) -> None:
         if len(self.events) < MOST_EVENTS:
@@ -350,10 +334,8 @@ class Tape:
     @classmethod
     def load(cls, path: Path) -> Tape:
         content = json.loads(path.read_text(encoding="utf-8"))
-        tape = cls()
-        tape.full, tape.end = content["full"], content["end"]
-        tape.events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
-        return tape
+        events = [EVENTS[name](**_read(facts)) for name, facts in content["events"]]
+        return cls(events, content["full"], content["end"])
 
 
 def _read(facts: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from onehour.check.observe import Observers
 from onehour.check.observe.recorder import TapeRecorder
 from onehour.check.pitfalls import judge, not_judged, not_silenced, refuse_unknown
 from onehour.check.story import Story
-from onehour.check.tape import GroupJoined
 
 DEEP_UPDATES, WATCHED_EPOCHS, WATCHED_UPDATES = 4, 2, 1000
 """Updates that are looked at in full; then the passes over the training data, and the updates, that are counted."""
@@ -90,9 +89,6 @@ class Watch:
             self.recorder.finished = True
 
     def start(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
-            self.recorder.tape.add(GroupJoined(None, self.recorder.rank, self.recorder.world))
         self.observers.install()
 
     def _pass_begins(self, loader: int) -> None:

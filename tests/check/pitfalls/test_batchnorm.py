@@ -7,7 +7,7 @@ import pytest
 from onehour.check.case import Base, Case
 from onehour.check.pitfalls import judge
 from onehour.check.story import Story
-from onehour.check.tape import BatchNormSizes, ModelWrapped, OwnStatistics, Tape, UsedStatistics
+from onehour.check.tape import BatchNormSizes, ModelWrapped, RunningStatistics, Tape
 
 OWN = ([1.0, 0.0], [0.0, 1.0])
 MEAN = [0.5, 0.5]
@@ -22,9 +22,9 @@ def found(
         if broadcast is not None:
             tape.add(ModelWrapped("train.py:4", broadcast=broadcast))
         for update in range(1, 4):
-            tape.add(OwnStatistics(updates=update, numbers=own[rank]))
+            tape.add(RunningStatistics(updates=update, numbers=own[rank]))
         if used[rank] is not None:
-            tape.add(UsedStatistics("train.py:9", when, updates=at, numbers=used[rank], values=used[rank]))
+            tape.add(RunningStatistics("train.py:9", when, updates=at, numbers=used[rank], values=used[rank]))
         stories.append(Story(tape))
     return {finding.pitfall: finding.measured for finding in judge(Case(stories))}
 
@@ -62,7 +62,7 @@ def test_without_the_processes_own_nothing_is_claimed():
 def test_n_against_the_base_and_the_other_run():
     def story(n: int) -> Story:
         tape = Tape()
-        tape.add(BatchNormSizes(sizes={"BatchNorm2d": [4, n]}))
+        tape.add(BatchNormSizes(sizes=[4, n]))
         return Story(tape)
 
     def said(*stories: Story, **options: Any) -> list[str]:

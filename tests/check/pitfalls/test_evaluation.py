@@ -5,7 +5,7 @@ import pytest
 from onehour.check.case import Case
 from onehour.check.pitfalls import judge
 from onehour.check.story import Story
-from onehour.check.tape import EvaluationEnded, Tape, ValueSeen
+from onehour.check.tape import EpochEnded, Tape, ValueSeen
 
 COUNTS = [(14, 16), (8, 16), (4, 8)]  # 26 of 40: 65 %; the mean of the rates is 62.5 %
 
@@ -14,7 +14,7 @@ def story(counts: list[tuple[int, int]], *values: float, name: str = "main:accur
     tape = Tape()
     for value in values:
         tape.add(ValueSeen("train.py:20", loader=1, name=name, value=value))
-    tape.add(EvaluationEnded(loader=1, batches=len(counts), counts=[list(c) for c in counts]))
+    tape.add(EpochEnded(loader=1, trained=False, batches=len(counts), counts=[list(c) for c in counts]))
     return Story(tape)
 
 

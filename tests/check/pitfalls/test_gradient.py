@@ -1,5 +1,6 @@
 """Weights of samples, steps and cleared gradients judged from recorded numbers alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,15 +34,15 @@ class Loop:
 
     def __init__(self) -> None:
         self.tape, self.index, self.gathered, self.left = Tape(), 0, 0.0, [0.0]
-        groups = [ParameterGroup(lr=0.1, parameters=1)]
+        groups = [ParameterGroup(parameters=1)]
         kind = {"form": "outside", "velocity": [], "adaptive": False, "decay": []}
-        self.tape.add(OptimizerSeen("t.py:1", optimizer=0, name="SGD", groups=groups, **kind))
+        self.tape.add(OptimizerSeen("t.py:1", optimizer=0, groups=groups, **kind))
         self.tape.add(LoaderSeen("t.py:2", loader=0, samples=64, batches=8, batch_size=8, drop_last=False))
         self.epoch(0)
 
-    def epoch(self, number: int) -> None:
+    def epoch(self, number: int, **ended: Any) -> None:
         if number:
-            self.tape.add(EpochEnded(loader=0, epoch=number - 1, cut=False, followed=True, trained=True, taken=8))
+            self.tape.add(EpochEnded(loader=0, epoch=number - 1, **ended))
         self.number, self.index = number, 0
         self.tape.add(EpochBegan("t.py:2", loader=0, epoch=number, batches=8, planned=None))
 
@@ -70,25 +71,72 @@ class Loop:
         return [finding.pitfall for finding in judge(Case([Story(self.tape)]))]
 
 
-def test_a_plain_loop_is_right():
-    loop = Loop()
-    for _ in range(4):
-        loop.backward(term(1.0))
-        loop.step()
-    assert loop.ids() == []
+Step = Callable[[Loop], None]
 
 
-@pytest.mark.parametrize(
-    ("each", "times", "expected"),
-    [(0.25, 1.0, []), (1.0, 1.0, ["accumulation-not-divided"]), (1.0, 0.25, [])],
-)
-def test_four_batches_an_update(each: float, times: float, expected: list[str]):
-    """Divided in the loss, not at all, or in the gradients before the step."""
+def b(total: float, count: int = 8, **options: Any) -> Step:
+    """A backward pass over a batch."""
+    return lambda loop: loop.backward(term(total, count), size=count, **options)
+
+
+def s(**options: Any) -> Step:
+    """A step of the optimizer."""
+    return lambda loop: loop.step(**options)
+
+
+def e(number: int, **ended: Any) -> Step:
+    """An epoch begins."""
+    return lambda loop: loop.epoch(number, **ended)
+
+
+LOOPS: dict[str, tuple[list[Step], list[str]]] = {
+    "one batch an update": (4 * [b(1.0), s()], []),
+    "four, divided in the loss": (2 * [*4 * [b(0.25)], s()], []),
+    "four, not divided": (2 * [*4 * [b(1.0)], s()], ["accumulation-not-divided"]),
+    "four, divided in the gradients": (2 * [*4 * [b(1.0)], s(times=0.25)], []),
+    "a short last window, divided by the usual count": (
+        [*4 * [b(0.25)], s(), *2 * [b(0.25)], s(), e(1), *4 * [b(0.25)], s(), *2 * [b(0.25)], s()],
+        ["accumulation-tail"],
+    ),
+    "a short last window, divided by its own": (
+        [*4 * [b(0.25)], s(), *2 * [b(0.5)], s(), e(1), *4 * [b(0.25)], s(), *2 * [b(0.5)], s()],
+        [],
+    ),
+    "a last window that is thrown away": (
+        [*4 * [b(0.25)], s(), *2 * [b(0.25)], e(1), b(0.25, cleared=True), *3 * [b(0.25)], s(), *2 * [b(0.25)]],
+        ["accumulation-tail"],
+    ),
+    "a cut before it that nobody followed": (
+        [
+            *2 * [*4 * [b(0.25)], s()],
+            *2 * [b(0.25)],
+            e(1, cut=True, followed=False),
+            *(b(0.25, cleared=True), *3 * [b(0.25)], s()),
+        ],
+        [],
+    ),
+    "windows that straddle epochs": (
+        [*4 * [b(0.25)], s(), *2 * [b(0.25)], e(1), *2 * [b(0.25)], s(), *4 * [b(0.25)], s()],
+        [],
+    ),
+    "what is not divided, with its tail": (
+        [*2 * [*4 * [b(1.0)], s()], *2 * [b(1.0)], s()],
+        ["accumulation-not-divided"],
+    ),
+    "means over unequal counts": (2 * [b(0.5), b(0.5, 2), s()], ["gradient-mean-of-unequal"]),
+    "unequal counts, weighted": (2 * [b(0.8), b(0.2, 2), s()], []),
+    "two steps for a gradient": (4 * [b(1.0), s(clear=False), s()], ["double-step"]),
+    "gradients that are never cleared": (4 * [b(1.0), s(clear=False)], ["step-without-zero-grad"]),
+    "gradients that are cleared before the step": (4 * [b(1.0, cleared=True), s(times=0.0)], ["unused-gradients"]),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops(name: str):
+    steps, expected = LOOPS[name]
     loop = Loop()
-    for _ in range(2):
-        for _ in range(4):
-            loop.backward(term(each))
-        loop.step(times=times)
+    for step in steps:
+        step(loop)
     assert loop.ids() == expected
 
 
@@ -104,29 +152,18 @@ def test_a_grad_scaler_s_scale_is_taken_out():
     assert weights(update) == pytest.approx([0.5, 0.5])
 
 
-def test_two_losses_of_one_batch_are_no_accumulation():
+@pytest.mark.parametrize(("size", "expected"), [(8, []), (4, ["accumulation-not-divided"])])
+def test_two_losses_of_one_batch_are_no_accumulation_and_two_parts_of_it_are(size: int, expected: list[str]):
     loop = Loop()
     for _ in range(3):
         loop.tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
         for _ in range(2):
-            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=8, scale=1.0))
+            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0, count=size)], samples=size))
         loop.step()
-    story = Story(loop.tape)
-    assert [len(update.microbatches) for update in story.updates] == [1, 1, 1]
-    assert loop.ids() == []
-
-
-def test_a_batch_that_is_taken_in_parts_is():
-    loop = Loop()
-    for _ in range(3):
-        loop.tape.add(BatchGiven(loader=0, epoch=0, index=0, size=8))
-        for _ in range(2):
-            loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0, count=4)], samples=4, scale=1.0))
-        loop.step()
-    story = Story(loop.tape)
-    assert [len(update.microbatches) for update in story.updates] == [2, 2, 2]
-    assert [update.samples for update in story.updates] == [8, 8, 8]
-    assert loop.ids() == ["accumulation-not-divided"]
+    assert [[micro.samples for micro in update.microbatches] for update in Story(loop.tape).updates] == 3 * [
+        [8] if size == 8 else [4, 4]
+    ]
+    assert loop.ids() == expected
 
 
 def test_batches_that_are_taken_ahead_belong_to_their_own_passes():
@@ -137,77 +174,6 @@ def test_batches_that_are_taken_ahead_belong_to_their_own_passes():
         loop.tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=None))
         loop.step()
     assert [update.microbatches[0].index for update in Story(loop.tape).updates] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(("last", "expected"), [(0.25, ["accumulation-tail"]), (0.5, [])])
-def test_a_short_last_window(last: float, expected: list[str]):
-    loop = Loop()
-    for epoch in range(2):
-        if epoch:
-            loop.epoch(epoch)
-        for _ in range(4):
-            loop.backward(term(0.25))
-        loop.step()
-        for _ in range(2):
-            loop.backward(term(last))
-        loop.step()
-    assert loop.ids() == expected
-
-
-def test_a_last_window_that_is_thrown_away():
-    loop = Loop()
-    for epoch in range(2):
-        if epoch:
-            loop.epoch(epoch)
-        for index in range(4):
-            loop.backward(term(0.25), cleared=index == 0)
-        loop.step()
-        for _ in range(2):
-            loop.backward(term(0.25))
-    assert loop.ids() == ["accumulation-tail"]
-
-
-def test_windows_that_straddle_epochs_are_right():
-    loop = Loop()
-    for batch in range(12):
-        if batch == 6:
-            loop.epoch(1)
-        loop.backward(term(0.25))
-        if (batch + 1) % 4 == 0:
-            loop.step()
-    assert loop.ids() == []
-
-
-def test_a_cut_that_nobody_followed_says_nothing_of_the_tail():
-    loop = Loop()
-    for _ in range(2):
-        for _ in range(4):
-            loop.backward(term(0.25))
-        loop.step()
-    for _ in range(2):
-        loop.backward(term(0.25))
-    loop.tape.add(EpochEnded(loader=0, epoch=0, cut=True, followed=False, trained=True, taken=10))
-    loop.number, loop.index = 1, 0
-    loop.tape.add(EpochBegan("t.py:2", loader=0, epoch=1, batches=8, planned=None))
-    for index in range(4):
-        loop.backward(term(0.25), cleared=index == 0)
-    loop.step()
-    assert loop.ids() == []
-
-
-def test_means_over_unequal_counts():
-    loop = Loop()
-    for _ in range(2):
-        loop.backward(term(0.5))
-        loop.backward(term(0.5, count=2), size=2)
-        loop.step()
-    assert loop.ids() == ["gradient-mean-of-unequal"]
-    loop = Loop()
-    for _ in range(2):
-        loop.backward(term(0.8))
-        loop.backward(term(0.2, count=2), size=2)
-        loop.step()
-    assert loop.ids() == []
 
 
 @pytest.mark.parametrize("count", [8, 4])
@@ -221,32 +187,6 @@ def test_a_batch_of_each_task_is_no_accumulation(loader: int, changes: dict[str,
             loop.backward(term(1.0, count=count, **changes), size=count, loader=loader)
         loop.step()
     assert loop.ids() == []
-
-
-def test_what_is_not_divided_explains_its_tail():
-    loop = Loop()
-    for batches in (4, 4, 2):
-        for _ in range(batches):
-            loop.backward(term(1.0))
-        loop.step()
-    assert loop.ids() == ["accumulation-not-divided"]
-
-
-def test_one_step_for_each_gradient():
-    loop = Loop()
-    for _ in range(4):
-        loop.backward(term(1.0))
-        loop.step(clear=False)
-        loop.step()
-    assert loop.ids() == ["double-step"]
-
-
-def test_gradients_that_are_never_cleared():
-    loop = Loop()
-    for _ in range(4):
-        loop.backward(term(1.0))
-        loop.step(clear=False)
-    assert loop.ids() == ["step-without-zero-grad"]
 
 
 @pytest.mark.parametrize(("lying", "expected"), [([0.3, 0.6], ["step-without-zero-grad"]), ([0.6, 0.3], [])])
@@ -271,14 +211,6 @@ def test_gradients_that_the_loop_puts_there_itself():
         loop.step(clear=False)
         loop.step()
     assert loop.ids() == ["double-step"]
-
-
-def test_gradients_that_are_cleared_before_the_step():
-    loop = Loop()
-    for _ in range(4):
-        loop.backward(term(1.0), cleared=True)
-        loop.step(times=0.0)
-    assert loop.ids() == ["unused-gradients"]
 
 
 def several(*loops: Loop, share: float) -> Case:
@@ -334,7 +266,7 @@ def test_steps_that_are_no_longer_looked_at_are_counted_too():
 @pytest.mark.parametrize(("base", "expected"), [(None, True), (1e-4, True), (5e-5, False)])
 def test_a_decay_that_was_multiplied_already(base: float | None, expected: bool):
     loop = Loop()
-    groups = [ParameterGroup(lr=0.1, weight_decay=1e-4, parameters=1)]
+    groups = [ParameterGroup(weight_decay=1e-4, parameters=1)]
     loop.tape.events[0] = OptimizerSeen("t.py:1", groups=groups, adaptive=False, decay=[[1e-4, 1e-4]])
     for _ in range(4):
         loop.backward(term(1.0))

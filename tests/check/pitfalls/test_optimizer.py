@@ -12,9 +12,9 @@ from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup, Tap
 
 def found(form: str, steps: list[dict[str, Any]]) -> dict[str, str]:
     tape = Tape()
-    groups = [ParameterGroup(lr=0.1, momentum=0.9, parameters=1)]
+    groups = [ParameterGroup(momentum=0.9, parameters=1)]
     kind = {"form": form, "velocity": ["v"] if form == "inside" else [], "adaptive": False, "decay": []}
-    tape.add(OptimizerSeen("train.py:1", optimizer=0, name="Mine", groups=groups, **kind))
+    tape.add(OptimizerSeen("train.py:1", optimizer=0, groups=groups, **kind))
     for step in steps:
         tape.add(OptimizerStep("train.py:9", **step))
     return {finding.pitfall: finding.measured for finding in judge(Case([Story(tape)]))}

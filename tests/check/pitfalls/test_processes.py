@@ -1,14 +1,13 @@
 """Whether processes train one model: judged from hand-written updates, and on scripts that forget what DDP does."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from onehour.check.case import Case
 from onehour.check.pitfalls import judge, not_judged
-from onehour.check.run.checking import check_script
-from onehour.check.run.forkserver import ForkServer
+from onehour.check.run.checking import Checked
 from onehour.check.story import Story
 from onehour.check.tape import Tape, WeightsUpdated
 
@@ -93,11 +92,9 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts(name: str, forkserver: ForkServer, tmp_path: Path):
+def test_scripts(name: str, checked: Callable[[str], Checked]):
     text, said = SCRIPTS[name]
-    path = tmp_path / "train.py"
-    path.write_text(HEAD + text, encoding="utf-8")
-    found = [finding.measured for finding in check_script(path, forkserver=forkserver, cwd=tmp_path).findings]
+    found = [finding.measured for finding in checked(HEAD + text).findings]
     assert [measured.startswith(said or "") for measured in found] == ([True] if said else []), found
 
 

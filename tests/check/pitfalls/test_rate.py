@@ -40,9 +40,9 @@ def tape(
     The scheduler is called `calls` times after each, once an epoch for -1. `groups` are groups' own rates.
     """
     tape = Tape()
-    known = [ParameterGroup(lr=rates[0], momentum=0.9, parameters=2)] * len(groups or "1")
+    known = [ParameterGroup(momentum=0.9, parameters=2)] * len(groups or "1")
     kind = {"form": "outside", "velocity": [], "adaptive": adaptive, "decay": []}
-    tape.add(OptimizerSeen("train.py:5", optimizer=0, name="SGD", groups=known, **kind))
+    tape.add(OptimizerSeen("train.py:5", optimizer=0, groups=known, **kind))
     if scheduler:
         tape.add(SchedulerMade("train.py:6", scheduler=0, name=scheduler, optimizer=0, parts=[]))
     tape.add(LoaderSeen("train.py:4", loader=0, samples=8 * batches, batches=batches, batch_size=8, drop_last=False))
@@ -56,7 +56,7 @@ def tape(
         for _ in range(max(calls, 0)):
             tape.add(SchedulerStep("train.py:11", scheduler=0))
         if batch == batches - 1:
-            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True, taken=batches))
+            tape.add(EpochEnded(loader=0, epoch=epoch, cut=False, followed=True, trained=True))
             if calls < 0:
                 tape.add(SchedulerStep("train.py:11", scheduler=0))
     return tape

@@ -1,41 +1,16 @@
 """Schedulers that a loop steps late, or in turns, are none that are forgotten."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
+from observing import HEAD
 
-from onehour.check.run.checking import Checked, check_script
-from onehour.check.run.forkserver import ForkServer
+from onehour.check.run.checking import Checked
 
-HEAD = """
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
-from torch.optim.swa_utils import SWALR
-from torch.utils.data import DataLoader, TensorDataset
-
-data = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
-loader = DataLoader(data, batch_size=8, shuffle=True)
-model = nn.Linear(4, 3)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-def learn(x, y):
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
-
-"""
+SCHEDULERS = "from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR\n"
+SCHEDULERS += "from torch.optim.swa_utils import SWALR\n"
 PASS = "for epoch in range(100):\n    for x, y in loader:\n        learn(x, y)\n"
 NAMED = "plan = StepLR(\n    optimizer,\n    30,\n)\n"
-
-
-def checked(forkserver: ForkServer, folder: Path, loop: str) -> Checked:
-    path = folder / "train.py"
-    path.write_text(HEAD + loop, encoding="utf-8")
-    return check_script(path, forkserver=forkserver, limit=60, cwd=folder)
-
-
 RIGHT = {
     "averages later": (
         "plan = MultiStepLR(optimizer, [30, 60])\nlast = SWALR(optimizer, swa_lr=0.05)\n"
@@ -53,22 +28,20 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, forkserver: ForkServer, tmp_path: Path):
+def test_a_scheduler_that_is_stepped_later_is_no_finding(name: str, checked: Callable[[str], Checked]):
     loop, notes = RIGHT[name]
-    result = checked(forkserver, tmp_path, loop)
+    result = checked(HEAD + SCHEDULERS + loop)
     assert result.findings == []
     said = "StepLR was not stepped in 2 epochs; the loop steps it later, which was not judged"
     assert result.notes == [said] * notes
 
 
 @pytest.mark.parametrize("made", [NAMED, "plan, other = StepLR(optimizer, 30), 1\n", "StepLR(optimizer, 30)\n"])
-def test_a_scheduler_that_nobody_steps_is_one(made: str, forkserver: ForkServer, tmp_path: Path):
-    assert [finding.pitfall for finding in checked(forkserver, tmp_path, made + PASS).findings] == [
-        "scheduler-never-steps"
-    ]
+def test_a_scheduler_that_nobody_steps_is_one(made: str, found: Callable[[str], list[str]]):
+    assert found(HEAD + SCHEDULERS + made + PASS) == ["scheduler-never-steps"]
 
 
-def test_steps_that_are_counted_are_not_taken_for_epochs(forkserver: ForkServer, tmp_path: Path):
+def test_steps_that_are_counted_are_not_taken_for_epochs(found: Callable[[str], list[str]]):
     loop = """
 scheduler = CosineAnnealingLR(optimizer, T_max=2000)
 def cycle(loader):
@@ -80,4 +53,4 @@ for step in range(2000):
     learn(*next(batches))
     scheduler.step()
 """
-    assert checked(forkserver, tmp_path, loop).findings == []
+    assert found(HEAD + SCHEDULERS + loop) == []

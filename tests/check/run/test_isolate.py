@@ -219,6 +219,23 @@ assert "said" in open("run.log").read() and numpy.load("runs/array.npy").tolist(
 """,
 }
 
+EACH = f"""
+import os, traceback
+failed = []
+for name, text in {ACTIONS!r}.items():
+    if (child := os.fork()) == 0:
+        try:
+            os.chdir(name)
+            exec(text)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    failed += [name] * (os.waitpid(child, 0)[1] != 0)
+assert not failed, failed
+"""
+"""Each in a folder and a process of its own."""
+
 
 def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     """Mode, time and content of all files."""
@@ -244,38 +261,34 @@ def patching() -> Iterator[ForkServer]:
 
 
 @pytest.fixture(params=[BY_KERNEL, BY_PATCHES])
-def keeping(request: pytest.FixtureRequest) -> ForkServer:
-    """Starts scripts whose files are kept by one of the ways."""
-    return request.getfixturevalue("forkserver" if request.param == BY_KERNEL else "patching")
+def keeping(request: pytest.FixtureRequest) -> tuple[ForkServer, str]:
+    """Starts scripts whose files are kept by one of the ways, and its name."""
+    return request.getfixturevalue("forkserver" if request.param == BY_KERNEL else "patching"), request.param
 
 
-def project(folder: Path, script: str) -> dict[str, tuple[int, int, bytes]]:
-    """Write a script with some files about it, and say what they are."""
-    (folder / "notes.txt").write_text("old")
+def project(folder: Path, script: str) -> None:
+    """A script with some files about it."""
     (folder / "runs" / "1").mkdir(parents=True)
+    (folder / "notes.txt").write_text("old")
     (folder / "runs" / "1" / "log.txt").write_text("one")
     (folder / "train.py").write_text(script + STEP, encoding="utf-8")
-    return state(folder)
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_the_script_sees_what_it_did_and_its_files_do_not(name: str, keeping: ForkServer, tmp_path: Path):
-    before = project(tmp_path, ACTIONS[name])
-    check_script("train.py", forkserver=keeping, limit=60, cwd=tmp_path)
+def test_the_script_sees_what_it_did_and_its_files_do_not(keeping: tuple[ForkServer, str], tmp_path: Path):
+    for name in ACTIONS:
+        project(tmp_path / name, "")
+    (tmp_path / "train.py").write_text(EACH + STEP, encoding="utf-8")
+    before = state(tmp_path)
+    said = check_script("train.py", forkserver=keeping[0], limit=60, cwd=tmp_path).runs
+    assert said == f"ran on one process; its files were kept by {keeping[1]}"
     assert state(tmp_path) == before
-    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "runs", "train.py"]
-
-
-def test_it_is_said_who_keeps_the_files(forkserver: ForkServer, patching: ForkServer, tmp_path: Path):
-    project(tmp_path, "")
-    said = check_script("train.py", forkserver=forkserver, cwd=tmp_path).runs
-    assert said == f"ran on one process; its files were kept by {BY_KERNEL}"
-    said = check_script("train.py", forkserver=patching, cwd=tmp_path).runs
-    assert said == f"ran on one process; its files were kept by {BY_PATCHES}"
+    for name in ACTIONS:
+        assert sorted(os.listdir(tmp_path / name)) == ["notes.txt", "runs", "train.py"]
 
 
 def test_the_kernel_keeps_what_libraries_and_other_programs_write(forkserver: ForkServer, tmp_path: Path):
-    before = project(tmp_path, BELOW_PYTHON)
+    project(tmp_path, BELOW_PYTHON)
+    before = state(tmp_path)
     assert BY_KERNEL in check_script("train.py", forkserver=forkserver, limit=60, cwd=tmp_path).runs
     assert state(tmp_path) == before
 
@@ -287,7 +300,7 @@ def test_what_a_script_may_not_do_it_may_not_do_here(forkserver: ForkServer, tmp
     assert os.listdir(tmp_path) == ["train.py"]
 
 
-def test_the_temporary_folder_keeps_what_was_there(keeping: ForkServer, tmp_path: Path):
+def test_the_temporary_folder_keeps_what_was_there(keeping: tuple[ForkServer, str], tmp_path: Path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other / "exp"):
         folder.mkdir(parents=True)
@@ -310,7 +323,7 @@ assert [len(batch) for batch in loader] == [4, 4]
 """
     (own / "train.py").write_text(script + STEP, encoding="utf-8")
     before = state(tmp_path)
-    check_script("train.py", forkserver=keeping, limit=60, cwd=own)
+    check_script("train.py", forkserver=keeping[0], limit=60, cwd=own)
     assert state(tmp_path) == before
 
 

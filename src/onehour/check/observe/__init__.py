@@ -32,9 +32,9 @@ class Observers:
     ) -> None:
         self.recorder = recorder
         self.optimizers = Optimizers(recorder, optimizer)
-        self.evaluations = Evaluations(recorder, read_variables=recorder.cut)
+        self.evaluations = Evaluations(recorder)
         self.loaders = Loaders(recorder, self.evaluations)
-        self.backwards = Backwards(recorder, self.optimizers, self.loaders, self.evaluations)
+        self.backwards = Backwards(recorder, self.optimizers, self.loaders)
         self.forwards = Forwards(recorder, self.backwards, model)
         self.groups = Groups(recorder, self.forwards)
         self.schedulers = Schedulers(recorder, self.optimizers, scheduler)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onehour.check.observe.digests import in_a_graph
-from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import exponent
 from onehour.check.observe.loader import Loaders
 from onehour.check.observe.optimizer import Optimizers
@@ -103,10 +102,9 @@ class Backwards:
     loss on the way: dividing by the batches of a window, multiplying by the world size, a GradScaler's scale.
     """
 
-    def __init__(
-        self, recorder: TapeRecorder, optimizers: Optimizers, loaders: Loaders, evaluations: Evaluations
-    ) -> None:
-        self.recorder, self.optimizers, self.loaders, self.evaluations = recorder, optimizers, loaders, evaluations
+    def __init__(self, recorder: TapeRecorder, optimizers: Optimizers, loaders: Loaders) -> None:
+        self.recorder, self.optimizers, self.loaders = recorder, optimizers, loaders
+        self.evaluations = loaders.evaluations
         self.inside = 0
         self.terms: list[LossTerm] = []
         self.scale = 1.0
@@ -117,7 +115,7 @@ class Backwards:
         for name in LOSSES:
             patches.around(F, name, self._loss_named(name))
         patches.around(torch.autograd, "backward", self._backward)
-        patches.after(torch.amp.GradScaler, "scale", self._scaled)
+        patches.beside(torch.amp.GradScaler, "scale", after=self._scaled)
 
     def _loss_named(self, name: str) -> Any:
         def loss(original: Any, *arguments: Any, **options: Any) -> Any:
@@ -135,7 +133,7 @@ class Backwards:
 
     @quiet
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
-        if not torch.is_tensor(value) or not (value.requires_grad or self.evaluations.read_variables):
+        if not torch.is_tensor(value) or not (value.requires_grad or self.recorder.cut):
             return
         reduction, count = "none", None
         if value.ndim == 0:

@@ -32,23 +32,14 @@ def chosen_parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def first_tensor(values: Any) -> Tensor | None:
-    """The first tensor of a batch, wherever it lies in lists, tuples and dicts.
-
-    >>> first_tensor({"image": [torch.zeros(3, 1)]}).shape
-    torch.Size([3, 1])
-    """
+    """The first tensor of a batch, wherever it lies in lists, tuples and dicts."""
     if torch.is_tensor(values):
         return values
     if isinstance(values, dict):
-        values = list(values.values())
-    elif hasattr(values, "__dict__") and not isinstance(values, list | tuple):
-        values = list(vars(values).values())
-    if isinstance(values, list | tuple):
-        for value in values:
-            found = first_tensor(value)
-            if found is not None:
-                return found
-    return None
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        values = getattr(values, "__dict__", {}).values()
+    return next((found for value in values if (found := first_tensor(value)) is not None), None)
 
 
 def projections(tensors: Sequence[Tensor | None]) -> list[float]:
@@ -115,34 +106,24 @@ def random_states() -> dict[str, str]:
     return {name: blake2b(state, digest_size=8).hexdigest() for name, state in states.items()}
 
 
-def fresh_seeds() -> None:
-    """Seeds as a new process has them: none that another has."""
-    random.seed()
-    torch.default_generator.seed()
+def seed_all(seed: int | None = None) -> None:
+    """Without a seed as in a new process: one that no other has."""
+    random.seed(seed)
+    torch.default_generator.seed() if seed is None else torch.default_generator.manual_seed(seed)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+        sys.modules["numpy"].random.seed(seed)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Generators that start from a seed inside, and go on outside as if nothing had been.
-
-    >>> before = random_states()
-    >>> with seeded(1): a = torch.rand(1)
-    >>> with seeded(1): b = torch.rand(1)
-    >>> bool(a == b), random_states() == before
-    (True, True)
-    """
-    numpy = sys.modules.get("numpy")
-    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    if numpy:
-        numpy.random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        if numpy:
-            numpy.random.set_state(states[2])
+    """Generators that start from a seed inside, and go on outside as if nothing had been."""
+    numpy, state = sys.modules.get("numpy"), random.getstate()
+    numbers = numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng(devices=[]):
+        seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            if numpy:
+                numpy.random.set_state(numbers)

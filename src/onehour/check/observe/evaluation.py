@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onehour.check.observe.recorder import TapeRecorder, quiet
 from onehour.check.observe.source import is_users, quotients, user_frames
-from onehour.check.tape import EvaluationEnded, MetricsGathered, ValueSeen
+from onehour.check.tape import MetricsGathered, ValueSeen
 
 LINES, CALLS = 80, 300_000  # lines of the user's code that are read, and calls of anyone's that are waited through
 
@@ -85,7 +85,6 @@ class VariableTracer:
 
 
 def _numbers(frame: FrameType) -> dict[str, float]:
-    """The numbers among a function's variables, and in its objects of the user's own classes."""
     found: dict[str, float] = {}
     for name, value in list(frame.f_locals.items())[:500]:
         inside = list(vars(value).items())[:50] if _is_users_object(value) else []
@@ -116,12 +115,12 @@ FRAMES = 3  # of the user's functions around an evaluation whose variables are r
 class Evaluations:
     """Watches passes over data that train nothing, and the numbers that the loop makes of them.
 
-    With `read_variables` the user's functions are traced for a few lines after each; debuggers do the same, so a loop
-    that is only watched is left alone.
+    The user's functions are traced for a few lines after each; debuggers do the same, so a loop that is only watched is
+    left alone.
     """
 
-    def __init__(self, recorder: TapeRecorder, *, read_variables: bool) -> None:
-        self.recorder, self.read_variables = recorder, read_variables
+    def __init__(self, recorder: TapeRecorder) -> None:
+        self.recorder = recorder
         self.right: list[list[bool]] = []  # of each batch, whether each sample's prediction was
         self.losses: list[list[float]] = []
         """The mean losses that were computed, and the counts that they are means of."""
@@ -136,17 +135,13 @@ class Evaluations:
     def begins(self) -> None:
         """A pass over some data begins; the one before is over."""
         self.tracer.stop()
-        self._watch_gathering()
+        kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
+        if kind is not None and not self._gathering:  # it drops what its samplers have repeated, where it is asked to
+            self._gathering = True
+            self.recorder.patches.beside(kind, "gather_for_metrics", before=self._gathered)
         self.right, self.losses, self.given, self.used = [], [], 0, False
         self.labels.clear()
         self._last = False
-
-    def _watch_gathering(self) -> None:
-        """Accelerate drops what its samplers have repeated, where the loop asks it to."""
-        kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
-        if kind is not None and not self._gathering:
-            self._gathering = True
-            self.recorder.patches.before(kind, "gather_for_metrics", self._gathered)
 
     def _gathered(self, *arguments: Any, **options: Any) -> None:
         if not self._asked and not self.recorder.finished:
@@ -185,16 +180,15 @@ class Evaluations:
 
     def _perhaps_over(self) -> None:
         said = (self.right and not self.labels) or len(self.losses) >= self.given
-        if self._last and said and self.read_variables:
+        if self._last and said and self.recorder.cut:
             self._last = False
             self.tracer.start(user_frames()[:FRAMES])
 
-    def write(self, loader: int, epoch: int, batches: int | None, samples: int | None) -> None:
-        """The pass was an evaluation, and is over."""
-        counts = [[sum(right), len(right)] for right in self.right]
+    def outcome(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Of the pass that was evaluated and is over: how many of each batch were right, and its mean loss."""
         several = len(self.losses) % max(self.given, 1)  # of a batch, or of some only
         losses = [] if several else self.losses[:: max(len(self.losses) // max(self.given, 1), 1)]
-        self.recorder.tape.add(EvaluationEnded(None, loader, epoch, batches, samples, counts, losses))
+        return [[sum(right), len(right)] for right in self.right], losses
 
     def _tell(self, name: str, value: float, place: str) -> None:
         if not self.recorder.finished:

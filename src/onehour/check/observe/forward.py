@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from onehour.check.observe.backward import Backwards
 from onehour.check.observe.digests import first_tensor, in_a_graph, projections
 from onehour.check.observe.internals import BATCHNORM
-from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, quiet
+from onehour.check.observe.recorder import Hook, Patches, TapeRecorder, nothing, quiet
 from onehour.check.tape import BatchNormSizes, ModelSeen
 
 WRAPPER = re.compile(r"^(?:module\.)+|\b(?:_orig_mod|_fsdp_wrapped_module)\.")
@@ -30,8 +31,8 @@ class Forwards:
         self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
         self.models: list[nn.Module] = []
-        self.on_evaluation: Any = None  # called when a model is used without training it
-        self.sizes: dict[str, set[int]] = {}
+        self.on_evaluation: Callable[..., object] = nothing  # called when a model is used without training it
+        self.sizes: set[int] = set()
         self.handles = Patches()  # hooks on each BatchNorm, which are there for the first updates
 
     def install(self, patches: Patches) -> None:
@@ -71,11 +72,10 @@ class Forwards:
                 self.backwards.samples = tensor.shape[0]
                 if self.recorder.cut and not self.backwards.loaders.loading and not _carries(module, inputs):
                     self.backwards.content = projections([tensor.double()])
-        if self.on_evaluation is not None and not _trains(module) and self._is_known(module):
+        if not _trains(module) and self._is_known(module):
             self.on_evaluation()
 
     def _is_known(self, module: nn.Module) -> bool:
-        """Whether it is a model that was trained, or holds or is a part of one."""
         parts = {id(part) for model in self.models for part in model.modules()}
         return any(id(part) in parts for part in module.modules())
 
@@ -89,19 +89,21 @@ class Forwards:
 
     @quiet
     def _batchnorm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """n: over how many samples a training pass normalises."""
         if in_a_graph():
             return
         if self.recorder.updates >= self.recorder.deep_updates:
             self.handles.close()
         elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
-            self.sizes.setdefault(type(module).__name__, set()).add(int(n))
+            self.sizes.add(int(n))
+
+    @property
+    def watched(self) -> list[nn.Module]:
+        return self.models if self.only is None else [self.only]
 
     def names(self, parameters: list[Tensor]) -> dict[str, Tensor]:
         """Parameters by their names in the model that was trained; by their number where it was not seen."""
-        models = self.models if self.only is None else [self.only]
-        known = {id(p): WRAPPER.sub("", name) for model in reversed(models) for name, p in model.named_parameters()}
+        known = {id(p): WRAPPER.sub("", name) for one in reversed(self.watched) for name, p in one.named_parameters()}
         named: dict[str, Tensor] = {}
         for number, p in enumerate(parameters):
             name = known.get(id(p), f"parameter {number}")
@@ -112,11 +114,10 @@ class Forwards:
     def describe(self) -> None:
         """Write down the models that were trained: what their optimizers decay and leave out; called at the end."""
         decays = _decays([*self.optimizers.watched, *self.optimizers.others])
-        for model in self.models if self.only is None else [self.only]:
+        for model in self.watched:
             self.recorder.tape.add(_described(model, decays))
         if self.sizes:
-            sizes = {name: sorted(seen) for name, seen in self.sizes.items()}
-            self.recorder.tape.add(BatchNormSizes(sizes=sizes))
+            self.recorder.tape.add(BatchNormSizes(sizes=sorted(self.sizes)))
 
 
 def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelSeen:

@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -22,9 +21,8 @@ from onehour.check.tape import (
     GroupJoined,
     InitialWeights,
     ModelWrapped,
-    OwnStatistics,
+    RunningStatistics,
     SyncBatchNormMade,
-    UsedStatistics,
     WeightsUpdated,
 )
 
@@ -50,12 +48,14 @@ class Groups:
         """The parameters of the steps that are under way, and what they were."""
 
     def install(self, patches: Patches) -> None:
+        if dist.is_initialized():
+            self._joined()
         patches.around(dist, "init_process_group", self._join)
-        patches.after(DistributedDataParallel, "__init__", self._wrapped)
+        patches.beside(DistributedDataParallel, "__init__", after=self._wrapped)
         patches.around(DistributedDataParallel, REFUSES_CPU, self._allow)
-        patches.after(nn.SyncBatchNorm, "__init__", self._synced)
+        patches.beside(nn.SyncBatchNorm, "__init__", after=self._synced)
         patches.around(nn.SyncBatchNorm, "forward", self._forward)
-        patches.before(torch, "save", lambda *_, **__: self.look("save"))
+        patches.beside(torch, "save", before=lambda *_, **__: self.look("save"))
 
     def _join(self, original: Any, backend: Any = None, *arguments: Any, **options: Any) -> Any:
         if self.recorder.cut and isinstance(backend, str) and "nccl" in backend and not torch.cuda.is_available():
@@ -66,8 +66,8 @@ class Groups:
 
     @quiet
     def _joined(self) -> None:
-        self.recorder.rank, self.recorder.world = dist.get_rank(), dist.get_world_size()
-        self.recorder.tape.add(GroupJoined(user_line(), dist.get_rank(), dist.get_world_size()))
+        self.recorder.world = dist.get_world_size()
+        self.recorder.tape.add(GroupJoined(user_line()))
 
     @quiet
     def _wrapped(self, wrapped: Any, *arguments: Any, **options: Any) -> None:
@@ -89,20 +89,26 @@ class Groups:
         if values.device.type != "cpu" or not self.recorder.cut:
             return original(module, values)
         # There is none for CPUs: the check goes on with this process's statistics.
-        use_batch = module.training or module.running_mean is None
-        share = 0.0 if module.momentum is None else module.momentum
-        return F.batch_norm(
-            values, module.running_mean, module.running_var, module.weight, module.bias, use_batch, share, module.eps
-        )
+        return BATCHNORM.forward(module, values)
 
     @quiet
     def stepped(self, optimizer: Optimizer) -> None:
         """An update was made: the statistics of this process, and at first its weights, are written down."""
         self.trained = True
-        self._updated(optimizer)
+        if optimizer in self.before:
+            named, before = self.before.pop(optimizer)
+            self.recorder.tape.add(
+                WeightsUpdated(
+                    user_line(),
+                    self.forwards.optimizers.numbers.of(optimizer),
+                    before=before,
+                    after={name: folded(p) for name, p in named.items()},
+                    gradients={name: folded(p.grad) for name, p in named.items() if p.grad is not None},
+                    parted=[name for name, p in named.items() if _parted(name, p)],
+                )
+            )
         if self.recorder.world > 1 and self.recorder.attentive:
-            numbers = projections([self._statistics()])
-            self.recorder.tape.add(OwnStatistics(updates=self.recorder.updates, numbers=numbers))
+            self._statistics("update")
 
     @quiet
     def steps(self, optimizer: Optimizer) -> None:
@@ -122,37 +128,22 @@ class Groups:
             named = self.forwards.names(every)
             self.before[optimizer] = named, {name: folded(p) for name, p in named.items()}
 
-    def _updated(self, optimizer: Optimizer) -> None:
-        """What a step made of them, and of which gradients."""
-        if optimizer in self.before:
-            named, before = self.before.pop(optimizer)
-            self.recorder.tape.add(
-                WeightsUpdated(
-                    user_line(),
-                    self.forwards.optimizers.numbers.of(optimizer),
-                    before=before,
-                    after={name: folded(p) for name, p in named.items()},
-                    gradients={name: folded(p.grad) for name, p in named.items() if p.grad is not None},
-                    parted=[name for name, p in named.items() if _parted(name, p)],
-                )
-            )
-
     @quiet
     def look(self, when: str) -> None:
         """Write down the statistics that are evaluated or saved: `when` is "evaluation" or "save"."""
         if self.recorder.world > 1 and self.trained:
-            means = self._statistics()
-            if means is not None:
-                self.trained = when != "evaluation"
-                numbers, values = projections([means]), leading(means).tolist()
-                self.recorder.tape.add(UsedStatistics(user_line(), when, self.recorder.updates, numbers, values))
+            self._statistics(when)
 
-    def _statistics(self) -> Tensor | None:
-        """The running means of all BatchNorms, one behind the other."""
-        models = self.forwards.models if self.forwards.only is None else [self.forwards.only]
-        modules = [module for model in models for module in model.modules() if isinstance(module, BATCHNORM)]
-        means = [m.running_mean.flatten() for m in dict.fromkeys(modules) if m.running_mean is not None]
-        return torch.cat([mean.to(means[0].device, torch.float64) for mean in means]) if means else None
+    def _statistics(self, when: str) -> None:
+        modules = [module for model in self.forwards.watched for module in model.modules()]
+        norms = dict.fromkeys(module for module in modules if isinstance(module, BATCHNORM))
+        means = [norm.running_mean.flatten() for norm in norms if norm.running_mean is not None]
+        if means:
+            all_means = torch.cat([mean.to(means[0].device, torch.float64) for mean in means])
+            place, values = (None, []) if when == "update" else (user_line(), leading(all_means).tolist())
+            numbers = projections([all_means])
+            self.recorder.tape.add(RunningStatistics(place, when, self.recorder.updates, numbers, values))
+            self.trained = when != "evaluation"
 
 
 def _parted(name: str, parameter: Tensor) -> bool:

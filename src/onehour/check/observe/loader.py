@@ -1,14 +1,9 @@
-"""Loaders and samplers: which samples an epoch takes, in full and without loading them, and passes that are cut short.
-
-A pass over a loader of many batches is cut where evidence is all that is wanted: its first windows and its last ones
-are taken, what lies between is left out. `len()` stays true, and an `enumerate` around it goes on with the true index.
-"""
+"""Loaders and samplers: which samples an epoch takes, in full and without loading them."""
 
 from __future__ import annotations
 
 import itertools
 import sys
-import time
 import weakref
 from array import array
 from base64 import b64encode
@@ -25,17 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from onehour.check.observe.digests import first_tensor, looks, projections, random_states, seeded
 from onehour.check.observe.evaluation import Evaluations
 from onehour.check.observe.internals import hand_over, renew, without_processes
-from onehour.check.observe.passes import (
-    MOST_UPDATES,
-    UNCUT_SECONDS,
-    WHOLE,
-    EnumeratedSampler,
-    LeftOut,
-    Pass,
-    cut_to,
-    enumerated,
-    length_of,
-)
+from onehour.check.observe.passes import EnumeratedSampler, Pass, enumerated, length_of
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import (
     by_hand,
@@ -71,13 +56,12 @@ class Loaders:
         self.open: list[Pass] = []  # passes that are under way; an evaluation may come in the middle of an epoch
 
     def install(self, patches: Patches) -> None:
-        patches.after(DataLoader, "__init__", self._was_made)
+        patches.beside(DataLoader, "__init__", after=self._was_made)
         patches.around(DataLoader, "__iter__", self._iter)
         patches.around(DistributedSampler, "__iter__", self._walk)
         patches.callback(self._hand_over)
 
     def _hand_over(self) -> None:
-        """Processes that persist go on with the loaders that they were made for."""
         for loader, clone in self.clones.items():
             hand_over(clone, loader)
 
@@ -115,7 +99,7 @@ class Loaders:
         opened.planned = trainer_epochs(sys._getframe()) or planned_epochs(user_frames())
         if isinstance(opened.sampler, EnumeratedSampler):
             opened.sampler.drawn = lambda order: self._began(opened, order)
-            opened.sampler.choose = lambda order, at: self._choose(opened, at)
+            opened.sampler.choose = opened.choose
         else:
             self._began(opened, None)
         return opened
@@ -192,7 +176,6 @@ class Loaders:
 
     @quiet
     def _probe(self, dataset: Any, samples: int) -> list[float]:
-        """What lies at a few indices, drawn with equal seeds: whether the processes' data sets are one."""
         numbers: list[float] = []
         with seeded(17):
             for index in sorted({0, samples // 3, samples // 2, samples - 1}):
@@ -203,7 +186,6 @@ class Loaders:
 
     @quiet
     def _began(self, opened: Pass, order: list[Any] | None) -> None:
-        """The sampler was enumerated, or cannot be."""
         known = self._order(opened, order) if order is not None else None
         self.open.append(opened)
         place = user_line()
@@ -295,42 +277,11 @@ class Loaders:
     def _finish(self, opened: Pass) -> None:
         self._close(opened)
         opened.look()
-        if trained := opened.trains:
-            self.trained[opened.loader] += 1
-        followed = opened.followed is not False
-        self.recorder.tape.add(
-            EpochEnded(None, opened.loader, opened.number, opened.cut, followed, trained, opened.taken)
-        )
-        if not trained:
-            self.evaluations.write(opened.loader, opened.number, opened.batches, opened.samples)
-
-    def _choose(self, opened: Pass, at: int) -> int:
-        """The index of the batch that follows: the next, or where a cut pass goes on."""
-        if self.recorder.finished or opened.cut or opened.by_hand or not self.recorder.cut:
-            return at
-        target = cut_to(
-            total=opened.batches,
-            at=at,
-            taken=opened.taken,
-            updates=self.recorder.updates - opened.updates_before if opened.trains else None,
-            seconds=time.process_time() - opened.started,
-            left=MOST_UPDATES - self.recorder.updates,
-        )
-        if target is None:
-            return at
-        LeftOut.total += target - at
-        opened.cut, opened.left_out, opened.next_index = True, LeftOut.total, target
-        return target
-
-    def over(self, opened: Pass) -> bool:
-        """Whether a pass without a sampler, of an IterableDataset, ends here."""
-        if not self.recorder.cut or self.recorder.finished:
-            return False
-        if isinstance(opened.sampler, EnumeratedSampler) or opened.by_hand:
-            return False
-        long = opened.taken >= WHOLE and time.process_time() - opened.started > UNCUT_SECONDS
-        opened.cut = opened.cut or long
-        return long
+        trained = opened.trains
+        self.trained[opened.loader] += trained
+        counts, losses = ([], []) if trained else self.evaluations.outcome()
+        facts = opened.cut, opened.followed is not False, trained, opened.batches, opened.samples
+        self.recorder.tape.add(EpochEnded(None, opened.loader, opened.number, *facts, counts, losses))
 
 
 def _weakly(thing: Any) -> Callable[[], Any]:
@@ -355,7 +306,7 @@ class _Iterator:
         if self._loaders.recorder.cut and not opened.by_hand:
             opened.by_hand = by_hand(sys._getframe(1))
         try:
-            if self._done or self._loaders.over(opened):
+            if self._done or opened.over():
                 raise StopIteration
             before = self._loaders.random_before(opened)
             batch = next(self._iterator)

@@ -9,8 +9,9 @@ import contextlib
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -22,7 +23,7 @@ from torch.utils.hooks import unserializable_hook
 
 from onehour.check.observe.digests import chosen_parameters, leading, projections
 from onehour.check.observe.internals import step_unseen
-from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, quiet
+from onehour.check.observe.recorder import Numbering, Patches, TapeRecorder, nothing, quiet
 from onehour.check.observe.source import maker_line, user_line
 from onehour.check.story import ratio
 from onehour.check.tape import OptimizerSeen, OptimizerStep, ParameterGroup
@@ -73,16 +74,16 @@ class Optimizers:
         self.round: set[int] = set()
         """Which have stepped since an update was counted last: several that take turns make one update."""
         self.probing = False
-        self.on_before: Any = None
-        self.on_step: Any = None  # called before and after each step, with the optimizer
+        self.on_before: Callable[[Optimizer], object] = nothing
+        self.on_step: Callable[[Optimizer], object] = nothing  # called before and after each step
 
     def install(self, patches: Patches) -> None:
         patches.callback(register_optimizer_step_pre_hook(self._before).remove)
         patches.callback(register_optimizer_step_post_hook(self._after).remove)
-        patches.after(Optimizer, "__init__", self._was_made)
+        patches.beside(Optimizer, "__init__", after=self._was_made)
         for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
             for name in ("clip_grad_norm_", "clip_grad_value_"):
-                patches.before(owner, name, self._clipping)
+                patches.beside(owner, name, before=self._clipping)
         if self.only is not None:
             self._watch(self.only)
 
@@ -100,15 +101,9 @@ class Optimizers:
             self.recorder.patches.callback(watched.hooks.close)
             watched.local = projections([None] * len(watched.parameters))
             for index, parameter in enumerate(watched.parameters):
-                watched.hooks.callback(parameter.register_hook(self._gradient_of(watched, index)).remove)
+                arrived = unserializable_hook(partial(self._arrived, watched, index))
+                watched.hooks.callback(parameter.register_hook(arrived).remove)
         return watched
-
-    def _gradient_of(self, watched: _Watched, index: int) -> Any:
-        @unserializable_hook
-        def arrived(gradient: Tensor) -> None:
-            self._arrived(watched, index, gradient)
-
-        return arrived
 
     @quiet
     def _arrived(self, watched: _Watched, index: int, gradient: Tensor) -> None:
@@ -155,8 +150,7 @@ class Optimizers:
         self.stepping.append(optimizer)
         if sum(other is optimizer for other in self.stepping) > 1:
             return
-        if self.on_before is not None:
-            self.on_before(optimizer)
+        self.on_before(optimizer)
         watched = self._watch(optimizer)
         if not self.deep(watched):
             return
@@ -178,8 +172,7 @@ class Optimizers:
             self._stepped(optimizer, arguments, options)
         finally:
             self.probing = False
-        if self.on_step is not None:
-            self.on_step(optimizer)
+        self.on_step(optimizer)
         self.recorder.on_step()
 
     def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
@@ -204,7 +197,6 @@ class Optimizers:
         self.recorder.tape.add(step)
 
     def _looked(self, step: OptimizerStep, optimizer: Optimizer, watched: _Watched) -> OptimizerStep:
-        """The step with what its gradients, weights and states say of it."""
         before, parameters = watched.before, watched.parameters
         every = [p for group in optimizer.param_groups for p in group["params"]]
         with_gradient = sum(p.grad is not None for p in every)
@@ -244,15 +236,14 @@ class Optimizers:
         watched.described = True
         groups = [
             ParameterGroup(
-                lr=float(group.get("lr", 0.0)),
                 weight_decay=float(group.get("weight_decay") or 0.0),
                 momentum=float(group["momentum"]) if isinstance(group.get("momentum"), float | int) else 0.0,
                 parameters=len(group["params"]),
             )
             for group in optimizer.param_groups
         ]
-        name, place = type(optimizer).__name__, self.made.get(optimizer)
-        self.recorder.tape.add(OptimizerSeen(place, watched.number, name, groups, **character(optimizer)))
+        place, kind = self.made.get(optimizer), character(optimizer)
+        self.recorder.tape.add(OptimizerSeen(place, watched.number, groups, **kind))
 
 
 def _velocities(states: list[dict[str, Any]]) -> set[str]:
@@ -283,17 +274,13 @@ def character(optimizer: Optimizer) -> dict[str, Any]:
             its initial one if a warmup lies below it, and at twice that rate, the initial rate doubled too.
     """
     found: dict[str, Any] = {"form": None, "velocity": [], "adaptive": None, "decay": []}
-    looks = {"form": momentum_form, "adaptive": is_adaptive, "decay": _decay, "velocity": _velocity}
+    looks = {"form": momentum_form, "adaptive": is_adaptive, "decay": _decay, "velocity": velocity_inside}
     for key, look in looks.items():
         # Any optimizer may refuse to be stepped so; then nothing is claimed of it.
         with warnings.catch_warnings(), contextlib.suppress(Exception):
             warnings.simplefilter("ignore")
             found[key] = look(optimizer)
-    return found
-
-
-def _velocity(optimizer: Optimizer) -> list[str]:
-    return sorted(velocity_inside(optimizer))
+    return found | {"velocity": sorted(found["velocity"])}
 
 
 def _decay(optimizer: Optimizer) -> list[list[float]]:

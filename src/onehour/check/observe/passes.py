@@ -1,8 +1,13 @@
-"""One pass over a loader, and where it is cut if it is long."""
+"""One pass over a loader, and where it is cut if it is long.
+
+Of a pass that is cut the first windows and the last ones are taken, what lies between is left out. `len()` of the
+loader stays true, and an `enumerate` around it goes on with the true index.
+"""
 
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import time
 import weakref
@@ -11,7 +16,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from onehour.check.observe.recorder import TapeRecorder
+from onehour.check.observe.recorder import TapeRecorder, nothing
 
 _COUNTED = builtins.enumerate
 
@@ -23,31 +28,21 @@ class LeftOut:
     followed = 0
 
 
-class _FollowingEnumerate:
-    """As `enumerate`, plus what the loader below left out."""
-
-    def __init__(self, iterable: Any, start: int = 0) -> None:
-        self._iterator, self._index = iter(iterable), start
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return self
-
-    def __next__(self) -> tuple[int, Any]:
-        before = LeftOut.total
-        value = next(self._iterator)
-        if LeftOut.total != before:
-            self._index += LeftOut.total - before
-            LeftOut.followed = LeftOut.total
-        index = self._index
-        self._index += 1
-        return index, value
-
-
 def following_enumerate(iterable: Any, start: int = 0) -> Any:
-    """In place of `enumerate`: the real one for what is never cut."""
+    """As `enumerate`, plus what the loader below left out; the real one for what is never cut."""
     if hasattr(iterable, "__getitem__"):
         return _COUNTED(iterable, start)
-    return _FollowingEnumerate(iterable, start)
+    left_out = 0
+
+    def numbered(before: int, value: Any, number: int) -> tuple[int, Any]:
+        nonlocal left_out
+        if LeftOut.total != before:
+            left_out += LeftOut.total - before
+            LeftOut.followed = LeftOut.total
+        return number + left_out, value
+
+    befores = iter(lambda: LeftOut.total, None)  # each is read before its value is asked for
+    return map(numbered, befores, iterable, itertools.count(start))
 
 
 INDICES = 20_000_000  # of a sampler without a length; one that has more may be endless
@@ -61,9 +56,8 @@ class EnumeratedSampler:
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
-        self.drawn: Callable[[list[Any] | None], Any] = lambda order: None
-        """Told the whole order, or None if it has no end."""
-        self.choose: Callable[[list[Any], int], int] = lambda order, at: at  # which batch comes after so many
+        self.drawn: Callable[..., Any] = nothing  # told the whole order, or None if it has no end
+        self.choose: Callable[[int], int] = lambda at: at  # which batch comes after so many
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self.sampler)
@@ -71,7 +65,7 @@ class EnumeratedSampler:
         self.drawn(None if endless else order)
         at = 0
         while at < len(order):
-            at = at if endless else self.choose(order, at)
+            at = at if endless else self.choose(at)
             yield order[at]
             at += 1
         yield from iterator
@@ -127,17 +121,13 @@ class Pass:
         self.clone: Any = clone
         self.samples = None if isinstance(clone.dataset, IterableDataset) else length_of(clone.dataset)
         self.sampler: Any = clone.sampler if clone.batch_sampler is None else clone.batch_sampler
-        self.taken = 0
-        self.next_index = 0
+        self.taken = self.next_index = self.left_out = 0
         self.updates_before, self.backwards_before = recorder.updates, recorder.backwards
         self.started = time.process_time()
-        self.cut = False
-        self.left_out = 0
+        self.cut = self.by_hand = self.ended = False
         self.followed: bool | None = None
-        self.by_hand = False
         self.planned: int | None = None
         self.iterator: weakref.ref[Any] | None = None
-        self.ended = False
 
     @property
     def done(self) -> bool:
@@ -160,10 +150,40 @@ class Pass:
         """Whether the loop has dropped its iterator."""
         return self.iterator is not None and self.iterator() is None
 
+    @property
+    def may_be_cut(self) -> bool:
+        return self.recorder.cut and not self.recorder.finished and not self.by_hand
+
     def look(self) -> None:
         """Whether an `enumerate` has followed its cut: known before another pass may be cut."""
         if self.left_out and self.followed is None:
             self.followed = LeftOut.followed >= self.left_out
+
+    def choose(self, at: int) -> int:
+        """The index of the batch that follows: the next, or where a cut pass goes on."""
+        if not self.may_be_cut or self.cut:
+            return at
+        target = cut_to(
+            total=self.batches,
+            at=at,
+            taken=self.taken,
+            updates=self.recorder.updates - self.updates_before if self.trains else None,
+            seconds=time.process_time() - self.started,
+            left=MOST_UPDATES - self.recorder.updates,
+        )
+        if target is None:
+            return at
+        LeftOut.total += target - at
+        self.cut, self.left_out, self.next_index = True, LeftOut.total, target
+        return target
+
+    def over(self) -> bool:
+        """Whether a pass without a sampler, of an IterableDataset, ends here."""
+        if not self.may_be_cut or isinstance(self.sampler, EnumeratedSampler):
+            return False
+        long = self.taken >= WHOLE and time.process_time() - self.started > UNCUT_SECONDS
+        self.cut = self.cut or long
+        return long
 
 
 def cut_to(
@@ -172,15 +192,9 @@ def cut_to(
     """The index of the batch to go on with, where a pass is long enough to be cut here; None goes on as it is.
 
     A training pass is cut between two updates and goes on a whole number of windows later, so that the last windows
-    are those that the loop would have come to.
-
-    Args:
-        total: batches of the pass.
-        at: the index that would come next.
-        taken: batches so far.
-        updates: so far; None for a pass that trains nothing.
-        seconds: of the CPU so far.
-        left: updates until the run is stopped.
+    are those that the loop would have come to. Of `total` batches so many were `taken`, and `at` would come next;
+    `updates` is None for a pass that trains nothing; the seconds are of the CPU; after `left` updates more the run is
+    stopped.
     """
     if total is None or total <= WHOLE:
         return None

@@ -12,6 +12,10 @@ from weakref import WeakKeyDictionary
 from onehour.check.tape import Tape, Trouble
 
 
+def nothing(*arguments: Any, **options: Any) -> None:
+    """Where nobody is to be told."""
+
+
 class TapeRecorder:
     """The state of one observed run: the first `deep_updates` of each optimizer are looked at in full.
 
@@ -21,14 +25,12 @@ class TapeRecorder:
     def __init__(self, *, deep_updates: int, cut: bool) -> None:
         self.tape, self.patches = Tape(), Patches()
         self.deep_updates, self.cut = deep_updates, cut
-        self.finished = False
-        self.near_an_end = False
-        self.updates = 0
-        self.backwards = 0
-        self.rank, self.world = 0, 1
-        self.on_made: Callable[[], object] = lambda: None  # called when an optimizer or a loader was made,
-        self.on_pass: Callable[[int], object] = lambda loader: None  # before a pass over the loader of this number,
-        self.on_step: Callable[[], object] = lambda: None  # and after a step; the last two may end the run
+        self.finished = self.near_an_end = False
+        self.updates = self.backwards = 0
+        self.world = 1
+        self.on_made: Callable[..., object] = nothing  # called when an optimizer or a loader was made,
+        self.on_pass: Callable[..., object] = nothing  # with its number before a pass over a loader,
+        self.on_step: Callable[..., object] = nothing  # and after a step; the last two may end the run
 
     @property
     def attentive(self) -> bool:
@@ -69,21 +71,11 @@ def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-class Hook:
+class Hook(functools.partial[Any]):
     """A hook on someone's module that copies and files of the module do not take with them."""
 
-    def __init__(self, action: Callable[..., Any]) -> None:
-        self._action = action
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._action(*arguments)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return Hook, (_nothing,)
-
-
-def _nothing(*arguments: Any) -> None:
-    """What a copied hook does."""
+        return Hook, (nothing,)
 
 
 class Patches(ExitStack):
@@ -99,24 +91,18 @@ class Patches(ExitStack):
 
         self.put(owner, name, wrapper)
 
-    def before(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
-        """Call `observer(*arguments)` before `owner.name(*arguments)`."""
+    def beside(
+        self, owner: Any, name: str, *, before: Callable[..., Any] = nothing, after: Callable[..., Any] = nothing
+    ) -> None:
+        """Call `before(*arguments)` and `after(*arguments)` around `owner.name(*arguments)`."""
 
-        def both(original: Any, *arguments: Any, **options: Any) -> Any:
-            observer(*arguments, **options)
-            return original(*arguments, **options)
-
-        self.around(owner, name, both)
-
-    def after(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
-        """Call `observer(*arguments)` after `owner.name(*arguments)`."""
-
-        def both(original: Any, *arguments: Any, **options: Any) -> Any:
+        def all_three(original: Any, *arguments: Any, **options: Any) -> Any:
+            before(*arguments, **options)
             result = original(*arguments, **options)
-            observer(*arguments, **options)
+            after(*arguments, **options)
             return result
 
-        self.around(owner, name, both)
+        self.around(owner, name, all_three)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         if name in vars(owner):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -118,12 +119,7 @@ def curve(scheduler: Any, steps: int) -> list[float]:
 
 def runs_of(rates: list[float]) -> list[list[float]]:
     """Equal neighbours as one pair of how many and what; long curves thinned in the middle."""
-    pairs: list[list[float]] = []
-    for rate in rates:
-        if pairs and pairs[-1][1] == rate:
-            pairs[-1][0] += 1
-        else:
-            pairs.append([1, rate])
+    pairs: list[list[float]] = [[sum(1 for _ in same), rate] for rate, same in itertools.groupby(rates)]
     head, middle, tail = pairs[:1000], pairs[1000:-1000], pairs[1000:][-1000:]
     every = -(-len(middle) // 2000) or 1
     thin = [[sum(n for n, _ in middle[i : i + every]), middle[i][1]] for i in range(0, len(middle), every)]

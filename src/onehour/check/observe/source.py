@@ -18,6 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
@@ -55,8 +56,7 @@ def _real(filename: str) -> str:
 def resolve_loaded_modules() -> None:
     """Look where all modules lie that are loaded: in a script that is kept apart from its files it takes long."""
     for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if isinstance(path, str):
+        if isinstance(path := getattr(module, "__file__", None), str):
             _real(path)
 
 
@@ -73,13 +73,7 @@ def is_users(filename: str) -> bool:
 
 def user_frames() -> list[FrameType]:
     """The user's frames on the stack, the innermost first."""
-    frames = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if is_users(frame.f_code.co_filename):
-            frames.append(frame)
-        frame = frame.f_back
-    return frames
+    return [frame for frame, _ in walk_stack(sys._getframe(1)) if is_users(frame.f_code.co_filename)]
 
 
 def user_line() -> str | None:
@@ -105,10 +99,8 @@ def maker_line(made: object) -> str | None:
 
 def called_directly() -> bool:
     """Whether it is the user's own code that called one of torch's functions: nobody's stands between."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_NEAR):
-        frame = frame.f_back
-    return frame is not None and is_users(frame.f_code.co_filename)
+    files = (frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe(1)))
+    return is_users(next((file for file in files if not file.startswith(_NEAR)), "<"))
 
 
 def _place(frame: FrameType) -> str:
@@ -120,29 +112,24 @@ def asks_next(frame: FrameType) -> bool:
     return bool(_NEXT.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)))
 
 
-def by_hand(frame: FrameType | None) -> bool:
+def by_hand(frame: FrameType) -> bool:
     """Whether the user's own code asks for a batch with `next`: it may count on as many as `len()` says."""
-    while frame is not None:
-        code = frame.f_code
-        asks_on = code.co_name == "__next__"  # for someone else, as generators do
-        if not asks_on and is_users(code.co_filename) and asks_next(frame):
+    for asking, _ in walk_stack(frame):
+        code = asking.f_code
+        if code.co_name == "__next__":  # it asks for someone else, as generators do
+            continue
+        if is_users(code.co_filename) and asks_next(asking):
             return True
-        if not asks_on and not code.co_flags & inspect.CO_GENERATOR:
+        if not code.co_flags & inspect.CO_GENERATOR:
             return False
-        frame = frame.f_back
     return False
 
 
-def walked_by_hand(frame: FrameType | None) -> bool:
+def walked_by_hand(frame: FrameType) -> bool:
     """Whether it is the user's own code that goes over a sampler, perhaps by torch's batches of it: no loader does."""
-    while frame is not None and frame.f_code.co_filename == sampler.__file__:
-        frame = frame.f_back
-    users = frame is not None and is_users(frame.f_code.co_filename)
-    while users and frame is not None:
-        if frame.f_code.co_filename == dataloader.__file__:
-            return False
-        frame = frame.f_back
-    return users
+    files = [above.f_code.co_filename for above, _ in walk_stack(frame)]
+    walks = next((file for file in files if file != sampler.__file__), "<")
+    return is_users(walks) and dataloader.__file__ not in files
 
 
 def planned_epochs(frames: list[FrameType]) -> int | None:
@@ -168,17 +155,16 @@ def planned_epochs(frames: list[FrameType]) -> int | None:
     return None
 
 
-def trainer_epochs(frame: FrameType | None) -> int | None:
+def trainer_epochs(frame: FrameType) -> int | None:
     """What Lightning's or the Hugging Face Trainer's own loop plans, where it is on the stack."""
-    while frame is not None:
-        module, planned = frame.f_globals.get("__name__", ""), None
+    for above, _ in walk_stack(frame):
+        module, planned = above.f_globals.get("__name__", ""), None
         if module.startswith(("lightning.", "pytorch_lightning.")):
-            planned = getattr(frame.f_locals.get("self"), "__dict__", {}).get("max_epochs")
+            planned = getattr(above.f_locals.get("self"), "__dict__", {}).get("max_epochs")
         elif module.startswith("transformers."):
-            planned = frame.f_locals.get("num_train_epochs")
+            planned = above.f_locals.get("num_train_epochs")
         if isinstance(planned, int) and 0 < planned < 10**6:
             return planned
-        frame = frame.f_back
     return None
 
 
@@ -207,9 +193,12 @@ def _parts(filename: str, line: int) -> list[ast.expr]:
     simple = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return)
     statements = [node for node in _nodes(filename) if isinstance(node, simple) and node.lineno == line]
     nodes = [node for node in ast.walk(statements[-1]) if isinstance(node, ast.BinOp | ast.Call)] if statements else []
-    kept = [n for n in nodes if isinstance(n, ast.Call) or isinstance(n.op, ast.Div | ast.Mult)]
     return [
-        n for n in kept if isinstance(n, ast.Call) or isinstance(n.op, ast.Mult) or type(n.left) is not ast.Constant
+        n
+        for n in nodes
+        if isinstance(n, ast.Call)
+        or isinstance(n.op, ast.Mult)
+        or (isinstance(n.op, ast.Div) and type(n.left) is not ast.Constant)
     ]
 
 

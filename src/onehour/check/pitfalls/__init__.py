@@ -120,20 +120,7 @@ def _silenced(finding: Finding) -> bool:
     if not line.isdigit():
         return False
     linecache.checkcache(file)
-    texts = [linecache.getline(file, int(line))]
     above = linecache.getline(file, int(line) - 1).strip()
-    if above.startswith("#"):
-        texts.append(above)
-    return any(silences(text, finding.pitfall) for text in texts)
-
-
-def silences(text: str, pitfall: str) -> bool:
-    """Whether a line's comment silences a pitfall.
-
-    >>> silences("optimizer.step()  # onehour: ignore[double-step]", "double-step")
-    True
-    >>> silences("optimizer.step()  # onehour: ignore[double-step]", "no-warmup")
-    False
-    """
-    match = _COMMENT.search(text)
-    return match is not None and (match[1] is None or pitfall in {part.strip() for part in match[1].split(",")})
+    texts = [linecache.getline(file, int(line)), above if above.startswith("#") else ""]
+    comments = [match for text in texts if (match := _COMMENT.search(text))]
+    return any(match[1] is None or finding.pitfall in map(str.strip, match[1].split(",")) for match in comments)

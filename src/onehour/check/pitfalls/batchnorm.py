@@ -7,7 +7,7 @@ import math
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.story import Story
-from onehour.check.tape import BatchNormSizes, ModelWrapped, OwnStatistics, SyncBatchNormMade, UsedStatistics
+from onehour.check.tape import BatchNormSizes, ModelWrapped, RunningStatistics, SyncBatchNormMade
 
 EQUAL = 1e-6
 
@@ -124,21 +124,20 @@ def batchnorm_n_changed(case: Case) -> Finding | None:
 
 def sizes(story: Story) -> list[int]:
     """n of every BatchNorm in training, as far as it was seen."""
-    return sorted({n for event in story.tape.of(BatchNormSizes) for seen in event.sizes.values() for n in seen})
+    return [n for event in story.tape.of(BatchNormSizes) for n in event.sizes]
 
 
-def _used(case: Case) -> tuple[list[UsedStatistics], list[list[float]]] | None:
+def _used(case: Case) -> tuple[list[RunningStatistics], list[list[float]]] | None:
     """The statistics that process 0 and others evaluate first, or else save, and each process's own at that update."""
-    if case.processes < 2:
-        return None
-    for when in ("evaluation", "save"):
-        events = [next((e for e in s.tape.of(UsedStatistics) if e.when == when), None) for s in case.stories]
-        if events[0] is None:
+    everyone = [list(story.tape.of(RunningStatistics)) for story in case.stories]
+    for when in ("evaluation", "save") if case.processes > 1 else ():
+        used = [next((event for event in events if event.when == when), None) for events in everyone]
+        if used[0] is None:
             continue
-        updates = events[0].updates
-        own = [next((e.numbers for e in s.tape.of(OwnStatistics) if e.updates == updates), None) for s in case.stories]
+        at = "update", used[0].updates
+        own = [next((e.numbers for e in events if (e.when, e.updates) == at), None) for events in everyone]
         known = [numbers for numbers in own if numbers is not None]
-        return ([event for event in events if event is not None], known) if len(known) == len(own) else None
+        return ([event for event in used if event is not None], known) if len(known) == len(own) else None
     return None
 
 
@@ -148,7 +147,6 @@ def _equal(own: list[list[float]]) -> bool:
 
 
 def _averaged(used: list[float], own: list[list[float]]) -> bool:
-    """Whether what is used lies at the mean of the processes' own."""
     mean = [math.fsum(numbers) / len(own) for numbers in zip(*own, strict=True)]
     return _apart(used, mean) <= 1e-3 * max(_apart(numbers, mean) for numbers in own)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.samples import Shares
-from onehour.check.tape import EpochEnded, EvaluationEnded, MetricsGathered, ValueSeen
+from onehour.check.tape import EpochEnded, MetricsGathered, ValueSeen
 
 COUNT = "the error is a count over the validation samples, each once"
 
@@ -64,12 +64,10 @@ def dropped_evaluation(case: Case) -> Finding | None:
 
 def _evaluated(case: Case) -> list[Shares]:
     """Of the loaders that never train anything, and are evaluated on every process that is here."""
-    if not case.stories:
-        return []
     story = case.story
-    evaluated = {event.loader for event in story.tape.of(EvaluationEnded)}
     trained = {micro.loader for update in story.updates for micro in update.microbatches}
     trained |= {event.loader for event in story.tape.of(EpochEnded) if event.trained}
+    evaluated = {event.loader for event in story.tape.of(EpochEnded)}
     shares = [Shares(case, loader) for loader in sorted(evaluated - trained) if loader in story.loaders]
     return [share for share in shares if share.known and share.one and share.samples]
 
@@ -86,24 +84,20 @@ def _evaluated(case: Case) -> list[Shares]:
 )
 def mean_of_rates_evaluation(case: Case) -> Finding | None:
     """A variable of the loop that is the mean of the batches' rates, where the last batch is smaller."""
-    everyone = [list(story.tape.of(EvaluationEnded)) for story in case.stories]
-    for number, evaluation in enumerate(everyone[0] if everyone else []):
-        counts = [pair for pair in evaluation.counts if pair[1]]
-        if case.processes > 1:
-            if any(len(evaluations) <= number for evaluations in everyone):
-                return None
-            seen = [evaluations[number].counts for evaluations in everyone]
-            shares = [[sum(column) for column in zip(*each, strict=True)] for each in seen]
-            finding = _mean_of(case, evaluation, [share for share in shares if share], "processes'")
-            if finding is not None:
-                return finding
-        finding = _mean_of(case, evaluation, counts, "batches'") or _mean_of_losses(case, evaluation)
+    everyone = [[event for event in story.tape.of(EpochEnded) if not event.trained] for story in case.stories]
+    for each in zip(*everyone, strict=False):
+        shares = [[sum(column) for column in zip(*one.counts, strict=True)] for one in each]
+        finding = (
+            _mean_of(case, each[0], [share for share in shares if share], "processes'")
+            or _mean_of(case, each[0], [pair for pair in each[0].counts if pair[1]], "batches'")
+            or _mean_of_losses(case, each[0])
+        )
         if finding is not None:
             return finding
     return None
 
 
-def _mean_of(case: Case, evaluation: EvaluationEnded, counts: list[list[int]], what: str) -> Finding | None:
+def _mean_of(case: Case, evaluation: EpochEnded, counts: list[list[int]], what: str) -> Finding | None:
     """A value that is the mean of parts' rates, and of no right number."""
     sizes = [n for _, n in counts]
     if len({*sizes}) < 2:
@@ -126,8 +120,7 @@ def _mean_of(case: Case, evaluation: EvaluationEnded, counts: list[list[int]], w
     return None
 
 
-def _mean_of_losses(case: Case, evaluation: EvaluationEnded) -> Finding | None:
-    """A value that is the mean of the batches' mean losses, where the last batch is smaller."""
+def _mean_of_losses(case: Case, evaluation: EpochEnded) -> Finding | None:
     counts = [count for _, count in evaluation.losses]
     if len({*counts}) < 2:
         return None
@@ -148,19 +141,17 @@ def _mean_of_losses(case: Case, evaluation: EvaluationEnded) -> Finding | None:
     return None
 
 
-def _made_of(case: Case, evaluation: EvaluationEnded) -> Iterator[ValueSeen]:
-    """The numbers that the loop made of an evaluation."""
+def _made_of(case: Case, evaluation: EpochEnded) -> Iterator[ValueSeen]:
     values = case.story.tape.of(ValueSeen)
     return (seen for seen in values if (seen.loader, seen.epoch) == (evaluation.loader, evaluation.epoch))
 
 
 def _named(seen: ValueSeen) -> str:
-    """The name of a value, where it has one."""
     name = seen.name.rpartition(":")[2].removesuffix(" 0")
     return "" if name.startswith("line ") else f"{name}: "
 
 
-def _pairs(counts: list[list[int]], evaluation: EvaluationEnded) -> list[tuple[float, float, int, int]]:
+def _pairs(counts: list[list[int]], evaluation: EpochEnded) -> list[tuple[float, float, int, int]]:
     """What the loop comes to if it is right, and if it is not, as a share or in percent; how many of how many.
 
     Of right answers or of wrong ones; of the samples and batches that were seen, or that there are where a pass is cut.

@@ -277,7 +277,6 @@ def _alike(gathered: list[MicroBatch]) -> bool:
 
 
 def _gathered(case: Case) -> Iterator[list[MicroBatch]]:
-    """What each update gathers, over all processes."""
     if case.processes == 1:
         yield from (update.microbatches for update in windows(case) if _alike(update.microbatches))
     elif all(story.one_optimizer for story in case.stories):

@@ -90,7 +90,6 @@ def momentum_outside_corrected(case: Case) -> Finding | None:
 
 
 def _changes(case: Case) -> Iterator[tuple[Update, Update]]:
-    """Neighbouring updates between which the rate changed."""
     for before, after in itertools.pairwise(case.story.steps):
         if before.rate > 0 and after.rate > 0 and abs(after.rate / before.rate - 1) > 1e-4:
             yield before, after
@@ -112,7 +111,7 @@ def decay_on_batchnorm(case: Case) -> Finding | None:
     for model in case.story.models:
         if model.decayed:
             names = ", ".join(model.decayed[:2]) + (" …" if len(model.decayed) > 2 else "")
-            made = case.story.optimizers.get(model.optimizer) if model.optimizer is not None else None
+            made = case.story.optimizers.get(model.optimizer)
             return decay_on_batchnorm.found(
                 measured=f"λ = {model.decay:g} on {len(model.decayed)} of {model.affine} BatchNorm parameters"
                 f" ({names})",

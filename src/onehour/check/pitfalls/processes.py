@@ -10,7 +10,7 @@ from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.gradient import WEIGHT, factor, loss_line, windows
 from onehour.check.story import Update, ratio
-from onehour.check.tape import BatchGiven, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
+from onehour.check.tape import InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
 CLOSE, EXACT = 1e-2, 1e-6
 MANY = 30  # parameters that are named one by one
@@ -216,10 +216,7 @@ def same_augmentation_on_every_worker(case: Case) -> Finding | None:
     loader = case.loader
     if case.processes < 2 or loader is None:
         return None
-    batches = [
-        [batch for batch in story.tape.of(BatchGiven) if batch.random and batch.loader == story.training]
-        for story in case.stories
-    ]
+    batches = [[batch for batch in story.given if batch.random] for story in case.stories]
     sets: list[set[str]] = []
     # The first batch's draw is the sampler's own; it says nothing of the samples.
     for given in list(zip(*batches, strict=False))[1:]:

@@ -182,13 +182,12 @@ def near(a: float, b: float, tolerance: float = NEAR) -> bool:
 
 
 def _warmup(case: Case, start: float, target: float) -> dict[str, Any]:
-    """What the lines of a warmup of 5 epochs need."""
     updates = case.story.updates_an_epoch
     return {
         "start": start,
         "target": target,
         "kn": case.minibatch or "minibatch",
-        "samples": case.samples or "len(data)",
+        "samples": (case.loader.samples if case.loader else None) or "len(data)",
         "steps": 5 * updates if updates else "5 * len(loader)",
     }
 

@@ -11,7 +11,6 @@ from typing import Any
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.gradient import loss_line
-from onehour.check.tape import BatchGiven
 
 LARGE = 0.02  # of an epoch; less may be dropped
 
@@ -78,7 +77,7 @@ def _drawn_anew(case: Case) -> bool:
 
     Crops, flips and noise leave a sample like itself; its place among all others by distance tells.
     """
-    given = [b for b in case.story.tape.of(BatchGiven) if b.loader == case.story.training and b.looks is not None]
+    given = [batch for batch in case.story.given if batch.looks is not None]
     first, second = ({b.index: b.looks or [] for b in given if b.epoch == epoch} for epoch in (0, 1))
     pairs = [pair for i in first.keys() & second.keys() for pair in zip(first[i], second[i], strict=False)]
     if len(pairs) < 2 or all(a == b for a, b in pairs):
@@ -156,14 +155,7 @@ def overlapping_shards(case: Case) -> Finding | None:
 
 
 def _same_content(case: Case) -> bool:
-    contents = [
-        [
-            batch.content
-            for batch in story.tape.of(BatchGiven)
-            if batch.loader == story.training and batch.content is not None
-        ]
-        for story in case.stories
-    ]
+    contents = [[batch.content for batch in story.given if batch.content is not None] for story in case.stories]
     pairs = list(zip(*contents, strict=False))
     return len(pairs) > 1 and any(pairs[0][0]) and all(other == each[0] for each in pairs for other in each)
 
@@ -221,7 +213,6 @@ def padded_training_data(case: Case) -> Finding | None:
 
 
 def _training(case: Case) -> Shares | None:
-    """Of the training data, where several processes share it."""
     return Shares(case, case.loader.loader) if case.processes > 1 and case.loader else None
 
 

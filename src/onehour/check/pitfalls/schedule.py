@@ -178,11 +178,7 @@ def _rises(schedule: RateSchedule, epochs: int, steps: int) -> str | None:
 
 
 def horizon(schedule: RateSchedule) -> int | None:
-    """After how many of its steps a schedule is done: it has come to a hundredth of its peak, or refuses to go on.
-
-    >>> horizon(RateSchedule(seen=[], steps=100, curve=[[10, 1.0], [10, 0.001], [81, 0.0]]))
-    20
-    """
+    """After how many of its steps a schedule is done: it has come to a hundredth of its peak, or refuses to go on."""
     peak = max((rate for _, rate in schedule.curve), default=0.0)
     if not peak or schedule.steps is None:
         return None
@@ -248,7 +244,6 @@ def _line(case: Case) -> str | None:
 
 
 def _step_line(case: Case) -> str | None:
-    """Where the scheduler is stepped, most often."""
     number = case.schedule().scheduler
     steps = case.story.tape.of(SchedulerStep)
     return most_common(step.where for step in steps if step.scheduler == number) or _line(case)

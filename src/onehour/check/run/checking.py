@@ -63,7 +63,7 @@ def check_script(
     forkserver: ForkServer | None = None,
     cwd: str | Path | None = None,
 ) -> Checked:
-    """Run a script, unedited, and judge what was seen.
+    """Run a script, unedited, and judge what was seen: on one process, and on two if it is made for several.
 
     Args:
         script: a Python file with its own arguments, or a command line that was read.
@@ -83,93 +83,63 @@ def check_script(
     if not path.is_file():
         raise CheckError(f"there is no script {command.script}")
     pitfalls.refuse_unknown([*only, *skip])
-    request = {"script": str(path), "arguments": command.arguments, "module": command.module, "cwd": str(folder)}
-    request["local_rank"] = command.launcher == "launch"
-    with scratch("onehour-check-") as runs, ExitStack() as stack:
-        if forkserver is None:
-            forkserver = stack.enter_context(ForkServer())
-        script_runs = _ScriptRuns(forkserver, request, runs, command, limit, until)
-        checked = _judged(script_runs, base, only=only, skip=skip, strict=strict)
-    checked.findings = pitfalls.not_silenced(checked.findings)
-    return checked
-
-
-def _judged(runs: _ScriptRuns, base: Base | None, *, only: Sequence[str], skip: Sequence[str], strict: bool) -> Checked:
-    """On one process, and on two if the script is made for several; what both show is said once."""
-    checked = Checked()
-    wants = runs.command.launcher is not None or wants_processes(Path(runs.request["script"]))
-    alone, failed = _alone(runs, wants)
-    seen = ["on one process"] if alone is not None else []
-    if alone is not None:
-        checked.stories = [alone]
-        checked.findings = pitfalls.judge(Case([alone], base), only=only, skip=skip)
-    if runs.command.processes != 1 and (alone is None or wants or any(alone.tape.of(GroupJoined))):
-        stories = _several(runs, checked, failed)
-        if stories:
-            known = {finding.pitfall for finding in checked.findings}
-            more = pitfalls.judge(Case(stories, base, alone), only=only, skip=skip)
-            checked.findings += [finding for finding in more if finding.pitfall not in known]
-            checked.findings = pitfalls.worst_first(checked.findings)
-            checked.stories = stories
-            seen.append(f"on {len(stories)} processes")
-            if failed is not None:
-                checked.notes.append(pitfalls.Note(f"it could not be checked on one process: {failed}"))
-    elif failed is not None:
-        raise failed
-    asked = pitfalls.PITFALLS if strict else only
-    checked.notes += [*runs.notes, *pitfalls.not_judged(Case(checked.stories, base, alone), asked)]
+    with scratch("onehour-check-") as place, ExitStack() as stack:
+        runs = _ScriptRuns(forkserver or stack.enter_context(ForkServer()), command, path, folder, place, limit, until)
+        alone, several, notes = _observed(runs)
+    findings = pitfalls.judge(Case([alone], base), only=only, skip=skip) if alone is not None else []
+    if several:
+        known = {finding.pitfall for finding in findings}
+        more = pitfalls.judge(Case(several, base, alone), only=only, skip=skip)
+        findings = pitfalls.worst_first([*findings, *(finding for finding in more if finding.pitfall not in known)])
+    stories = several or [story for story in (alone,) if story is not None]
+    notes += [*runs.notes, *pitfalls.not_judged(Case(stories, base, alone), pitfalls.PITFALLS if strict else only)]
+    on = ["on one process"] * (alone is not None) + [f"on {len(several)} processes"] * bool(several)
     by = "a mount namespace" if runs.kept else "Python's own functions for files"
-    checked.runs = f"ran {' and '.join(seen)}; its files were kept by {by}"
-    return checked
+    said = f"ran {' and '.join(on)}; its files were kept by {by}"
+    return Checked(pitfalls.not_silenced(findings), notes, stories, said)
 
 
-def _alone(runs: _ScriptRuns, wants: bool) -> tuple[Story | None, CheckError | None]:
-    """The story of one process: as `python` would run it, or as a launcher would if it only runs so."""
+def _observed(runs: _ScriptRuns) -> tuple[Story | None, list[Story], list[pitfalls.Note]]:
+    """The story of one process, and those of several if the script is for them; what could not be observed."""
+    wants = runs.command.launcher is not None or wants_processes(runs.script)
+    alone: Story | None = None
+    several: list[Story] = []
+    notes: list[pitfalls.Note] = []
     failed: CheckError | None = None
-    for launched in (False, True) if wants else (False,):
+    for launched in (False, True) if wants else (False,):  # as `python` runs it, or as a launcher if it only runs so
         try:
             (alone,) = runs.observe(1, launched=launched, share=3 - launched if wants else 1)
-            return alone, None
+            break
         except CheckError as error:
             failed = error
-    if not wants and failed is not None:
-        raise failed
-    return None, failed
+    if runs.command.processes != 1 and (wants or (alone is not None and any(alone.tape.of(GroupJoined)))):
+        try:
+            stories = runs.observe(PROCESSES, launched=True)
+            several = stories if all(any(story.tape.of(GroupJoined)) for story in stories) else []
+        except CheckError as error:
+            text = f"it could not be checked on {PROCESSES} processes: {error}"
+            notes.append(pitfalls.Note(text, *pitfalls.ON_SEVERAL))
+    if alone is None:
+        assert failed is not None
+        if not several:
+            raise failed
+        notes.append(pitfalls.Note(f"it could not be checked on one process: {failed}"))
+    return alone, several, notes
 
 
-def _several(runs: _ScriptRuns, checked: Checked, failed: CheckError | None) -> list[Story]:
-    """The stories of several processes; none where the script turns out not to be for them."""
-    try:
-        stories = runs.observe(PROCESSES, launched=True)
-    except CheckError as error:
-        if failed is not None:
-            raise failed from error
-        text = f"it could not be checked on {PROCESSES} processes: {error}"
-        checked.notes.append(pitfalls.Note(text, *pitfalls.ON_SEVERAL))
-        return []
-    if all(any(story.tape.of(GroupJoined)) for story in stories):
-        return stories
-    if failed is not None:
-        raise failed
-    return []
-
-
+@dataclass
 class _ScriptRuns:
     """A script's runs, each in a folder of its own; all of them together end within `limit` seconds, at `until`."""
 
-    def __init__(
-        self,
-        forkserver: ForkServer,
-        request: dict[str, Any],
-        folder: Path,
-        command: Command,
-        limit: float,
-        until: float,
-    ) -> None:
-        self.forkserver, self.request, self.folder, self.command = forkserver, request, folder, command
-        self.limit, self.until = limit, until
-        self.notes: list[pitfalls.Note] = []
-        self.kept = False
+    forkserver: ForkServer
+    command: Command
+    script: Path
+    cwd: Path
+    folder: Path
+    limit: float
+    until: float
+    notes: list[pitfalls.Note] = field(default_factory=list[pitfalls.Note])
+    kept: bool = False
 
     def observe(self, processes: int, *, launched: bool, share: int = 1) -> list[Story]:
         """Run it on so many processes, as torchrun would if `launched`, and read what was seen.
@@ -182,12 +152,18 @@ class _ScriptRuns:
             raise CheckError(f"the {self.limit:g} seconds of the limit were over before the run {on}")
         folder = self.folder / f"{processes}{'-launched' * launched}"
         folder.mkdir()
-        environ = self.command.environ | (_environ(processes, self.command.launcher) if launched else {})
         answer = self.forkserver.run(
-            **self.request, processes=processes, folder=str(folder), environ=environ, limit=limit
+            script=str(self.script),
+            module=self.command.module,
+            arguments=self.command.arguments,
+            local_rank=launched and self.command.launcher == "launch",
+            cwd=str(self.cwd),
+            folder=str(folder),
+            environ=self.command.environ | (_environ(processes, self.command.launcher) if launched else {}),
+            processes=processes,
+            limit=limit,
         )
         self.kept = answer["kept"]
-        name = Path(self.request["script"]).name
         paths = [folder / f"tape-{rank}.json" for rank in range(processes)]
         tapes = {rank: Tape.load(path) for rank, path in enumerate(paths) if path.exists()}
         for rank, tape in tapes.items():
@@ -196,14 +172,13 @@ class _ScriptRuns:
                 said = _last_said(answer, rank) if end["how"] == "left" else ""
                 hint = "" if end["updates"] else _own_processes(tape)
                 raise CheckError(f"{place}{end['error']}{said}{hint}")
+        name = self.script.name
         if gone := [rank for rank in range(processes) if rank not in tapes]:
             raise CheckError(_why(answer, gone[0], f"{name} {on}", limit))
         stories = [Story(tape) for tape in tapes.values()]
         if not all(story.updates for story in stories):
-            raise CheckError(
-                f"{name} ended without a step of a torch optimizer, so there is nothing to check"
-                f"{_own_processes(tapes[0])}"
-            )
+            said = f"{name} ended without a step of a torch optimizer, so there is nothing to check"
+            raise CheckError(said + _own_processes(tapes[0]))
         late = [tape.end["updates"] for tape in tapes.values() if tape.end.get("late")]
         if late:
             text = f"the run {on} was stopped at update {min(late)}: {limit:.0f} s of the limit were its own"
@@ -212,7 +187,6 @@ class _ScriptRuns:
 
 
 def _own_processes(tape: Tape) -> str:
-    """What is said of processes that the script has started itself, if it has."""
     own = next((event.where for event in tape.of(ProcessStarted)), None)
     return f"; the processes that {shortened(own)} starts are not observed: use torchrun's way" if own else ""
 
@@ -232,8 +206,7 @@ def _text(path: Path) -> str:
 
 def _environ(processes: int, launcher: str | None) -> dict[str, str]:
     """What torchrun sets, and what others add; the rank is added where the processes are started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environ = {
         "WORLD_SIZE": str(processes),
@@ -272,12 +245,7 @@ def assert_clean(
 ) -> None:
     """Check a script as `onehour check` does, and fail with the findings, if there are any.
 
-    Args:
-        script: a Python file.
-        arguments: its own.
-        base_lr, base_minibatch, base_per_worker, base_weight_decay: the recipe that it was scaled from.
-        only, skip: ids of pitfalls to look for, or to leave out.
-        limit: seconds for the whole check.
+    Its arguments are those of `check_script`; the base's are the recipe that it was scaled from.
 
     Raises:
         AssertionError: with the table of findings.

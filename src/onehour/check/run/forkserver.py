@@ -46,7 +46,7 @@ class ForkServer:
         self.preload, self.overlayfs = list(preload), overlayfs
 
     def __enter__(self) -> ForkServer:
-        self._process = process = subprocess.Popen(
+        self._process: Any = subprocess.Popen(  # whose pipes are there
             [sys.executable, "-m", "onehour.check.run.forkserver", *self.preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -55,10 +55,6 @@ class ForkServer:
             encoding="utf-8",
             start_new_session=True,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._requests, self._answers, self._errors = process.stdin, process.stdout, process.stderr
         self._ready = False
         self._leaving = before_leaving(self._end_at_once)
         self._leaving.__enter__()
@@ -69,7 +65,7 @@ class ForkServer:
     def __exit__(self, *error: object) -> None:
         self._leaving.__exit__(None, None, None)
         with self._process, contextlib.suppress(BrokenPipeError):
-            self._requests.close()
+            self._process.stdin.close()
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
@@ -77,7 +73,7 @@ class ForkServer:
 
     def _end_at_once(self) -> None:
         """When its input ends it ends what it has started, and itself; before it is ready it has started nothing."""
-        os.close(self._requests.fileno())
+        os.close(self._process.stdin.fileno())
         until = time.monotonic() + (ENDING_SECONDS if self._ready else 0.0)
         while time.monotonic() < until and not os.waitpid(self._process.pid, os.WNOHANG)[0]:
             time.sleep(0.01)
@@ -85,13 +81,13 @@ class ForkServer:
 
     def run(self, **request: Any) -> dict[str, Any]:
         """One run of a script; the module's docstring says what it takes and answers."""
-        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._requests, flush=True)
+        print(json.dumps(request | {"overlayfs": self.overlayfs}), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        line = self._answers.readline()
+        line = self._process.stdout.readline()
         if not line:
-            said = self._errors.read().strip().splitlines()
+            said = self._process.stderr.read().strip().splitlines()
             raise CheckError(f"the process that runs scripts ended: {said[-1] if said else 'it said nothing'}")
         return json.loads(line)
 
@@ -107,12 +103,14 @@ def serve() -> None:
     import onehour.check.run.script  # noqa: F401
     from onehour.check.observe.internals import import_compiler
     from onehour.check.observe.source import resolve_loaded_modules
+    from onehour.check.run.isolate import names_of_functions
 
     import_compiler()  # before the first fork
     for module in ("safetensors.torch", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     resolve_loaded_modules()
+    names_of_functions()
     gc.freeze()
     gc.enable()
 
@@ -198,7 +196,6 @@ def _terminal() -> tuple[int, int]:
 
 
 def _child(request: dict[str, Any], rank: int, terminal: int, kept: list[str]) -> None:
-    """What a child does; it never returns."""
     try:
         os.login_tty(terminal)
         signal_with_parent(signal.SIGKILL)
@@ -209,23 +206,13 @@ def _child(request: dict[str, Any], rank: int, terminal: int, kept: list[str]) -
             os.environ.pop(name, None)
         os.environ.update(request["environ"])
         sys.path[1:1] = filter(None, request["environ"].get("PYTHONPATH", "").split(os.pathsep))
-        launched = "WORLD_SIZE" in request["environ"]
-        if launched:
+        if "WORLD_SIZE" in request["environ"]:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        from onehour.check.observe.digests import fresh_seeds
+        from onehour.check.observe.digests import seed_all
         from onehour.check.run.script import run_script
 
-        fresh_seeds()
-        run_script(
-            Path(request["script"]),
-            [f"--local-rank={rank}"] * launched * request["local_rank"] + request["arguments"],
-            Path(request["folder"]),
-            module=request["module"],
-            rank=rank,
-            processes=request["processes"],
-            limit=request["limit"],
-            kept=kept,
-        )
+        seed_all()
+        run_script(request, rank, kept)
     except BaseException as error:
         print(f"onehour: {type(error).__name__}: {error}", file=sys.stderr)
         os._exit(70)

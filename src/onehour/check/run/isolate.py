@@ -13,9 +13,10 @@ import io
 import os
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,22 @@ from onehour.check.run.overlay import Overlay
 _AS_THEY_ARE = ("onehour.", "posix", "nt", "_io", "importlib", "_frozen_importlib", "torch._C")
 """Modules that have the functions as they were: our own, those that define them, and what imports modules."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+@cache
+def names_of_functions() -> dict[int, list[tuple[ModuleType, str]]]:
+    """By what names the loaded modules have each function that touches files, by its id.
+
+    To look for them takes as long as a small script, and is done once, before processes are forked.
+    """
+    known = {id(value) for owner in (os, builtins, shutil) for value in vars(owner).values() if callable(value)}
+    found: defaultdict[int, list[tuple[ModuleType, str]]] = defaultdict(list)
+    for module in list(sys.modules.values()):
+        if not getattr(module, "__name__", "").startswith(_AS_THEY_ARE):
+            for name, value in list(getattr(module, "__dict__", {}).items()):
+                if id(value) in known:
+                    found[id(value)].append((module, name))
+    return found
 
 
 class Isolation:
@@ -47,7 +64,7 @@ class Isolation:
             *((os, name, self._rename) for name in ("rename", "replace")),
             *((os, name, self._link) for name in ("link", "symlink")),
             *((os, name, self._make) for name in ("mkdir", "mkfifo", "mknod")),
-            *((owner, "open", self._open) for owner in (builtins, io)),
+            (builtins, "open", self._open),
             (os, "open", self._os_open),
             (os, "chdir", self._chdir),
             (os, "getcwd", self._getcwd),
@@ -58,11 +75,12 @@ class Isolation:
         folders = {"symlink": ("", "dir_fd")} | dict.fromkeys(
             ("link", "rename", "replace"), ("src_dir_fd", "dst_dir_fd")
         )
-        before: dict[int, Any] = {}
         for owner, name, action in actions:
             if original := getattr(owner, name, None):
                 patches.around(owner, name, self._by_name(action, folders.get(name, ("dir_fd",))))
-                before[id(original)] = getattr(owner, name)
+                for module, other in names_of_functions()[id(original)]:
+                    if (module, other) != (owner, name):
+                        patches.put(module, other, getattr(owner, name))
                 for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
                     if original in able:
                         able.add(getattr(owner, name))
@@ -73,11 +91,6 @@ class Isolation:
             patches.around(owner, save, self._save)
             patches.around(owner, load, self._read)
         patches.put(io, "FileIO", self._file_io(io.FileIO))
-        for module in list(sys.modules.values()):
-            if not getattr(module, "__name__", "").startswith(_AS_THEY_ARE):
-                for name, value in list(getattr(module, "__dict__", {}).items()):
-                    if id(value) in before:
-                        patches.put(module, name, before[id(value)])
 
     def _by_name(self, action: Callable[..., Any], folders: tuple[str, ...]) -> Callable[..., Any]:
         """An action on whole paths: what is given by an open folder is named by where that folder lies.
@@ -97,7 +110,10 @@ class Isolation:
                     paths.append(path if self.overlay.upper(known) is None else known)
                 else:
                     paths.append(self.overlay.named(path, options.pop(name, None)))
-            return action(original, *paths, *arguments[len(paths) :], **options)
+            arguments = (*paths, *arguments[len(paths) :])
+            if len(paths) == 1 and paths[0] is not None and self.overlay.upper(paths[0]) is None:
+                return original(*arguments, **options)
+            return action(original, *arguments, **options)
 
         return named
 
@@ -113,8 +129,6 @@ class Isolation:
         return FileIO
 
     def _open(self, original: Any, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(file) is None:
-            return original(file, mode, *arguments, **options)
         if not set(mode) & set("wax+"):
             return original(self.overlay.read(file), mode, *arguments, **options)
         if "x" in mode:
@@ -122,8 +136,6 @@ class Isolation:
         return original(self.overlay.write(file, keep="w" not in mode), mode, *arguments, **options)
 
     def _os_open(self, original: Any, path: Any, flags: int, *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(path) is None:
-            return original(path, flags, *arguments, **options)
         if not flags & _WRITING:
             return original(self.overlay.read(path), flags, *arguments, **options)
         if flags & os.O_EXCL:
@@ -143,8 +155,6 @@ class Isolation:
 
     def _change(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
         """Of a file its copy; a folder stays as it is."""
-        if self.overlay.upper(path) is None:
-            return original(path, *arguments, **options)
         if os.path.isdir(path):
             return None
         return original(self.overlay.write(path, keep=True), *arguments, **options)
@@ -165,8 +175,6 @@ class Isolation:
         return original(*given, **(options | named))
 
     def _remove(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(path) is None:
-            return original(path, *arguments, **options)
         if original.__name__ == "rmdir" and os.listdir(path):
             raise OSError(39, "Directory not empty", os.fspath(path))
         return self.overlay.remove(path)
@@ -188,13 +196,10 @@ class Isolation:
         return os.remove(source)
 
     def _make(self, original: Any, path: Any, *arguments: Any, **options: Any) -> Any:
-        if self.overlay.upper(path) is None:
-            return original(path, *arguments, **options)
         _refuse(path, os.path.lexists(path))
         return original(self.overlay.write(path, keep=False), *arguments, **options)
 
     def _list(self, original: Any, path: Any = ".") -> Any:
-        """For listdir and scandir."""
         path = "." if path is None else path
         names = self.overlay.names(path)
         if names is None:
@@ -205,8 +210,6 @@ class Isolation:
         return [os.fsencode(name) for name in names] if isinstance(path, bytes) else names
 
     def _rmtree(self, original: Any, path: Any, ignore_errors: bool = False, *arguments: Any, **options: Any) -> None:
-        if self.overlay.upper(path) is None:
-            return original(path, ignore_errors, *arguments, **options)
         if os.path.exists(path):
             return self.overlay.remove(path)
         if not ignore_errors:
@@ -274,7 +277,6 @@ def _change_wandb(wandb: ModuleType) -> None:
 
 
 def _change_mlflow(mlflow: ModuleType) -> None:
-    """The environment's store stays."""
     vars(mlflow).update(set_tracking_uri=lambda *_, **__: None, set_registry_uri=lambda *_, **__: None)
 
 

@@ -44,8 +44,9 @@ def enter(folder: Path, needed: list[str]) -> list[str]:
     missing = [path for path in needed if not os.path.join(path, "").startswith(tuple(kept))]
     if missing:
         raise OSError(f"{missing[0]} cannot be kept")
-    if own_user:
-        _drop_capabilities()
+    if own_user:  # what its user may not do outside stays refused
+        header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
+        ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)())
     return kept
 
 
@@ -62,12 +63,6 @@ def _own_user() -> None:
     Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
-
-
-def _drop_capabilities() -> None:
-    """Those of the namespace: what its user may not do outside stays refused."""
-    header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
-    ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)())
 
 
 def _mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:

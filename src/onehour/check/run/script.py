@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.utils.data import dataloader
 
 from onehour.check.observe import Observers
 from onehour.check.observe.passes import MOST_UPDATES, following_enumerate
@@ -43,11 +45,12 @@ _LAUNCHERS = re.compile(r"(?:python|torchrun|accelerate|deepspeed|mpirun|horovod
 class _ScriptRun:
     """One script's run in this process, which it leaves for good."""
 
-    def __init__(self, folder: Path, rank: int, processes: int, limit: float) -> None:
-        self.folder, self.rank, self.processes, self.limit = folder, rank, processes, limit
+    def __init__(self, request: dict[str, Any], rank: int) -> None:
+        self.folder, self.rank = Path(request["folder"]), rank
+        self.processes, self.limit = request["processes"], request["limit"]
         self.recorder = TapeRecorder(deep_updates=64, cut=True)
-        self.recorder.rank = rank
         self.observers = Observers(self.recorder)
+        self.prepared = set(sys.modules)
         self.first_update = 0.0
         self.left = threading.Lock()
         self.main = threading.get_ident()
@@ -56,9 +59,9 @@ class _ScriptRun:
         self.observers.install()
         # A script's own processes are not observed: their tapes would mix with this one.
         os.register_at_fork(after_in_child=lambda: setattr(self.recorder, "finished", True))
-        self.recorder.patches.before(multiprocessing.process.BaseProcess, "start", self._started)
-        self.recorder.patches.before(subprocess.Popen, "__init__", self._called)
-        self.recorder.patches.before(torch.distributed, "destroy_process_group", self._parted)
+        self.recorder.patches.beside(multiprocessing.process.BaseProcess, "start", before=self._started)
+        self.recorder.patches.beside(subprocess.Popen, "__init__", before=self._called)
+        self.recorder.patches.beside(torch.distributed, "destroy_process_group", before=self._parted)
         timer = threading.Timer(LATE * self.limit, self.late)
         timer.daemon = True
         timer.start()
@@ -70,7 +73,9 @@ class _ScriptRun:
 
     def prepare_modules(self) -> None:
         """The user's modules get an `enumerate` that follows a cut."""
-        for module in list(sys.modules.values()):
+        fresh = [sys.modules[name] for name in sys.modules.keys() - self.prepared]
+        self.prepared.update(sys.modules)
+        for module in fresh:
             path = getattr(module, "__file__", None)
             if path and is_users(path) and "enumerate" not in vars(module):
                 vars(module)["enumerate"] = following_enumerate
@@ -89,11 +94,7 @@ class _ScriptRun:
             self.leave("stopped")
 
     def _started(self, process: Any) -> None:
-        loads = sys.modules["torch.utils.data.dataloader"].__file__
-        frame = sys._getframe()
-        while frame is not None and frame.f_code.co_filename != loads:
-            frame = frame.f_back
-        if frame is None:  # it is none of a DataLoader's
+        if all(frame.f_code.co_filename != dataloader.__file__ for frame, _ in traceback.walk_stack(sys._getframe())):
             self.recorder.tape.add(ProcessStarted(user_line()))
 
     def _called(self, process: Any, *arguments: Any, **options: Any) -> None:
@@ -112,9 +113,8 @@ class _ScriptRun:
         """The time is nearly over: what was seen is judged, if it is anything; else where the script is."""
         if self.recorder.updates >= 2:
             self.leave("stopped", late=True)
-        frame = sys._current_frames().get(self.main)
-        while frame is not None and not is_users(frame.f_code.co_filename):
-            frame = frame.f_back
+        frames = traceback.walk_stack(sys._current_frames()[self.main])
+        frame = next((frame for frame, _ in frames if is_users(frame.f_code.co_filename)), None)
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else None
         self.leave("failed", error=f"no step of a torch optimizer in {LATE * self.limit:.0f} seconds", where=where)
 
@@ -141,25 +141,15 @@ class _ScriptRun:
             time.sleep(0.01)
 
 
-def run_script(
-    script: Path,
-    arguments: list[str],
-    folder: Path,
-    *,
-    module: str | None,
-    rank: int,
-    processes: int,
-    limit: float,
-    kept: list[str],
-) -> NoReturn:
+def run_script(request: dict[str, Any], rank: int, kept: list[str]) -> NoReturn:
     """Run a script as `python script arguments` or `python -m module` does, observe it, and leave the process.
 
-    The folder takes tape-RANK.json. After `limit` seconds the process is ended from outside; the
-    kernel keeps the files in the `kept` folders as they are.
+    Its folder takes tape-RANK.json. The kernel keeps the files in the `kept` folders as they are.
     """
-    run = _ScriptRun(folder, rank, processes, limit)
+    script, module = Path(request["script"]), request["module"]
+    run = _ScriptRun(request, rank)
     SCRIPT_FOLDERS.add(str(script.parent))
-    sys.argv = [str(script), *arguments]
+    sys.argv = [str(script), *[f"--local-rank={rank}"] * request["local_rank"], *request["arguments"]]
     sys.path[0] = os.getcwd() if module else str(script.parent)
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -205,11 +195,11 @@ def in_a_line(error: BaseException) -> str:
     return line + (gpu_hint(text, error) or _release_hint(error, text))
 
 
-def gpu_hint(text: str, error: BaseException | None = None) -> str:
+def gpu_hint(text: str, error: BaseException) -> str:
     """What to do where an error is about a GPU, and there is none; else nothing."""
     if torch.cuda.is_available() or isinstance(error, OSError):
         return ""
-    inside = any("/torch/cuda/" in frame.filename for frame in _frames(error))
+    inside = any("/torch/cuda/" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
     return _NO_GPU if inside or _GPU.search(text) else ""
 
 
@@ -217,20 +207,14 @@ def place(error: BaseException) -> str | None:
     """The user's line that an error came from."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in _frames(error) if is_users(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
-def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
-    return list(traceback.extract_tb(error.__traceback__)) if error is not None else []
-
-
 def _assertion(error: BaseException) -> str | None:
-    """The source of an assertion that failed, where it can be read."""
-    frames = _frames(error)
-    if not isinstance(error, AssertionError) or not frames or not (frames[-1].line or "").startswith("assert"):
-        return None
-    return " ".join((frames[-1].line or "").split())
+    frames = traceback.extract_tb(error.__traceback__)
+    line = (frames[-1].line or "") if frames and isinstance(error, AssertionError) else ""
+    return " ".join(line.split()) if line.startswith("assert") else None
 
 
 def _release_hint(error: BaseException, text: str) -> str:
@@ -246,17 +230,13 @@ def _release_hint(error: BaseException, text: str) -> str:
         package = "torch" if _OLD.search(text) else None
     if package is None:
         return ""
-    name = "Python" if package in sys.stdlib_module_names else package
-    return f" (the script seems too old for the installed {name} {_release(package)})"
-
-
-def _release(package: str) -> str:
     if package in sys.stdlib_module_names:
-        return platform.python_version()
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return getattr(sys.modules[package], "__version__", "")
+        name, release = "Python", platform.python_version()
+    else:
+        name, release = package, getattr(sys.modules[package], "__version__", "")
+        with suppress(PackageNotFoundError):
+            release = version(package)
+    return f" (the script seems too old for the installed {name} {release})"
 
 
 def _lacking(error: AttributeError | ImportError, text: str) -> str | None:

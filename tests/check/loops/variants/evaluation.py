@@ -9,15 +9,12 @@ torch.manual_seed(0)
 @torch.no_grad()
 def evaluate(model, loader):
     model.eval()
-    accuracy = 0.0  # broken
-    correct, total = 0, 0  # right
+    correct, total = 0, 0
     for images, labels in loader:
         predictions = model(images).argmax(1)
-        accuracy += (predictions == labels).float().mean().item()  # broken
-        correct += (predictions == labels).sum().item()  # right
-        total += len(labels)  # right
-    return 100 * accuracy / len(loader)  # broken
-    return 100 * correct / total  # right
+        correct += (predictions == labels).sum().item()
+        total += len(labels)
+    return 100 * correct / total
 
 
 data = TensorDataset(torch.randn(256, 1, 8, 8), torch.randint(0, 10, (256,)))

@@ -12,7 +12,6 @@ data = TensorDataset(torch.randn(256, 1, 8, 8), torch.randint(0, 10, (256,)))
 sampler = DistributedSampler(data)
 loader = DataLoader(data, batch_size=16, sampler=sampler)
 net = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
-net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # broken
 model = DistributedDataParallel(net, broadcast_buffers=False)
 decayed = [p for p in net.parameters() if p.ndim > 1]
 others = [p for p in net.parameters() if p.ndim == 1]
