@@ -1,21 +1,19 @@
-"""The command line: a file a command, its flags beside what it does. Imports torch only where something trains."""
+"""The command line: flags beside what the commands do. Imports torch only where something trains."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from onehour.cli.advise import add_advise
 from onehour.cli.check import add_check
 from onehour.cli.data import add_data
 from onehour.cli.parser import EXIT_BAD_INPUT, Parser, parse
 from onehour.cli.plan import add_plan
-from onehour.cli.predict import add_predict
-from onehour.cli.report import add_report
+from onehour.cli.report import add_advise, add_report
 from onehour.cli.sweep import add_sweep
 from onehour.cli.train import add_train
 from onehour.cli.verify import add_verify
-from onehour.cli.weights import add_evaluate, add_export, add_recalibrate
+from onehour.cli.weights import add_evaluate, add_export, add_predict, add_recalibrate
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
 from onehour.messages import in_one_message, shown
 from onehour.recipes import RECIPES
