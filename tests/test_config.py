@@ -154,13 +154,6 @@ def test_a_recipe_cannot_be_changed_in_place():
         Recipe().minibatch = 512  # type: ignore[misc]
 
 
-def test_replace_leaves_the_first_recipe_as_it_was():
-    first = Recipe()
-    assert first.workers.workers == 8
-    assert first.replace(minibatch=512).workers.workers == 16
-    assert first.workers.workers == 8
-
-
 def test_recipes_with_the_same_values_are_equal_and_hash_alike():
     assert Recipe(milestones=(30, 60, 80)) == Recipe()  # type: ignore[arg-type]
     assert hash(Recipe(seed=1)) == hash(Recipe(seed=1))

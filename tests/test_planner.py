@@ -34,19 +34,8 @@ PAPER = {
     "warmup_lr_step": (3.1 * 8192 / (5 * 1_281_167), 0),
     "images_per_second_for_one_hour": (90 * 1_281_167 / 3600, 90 * 1_281_167 / 3600),
 }
-ALWAYS = [
-    "minibatch",
-    "per_worker",
-    "workers",
-    "base_lr",
-    "base_minibatch",
-    "target_lr",
-    "warmup_start_lr",
-    "warmup_epochs",
-    "epochs",
-    "iterations_per_epoch",
-    "iterations",
-]
+ALWAYS = {*PAPER} - {"warmup_iterations", "warmup_lr_step", "images_per_second_for_one_hour"}
+ALWAYS = {name for name in ALWAYS if not name.startswith("lr_at_epoch")}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -75,7 +64,7 @@ def test_nothing_else_is_derived():
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_has_each_derived_value_with_its_rule_and_section(name):
     values = json.loads(plan(name).to_json())
-    assert set(ALWAYS) <= set(values)
+    assert set(values) >= ALWAYS
     for derived in values.values():
         assert derived.keys() >= {"value", "rule", "section"}
         assert derived["rule"]
@@ -114,11 +103,6 @@ def test_a_placement_says_how_many_workers_a_process_hosts(processes, each):
     placement = plan("resnet50", minibatch=8192, processes=processes)["placement"]
     assert placement.value == processes
     assert placement.rule == f"256 workers on {processes} processes: {each}"
-
-
-def test_more_processes_than_workers_are_refused():
-    with pytest.raises(ValueError, match="257 processes cannot share 256 workers"):
-        plan("resnet50", minibatch=8192, processes=257)
 
 
 STEPS = [[1.0, 59.0, 0.0, 10.0], [1.0, 67.0, 0.0, 10.0]] * 4
@@ -226,10 +210,6 @@ def test_the_largest_k_is_that_of_the_interval():
     assert "from 156 workers on" in largest.rule
     with pytest.raises(ValueError, match="holds_to is 9000 to 5000"):
         plan("resnet50", holds_to=(9000, 5000))
-
-
-def test_no_placement_or_hours_are_made_up():
-    assert {"placement", "hours"}.isdisjoint(plan("resnet50").values)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,6 @@ class Recipe:
         _ = self.adam, self.workers
 
     def _set(self, name: str, value: Any) -> None:
-        """What a field holds as a plain value, whatever it was given as."""
         object.__setattr__(self, name, value)
 
     @property
@@ -204,11 +203,7 @@ class Recipe:
 
     @cached_property
     def stages(self) -> tuple[tuple[Self, Fraction | None], ...]:
-        """The recipe of each minibatch of a ramp, and the epoch until which it lasts; None is the end.
-
-        >>> [(stage.minibatch, until) for stage, until in Recipe(minibatch=512, ramp=("256:8",)).stages]
-        [(256, Fraction(8, 1)), (512, None)]
-        """
+        """The recipe of each minibatch of a ramp, and the epoch until which it lasts; None is the end."""
         last = dataclasses.replace(self, ramp=()) if self.ramp else self
         smaller = [(dataclasses.replace(last, minibatch=size), until) for size, until in parse_ramp(self.ramp)]
         return (*smaller, (last, None))
@@ -219,11 +214,7 @@ class Recipe:
         return self.stages[0][0].workers.workers
 
     def phases(self, samples: int) -> Ramp:
-        """Which minibatch each iteration has, over N = `samples`.
-
-        >>> Recipe(minibatch=512, ramp=("256:8",)).phases(1024).reaching(90 * 1024)
-        196
-        """
+        """Which minibatch each iteration has, over N = `samples`."""
         return Ramp.of([(stage.workers, until) for stage, until in self.stages], samples=samples)
 
     @property
@@ -352,11 +343,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The recipe of plain values; sizes may be written as "8k".
-
-        >>> Recipe.from_dict({"minibatch": "1k"}).minibatch
-        1024
-        """
+        """The recipe of plain values; sizes may be written as "8k"."""
         values = dict(_known(values))
         for name in SIZES:
             if isinstance(values.get(name), str):

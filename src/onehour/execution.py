@@ -76,11 +76,7 @@ class Execution:
             raise ValueError(f"port must lie in 0 … 65535, got {self.port}")
 
     def folder(self, recipe: Recipe) -> Path:
-        """The run's folder.
-
-        >>> Execution().folder(Recipe(name="digits", minibatch=64))
-        PosixPath('runs/digits-64-s0')
-        """
+        """The run's folder."""
         if self.out is None and self.continues is not None:
             old = self.continues if self.continues.name else self.continues.absolute()
             return old.with_name(f"{old.name}-{recipe.epochs}-epochs")

@@ -142,7 +142,6 @@ def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> 
 
 
 def _facts(given: Recipe, execution: Execution, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
-    """What all processes must agree on."""
     names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
     given = given.replace(continues=recipe.continues)
     facts = facts_of_start(given, torch.device(pick_device(execution.device)), (*names, *objects)) | facts_of_data(

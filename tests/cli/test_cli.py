@@ -46,15 +46,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--minibach 64", "unknown argument '--minibach'; expected --minibatch"),
         ("--minibatch=64 --epoch=3", "unknown argument '--epoch=3'; expected --epochs"),
         ("--base-lr -0.1", "base_lr must be finite and not below zero, got -0.1"),
-        ("--base-lr 0", "base_lr must be above zero"),
         ("--base-lr fast", "fast"),
         ("--weight-decay -1e-4", "weight_decay must be finite and not below zero, got -0.0001"),
-        ("--decay-factor -1", "decay_factor must be finite and not below zero"),
-        ("--momentum 1", "momentum must be below 1"),
         ("--epochs 3 --warmup-epochs 5", "warmup_epochs 5 is longer than the run of 3 epochs"),
         ("--scaling linaer", "scaling is 'linaer'; expected linear"),
-        ("--precision fp16", "use bf16, which has float32's range"),
-        ("--optimizer adam --minibatch 64", "linear scaling does not hold for adam"),
         ("--workers 8", "k = kn / n, with --minibatch and --per-worker. Processes that load data are --loaders"),
         ("--workers=8", "--loaders"),
         ("--workers-per-pass 0", "workers_per_pass must be above zero"),
@@ -281,15 +276,6 @@ def test_help_and_plan_do_not_wait_for_torch(arguments: list[str]):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
     assert done.stderr == ""
-
-
-def test_help_names_every_flag_of_the_issue(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    said = capsys.readouterr().out
-    flags = ["data", "model", "minibatch", "per-worker", "epochs", "seed", "processes", "workers-per-pass", "loaders"]
-    for flag in [*flags, "out", "fresh", "log", "profile"]:
-        assert f"--{flag} " in said
 
 
 @pytest.mark.usefixtures("forked")

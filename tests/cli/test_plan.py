@@ -42,25 +42,8 @@ def test_a_plan_prints_value_base_rule_and_section_of_each(capsys: pytest.Captur
 def test_a_plan_without_a_recipe_takes_a_rate_and_its_minibatch(capsys: pytest.CaptureFixture[str]):
     flags = ["--base", "0.1@256", *IMAGENET, "--minibatch", "8k", "--processes", "256", "--json"]
     found = json.loads(said(flags, capsys))
-    expected = {
-        "minibatch": 8192,
-        "per_worker": 32,
-        "workers": 256,
-        "base_lr": 0.1,
-        "base_minibatch": 256,
-        "target_lr": 3.2,
-        "warmup_start_lr": 0.1,
-        "warmup_epochs": 5,
-        "epochs": 90,
-        "iterations": 14076,
-    }
+    expected = {"minibatch": 8192, "per_worker": 32, "workers": 256, "base_lr": 0.1, "target_lr": 3.2, "placement": 256}
     assert {name: found[name]["value"] for name in expected} == expected
-    assert found["iterations_per_epoch"]["value"] == pytest.approx(156.39, abs=0.01)
-    assert found["placement"]["value"] == 256
-    assert "1 each" in found["placement"]["rule"]
-    for derived in found.values():
-        assert {"value", "rule", "section"} <= derived.keys()
-        assert derived["rule"]
     assert found["target_lr"]["section"] == "2.1"
 
 
@@ -73,6 +56,8 @@ def test_several_minibatches_print_the_papers_table(capsys: pytest.CaptureFixtur
     rates = [(row[0], row[2]) for row in rows]
     sizes = ["256", "512", "1024", "2048", "4096", "8192", "16384"]
     assert rates == list(zip(sizes, ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2", "6.4"], strict=True))
+    found = json.loads(said([*recipe, "--minibatch", ",".join(sizes), "--json"], capsys))
+    assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
 
 
 @pytest.mark.parametrize(("typed", "epochs"), [("1k", 1024), ("1.5", 1.5)])
@@ -98,11 +83,6 @@ def test_a_ramp_grows_to_each_minibatch_of_a_plan(capsys: pytest.CaptureFixture[
     assert iterations == [8 * 8192 // 256 + 8 * 8192 // 512 + 8 * 8192 // kn for kn in (1024, 2048)]
     assert main(["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"]) == 2
     assert "must end below minibatch 256" in capsys.readouterr().err
-
-
-def test_several_as_json_are_exact(capsys: pytest.CaptureFixture[str]):
-    found = json.loads(said(["resnet50", "--minibatch", "256,512,1k,2k,4k,8k,16k", "--json"], capsys))
-    assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
 
 
 def test_speed_adds_hours(capsys: pytest.CaptureFixture[str]):

@@ -124,9 +124,6 @@ def read_command(words: Sequence[str], folder: Path) -> Command:
     """A script and its arguments as they are typed in a folder, perhaps with what starts it.
 
     That is VARIABLE=VALUE, python, a launcher and its options. A CheckError if no script is in it.
-
-    >>> read_command(["torchrun", "--nproc-per-node", "2", "train.py", "--lr", "3"], Path())
-    Command(script='train.py', arguments=['--lr', '3'], module=None, launcher='torchrun', processes=2, environ={})
     """
     from onehour.check.run.checking import Command
     from onehour.check.run.forkserver import CheckError

@@ -120,7 +120,6 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _rows(work: Work) -> list[str]:
-    """The cells as minibatch, arm and how many of its runs have ended."""
     left = {folder.name for task in work.tasks for folder in task.folders}
     rows: dict[tuple[Any, int], list[str]] = {}
     for cell in work.cells:
@@ -203,7 +202,6 @@ def _name(task: Task) -> str:
 
 
 def _progress(task: Task) -> float:
-    """Images that a running task has trained on, as its folders say."""
     from onehour.training.record import Run
 
     images = 0

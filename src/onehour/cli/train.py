@@ -23,6 +23,16 @@ from onehour.cli.parser import (
     recipe_changes,
 )
 from onehour.config import Recipe
+from onehour.dist.launch import (
+    ENDS,
+    LaunchError,
+    end_with_launcher,
+    is_launched_by_us,
+    launch,
+    refuse_used_port,
+    report_failure,
+)
+from onehour.dist.launched import adopt, is_launched, launched
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import WHERE, Execution
@@ -58,9 +68,6 @@ def add_train(commands: Any) -> None:
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """`onehour train`: check, then run here or in p processes, then print how it ended."""
-    from onehour.dist.launch import ENDS, end_with_launcher, is_launched_by_us
-    from onehour.dist.launched import is_launched
-
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
             end_with_launcher()
@@ -70,8 +77,6 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     if options.restarts < 0:
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
-    from onehour.dist.launch import LaunchError, is_launched_by_us, launch, refuse_used_port
-    from onehour.dist.launched import adopt, is_launched, launched
     from onehour.training.record import Run, move_aside
 
     adopt()
@@ -133,7 +138,6 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
-    """As many processes as the devices of this machine are for."""
     from onehour.dist.devices import pick_device, pick_processes
 
     processes, line = pick_processes(pick_device(execution.device), recipe.fewest_workers)
@@ -144,8 +148,6 @@ def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
 
 def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
     """What is wrong on this host alone must be heard on the others, which would wait for it."""
-    from onehour.dist.launched import is_launched
-
     if not is_launched():
         raise error
     from onehour.runs import refuse_together
@@ -156,7 +158,6 @@ def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
     from onehour.dist.group import PeerLateError, PeerLostError
-    from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.lock import FolderLostError
     from onehour.runs import run
     from onehour.training.record import NonFiniteError, StoppedError
@@ -213,8 +214,6 @@ def _print_outcome(run: Run) -> int:
 
 def execution_of(options: argparse.Namespace) -> Execution:
     """Where and how to run, as the options and whoever has started this process say."""
-    from onehour.dist.launched import is_launched, launched
-
     names = {f.name for f in fields(Execution)}
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):

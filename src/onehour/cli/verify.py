@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
+from onehour.dist.launch import LaunchError, end_with_launcher, launch, report_failure
 from onehour.dist.launched import refuse_several
 from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.files import to_json
+from onehour.leaving import scratch
 from onehour.recipes import recipe as named
 from onehour.rules.arguments import positive_int
 
@@ -50,8 +52,6 @@ def add_verify(commands: Any) -> None:
 
 
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.dist.launch import LaunchError, launch
-    from onehour.leaving import scratch
     from onehour.training.verify import compare
 
     refuse_several("verify")
@@ -88,7 +88,6 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """One process's part of `verify`, started by it."""
     from onehour.dist.devices import pick_device
     from onehour.dist.group import joined
-    from onehour.dist.launch import end_with_launcher, report_failure
     from onehour.training.verify import trace
 
     end_with_launcher()

@@ -95,7 +95,6 @@ def cifar10(path: str | Path, transform: str = "") -> tuple[Cifar, Cifar]:
 
 
 def _batches(path: Path) -> dict[str, tuple[Tensor, list[int]]]:
-    """Images and labels of each batch in the archive, by the batch's name."""
     batches = {}
     try:
         with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:

@@ -42,10 +42,6 @@ def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, Tens
 
     Returns:
         (train, validation): images (N, 1, 8, 8) standardised, labels (N,).
-
-    >>> train, validation = digits()
-    >>> len(train), len(validation), train.tensors[0].shape
-    (8192, 4096, torch.Size([8192, 1, 8, 8]))
     """
     train, validation, mean, std = _drawn(split, samples)
     return (

@@ -30,9 +30,6 @@ def divide(
 
     Returns:
         Indices of both, each in ascending order.
-
-    >>> [part.tolist() for part in divide(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)]
-    [[0, 2, 4], [1, 3, 5]]
     """
     found, counts = np.unique(labels, return_counts=True)
     _refuse_share(share, int(counts.min()), int(found[counts.argmin()]), classes)

@@ -95,7 +95,6 @@ def _side(first: Path, side: str, after: str, expected: str, digests: dict[str, 
 
 
 def _forms(name: Path) -> list[Path]:
-    """What there is of a file: as it is, gzipped, or both."""
     return [file for file in (name, name.with_name(f"{name.name}.gz")) if file.is_file()]
 
 

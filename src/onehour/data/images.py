@@ -18,7 +18,6 @@ from onehour.data.listing import (
     SIDES,
     Files,
     Names,
-    Source,
     Table,
     expected,
     list_classes,
@@ -68,7 +67,7 @@ class Images(KeyedDataset):
         augmented: the training crop and flip, drawn from each sample's key; otherwise the test crop.
     """
 
-    def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
+    def __init__(self, source: Files | Shards, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
         self.skips = augmented and self.options.bad_images == "skip"
         transform = self.options.train_transform
@@ -160,9 +159,18 @@ def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
     Args:
         sizes: ask for the sizes of a folder's files too; an index and a pack know them.
     """
-    place = index_of(root)
-    if place is not None:
-        return _indexed(place)
+    if (place := index_of(root)) is not None:
+        index = read_index(place)
+        if index.about["kind"] == "pack":
+            packs = {side: shards_of(index, side) for side in SIDES}
+            for fault in (fault for source in packs.values() for fault in source.faults().values()):
+                raise fault
+            return dict(packs)
+        files = {side: index.files(side) for side in SIDES}
+        if changed := index.changes():
+            more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
+            raise ValueError(f"{place} is out of date: {changed[0]}{more}")
+        return dict(files)
     if not root.is_dir():
         kind = "index" if root.suffix == ".index" else "folder"
         raise ValueError(f"there is no {kind} {root}; {expected(root)}")
@@ -170,17 +178,3 @@ def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
     tables = list_sides(root, faults, sizes=sizes)
     refuse(faults, root)
     return {side: Files(root / side, table) for side, table in tables.items()}
-
-
-def _indexed(place: Path) -> dict[str, Files | Shards]:
-    index = read_index(place)
-    if index.about["kind"] == "pack":
-        packs = {side: shards_of(index, side) for side in SIDES}
-        for fault in (fault for source in packs.values() for fault in source.faults().values()):
-            raise fault
-        return dict(packs)
-    files = {side: index.files(side) for side in SIDES}
-    if changed := index.changes():
-        more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
-        raise ValueError(f"{place} is out of date: {changed[0]}{more}")
-    return dict(files)

@@ -85,16 +85,11 @@ TICK = 20_000_000
 
 @dataclass(frozen=True)
 class Index:
-    """An index that was read.
-
-    Args:
-        arrays: of both sides, by the names of `columns`.
-        about: kind, classes, and what else such an index says.
-    """
+    """An index that was read."""
 
     path: Path
-    arrays: dict[str, np.ndarray]
-    about: dict[str, Any]
+    arrays: dict[str, np.ndarray]  # of both sides, by the names of `columns`
+    about: dict[str, Any]  # kind, classes, and what else such an index says
 
     @property
     def root(self) -> Path:
@@ -167,7 +162,12 @@ def write_index(
     refuse(faults, root)
     arrays: dict[str, np.ndarray] = {}
     for side, table in tables.items():
-        checks = _checks(Files(root / side, table), root, jobs, done) if digests else None
+        checks = None
+        if digests:
+            work = partial(_check_span, Files(root / side, table))
+            parts = spread(work, spans(len(table), 256), jobs=jobs, done=done)
+            refuse([fault for _, faults in parts for fault in faults], root)
+            checks = np.concatenate([found for found, _ in parts])
         arrays |= columns(side, table, checks)
     classes, folders = tables["train"].classes, {side: table.classes for side, table in tables.items()}
     about = {
@@ -222,12 +222,6 @@ def _stamps(root: Path) -> dict[str, list[int]]:
             continue
         stamps[name] = [status.st_mtime_ns, status.st_size]
     return stamps
-
-
-def _checks(source: Files, root: Path, jobs: int, done: Done) -> np.ndarray:
-    parts = spread(partial(_check_span, source), spans(len(source.labels), 256), jobs=jobs, done=done)
-    refuse([fault for _, faults in parts for fault in faults], root)
-    return np.concatenate([checks for checks, _ in parts])
 
 
 def _check_span(source: Files, span: range, done: Done) -> tuple[np.ndarray, list[FaultError]]:

@@ -14,7 +14,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -56,21 +55,13 @@ class Names:
 
 @dataclass(frozen=True)
 class Table:
-    """The images of one side, training or validation.
+    """The images of one side, training or validation."""
 
-    Args:
-        classes: their names; a label is a place in this list.
-        labels: int32 (N,), in ascending order.
-        names: N names of files, without the class's folder.
-        sizes: int64 (N,), bytes of each file; None where they were not asked for.
-        checks: uint32 (N,), CRC-32 of each file; None likewise.
-    """
-
-    classes: list[str]
-    labels: np.ndarray
-    names: Names
-    sizes: np.ndarray | None
-    checks: np.ndarray | None
+    classes: list[str]  # their names; a label is a place in this list
+    labels: np.ndarray  # int32 (N,), in ascending order
+    names: Names  # N names of files, without the class's folder
+    sizes: np.ndarray | None  # int64 (N,), bytes of each file; None where they were not asked for
+    checks: np.ndarray | None  # uint32 (N,), CRC-32 of each file; None likewise
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,22 +93,6 @@ class Table:
         else:
             return data
         raise FaultError(name(index), problem, "restore it, or index or pack the data again")
-
-
-class Source(Protocol):
-    """One side of labelled images."""
-
-    classes: list[str]
-    labels: np.ndarray
-    """Of each image, the index of its class."""
-
-    def name(self, index: int) -> str:
-        """Where image `index` lies, for messages."""
-        ...
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`; FaultError if it cannot be read, or is not as its index knows it."""
-        ...
 
 
 class Files:

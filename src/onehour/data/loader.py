@@ -88,7 +88,8 @@ class Feed:
         """The batches of the chunks of `CHUNK` consecutive samples with these numbers."""
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if self._gathers:
-            return _sliced(self._tensors(), spans, self.device)
+            tensors = self._tensors()
+            return (tuple(tensor[span.start : span.stop].to(self.device) for tensor in tensors) for span in spans)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
@@ -116,7 +117,6 @@ class Feed:
         return images, labels.long()
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        """The batches of these keys, from the processes where there are some."""
         seen = self._looked()
         self._keyed.kind = tuple(seen.image.shape), seen.image.dtype
         if self.loaders and self._processes is None:
@@ -190,11 +190,6 @@ def _gathered(
         for workers in passes:
             chosen = moved(torch.from_numpy(stream.indices(iteration, workers)), device)
             yield tuple(tensor.index_select(0, chosen) for tensor in placed)
-
-
-def _sliced(tensors: tuple[Tensor, ...], spans: list[range], device: torch.device) -> Iterator[Batch]:
-    for span in spans:
-        yield tuple(tensor[span.start : span.stop].to(device) for tensor in tensors)
 
 
 class Skipped:

@@ -237,11 +237,7 @@ def pack(
 
 
 def split(sizes: np.ndarray, shard_bytes: int) -> list[range]:
-    """The samples of a side in shards: each is closed when its files reach `shard_bytes`.
-
-    >>> split(np.array([3, 3, 3]), 6)
-    [range(0, 2), range(2, 3)]
-    """
+    """The samples of a side in shards: each is closed when its files reach `shard_bytes`."""
     ends = np.cumsum(sizes)
     spans, first = [], 0
     while first < len(sizes):
@@ -313,7 +309,6 @@ class _Part:
         return arrays, size
 
     def _content(self, index: int) -> tuple[bytes, str]:
-        """An image file's bytes as they are packed, and the suffix that fits them."""
         data = self.source.read(index)
         smaller = shrunk(data, self.source.name(index), self.resize) if self.resize else None
         if smaller is not None:
@@ -322,7 +317,6 @@ class _Part:
 
 
 def _write(parts: list[_Part], held: OpenFolder, number: int, done: Done) -> Record:
-    """Write a shard, unless it is there."""
     held.check()
     part = parts[number]
     if (found := part.finished()) is not None:
@@ -380,7 +374,6 @@ def _is_done(out: Path, whole: str) -> bool:
 
 
 def _clear(out: Path, names: set[str]) -> None:
-    """Remove what an interrupted command left that has no place in this pack."""
     with opened(out, PARTS, make=True) as parts:
         for name in os.listdir(parts):
             if name not in names:

@@ -122,7 +122,7 @@ class CanonicalReducer(Reducer):
 
 
 def _nothing() -> None:
-    """There is nothing to wait for."""
+    pass
 
 
 def in_background(act: Callable[[], None]) -> Callable[[], object]:

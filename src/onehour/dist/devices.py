@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,33 +98,26 @@ def deterministic(recipe: Recipe) -> Generator[None]:
     Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
     """
     cudnn: Any = torch.backends.cudnn
-    before, canonical = cudnn.benchmark, recipe.reduce == "canonical"
-    cudnn.benchmark = not canonical
-    try:
-        with _repeatable(recipe.canonical_threads) if canonical else nullcontext():
-            yield
-    finally:
-        cudnn.benchmark = before
-
-
-@contextmanager
-def _repeatable(threads: int) -> Generator[None]:
-    cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     memory: Any = torch.utils.deterministic
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark, threads, strict = cudnn.benchmark, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     coarse, filled = (cudnn.allow_tf32, matmul.allow_tf32), memory.fill_uninitialized_memory
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    memory.fill_uninitialized_memory = False  # it would write all of each result twice
+    canonical = recipe.reduce == "canonical"
+    cudnn.benchmark = not canonical
+    if canonical:
+        torch.set_num_threads(recipe.canonical_threads)
+        torch.use_deterministic_algorithms(True)
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        memory.fill_uninitialized_memory = False  # it would write all of each result twice
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        cudnn.allow_tf32, matmul.allow_tf32 = coarse
-        memory.fill_uninitialized_memory = filled
+        cudnn.benchmark = benchmark
+        if canonical:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict)
+            cudnn.allow_tf32, matmul.allow_tf32 = coarse
+            memory.fill_uninitialized_memory = filled
 
 
 def build_of(device: torch.device) -> dict[str, str]:

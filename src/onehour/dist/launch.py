@@ -32,15 +32,12 @@ TICK = 0.02
 
 @dataclass(unsafe_hash=True)
 class LaunchError(Exception):
-    """Why p processes have ended.
-
-    Args:
-        on_purpose: a signal asked for it, or there is nothing to go on with: they must not be started anew.
-    """
+    """Why p processes have ended."""
 
     message: str
     code: int
     on_purpose: bool = False
+    """A signal asked for it, or there is nothing to go on with: they must not be started anew."""
 
     def __str__(self) -> str:
         return self.message
@@ -182,21 +179,18 @@ class Processes:
         """For each process the end of a pipe at which it tells why it fails."""
         try:
             for environ in environs:
-                self._start(command, environ)
+                reading, writing = os.pipe()
+                self._reports.append(reading)
+                os.set_blocking(reading, False)
+                try:
+                    with nullcontext() if self._stop is None else signals_wait(*STOPS):
+                        every = os.environ | environ | {TELL: str(writing)}
+                        self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
+                finally:
+                    os.close(writing)
         except BaseException:
             self.kill()
             raise
-
-    def _start(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        reading, writing = os.pipe()
-        self._reports.append(reading)
-        os.set_blocking(reading, False)
-        try:
-            with nullcontext() if self._stop is None else signals_wait(*STOPS):
-                every = os.environ | environ | {TELL: str(writing)}
-                self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
-        finally:
-            os.close(writing)
 
     def wait(self) -> LaunchError | None:
         """Wait until all have ended; None if all is well.
@@ -257,7 +251,6 @@ class Processes:
 
 
 def _report_from(reading: int) -> dict[str, Any] | None:
-    """What a process told us before it ended."""
     try:
         said = json.loads(os.read(reading, 2**16))
     except (BlockingIOError, ValueError):  # nothing, or nothing that is ours

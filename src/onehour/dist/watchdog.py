@@ -157,7 +157,6 @@ class Watchdog:
             os.pwrite(self._file, line, self.rank * BEAT.size)
 
     def _beats(self) -> list[_Beat]:
-        """What each process last wrote, as far as the file is shared."""
         if self._file is None:
             return []
         try:

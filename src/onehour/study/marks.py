@@ -282,7 +282,6 @@ def _draw_frame(axes: Axes, panel: Panel, window: Window, point: float) -> None:
 
 
 def _apart(places: Iterable[float], least: float) -> list[float]:
-    """Those of these places that texts have room at."""
     kept: list[float] = []
     for place in sorted(places):
         if not kept or place - kept[-1] >= least:
