@@ -16,14 +16,7 @@ from onehour.recipe_checks import ADAM, ADAPTIVE, PITFALLS, refuse_together, ref
 from onehour.rules import schedule as schedules
 from onehour.rules.adam import AdamOptions, adam_scaling
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
-from onehour.rules.minibatch import (
-    Minibatch,
-    ema_scaling,
-    fixed_scaling,
-    linear_scaling,
-    parse_size,
-    sqrt_scaling,
-)
+from onehour.rules.minibatch import Minibatch, ema_scaling, fixed_scaling, linear_scaling, parse_size, sqrt_scaling
 from onehour.rules.names import layer_rates, patterns
 from onehour.rules.ramp import Ramp, RampedSchedule, parse_ramp
 from onehour.sidefile import Read, read_toml
@@ -37,10 +30,7 @@ LATER = (
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
-SIZES = (
-    *("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads"),
-    "recalibrate",
-)
+SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads", "recalibrate")
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling, "adascale": fixed_scaling}
 """AdaScale's schedule is the base's own, and what it grows by is known when gradients are."""
 

@@ -41,6 +41,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
         print(text, file=stream, flush=True)
 
 
+def tell(text: object) -> None:
+    """Say on standard error what went wrong, or what a person should know of a run."""
+    say(f"onehour: {text}", sys.stderr)
+
+
 def printable() -> None:
     """From now on a letter that standard output cannot encode, as γ where LANG is C, is printed as an escape."""
     for stream in (sys.stdout, sys.stderr):

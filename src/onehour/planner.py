@@ -323,7 +323,6 @@ def _spread(seconds: list[float]) -> float:
 def _derive_time(
     recipe: Recipe, measured: Measured, processes: int, links: Links | None, spread: float | None
 ) -> Iterable[tuple[str, Derived]]:
-    """How long an iteration and the run take on p processes, each as fast as the run's."""
     modelled = processes not in (1, measured.processes)
     if modelled and links is None:
         raise ValueError(
@@ -361,7 +360,6 @@ def _derive_time(
 
 
 def _largest_workers(per_worker: int, low: float, high: float) -> Derived:
-    """The largest k whose minibatch may still hold."""
     if not 0 < low <= high:
         raise ValueError(f"holds_to is {low:g} to {high:g}; expected a smaller and a larger minibatch")
     least, most = int(low // per_worker), int(high // per_worker)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,21 +24,13 @@ from onehour.dist.signals import StopSignals
 from onehour.dist.watchdog import GRACE, Watchdog, never
 from onehour.execution import Execution
 from onehour.machine import own_share
-from onehour.messages import say
+from onehour.messages import tell
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
 from onehour.training.build import build_model, build_optimizer
 from onehour.training.console import load_logger
 from onehour.training.hosting import pick_loaders
 from onehour.training.loop import train_run
-from onehour.training.record import (
-    DELIBERATE,
-    OUTCOME,
-    Run,
-    ended_on_purpose,
-    finished_run,
-    first_began,
-    move_aside,
-)
+from onehour.training.record import DELIBERATE, OUTCOME, Run, ended_on_purpose, finished_run, first_began, move_aside
 from onehour.training.refusals import in_words
 from onehour.training.start import complete_for, go_on_from, start_from
 from onehour.training.store import checkpoint_folders
@@ -86,10 +77,9 @@ def run(
     adopt()
     processes = launched().size
     if not is_launched() and (tasks := without_srun(os.environ)) > 1:
-        say(
-            f"onehour: Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
+        tell(
+            f"Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
             f" `srun onehour train` trains in {tasks} processes",
-            sys.stderr,
         )
     if execution.processes not in (1, processes):
         raise ValueError(

@@ -275,14 +275,8 @@ def translate(plan: Plan, tool: str) -> str:
     """The plan for `tool`, on the plan's number of processes, or a process for each worker.
 
     A Python file (for timm a shell script) whose rate is the plan's at every update; behind it, as comments, what the
-    tool does otherwise than the paper, each with its remedy. Needs no torch.
-
-    Args:
-        plan: of a recipe with known samples.
-        tool: one of `TEMPLATES`.
-
-    Raises:
-        ValueError: for an unknown tool (the nearest is offered), or a plan that no other tool can follow.
+    tool does otherwise than the paper, each with its remedy. Needs no torch. A ValueError for an unknown tool, and for
+    a plan that no other tool can follow, as without the number of samples.
     """
     if tool not in TEMPLATES:
         raise ValueError(f"no tool is called {tool!r}; expected {nearest(tool, TEMPLATES)}")
@@ -292,11 +286,7 @@ def translate(plan: Plan, tool: str) -> str:
 
 
 def values_of(plan: Plan) -> dict[str, Any]:
-    """By name. kn = p · passes · n; a process for each worker where the plan names no number of processes.
-
-    Raises:
-        ValueError: if the samples are unknown, the workers do not divide evenly, or no other tool has it.
-    """
+    """By name. kn = p · passes · n; a process for each worker where the plan names no number of processes."""
     recipe, workers, samples = plan.recipe, plan.recipe.workers.workers, plan.recipe.samples
     processes = plan["placement"].value if "placement" in plan.values else workers
     if samples is None:

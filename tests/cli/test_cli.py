@@ -100,12 +100,27 @@ def test_bad_input_is_one_message(
         (["plan", "digits", "--minibatch", "32,33"], "minibatch 33 is not a multiple"),
         (["plan", "digits", "--minibatch", "32,many"], "'many' is not a size"),
         (["plan", "digits", "--minibach", "32"], "expected --minibatch"),
+        (["plan", "digits", "--epochs", "1.5s"], "--epochs: invalid float value: '1.5s'"),
+        (["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"], "must end below minibatch 256"),
+        (["plan", "digits", "--holds-to", "512"], "--holds-to is an interval of minibatches, for example 512,2k"),
+        (
+            ["plan", "resnet50", "--minibatch", "256,8k", "--images-per-second", "9"],
+            "--images-per-second is one minibatch's; for several give --run",
+        ),
+        (["train", "digits", "--restarts", "-1"], "restarts must not be below zero, got -1"),
+        (["train", "digits", "--reduce", "canonical", "--workers-per-pass", "2", "--minibatch", "64"], "one worker"),
+        (["train", "digits", "--reduce", "canonical", "--threads", "2"], "canonical_threads"),
+        (["verify"], "needs a RECIPE, or --model and --data"),
+        (["verify", "digits", "--processes", "2"], "two different numbers"),
+        (["verify", "digits", "--processes", "1,two"], "expected numbers such as 1,2,4"),
+        (["verify", "digits", "--steps", "0"], "steps must be above zero"),
     ],
 )
 def test_bad_commands_are_one_message(
     alone: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     assert message in refused(arguments, capsys)
+    assert list(alone.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,6 @@ def test_several_minibatches_print_the_papers_table(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("typed", "epochs"), [("1k", 1024), ("1.5", 1.5)])
 def test_epochs_are_a_count_or_any_number(capsys: pytest.CaptureFixture[str], typed: str, epochs: float):
     assert json.loads(said(["digits", "--epochs", typed, "--json"], capsys))["epochs"]["value"] == epochs
-    assert main(["plan", "digits", "--epochs", f"{typed}s"]) == 2
-    assert f"--epochs: invalid float value: '{typed}s'" in capsys.readouterr().err
 
 
 def test_detection_prints_t3b(capsys: pytest.CaptureFixture[str]):
@@ -81,19 +79,12 @@ def test_a_ramp_grows_to_each_minibatch_of_a_plan(capsys: pytest.CaptureFixture[
     assert main(["plan", "digits", "--minibatch", "1k,2k", "--ramp", "256:8,512:16"]) == 0
     iterations = [int(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[1:]]
     assert iterations == [8 * 8192 // 256 + 8 * 8192 // 512 + 8 * 8192 // kn for kn in (1024, 2048)]
-    assert main(["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"]) == 2
-    assert "must end below minibatch 256" in capsys.readouterr().err
 
 
 def test_speed_adds_hours(capsys: pytest.CaptureFixture[str]):
     plan = json.loads(said(["resnet50", "--minibatch", "8k", "--images-per-second", "32029", "--json"], capsys))
     assert plan["hours"]["value"] == pytest.approx(1, abs=1e-4)
     assert "hours" not in json.loads(said(["resnet50", "--json"], capsys))
-
-
-def test_one_speed_is_not_taken_for_several_minibatches(capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "resnet50", "--minibatch", "256,8k", "--images-per-second", "1000"]) == 2
-    assert "--images-per-second is one minibatch's; for several give --run" in capsys.readouterr().err
 
 
 def test_a_runs_own_speed_adds_hours(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -135,11 +126,6 @@ def test_a_pair_that_cannot_be_is_said_beside_the_table_of_the_others(capsys: py
     assert line.startswith("note: minibatch 256, processes 64 cannot be: ")
     assert main([*arguments[:2], "--minibatch", "256,512", "--processes", "64", "--json"]) == 2
     assert "64 processes" in capsys.readouterr().err
-
-
-def test_an_interval_has_two_ends(capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "digits", "--holds-to", "512"]) == 2
-    assert "--holds-to is an interval of minibatches, for example 512,2k" in capsys.readouterr().err
 
 
 def test_flags_and_files_change_the_plan(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -59,12 +59,6 @@ def test_a_stop_that_a_full_disk_could_not_note_is_not_taken_for_an_end(
     assert len(said.err.splitlines()) == bool(says)
 
 
-def test_a_negative_number_of_restarts_is_refused(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
-    assert main([*command, "--restarts", "-1"]) == 2
-    assert capsys.readouterr().err == "onehour: restarts must not be below zero, got -1\n"
-    assert list(alone.iterdir()) == []
-
-
 @pytest.fixture
 def trains(command: list[str], environ: dict[str, str]) -> list[str]:
     """A command whose standard output rich and the interpreter write themselves."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.cli.parser import size
+from onehour.messages import tell
 from onehour.rules.arguments import positive
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
             limit=positive("--limit", options.limit),
         )
     except CheckError as error:
-        print(f"onehour: {error}", file=sys.stderr)
+        tell(error)
         return 2
     if options.json or options.sarif:
         print(as_json(checked.findings) if options.json else as_sarif(checked.findings, command.script))

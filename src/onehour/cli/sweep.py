@@ -6,7 +6,6 @@ import argparse
 import math
 import shutil
 import statistics
-import sys
 from contextlib import closing
 from functools import partial
 from multiprocessing.util import get_temp_dir
@@ -31,6 +30,7 @@ from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import default_folder
 from onehour.leaving import before_leaving
+from onehour.messages import tell
 from onehour.recipes import recipe as named
 from onehour.study.spec import label_of, spec_of
 
@@ -114,7 +114,7 @@ def _sweep(options: argparse.Namespace) -> int:
                 raise
         if stop():
             watch.close()
-            print(f"onehour: {stop.text}", file=sys.stderr)
+            tell(stop.text)
             return EXIT_STOPPED
     return print_report([folder], None, options.margin, options.looks)
 

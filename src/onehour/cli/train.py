@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import uuid
 from dataclasses import fields
 from pathlib import Path
@@ -36,7 +35,7 @@ from onehour.dist.launched import adopt, is_launched, launched
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import WHERE, Execution
-from onehour.messages import say
+from onehour.messages import say, tell
 from onehour.recipes import RECIPES
 from onehour.recipes import recipe as named
 
@@ -119,7 +118,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         except LaunchError as error:
             if code := _deliberate_end(folder, job):
                 return code
-            say(f"onehour: {error}", sys.stderr)
+            tell(error)
             return error.code
     return code or _print_outcome(Run(folder))
 
@@ -167,16 +166,16 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     except (NonFiniteError, StoppedError) as error:
         if is_launched_by_us():
             return 0  # a failure would be restarted; the launcher reads in the folder how it ended
-        say(f"onehour: {error}", sys.stderr)
+        tell(error)
         return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
     except PeerLostError as error:
         told = isinstance(error, PeerLateError) and report_failure(str(error))
         if not told and not is_launched_by_us():  # which knows what became of one that is gone
-            say(f"onehour: {error}", sys.stderr)
+            tell(error)
         return EXIT_PEER_LOST
     except ValueError as error:
         if not report_failure(str(error), final=isinstance(error, FolderLostError)):
-            say(f"onehour: {error}", sys.stderr)
+            tell(error)
         return EXIT_BAD_INPUT
     return 0
 
@@ -188,7 +187,7 @@ def _deliberate_end(folder: Path, job: str) -> int:
     ended = ended_on_purpose(folder, job)
     if ended is None:
         return 0
-    say(f"onehour: {ended[1]}", sys.stderr)
+    tell(ended[1])
     return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
 
 
@@ -197,10 +196,10 @@ def _end_without_a_note(run: Run) -> int:
     if run.finished:
         return 0
     if run.summary.get("outcome") == "non-finite":
-        say(f"onehour: {run.folder} ended as non-finite", sys.stderr)
+        tell(f"{run.folder} ended as non-finite")
         return EXIT_NOT_FINITE
     text = f"stopped, and {run.folder} took no note of it: is its disk full? The same command goes on"
-    say(f"onehour: {text} from the last checkpoint", sys.stderr)
+    tell(f"{text} from the last checkpoint")
     return EXIT_STOPPED
 
 

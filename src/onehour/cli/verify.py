@@ -18,6 +18,7 @@ from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.files import to_json
 from onehour.leaving import scratch
+from onehour.messages import tell
 from onehour.recipes import recipe as named
 from onehour.rules.arguments import positive_int
 
@@ -76,7 +77,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
                     stop=stop,
                 )
             except LaunchError as error:
-                print(f"onehour: {STOPPED if stop.asked else error}", file=sys.stderr)
+                tell(STOPPED if stop.asked else error)
                 return EXIT_STOPPED if stop.asked and not stop.again else error.code
             stop.end_at_once()
         findings = compare(folder, processes)

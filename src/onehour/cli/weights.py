@@ -17,7 +17,7 @@ from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.files import to_json, written
-from onehour.messages import nearest, say
+from onehour.messages import nearest, tell
 from onehour.recipes import recipe as named
 
 if TYPE_CHECKING:
@@ -114,10 +114,9 @@ def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
             print(f"{row.name:<{width}}  {error}")
     if recipe.recalibrate is not None and options.source.is_dir():
         command = f"onehour recalibrate {options.source}{' --ema' * options.ema}"
-        say(
-            f"onehour: the run's curve was measured with statistics of {recipe.recalibrate} training images, and this"
+        tell(
+            f"the run's curve was measured with statistics of {recipe.recalibrate} training images, and this"
             f" with the checkpoint's running averages; `{command}` evaluates as the run did",
-            sys.stderr,
         )
     return 0
 
@@ -252,11 +251,11 @@ def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
         for prediction in predictor.predict(paths, top=options.top, done=done):
             if prediction.problem:
                 bad += 1
-                say(f"onehour: {prediction.problem}", sys.stderr)
+                tell(prediction.problem)
             else:
                 write(line(prediction))
     if bad:
-        say(f"onehour: {bad} of {len(paths)} images could not be read", sys.stderr)
+        tell(f"{bad} of {len(paths)} images could not be read")
     return EXIT_BAD_INPUT if bad else 0
 
 

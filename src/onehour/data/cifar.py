@@ -78,10 +78,9 @@ class Cifar(KeyedDataset):
 
 
 def cifar10(path: str | Path, transform: str = "") -> tuple[Cifar, Cifar]:
-    """Training and validation images of cifar-10-python.tar.gz; nothing in it is executed or written to disk.
+    """Of cifar-10-python.tar.gz five batches of 10,000 images to train on, augmented, and the test batch as it is.
 
-    Returns:
-        (train, validation): five batches of 10,000 images augmented, and the test batch as it is.
+    Nothing in it is executed or written to disk.
     """
     batches = _batches(Path(path))
     sides = []

@@ -14,17 +14,7 @@ from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.division import divide
 from onehour.data.index import index_of, read_index
-from onehour.data.listing import (
-    SIDES,
-    Files,
-    Names,
-    Table,
-    expected,
-    list_classes,
-    list_side,
-    list_sides,
-    refuse,
-)
+from onehour.data.listing import SIDES, Files, Names, Table, expected, list_classes, list_side, list_sides, refuse
 from onehour.data.pack import Shards, shards_of
 from onehour.rules.arguments import positive_int
 
@@ -119,11 +109,7 @@ class Images(KeyedDataset):
 def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple[Images, Images]:
     """Training and validation images of a folder DIR/train/CLASS/* and DIR/val/CLASS/*, of its index, or of a pack.
 
-    Args:
-        root: DIR, which is listed unless it holds an index; an index; or a pack's folder.
-
-    Returns:
-        (train, validation), the first with the training crop, the second with the test crop.
+    DIR is listed unless it holds an index. The first have the training crop, the second the test crop.
     """
     sides = open_sides(Path(root))
     train, validation = (Images(sides[side], augmented=side == "train", options=options) for side in SIDES)
@@ -154,11 +140,7 @@ def divided_folder(
 
 
 def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
-    """The sources of a folder, an index or a pack, by "train" and "val".
-
-    Args:
-        sizes: ask for the sizes of a folder's files too; an index and a pack know them.
-    """
+    """The sources of a folder, an index or a pack, by "train" and "val"; `sizes` of files, which an index knows."""
     if (place := index_of(root)) is not None:
         index = read_index(place)
         if index.about["kind"] == "pack":

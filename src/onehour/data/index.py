@@ -33,11 +33,7 @@ TYPES = {"U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64}
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Write a file of arrays, whole or not at all.
-
-    Args:
-        arrays: of uint8, int32, uint32 or int64.
-    """
+    """Write a file of arrays of uint8, int32, uint32 or int64, whole or not at all."""
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     metadata = {KEY: json.dumps({"about": about, "sha256": _digest(arrays, about)})}
     replace_whole(path.parent, path.name, save(arrays, metadata=metadata))
@@ -97,12 +93,7 @@ class Index:
         return self.path.parent / str(self.about.get("root", "."))
 
     def table(self, side: str) -> Table:
-        """One side's images.
-
-        Raises:
-            FaultError: if they are no table, as a wrong or a malicious index may have it: a label out of range, a name
-                that leads out of its folder.
-        """
+        """One side's images; a FaultError if a wrong or a malicious index has no table that a listing would have."""
         classes = self.about.get("folders", {}).get(side, self.about["classes"])
         found = [self.arrays.get(f"{side}.{name}") for name in ("labels", "names", "ends", "sizes", "checks")]
         labels, buffer, ends, sizes, checks = found

@@ -81,11 +81,7 @@ class Table:
         return {self.names[index]: index for index in range(first, last)}
 
     def verify(self, index: int, data: bytes, name: Callable[[int], str]) -> bytes:
-        """`data` itself, if it has the size and the CRC-32 that are known of image `index`.
-
-        Raises:
-            FaultError: if it is other data.
-        """
+        """`data` itself, if it has the size and the CRC-32 that are known of image `index`; else a FaultError."""
         if self.sizes is not None and len(data) != self.sizes[index]:
             problem = f"has {len(data):,} bytes, {self.sizes[index]:,} when it was indexed"
         elif self.checks is not None and zlib.crc32(data) != self.checks[index]:
@@ -230,11 +226,7 @@ def list_class(folder: Path, faults: list[FaultError], *, sizes: bool = False) -
 
 
 def refuse(faults: Sequence[FaultError], root: Path | None) -> None:
-    """Raise the first of the faults, if there are any, and say how many more there are; notes do not count.
-
-    Args:
-        root: the folder, index or pack of both sides, which the doctor lists; None where it is something else.
-    """
+    """Raise the first of the faults, if any, and say how many more the doctor of `root` lists; notes do not count."""
     wrong = [fault for fault in faults if not fault.note]
     if wrong:
         doctor = f"; `onehour data doctor {root}` lists them" if root is not None else ""

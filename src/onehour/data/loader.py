@@ -73,11 +73,7 @@ class Feed:
         return self._looked().samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
-        """The batch of every pass of the iterations [start, stop).
-
-        Args:
-            passes: the workers of each of this process's passes.
-        """
+        """The batch of every pass, of the workers of each, of the iterations [start, stop)."""
         assert self.stream is not None
         if self._gathers:
             return _gathered(self._tensors(), self.stream, passes, range(start, stop), self.device)

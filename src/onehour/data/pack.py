@@ -137,9 +137,7 @@ class Shards:
 def shards_of(index: Index, side: str) -> Shards:
     """One side of a pack; whether the shards are there is for `Shards.faults`.
 
-    Raises:
-        FaultError: if the index holds what no packing would have written: names that lead elsewhere, offsets outside
-            their shard.
+    A FaultError if the index holds what no packing would have written: names or offsets that lead elsewhere.
     """
     table, about = index.table(side), index.about
     try:

@@ -165,11 +165,7 @@ class Keyed:
     def batch(
         self, keys: Iterable[Key], *, empty: Empty = empty, begun: Callable[[int], object] = lambda index: None
     ) -> tuple[Any, list[int]]:
-        """The samples of some keys as a batch.
-
-        Returns:
-            The batch, and the indices of samples that could not be read and were replaced.
-        """
+        """The samples of some keys as a batch, and the indices of those that could not be read and were replaced."""
         samples: list[Any] = []
         skipped: list[int] = []
         for epoch, index, position in keys:

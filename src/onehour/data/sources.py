@@ -148,11 +148,7 @@ class FileReader:
 
 
 def file_reader(spec: str, **options: Any) -> FileReader:
-    """What reads image files as the validation data of a recipe does; a path's data need not be there any more.
-
-    Args:
-        spec, options: as of `load_data`; what is neither a name nor a function is a path.
-    """
+    """What reads image files as the validation data of a recipe does (`load_data`); a path need not be there."""
     name = spec.partition(":")[0]
     if name in SAMPLES:
         return FileReader(DigitFiles(_split_of(spec), samples=SAMPLES[name]), torch.zeros(1, SIDE, SIDE), list)
@@ -183,11 +179,7 @@ def file_reader(spec: str, **options: Any) -> FileReader:
 
 
 def complete(
-    recipe: Recipe,
-    data: Any = None,
-    *,
-    collate: Callable[[list[Any]], Any] | None = None,
-    trains: bool = True,
+    recipe: Recipe, data: Any = None, *, collate: Callable[[list[Any]], Any] | None = None, trains: bool = True
 ) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 

@@ -48,11 +48,9 @@ def refuse_too_few_gpus(processes: int, device: str) -> None:
 
 
 def own_gpu(local_rank: int, local_size: int, *, shared: bool) -> int:
-    """The number of the GPU that a process takes.
+    """The number of the GPU that a process takes, one of `local_size` on this host.
 
-    Args:
-        local_rank, local_size: its number among the processes of this host, and how many they are.
-        shared: all of them see the same GPUs; a launcher such as srun may give each some of its own.
+    All of them see the same GPUs if `shared`; a launcher such as srun may give each some of its own.
     """
     gpus = torch.cuda.device_count()
     started = max(local_size, local_rank + 1)

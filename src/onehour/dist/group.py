@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import Tensor
 from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
 from onehour.dist.launched import JOB, Launched, launched
 from onehour.dist.meeting import GLOO_DEVICE, choose_device, meet
-from onehour.messages import say
+from onehour.messages import tell
 
 LOST = (
     "closed by peer",
@@ -133,10 +132,9 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
             os.environ[GLOO_DEVICE] = chosen
             if chosen != "lo" and not place.local_rank:  # no matter of course, and one process of the host says so
                 name = hosts[place.rank].name
-                say(
-                    f"onehour: other hosts cannot reach this one by its name {name}: its processes use the device"
+                tell(
+                    f"other hosts cannot reach this one by its name {name}: its processes use the device"
                     f" {chosen} ({GLOO_DEVICE} names another)",
-                    sys.stderr,
                 )
         store.set_timeout(timedelta(seconds=limit))
         dist.init_process_group(

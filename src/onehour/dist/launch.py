@@ -19,7 +19,7 @@ from onehour.dist.meeting import listen_here, loopback, store_at
 from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, STOPS, StopSignals, asks_to_stop
 from onehour.leaving import signal_with_parent, signals_wait
 from onehour.machine import CORES, share_of, stat_of
-from onehour.messages import say
+from onehour.messages import tell
 
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
@@ -100,7 +100,7 @@ def launch(
         if failure.on_purpose or attempt == restarts:
             raise failure
         again = f"all processes are started anew ({attempt + 1} of {restarts})"
-        say(f"onehour: {failure}; {again}", sys.stderr)
+        tell(f"{failure}; {again}")
 
 
 def end_with_launcher() -> None:
@@ -122,11 +122,7 @@ def process_began(pid: int) -> float:
 
 
 def report_failure(message: str, environ: Mapping[str, str] = os.environ, *, final: bool = False) -> bool:
-    """Tell our launcher why this process fails, so that it is said once and not p times; False without one.
-
-    Args:
-        final: nothing is to be started anew.
-    """
+    """Tell our launcher why this process fails, so that it is said once; False without one. `final`: no new start."""
     if OURS not in environ or TELL not in environ:
         return False
     try:
@@ -152,8 +148,7 @@ def refuse_used_port(port: int) -> None:
 def meeting_place(port: int) -> Iterator[int]:
     """The store where the processes of one start find each other, on the loopback device alone; gives its port.
 
-    Args:
-        port: 0 picks a free one, which nobody can take between choice and use.
+    Port 0 picks a free one, which nobody can take between choice and use.
     """
     listener = listen_here(port)
     found = listener.getsockname()[1]
@@ -163,11 +158,7 @@ def meeting_place(port: int) -> Iterator[int]:
 
 
 class Processes:
-    """p processes, of ranks 0 … p − 1.
-
-    Args:
-        environs: what each finds in its environment besides ours.
-    """
+    """p processes, of ranks 0 … p − 1; each finds one of `environs` in its environment besides ours."""
 
     def __init__(
         self, command: Sequence[str], environs: Sequence[Mapping[str, str]], stop: StopSignals | None = None

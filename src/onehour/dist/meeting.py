@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onehour.dist.launched import LOOPBACK, Launched
-from onehour.messages import say, stderr_muted
+from onehour.messages import stderr_muted, tell
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -103,7 +102,7 @@ class _Wait:
         if waited > self._next:
             self._next += EVERY
             if text := what():
-                say(f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}", sys.stderr)
+                tell(f"waiting for {text}, for {waited:.0f} s so far; {_LOOK}")
         self._pause = min(1.5 * self._pause, 0.5)
         time.sleep(self._pause)
 

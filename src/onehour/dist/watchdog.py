@@ -23,7 +23,7 @@ from onehour.dist.group import Group
 from onehour.dist.launch import is_torchruns
 from onehour.dist.signals import StopSignals
 from onehour.machine import stat_of
-from onehour.messages import say
+from onehour.messages import tell
 
 EXIT_STUCK = 76
 GRACE = 10.0
@@ -135,12 +135,12 @@ class Watchdog:
                 lines.append(f"a process that loads data for process {self.rank} (id {pid}, {state}) gives none")
             else:
                 ask.append(pid)
-        say("\n".join(f"onehour: {line}" for line in lines), sys.stderr)
+        tell("\nonehour: ".join(lines))
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
         for pid in ask:
             if _catches(pid, DUMP):
-                say(f"onehour: process id {pid} is at", sys.stderr)
+                tell(f"process id {pid} is at")
                 with suppress(OSError):
                     os.kill(pid, DUMP)
                 time.sleep(0.2)  # until it has written

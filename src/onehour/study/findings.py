@@ -132,8 +132,7 @@ class Findings:
 def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Findings:
     """Judge a study: each minibatch beside the reference, each arm beside the recipe at its minibatch.
 
-    Args:
-        margin: in points, or in the metric's unit; None is half a point of top-1 error.
+    The margin is in points, or in the metric's unit; None is half a point of top-1 error.
     """
     metric = study.metric
     if margin is None and metric != TOP1_ERROR:

@@ -67,7 +67,6 @@ def write_report(
     """Read, judge, draw and write; nothing is written before all of it is known to be right.
 
     Args:
-        paths: a sweep's folder, runs' folders, CSVs.
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
         margin, looks: of the verdicts (`onehour.study.findings.findings_of`).
     """

@@ -217,12 +217,7 @@ def usual_reference_seeds(seeds: int, minibatches: Sequence[int]) -> int:
 
 OTHERS = ("arm", "curve")  # names under which an arm is somebody else's text: a CSV's column, or its file
 
-GROUPS = {
-    "rate": "Warmup and rate",
-    "pitfall": "One thing wrong",
-    "n": "BatchNorm’s n",
-    "other": "Other changes",
-}
+GROUPS = {"rate": "Warmup and rate", "pitfall": "One thing wrong", "n": "BatchNorm’s n", "other": "Other changes"}
 """Questions that arms answer."""
 
 PLAIN = {
