@@ -246,7 +246,6 @@ class Recipe:
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        """The factors of `layer_rates`, by their patterns."""
         return {pattern: float(factor) for pattern, _, factor in (text.rpartition("=") for text in self.layer_rates)}
 
     @property
@@ -346,7 +345,6 @@ class Recipe:
         return cls().replace(**values)
 
     def to_toml(self) -> str:
-        """The recipe as a TOML file's text."""
         # Every JSON string, number, boolean and flat list is TOML too, once text beyond the BMP is not escaped.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.as_dict().items())
         return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"

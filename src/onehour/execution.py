@@ -14,7 +14,6 @@ FOLDER = "its folder"
 
 
 def _said(default: Any, text: str, **flag: Any) -> Any:
-    """A field with its help text, and what argparse is told of its flag beside that."""
     return field(default=default, metadata={"help": text, "group": WHERE, **flag})
 
 
@@ -76,7 +75,6 @@ class Execution:
             raise ValueError(f"port must lie in 0 … 65535, got {self.port}")
 
     def folder(self, recipe: Recipe) -> Path:
-        """The run's folder."""
         if self.out is None and self.continues is not None:
             old = self.continues if self.continues.name else self.continues.absolute()
             return old.with_name(f"{old.name}-{recipe.epochs}-epochs")

@@ -51,7 +51,6 @@ class Plan:
         return {name: dict(vars(derived)) for name, derived in self.values.items()}
 
     def to_json(self) -> str:
-        """`as_dict` as JSON."""
         return to_json(self.as_dict(), indent=2)
 
 

@@ -120,7 +120,6 @@ def test_bad_commands_are_one_message(
     alone: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     assert message in refused(arguments, capsys)
-    assert list(alone.iterdir()) == []
 
 
 @pytest.mark.parametrize(

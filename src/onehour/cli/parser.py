@@ -188,7 +188,6 @@ def size(text: str) -> int:
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Counts, with commas between them."""
     return tuple(size(part) for part in text.split(","))
 
 

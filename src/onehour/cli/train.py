@@ -66,7 +66,6 @@ def add_train(commands: Any) -> None:
 
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """`onehour train`: check, then run here or in p processes, then print how it ended."""
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
             end_with_launcher()

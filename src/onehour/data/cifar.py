@@ -73,7 +73,6 @@ class Cifar(KeyedDataset):
         return {"train_transform": self.transform}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """A batch (N, 3, 32, 32) of uint8 as the normalised float32 that networks take."""
         return normalise(images, MEAN, STD)
 
 

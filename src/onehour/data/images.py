@@ -65,7 +65,6 @@ class Images(KeyedDataset):
 
     @property
     def classes(self) -> list[str]:
-        """Their names; a label is a place in this list."""
         return self.source.classes
 
     def __len__(self) -> int:
@@ -97,7 +96,6 @@ class Images(KeyedDataset):
         return self.source.name(index)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """A batch (N, 3, H, W) of uint8 as the normalised float32 that networks take."""
         return normalise(images, MEAN, STD)
 
     @property

@@ -102,7 +102,6 @@ class Files:
         self.classes, self.labels = table.classes, table.labels
 
     def name(self, index: int) -> str:
-        """The path of image `index`."""
         return os.path.join(self.root, self.table.where(index))
 
     def read(self, index: int) -> bytes:
@@ -115,7 +114,6 @@ LARGEST = 2**30
 
 
 def read_file(path: str) -> bytes:
-    """All bytes of a plain file."""
     try:
         # Without O_NONBLOCK, opening a pipe that took the file's place would wait for ever.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -287,7 +285,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def image_by_name(name: str) -> bool:
-    """Whether a file is named as an image is."""
     suffix = os.path.splitext(name)[1].lower()
     return any(suffix in suffixes for suffixes in SUFFIXES.values())
 

@@ -196,7 +196,6 @@ class Skipped:
         self._since = 0
 
     def add(self, indices: list[int]) -> None:
-        """Note the bad images of a batch."""
         self.indices.update(indices)
         self._since += len(indices)
 

@@ -184,12 +184,10 @@ class Keyed:
         return self.form.batch(samples, empty), skipped
 
     def name(self, index: int) -> str:
-        """What a message calls sample `index`."""
         name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""
         return f"sample {index}" + (f" ({name})" if name else "")
 
     def called(self, index: int) -> str:
-        """`name` behind the side that it is of."""
         return f"{self.side} {self.name(index)}".strip()
 
     def _checked(self, image: Any, label: Any) -> tuple[Tensor, int]:

@@ -38,7 +38,6 @@ def pick_processes(device: str, workers: int) -> tuple[int, str]:
 
 
 def refuse_too_few_gpus(processes: int, device: str) -> None:
-    """Refuse more processes on this machine than it has GPUs."""
     gpus = torch.cuda.device_count() if device == "cuda" else processes
     if gpus < processes:
         raise ValueError(

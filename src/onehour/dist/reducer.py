@@ -127,7 +127,6 @@ class Reducer:
         return [self.tail, *(p.grad for p in self.parameters if p.grad is not None)]
 
     def close(self) -> None:
-        """Take the hooks off the parameters."""
         for handle in self._handles:
             handle.remove()
 

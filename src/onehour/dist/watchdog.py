@@ -42,7 +42,6 @@ DUMP = getattr(signal, "SIGRTMIN", signal.SIGURG)  # macOS has no signals to spa
 
 
 def never() -> bool:
-    """Nobody asks for a stop."""
     return False
 
 
@@ -87,7 +86,6 @@ class Watchdog:
         self.close()
 
     def close(self) -> None:
-        """Watch no longer."""
         self._ended.set()
         if self.timeout is not None:
             faulthandler.cancel_dump_traceback_later()

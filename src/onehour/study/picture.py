@@ -109,7 +109,6 @@ class Window:
 
     @property
     def broken(self) -> bool:
-        """Whether there is anything beyond the knee."""
         return self.high > self.knee
 
     def forward(self, values: Any) -> np.ndarray:

@@ -73,17 +73,14 @@ class Entry:
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Of the runs that have ended."""
         return tuple(result.error for result in self.results if result.error is not None)
 
     @property
     def n(self) -> int:
-        """How many runs have ended."""
         return len(self.errors)
 
     @property
     def mean(self) -> float:
-        """Mean error; nan without any."""
         return statistics.fmean(self.errors) if self.errors else math.nan
 
     @property

@@ -39,7 +39,6 @@ def arm_of(recipe: Recipe, base: Recipe) -> Arm:
 
 
 def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
-    """A recipe with an arm's changes, at a minibatch and seed."""
     changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
     try:
         return recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))

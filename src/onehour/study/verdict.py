@@ -75,7 +75,6 @@ class Verdict:
 
     @property
     def found(self) -> str:
-        """The difference with its interval, in points."""
         found, lower, upper = (points(value, self.digits) for value in (self.difference, self.lower, self.upper))
         return f"{found} [{lower}, {upper}]"
 

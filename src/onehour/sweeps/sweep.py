@@ -41,7 +41,6 @@ class Work:
 
     @property
     def left(self) -> int:
-        """Runs that have not ended."""
         return sum(len(task.recipes) for task in self.tasks)
 
 
