@@ -126,16 +126,6 @@ def test_the_text_of_the_rate_is_the_schedule_to_the_bit(warmup: str, decay: str
         assert schedule(epoch) == recipe.schedule(epoch)
 
 
-def test_a_plan_in_the_words_of_a_tool_needs_no_torch():
-    code = (
-        "import sys; from onehour.cli import main\n"
-        + "".join(f"assert main(['plan', 'digits', '--as', '{tool}']) == 0\n" for tool in TEMPLATES)
-        + "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(("model", "word"), [("timm:resnet26d", "resnet26d"), ("timm:a b", "'a b'"), ("x:y", "MODEL")])
 def test_what_timm_is_told(model: str, word: str):
     changes = {"precision": "bf16", "channels_last": True, "compile": True, "zero_gamma": False}
@@ -207,13 +197,9 @@ def test_timms_optimizer_is_ours(name: str, momentum: float, nesterov: bool):
 
 
 RECIPES = [
-    *(
-        small(),
-        small(warmup="constant"),
-        small(decay="cosine", warmup="constant"),
-        small(decay="cosine", warmup="none"),
-    ),
-    *(small(scaling="sqrt"), small(milestones=("3", "5", "31/3")), small(milestones=()), small(base_minibatch=96)),
+    *(small(), small(warmup="constant"), small(decay="cosine", warmup="constant")),
+    *(small(decay="cosine", warmup="none"), small(scaling="sqrt"), small(milestones=("3", "5", "31/3"))),
+    *(small(milestones=()), small(base_minibatch=96)),
     *(plan("resnet50", minibatch=8192).recipe, plan("digits", minibatch=256).recipe),
 ]
 # Their own imports warn, and starting processes that import them takes long.
