@@ -159,7 +159,7 @@ def nothing_starts(draw: random.Random) -> Iterator[None]:
 
     patches: list[tuple[str, Any]] = [
         ("onehour.cli.train._train_here", lambda *_: draw.choice((4, 75))),
-        ("onehour.dist.launch.launch", fail(LaunchError("a process failed", 1))),
+        *((f"onehour.cli.{name}.launch", fail(LaunchError("a process failed", 1))) for name in ("train", "verify")),
         ("onehour.check.run.checking.check_script", fail(CheckError("not checked here"))),
         ("onehour.runs.check_start", check),
         ("onehour.training.record.move_aside", lambda folder: None),

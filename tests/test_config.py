@@ -16,62 +16,38 @@ from onehour.training.record import Run, differences
 
 NAN, INF = math.nan, math.inf
 
+# Each is said with its name.
+VALUES: list[tuple[str, list[Any]]] = [
+    *(("minibatch", [0, -256, "8k", None, True]), ("per_worker", [0, 2.5]), ("base_minibatch", [0])),
+    *(("samples", [0, 1e6]), ("classes", [0, -1]), ("epochs", [0, -1.5, INF]), ("image_size", [0])),
+    *(("test_resize", [2.5]), ("mixup", [-0.2]), ("cutmix", [NAN]), ("label_smoothing", [-0.1])),
+    *(("base_lr", [0, -0.1, NAN, INF, "0.1", True]), ("momentum", [-0.1, NAN]), ("weight_decay", [-1e-4, INF])),
+    *(("clip_norm", [0, INF]), ("freeze", [3]), ("decay_factor", [0]), ("warmup_epochs", [-1, NAN])),
+    *(("scaling", [None]), ("optimizer", [3]), ("nesterov", [1]), ("compile", ["yes"]), ("channels_last", [None])),
+    *(("zero_gamma", [0]), ("scale_adaptive", ["no"]), ("seed", [0.5, True, "0"])),
+    *(("name", [3]), ("model", [None]), ("data", [b"x"])),
+]
 # (changes, what the message must say)
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
-    ({"minibatch": 0}, ["minibatch", "0"]),
-    ({"minibatch": -256}, ["minibatch", "-256"]),
+    *(({name: value}, [name, repr(value)]) for name, values in VALUES for value in values),
     ({"minibatch": 256.0}, ["minibatch", "whole", "256.0"]),
-    ({"minibatch": "8k"}, ["minibatch", "'8k'"]),
-    ({"minibatch": None}, ["minibatch", "None"]),
-    ({"minibatch": True}, ["minibatch", "True"]),
     ({"minibatch": 100}, ["minibatch 100", "per_worker 32", "96 or 128"]),
     ({"minibatch": 16}, ["minibatch 16", "per_worker 32", "32"]),
     ({"minibatch": 1024, "samples": 1000}, ["minibatch 1024", "1000 samples", "at most 1000"]),
-    ({"per_worker": 0}, ["per_worker", "0"]),
-    ({"per_worker": 2.5}, ["per_worker", "2.5"]),
-    ({"base_minibatch": 0}, ["base_minibatch", "0"]),
-    ({"samples": 0}, ["samples", "0"]),
-    ({"samples": 1e6}, ["samples", "1000000.0"]),
-    ({"classes": 0}, ["classes", "0"]),
-    ({"classes": -1}, ["classes", "-1"]),
-    ({"epochs": 0}, ["epochs", "0"]),
-    ({"epochs": -1.5}, ["epochs", "-1.5"]),
-    ({"epochs": INF}, ["epochs", "inf"]),
-    ({"image_size": 0}, ["image_size", "0"]),
-    ({"test_resize": 2.5}, ["test_resize", "2.5"]),
     ({"random_erasing": 1.5}, ["random_erasing", "at most 1", "1.5"]),
-    ({"mixup": -0.2}, ["mixup", "-0.2"]),
-    ({"cutmix": NAN}, ["cutmix", "nan"]),
     ({"mixup": 0.2, "per_worker": 1}, ["mixup", "per_worker", "at least 2, got 1"]),
     ({"label_smoothing": 1}, ["label_smoothing", "below 1", "1"]),
-    ({"label_smoothing": -0.1}, ["label_smoothing", "-0.1"]),
-    ({"base_lr": 0}, ["base_lr", "0"]),
-    ({"base_lr": -0.1}, ["base_lr", "-0.1"]),
-    ({"base_lr": NAN}, ["base_lr", "nan"]),
-    ({"base_lr": INF}, ["base_lr", "inf"]),
-    ({"base_lr": "0.1"}, ["base_lr", "'0.1'"]),
-    ({"base_lr": True}, ["base_lr", "True"]),
     ({"momentum": 1}, ["momentum", "below 1", "1"]),
-    ({"momentum": -0.1}, ["momentum", "-0.1"]),
-    ({"momentum": NAN}, ["momentum", "nan"]),
     ({"momentum": 0}, ["nesterov", "momentum"]),
-    ({"weight_decay": -1e-4}, ["weight_decay", "-0.0001"]),
-    ({"weight_decay": INF}, ["weight_decay", "inf"]),
-    ({"clip_norm": 0}, ["clip_norm", "0"]),
-    ({"clip_norm": INF}, ["clip_norm", "inf"]),
     ({"ema": 1}, ["ema", "below 1"]),
     ({"ema": 0}, ["ema", "above zero"]),
     ({"freeze": "stem.*"}, ["freeze", "list", "'stem.*'"]),
     ({"freeze": ["stem.*", 3]}, ["freeze", "3"]),
-    ({"freeze": 3}, ["freeze", "3"]),
     ({"layer_rates": ["stem.*"]}, ["layer_rates", "'stem.*'", "stem.*=0.1"]),
     ({"layer_rates": {"stem.*": 0}}, ["layer_rates", "'stem.*=0'", "above zero"]),
     ({"layer_rates": {"stem.*": "fast"}}, ["layer_rates", "'stem.*=fast'"]),
     ({"layer_rates": ["=2"]}, ["layer_rates", "'=2'"]),
     ({"layer_rates": ["a=1", "a=2"]}, ["layer_rates", "a twice"]),
-    ({"decay_factor": 0}, ["decay_factor", "0"]),
-    ({"warmup_epochs": -1}, ["warmup_epochs", "-1"]),
-    ({"warmup_epochs": NAN}, ["warmup_epochs", "nan"]),
     ({"warmup_epochs": 91}, ["warmup_epochs 91", "90 epochs"]),
     ({"milestones": ("60", "30")}, ["milestones", "60", "30"]),
     ({"milestones": ("30", "30")}, ["milestones", "30"]),
@@ -82,24 +58,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"milestones": 30}, ["milestone", "30"]),
     ({"milestones": None}, ["milestone", "None"]),
     ({"scaling": "liner"}, ["scaling", "'liner'", "linear"]),
-    ({"scaling": None}, ["scaling", "None"]),
     ({"decay": "exp"}, ["decay", "'exp'", "one of step, cosine"]),
     ({"warmup": "gradul"}, ["warmup", "'gradul'", "gradual"]),
     ({"precision": "bf61"}, ["precision", "'bf61'", "bf16"]),
     ({"precision": "fp16"}, ["precision fp16", "loss scaling", "bf16"]),
     ({"optimizer": "sdg"}, ["optimizer", "'sdg'", "sgd"]),
-    ({"optimizer": 3}, ["optimizer", "3"]),
-    ({"nesterov": 1}, ["nesterov", "1"]),
-    ({"compile": "yes"}, ["compile", "'yes'"]),
-    ({"channels_last": None}, ["channels_last", "None"]),
-    ({"zero_gamma": 0}, ["zero_gamma", "0"]),
-    ({"scale_adaptive": "no"}, ["scale_adaptive", "'no'"]),
-    ({"seed": 0.5}, ["seed", "0.5"]),
-    ({"seed": True}, ["seed", "True"]),
-    ({"seed": "0"}, ["seed", "'0'"]),
-    ({"name": 3}, ["name", "3"]),
-    ({"model": None}, ["model", "None"]),
-    ({"data": b"x"}, ["data", "b'x'"]),
     ({"minibach": 256}, ["'minibach'", "expected minibatch"]),
     ({"batch_size": 256}, ["'batch_size'", "expected"]),
 ]
@@ -154,13 +117,6 @@ def test_a_recipe_cannot_be_changed_in_place():
         Recipe().minibatch = 512  # type: ignore[misc]
 
 
-def test_replace_leaves_the_first_recipe_as_it_was():
-    first = Recipe()
-    assert first.workers.workers == 8
-    assert first.replace(minibatch=512).workers.workers == 16
-    assert first.workers.workers == 8
-
-
 def test_recipes_with_the_same_values_are_equal_and_hash_alike():
     assert Recipe(milestones=(30, 60, 80)) == Recipe()  # type: ignore[arg-type]
     assert hash(Recipe(seed=1)) == hash(Recipe(seed=1))
@@ -212,12 +168,8 @@ RECIPES = st.builds(
     seed=st.integers(),
 )
 ODD = [
-    "😀 ∞ é",
-    'a "quote" \\ and \\u0041',
-    "\x00\x01\x1f\x7f\x80\x85",
-    "\ttab\nline\r\nreturn\r",
-    "\u2028\ufeff",
-    "'''",
+    *("😀 ∞ é", 'a "quote" \\ and \\u0041', "\x00\x01\x1f\x7f\x80\x85"),
+    *("\ttab\nline\r\nreturn\r", "\u2028\ufeff", "'''"),
 ]
 
 

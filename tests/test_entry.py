@@ -150,8 +150,7 @@ def test_a_sweeps_file_is_a_file(downloaded: Path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"model": "timm:resnet18"}, {"model": "torchvision:resnet18"}, {"model": "resnet8", "data": "digits:1"}],
+    "change", [{"model": "timm:resnet18"}, {"model": "torchvision:resnet18"}, {"model": "resnet8", "data": "digits:1"}]
 )
 def test_what_is_no_code_of_ones_own_needs_no_trust(tmp_path: Path, change: dict[str, Any]):
     (tmp_path / "recipe.toml").write_text(onehour.recipe("digits", **change).to_toml())
@@ -199,10 +198,6 @@ def test_no_process_takes_a_module_of_the_current_folder_for_pythons_own(alone: 
 
 MODULES = {
     "parses": ("import argparse\np = argparse.ArgumentParser()\np.add_argument('--x')\np.parse_args()", "parses.py:4"),
-    "needs": (
-        "import argparse\np = argparse.ArgumentParser()\np.add_argument('x')\np.parse_args(['--no'])",
-        "needs.py:4",
-    ),
     "leaves": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
     "odd": ("class Odd(BaseException): pass\nraise Odd('strange')", "Odd: strange"),
     "called": ("import sys\ndef net(): sys.exit(3)", "code that was called leaves Python: SystemExit: 3"),

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +32,9 @@ PAPER = {
     "warmup_lr_step": (3.1 * 8192 / (5 * 1_281_167), 0),
     "images_per_second_for_one_hour": (90 * 1_281_167 / 3600, 90 * 1_281_167 / 3600),
 }
-ALWAYS = [
-    "minibatch",
-    "per_worker",
-    "workers",
-    "base_lr",
-    "base_minibatch",
-    "target_lr",
-    "warmup_start_lr",
-    "warmup_epochs",
-    "epochs",
-    "iterations_per_epoch",
-    "iterations",
-]
+SOURCES = ("resnet50", Recipe(samples=1_281_167))
+ALWAYS = {*PAPER} - {"warmup_iterations", "warmup_lr_step", "images_per_second_for_one_hour"}
+ALWAYS = {name for name in ALWAYS if not name.startswith("lr_at_epoch")}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -68,14 +56,10 @@ def test_what_goes_beyond_the_paper_is_derived_where_it_is_asked_for():
     assert "Busbridge" in found["ema"].rule
 
 
-def test_nothing_else_is_derived():
-    assert list(plan("resnet50", minibatch=8192).values) == list(PAPER)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_has_each_derived_value_with_its_rule_and_section(name):
     values = json.loads(plan(name).to_json())
-    assert set(ALWAYS) <= set(values)
+    assert set(values) >= ALWAYS
     for derived in values.values():
         assert derived.keys() >= {"value", "rule", "section"}
         assert derived["rule"]
@@ -83,7 +67,8 @@ def test_json_has_each_derived_value_with_its_rule_and_section(name):
         assert derived["value"] is not None
 
 
-def test_json_is_the_same_data_as_the_plan():
+def test_json_is_the_same_data_as_the_plan_and_nothing_else_is_derived():
+    assert list(plan("resnet50", minibatch=8192).values) == list(PAPER)
     eight = plan("resnet50", minibatch=8192, processes=3, images_per_second=1000)
     assert json.loads(eight.to_json()) == eight.as_dict()
     assert eight.as_dict()["iterations"]["value"] == 14_076
@@ -95,30 +80,13 @@ def test_an_hour_needs_32029_images_a_second():
     assert plan("resnet50", minibatch=8192, images_per_second=needed)["hours"].value == pytest.approx(1, rel=1e-12)
 
 
-@pytest.mark.parametrize("speed", [0, -1.0, math.nan])
-def test_a_speed_that_is_not_above_zero_is_refused(speed):
-    with pytest.raises(ValueError, match="images_per_second must be above zero"):
-        plan("resnet50", images_per_second=speed)
-
-
-def test_hours_are_not_left_out_silently_where_the_samples_are_unknown():
-    with pytest.raises(ValueError, match="samples"):
-        plan(Recipe(model="resnet50"), images_per_second=1000)
-
-
 @pytest.mark.parametrize(
-    ("processes", "each"),
-    [(1, "256 each"), (8, "32 each"), (3, "85 or 86 each"), (256, "1 each")],
+    ("processes", "each"), [(1, "256 each"), (8, "32 each"), (3, "85 or 86 each"), (256, "1 each")]
 )
 def test_a_placement_says_how_many_workers_a_process_hosts(processes, each):
     placement = plan("resnet50", minibatch=8192, processes=processes)["placement"]
     assert placement.value == processes
     assert placement.rule == f"256 workers on {processes} processes: {each}"
-
-
-def test_more_processes_than_workers_are_refused():
-    with pytest.raises(ValueError, match="257 processes cannot share 256 workers"):
-        plan("resnet50", minibatch=8192, processes=257)
 
 
 STEPS = [[1.0, 59.0, 0.0, 10.0], [1.0, 67.0, 0.0, 10.0]] * 4
@@ -212,11 +180,24 @@ def test_the_canonical_reduction_is_not_modelled(tmp_path: Path):
         plan("digits", minibatch=64, reduce="canonical", run=run, processes=2, bandwidth=1)
 
 
-def test_a_price_needs_hours_and_processes():
-    with pytest.raises(ValueError, match="a price needs hours and processes"):
-        plan("digits", price=1, processes=2)
-    with pytest.raises(ValueError, match="a price needs hours and processes"):
-        plan("digits", price=1, images_per_second=9)
+@pytest.mark.parametrize(
+    ("source", "options", "told"),
+    [
+        *(("resnet50", {"images_per_second": n}, "images_per_second must be above zero") for n in (0, -1.0, math.nan)),
+        (Recipe(model="resnet50"), {"images_per_second": 1000}, "samples"),
+        ("digits", {"price": 1, "processes": 2}, "a price needs hours and processes"),
+        ("digits", {"price": 1, "images_per_second": 9}, "a price needs hours and processes"),
+        ("resnet50", {"holds_to": (9000, 5000)}, "holds_to is 9000 to 5000"),
+        *((source, {"minibatch": 100}, "minibatch 100 is not a multiple of per_worker 32") for source in SOURCES),
+        *((source, {"minibach": 256}, "no 'minibach'; expected minibatch") for source in SOURCES),
+    ],
+)
+def test_what_cannot_be_planned_is_one_message(source: Any, options: dict[str, Any], told: str):
+    with pytest.raises(ValueError, match=told):
+        plan(source, **options)
+
+
+def test_a_price_is_that_of_all_processes():
     assert plan("digits", processes=2, images_per_second=24 * 8192 / 3600, price=4)["price"].value == pytest.approx(8)
 
 
@@ -224,12 +205,6 @@ def test_the_largest_k_is_that_of_the_interval():
     largest = plan("resnet50", holds_to=(5000, 9000))["largest_workers"]
     assert largest.value == 281
     assert "from 156 workers on" in largest.rule
-    with pytest.raises(ValueError, match="holds_to is 9000 to 5000"):
-        plan("resnet50", holds_to=(9000, 5000))
-
-
-def test_no_placement_or_hours_are_made_up():
-    assert {"placement", "hours"}.isdisjoint(plan("resnet50").values)
 
 
 @pytest.mark.parametrize(
@@ -258,14 +233,10 @@ def test_the_rate_follows_the_scaling(scaling, lr):
     assert planned["target_lr"].base == 0.1
 
 
-def test_a_milestone_that_is_a_fraction_keeps_its_name():
+def test_a_milestone_that_is_a_fraction_keeps_its_name_and_one_after_the_end_is_not_listed():
     assert plan("digits")["lr_at_epoch_64/3"].value == pytest.approx(0.2e-3, rel=1e-12)
-
-
-def test_a_milestone_after_the_end_is_not_listed():
     values = plan("resnet50", epochs=60, milestones=("30", "60", "80")).values
-    listed = [name for name in values if name.startswith("lr_at")]
-    assert listed == ["lr_at_epoch_30"]
+    assert [name for name in values if name.startswith("lr_at")] == ["lr_at_epoch_30"]
 
 
 def test_a_run_without_samples_derives_what_does_not_need_them():
@@ -279,21 +250,3 @@ def test_a_recipe_its_name_and_its_file_give_the_same_plan(tmp_path):
     path.write_text(digits().to_toml(), encoding="utf-8")
     plans = [plan(source, minibatch=64).as_dict() for source in ("digits", recipe("digits"), str(path))]
     assert plans[0] == plans[1] == plans[2]
-
-
-@pytest.mark.parametrize("source", ["resnet50", Recipe(samples=1_281_167)])
-def test_a_change_that_no_run_can_have_is_refused(source):
-    with pytest.raises(ValueError, match="minibatch 100 is not a multiple of per_worker 32"):
-        plan(source, minibatch=100)
-    with pytest.raises(ValueError, match="no 'minibach'; expected minibatch"):
-        plan(source, minibach=256)
-
-
-def test_planning_does_not_import_torch():
-    """torch takes seconds to import; `onehour plan` and `--help` should not wait for it."""
-    code = (
-        "import sys, onehour; made = onehour.plan('resnet50', minibatch=8192, processes=8);"
-        "print(made['iterations'].value, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.split() == ["14076", "False"]

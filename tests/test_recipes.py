@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from onehour.config import Recipe
 from onehour.recipes import RECIPES, detection, digits, recipe, resnet50, resnet101
 
 
@@ -87,10 +86,6 @@ def test_a_recipe_is_read_from_a_toml_file_and_changed(tmp_path, kind):
     path.write_text(digits(seed=3).to_toml(), encoding="utf-8")
     assert recipe(kind(path)) == digits(seed=3)
     assert recipe(kind(path), minibatch=64) == digits(seed=3, minibatch=64)
-
-
-def test_a_named_recipe_is_a_recipe():
-    assert all(isinstance(make(), Recipe) for make in RECIPES.values())
 
 
 @pytest.mark.parametrize("epochs", [2, 45, 90, 180])

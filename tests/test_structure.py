@@ -57,9 +57,7 @@ MAY = {
     "training": ("training", "models", "data", "dist", "rules", "execution", *SHARED),
     "study": ("study", "training.record", "recipes", "rules", *SHARED),
     "sweeps": ("sweeps", "study", "training", "runs", "execution", "data.sources", "dist", "rules", *SHARED),
-    "translate": ("translate", "planner", "rules", *SHARED),
     "check": ("check", "rules", "leaving"),
-    "scale": ("scale", "training.record", "rules", *SHARED),
     "cli": (
         *("cli", "planner", "recipes", "execution", "api", "runs"),
         *("translate", "check", "sweeps", "study", "training", "data", "dist", "rules", *SHARED),

@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from onehour.cli import main
-from onehour.config import Recipe
 from onehour.dist.group import Group
 from onehour.recipes import digits
 from onehour.sweeps.verify import MODES, compare, trace
@@ -83,30 +81,3 @@ def test_canonical_bits_are_equal_for_a_resnet18(capsys: pytest.CaptureFixture[s
     command = ["verify", "--model", "rgbtask:net", "--data", "rgbtask:data", "--minibatch", "16", "--per-worker", "4"]
     assert main([*command, "--processes", "1,2,3,4", "--steps", "3", "--device", "cpu"]) == 0
     assert "one SHA-256" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [
-        (["verify"], "needs a RECIPE, or --model and --data"),
-        (["verify", "digits", "--processes", "2"], "two different numbers"),
-        (["verify", "digits", "--processes", "1,two"], "expected numbers such as 1,2,4"),
-        (["verify", "digits", "--steps", "0"], "steps must be above zero"),
-    ],
-)
-def test_bad_commands_are_one_message(command: list[str], said: str, capsys: pytest.CaptureFixture[str]):
-    assert main(command) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_more_than_one_worker_a_pass_is_refused(tmp_path: Path):
-    command = ["train", "digits", "--reduce", "canonical", "--workers-per-pass", "2", "--minibatch", "64"]
-    assert main([*command, "--out", str(tmp_path / "run")]) == 2
-
-
-def test_threads_are_part_of_a_canonical_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    command = ["train", "digits", "--reduce", "canonical", "--threads", "2", "--out", str(tmp_path / "run")]
-    assert main(command) == 2
-    assert "canonical_threads" in capsys.readouterr().err
-    assert Recipe(reduce="canonical", canonical_threads=2).canonical_threads == 2
-    assert torch.are_deterministic_algorithms_enabled() is False

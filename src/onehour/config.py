@@ -16,14 +16,7 @@ from onehour.recipe_checks import ADAM, ADAPTIVE, PITFALLS, refuse_together, ref
 from onehour.rules import schedule as schedules
 from onehour.rules.adam import AdamOptions, adam_scaling
 from onehour.rules.arguments import fraction, not_negative, positive, positive_int, whole_number
-from onehour.rules.minibatch import (
-    Minibatch,
-    ema_scaling,
-    fixed_scaling,
-    linear_scaling,
-    parse_size,
-    sqrt_scaling,
-)
+from onehour.rules.minibatch import Minibatch, ema_scaling, fixed_scaling, linear_scaling, parse_size, sqrt_scaling
 from onehour.rules.names import layer_rates, patterns
 from onehour.rules.ramp import Ramp, RampedSchedule, parse_ramp
 from onehour.sidefile import Read, read_toml
@@ -37,10 +30,7 @@ LATER = (
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
-SIZES = (
-    *("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads"),
-    "recalibrate",
-)
+SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads", "recalibrate")
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling, "adascale": fixed_scaling}
 """AdaScale's schedule is the base's own, and what it grows by is known when gradients are."""
 
@@ -176,7 +166,6 @@ class Recipe:
         _ = self.adam, self.workers
 
     def _set(self, name: str, value: Any) -> None:
-        """What a field holds as a plain value, whatever it was given as."""
         object.__setattr__(self, name, value)
 
     @property
@@ -204,11 +193,7 @@ class Recipe:
 
     @cached_property
     def stages(self) -> tuple[tuple[Self, Fraction | None], ...]:
-        """The recipe of each minibatch of a ramp, and the epoch until which it lasts; None is the end.
-
-        >>> [(stage.minibatch, until) for stage, until in Recipe(minibatch=512, ramp=("256:8",)).stages]
-        [(256, Fraction(8, 1)), (512, None)]
-        """
+        """The recipe of each minibatch of a ramp, and the epoch until which it lasts; None is the end."""
         last = dataclasses.replace(self, ramp=()) if self.ramp else self
         smaller = [(dataclasses.replace(last, minibatch=size), until) for size, until in parse_ramp(self.ramp)]
         return (*smaller, (last, None))
@@ -219,11 +204,7 @@ class Recipe:
         return self.stages[0][0].workers.workers
 
     def phases(self, samples: int) -> Ramp:
-        """Which minibatch each iteration has, over N = `samples`.
-
-        >>> Recipe(minibatch=512, ramp=("256:8",)).phases(1024).reaching(90 * 1024)
-        196
-        """
+        """Which minibatch each iteration has, over N = `samples`."""
         return Ramp.of([(stage.workers, until) for stage, until in self.stages], samples=samples)
 
     @property
@@ -265,7 +246,6 @@ class Recipe:
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        """The factors of `layer_rates`, by their patterns."""
         return {pattern: float(factor) for pattern, _, factor in (text.rpartition("=") for text in self.layer_rates)}
 
     @property
@@ -352,11 +332,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The recipe of plain values; sizes may be written as "8k".
-
-        >>> Recipe.from_dict({"minibatch": "1k"}).minibatch
-        1024
-        """
+        """The recipe of plain values; sizes may be written as "8k"."""
         values = dict(_known(values))
         for name in SIZES:
             if isinstance(values.get(name), str):
@@ -369,7 +345,6 @@ class Recipe:
         return cls().replace(**values)
 
     def to_toml(self) -> str:
-        """The recipe as a TOML file's text."""
         # Every JSON string, number, boolean and flat list is TOML too, once text beyond the BMP is not escaped.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.as_dict().items())
         return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.machinery import PathFinder, all_suffixes
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from onehour.config import Recipe
 from onehour.messages import blame, nearest
@@ -73,9 +73,6 @@ def resolve(what: str, spec: str) -> Any:
 
     Args:
         what: what it is for, to say so in a message, e.g. "model".
-
-    >>> resolve("model", "math:sqrt")(4)
-    2.0
     """
     if isinstance(spec, Read):
         _refuse({what: spec})
@@ -107,16 +104,12 @@ def _usage_unsaid() -> Iterator[None]:
     parser = argparse.ArgumentParser
     printed = {name: getattr(parser, name) for name in ("print_usage", "print_help", "exit")}
     parser.print_usage = parser.print_help = lambda self, file=None: None
-    parser.exit = _exit
+    parser.exit = lambda self, status=0, message=None: sys.exit(status)
     try:
         yield
     finally:
         for name, method in printed.items():
             setattr(parser, name, method)
-
-
-def _exit(self: argparse.ArgumentParser, status: int = 0, message: str | None = None) -> NoReturn:
-    sys.exit(status)
 
 
 def _is_code(field: str, value: str) -> bool:

@@ -14,7 +14,6 @@ FOLDER = "its folder"
 
 
 def _said(default: Any, text: str, **flag: Any) -> Any:
-    """A field with its help text, and what argparse is told of its flag beside that."""
     return field(default=default, metadata={"help": text, "group": WHERE, **flag})
 
 
@@ -93,11 +92,6 @@ class Execution:
             )
 
     def folder(self, recipe: Recipe) -> Path:
-        """The run's folder.
-
-        >>> Execution().folder(Recipe(name="digits", minibatch=64))
-        PosixPath('runs/digits-64-s0')
-        """
         if self.out is None and self.continues is not None:
             old = self.continues if self.continues.name else self.continues.absolute()
             return old.with_name(f"{old.name}-{recipe.epochs}-epochs")

@@ -154,14 +154,7 @@ def write_new(path: str | Path, parts: Iterable[bytes | memoryview], *, folder: 
 
 
 def append_whole(folder: Folder, name: str, content: bytes, *, behind: int | None = None) -> None:
-    """Append to a file; what a full disk takes of it is cut off again.
-
-    Args:
-        behind: how many of its bytes stay; None for all.
-
-    Raises:
-        OSError: if the disk refuses; the file then ends where it would have been appended to.
-    """
+    """Append to a file, behind so many of its bytes or all; what a full disk takes of it is cut off again."""
     file = open_inside(folder, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         size = os.fstat(file).st_size if behind is None else behind
@@ -194,11 +187,7 @@ def sync_folder(path: Path) -> None:
 
 
 def lock(file: int, *, wait: bool = False, let_go: bool = False) -> None:
-    """Lock an open file, or let go of it in all processes that have it open.
-
-    Raises:
-        OSError: EACCES or EAGAIN if another one is locked, which is not waited for.
-    """
+    """Lock an open file, or let go of it in all processes that have it open; EACCES or EAGAIN if another has it."""
     import fcntl  # here: who only reads needs no system that has it
 
     if sys.platform == "linux":  # as NFS has them too, and earlier versions' record locks
@@ -295,7 +284,6 @@ def _open(held: int, name: str, flags: int, shown: Path) -> int:
 
 
 def _parts(folder: Folder, name: str) -> list[str]:
-    """The names that a name is made of."""
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise ValueError(f"{name!r} cannot name a file in {_shown(folder, '')}")

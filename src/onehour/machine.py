@@ -10,15 +10,14 @@ from pathlib import Path
 
 CORES = "ONEHOUR_CORES"
 """How many cores the process that started this one has given it."""
-GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+GROUPS, MOUNT = (
+    Path("/proc/self/cgroup"),
+    Path("/sys/fs/cgroup"),
+)  # where Linux says which cgroup it is in, and what that may use
 
 
 def cores(groups: Path = GROUPS, mount: Path = MOUNT) -> int:
-    """Cores that this process may use: of its CPU set and its cgroup's quota, and as its parent divided them.
-
-    Args:
-        groups, mount: where Linux says which cgroup it is in, and what that may use.
-    """
+    """Cores that this process may use: of its CPU set and its cgroup's quota, and as its parent divided them."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get(CORES, "")
     limits = [affinity, *(math.ceil(quota) for quota in _quotas(groups, mount))]

@@ -19,11 +19,7 @@ SCARCE = re.compile("can't start new thread|Resource temporarily unavailable|fai
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Names to offer instead of `word`: the nearest, else all.
-
-    >>> nearest("resnet5", ["digits", "resnet50"])
-    'resnet50'
-    """
+    """Names to offer instead of `word`: the nearest, else all."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return close[0] if close else f"one of {', '.join(known)}"
@@ -43,6 +39,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Print; a full disk, or a reader that is gone, makes no failure of a run."""
     with suppress(OSError):
         print(text, file=stream, flush=True)
+
+
+def tell(text: object) -> None:
+    """Say on standard error what went wrong, or what a person should know of a run."""
+    say(f"onehour: {text}", sys.stderr)
 
 
 def printable() -> None:

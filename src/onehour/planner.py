@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import unicodedata
 from collections.abc import Iterable
@@ -37,11 +38,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class Plan:
-    """The derived values of a recipe by name, in reading order.
-
-    >>> plan("resnet50", minibatch=8192)["target_lr"].value
-    3.2
-    """
+    """The derived values of a recipe by name, in reading order."""
 
     recipe: Recipe
     values: dict[str, Derived] = field(default_factory=dict)
@@ -54,7 +51,6 @@ class Plan:
         return {name: dict(vars(derived)) for name, derived in self.values.items()}
 
     def to_json(self) -> str:
-        """`as_dict` as JSON."""
         return to_json(self.as_dict(), indent=2)
 
 
@@ -92,7 +88,9 @@ def plan(
     14076
     """
     recipe = named(recipe, **changes) if isinstance(recipe, str) else recipe.replace(**changes)
-    base = recipe.replace(minibatch=recipe.base_minibatch, ramp=()) if _has_base(recipe) else recipe
+    base = recipe
+    if recipe.base_minibatch % recipe.per_worker == 0 and recipe.base_minibatch <= (recipe.samples or math.inf):
+        base = recipe.replace(minibatch=recipe.base_minibatch, ramp=())
     if recipe.scaling == "adascale" and (run is not None or images_per_second is not None):
         raise ValueError("how many iterations scaling adascale takes is known when they are over: no hours can be said")
     if run is not None and recipe.ramp:
@@ -142,19 +140,12 @@ def tabulate(plans: list[Plan]) -> str:
         below = []
         head = [("value", f"at {recipe.minibatch}", f"at {recipe.base_minibatch}", "rule", "section")]
         rows = [
-            (
-                name,
-                _shown(d.value),
-                "" if d.base is None else _shown(d.base),
-                d.rule,
-                f"§{d.section}" if d.section else "",
-            )
+            (name, _shown(d.value), "" if d.base is None else _shown(d.base), d.rule, f"§{d.section}" * bool(d.section))
             for name, d in plans[0].values.items()
         ]
     else:
-        columns = ["minibatch", "workers", "target_lr", "warmup_epochs", "iterations", "placement"]
-        columns += ["hours", "efficiency", "price", "largest_workers"]
-        columns = [column for column in columns if column in plans[0].values]
+        columns = ("minibatch", "workers", "target_lr", "warmup_epochs", "iterations", "placement")
+        columns = [c for c in (*columns, "hours", "efficiency", "price", "largest_workers") if c in plans[0].values]
         head = [tuple("processes" if column == "placement" else column for column in columns)]
         rows = [tuple(_shown(p[column].value) for column in columns) for p in plans]
         found = [(name, p[name].rule) for name in TIMES for p in plans if name in p.values]
@@ -174,11 +165,6 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _has_base(recipe: Recipe) -> bool:
-    fits = recipe.samples is None or recipe.base_minibatch <= recipe.samples
-    return fits and recipe.base_minibatch % recipe.per_worker == 0
-
-
 def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     kn, n, k = recipe.minibatch, recipe.per_worker, recipe.workers.workers
     yield "minibatch", Derived(kn, "kn, the one dial", "2.1", base.minibatch)
@@ -196,28 +182,23 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     }[recipe.scaling]
     yield "target_lr", Derived(recipe.target_lr, f"η̂ = {rule}", "2.1", base.target_lr)
     for stage, until in recipe.stages[:-1]:
-        rule = (
-            f"ramp: k = {stage.workers.workers}, η̂ = {stage.target_lr:g}; then k grows and n stays (Smith et al. 2018)"
-        )
+        then = "then k grows and n stays (Smith et al. 2018)"
+        rule = f"ramp: k = {stage.workers.workers}, η̂ = {stage.target_lr:g}; {then}"
         yield f"minibatch_until_epoch_{until}", Derived(stage.minibatch, rule, "")
     for pattern, factor in recipe.rate_factors.items():
         rates = (r.target_lr * factor for r in (recipe, base))
         yield f"target_lr of {pattern}", Derived(next(rates), f"{factor:g} · η̂, at every iteration", "", next(rates))
     yield from _derive_adam(recipe, base)
     yield from _derive_others(recipe, base)
-    if recipe.warms_up:
-        text = {
-            "gradual": "η + (η̂ − η)·t/T, added at every iteration",
-            "constant": "η for all of it, then a jump to η̂",
-        }[recipe.warmup]
-    else:
-        text = "none: the rate does not grow" if recipe.warmup != "none" else "none"
+    texts = {
+        "gradual": "η + (η̂ − η)·t/T, added at every iteration",
+        "constant": "η for all of it, then a jump to η̂",
+        "none": "none",
+    }
+    text = texts[recipe.warmup] if recipe.warms_up or recipe.warmup == "none" else "none: the rate does not grow"
     yield "warmup_start_lr", Derived(recipe.schedule(0.0), text, "2.2", base.schedule(0.0))
-    epochs = recipe.warmup_epochs if recipe.warms_up else 0
-    yield (
-        "warmup_epochs",
-        Derived(epochs, "counted inside the run's epochs", "2.2", base.warmup_epochs if base.warms_up else 0),
-    )
+    epochs = (each.warmup_epochs if each.warms_up else 0 for each in (recipe, base))
+    yield "warmup_epochs", Derived(next(epochs), "counted inside the run's epochs", "2.2", next(epochs))
     adascale = recipe.scaling == "adascale"
     rule = "of the base's schedule: the run ends by Σ r" if adascale else "the same for every minibatch"
     yield "epochs", Derived(recipe.epochs, rule, "5.1", base.epochs)
@@ -225,14 +206,11 @@ def _derive(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
         for milestone in parse_milestones(recipe.milestones):
             if milestone < recipe.epochs:
                 rates = (float(r.schedule(float(milestone))) for r in (recipe, base))
-                yield (
-                    f"lr_at_epoch_{milestone}",
-                    Derived(next(rates), f"× {recipe.decay_factor}", "5.1", next(rates)),
-                )
+                name = f"lr_at_epoch_{milestone}"
+                yield name, Derived(next(rates), f"× {recipe.decay_factor}", "5.1", next(rates))
 
 
 def _derive_adam(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
-    """What Adam's kind of optimizer takes beside the rate."""
     if recipe.adam is None or base.adam is None:
         return
     follows = recipe.scaling == "sqrt" and recipe.scale_betas
@@ -244,17 +222,15 @@ def _derive_adam(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
     }
     if recipe.optimizer != "adamw":
         rules["weight_decay"] = "λ, coupled: part of the loss"
-    for (name, rule), now, then in zip(rules.items(), _adam_values(recipe), _adam_values(base), strict=True):
-        yield name, Derived(now, rule if follows else "the recipe's own", "", then)
+    now, then = ((*adam["betas"], adam["eps"], adam["weight_decay"]) for adam in (recipe.adam, base.adam))
+    for (name, rule), value, at_base in zip(rules.items(), now, then, strict=True):
+        yield name, Derived(value, rule if follows else "the recipe's own", "", at_base)
 
 
 def _derive_others(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]]:
-    """What else a recipe may ask for beyond the paper's."""
     if recipe.optimizer == "muon":
-        rule = (
-            "a step of singular values near 1, × √max(1, rows/columns), whatever kn; the rest by SGD at the same rate"
-        )
-        yield "orthogonal", Derived("hidden weights", rule, "", "hidden weights")
+        rule = "a step of singular values near 1, × √max(1, rows/columns), whatever kn"
+        yield "orthogonal", Derived("hidden weights", f"{rule}; the rest by SGD at the same rate", "", "hidden weights")
     if recipe.clip_norm is not None:
         yield "clip_norm", Derived(recipe.clip_norm, "of the mean over kn: it stays", "", base.clip_norm)
     if recipe.ema is not None:
@@ -264,13 +240,8 @@ def _derive_others(recipe: Recipe, base: Recipe) -> Iterable[tuple[str, Derived]
         yield "freeze", Derived(named, "these do not train; a run says how many of how many", "", named)
 
 
-def _adam_values(recipe: Recipe) -> tuple[float, ...]:
-    assert recipe.adam is not None
-    return (*recipe.adam["betas"], recipe.adam["eps"], recipe.adam["weight_decay"])
-
-
 def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable[tuple[str, Derived]]:
-    kn, epochs, size, ramp = recipe.minibatch, recipe.epochs, recipe.workers, recipe.phases(samples)
+    kn, epochs, ramp = recipe.minibatch, recipe.epochs, recipe.phases(samples)
     iterations, each = ramp.iterations(samples, epochs), f"⌈{epochs:g} · N / kn⌉"
     if recipe.scaling == "adascale":
         most = base.workers.iterations(samples, epochs)
@@ -280,24 +251,10 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
         counts = zip(pairwise(firsts), ramp.phases, strict=True)
         each = " + ".join(f"{stop - start} of {phase.minibatch.size}" for (start, stop), phase in counts)
     yield "samples", Derived(samples, "N, training samples", "5.1", samples)
-    yield (
-        "iterations_per_epoch",
-        Derived(
-            size.iterations_per_epoch(samples),
-            f"N / kn = {samples} / {kn}",
-            "2.1",
-            base.workers.iterations_per_epoch(samples),
-        ),
-    )
-    yield (
-        "iterations",
-        Derived(
-            iterations,
-            f"{each}: full minibatches, nothing dropped",
-            "3",
-            base.workers.iterations(samples, epochs),
-        ),
-    )
+    per_epoch = (workers.iterations_per_epoch(samples) for workers in (recipe.workers, base.workers))
+    yield "iterations_per_epoch", Derived(next(per_epoch), f"N / kn = {samples} / {kn}", "2.1", next(per_epoch))
+    rule = f"{each}: full minibatches, nothing dropped"
+    yield "iterations", Derived(iterations, rule, "3", base.workers.iterations(samples, epochs))
     if recipe.warms_up and not recipe.ramp:
         iterations = recipe.warmup_epochs * samples / kn
         yield "warmup_iterations", Derived(iterations, "T = warmup epochs · N / kn", "2.2", 0)
@@ -325,16 +282,11 @@ def _placement(workers: int, processes: int) -> Derived:
 
 
 def _measured(folder: Path, recipe: Recipe) -> Measured:
-    """What a run says of its iterations."""
     from onehour.training.record import Run  # needs torch
 
     run = Run(folder)
-    changed = [
-        f"{name}: {getattr(run.recipe, name)} → {getattr(recipe, name)}"
-        for name in DECIDES_SPEED
-        if getattr(run.recipe, name) != getattr(recipe, name)
-    ]
-    if changed:
+    pairs = {name: (getattr(run.recipe, name), getattr(recipe, name)) for name in DECIDES_SPEED}
+    if changed := [f"{name}: {own} → {asked}" for name, (own, asked) in pairs.items() if own != asked]:
         raise ValueError(f"{folder} does not tell how fast this recipe is ({'; '.join(changed)}); give a run like it")
     steps = [step for line in run.timing for step in line.get("steps_ms", [])]
     if not (steps and run.summary.get("images_per_second") and run.summary.get("parameter_bytes")):
@@ -370,7 +322,6 @@ def _spread(seconds: list[float]) -> float:
 def _derive_time(
     recipe: Recipe, measured: Measured, processes: int, links: Links | None, spread: float | None
 ) -> Iterable[tuple[str, Derived]]:
-    """How long an iteration and the run take on p processes, each as fast as the run's."""
     modelled = processes not in (1, measured.processes)
     if modelled and links is None:
         raise ValueError(
@@ -408,7 +359,6 @@ def _derive_time(
 
 
 def _largest_workers(per_worker: int, low: float, high: float) -> Derived:
-    """The largest k whose minibatch may still hold."""
     if not 0 < low <= high:
         raise ValueError(f"holds_to is {low:g} to {high:g}; expected a smaller and a larger minibatch")
     least, most = int(low // per_worker), int(high // per_worker)

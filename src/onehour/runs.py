@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ from onehour.dist.watchdog import GRACE, Watchdog, never
 from onehour.execution import Execution
 from onehour.files import replace_whole
 from onehour.machine import own_share
-from onehour.messages import say
+from onehour.messages import say, tell
 from onehour.rules.schedule import parse_milestones
 from onehour.training.agreement import Facts, agree, facts_of_data, facts_of_start
 from onehour.training.build import build_model, build_optimizer
@@ -104,10 +103,9 @@ def run(
     adopt()
     processes = launched().size
     if not is_launched() and (tasks := without_srun(os.environ)) > 1:
-        say(
-            f"onehour: Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
+        tell(
+            f"Slurm has given this job {tasks} tasks, but srun did not start this process: it trains alone;"
             f" `srun onehour train` trains in {tasks} processes",
-            sys.stderr,
         )
     if execution.processes not in (1, processes):
         raise ValueError(
@@ -160,7 +158,6 @@ def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> 
 
 
 def _facts(given: Recipe, execution: Execution, recipe: Recipe, data: Data, objects: tuple[Any, ...]) -> Facts:
-    """What all processes must agree on."""
     names = (given.model, given.data, given.optimizer, given.task, given.collate, given.train_transform)
     given = given.replace(continues=recipe.continues)
     facts = facts_of_start(given, torch.device(pick_device(execution.device)), (*names, *objects)) | facts_of_data(

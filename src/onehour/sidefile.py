@@ -18,11 +18,7 @@ Kind = tuple[str, Holds]
 
 
 class Read(str):
-    """A text that was read from a file, which it remembers: nobody has typed it.
-
-    >>> Read("mine:net", Path("recipe.toml")) == "mine:net"
-    True
-    """
+    """A text that was read from a file, which it remembers: nobody has typed it."""
 
     def __new__(cls, text: str, file: Path | None = None) -> Self:
         made = super().__new__(cls, text)

@@ -42,25 +42,8 @@ def test_a_plan_prints_value_base_rule_and_section_of_each(capsys: pytest.Captur
 def test_a_plan_without_a_recipe_takes_a_rate_and_its_minibatch(capsys: pytest.CaptureFixture[str]):
     flags = ["--base", "0.1@256", *IMAGENET, "--minibatch", "8k", "--processes", "256", "--json"]
     found = json.loads(said(flags, capsys))
-    expected = {
-        "minibatch": 8192,
-        "per_worker": 32,
-        "workers": 256,
-        "base_lr": 0.1,
-        "base_minibatch": 256,
-        "target_lr": 3.2,
-        "warmup_start_lr": 0.1,
-        "warmup_epochs": 5,
-        "epochs": 90,
-        "iterations": 14076,
-    }
+    expected = {"minibatch": 8192, "per_worker": 32, "workers": 256, "base_lr": 0.1, "target_lr": 3.2, "placement": 256}
     assert {name: found[name]["value"] for name in expected} == expected
-    assert found["iterations_per_epoch"]["value"] == pytest.approx(156.39, abs=0.01)
-    assert found["placement"]["value"] == 256
-    assert "1 each" in found["placement"]["rule"]
-    for derived in found.values():
-        assert {"value", "rule", "section"} <= derived.keys()
-        assert derived["rule"]
     assert found["target_lr"]["section"] == "2.1"
 
 
@@ -73,13 +56,13 @@ def test_several_minibatches_print_the_papers_table(capsys: pytest.CaptureFixtur
     rates = [(row[0], row[2]) for row in rows]
     sizes = ["256", "512", "1024", "2048", "4096", "8192", "16384"]
     assert rates == list(zip(sizes, ["0.1", "0.2", "0.4", "0.8", "1.6", "3.2", "6.4"], strict=True))
+    found = json.loads(said([*recipe, "--minibatch", ",".join(sizes), "--json"], capsys))
+    assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
 
 
 @pytest.mark.parametrize(("typed", "epochs"), [("1k", 1024), ("1.5", 1.5)])
 def test_epochs_are_a_count_or_any_number(capsys: pytest.CaptureFixture[str], typed: str, epochs: float):
     assert json.loads(said(["digits", "--epochs", typed, "--json"], capsys))["epochs"]["value"] == epochs
-    assert main(["plan", "digits", "--epochs", f"{typed}s"]) == 2
-    assert f"--epochs: invalid float value: '{typed}s'" in capsys.readouterr().err
 
 
 def test_detection_prints_t3b(capsys: pytest.CaptureFixture[str]):
@@ -96,24 +79,12 @@ def test_a_ramp_grows_to_each_minibatch_of_a_plan(capsys: pytest.CaptureFixture[
     assert main(["plan", "digits", "--minibatch", "1k,2k", "--ramp", "256:8,512:16"]) == 0
     iterations = [int(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[1:]]
     assert iterations == [8 * 8192 // 256 + 8 * 8192 // 512 + 8 * 8192 // kn for kn in (1024, 2048)]
-    assert main(["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"]) == 2
-    assert "must end below minibatch 256" in capsys.readouterr().err
-
-
-def test_several_as_json_are_exact(capsys: pytest.CaptureFixture[str]):
-    found = json.loads(said(["resnet50", "--minibatch", "256,512,1k,2k,4k,8k,16k", "--json"], capsys))
-    assert [plan["target_lr"]["value"] for plan in found] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
 
 
 def test_speed_adds_hours(capsys: pytest.CaptureFixture[str]):
     plan = json.loads(said(["resnet50", "--minibatch", "8k", "--images-per-second", "32029", "--json"], capsys))
     assert plan["hours"]["value"] == pytest.approx(1, abs=1e-4)
     assert "hours" not in json.loads(said(["resnet50", "--json"], capsys))
-
-
-def test_one_speed_is_not_taken_for_several_minibatches(capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "resnet50", "--minibatch", "256,8k", "--images-per-second", "1000"]) == 2
-    assert "--images-per-second is one minibatch's; for several give --run" in capsys.readouterr().err
 
 
 def test_a_runs_own_speed_adds_hours(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -155,11 +126,6 @@ def test_a_pair_that_cannot_be_is_said_beside_the_table_of_the_others(capsys: py
     assert line.startswith("note: minibatch 256, processes 64 cannot be: ")
     assert main([*arguments[:2], "--minibatch", "256,512", "--processes", "64", "--json"]) == 2
     assert "64 processes" in capsys.readouterr().err
-
-
-def test_an_interval_has_two_ends(capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "digits", "--holds-to", "512"]) == 2
-    assert "--holds-to is an interval of minibatches, for example 512,2k" in capsys.readouterr().err
 
 
 def test_flags_and_files_change_the_plan(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -50,19 +50,13 @@ def test_a_stop_that_a_full_disk_could_not_note_is_not_taken_for_an_end(
         if outcome is not None:
             (alone / "run" / "summary.json").write_text(json.dumps({"outcome": outcome}))
 
-    monkeypatch.setattr("onehour.dist.launch.launch", launch)
+    monkeypatch.setattr("onehour.cli.train.launch", launch)
     monkeypatch.setattr("onehour.study.outcome.outcome_lines", lambda run: [])
     assert main([*command, *flags]) == code
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"onehour: {says}".replace("RUN", str(alone / "run")) if says else "")
     assert len(said.err.splitlines()) == bool(says)
-
-
-def test_a_negative_number_of_restarts_is_refused(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
-    assert main([*command, "--restarts", "-1"]) == 2
-    assert capsys.readouterr().err == "onehour: restarts must not be below zero, got -1\n"
-    assert list(alone.iterdir()) == []
 
 
 @pytest.fixture
@@ -127,7 +121,7 @@ def test_our_launcher_is_told_of_one_that_is_late_and_sees_itself_who_is_gone(
 
     ear, mouth = os.pipe()
     monkeypatch.setattr("onehour.runs.run", run)
-    monkeypatch.setattr("onehour.dist.launch.end_with_launcher", lambda: None)
+    monkeypatch.setattr("onehour.cli.train.end_with_launcher", lambda: None)
     launched = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in (launched | {"ONEHOUR_TELL": str(mouth)}).items():
         monkeypatch.setenv(name, value)

@@ -81,14 +81,6 @@ def test_a_bad_image_is_one_message_and_an_odd_one_is_read(tmp_path: Path, kind:
     assert everything(tmp_path) == before
 
 
-def test_another_data_sets_index_is_one_message(tmp_path: Path):
-    tree, other = images.tree(tmp_path / "data", train=3, val=1), images.tree(tmp_path / "other", train=5, val=1)
-    write_index(other)
-    (other / INDEX).rename(tree / INDEX)
-    with pytest.raises(ValueError, match=rf"{INDEX} is out of date: .* is in the index, and gone; .* more changes$"):
-        read_all(tree)
-
-
 def test_files_that_decode_without_an_error_to_wrong_pixels_are_all_found_with_digests(tmp_path: Path):
     tree = images.tree(tmp_path / "data", train=30, val=1)
     write_index(tree, digests=True)

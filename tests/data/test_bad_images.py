@@ -61,53 +61,31 @@ def test_a_worker_goes_on_along_its_own_samples():
     assert [next(found) for _ in range(12)] == [at(position) for position in range(10, 46, 3)]
 
 
-def test_one_bad_image_is_replaced_and_all_others_stay(tree: Path):
+@pytest.mark.parametrize(
+    ("bad", "substitute"), [((8,), 11), ((8, 11, 14), 17), ((23,), 26)], ids=["one", "several", "into the next epoch"]
+)
+def test_a_bad_image_is_replaced_by_its_workers_next_and_all_others_stay(
+    tree: Path, bad: tuple[int, ...], substitute: int
+):
+    """k = 3; each is replaced once, and being looked at on the way to another counts nothing."""
     train = train_of(tree)
     clean, _ = batches(train)
-    position = 8
-    _, bad = at(position)
-    damage(train, bad)
+    damage(train, *(at(position)[1] for position in bad))
     found, skipped = batches(train)
-    for iteration, (before, after) in enumerate(zip(clean, found, strict=True)):
-        for row in range(6):
-            if 6 * iteration + row != position:
-                assert same(before[0][row], after[0][row])
-                assert before[1][row] == after[1][row]
-    _, index = at(position + 3)  # of the same worker: k = 3
-    image, label = train.keyed(index, seed_for(1, "substitute", position))
-    assert same(found[1][0][2], train.prepare(image[None])[0])
-    assert found[1][1][2] == label
-    assert (skipped.indices, skipped.take(), skipped.take()) == ({bad}, 1, 0)
-
-
-def test_the_substitute_is_not_the_very_image_that_comes_next(tree: Path):
-    """It is the next sample, in another crop."""
-    train = train_of(tree)
-    clean, _ = batches(train)
-    damage(train, at(8)[1])
-    found, _ = batches(train)
-    assert not same(found[1][0][2], clean[1][0][5])
-
-
-def test_several_bad_ones_behind_each_other_are_passed_over(tree: Path):
-    train = train_of(tree)
-    damage(train, *(at(position)[1] for position in (8, 11, 14)))
-    found, skipped = batches(train)
-    image, label = train.keyed(at(17)[1], seed_for(1, "substitute", 8))
-    assert same(found[1][0][2], train.prepare(image[None])[0])
-    assert found[1][1][2] == label
-    assert skipped.take() == 3  # each is replaced once; being looked at on the way to another counts nothing
-
-
-def test_the_last_samples_of_an_epoch_go_on_in_the_next(tree: Path):
-    train = train_of(tree)
-    position = 23
-    assert at(position)[0] == 0
-    assert at(position + 3)[0] == 1
-    damage(train, at(position)[1])
-    found, _ = batches(train)
-    image, _ = train.keyed(at(position + 3)[1], seed_for(1, "substitute", position))
-    assert same(found[3][0][5], train.prepare(image[None])[0])
+    places = {position: divmod(position, 6) for position in range(24)}
+    for position, (iteration, row) in places.items():
+        if position not in bad:
+            assert same(clean[iteration][0][row], found[iteration][0][row])
+            assert clean[iteration][1][row] == found[iteration][1][row]
+    image, label = train.keyed(at(substitute)[1], seed_for(1, "substitute", bad[0]))
+    iteration, row = places[bad[0]]
+    assert same(found[iteration][0][row], train.prepare(image[None])[0])
+    assert found[iteration][1][row] == label
+    if substitute in places:  # it is the next sample, in another crop
+        iteration, other = places[substitute]
+        assert not same(found[places[bad[0]][0]][0][row], clean[iteration][0][other])
+    indices = {at(position)[1] for position in bad}
+    assert (skipped.indices, skipped.take(), skipped.take()) == (indices, len(bad), 0)
 
 
 @pytest.mark.parametrize("loaders", [0, 2])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from onehour.data.images import MEAN, STD, ImageOptions, Images, image_folder
+from onehour.data.images import MEAN, STD, ImageOptions, image_folder
 from onehour.data.listing import Names
 from onehour.data.loader import Feed, prepared
 from onehour.data.samples import Keyed
@@ -178,16 +178,3 @@ def test_a_folder_that_is_not_as_expected_is_one_message(small: Path, happens: C
     begin, _, rest = said.replace("ROOT", str(small)).partition(" … ")
     with pytest.raises(ValueError, match=f"^{re.escape(begin)}.*{re.escape(rest)}"):
         image_folder(small)
-
-
-def test_another_source_needs_its_labels_names_and_bytes():
-    class Memory:
-        classes, labels = ["x"], np.zeros(1, np.int32)
-
-        def name(self, index: int) -> str:
-            return f"memory {index}"
-
-        def read(self, index: int) -> bytes:
-            return images.saved(images.picture(index, (9, 9)), "PNG")
-
-    assert Images(Memory(), augmented=True).keyed(0, key=1)[0].shape == (3, 224, 224)

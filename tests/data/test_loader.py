@@ -47,8 +47,7 @@ def test_random_transforms_do_not_depend_on_loader_processes(augmented: Any, loa
     assert_equal(batches(augmented, loaders=loaders), batches(augmented))
 
 
-@pytest.mark.parametrize("loaders", [0, 2])
-@pytest.mark.parametrize("start", [1, 5, 7])
+@pytest.mark.parametrize(("loaders", "start"), [(0, 1), (2, 5), (0, 7)])
 def test_a_start_anywhere_gives_the_tail_of_the_whole(augmented: Any, loaders: int, start: int):
     assert_equal(batches(augmented, loaders=loaders, start=start), batches(augmented)[2 * start :])
 

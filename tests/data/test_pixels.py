@@ -31,33 +31,21 @@ def pillow(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def differences(ours: np.ndarray, theirs: Image.Image) -> tuple[float, int]:
-    difference = np.abs(ours.astype(int) - np.asarray(theirs).astype(int))
-    return difference.mean(), difference.max()
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_training_crops_are_pillows(files: dict[str, bytes], name: str):
-    image = pillow(files[name])
-    for key in range(2):
-        ours = training_crop(decode(files[name], name), key).permute(1, 2, 0).numpy()
-        top, left, height, width, flip = draw_crop(image.height, image.width, key)
-        theirs = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        mean, largest = differences(ours, ImageOps.mirror(theirs) if flip else theirs)
-        assert mean <= 0.05
-        assert largest <= 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_test_crops_are_pillows(files: dict[str, bytes], name: str):
-    image = pillow(files[name])
+def test_crops_are_pillows(files: dict[str, bytes], name: str):
+    """Of a training crop and of the test crop."""
+    image, pixels = pillow(files[name]), decode(files[name], name)
+    top, left, height, width, flip = draw_crop(image.height, image.width, key=1)
+    theirs = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    pairs = [(training_crop(pixels, key=1), ImageOps.mirror(theirs) if flip else theirs)]
     shorter = min(image.size)
     theirs = image.resize((256 * image.width // shorter, 256 * image.height // shorter), Image.Resampling.BILINEAR)
     left, top = round((theirs.width - SIZE) / 2), round((theirs.height - SIZE) / 2)
-    theirs = theirs.crop((left, top, left + SIZE, top + SIZE))
-    mean, largest = differences(validation_crop(decode(files[name], name)).permute(1, 2, 0).numpy(), theirs)
-    assert mean <= 0.05
-    assert largest <= 2
+    pairs.append((validation_crop(pixels), theirs.crop((left, top, left + SIZE, top + SIZE))))
+    for ours, theirs in pairs:
+        difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs).astype(int))
+        assert difference.mean() <= 0.05
+        assert difference.max() <= 2
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])

@@ -75,20 +75,13 @@ def test_they_are_different_samples(expected: dict[Any, str]):
 
 
 @pytest.mark.parametrize(
-    ("kind", "loaders"),
-    [("index", 0), ("pack", 0), ("folder", 4), ("index", 1), ("pack", 2)],
-)
-def test_any_number_of_loaders_gives_the_same(
-    places: dict[str, Path], expected: dict[Any, str], kind: str, loaders: int
-):
-    assert digests(places[kind], loaders=loaders) == expected
-
-
-@pytest.mark.parametrize(
     ("kind", "processes", "loaders", "fused"),
-    [("folder", 2, 0, 1), ("pack", 4, 1, 2), ("folder", 1, 2, 8)],
+    [
+        *(("index", 1, 0, 1), ("pack", 1, 0, 1), ("folder", 1, 4, 1), ("pack", 1, 2, 1)),
+        *(("folder", 2, 0, 1), ("pack", 4, 1, 2), ("folder", 1, 2, 8)),
+    ],
 )
-def test_any_number_of_processes_gives_the_same(
+def test_any_number_of_loaders_and_processes_gives_the_same(
     places: dict[str, Path], expected: dict[Any, str], kind: str, processes: int, loaders: int, fused: int
 ):
     assert digests(places[kind], processes=processes, loaders=loaders, fused=fused) == expected

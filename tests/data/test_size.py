@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import images
 import numpy as np
@@ -73,7 +74,8 @@ class Everywhere:
 def feed(index: Path, per_worker: int = 32, loaders: int = LOADERS) -> Feed:
     train, _ = image_folder(index)
     image = images.saved(images.picture(1, (64, 48)), "JPEG")
-    dataset = Images(Everywhere(train.source, image), augmented=True)
+    source: Any = Everywhere(train.source, image)
+    dataset = Images(source, augmented=True)
     stream = SampleStream(samples=len(dataset), minibatch=Minibatch(per_worker, 8), seed=0)
     return Feed(dataset, seed=0, loaders=loaders, device=CPU, stream=stream)
 

@@ -13,8 +13,7 @@ LINKS = Links(bandwidth=1e9, latency=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("processes", "expected"),
-    [(2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (1, 0.0), (256, None)],
+    ("processes", "expected"), [(2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (1, 0.0), (256, None)]
 )
 def test_the_slowest_of_p_normals(processes: int, expected: float | None):
     if expected is None:

@@ -73,20 +73,15 @@ def test_processes_that_fail_are_started_anew_as_often_as_was_said(
     assert all(environ["MASTER_ADDR"] == "127.0.0.1" for environ in scripted.environs[0])
 
 
-@pytest.mark.parametrize(("restarts", "starts"), [(0, 1), (1, 2)])
-def test_one_failure_too_many_is_said_with_its_code(scripted: type[Scripted], restarts: int, starts: int):
-    scripted.ends += [LaunchError("bad input", 2)] * 2
+@pytest.mark.parametrize(("on_purpose", "restarts", "starts"), [(False, 0, 1), (False, 1, 2), (True, 5, 1)])
+def test_one_failure_too_many_or_on_purpose_is_said_with_its_code(
+    scripted: type[Scripted], on_purpose: bool, restarts: int, starts: int
+):
+    scripted.ends += [LaunchError("bad input", 2, on_purpose)] * 2
     with pytest.raises(LaunchError, match="bad input") as raised:
         launch(["train"], processes=1, port=0, threads=1, job="test", restarts=restarts)
     assert raised.value.code == 2
     assert len(scripted.environs) == starts
-
-
-def test_what_ended_on_purpose_is_not_started_anew(scripted: type[Scripted]):
-    scripted.ends += [LaunchError("stopped", 75, on_purpose=True)]
-    with pytest.raises(LaunchError, match="stopped") as raised:
-        launch(["train"], processes=1, port=0, threads=1, job="test", restarts=5)
-    assert raised.value.code == 75
 
 
 def test_a_launcher_that_died_before_its_process_asked_is_noticed():

@@ -29,17 +29,8 @@ SRUN = JOB | {
     "SLURM_STEP_NUM_TASKS": "4",
 }
 NOWHERE = {name: text for name, text in SRUN.items() if not name.endswith("NODELIST")}
-INTERACTIVE = SCRIPT | {
-    "SLURM_STEP_ID": "4294967290",
-    "SLURM_STEP_NODELIST": "sl1",
-    "SLURM_STEP_NUM_TASKS": "1",
-}
-ONE_OF_MANY = SRUN | {
-    "SLURM_PROCID": "0",
-    "SLURM_NTASKS": "1",
-    "SLURM_STEP_NUM_TASKS": "1",
-    "SLURM_STEP_NODELIST": "sl1",
-}
+INTERACTIVE = SCRIPT | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NODELIST": "sl1", "SLURM_STEP_NUM_TASKS": "1"}
+ONE_OF_MANY = SRUN | dict.fromkeys(("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), "1") | {"SLURM_PROCID": "0"}
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "1",
     "OMPI_COMM_WORLD_SIZE": "2",
@@ -63,8 +54,11 @@ def test_torchruns_variables_are_read_as_they_stand():
     assert adopted(TORCHRUN | SRUN | OPENMPI) == TORCHRUN | SRUN | OPENMPI
 
 
-@pytest.mark.parametrize("environ", [{}, {"SLURM_JOB_ID": "17"}, {"MASTER_ADDR": "gpu07"}, {"LOCAL_RANK": "0"}])
-def test_a_process_that_nobody_launched_is_alone(environ: dict[str, str]):
+OF_ONE = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLURM_JOB_ID": "17"}, {"MASTER_ADDR": "gpu07"}, {"LOCAL_RANK": "0"}, OF_ONE])
+def test_a_process_that_nobody_launched_with_others_is_alone(environ: dict[str, str]):
     assert adopted(environ) == environ
     assert not is_launched(environ)
     assert launched(environ) == Launched()
@@ -101,11 +95,6 @@ def test_two_mpiruns_on_a_host_meet_at_ports_of_their_own(changes: dict[str, str
     ports = {adopted(OPENMPI | {"OMPI_COMM_WORLD_RANK": rank}, **changes)["MASTER_PORT"] for rank in "01"}
     assert len(ports) == 1
     assert (ports == {adopted(OPENMPI)["MASTER_PORT"]}) == (not changes)
-
-
-def test_a_single_process_of_mpirun_is_alone():
-    one = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}
-    assert adopted(one) == one
 
 
 def test_of_mpirun_on_several_hosts_nobody_knows_where_process_0_is():
@@ -149,6 +138,10 @@ WRONG = [
     (SRUN | {"MASTER_PORT": "http"}, "variable MASTER_PORT is 'http'"),
     (OPENMPI | {"OMPI_COMM_WORLD_SIZE": "1"}, "OMPI_COMM_WORLD_RANK is 1, but OMPI_COMM_WORLD_SIZE is 1"),
     (HYDRA | {"MPI_LOCALNRANKS": ""}, "variable MPI_LOCALNRANKS is ''"),
+    (SRUN | {"SLURM_PROCID": "4"}, "environment variable SLURM_PROCID is '4'; expected a whole number"),
+    (SRUN | {"SLURM_PROCID": ""}, "environment variable SLURM_PROCID is ''; expected a whole number"),
+    (SRUN | {"SLURM_STEP_NUM_TASKS": "0"}, "environment variable SLURM_STEP_NUM_TASKS is '0'; expected a whole number"),
+    (SRUN | {"SLURM_STEP_ID": "batch"}, "environment variable SLURM_STEP_ID is 'batch'; expected a whole number"),
 ]
 
 
@@ -156,12 +149,6 @@ WRONG = [
 def test_what_cannot_be_is_named(environ: dict[str, str], message: str):
     with pytest.raises(ValueError, match=message):
         adopted(environ)
-
-
-def test_a_task_of_a_step_knows_its_place():
-    found = slurm_step(SRUN)
-    assert found is not None
-    assert (found.rank, found.size, found.local_rank, found.local_size) == (3, 4, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -239,15 +226,6 @@ def test_where_a_hostfile_orders_the_tasks_nobody_guesses():
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
-    [("SLURM_PROCID", "4"), ("SLURM_PROCID", ""), ("SLURM_STEP_NUM_TASKS", "0"), ("SLURM_STEP_ID", "batch")],
-)
-def test_a_variable_that_is_no_such_number_is_named(name: str, text: str):
-    with pytest.raises(ValueError, match=f"environment variable {name} is '{text}'; expected a whole number"):
-        slurm_step(SRUN | {name: text})
-
-
-@pytest.mark.parametrize(
     ("title", "found"),
     [
         ("slurmstepd: [13.0]", "True"),
@@ -280,42 +258,30 @@ def test_a_command_typed_in_a_shell_that_is_a_task_is_alone(monkeypatch: pytest.
         shell.wait()
 
 
-@pytest.mark.usefixtures("forked")
-def test_the_command_says_it_in_one_line():
-    for environ, named in (({"WORLD_SIZE": "", "RANK": "0"}, "WORLD_SIZE"), ({"RANK": "1"}, "WORLD_SIZE")):
-        done = subprocess.run(
-            [sys.executable, "-m", "onehour", "train", "digits"],
-            env=os.environ | environ,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 2
-        assert done.stdout == ""
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("onehour: ")
-        assert named in line
-
-
-MPIRUNS = {
-    "mpirun.openmpi": ["--allow-run-as-root", "--oversubscribe"],
-    "mpirun.mpich": [],
-}
+MPIRUNS = {"mpirun.openmpi": ["--allow-run-as-root", "--oversubscribe"], "mpirun.mpich": []}
 
 
 @pytest.mark.usefixtures("forked")
-@pytest.mark.parametrize("command", [["sweep", "digits"], ["verify", "digits"]])
-def test_a_command_that_starts_its_own_processes_is_not_started_several_times(command: list[str]):
+@pytest.mark.parametrize(
+    ("command", "environ", "said"),
+    [
+        ("train", {"WORLD_SIZE": "", "RANK": "0"}, "the environment variable WORLD_SIZE is ''"),
+        ("train", {"RANK": "1"}, "RANK is set ('1'), but WORLD_SIZE is not"),
+        ("sweep", OPENMPI, "this is process 1 of 2, but `onehour sweep` starts its processes itself; start it once"),
+        ("verify", OPENMPI, "this is process 1 of 2, but `onehour verify` starts its processes itself; start it once"),
+    ],
+)
+def test_the_command_says_it_in_one_line(command: str, environ: dict[str, str], said: str):
     done = subprocess.run(
-        [sys.executable, "-m", "onehour", *command],
-        env=os.environ | OPENMPI,
+        [sys.executable, "-m", "onehour", command, "digits"],
+        env=os.environ | environ,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    said = f"this is process 1 of 2, but `onehour {command[0]}` starts its processes itself; start it once"
-    assert done.stderr.startswith(f"onehour: {said}")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"onehour: {said}")
 
 
 @pytest.mark.parametrize("mpirun", MPIRUNS)

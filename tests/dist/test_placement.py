@@ -28,7 +28,7 @@ EVEN_K_ON_MANY = st.tuples(st.integers(1, 8), st.integers(3, 8)).map(lambda draw
 
 @given(ANY_K_ON_FEW | EVEN_K_ON_MANY)
 def test_a_power_of_two_processes_are_the_halves_of_halves(sizes):
-    """So that the sum over processes can follow the tree that halves [0, k) (design.md, 11)."""
+    """So that the sum over processes can follow the tree that halves [0, k)."""
     workers, levels = sizes
 
     def halved(share: range, depth: int) -> list[range]:

@@ -172,12 +172,7 @@ SLEEPS = "import time\ndef data(): time.sleep(600)\ndef net(): time.sleep(600)\n
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--data", "sleeps:data"],
-        ["--data", "sleeps:data", "--processes", "2"],
-        ["--model", "sleeps:net"],
-    ],
+    "arguments", [["--data", "sleeps:data"], ["--data", "sleeps:data", "--processes", "2"], ["--model", "sleeps:net"]]
 )
 def test_a_start_that_does_not_end_is_ended_and_shown(tmp_path: Path, arguments: list[str]):
     (tmp_path / "sleeps.py").write_text(SLEEPS)

@@ -266,8 +266,8 @@ def test_nobody_elses_file_is_overwritten(tmp_path: Path, name: str):
 
 @pytest.mark.usefixtures("quick")
 def test_outside_text_is_escaped_everywhere(tmp_path: Path):
-    name = "<script>alert('1')</script>"
-    recipe = studies.BASE.replace(name=name, data="<img src=x onerror=alert(1)>", model="</style><b>")
+    name = "<script>alert('1')</script> & $x_1$"
+    recipe = studies.BASE.replace(name=name, data="<img src=x onerror=alert(1)>", model="</style><b>]]>{{ 7 * 7 }}")
     spec = studies.write_sweep(tmp_path / "sweep", recipe=recipe, seeds=1, minibatches=(32, 64), arms=())
     environment = {"gpu": "<script>alert(2)</script>", "<b>": "</dd><script>"}
     path = tmp_path / "sweep" / "cells" / next(spec.cells()).name / "environment.json"
@@ -280,7 +280,8 @@ def test_outside_text_is_escaped_everywhere(tmp_path: Path):
     page = Page(report.page)
     assert not {"script", "img"} & set(page.tags)
     assert page.tags.count("b") == page.tags.count("figcaption")
-    for text in (name, "<script>alert(2)</script>", "</dd><script>", "<script>3", "<script>4", "onerror=alert(1)"):
+    outside = ("<script>alert(2)</script>", "</dd><script>", "<script>3", "<script>4", "onerror=alert(1)")
+    for text in (name, f"{name[:23]}…", "]]>{{ 7 * 7 }}", *outside):  # in a figure it is cut
         assert text in page.words, text
 
 

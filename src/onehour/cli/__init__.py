@@ -1,23 +1,21 @@
-"""The command line: a file a command, its flags beside what it does. Imports torch only where something trains."""
+"""The command line: flags beside what the commands do. Imports torch only where something trains."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from onehour.cli.advise import add_advise
 from onehour.cli.check import add_check
 from onehour.cli.data import add_data
 from onehour.cli.parser import EXIT_BAD_INPUT, Parser, parse
 from onehour.cli.plan import add_plan
-from onehour.cli.predict import add_predict
-from onehour.cli.report import add_report
+from onehour.cli.report import add_advise, add_report
 from onehour.cli.sweep import add_sweep
 from onehour.cli.train import add_train
 from onehour.cli.verify import add_verify
-from onehour.cli.weights import add_evaluate, add_export, add_recalibrate
+from onehour.cli.weights import add_evaluate, add_export, add_predict, add_recalibrate
 from onehour.dist.signals import EXIT_STOPPED, STOPPED
-from onehour.messages import in_one_message, shown
+from onehour.messages import in_one_message, shown, tell
 from onehour.recipes import RECIPES
 
 
@@ -28,17 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(make_parser(), arguments)
         return in_one_message(lambda: options.command(options, arguments))
     except ValueError as error:
-        print(f"onehour: {shown(str(error))}", file=sys.stderr)
+        tell(shown(str(error)))
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:  # raised by somebody's code: signals come to `StopSignals`
-        print(f"onehour: {STOPPED}", file=sys.stderr)
+        tell(STOPPED)
         return EXIT_STOPPED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:  # a name that is too long, a folder that may not be written
         where = f"{error.filename!r}: " if error.filename else ""
-        print(f"onehour: {where}{error.strerror or error}", file=sys.stderr)
+        tell(f"{where}{error.strerror or error}")
         return EXIT_BAD_INPUT
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onehour.cli.parser import size
+from onehour.messages import tell
 from onehour.rules.arguments import positive
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def check_command(options: argparse.Namespace, arguments: list[str]) -> int:
             limit=positive("--limit", options.limit),
         )
     except CheckError as error:
-        print(f"onehour: {error}", file=sys.stderr)
+        tell(error)
         return 2
     if options.json or options.sarif:
         print(as_json(checked.findings) if options.json else as_sarif(checked.findings, command.script))
@@ -124,9 +125,6 @@ def read_command(words: Sequence[str], folder: Path) -> Command:
     """A script and its arguments as they are typed in a folder, perhaps with what starts it.
 
     That is VARIABLE=VALUE, python, a launcher and its options. A CheckError if no script is in it.
-
-    >>> read_command(["torchrun", "--nproc-per-node", "2", "train.py", "--lr", "3"], Path())
-    Command(script='train.py', arguments=['--lr', '3'], module=None, launcher='torchrun', processes=2, environ={})
     """
     from onehour.check.run.checking import Command
     from onehour.check.run.forkserver import CheckError

@@ -116,38 +116,31 @@ def add_recipe_fields(
     parser: argparse.ArgumentParser, several: Collection[str] = (), but: Collection[str] = ()
 ) -> None:
     """A flag for each field of a recipe, for several sizes of some, but for those that the command does not take."""
-    group = parser.add_argument_group("the recipe (default: the recipe's own)")
-    hints = get_type_hints(Recipe)
-    for field in fields(Recipe):
-        if field.name in ("name", "continues", *but):
-            continue
-        options = _options(field, hints[field.name])
-        if field.name == "epochs":
-            options["type"] = _epochs
-        if field.name in several:
-            options |= {"type": sizes, "metavar": "KN[,KN…]"}
-        _add(group, field, options)
+    own: dict[str, Any] = {"epochs": {"type": _epochs}}
+    own |= {name: {"type": sizes, "metavar": "KN[,KN…]"} for name in several}
+    _add_fields(parser, Recipe, own, ("name", "continues", *but))
 
 
 def add_execution_fields(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """A flag for each field of an `Execution` that says what it is; returns the groups of flags by their titles."""
-    groups: dict[str, Any] = {}
     kinds = {"processes": auto, "workers_per_pass": auto, "loaders": auto, "save_every": _interval}
-    hints = get_type_hints(Execution)
-    for field in fields(Execution):
-        if field.metadata:
-            options = _options(field, hints[field.name])
-            if field.name in kinds:
-                options["type"] = kinds[field.name]
-            title = field.metadata["group"]
+    return _add_fields(parser, Execution, {name: {"type": kind} for name, kind in kinds.items()})
+
+
+def _add_fields(
+    parser: argparse.ArgumentParser, of: type[Any], own: dict[str, Any], but: Collection[str] = ()
+) -> dict[str, Any]:
+    groups: dict[str, Any] = {}
+    hints = get_type_hints(of)
+    for field in fields(of):
+        if field.metadata and field.name not in but:
+            title = field.metadata.get("group", "the recipe (default: the recipe's own)")
             if title not in groups:
                 groups[title] = parser.add_argument_group(title)
-            _add(groups[title], field, options)
+            flag, options = f"--{field.name.replace('_', '-')}", _options(field, hints[field.name])
+            options |= own.get(field.name, {})
+            groups[title].add_argument(flag, dest=field.name, default=argparse.SUPPRESS, **options)
     return groups
-
-
-def _add(group: Any, field: Field[Any], options: dict[str, Any]) -> None:
-    group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=argparse.SUPPRESS, **options)
 
 
 def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
@@ -195,7 +188,6 @@ def size(text: str) -> int:
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Counts, with commas between them."""
     return tuple(size(part) for part in text.split(","))
 
 

@@ -1,4 +1,4 @@
-"""`onehour report`: a page, figures and a verdict of a sweep, of runs, or of others' CSVs."""
+"""`onehour report` and `onehour advise`: what a sweep, runs or others' CSVs show, and what a run's noise foresees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onehour.cli.parser import add_margin
+from onehour.cli.parser import add_margin, size
+from onehour.files import to_json
 
 
 def add_report(commands: Any) -> None:
@@ -45,4 +46,32 @@ def print_report(
         if command:
             print(printable(f"  {command}"))
     print(printable(f"report  {report.page}"))
+    return 0
+
+
+def add_advise(commands: Any) -> None:
+    advise = commands.add_parser(
+        "advise",
+        help="up to which minibatch the rule should hold, from one run",
+        description="Foresee the linear rule's end from the gradient noise of a run that was trained with --noise.",
+    )
+    advise.add_argument("run", metavar="RUN", type=Path, help="a run's folder, at its base minibatch")
+    advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print the ramp by which a run may come to it")
+    advise.add_argument("--json", action="store_true", help="print JSON")
+    advise.set_defaults(command=advise_command)
+
+
+def advise_command(options: argparse.Namespace, arguments: list[str]) -> int:
+    from onehour.study.advice import advice_of
+    from onehour.training.record import Run
+
+    run = Run(options.run)
+    advice = advice_of(run)
+    content, lines, wanted = {"run": str(options.run), **advice.as_dict()}, advice.lines(), options.minibatch
+    if wanted is not None:
+        ramp = advice.ramp(run.recipe, wanted)
+        content |= {"minibatch": wanted, "ramp": list(ramp)}
+        flags = f"--minibatch {wanted}{' --ramp ' * bool(ramp)}{','.join(ramp)}"
+        lines.append(f"ramp         {flags}{'' if ramp else ': none is needed, the rule should hold to it'}")
+    print(to_json(content, indent=2) if options.json else "\n".join(lines))
     return 0

@@ -6,7 +6,6 @@ import argparse
 import math
 import shutil
 import statistics
-import sys
 from contextlib import closing
 from functools import partial
 from multiprocessing.util import get_temp_dir
@@ -31,6 +30,7 @@ from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import default_folder
 from onehour.leaving import before_leaving
+from onehour.messages import tell
 from onehour.recipes import recipe as named
 from onehour.study.spec import label_of, spec_of
 
@@ -114,13 +114,12 @@ def _sweep(options: argparse.Namespace) -> int:
                 raise
         if stop():
             watch.close()
-            print(f"onehour: {stop.text}", file=sys.stderr)
+            tell(stop.text)
             return EXIT_STOPPED
     return print_report([folder], None, options.margin, options.looks)
 
 
 def _rows(work: Work) -> list[str]:
-    """The cells as minibatch, arm and how many of its runs have ended."""
     left = {folder.name for task in work.tasks for folder in task.folders}
     rows: dict[tuple[Any, int], list[str]] = {}
     for cell in work.cells:
@@ -203,7 +202,6 @@ def _name(task: Task) -> str:
 
 
 def _progress(task: Task) -> float:
-    """Images that a running task has trained on, as its folders say."""
     from onehour.training.record import Run
 
     images = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import uuid
 from dataclasses import fields
 from pathlib import Path
@@ -23,10 +22,20 @@ from onehour.cli.parser import (
     recipe_changes,
 )
 from onehour.config import Recipe
+from onehour.dist.launch import (
+    ENDS,
+    LaunchError,
+    end_with_launcher,
+    is_launched_by_us,
+    launch,
+    refuse_used_port,
+    report_failure,
+)
+from onehour.dist.launched import adopt, is_launched, launched
 from onehour.dist.signals import EXIT_STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.execution import WHERE, Execution
-from onehour.messages import say
+from onehour.messages import say, tell
 from onehour.recipes import RECIPES
 from onehour.recipes import recipe as named
 
@@ -57,10 +66,6 @@ def add_train(commands: Any) -> None:
 
 
 def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    """`onehour train`: check, then run here or in p processes, then print how it ended."""
-    from onehour.dist.launch import ENDS, end_with_launcher, is_launched_by_us
-    from onehour.dist.launched import is_launched
-
     with StopSignals(speaks=not is_launched_by_us()) as stop:
         if os.environ.pop(ENDS, None) or is_launched():
             end_with_launcher()
@@ -70,8 +75,6 @@ def train_command(options: argparse.Namespace, arguments: list[str]) -> int:
 def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals) -> int:
     if options.restarts < 0:
         raise ValueError(f"restarts must not be below zero, got {options.restarts}")
-    from onehour.dist.launch import LaunchError, is_launched_by_us, launch, refuse_used_port
-    from onehour.dist.launched import adopt, is_launched, launched
     from onehour.training.record import Run, move_aside
 
     adopt()
@@ -114,7 +117,7 @@ def _train(options: argparse.Namespace, arguments: list[str], stop: StopSignals)
         except LaunchError as error:
             if code := _deliberate_end(folder, job):
                 return code
-            say(f"onehour: {error}", sys.stderr)
+            tell(error)
             return error.code
     return code or _print_outcome(Run(folder))
 
@@ -133,7 +136,6 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
-    """As many processes as the devices of this machine are for."""
     from onehour.dist.devices import pick_device, pick_processes
 
     processes, line = pick_processes(pick_device(execution.device), recipe.fewest_workers)
@@ -144,8 +146,6 @@ def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
 
 def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
     """What is wrong on this host alone must be heard on the others, which would wait for it."""
-    from onehour.dist.launched import is_launched
-
     if not is_launched():
         raise error
     from onehour.runs import refuse_together
@@ -156,7 +156,6 @@ def _refuse_here(error: ValueError, options: argparse.Namespace) -> int:
 def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     """Train in this process, alone or as one of several; whatever is wrong is one message."""
     from onehour.dist.group import PeerLateError, PeerLostError
-    from onehour.dist.launch import is_launched_by_us, report_failure
     from onehour.lock import FolderLostError
     from onehour.runs import run
     from onehour.training.record import NonFiniteError, StoppedError
@@ -166,16 +165,16 @@ def _train_here(recipe: Recipe, execution: Execution, stop: StopSignals) -> int:
     except (NonFiniteError, StoppedError) as error:
         if is_launched_by_us():
             return 0  # a failure would be restarted; the launcher reads in the folder how it ended
-        say(f"onehour: {error}", sys.stderr)
+        tell(error)
         return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_NOT_FINITE
     except PeerLostError as error:
         told = isinstance(error, PeerLateError) and report_failure(str(error))
         if not told and not is_launched_by_us():  # which knows what became of one that is gone
-            say(f"onehour: {error}", sys.stderr)
+            tell(error)
         return EXIT_PEER_LOST
     except ValueError as error:
         if not report_failure(str(error), final=isinstance(error, FolderLostError)):
-            say(f"onehour: {error}", sys.stderr)
+            tell(error)
         return EXIT_BAD_INPUT
     return 0
 
@@ -187,7 +186,7 @@ def _deliberate_end(folder: Path, job: str) -> int:
     ended = ended_on_purpose(folder, job)
     if ended is None:
         return 0
-    say(f"onehour: {ended[1]}", sys.stderr)
+    tell(ended[1])
     return EXIT_STOPPED if ended[0] == "stopped" else EXIT_NOT_FINITE
 
 
@@ -196,10 +195,10 @@ def _end_without_a_note(run: Run) -> int:
     if run.finished:
         return 0
     if run.summary.get("outcome") == "non-finite":
-        say(f"onehour: {run.folder} ended as non-finite", sys.stderr)
+        tell(f"{run.folder} ended as non-finite")
         return EXIT_NOT_FINITE
     text = f"stopped, and {run.folder} took no note of it: is its disk full? The same command goes on"
-    say(f"onehour: {text} from the last checkpoint", sys.stderr)
+    tell(f"{text} from the last checkpoint")
     return EXIT_STOPPED
 
 
@@ -213,8 +212,6 @@ def _print_outcome(run: Run) -> int:
 
 def execution_of(options: argparse.Namespace) -> Execution:
     """Where and how to run, as the options and whoever has started this process say."""
-    from onehour.dist.launched import is_launched, launched
-
     names = {f.name for f in fields(Execution)}
     given = {key: value for key, value in vars(options).items() if key in names and value is not None}
     if isinstance(given.get("save_every"), float):

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
+from onehour.dist.launch import LaunchError, end_with_launcher, launch, report_failure
 from onehour.dist.launched import refuse_several
 from onehour.dist.signals import EXIT_STOPPED, STOPPED, StopSignals
 from onehour.entry import asked_for
 from onehour.files import to_json
+from onehour.leaving import scratch
+from onehour.messages import tell
 from onehour.recipes import recipe as named
 from onehour.rules.arguments import positive_int
 
@@ -50,8 +53,6 @@ def add_verify(commands: Any) -> None:
 
 
 def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.dist.launch import LaunchError, launch
-    from onehour.leaving import scratch
     from onehour.sweeps.verify import compare
 
     refuse_several("verify")
@@ -76,7 +77,7 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
                     stop=stop,
                 )
             except LaunchError as error:
-                print(f"onehour: {STOPPED if stop.asked else error}", file=sys.stderr)
+                tell(STOPPED if stop.asked else error)
                 return EXIT_STOPPED if stop.asked and not stop.again else error.code
             stop.end_at_once()
         findings = compare(folder, processes)
@@ -88,7 +89,6 @@ def trace_command(options: argparse.Namespace, arguments: list[str]) -> int:
     """One process's part of `verify`, started by it."""
     from onehour.dist.devices import pick_device
     from onehour.dist.group import joined
-    from onehour.dist.launch import end_with_launcher, report_failure
     from onehour.sweeps.verify import trace
 
     end_with_launcher()

@@ -91,13 +91,9 @@ def _rectangles(
 
 
 def training_crop(image: np.ndarray, key: int, size: int = SIZE) -> Tensor:
-    """The crop that `draw_crop` draws, resized to `size`×`size`.
+    """The crop that `draw_crop` draws of an image, uint8 (H, W, 3), resized: uint8 (3, size, size).
 
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (3, size, size); in memory the channels lie together.
+    In memory its channels lie together, as those of the test crop do.
     """
     top, left, height, width, flip = draw_crop(image.shape[0], image.shape[1], key)
     resized = _resize(_view(image)[:, :, top : top + height, left : left + width], size, size)[0]
@@ -110,12 +106,8 @@ def validation_crop(image: np.ndarray, size: int = SIZE, resize: int = SHORTER) 
     Of an image longer than 16:1 only the centre 16:1 is resized: 1×10,000 would otherwise become 2 GB.
 
     Args:
-        image: uint8 (H, W, 3).
-        size: of the centre, pixels of a side.
+        image: uint8 (H, W, 3); what is returned is uint8 (3, size, size).
         resize: pixels of the shorter side, at least `size`.
-
-    Returns:
-        uint8 (3, size, size); in memory the channels lie together.
     """
     height, width = image.shape[:2]
     shorter = min(height, width)
@@ -128,14 +120,7 @@ def validation_crop(image: np.ndarray, size: int = SIZE, resize: int = SHORTER) 
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image at another size, by the resize of the crops.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (height, width, 3), contiguous.
-    """
+    """An image, uint8 (H, W, 3), at another size by the resize of the crops; contiguous."""
     return np.ascontiguousarray(_resize(_view(image), height, width)[0].permute(1, 2, 0).numpy())
 
 

@@ -73,15 +73,13 @@ class Cifar(KeyedDataset):
         return {"train_transform": self.transform}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """A batch (N, 3, 32, 32) of uint8 as the normalised float32 that networks take."""
         return normalise(images, MEAN, STD)
 
 
 def cifar10(path: str | Path, transform: str = "") -> tuple[Cifar, Cifar]:
-    """Training and validation images of cifar-10-python.tar.gz; nothing in it is executed or written to disk.
+    """Of cifar-10-python.tar.gz five batches of 10,000 images to train on, augmented, and the test batch as it is.
 
-    Returns:
-        (train, validation): five batches of 10,000 images augmented, and the test batch as it is.
+    Nothing in it is executed or written to disk.
     """
     batches = _batches(Path(path))
     sides = []
@@ -95,7 +93,6 @@ def cifar10(path: str | Path, transform: str = "") -> tuple[Cifar, Cifar]:
 
 
 def _batches(path: Path) -> dict[str, tuple[Tensor, list[int]]]:
-    """Images and labels of each batch in the archive, by the batch's name."""
     batches = {}
     try:
         with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:

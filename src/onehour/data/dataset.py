@@ -189,11 +189,7 @@ class Classes:
 
 
 def refuse_labels(labels: Tensor, classes: Classes, name: Callable[[int], str]) -> None:
-    """Check the labels of samples in memory, once.
-
-    Args:
-        name: what a message calls sample i.
-    """
+    """Check the labels of samples in memory, once; messages call sample i by its name."""
     whole = not labels.is_floating_point() and not labels.is_complex()
     if whole and labels.ndim == 1 and int(labels.min()) >= 0 and int(labels.max()) < classes.count:
         return

@@ -138,13 +138,13 @@ def orientation_of(data: bytes) -> int:
         return 1
 
 
-def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> bytes | None:
+def shrunk(data: bytes, name: str, shorter: int) -> bytes | None:
     """An image file whose shorter side is `shorter`, as JPEG of quality 95; None for one that is not larger.
 
     The aspect is kept, the resize is bilinear and antialiased as the crops' is. An EXIF orientation is kept, other
     metadata is not.
     """
-    image = decode(data, name, pixels=pixels)
+    image = decode(data, name)
     height, width = image.shape[:2]
     side = min(height, width)
     if side <= shorter:
@@ -174,7 +174,6 @@ def _refuse_bomb(height: int, width: int, pixels: int, name: str) -> None:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Pillow's image as RGB by the rule of `decode`."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits")
     image.load()

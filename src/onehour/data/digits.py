@@ -34,18 +34,11 @@ def originals() -> tuple[Tensor, Tensor]:
 
 
 def digits(split: int = 0, *, samples: int = TRAIN) -> tuple[TensorDataset, TensorDataset]:
-    """8,192 training (or `samples`) and 4,096 validation samples, the same on every machine.
+    """8,192 training (or `samples`) and 4,096 validation samples, the same on every machine: standardised (N, 1, 8, 8).
 
     Args:
         split: which division of the originals, and which composites; any whole number. Errors differ between splits
             by more than between seeds, since 360 originals are few: compare within one.
-
-    Returns:
-        (train, validation): images (N, 1, 8, 8) standardised, labels (N,).
-
-    >>> train, validation = digits()
-    >>> len(train), len(validation), train.tensors[0].shape
-    (8192, 4096, torch.Size([8192, 1, 8, 8]))
     """
     train, validation, mean, std = _drawn(split, samples)
     return (

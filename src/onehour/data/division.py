@@ -23,16 +23,8 @@ def divide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which samples are trained on, and which are validated on; a pure function of its arguments.
 
-    Of a class of m samples ⌊share·m + 1/2⌋ are validated on: those whose random numbers are the smallest.
-
-    Args:
-        labels: whole numbers (N,).
-
-    Returns:
-        Indices of both, each in ascending order.
-
-    >>> [part.tolist() for part in divide(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)]
-    [[0, 2, 4], [1, 3, 5]]
+    Of a class of m samples ⌊share·m + 1/2⌋ are validated on: those whose random numbers are the smallest. Of N labels
+    the indices of both are returned, each in ascending order.
     """
     found, counts = np.unique(labels, return_counts=True)
     _refuse_share(share, int(counts.min()), int(found[counts.argmin()]), classes)

@@ -80,11 +80,7 @@ Seen = tuple[list[FaultError], bytes]
 
 
 def examine(path: Path, *, pixels: int = PIXELS, jobs: int = 1, done: Done = ignore) -> list[FaultError]:
-    """Look at every file of a folder of images or of a pack.
-
-    Returns:
-        What is wrong, each with its path and a remedy, in the order of paths; those with `note` cost nothing.
-    """
+    """What is wrong with the files of a folder of images or of a pack, in the order of paths; notes cost nothing."""
     place, index, root = index_of(path), None, path if path.is_dir() else path.parent
     if place is None and not path.is_dir():
         return [FaultError(str(path), "is not a folder, an index or a pack", f"{expected(path)}, or a pack")]

@@ -42,23 +42,17 @@ LARGEST = 2**30
 
 
 def fashion_mnist(folder: str = INSTALLED) -> tuple[TensorDataset, TensorDataset]:
-    """Fashion-MNIST: 60,000 training and 10,000 validation photographs of clothes, 28×28, of 10 classes.
-
-    Args:
-        folder: with the four files, gzipped or not.
-    """
+    """Fashion-MNIST of a folder: 60,000 training and 10,000 validation photographs of clothes, 28×28, of 10 classes."""
     return _load(Path(folder, "train-images-idx3-ubyte"), EXPECTED_FASHION, PUBLISHED)
 
 
 def idx(path: str) -> tuple[TensorDataset, TensorDataset]:
-    """Training and validation images of four IDX files, in memory.
+    """Training and validation images of four IDX files, in memory: float32 (N, 1, H, W), and labels (N,).
+
+    Both are standardised by the mean and the deviation of the training pixels.
 
     Args:
         path: the file of training images, or the folder that has one; the others lie beside it.
-
-    Returns:
-        (train, validation): float32 images (N, 1, H, W), standardised by the mean and deviation of the training
-        pixels, and labels (N,).
     """
     found = sorted(idx_files(path))
     if len(found) > 1:
@@ -95,7 +89,6 @@ def _side(first: Path, side: str, after: str, expected: str, digests: dict[str, 
 
 
 def _forms(name: Path) -> list[Path]:
-    """What there is of a file: as it is, gzipped, or both."""
     return [file for file in (name, name.with_name(f"{name.name}.gz")) if file.is_file()]
 
 

@@ -14,18 +14,7 @@ from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.decode import LARGEST_PIXELS, PIXELS, decode
 from onehour.data.division import divide
 from onehour.data.index import index_of, read_index
-from onehour.data.listing import (
-    SIDES,
-    Files,
-    Names,
-    Source,
-    Table,
-    expected,
-    list_classes,
-    list_side,
-    list_sides,
-    refuse,
-)
+from onehour.data.listing import SIDES, Files, Names, Table, expected, list_classes, list_side, list_sides, refuse
 from onehour.data.pack import Shards, shards_of
 from onehour.rules.arguments import positive_int
 
@@ -68,7 +57,7 @@ class Images(KeyedDataset):
         augmented: the training crop and flip, drawn from each sample's key; otherwise the test crop.
     """
 
-    def __init__(self, source: Source, *, augmented: bool, options: ImageOptions | None = None) -> None:
+    def __init__(self, source: Files | Shards, *, augmented: bool, options: ImageOptions | None = None) -> None:
         self.source, self.augmented, self.options = source, augmented, options or ImageOptions()
         self.skips = augmented and self.options.bad_images == "skip"
         transform = self.options.train_transform
@@ -76,7 +65,6 @@ class Images(KeyedDataset):
 
     @property
     def classes(self) -> list[str]:
-        """Their names; a label is a place in this list."""
         return self.source.classes
 
     def __len__(self) -> int:
@@ -108,7 +96,6 @@ class Images(KeyedDataset):
         return self.source.name(index)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """A batch (N, 3, H, W) of uint8 as the normalised float32 that networks take."""
         return normalise(images, MEAN, STD)
 
     @property
@@ -120,11 +107,7 @@ class Images(KeyedDataset):
 def image_folder(root: str | Path, options: ImageOptions | None = None) -> tuple[Images, Images]:
     """Training and validation images of a folder DIR/train/CLASS/* and DIR/val/CLASS/*, of its index, or of a pack.
 
-    Args:
-        root: DIR, which is listed unless it holds an index; an index; or a pack's folder.
-
-    Returns:
-        (train, validation), the first with the training crop, the second with the test crop.
+    DIR is listed unless it holds an index. The first have the training crop, the second the test crop.
     """
     sides = open_sides(Path(root))
     train, validation = (Images(sides[side], augmented=side == "train", options=options) for side in SIDES)
@@ -155,14 +138,19 @@ def divided_folder(
 
 
 def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
-    """The sources of a folder, an index or a pack, by "train" and "val".
-
-    Args:
-        sizes: ask for the sizes of a folder's files too; an index and a pack know them.
-    """
-    place = index_of(root)
-    if place is not None:
-        return _indexed(place)
+    """The sources of a folder, an index or a pack, by "train" and "val"; `sizes` of files, which an index knows."""
+    if (place := index_of(root)) is not None:
+        index = read_index(place)
+        if index.about["kind"] == "pack":
+            packs = {side: shards_of(index, side) for side in SIDES}
+            for fault in (fault for source in packs.values() for fault in source.faults().values()):
+                raise fault
+            return dict(packs)
+        files = {side: index.files(side) for side in SIDES}
+        if changed := index.changes():
+            more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
+            raise ValueError(f"{place} is out of date: {changed[0]}{more}")
+        return dict(files)
     if not root.is_dir():
         kind = "index" if root.suffix == ".index" else "folder"
         raise ValueError(f"there is no {kind} {root}; {expected(root)}")
@@ -170,17 +158,3 @@ def open_sides(root: Path, *, sizes: bool = False) -> dict[str, Files | Shards]:
     tables = list_sides(root, faults, sizes=sizes)
     refuse(faults, root)
     return {side: Files(root / side, table) for side, table in tables.items()}
-
-
-def _indexed(place: Path) -> dict[str, Files | Shards]:
-    index = read_index(place)
-    if index.about["kind"] == "pack":
-        packs = {side: shards_of(index, side) for side in SIDES}
-        for fault in (fault for source in packs.values() for fault in source.faults().values()):
-            raise fault
-        return dict(packs)
-    files = {side: index.files(side) for side in SIDES}
-    if changed := index.changes():
-        more = f" and {len(changed) - 1} more changes" if len(changed) > 1 else ""
-        raise ValueError(f"{place} is out of date: {changed[0]}{more}")
-    return dict(files)

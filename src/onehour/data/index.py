@@ -33,11 +33,7 @@ TYPES = {"U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64}
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Write a file of arrays, whole or not at all.
-
-    Args:
-        arrays: of uint8, int32, uint32 or int64.
-    """
+    """Write a file of arrays of uint8, int32, uint32 or int64, whole or not at all."""
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
     metadata = {KEY: json.dumps({"about": about, "sha256": _digest(arrays, about)})}
     replace_whole(path.parent, path.name, save(arrays, metadata=metadata))
@@ -85,16 +81,11 @@ TICK = 20_000_000
 
 @dataclass(frozen=True)
 class Index:
-    """An index that was read.
-
-    Args:
-        arrays: of both sides, by the names of `columns`.
-        about: kind, classes, and what else such an index says.
-    """
+    """An index that was read."""
 
     path: Path
-    arrays: dict[str, np.ndarray]
-    about: dict[str, Any]
+    arrays: dict[str, np.ndarray]  # of both sides, by the names of `columns`
+    about: dict[str, Any]  # kind, classes, and what else such an index says
 
     @property
     def root(self) -> Path:
@@ -102,12 +93,7 @@ class Index:
         return self.path.parent / str(self.about.get("root", "."))
 
     def table(self, side: str) -> Table:
-        """One side's images.
-
-        Raises:
-            FaultError: if they are no table, as a wrong or a malicious index may have it: a label out of range, a name
-                that leads out of its folder.
-        """
+        """One side's images; a FaultError if a wrong or a malicious index has no table that a listing would have."""
         classes = self.about.get("folders", {}).get(side, self.about["classes"])
         found = [self.arrays.get(f"{side}.{name}") for name in ("labels", "names", "ends", "sizes", "checks")]
         labels, buffer, ends, sizes, checks = found
@@ -167,7 +153,12 @@ def write_index(
     refuse(faults, root)
     arrays: dict[str, np.ndarray] = {}
     for side, table in tables.items():
-        checks = _checks(Files(root / side, table), root, jobs, done) if digests else None
+        checks = None
+        if digests:
+            work = partial(_check_span, Files(root / side, table))
+            parts = spread(work, spans(len(table), 256), jobs=jobs, done=done)
+            refuse([fault for _, faults in parts for fault in faults], root)
+            checks = np.concatenate([found for found, _ in parts])
         arrays |= columns(side, table, checks)
     classes, folders = tables["train"].classes, {side: table.classes for side, table in tables.items()}
     about = {
@@ -222,12 +213,6 @@ def _stamps(root: Path) -> dict[str, list[int]]:
             continue
         stamps[name] = [status.st_mtime_ns, status.st_size]
     return stamps
-
-
-def _checks(source: Files, root: Path, jobs: int, done: Done) -> np.ndarray:
-    parts = spread(partial(_check_span, source), spans(len(source.labels), 256), jobs=jobs, done=done)
-    refuse([fault for _, faults in parts for fault in faults], root)
-    return np.concatenate([checks for checks, _ in parts])
 
 
 def _check_span(source: Files, span: range, done: Done) -> tuple[np.ndarray, list[FaultError]]:

@@ -14,7 +14,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -56,21 +55,13 @@ class Names:
 
 @dataclass(frozen=True)
 class Table:
-    """The images of one side, training or validation.
+    """The images of one side, training or validation."""
 
-    Args:
-        classes: their names; a label is a place in this list.
-        labels: int32 (N,), in ascending order.
-        names: N names of files, without the class's folder.
-        sizes: int64 (N,), bytes of each file; None where they were not asked for.
-        checks: uint32 (N,), CRC-32 of each file; None likewise.
-    """
-
-    classes: list[str]
-    labels: np.ndarray
-    names: Names
-    sizes: np.ndarray | None
-    checks: np.ndarray | None
+    classes: list[str]  # their names; a label is a place in this list
+    labels: np.ndarray  # int32 (N,), in ascending order
+    names: Names  # N names of files, without the class's folder
+    sizes: np.ndarray | None  # int64 (N,), bytes of each file; None where they were not asked for
+    checks: np.ndarray | None  # uint32 (N,), CRC-32 of each file; None likewise
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,11 +81,7 @@ class Table:
         return {self.names[index]: index for index in range(first, last)}
 
     def verify(self, index: int, data: bytes, name: Callable[[int], str]) -> bytes:
-        """`data` itself, if it has the size and the CRC-32 that are known of image `index`.
-
-        Raises:
-            FaultError: if it is other data.
-        """
+        """`data` itself, if it has the size and the CRC-32 that are known of image `index`; else a FaultError."""
         if self.sizes is not None and len(data) != self.sizes[index]:
             problem = f"has {len(data):,} bytes, {self.sizes[index]:,} when it was indexed"
         elif self.checks is not None and zlib.crc32(data) != self.checks[index]:
@@ -102,22 +89,6 @@ class Table:
         else:
             return data
         raise FaultError(name(index), problem, "restore it, or index or pack the data again")
-
-
-class Source(Protocol):
-    """One side of labelled images."""
-
-    classes: list[str]
-    labels: np.ndarray
-    """Of each image, the index of its class."""
-
-    def name(self, index: int) -> str:
-        """Where image `index` lies, for messages."""
-        ...
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`; FaultError if it cannot be read, or is not as its index knows it."""
-        ...
 
 
 class Files:
@@ -131,7 +102,6 @@ class Files:
         self.classes, self.labels = table.classes, table.labels
 
     def name(self, index: int) -> str:
-        """The path of image `index`."""
         return os.path.join(self.root, self.table.where(index))
 
     def read(self, index: int) -> bytes:
@@ -144,7 +114,6 @@ LARGEST = 2**30
 
 
 def read_file(path: str) -> bytes:
-    """All bytes of a plain file."""
     try:
         # Without O_NONBLOCK, opening a pipe that took the file's place would wait for ever.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -255,11 +224,7 @@ def list_class(folder: Path, faults: list[FaultError], *, sizes: bool = False) -
 
 
 def refuse(faults: Sequence[FaultError], root: Path | None) -> None:
-    """Raise the first of the faults, if there are any, and say how many more there are; notes do not count.
-
-    Args:
-        root: the folder, index or pack of both sides, which the doctor lists; None where it is something else.
-    """
+    """Raise the first of the faults, if any, and say how many more the doctor of `root` lists; notes do not count."""
     wrong = [fault for fault in faults if not fault.note]
     if wrong:
         doctor = f"; `onehour data doctor {root}` lists them" if root is not None else ""
@@ -320,7 +285,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def image_by_name(name: str) -> bool:
-    """Whether a file is named as an image is."""
     suffix = os.path.splitext(name)[1].lower()
     return any(suffix in suffixes for suffixes in SUFFIXES.values())
 

@@ -73,11 +73,7 @@ class Feed:
         return self._looked().samples
 
     def passes(self, passes: list[range], *, start: int, stop: int) -> Iterator[Batch]:
-        """The batch of every pass of the iterations [start, stop).
-
-        Args:
-            passes: the workers of each of this process's passes.
-        """
+        """The batch of every pass, of the workers of each, of the iterations [start, stop)."""
         assert self.stream is not None
         if self._gathers:
             return _gathered(self._tensors(), self.stream, passes, range(start, stop), self.device)
@@ -88,7 +84,8 @@ class Feed:
         """The batches of the chunks of `CHUNK` consecutive samples with these numbers."""
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if self._gathers:
-            return _sliced(self._tensors(), spans, self.device)
+            tensors = self._tensors()
+            return (tuple(tensor[span.start : span.stop].to(self.device) for tensor in tensors) for span in spans)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
@@ -116,7 +113,6 @@ class Feed:
         return images, labels.long()
 
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
-        """The batches of these keys, from the processes where there are some."""
         seen = self._looked()
         self._keyed.kind = tuple(seen.image.shape), seen.image.dtype
         if self.loaders and self._processes is None:
@@ -192,11 +188,6 @@ def _gathered(
             yield tuple(tensor.index_select(0, chosen) for tensor in placed)
 
 
-def _sliced(tensors: tuple[Tensor, ...], spans: list[range], device: torch.device) -> Iterator[Batch]:
-    for span in spans:
-        yield tuple(tensor[span.start : span.stop].to(device) for tensor in tensors)
-
-
 class Skipped:
     """Which images this process could not read, and how many times another took their place."""
 
@@ -205,7 +196,6 @@ class Skipped:
         self._since = 0
 
     def add(self, indices: list[int]) -> None:
-        """Note the bad images of a batch."""
         self.indices.update(indices)
         self._since += len(indices)
 

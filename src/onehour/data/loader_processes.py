@@ -13,7 +13,6 @@ import math
 import mmap
 import os
 import signal
-import sys
 import time
 import warnings
 from collections import deque
@@ -35,7 +34,7 @@ from torch.utils.data._utils import signal_handling
 from onehour.data.dataset import FaultError
 from onehour.data.samples import Empty, Keyed, empty, mapped
 from onehour.leaving import signal_with_parent, signals_wait
-from onehour.messages import blame, say
+from onehour.messages import blame, tell
 
 PATIENCE = 30.0
 """Seconds that a process may take for one sample before it counts as stuck: three times this is less than a hang."""
@@ -60,9 +59,7 @@ Task = tuple[int, np.ndarray]
 class LoaderProcesses:
     """Processes that make batches, forked from this one; they stay from one use to the next.
 
-    Args:
-        batch_bytes: of a batch at most; what is larger takes torch's own way, through /dev/shm.
-        patience: seconds for a sample; None waits for ever.
+    What is larger than `batch_bytes` takes torch's own way, through /dev/shm.
     """
 
     def __init__(
@@ -74,7 +71,8 @@ class LoaderProcesses:
         patience: float | None = PATIENCE,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._keyed, self._loaders, self._patience, self._warn = keyed, loaders, patience, warn or _say
+        self._keyed, self._loaders, self._patience = keyed, loaders, patience
+        self._warn = warn or tell
         self._ahead = AHEAD if AHEAD * loaders * batch_bytes <= IN_FLIGHT else 1
         self._slots = [_Slot(batch_bytes) for _ in range(self._ahead * loaders + 1)]  # one is read as others are filled
         self._progress = _shared(3 * 8 * loaders).view(torch.int64).view(loaders, 3).numpy()
@@ -155,7 +153,7 @@ class LoaderProcesses:
                         batch_size=None,
                         sampler=self._tasks,
                         num_workers=self._loaders,
-                        collate_fn=_as_it_is,
+                        collate_fn=lambda made: made,
                         timeout=LOOK,
                         worker_init_fn=maker.begin,
                         multiprocessing_context=_Context(self._processes),
@@ -173,7 +171,6 @@ class LoaderProcesses:
             ) from error
 
     def _ended(self) -> dict[int, str]:
-        """How processes have ended, by their number."""
         codes = {number: process.exitcode for number, process in enumerate(self._processes)}
         return {
             number: f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"
@@ -271,10 +268,6 @@ class _Maker:
             made = ValueError(f"{self.keyed.name(int(progress[1]))} cannot be made: {blame(error)}")
         progress[1] = NONE
         return number % len(self.slots), made
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
 
 
 @dataclass
@@ -378,7 +371,3 @@ def _kill(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.kill()
     processes.clear()
-
-
-def _say(text: str) -> None:
-    say(f"onehour: {text}", sys.stderr)

@@ -21,20 +21,14 @@ from onehour.rules.shuffle import SampleStream
 
 
 class Mix(NamedTuple):
-    """How the images of a worker are mixed: each is w·x + (1 − w)·x' with the one before it, x', pixel by pixel.
+    """How the images of a worker are mixed: each is w·x + (1 − w)·x' with the one before it, x', pixel by pixel."""
 
-    Args:
-        weight: w outside of the rectangle; inside it is 0.
-        top, bottom, left, right: the rectangle's rows and columns; all zero for none.
-        share: of x's own label in the loss.
-    """
-
-    weight: float
-    top: int
+    weight: float  # w outside of the rectangle; inside it is 0
+    top: int  # the rectangle's rows and columns; all zero for none
     bottom: int
     left: int
     right: int
-    share: float
+    share: float  # of x's own label in the loss
 
 
 def symmetric_beta(alpha: float, u: float, v: float) -> float:

@@ -137,9 +137,7 @@ class Shards:
 def shards_of(index: Index, side: str) -> Shards:
     """One side of a pack; whether the shards are there is for `Shards.faults`.
 
-    Raises:
-        FaultError: if the index holds what no packing would have written: names that lead elsewhere, offsets outside
-            their shard.
+    A FaultError if the index holds what no packing would have written: names or offsets that lead elsewhere.
     """
     table, about = index.table(side), index.about
     try:
@@ -237,11 +235,7 @@ def pack(
 
 
 def split(sizes: np.ndarray, shard_bytes: int) -> list[range]:
-    """The samples of a side in shards: each is closed when its files reach `shard_bytes`.
-
-    >>> split(np.array([3, 3, 3]), 6)
-    [range(0, 2), range(2, 3)]
-    """
+    """The samples of a side in shards: each is closed when its files reach `shard_bytes`."""
     ends = np.cumsum(sizes)
     spans, first = [], 0
     while first < len(sizes):
@@ -313,7 +307,6 @@ class _Part:
         return arrays, size
 
     def _content(self, index: int) -> tuple[bytes, str]:
-        """An image file's bytes as they are packed, and the suffix that fits them."""
         data = self.source.read(index)
         smaller = shrunk(data, self.source.name(index), self.resize) if self.resize else None
         if smaller is not None:
@@ -322,7 +315,6 @@ class _Part:
 
 
 def _write(parts: list[_Part], held: OpenFolder, number: int, done: Done) -> Record:
-    """Write a shard, unless it is there."""
     held.check()
     part = parts[number]
     if (found := part.finished()) is not None:
@@ -380,7 +372,6 @@ def _is_done(out: Path, whole: str) -> bool:
 
 
 def _clear(out: Path, names: set[str]) -> None:
-    """Remove what an interrupted command left that has no place in this pack."""
     with opened(out, PARTS, make=True) as parts:
         for name in os.listdir(parts):
             if name not in names:

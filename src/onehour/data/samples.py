@@ -115,15 +115,10 @@ def following(stream: SampleStream, position: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Form:
-    """What samples are, and how they become a batch.
+    """What samples are, and how they become a batch."""
 
-    Args:
-        own: whether they are a task's, of any kind; else (image, label).
-        collate: makes a batch of a list of them; None for `collate`.
-    """
-
-    own: bool = False
-    collate: Callable[[list[Any]], Any] | None = None
+    own: bool = False  # whether they are a task's, of any kind; else (image, label)
+    collate: Callable[[list[Any]], Any] | None = None  # makes a batch of a list of them; None for `collate`
 
     def batch(self, samples: list[Any], empty: Empty = empty) -> Any:
         if self.collate is None:
@@ -170,11 +165,7 @@ class Keyed:
     def batch(
         self, keys: Iterable[Key], *, empty: Empty = empty, begun: Callable[[int], object] = lambda index: None
     ) -> tuple[Any, list[int]]:
-        """The samples of some keys as a batch.
-
-        Returns:
-            The batch, and the indices of samples that could not be read and were replaced.
-        """
+        """The samples of some keys as a batch, and the indices of those that could not be read and were replaced."""
         samples: list[Any] = []
         skipped: list[int] = []
         for epoch, index, position in keys:
@@ -193,26 +184,21 @@ class Keyed:
         return self.form.batch(samples, empty), skipped
 
     def name(self, index: int) -> str:
-        """What a message calls sample `index`."""
         name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""
         return f"sample {index}" + (f" ({name})" if name else "")
 
     def called(self, index: int) -> str:
-        """`name` behind the side that it is of."""
         return f"{self.side} {self.name(index)}".strip()
 
     def _checked(self, image: Any, label: Any) -> tuple[Tensor, int]:
-        image = self._like_all(torch.as_tensor(image))
-        return image, as_label(label) if self.classes is None else self.classes.checked(label)
-
-    def _like_all(self, image: Tensor) -> Tensor:
+        image = torch.as_tensor(image)
         shape, dtype = self.kind or (tuple(image.shape), image.dtype)
         if tuple(image.shape) != shape:
             shapes = f"{shape} and {tuple(image.shape)}"
             raise ValueError(f"images of the data differ in shape ({shapes}); bring them to one size first")
         if image.dtype != dtype:
             raise ValueError(f"images of the data differ in type ({dtype} and {image.dtype}); give all of one")
-        return image
+        return image, as_label(label) if self.classes is None else self.classes.checked(label)
 
     def _sample(self, index: int, number: int) -> Any:
         offered = isinstance(self.dataset, KeyedDataset)

@@ -30,15 +30,11 @@ BLACK = b"P6 1 1 255 " + bytes(3)
 
 @dataclass(frozen=True)
 class Data:
-    """Two map-style data sets of (image, label), and what models must know of them.
-
-    Args:
-        classes: number of labels where the data says so (an attribute `classes`, or labels in memory).
-    """
+    """Two map-style data sets of (image, label), and what models must know of them."""
 
     train: Any
     validation: Any
-    classes: int | None
+    classes: int | None  # number of labels where the data says so (an attribute `classes`, or labels in memory)
     channels: int
     looks: tuple[Look, Look]
     form: Form = IMAGES_AND_LABELS
@@ -144,24 +140,15 @@ def _split_of(spec: str) -> int:
 
 @dataclass(frozen=True)
 class FileReader:
-    """How image files that are not of a recipe's data are read as its validation images are.
-
-    Args:
-        image: all have its shape and type.
-        names: asks for those of the classes; none where they are not known.
-    """
+    """How image files that are not of a recipe's data are read as its validation images are."""
 
     dataset: KeyedDataset
-    image: Tensor
-    names: Callable[[], list[str]]
+    image: Tensor  # all have its shape and type
+    names: Callable[[], list[str]]  # asks for those of the classes; none where they are not known
 
 
 def file_reader(spec: str, **options: Any) -> FileReader:
-    """What reads image files as the validation data of a recipe does; a path's data need not be there any more.
-
-    Args:
-        spec, options: as of `load_data`; what is neither a name nor a function is a path.
-    """
+    """What reads image files as the validation data of a recipe does (`load_data`); a path need not be there."""
     name = spec.partition(":")[0]
     if name in SAMPLES:
         return FileReader(DigitFiles(_split_of(spec), samples=SAMPLES[name]), torch.zeros(1, SIDE, SIDE), list)
@@ -192,11 +179,7 @@ def file_reader(spec: str, **options: Any) -> FileReader:
 
 
 def complete(
-    recipe: Recipe,
-    data: Any = None,
-    *,
-    collate: Callable[[list[Any]], Any] | None = None,
-    trains: bool = True,
+    recipe: Recipe, data: Any = None, *, collate: Callable[[list[Any]], Any] | None = None, trains: bool = True
 ) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 
@@ -264,20 +247,15 @@ def _facts(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Look:
-    """What a data set's first samples say of all.
-
-    Args:
-        image: the first one, as the data set gives it; all have its shape and type. Of a task's own samples the first
-            tensor of the first one, or an empty one.
-        sample: the first one, of a task's own.
-        names: of the classes, where its `classes` are texts.
-    """
+    """What a data set's first samples say of all."""
 
     samples: int
     image: Tensor
+    """The first one, as the data set gives it; all have its shape and type. Of a task's own samples the first tensor of
+    the first one, or an empty one."""
     classes: int | None
-    sample: Any = None
-    names: tuple[str, ...] = ()
+    sample: Any = None  # the first one, of a task's own
+    names: tuple[str, ...] = ()  # of the classes, where its `classes` are texts
 
 
 def look(side: str, dataset: Any, form: Form = IMAGES_AND_LABELS) -> Look:
@@ -294,15 +272,14 @@ def look(side: str, dataset: Any, form: Form = IMAGES_AND_LABELS) -> Look:
 def _look_at_own(side: str, dataset: Any) -> Look:
     """At samples of any kind, of which a task knows more."""
     samples = _samples(side, dataset)
-    sample = mapped(_item(side, "first", dataset, 0), _as_tensor)
+
+    def as_tensor(leaf: Any) -> Any:
+        numbers = isinstance(leaf, Tensor | np.ndarray | np.generic)
+        return torch.as_tensor(leaf).detach().cpu().clone() if numbers else leaf
+
+    sample = mapped(_item(side, "first", dataset, 0), as_tensor)
     tensors = [leaf for leaf in leaves(sample) if isinstance(leaf, Tensor)]
     return Look(samples, tensors[0] if tensors else torch.empty(0), _classes(dataset), sample)
-
-
-def _as_tensor(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor | np.ndarray | np.generic):
-        return torch.as_tensor(leaf).detach().cpu().clone()
-    return leaf
 
 
 def _simplest(side: str, dataset: Any) -> Any:

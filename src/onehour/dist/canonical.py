@@ -122,7 +122,7 @@ class CanonicalReducer(Reducer):
 
 
 def _nothing() -> None:
-    """There is nothing to wait for."""
+    pass
 
 
 def in_background(act: Callable[[], None]) -> Callable[[], object]:
@@ -146,10 +146,8 @@ def in_background(act: Callable[[], None]) -> Callable[[], object]:
 def canonical_sum(vector: Tensor, group: Group, scratch: Tensor | None = None) -> int:
     """Σ over the processes along the tree that halves [0, p), in place; returns how many bytes this process sent.
 
-    At powers of two each process sends 2·(p − 1)/p·b bytes for a vector of b.
-
-    Args:
-        scratch: room for half of the vector, rounded up, where the caller keeps some.
+    At powers of two each process sends 2·(p − 1)/p·b bytes for a vector of b. A caller may keep `scratch`, room for
+    half of the vector, rounded up.
     """
     if group.size & (group.size - 1):
         return _along_the_tree(vector, group)

@@ -19,55 +19,33 @@ REACH, STEP = 10.0, 0.01
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run says of its iterations, in seconds.
+    """What a run says of its iterations, in seconds."""
 
-    Args:
-        processes: p of the run.
-        image: data, forward and backward of an image on one process.
-        fixed: the update, and whatever else an iteration spends once.
-        reduction: waiting for it.
-        spread: σ of a process's time from one iteration to the next, as a share of it.
-        gradient_bytes: of the vector that is summed.
-        pass_images: in a process's forward and backward pass, at most.
-    """
-
-    processes: int
-    image: float
-    fixed: float
-    reduction: float
-    spread: float
-    gradient_bytes: int
-    pass_images: int
+    processes: int  # p of the run
+    image: float  # data, forward and backward of an image on one process
+    fixed: float  # the update, and whatever else an iteration spends once
+    reduction: float  # waiting for it
+    spread: float  # σ of a process's time from one iteration to the next, as a share of it
+    gradient_bytes: int  # of the vector that is summed
+    pass_images: int  # in a process's forward and backward pass, at most
 
 
 @dataclass(frozen=True)
 class Links:
-    """What joins the processes.
+    """What joins the processes."""
 
-    Args:
-        bandwidth: bits a second of each process's link, each way.
-        latency: seconds from one process to the next.
-    """
-
-    bandwidth: float
-    latency: float
+    bandwidth: float  # bits a second of each process's link, each way
+    latency: float  # seconds from one process to the next
 
 
 @dataclass(frozen=True)
 class IterationTime:
-    """Seconds of an iteration.
+    """Seconds of an iteration."""
 
-    Args:
-        compute: data, forward and backward of a process with the most workers, on average.
-        slowest: how many times as long the slowest process takes.
-        reduction: that is not hidden behind backward.
-        fixed: the update, and whatever else is spent once.
-    """
-
-    compute: float
-    slowest: float
-    reduction: float
-    fixed: float
+    compute: float  # data, forward and backward of a process with the most workers, on average
+    slowest: float  # how many times as long the slowest process takes
+    reduction: float  # that is not hidden behind backward
+    fixed: float  # the update, and whatever else is spent once
 
     @property
     def seconds(self) -> float:
@@ -95,11 +73,7 @@ def expected_iteration(
 
 
 def slowest(processes: int, spread: float) -> float:
-    """1 + σ·E[max of p standard normals]: how many times the mean the slowest of p processes takes.
-
-    >>> round(slowest(2, 0.1), 4), slowest(1, 0.1)  # E[max of 2] is 1/√π
-    (1.0564, 1.0)
-    """
+    """1 + σ·E[max of p standard normals]: how many times the mean the slowest of p processes takes."""
     if processes == 1:
         return 1.0
     normal = NormalDist()
@@ -118,9 +92,6 @@ def reduction_seconds(size: int, processes: int, links: Links, *, backward: floa
     Args:
         size: bytes.
         backward: seconds of the last backward.
-
-    >>> round(reduction_seconds(10**8, 4, Links(bandwidth=10e9, latency=0.0), backward=0.0), 4)
-    0.12
     """
     buckets = -(-size // BUCKET_BYTES)
 

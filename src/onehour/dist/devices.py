@@ -50,7 +50,6 @@ def pick_processes(device: str, workers: int) -> tuple[int, str]:
 
 
 def refuse_too_few_gpus(processes: int, device: str) -> None:
-    """Refuse more processes on this machine than it has GPUs."""
     gpus = torch.cuda.device_count() if device == "cuda" else processes
     if gpus < processes:
         raise ValueError(
@@ -60,11 +59,9 @@ def refuse_too_few_gpus(processes: int, device: str) -> None:
 
 
 def own_gpu(local_rank: int, local_size: int, *, shared: bool) -> int:
-    """The number of the GPU that a process takes.
+    """The number of the GPU that a process takes, one of `local_size` on this host.
 
-    Args:
-        local_rank, local_size: its number among the processes of this host, and how many they are.
-        shared: all of them see the same GPUs; a launcher such as srun may give each some of its own.
+    All of them see the same GPUs if `shared`; a launcher such as srun may give each some of its own.
     """
     gpus = torch.cuda.device_count()
     started = max(local_size, local_rank + 1)
@@ -110,33 +107,26 @@ def deterministic(recipe: Recipe) -> Generator[None]:
     Convolution gradients differ in bits between 1 and 2 threads, so the number is part of the recipe.
     """
     cudnn: Any = torch.backends.cudnn
-    before, canonical = cudnn.benchmark, recipe.reduce == "canonical"
-    cudnn.benchmark = not canonical
-    try:
-        with _repeatable(recipe.canonical_threads) if canonical else nullcontext():
-            yield
-    finally:
-        cudnn.benchmark = before
-
-
-@contextmanager
-def _repeatable(threads: int) -> Generator[None]:
-    cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     memory: Any = torch.utils.deterministic
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark, threads, strict = cudnn.benchmark, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     coarse, filled = (cudnn.allow_tf32, matmul.allow_tf32), memory.fill_uninitialized_memory
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    memory.fill_uninitialized_memory = False  # it would write all of each result twice
+    canonical = recipe.reduce == "canonical"
+    cudnn.benchmark = not canonical
+    if canonical:
+        torch.set_num_threads(recipe.canonical_threads)
+        torch.use_deterministic_algorithms(True)
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        memory.fill_uninitialized_memory = False  # it would write all of each result twice
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        cudnn.allow_tf32, matmul.allow_tf32 = coarse
-        memory.fill_uninitialized_memory = filled
+        cudnn.benchmark = benchmark
+        if canonical:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict)
+            cudnn.allow_tf32, matmul.allow_tf32 = coarse
+            memory.fill_uninitialized_memory = filled
 
 
 def build_of(device: torch.device) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,12 +11,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store
 
 from onehour.dist.devices import name_of, own_gpu, refuse_other_devices
 from onehour.dist.launched import JOB, Launched, launched
-from onehour.dist.meeting import GLOO_DEVICE, Host, choose_device, meet
-from onehour.messages import say
+from onehour.dist.meeting import GLOO_DEVICE, choose_device, meet
+from onehour.messages import tell
 
 LOST = (
     "closed by peer",
@@ -41,11 +39,7 @@ class PeerLateError(PeerLostError):
 
 
 def peer_lost(error: BaseException) -> bool:
-    """Whether an error of torch.distributed says that another process is gone.
-
-    >>> peer_lost(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"))
-    True
-    """
+    """Whether an error of torch.distributed says that another process is gone."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
 
 
@@ -129,10 +123,19 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
     limit = min(max(PATIENCE, patience), LONGEST)
     came = False
     try:
-        store, hosts = _met(place, where)
+        try:
+            store, hosts = meet(place, computes=name_of(where))
+        except TimeoutError as error:
+            raise PeerLateError(str(error)) from error
         refuse_other_devices([(host.name, host.machine, host.computes) for host in hosts])
         if device == "cpu" and (chosen := choose_device(place, hosts)):
-            _use(chosen, hosts, place)
+            os.environ[GLOO_DEVICE] = chosen
+            if chosen != "lo" and not place.local_rank:  # no matter of course, and one process of the host says so
+                name = hosts[place.rank].name
+                tell(
+                    f"other hosts cannot reach this one by its name {name}: its processes use the device"
+                    f" {chosen} ({GLOO_DEVICE} names another)",
+                )
         store.set_timeout(timedelta(seconds=limit))
         dist.init_process_group(
             backend="nccl" if device == "cuda" else "gloo",
@@ -172,22 +175,3 @@ def _local_rank(place: Launched) -> int:
             " set it to 0, 1, … on the processes of a host, as torchrun, srun and mpirun do"
         )
     return place.local_rank or 0
-
-
-def _met(place: Launched, where: torch.device) -> tuple[Store, list[Host]]:
-    try:
-        return meet(place, computes=name_of(where))
-    except TimeoutError as error:
-        raise PeerLateError(str(error)) from error
-
-
-def _use(chosen: str, hosts: list[Host], place: Launched) -> None:
-    """Have Gloo use a network device; where it is no matter of course, one process of the host says so."""
-    os.environ[GLOO_DEVICE] = chosen
-    if chosen != "lo" and not place.local_rank:
-        name = hosts[place.rank].name
-        say(
-            f"onehour: other hosts cannot reach this one by its name {name}: its processes use the"
-            f" device {chosen} ({GLOO_DEVICE} names another)",
-            sys.stderr,
-        )

@@ -19,7 +19,7 @@ from onehour.dist.meeting import listen_here, loopback, store_at
 from onehour.dist.signals import EARLY, EXIT_STOPPED, OURS, STOPS, StopSignals, asks_to_stop
 from onehour.leaving import signal_with_parent, signals_wait
 from onehour.machine import CORES, share_of, stat_of
-from onehour.messages import say
+from onehour.messages import tell
 
 ENDS = "ONEHOUR_ENDS_WITH_PARENT"
 """Set for a run that must not outlive the process that started it."""
@@ -32,15 +32,12 @@ TICK = 0.02
 
 @dataclass(unsafe_hash=True)
 class LaunchError(Exception):
-    """Why p processes have ended.
-
-    Args:
-        on_purpose: a signal asked for it, or there is nothing to go on with: they must not be started anew.
-    """
+    """Why p processes have ended."""
 
     message: str
     code: int
     on_purpose: bool = False
+    """A signal asked for it, or there is nothing to go on with: they must not be started anew."""
 
     def __str__(self) -> str:
         return self.message
@@ -103,7 +100,7 @@ def launch(
         if failure.on_purpose or attempt == restarts:
             raise failure
         again = f"all processes are started anew ({attempt + 1} of {restarts})"
-        say(f"onehour: {failure}; {again}", sys.stderr)
+        tell(f"{failure}; {again}")
 
 
 def end_with_launcher() -> None:
@@ -125,11 +122,7 @@ def process_began(pid: int) -> float:
 
 
 def report_failure(message: str, environ: Mapping[str, str] = os.environ, *, final: bool = False) -> bool:
-    """Tell our launcher why this process fails, so that it is said once and not p times; False without one.
-
-    Args:
-        final: nothing is to be started anew.
-    """
+    """Tell our launcher why this process fails, so that it is said once; False without one. `final`: no new start."""
     if OURS not in environ or TELL not in environ:
         return False
     try:
@@ -155,8 +148,7 @@ def refuse_used_port(port: int) -> None:
 def meeting_place(port: int) -> Iterator[int]:
     """The store where the processes of one start find each other, on the loopback device alone; gives its port.
 
-    Args:
-        port: 0 picks a free one, which nobody can take between choice and use.
+    Port 0 picks a free one, which nobody can take between choice and use.
     """
     listener = listen_here(port)
     found = listener.getsockname()[1]
@@ -166,11 +158,7 @@ def meeting_place(port: int) -> Iterator[int]:
 
 
 class Processes:
-    """p processes, of ranks 0 … p − 1.
-
-    Args:
-        environs: what each finds in its environment besides ours.
-    """
+    """p processes, of ranks 0 … p − 1; each finds one of `environs` in its environment besides ours."""
 
     def __init__(
         self, command: Sequence[str], environs: Sequence[Mapping[str, str]], stop: StopSignals | None = None
@@ -182,21 +170,18 @@ class Processes:
         """For each process the end of a pipe at which it tells why it fails."""
         try:
             for environ in environs:
-                self._start(command, environ)
+                reading, writing = os.pipe()
+                self._reports.append(reading)
+                os.set_blocking(reading, False)
+                try:
+                    with nullcontext() if self._stop is None else signals_wait(*STOPS):
+                        every = os.environ | environ | {TELL: str(writing)}
+                        self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
+                finally:
+                    os.close(writing)
         except BaseException:
             self.kill()
             raise
-
-    def _start(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        reading, writing = os.pipe()
-        self._reports.append(reading)
-        os.set_blocking(reading, False)
-        try:
-            with nullcontext() if self._stop is None else signals_wait(*STOPS):
-                every = os.environ | environ | {TELL: str(writing)}
-                self._started.append(subprocess.Popen(command, env=every, pass_fds=[writing]))
-        finally:
-            os.close(writing)
 
     def wait(self) -> LaunchError | None:
         """Wait until all have ended; None if all is well.
@@ -257,7 +242,6 @@ class Processes:
 
 
 def _report_from(reading: int) -> dict[str, Any] | None:
-    """What a process told us before it ended."""
     try:
         said = json.loads(os.read(reading, 2**16))
     except (BlockingIOError, ValueError):  # nothing, or nothing that is ours

@@ -38,19 +38,13 @@ SLURMS_OWN = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class Launched:
-    """This process's place among those that a launcher has started; by default it is alone.
-
-    Args:
-        rank, size: RANK of WORLD_SIZE, p.
-        local_rank, local_size: the same among those of its host; None where the launcher does not say.
-        address, port: where process 0 waits for the others: MASTER_ADDR and MASTER_PORT.
-    """
+    """This process's place among those that a launcher has started; by default it is alone."""
 
     rank: int = 0
-    size: int = 1
-    local_rank: int | None = None
+    size: int = 1  # p
+    local_rank: int | None = None  # among those of its host; None where the launcher does not say
     local_size: int | None = None
-    address: str = ""
+    address: str = ""  # where process 0 waits for the others
     port: int = 0
 
     @property
@@ -183,16 +177,12 @@ def _of_mpirun(environ: MutableMapping[str, str], step: Launched | None) -> Laun
             " host's name and MASTER_PORT to a port that is free there (Open MPI: mpirun -x MASTER_ADDR=HOST -x"
             " MASTER_PORT=29500; MPICH, Intel MPI: mpirun -genv MASTER_ADDR HOST -genv MASTER_PORT 29500)"
         )
-    port = _port(environ, _port_of_mpirun(environ, names[0], here=own.local_size == own.size))
-    return dataclasses.replace(own, address=address, port=port)
-
-
-def _port_of_mpirun(environ: MutableMapping[str, str], rank: str, *, here: bool) -> int:
-    """A port on which all processes of one mpirun agree, and another mpirun on this host hardly does."""
     job = next((environ[name] for name in ONE_MPI_JOB if name in environ), None)
-    if job is None and here:
-        job = _started_by(rank)
-    return TORCHRUNS_PORT if job is None else FIRST_PORT + zlib.crc32(job.encode()) % PORTS
+    if job is None and own.local_size == own.size:
+        job = _started_by(names[0])
+    # All processes of one mpirun agree on it, and another mpirun on this host hardly does.
+    usual = TORCHRUNS_PORT if job is None else FIRST_PORT + zlib.crc32(job.encode()) % PORTS
+    return dataclasses.replace(own, address=address, port=_port(environ, usual))
 
 
 def _started_by(rank: str) -> str | None:
@@ -234,7 +224,6 @@ def without_srun(environ: Mapping[str, str]) -> int:
 
 
 def _first_host(environ: Mapping[str, str]) -> str:
-    """The first host of a step, where Slurm puts task 0."""
     if environ.get("SLURM_DISTRIBUTION", "").startswith("arbitrary"):
         raise ValueError(
             "SLURM_DISTRIBUTION is arbitrary, so the first host of Slurm's list need not have process 0; set"
@@ -248,7 +237,6 @@ def _first_host(environ: Mapping[str, str]) -> str:
 
 
 def _ancestors() -> Iterator[int]:
-    """The processes that this one is below, from its parent on."""
     pid = os.getppid()
     while pid > 0:
         yield pid
@@ -260,7 +248,6 @@ def _port(environ: Mapping[str, str], usual: int) -> int:
 
 
 def _tasks(environ: Mapping[str, str], *names: str) -> int:
-    """The first of the variables that is there."""
     return next((_number(environ, name, low=1) for name in names if name in environ), 1)
 
 
@@ -299,7 +286,6 @@ def _typed_in_shell(environ: Mapping[str, str]) -> bool:
 
 
 def _number(environ: Mapping[str, str], name: str, low: int = 0, high: int | None = None) -> int:
-    """A variable that must be a whole number."""
     text = environ[name].strip()
     value = int(text) if re.fullmatch("[0-9]{1,18}", text) else None
     if value is None or value < low or (high is not None and value > high):

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onehour.dist.launched import LOOPBACK, Launched
-from onehour.messages import say, stderr_muted
+from onehour.messages import stderr_muted, tell
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -43,18 +42,12 @@ SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class Host:
-    """Where a process is.
-
-    Args:
-        machine: the same for processes that share a loopback device, and for no others.
-        address: from which it reaches process 0's host; "" if that is itself.
-        computes: the device that the process takes: "cpu", or a GPU's own name.
-    """
+    """Where a process is."""
 
     name: str
-    machine: str
-    address: str
-    computes: str = ""
+    machine: str  # the same for processes that share a loopback device, and for no others
+    address: str  # from which it reaches process 0's host; "" if that is itself
+    computes: str = ""  # the device that the process takes: "cpu", or a GPU's own name
 
 
 def meet(place: Launched, *, computes: str = "", limit: float = JOIN) -> tuple[Store, list[Host]]:
@@ -109,7 +102,7 @@ class _Wait:
         if waited > self._next:
             self._next += EVERY
             if text := what():
-                say(f"onehour: waiting for {text}, for {waited:.0f} s so far; {_LOOK}", sys.stderr)
+                tell(f"waiting for {text}, for {waited:.0f} s so far; {_LOOK}")
         self._pause = min(1.5 * self._pause, 0.5)
         time.sleep(self._pause)
 
@@ -134,7 +127,6 @@ def _taken(place: Launched, why: str) -> ValueError:
 
 
 def _serve(place: Launched) -> Store:
-    """Process 0's store, at which the others arrive."""
     try:
         return store_at(_listener(place.port))
     except OSError as error:
@@ -151,7 +143,6 @@ def store_at(listener: socket.socket) -> Store:
 
 
 def _listener(port: int) -> socket.socket:
-    """A socket that takes connections to all of this host's addresses."""
     try:
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
@@ -162,7 +153,6 @@ def _listener(port: int) -> socket.socket:
 
 
 def _reach(place: Launched, wait: _Wait) -> Store:
-    """Connect to the store, which may not be there yet."""
     failures = 0
     while failures < 2:
         try:
@@ -219,7 +209,6 @@ def _refuse_another_runs(place: Launched, names: Store) -> None:
 
 
 def _family_of(address: str) -> socket.AddressFamily:
-    """Of an address in numbers."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
@@ -294,7 +283,6 @@ def choose_device(place: Launched, hosts: Sequence[Host]) -> str | None:
 
 
 def _addresses(name: str) -> list[str]:
-    """What a name stands for on this host."""
     try:
         return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(name, None)))
     except OSError:
@@ -317,10 +305,7 @@ def _address_towards(name: str) -> str:
     for address in _addresses(name):
         if _is_loopback(address) or _is_here(address):
             continue
-        with (
-            suppress(OSError),
-            socket.socket(_family_of(address), socket.SOCK_DGRAM) as probe,
-        ):
+        with suppress(OSError), socket.socket(_family_of(address), socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # sends nothing
             return str(probe.getsockname()[0])
     return ""

@@ -127,7 +127,6 @@ class Reducer:
         return [self.tail, *(p.grad for p in self.parameters if p.grad is not None)]
 
     def close(self) -> None:
-        """Take the hooks off the parameters."""
         for handle in self._handles:
             handle.remove()
 
@@ -165,9 +164,6 @@ def part_for(parameter: Tensor, flat: Tensor) -> Tensor:
 
     Fused optimizers pair a weight with its gradient by their places in memory, whatever the strides say. And a
     channels_last gradient is copied without a transpose.
-
-    >>> part_for(torch.zeros(2, 3).t(), torch.arange(6)).stride()
-    (1, 3)
     """
     if is_dense(parameter):
         return flat.as_strided(parameter.shape, parameter.stride())

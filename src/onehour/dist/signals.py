@@ -136,11 +136,7 @@ def ignore_stops() -> None:
 
 
 def asks_to_stop(code: int) -> bool:
-    """Whether an exit code, negative for a signal as of Popen, says that a process ended because it was asked to.
-
-    >>> asks_to_stop(75), asks_to_stop(-signal.SIGTERM), asks_to_stop(128 + signal.SIGINT), asks_to_stop(-9)
-    (True, True, True, False)
-    """
+    """Whether an exit code, negative for a signal as of Popen, says that a process ended because it was asked to."""
     return code == EXIT_STOPPED or any(code in (-number, 128 + number) for number in STOPS)
 
 

@@ -23,7 +23,7 @@ from onehour.dist.group import Group
 from onehour.dist.launch import is_torchruns
 from onehour.dist.signals import StopSignals
 from onehour.machine import stat_of
-from onehour.messages import say
+from onehour.messages import tell
 
 EXIT_STUCK = 76
 GRACE = 10.0
@@ -42,7 +42,6 @@ DUMP = getattr(signal, "SIGRTMIN", signal.SIGURG)  # macOS has no signals to spa
 
 
 def never() -> bool:
-    """Nobody asks for a stop."""
     return False
 
 
@@ -87,7 +86,6 @@ class Watchdog:
         self.close()
 
     def close(self) -> None:
-        """Watch no longer."""
         self._ended.set()
         if self.timeout is not None:
             faulthandler.cancel_dump_traceback_later()
@@ -135,12 +133,12 @@ class Watchdog:
                 lines.append(f"a process that loads data for process {self.rank} (id {pid}, {state}) gives none")
             else:
                 ask.append(pid)
-        say("\n".join(f"onehour: {line}" for line in lines), sys.stderr)
+        tell("\nonehour: ".join(lines))
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
         for pid in ask:
             if _catches(pid, DUMP):
-                say(f"onehour: process id {pid} is at", sys.stderr)
+                tell(f"process id {pid} is at")
                 with suppress(OSError):
                     os.kill(pid, DUMP)
                 time.sleep(0.2)  # until it has written
@@ -157,7 +155,6 @@ class Watchdog:
             os.pwrite(self._file, line, self.rank * BEAT.size)
 
     def _beats(self) -> list[_Beat]:
-        """What each process last wrote, as far as the file is shared."""
         if self._file is None:
             return []
         try:

@@ -23,9 +23,9 @@ class Advice:
     base: int
     noise: NoiseScale
 
-    def to(self, scale: float | None) -> int | None:
+    def to(self, scale: float) -> int:
         """The largest doubling of the base minibatch that is not above a noise scale; the base where even that is."""
-        return None if scale is None else self.base * 2 ** max(0, math.floor(math.log2(max(scale, 1) / self.base)))
+        return self.base * 2 ** max(0, math.floor(math.log2(max(scale, 1) / self.base)))
 
     def ramp(self, recipe: Recipe, minibatch: int) -> tuple[str, ...]:
         """The ramp by which a run may come to a minibatch that is beyond its advice; () where it needs none.
@@ -42,7 +42,6 @@ class Advice:
         stages: list[str] = []
         for drop in (drop for drop in drops if drop < recipe.epochs):
             size = self.to(scale)
-            assert size is not None
             if size >= minibatch:
                 return tuple(stages)
             if not stages or not stages[-1].startswith(f"{size}:"):
@@ -50,9 +49,7 @@ class Advice:
             else:  # it has not grown by a doubling, so that phase lasts
                 stages[-1] = f"{size}:{drop}"
             scale /= recipe.decay_factor
-        last = self.to(scale)
-        assert last is not None
-        if last < minibatch:
+        if (last := self.to(scale)) < minibatch:
             raise ValueError(
                 f"no ramp comes to minibatch {minibatch}: behind the last drop of the rate the rule should hold to"
                 f" {last}; ask for at most that"
@@ -63,7 +60,8 @@ class Advice:
         noise = self.noise
         named = {"noise_scale" if name == "scale" else name: value for name, value in asdict(noise).items()}
         ends = {"": noise.scale, "_low": noise.low, "_high": noise.high}
-        return {"base_minibatch": self.base} | named | {f"holds_to{end}": self.to(at) for end, at in ends.items()}
+        holds = {f"holds_to{end}": None if at is None else self.to(at) for end, at in ends.items()}
+        return {"base_minibatch": self.base} | named | holds
 
     def lines(self) -> list[str]:
         noise = self.noise
@@ -88,14 +86,12 @@ class Advice:
 
     @property
     def sentence(self) -> str:
-        rule = "the linear rule should hold to minibatch"
-        low, high = self.to(self.noise.low), self.to(self.noise.high)
-        if self.noise.scale is None:
-            return "none is possible" if low is None else f"{rule} {size_label(low)} at least"
-        size = self.to(self.noise.scale)
-        assert size is not None
-        assert low is not None
-        assert high is not None
+        rule, noise = "the linear rule should hold to minibatch", self.noise
+        if noise.scale is None:
+            return "none is possible" if noise.low is None else f"{rule} {size_label(self.to(noise.low))} at least"
+        assert noise.low is not None
+        assert noise.high is not None
+        size, low, high = (self.to(scale) for scale in (noise.scale, noise.low, noise.high))
         between = f"; by the interval to {size_label(low)} … {size_label(high)}" if low < high else ""
         return f"{rule} {size_label(size)} ({size // self.base}×){between}"
 

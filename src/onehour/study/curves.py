@@ -43,7 +43,6 @@ class _Cell:
 
     @property
     def lines(self) -> list[str]:
-        """Its title, wrapped."""
         return textwrap.wrap(short(self.title, 44), 25) or [""]
 
 

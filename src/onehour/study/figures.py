@@ -214,8 +214,7 @@ def _seconds_caption(findings: Findings, reference: Row, rows: Sequence[Row]) ->
 def arm_pictures(findings: Findings, *, elsewhere: Sequence[str] = ()) -> list[Picture]:
     """What each change to the recipe costs (paper T1, T2a), the costliest first: a figure for each minibatch with arms.
 
-    Args:
-        elsewhere: groups that have a figure of their own.
+    Groups that have a figure of their own are `elsewhere`.
     """
     pictures = []
     for size in findings.arms_at:

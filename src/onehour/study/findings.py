@@ -132,8 +132,7 @@ class Findings:
 def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Findings:
     """Judge a study: each minibatch beside the reference, each arm beside the recipe at its minibatch.
 
-    Args:
-        margin: in points, or in the metric's unit; None is half a point of top-1 error.
+    The margin is in points, or in the metric's unit; None is half a point of top-1 error.
     """
     metric = study.metric
     if margin is None and metric != TOP1_ERROR:
@@ -143,10 +142,13 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
         )
     margin = positive("margin", USUAL_MARGIN if margin is None else margin)
     positive_int("looks", looks)
-    reference = study.reference
+    reference, sign = study.reference, sign_of(study.recipe)
 
     def row(entry: Entry, base: Entry | None, name: str, *, arm: bool) -> Row:
-        sample, verdict = _sample(study, entry, margin), None
+        sample, verdict, early = _sample(study, entry, margin), None, math.nan
+        if sign is not None and base is not None and base is not entry:
+            curves = (curve_of(each, "train_error") for each in (entry, base))
+            early = metric.cost(early_gap(next(curves), next(curves), *sign))
         if entry is not base and (arm or base is not None):
             verdict = judge(sample, _sample(study, base, margin), margin, pair=arm, looks=looks, metric=metric)
         return Row(
@@ -156,7 +158,7 @@ def findings_of(study: Study, margin: float | None = None, looks: int = 1) -> Fi
             verdict=verdict,
             broke=sample.broke or 0,
             paper=paper_cost(entry.arm, study.recipe) if metric == TOP1_ERROR else None,
-            early=_early(study, entry, base),
+            early=early,
         )
 
     sizes = [row(e, reference, str(e.minibatch), arm=False) for e in study.flat if e.minibatch is not None]
@@ -204,9 +206,6 @@ def early_gap(curve: Curve, base_curve: Curve, start: float, stop: float) -> flo
 
     Returns:
         Mean of curve − base over the curve's epochs in (start, stop] that the base covers; nan if there is none.
-
-    >>> early_gap([(4, 50.0), (5, 30.0), (6, 22.0)], [(4, 20.0), (5, 20.0), (6, 20.0)], start=4, stop=6)
-    6.0
     """
     if not base_curve:
         return math.nan
@@ -249,10 +248,3 @@ def _recipe(study: Study, entry: Entry) -> Recipe | None:
         return applied(study.recipe, entry.arm, entry.minibatch, 0)
     except ValueError:  # of somebody's CSV: a minibatch that this recipe could not have
         return None
-
-
-def _early(study: Study, entry: Entry, base: Entry | None) -> float:
-    sign = sign_of(study.recipe)
-    if sign is None or base is None or base is entry:
-        return math.nan
-    return study.metric.cost(early_gap(curve_of(entry, "train_error"), curve_of(base, "train_error"), *sign))

@@ -79,12 +79,9 @@ def mark_of(row: Row, place: float, above: float = 0.0, state: str = "") -> Mark
 
 
 def draw_mark(axes: Axes, mark: Mark, *, upright: bool = True, width: float, ends: Sequence[float]) -> None:
-    """Draw an entry at its place.
+    """Draw an entry at its place, upright where errors are on the vertical axis.
 
-    Args:
-        upright: errors on the vertical axis.
-        width: over which seeds are spread, in units of the other axis.
-        ends: between which its bar may lie: no top-1 error is below 0 or above 100 %.
+    Seeds are spread over `width`, in units of the other axis; its bar lies between `ends`, for top-1 error 0 and 100.
     """
     color = SHAPES[mark.state]["markeredgecolor"]
 
@@ -111,10 +108,7 @@ def _spaced(values: Sequence[float]) -> list[float]:
 def window_of(marks: Iterable[Mark], *, base: float, margin: float, floor: float) -> Window:
     """A scale that shows differences of a margin's size, and puts what lies far above on a logarithmic one.
 
-    Args:
-        marks: all that are to be seen.
-        base: what the margin is counted from.
-        floor: below which there is nothing.
+    The margin is counted from `base`; below `floor` there is nothing.
     """
     marks, margin = list(marks), max(margin, SMALLEST)
     near = [mark for mark in marks if mark.mean <= base + 4 * margin]
@@ -198,11 +192,7 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], width: float, tall: float = 0) -> Sheet:
-    """Panels side by side, or one above the other on a narrow sheet, with one scale of points above the reference.
-
-    Args:
-        tall: of the axes, in points; 0 for that of the first figure.
-    """
+    """Panels side by side, or one above the other on a narrow sheet, with one scale of points above the reference."""
     side = width == WIDE or len(panels) == 1
     gap = 24 * (len(panels) - 1)
     frame, tall = ((width - gap) / len(panels), tall or 236) if side else (width, tall or 216)
@@ -282,7 +272,6 @@ def _draw_frame(axes: Axes, panel: Panel, window: Window, point: float) -> None:
 
 
 def _apart(places: Iterable[float], least: float) -> list[float]:
-    """Those of these places that texts have room at."""
     kept: list[float] = []
     for place in sorted(places):
         if not kept or place - kept[-1] >= least:

@@ -17,10 +17,6 @@ OWN = (None, "baseline", "warmup=gradual", "base_lr=0.1", "zero_gamma=true")
 
 
 @cache
-def _tables() -> dict[str, Any]:
-    return json.loads((resources.files("onehour.study") / "paper.json").read_text(encoding="utf-8"))
-
-
 def paper_table(name: str = "minibatches") -> list[dict[str, Any]]:
     """A table of the paper, a row an entry: ResNet-50 on ImageNet-1k, 90 epochs.
 
@@ -31,11 +27,8 @@ def paper_table(name: str = "minibatches") -> list[dict[str, Any]]:
     Returns:
         `minibatch`, `target_lr` (after warmup), `mean` top-1 error in percent over 5 seeds, or average precision; `std`
         in points; `label`, which is what distinguishes it, as an arm is written (not in tables over minibatches).
-
-    >>> [(row["label"], row["mean"]) for row in paper_table("T1") if row["minibatch"] == 8192]
-    [('warmup=none', 24.84), ('warmup=constant', 25.88), ('warmup=gradual', 23.74)]
     """
-    return _tables()[name]
+    return json.loads((resources.files("onehour.study") / "paper.json").read_text(encoding="utf-8"))[name]
 
 
 def paper_verdicts(name: str = "minibatches", margin: float = 0.5) -> list[tuple[dict[str, Any], Verdict | None]]:

@@ -109,7 +109,6 @@ class Window:
 
     @property
     def broken(self) -> bool:
-        """Whether there is anything beyond the knee."""
         return self.high > self.knee
 
     def forward(self, values: Any) -> np.ndarray:
@@ -135,11 +134,7 @@ class Window:
         return (self.high - self.base) / (self.knee - self.base)
 
     def ticks(self) -> list[float]:
-        """Round numbers to write on it.
-
-        >>> Window(2.6, 6.0, 90.0, base=3.6).ticks()
-        [3.0, 4.0, 5.0, 6.0, 10.0, 20.0, 50.0]
-        """
+        """Round numbers to write on it."""
         from matplotlib.ticker import MaxNLocator
 
         round_ones = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(self.low, self.knee)

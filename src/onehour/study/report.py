@@ -67,7 +67,6 @@ def write_report(
     """Read, judge, draw and write; nothing is written before all of it is known to be right.
 
     Args:
-        paths: a sweep's folder, runs' folders, CSVs.
         out: the folder to write into; None is the sweep's own, else `report` beside the first path.
         margin, looks: of the verdicts (`onehour.study.findings.findings_of`).
     """
@@ -93,7 +92,6 @@ def write_report(
 
 
 def _refuse_others(folder: Path) -> None:
-    """Refuse to write over files that are not of a report, or through a link."""
     for name, mark in MARKS.items():
         text = _text(folder, name)
         if text is not None and mark not in text[:2000]:
@@ -105,7 +103,6 @@ def _refuse_others(folder: Path) -> None:
 
 
 def _old_figures(folder: Path) -> list[str]:
-    """Figures of an earlier report there, by the names that their files have in the folder."""
     try:
         listed = json.loads(_text(folder, JSON) or "")["figures"]
         with opened(folder, FIGURES) as held:

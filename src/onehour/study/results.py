@@ -73,17 +73,14 @@ class Entry:
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Of the runs that have ended."""
         return tuple(result.error for result in self.results if result.error is not None)
 
     @property
     def n(self) -> int:
-        """How many runs have ended."""
         return len(self.errors)
 
     @property
     def mean(self) -> float:
-        """Mean error; nan without any."""
         return statistics.fmean(self.errors) if self.errors else math.nan
 
     @property
@@ -209,13 +206,11 @@ def read_study(paths: Sequence[Path]) -> Study:
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """The runs' folders of a sweep's folder, or of a run's; none of any other."""
     found = (path / "cells").glob("*/recipe.toml") if (path / SPEC).is_file() else [path / "recipe.toml"]
     return sorted(recipe.parent for recipe in found if recipe.is_file())
 
 
 def _result(run: Run, base: Recipe) -> Result:
-    """A run's folder as a result, whose arm is named against a base recipe."""
     recipe, summary = run.recipe, run.summary
     pairs = {name: (getattr(recipe, name), getattr(base, name)) for name in SAME}
     other = [
@@ -352,7 +347,6 @@ def read_csv(path: Path, label: str | None = None) -> Result:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Lines that hold something, with their numbers."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -381,7 +375,6 @@ def _point(values: dict[str, str], where: str, after: float | None) -> Point:
 
 
 def _number(text: str) -> float:
-    """nan for what is no finite number."""
     try:
         return float(text) if math.isfinite(float(text)) else math.nan
     except ValueError:

@@ -39,7 +39,6 @@ def arm_of(recipe: Recipe, base: Recipe) -> Arm:
 
 
 def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
-    """A recipe with an arm's changes, at a minibatch and seed."""
     changes: dict[str, Any] = {name: _value(name, value) for name, value in arm}
     try:
         return recipe.replace(**({"minibatch": minibatch, "seed": seed} | changes))
@@ -48,11 +47,7 @@ def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
 
 
 def parse_arm(text: str) -> list[Arm]:
-    """The arms of FIELD=VALUE,VALUE…: one for each value.
-
-    >>> parse_arm("warmup=none,constant")
-    [(('warmup', 'none'),), (('warmup', 'constant'),)]
-    """
+    """The arms of FIELD=VALUE,VALUE…: one for each value."""
     name, equals, values = text.partition("=")
     name = name.replace("-", "_")
     if not equals or not all(values.split(",")):
@@ -221,13 +216,8 @@ def usual_reference_seeds(seeds: int, minibatches: Sequence[int]) -> int:
 
 OTHERS = ("arm", "curve")  # names under which an arm is somebody else's text: a CSV's column, or its file
 
-GROUPS = {
-    "rate": "Warmup and rate",
-    "pitfall": "One thing wrong",
-    "n": "BatchNorm’s n",
-    "other": "Other changes",
-}
-"""Questions that arms answer, each corrected for its own number of arms."""
+GROUPS = {"rate": "Warmup and rate", "pitfall": "One thing wrong", "n": "BatchNorm’s n", "other": "Other changes"}
+"""Questions that arms answer."""
 
 PLAIN = {
     "warmup=none": "no warmup",
@@ -281,7 +271,6 @@ def _plain(name: str, value: str, recipe: Recipe | None, minibatch: int | None) 
 
 
 def _arm_from(text: str, file: Path) -> Arm:
-    """An arm of one or several changes, as `label_of` writes it."""
     pairs = [part.partition("=") for part in text.split(",")]
     for name, _, value in pairs:
         _value(name, value)
@@ -295,7 +284,6 @@ def _text(value: Any) -> str:
 
 
 def _value(name: str, text: str) -> Any:
-    """The value of a recipe's field, as a command line writes it."""
     hint = get_type_hints(Recipe).get(name)
     if hint is None:
         return Recipe().replace(**{name: text})  # which offers the nearest name

@@ -75,7 +75,6 @@ class Verdict:
 
     @property
     def found(self) -> str:
-        """The difference with its interval, in points."""
         found, lower, upper = (points(value, self.digits) for value in (self.difference, self.lower, self.upper))
         return f"{found} [{lower}, {upper}]"
 
@@ -166,11 +165,7 @@ def interval(
 
 
 def break_share(broke: int, n: int) -> tuple[float, float]:
-    """Between which shares of all runs break, when so many of n did: Clopper and Pearson's exact ends, 5 % each.
-
-    >>> [round(share, 4) for share in break_share(0, 5)]  # 1 − .05^(1/5)
-    [0.0, 0.4507]
-    """
+    """Between which shares of all runs break, when so many of n did: Clopper and Pearson's exact ends, 5 % each."""
     low = float(_special().betaincinv(broke, n - broke + 1, ERROR)) if broke else 0.0
     return low, float(_special().betaincinv(broke + 1, n - broke, 1 - ERROR)) if broke < n else 1.0
 
@@ -209,7 +204,6 @@ def points(value: float, digits: int = 2) -> str:
 
 
 def _special() -> Any:
-    """scipy.special, loaded on first use."""
     try:
         from scipy import special
     except ImportError as error:

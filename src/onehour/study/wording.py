@@ -30,7 +30,6 @@ def error_text(mean: float, std: float, digits: int = 2) -> str:
 
 
 def value_text(findings: Findings, value: float) -> str:
-    """A value of a study's metric with its unit."""
     return f"{number(value, findings.digits)} {findings.metric.unit}".rstrip()
 
 
@@ -46,7 +45,6 @@ def cost_text(findings: Findings, cost: float) -> str:
 
 
 def margin_text(findings: Findings) -> str:
-    """The margin, as cost_text without a sign."""
     return findings.metric.amount(f"{findings.margin:g}")
 
 

@@ -40,15 +40,13 @@ class Work:
 
     @property
     def left(self) -> int:
-        """Runs that have not ended."""
         return sum(len(task.recipes) for task in self.tasks)
 
 
 def work_of(spec: SweepSpec, folder: Path, *, jobs: int, together: int | None = None) -> Work:
     """Compare what is asked for with what the folder holds; a ValueError if that is something else.
 
-    Args:
-        together: seeds in one network; None picks, so that every job has something to do.
+    So many seeds are one network, `together`; None picks, so that every job has something to do.
     """
     if together is not None:
         positive_int("seeds_together", together)

@@ -45,7 +45,6 @@ def run_task(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -
 
 
 def _run_together(task: Task, execution: Execution, stop_asked: Callable[[], bool]) -> str | None:
-    """Train the seeds as one network; why that could not be, or None."""
     import torch
 
     from onehour.data.sources import complete
