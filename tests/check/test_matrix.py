@@ -19,7 +19,8 @@ from onehour.check.pitfalls import PITFALLS
 from onehour.check.run.forkserver import ForkServer
 
 LOOPS = matrix.loops()
-PLAIN = [loop for loop in LOOPS if loop.framework is None and not loop.reported]
+PLAIN = list({loop.text: loop for loop in LOOPS if loop.framework is None and not loop.reported}.values())
+"""Some pairs have the same twin."""
 REPORTED = [loop for loop in LOOPS if loop.reported]
 FRAMEWORKS = [
     pytest.param(loop, marks=getattr(pytest.mark, "vision" if loop.framework == "timm" else "frameworks"))

@@ -46,7 +46,7 @@ def ids(checked: Checked) -> list[str]:
     return sorted(finding.pitfall for finding in checked.findings)
 
 
-PAIRS = [loop for loop in matrix.loops() if loop.framework is None and loop.kind != "right"]
+PAIRS = list({loop.text: loop for loop in matrix.loops() if loop.framework is None and loop.kind != "right"}.values())
 TAKEN = {
     "by next": ("    batches = iter(loader)\n    for i in range(len(loader)):\n        learn(*next(batches))", False),
     "by a generator": (

@@ -305,10 +305,10 @@ def below(parent: int) -> list[int]:
     return children + [pid for child in children for pid in below(child)]
 
 
+@pytest.mark.usefixtures("forked")
 def test_who_gives_up_leaves_nothing_behind(tmp_path: Path):
     path = script(tmp_path, "import time; time.sleep(1000)")
     with ForkServer() as forkserver:
-        assert forkserver._process.stdin is not None
         folder = tmp_path / "run"
         folder.mkdir()
         request = {"script": str(path), "module": None, "arguments": [], "local_rank": False, "overlayfs": True}

@@ -1,7 +1,7 @@
 """A script writes, removes and renames as it likes, reads back what it did, and its files are as before."""
 
+import copy
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -253,11 +253,12 @@ assert open("notes.txt").read() == "new\\n" and os.listdir("runs") == ["train.py
 """
 
 
-@pytest.fixture(scope="module")
-def patching() -> Iterator[ForkServer]:
-    """Starts scripts whose files are kept by Python's functions alone."""
-    with ForkServer(overlayfs=False) as forkserver:
-        yield forkserver
+@pytest.fixture
+def patching(forkserver: ForkServer) -> ForkServer:
+    """The same process, but files are kept by Python's functions alone."""
+    patching = copy.copy(forkserver)
+    patching.overlayfs = False
+    return patching
 
 
 @pytest.fixture(params=[BY_KERNEL, BY_PATCHES])

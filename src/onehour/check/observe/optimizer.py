@@ -56,7 +56,7 @@ class _Watched:
         self.rates: list[float] = []
         self.before: _Before | None = None
         self.hooks = Patches()
-        self.described = False
+        self.kind: dict[str, Any] = {}  # see `character`
 
 
 class Optimizers:
@@ -177,7 +177,7 @@ class Optimizers:
 
     def _stepped(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
         watched = self._watch(optimizer)
-        if not watched.described:
+        if not watched.kind:
             self._describe(optimizer, watched)
         closure = any(callable(value) for value in (*arguments[1:], *options.values()))
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
@@ -220,7 +220,7 @@ class Optimizers:
         parameters, weights = [watched.parameters[i] for i in picked], [before.weights[i] for i in picked]
         gradients = [gradient for gradient in before.gradients if gradient is not None]
         moved = torch.cat([leading(p) - w for p, w in zip(parameters, weights, strict=True)])
-        keys = character(optimizer)["velocity"] or _velocities(watched.left)
+        keys = watched.kind["velocity"] or _velocities(watched.left)
         factor = rates[0] / watched.rates[0] if watched.rates and watched.rates[0] else 1.0
         distances = []
         for scale in (1.0, factor):
@@ -233,7 +233,7 @@ class Optimizers:
         return distances
 
     def _describe(self, optimizer: Optimizer, watched: _Watched) -> None:
-        watched.described = True
+        watched.kind = character(optimizer)
         groups = [
             ParameterGroup(
                 weight_decay=float(group.get("weight_decay") or 0.0),
@@ -242,8 +242,7 @@ class Optimizers:
             )
             for group in optimizer.param_groups
         ]
-        place, kind = self.made.get(optimizer), character(optimizer)
-        self.recorder.tape.add(OptimizerSeen(place, watched.number, groups, **kind))
+        self.recorder.tape.add(OptimizerSeen(self.made.get(optimizer), watched.number, groups, **watched.kind))
 
 
 def _velocities(states: list[dict[str, Any]]) -> set[str]:
