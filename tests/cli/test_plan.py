@@ -113,7 +113,7 @@ def test_speed_adds_hours(capsys: pytest.CaptureFixture[str]):
 
 def test_one_speed_is_not_taken_for_several_minibatches(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "resnet50", "--minibatch", "256,8k", "--images-per-second", "1000"]) == 2
-    assert "--images-per-second is one minibatch's; for several give --run" in capsys.readouterr().err
+    assert "--images-per-second applies to one minibatch; for several give --run" in capsys.readouterr().err
 
 
 def test_a_runs_own_speed_adds_hours(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -152,14 +152,14 @@ def test_a_pair_that_cannot_be_is_said_beside_the_table_of_the_others(capsys: py
     heard = capsys.readouterr()
     assert [line.split()[::5] for line in heard.out.splitlines()[1:]] == [["256", "8"], ["8192", "8"], ["8192", "64"]]
     (line,) = heard.err.splitlines()
-    assert line.startswith("note: minibatch 256, processes 64 cannot be: ")
+    assert line.startswith("note: minibatch 256, processes 64 is not possible: ")
     assert main([*arguments[:2], "--minibatch", "256,512", "--processes", "64", "--json"]) == 2
     assert "64 processes" in capsys.readouterr().err
 
 
 def test_an_interval_has_two_ends(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "digits", "--holds-to", "512"]) == 2
-    assert "--holds-to is an interval of minibatches, for example 512,2k" in capsys.readouterr().err
+    assert "--holds-to takes an interval of minibatches, for example 512,2k" in capsys.readouterr().err
 
 
 def test_flags_and_files_change_the_plan(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,11 +13,11 @@ from onehour.files import to_json
 def add_advise(commands: Any) -> None:
     advise = commands.add_parser(
         "advise",
-        help="up to which minibatch the rule should hold, from one run",
+        help="predict from one run how far the linear rule should hold",
         description="Foresee the linear rule's end from the gradient noise of a run that was trained with --noise.",
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="a run's folder, at its base minibatch")
-    advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print the ramp by which a run may come to it")
+    advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print a ramp that reaches this minibatch")
     advise.add_argument("--json", action="store_true", help="print JSON")
     advise.set_defaults(command=advise_command)
 

@@ -26,7 +26,7 @@ FORMATS = ("csv", "jsonl")
 def add_predict(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
-        help="the likeliest classes of image files, by a run's weights",
+        help="print the likeliest classes of image files",
         description="Read images as the run's validation images, and print the likeliest classes of each. An image that"
         " cannot be read is named on standard error; the others go on, and the exit code is 2.",
     )
@@ -34,8 +34,8 @@ def add_predict(commands: Any) -> None:
     predict.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="images, and folders of images")
     predict.add_argument("--top", type=size, default=1, metavar="K", help="classes of each image (1)")
     predict.add_argument("--format", default="csv", metavar="|".join(FORMATS), help="what is printed (csv)")
-    predict.add_argument("--output", type=Path, metavar="FILE", help="in place of standard output")
-    predict.add_argument("--force", action="store_true", help="replace a file that is there")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="write here instead of standard output")
+    predict.add_argument("--force", action="store_true", help="replace an existing file")
     add_device(predict)
     predict.set_defaults(command=predict_command)
 

@@ -13,7 +13,7 @@ from onehour.cli.parser import add_margin
 def add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
-        help="a sweep, runs or others' curves as a page, figures and a verdict",
+        help="make a page, figures and a verdict from a sweep, runs or CSVs",
         description="Write report.html, figures/ and results.json of a sweep's folder, of runs, or of CSVs.",
     )
     report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a sweep, runs, or CSVs of epoch,error")
