@@ -164,5 +164,5 @@ def _as_text(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:
             lines.append(f"{'':<26} first: {f.first}")
     fast, canonical = findings[1], findings[2]
     cost = ", ".join(f"{canonical.seconds[p] / fast.seconds[p]:.2f}× on {p}" for p in fast.seconds)
-    lines.append(f"canonical costs {cost} process(es) of the fast mode's time a step")
+    lines.append(f"time per step, canonical / fast: {cost} process(es)")
     return "\n".join(lines)
