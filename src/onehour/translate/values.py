@@ -42,7 +42,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         )
     for name in ("label_smoothing", "mixup", "cutmix"):
         if getattr(recipe, name):
-            raise ValueError(f"{name} is not translated; leave it out here, and ask your own tool for it")
+            raise ValueError(f"{name} is not translated; leave it out here, and set it in your tool")
     if recipe.epochs % 1:
         raise ValueError(f"other tools count whole epochs, and epochs is {recipe.epochs:g}; give a whole number")
     if recipe.scaling == "adascale":
@@ -51,7 +51,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
     for name in ("clip_norm", "ema", "freeze", "layer_rates", "ramp"):
         if getattr(recipe, name):
-            raise ValueError(f"{name} is not translated; leave it out, and give it to your tool by its own means")
+            raise ValueError(f"{name} is not translated; leave it out here, and set it in your tool")
     passes, schedule, n = workers // processes, schedule_code(recipe), recipe.per_worker
     nodes = processes // (each := max(g for g in range(1, 9) if processes % g == 0))  # at most the paper's 8 (§4)
     momentum = f", momentum={recipe.momentum!r}{', nesterov=True' * recipe.nesterov}" * (recipe.optimizer == "sgd")
