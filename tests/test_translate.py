@@ -99,7 +99,7 @@ def test_the_code_is_python_that_imports_the_rules(tool: str):
 @pytest.mark.parametrize("tool", TEMPLATES)
 def test_what_is_left_open_has_its_remedy(tool: str):
     text = translate(plan("digits", minibatch=64, processes=2), tool)
-    head, _, tail = text.partition("\n# What is left open, and the remedy:\n")
+    head, _, tail = text.partition("\n# What is left to you, and how to do it:\n")
     lines = tail.splitlines()
     assert head
     assert all(line.startswith("# ") for line in lines)

@@ -36,7 +36,7 @@ SCHEDULE = $schedule
 
 
 def prepare(model: nn.Module) -> None:
-    """Once, in place, for a model that is to be trained from the start; load a checkpoint after it."""
+    """Call it once, for a model that is trained from scratch, before you load a checkpoint."""
     init_weights_(model$zero)  # §5.1; leave it out for a model with weights of its own
 $speed
 
@@ -71,13 +71,13 @@ def average_statistics(model: nn.Module) -> None:
 '''
 
 OPEN = """
-# What is left open, and the remedy:
+# What is left to you, and how to do it:
 # 1. With several passes BatchNorm's running statistics move in each, and passes of $per_worker images are small
-#    → onehour.convert_batchnorm(model, per_worker=$per_worker), BATCH = $together and PASSES = 1: every $per_worker are
-#      still normalised by themselves, so the loss is the same, and the statistics move once (§2.3).
+#    → onehour.convert_batchnorm(model, per_worker=$per_worker), BATCH = $together and PASSES = 1: each group of
+#      $per_worker is still normalised by itself, so the loss is the same, and the statistics move once (§2.3).
 # 2. A DistributedSampler repeats validation images, and a mean of the processes' means weighs them wrongly
 #    → Evaluate range(rank, N, PROCESSES) on each process, and divide the sum of all errors by N, their number.
-# 3. Crops, flips and dropout change with the number of processes, and where a run is resumed
+# 3. Crops, flips and dropout change with the number of processes, and when a run resumes
 #    → Key each image's generator by onehour.seed_for(seed, 'augment', epoch, index), as `onehour train` does.
 # 4. A gradient that is not finite, on any process, spoils all weights
 #    → `onehour train` leaves that update out everywhere, and stops."""
@@ -117,7 +117,7 @@ $open''',
     "timm": """\
 #!/bin/sh
 $about
-# DATA and MODEL are for you to fill in. Put this behind create_scheduler_v2 in train.py, whose own schedules drop an
+# Fill in DATA and MODEL. Put this after create_scheduler_v2 in train.py, whose own schedules drop an
 # update early, start cosines at the peak and have no constant warmup:
 #     from onehour import $schedules
 #     schedule = $schedule
@@ -127,13 +127,13 @@ $torchrun train.py \\
     --sched cosine --sched-on-updates --warmup-epochs 0 --smoothing 0 --color-jitter 0 --dist-bn reduce --no-ddp-bb \\
     $timm_flags
 
-# What is left open, and the remedy:
+# What is left to you, and how to do it:
 # 1. With several passes BatchNorm's running statistics move in each, and passes of $per_worker images are small
 #    → After create_model, onehour.convert_batchnorm(model, per_worker=$per_worker), with --batch-size $together
-#      --grad-accum-steps 1: every $per_worker are still normalised by themselves, so the loss is the same.
-# 2. An epoch repeats images until the processes have equal shares, and leaves out those that fill no batch
+#      --grad-accum-steps 1: each group of $per_worker is still normalised by itself, so the loss is the same.
+# 2. An epoch repeats images until the processes have equal shares, and drops those that do not fill a batch
 #    → DataLoader(dataset, batch_sampler=onehour.StreamBatchSampler($samples, onehour.Minibatch($per_worker, $workers),
-#      seed=$seed, epochs=$epochs)), which takes the process from torch.distributed, and is the recipe's own samples.
+#      seed=$seed, epochs=$epochs)), which takes the process from torch.distributed, and gives the recipe's own samples.
 # 3. No bias is decayed, the classifier's included; the recipe leaves out normalisation's parameters only
 #    → onehour.parameter_groups(model, weight_decay=$weight_decay) in place of the model in create_optimizer_v2.
 # 4. The classifier does not start from N(0, 0.01²) (§5.1)
@@ -262,7 +262,7 @@ def make_trainer(model: nn.Module, dataset, output_dir: str, trainer_options=Non
     more = {"optimizers": make_optimizer(model)} | (trainer_options or {})
     trainer = LargeMinibatchTrainer(model, arguments, train_dataset=dataset, **more)
     # Else a model whose forward takes **kwargs is trusted to divide by the count of all items; if it returns the mean
-    # of its batch in spite of that, gradients are PROCESSES · PASSES times too large.
+    # of its batch all the same, gradients are PROCESSES · PASSES times too large.
     trainer.model_accepts_loss_kwargs = False
     return trainer
 $open
@@ -307,7 +307,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         )
     for name in ("label_smoothing", "mixup", "cutmix"):
         if getattr(recipe, name):
-            raise ValueError(f"{name} is not translated; leave it out here, and ask your own tool for it")
+            raise ValueError(f"{name} is not translated; leave it out here, and set it in your tool")
     if recipe.epochs % 1:
         raise ValueError(f"other tools count whole epochs, and epochs is {recipe.epochs:g}; give a whole number")
     if recipe.scaling == "adascale":
@@ -316,7 +316,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
     for name in ("clip_norm", "ema", "freeze", "layer_rates", "ramp"):
         if getattr(recipe, name):
-            raise ValueError(f"{name} is not translated; leave it out, and give it to your tool by its own means")
+            raise ValueError(f"{name} is not translated; leave it out here, and set it in your tool")
     passes, schedule, n = workers // processes, schedule_code(recipe), recipe.per_worker
     nodes = processes // (each := max(g for g in range(1, 9) if processes % g == 0))  # at most the paper's 8 (§4)
     momentum = f", momentum={recipe.momentum!r}{', nesterov=True' * recipe.nesterov}" * (recipe.optimizer == "sgd")

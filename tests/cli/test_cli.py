@@ -64,7 +64,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--model tinytask:net", "the model cannot take the data's images (1, 8, 8)"),
         ("--log tensorbord", "no logger is called 'tensorbord'; expected tensorboard"),
         ("--log tinytask:Silent", "has no method finish"),
-        ("--samples 9000", "--samples is read from the data; only `onehour plan`, which has none, takes it"),
+        ("--samples 9000", "--samples is read from the data; only `onehour plan`, which reads no data, takes it"),
         ("extra", "unknown argument 'extra'"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_pair_that_cannot_be_is_said_beside_the_table_of_the_others(capsys: py
     heard = capsys.readouterr()
     assert [line.split()[::5] for line in heard.out.splitlines()[1:]] == [["256", "8"], ["8192", "8"], ["8192", "64"]]
     (line,) = heard.err.splitlines()
-    assert line.startswith("note: minibatch 256, processes 64 cannot be: ")
+    assert line.startswith("note: minibatch 256, processes 64 is not possible: ")
     assert main([*arguments[:2], "--minibatch", "256,512", "--processes", "64", "--json"]) == 2
     assert "64 processes" in capsys.readouterr().err
 

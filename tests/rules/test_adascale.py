@@ -70,5 +70,5 @@ def test_it_goes_on_from_its_state():
 def test_what_says_nothing_is_refused():
     with pytest.raises(ValueError, match=r"scale must be at least 1, got 0\.5"):
         AdaScale(0.5)
-    with pytest.raises(ValueError, match="one part says nothing"):
+    with pytest.raises(ValueError, match="one part does not show its noise"):
         AdaScale(2).gain(parts=1, squares=1.0, square=1.0)

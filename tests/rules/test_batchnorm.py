@@ -265,7 +265,7 @@ def test_without_running_statistics_workers_are_still_normalised_alone(dtype, op
 def test_a_batch_that_is_no_whole_number_of_workers_is_refused(rows):
     ghost, _ = pairs()
     before = state(ghost)
-    with pytest.raises(ValueError, match=f"a batch of {rows} is no whole number of workers of per_worker={N}"):
+    with pytest.raises(ValueError, match=f"a batch of {rows} is not a whole number of workers of per_worker={N}"):
         ghost(torch.zeros(rows, C, 3, 2, dtype=torch.float64))
     exact(ghost.state_dict(), before)
 

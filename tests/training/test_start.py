@@ -199,10 +199,10 @@ def test_a_librarys_pretrained_weights_come_through_the_library(
 
 def test_a_missing_network_or_package_is_one_message(library: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
     library.fails = OSError("Name or service not known\nmore of it")
-    with pytest.raises(ValueError, match=r"^init timm:net cannot be had: OSError: Name or service not") as refused:
+    with pytest.raises(ValueError, match=r"^init timm:net cannot be loaded: OSError: Name or service not") as refused:
         pretrained_weights("timm:net")
     assert "\n" not in str(refused.value)
-    assert "check the name, and the network that they are downloaded over" in str(refused.value)
+    assert "check the name and the network connection" in str(refused.value)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"init timm:net needs a package: pip install 'onehour\[vision\]'"):
         pretrained_weights("timm:net")

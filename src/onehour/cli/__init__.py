@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     parser = Parser(
         prog="onehour",
-        description="Large minibatches on many workers without losing accuracy.",
+        description="Train with large minibatches on many workers without losing accuracy.",
         epilog=f"Recipes: {', '.join(RECIPES)}, or a .toml file (RUN/recipe.toml repeats a run).",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)

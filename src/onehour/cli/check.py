@@ -61,7 +61,7 @@ def add_check(commands: Any) -> None:
     base.add_argument("--base-weight-decay", type=float, metavar="λ", help="as given to the optimizer")
     check.add_argument("--only", type=_ids, default=(), metavar="ID,…", help="pitfalls to look for (all)")
     check.add_argument("--skip", type=_ids, default=(), metavar="ID,…", help="pitfalls to leave out")
-    check.add_argument("--strict", action="store_true", help="leave with 3 if any pitfall could not be judged")
+    check.add_argument("--strict", action="store_true", help="exit with 3 if any pitfall could not be judged")
     check.add_argument("--limit", type=float, default=120.0, metavar="S", help="seconds for the whole check (120)")
     form = check.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a list of findings as JSON")

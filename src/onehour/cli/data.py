@@ -27,7 +27,7 @@ def add_data(commands: Any) -> None:
     kinds = data.add_subparsers(metavar="COMMAND", required=True, parser_class=type(data))
     index = kinds.add_parser(
         "index",
-        help="save the list of a folder's images, so that no start lists them again",
+        help="save the list of a folder's images, so that later starts need not list them",
         description="Write DIR/onehour.index, which a start takes in place of listing DIR, and which notices changes.",
     )
     index.add_argument("folder", type=Path, metavar="DIR", help="holds train/CLASS/* and val/CLASS/*")
@@ -37,7 +37,7 @@ def add_data(commands: Any) -> None:
     index.set_defaults(command=index_command)
     pack = kinds.add_parser(
         "pack",
-        help="a folder of images as a few tar files",
+        help="pack a folder of images into a few tar files",
         description="Write tar files that tar and WebDataset read, and an index to read them at any place. Files stay"
         " byte for byte as they are, unless --resize makes them smaller. The same command again goes on.",
     )
@@ -51,7 +51,7 @@ def add_data(commands: Any) -> None:
     pack.set_defaults(command=pack_command)
     doctor = kinds.add_parser(
         "doctor",
-        help="everything that is wrong with a folder, its index or a pack, in one pass",
+        help="report everything wrong with a folder, its index or a pack, in one pass",
         description="Read and decode every image; with an index, compare too. Leaves with 0 if nothing is wrong, 1 if"
         " something is; notes do not count.",
     )

@@ -64,7 +64,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         word = unknown[0].split("=")[0]
         if word.removeprefix("--") in OF_THE_DATA:
-            raise ValueError(f"{word} is read from the data; only `onehour plan`, which has none, takes it")
+            raise ValueError(f"{word} is read from the data; only `onehour plan`, which reads no data, takes it")
         for argument in arguments:
             parser = parser.commands.get(argument, parser)
         flags = list(dict.fromkeys(re.findall(r"--[a-z][\w-]*", parser.format_usage())))
@@ -105,7 +105,7 @@ def add_margin(parser: argparse.ArgumentParser) -> None:
         "--margin",
         type=float,
         metavar="POINTS",
-        help="points above the reference that still count as equal (0.5); of a task's metric, in its unit",
+        help="points above the reference that still count as equal (0.5); for a task, in its metric's unit",
     )
     parser.add_argument(
         "--looks", type=int, default=1, metavar="N", help="verdicts while seeds are added: N err as often as one (1)"

@@ -25,21 +25,21 @@ def add_plan(commands: Any) -> None:
     )
     add_recipe_argument(parser, nargs="?")
     parser.add_argument(
-        "--base", metavar="LR@MINIBATCH", help="in place of a recipe: a rate and its minibatch, 0.1@256"
+        "--base", metavar="LR@MINIBATCH", help="instead of a recipe: a rate and its minibatch, such as 0.1@256"
     )
-    parser.add_argument("--processes", type=sizes, metavar="P[,P…]", help="p, to place the k workers on")
+    parser.add_argument("--processes", type=sizes, metavar="P[,P…]", help="p, the processes to place the k workers on")
     parser.add_argument(
         "--holds-to",
         type=sizes,
         metavar="LOW,HIGH",
-        help="the interval of the largest minibatch to which the rule holds; adds the largest k",
+        help="an interval for the largest minibatch to which the rule holds; adds the largest k",
     )
     hours = parser.add_argument_group("how long it takes")
     hours.add_argument(
         "--images-per-second", type=float, metavar="X", help="total over all processes; adds the run's duration"
     )
     hours.add_argument(
-        "--run", type=Path, metavar="RUN", help="a run of the recipe, or in its place; adds hours and efficiency"
+        "--run", type=Path, metavar="RUN", help="a run of the recipe, or instead of one; adds hours and efficiency"
     )
     hours.add_argument(
         "--bandwidth",
@@ -54,7 +54,7 @@ def add_plan(commands: Any) -> None:
         metavar="SIGMA",
         help="σ of a process's iterations, as a share of their mean: all wait for the slowest (the run's)",
     )
-    hours.add_argument("--price", type=float, metavar="X", help="of an hour of one process")
+    hours.add_argument("--price", type=float, metavar="X", help="price of one process for an hour")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--as", dest="tool", metavar="TOOL", help="print it for another tool: torch, timm, lightning, accelerate or hf"
@@ -69,9 +69,9 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
     largest = max((minibatch for minibatch in minibatches if minibatch is not None), default=None)
     recipe = _base_recipe(options, changes | _given(minibatch=largest))  # a ramp grows to a minibatch above its own
     if options.images_per_second is not None and len(minibatches) > 1:
-        raise ValueError("--images-per-second is one minibatch's; for several give --run, which tells them apart")
+        raise ValueError("--images-per-second applies to one minibatch; for several give --run")
     if options.holds_to is not None and len(options.holds_to) != 2:
-        raise ValueError("--holds-to is an interval of minibatches, for example 512,2k")
+        raise ValueError("--holds-to takes an interval of minibatches, for example 512,2k")
     names = ("images_per_second", "run", "bandwidth", "latency", "spread", "price", "holds_to")
     given = {name: getattr(options, name) for name in names}
     for minibatch in minibatches:
@@ -87,7 +87,7 @@ def plan_command(options: argparse.Namespace, arguments: list[str]) -> int:
     if not plans:
         raise impossible[0][1]
     for pair, error in impossible:
-        say(f"note: {pair} cannot be: {error}", sys.stderr)
+        say(f"note: {pair} is not possible: {error}", sys.stderr)
     for remark in dict.fromkeys(remark for each in plans for remark in each.recipe.remarks):
         say(f"note: {remark}", sys.stderr)
     if options.tool is not None:

@@ -14,7 +14,7 @@ from onehour.files import to_json
 def add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
-        help="a sweep, runs or others' curves as a page, figures and a verdict",
+        help="make a page, figures and a verdict from a sweep, runs or CSVs",
         description="Write report.html, figures/ and results.json of a sweep's folder, of runs, or of CSVs.",
     )
     report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a sweep, runs, or CSVs of epoch,error")
@@ -52,11 +52,11 @@ def print_report(
 def add_advise(commands: Any) -> None:
     advise = commands.add_parser(
         "advise",
-        help="up to which minibatch the rule should hold, from one run",
+        help="predict from one run how far the linear rule should hold",
         description="Foresee the linear rule's end from the gradient noise of a run that was trained with --noise.",
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="a run's folder, at its base minibatch")
-    advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print the ramp by which a run may come to it")
+    advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print a ramp that reaches this minibatch")
     advise.add_argument("--json", action="store_true", help="print JSON")
     advise.set_defaults(command=advise_command)
 

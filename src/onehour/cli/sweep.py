@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
-        help="error against minibatch, over seeds and arms, as the paper's figure 1",
+        help="measure error against minibatch over seeds and arms, as in the paper's figure 1",
         description="Train a recipe at several minibatches and seeds, and with one thing changed at some of them.",
     )
     add_recipe_argument(sweep)

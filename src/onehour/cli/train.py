@@ -54,11 +54,11 @@ def add_train(commands: Any) -> None:
         "--continue",
         dest="goes_on",
         action="store_true",
-        help="RECIPE is a run's folder: go on from it in a new one, with more --epochs and what its schedule then is",
+        help="RECIPE is a run's folder: continue it in a new one, with more --epochs and their schedule",
     )
     groups = add_execution_fields(train)
     groups[WHERE].add_argument(
-        "--restarts", type=int, default=0, metavar="R", help="how often to start all processes anew if one fails (0)"
+        "--restarts", type=int, default=0, metavar="R", help="how often to restart all processes if one fails (0)"
     )
     add_recipe_fields(train, but=OF_THE_DATA)
     add_trust(train)

@@ -32,14 +32,14 @@ USUAL = "1,2,4"
 def add_verify(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
-        help="prove on this machine that the number of processes does not matter",
+        help="check on this machine that the number of processes does not matter",
         description="Run a few iterations on several numbers of processes and compare weights, statistics, velocity.",
     )
     verify.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe, or give --model and --data")
     verify.add_argument("--processes", metavar="P,P,…", help="numbers of processes (1,2,4)")
     verify.add_argument("--steps", type=int, default=20, metavar="I", help="iterations (20)")
-    verify.add_argument("--model", metavar="M", help="in place of the recipe's")
-    verify.add_argument("--data", metavar="D", help="in place of the recipe's")
+    verify.add_argument("--model", metavar="M", help="instead of the recipe's")
+    verify.add_argument("--data", metavar="D", help="instead of the recipe's")
     verify.add_argument("--minibatch", type=size, metavar="SIZE", help="kn; grows to the largest p times n")
     verify.add_argument("--per-worker", type=size, metavar="SIZE", help="n")
     add_device(verify)
@@ -121,7 +121,7 @@ def _on_devices(typed: str | None, device: str) -> tuple[list[int], str]:
         return fits, picked
     if device == "cuda":
         refuse_too_few_gpus(2, picked)
-    print("torch sees 1 GPU here, too few for two processes: on the CPU, which needs none", file=sys.stderr)
+    print("torch sees 1 GPU here, too few for two processes, so this runs on the CPU", file=sys.stderr)
     return _processes(USUAL), "cpu"
 
 
@@ -131,7 +131,7 @@ def _processes(text: str) -> list[int]:
     except ValueError:
         raise ValueError(f"--processes is {text!r}; expected numbers such as 1,2,4") from None
     if len(set(processes)) < 2:
-        raise ValueError("--processes needs two different numbers at least, for example 1,2,4")
+        raise ValueError("--processes needs at least two different numbers, for example 1,2,4")
     return processes
 
 
@@ -164,5 +164,5 @@ def _as_text(recipe: Recipe, steps: int, findings: list[Comparison]) -> str:
             lines.append(f"{'':<26} first: {f.first}")
     fast, canonical = findings[1], findings[2]
     cost = ", ".join(f"{canonical.seconds[p] / fast.seconds[p]:.2f}× on {p}" for p in fast.seconds)
-    lines.append(f"canonical costs {cost} process(es) of the fast mode's time a step")
+    lines.append(f"time per step, canonical / fast: {cost} process(es)")
     return "\n".join(lines)

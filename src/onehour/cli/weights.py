@@ -32,18 +32,18 @@ def add_source(command: Any) -> None:
     """Where weights come from, and of what model and data they are."""
     command.add_argument("source", metavar="RUN|FILE", type=Path, help="a run's folder, a .safetensors or a .pt file")
     command.add_argument("--recipe", metavar="RECIPE", help="for a file: its recipe, or give --model and --data")
-    command.add_argument("--data", metavar="D", help="in place of the recipe's")
-    command.add_argument("--model", metavar="M", help="in place of the recipe's")
-    command.add_argument("--task", metavar="T", help="in place of the recipe's")
-    command.add_argument("--collate", metavar="C", help="in place of the recipe's")
-    command.add_argument("--classes", type=size, help="labels, where the data does not say")
+    command.add_argument("--data", metavar="D", help="instead of the recipe's")
+    command.add_argument("--model", metavar="M", help="instead of the recipe's")
+    command.add_argument("--task", metavar="T", help="instead of the recipe's")
+    command.add_argument("--collate", metavar="C", help="instead of the recipe's")
+    command.add_argument("--classes", type=size, help="number of labels, where the data does not say")
     add_trust(command)
 
 
 def add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
-        help="the error of a run's newest checkpoint, or of a file",
+        help="print the error of a run's newest checkpoint, or of a file",
         description="Evaluate weights on validation data: integer counts, every sample once.",
     )
     add_source(evaluate)
@@ -57,7 +57,7 @@ def add_evaluate(commands: Any) -> None:
 def add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
-        help="a run's weights for torchvision, timm and others, or its network as a program",
+        help="write a run's weights for torchvision, timm and others, or its network as a program",
         description="Write a run's weights as a plain state dict under torch's own names (.safetensors, .pt), or the"
         " network itself for batches of any size (.pt2 by torch.export; .onnx). What was written is opened again and"
         " compared before it gets its name.",
@@ -67,18 +67,18 @@ def add_export(commands: Any) -> None:
         "--to", metavar="FILE", type=Path, required=True, help="ends in .safetensors, .pt, .pt2 or .onnx"
     )
     _add_ema(export)
-    export.add_argument("--force", action="store_true", help="replace a file that is there")
+    export.add_argument("--force", action="store_true", help="replace an existing file")
     export.set_defaults(command=export_command)
 
 
 def _add_ema(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ema", action="store_true", help="a run's averaged weights in place of its weights")
+    parser.add_argument("--ema", action="store_true", help="use a run's averaged weights instead of its weights")
 
 
 def add_recalibrate(commands: Any) -> None:
     recalibrate = commands.add_parser(
         "recalibrate",
-        help="BatchNorm's statistics from training images, in place of the running averages",
+        help="compute BatchNorm's statistics from training images instead of running averages",
         description="Compute BatchNorm's means and variances over training images, augmented as in training, under the"
         " weights as they are; evaluate with them. The run stays as it is.",
     )
@@ -89,7 +89,7 @@ def add_recalibrate(commands: Any) -> None:
         "--to", metavar="FILE", type=Path, help="also write the weights with them; ends in .safetensors or .pt"
     )
     _add_ema(recalibrate)
-    recalibrate.add_argument("--force", action="store_true", help="replace a file that is there")
+    recalibrate.add_argument("--force", action="store_true", help="replace an existing file")
     recalibrate.add_argument("--json", action="store_true", help="print JSON")
     recalibrate.set_defaults(command=recalibrate_command)
 
@@ -215,7 +215,7 @@ def _as_json(result: WeightsEvaluation) -> dict[str, Any]:
 def add_predict(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
-        help="the likeliest classes of image files, by a run's weights",
+        help="print the likeliest classes of image files",
         description="Read images as the run's validation images, and print the likeliest classes of each. An image that"
         " cannot be read is named on standard error; the others go on, and the exit code is 2.",
     )
@@ -223,8 +223,8 @@ def add_predict(commands: Any) -> None:
     predict.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="images, and folders of images")
     predict.add_argument("--top", type=size, default=1, metavar="K", help="classes of each image (1)")
     predict.add_argument("--format", default="csv", metavar="|".join(FORMATS), help="what is printed (csv)")
-    predict.add_argument("--output", type=Path, metavar="FILE", help="in place of standard output")
-    predict.add_argument("--force", action="store_true", help="replace a file that is there")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="write here instead of standard output")
+    predict.add_argument("--force", action="store_true", help="replace an existing file")
     add_device(predict)
     predict.set_defaults(command=predict_command)
 

@@ -68,7 +68,7 @@ def pretrained_weights(spec: str) -> dict[str, Tensor]:
             model = found.models.get_model(name, weights="DEFAULT", progress=False)
     except Exception as error:
         raise ValueError(
-            f"init {spec} cannot be had: {blame(error)}; check the name, and the network that they are downloaded over"
+            f"init {spec} cannot be loaded: {blame(error)}; check the name and the network connection"
         ) from error
     return model.state_dict()
 

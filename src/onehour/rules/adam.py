@@ -42,11 +42,11 @@ def adam_scaling(
     Args:
         base_minibatch: images an update of the base recipe.
         minibatch: kn, images an update now.
-        lr, betas, eps, weight_decay: as right at the base.
+        lr, betas, eps, weight_decay: as they are right at the base.
         decoupled: whether the decay is AdamW's; Adam's own is coupled.
 
     Raises:
-        ValueError: where κ·(1 − β) ≥ 1, so that nothing would be left of an average; with the largest κ that works.
+        ValueError: where κ·(1 − β) ≥ 1, so that an average would have nothing left; with the limit for κ.
 
     >>> scaled = adam_scaling(base_minibatch=256, minibatch=1024, lr=1e-3, weight_decay=0.05)
     >>> {name: scaled[name] for name in ("lr", "eps", "weight_decay")}

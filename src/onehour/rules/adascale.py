@@ -58,7 +58,7 @@ class AdaScale:
             self.steps += 1
             return 1.0
         if positive_int("parts", parts) < 2:
-            raise ValueError("one part says nothing of the noise in it; give 2 at least")
+            raise ValueError("one part does not show its noise; give at least 2")
         part = (squares - parts * square) / (parts - 1)
         variance = max(LEAST, part * self.scale / parts)
         self.count += 1

@@ -73,7 +73,7 @@ class _Ghost(_BatchNorm):
         g, remainder = input.shape[0] // n, input.shape[0] % n  # torch.compile cannot trace divmod
         if remainder or g == 0:
             raise ValueError(
-                f"a batch of {input.shape[0]} is no whole number of workers of per_worker={n} samples;"
+                f"a batch of {input.shape[0]} is not a whole number of workers of per_worker={n} samples;"
                 " give full batches (a StreamBatchSampler does, or drop_last=True) or another per_worker"
             )
         both = (weight is None) == (bias is None)
@@ -218,7 +218,7 @@ class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
         (g·n, C, H, W) → the same.
 
     Raises:
-        ValueError: for a training batch that is no multiple of n.
+        ValueError: for a training batch that is not a multiple of n.
 
     >>> layer = GhostBatchNorm2d(3, per_worker=4)
     >>> layer(torch.randn(8, 3, 5, 5)).shape
@@ -318,9 +318,9 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
         model: changed in place, unless it is itself a BatchNorm.
         per_worker: n of the recipe whose accuracy is to be kept.
 
-    A class of someone's own that normalises and then does more, such as timm's BatchNormAct2d, keeps its forward; only
-    what it calls of `torch.nn.functional.batch_norm` is over groups of n. That this is what it computes for each worker
-    alone is tried on a copy.
+    A class of your own that normalises and then does more, such as timm's BatchNormAct2d, keeps its forward; only its
+    call of `torch.nn.functional.batch_norm` is over groups of n. A trial on a copy checks that each worker then gets
+    what it would get alone.
 
     Returns:
         The model.

@@ -71,7 +71,7 @@ def scale_rates(
     for pattern, names in matched.items():
         for name in names:
             if name in pattern_of:
-                raise ValueError(f"layer_rates {pattern_of[name]!r} and {pattern!r} both match {name}; one may")
+                raise ValueError(f"layer_rates {pattern_of[name]!r} and {pattern!r} both match {name}; only one may")
             pattern_of[name] = pattern
     factor_of = {id(trained[name]): factors[pattern] for name, pattern in pattern_of.items()}
     divided: list[dict[str, Any]] = []

@@ -150,7 +150,7 @@ def whole_workers(name: str, images: int, *, per_worker: int, samples: int | Non
     if images % per_worker:
         lower = max(images // per_worker, 1) * per_worker
         raise ValueError(
-            f"{name} {images} is not a multiple of per_worker {per_worker}, so it is no whole number of"
+            f"{name} {images} is not a multiple of per_worker {per_worker}, so it is not a whole number of"
             f" workers; use {lower} or {lower + per_worker}, or another per_worker"
         )
     return images // per_worker

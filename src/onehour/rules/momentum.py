@@ -21,8 +21,8 @@ Form = Literal["outside", "inside"]
 def momentum_form(optimizer: Optimizer) -> Form:
     """Whether the optimizer keeps the rate outside its velocity (form A) or inside (form B), by probing a copy.
 
-    Form A (eq 9): u' = m·u + g; w' = w − η·u', as of `torch.optim.SGD`. Form B with its correction (eq 10):
-    v' = m·(η_{t+1}/η_t)·v + η_{t+1}·g; w' = w − v', as of Caffe2 and Keras, which leave the correction out.
+    Form A (eq 9): u' = m·u + g; w' = w − η·u', as in `torch.optim.SGD`. Form B with its correction (eq 10):
+    v' = m·(η_{t+1}/η_t)·v + η_{t+1}·g; w' = w − v', as in Caffe2 and Keras, which leave the correction out.
 
     A copy with one-element parameters takes a step with a gradient and one without, at two second rates: what the
     second step moves is the velocity's doing. It follows the second rate in form A and ignores it in form B.

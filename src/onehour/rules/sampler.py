@@ -23,8 +23,8 @@ class StreamBatchSampler(Sampler[list[int]]):
 
     Nothing is padded or dropped, so a minibatch may straddle two epochs: the last iteration of an epoch is the first
     that ends at or past its end, and the lengths of epochs differ by one. An epoch begins with the first batch that is
-    taken from an iterator, since loaders call `iter` more often than they use it. Its length is that of the epoch it is
-    giving, and after its end that of the next: count the batches where you divide by them afterwards.
+    taken from an iterator, since loaders call `iter` more often than they use it. Its length is that of the current
+    epoch, and after its end that of the next: to divide by the number of batches afterwards, count them.
 
     Args:
         samples: N, the size of the data set.
@@ -113,7 +113,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         by = asker()
         if by.skips and (self._resumed or self._trained):
             raise ValueError(
-                "skip_first_batches would skip once more what `trained` skips; use one of them"
+                "skip_first_batches would skip again what `trained` skips; use only one of them"
                 " (the Hugging Face Trainer: ignore_data_skip=True)"
             )
         if by.epoch not in (None, self.epoch):

@@ -98,8 +98,8 @@ def gradual_warmup(schedule: Schedule, start_lr: float, epochs: float) -> Schedu
         start_lr: η, where to start: the rate of the base minibatch.
         epochs: how long; the paper takes 5.
 
-    Where η̂ is no higher than η there is nothing to warm up, and the schedule stays as it is: the paper warms up for
-    minibatches above 256 alone.
+    Where η̂ is no higher than η there is nothing to warm up, and the schedule stays as it is: the paper warms up
+    only for minibatches above 256.
 
     >>> schedule = gradual_warmup(step_decay(3.2, [30, 60, 80]), start_lr=0.1, epochs=5)
     >>> schedule(0), round(schedule(2.5), 12), schedule(5)

@@ -35,7 +35,7 @@ class ScheduleLR(LRScheduler):
 
     Raises:
         ValueError: if the first group starts at rate 0 and another does not, so that they have no ratio; for sizes or a
-            `last_epoch` that are no counts.
+            `last_epoch` that are not counts.
         KeyError: torch's, for a `last_epoch` with an optimizer that has never had a scheduler.
 
     >>> import torch
