@@ -100,10 +100,10 @@ def test_bad_input_is_one_message(
         (["plan", "digits", "--minibach", "32"], "expected --minibatch"),
         (["plan", "digits", "--epochs", "1.5s"], "--epochs: invalid float value: '1.5s'"),
         (["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"], "must end below minibatch 256"),
-        (["plan", "digits", "--holds-to", "512"], "--holds-to is an interval of minibatches, for example 512,2k"),
+        (["plan", "digits", "--holds-to", "512"], "--holds-to takes an interval of minibatches, for example 512,2k"),
         (
             ["plan", "resnet50", "--minibatch", "256,8k", "--images-per-second", "9"],
-            "--images-per-second is one minibatch's; for several give --run",
+            "--images-per-second applies to one minibatch; for several give --run",
         ),
         (["train", "digits", "--restarts", "-1"], "restarts must not be below zero, got -1"),
         (["train", "digits", "--reduce", "canonical", "--workers-per-pass", "2", "--minibatch", "64"], "one worker"),
