@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -91,24 +92,25 @@ def test_the_others_say_which_address_they_try_and_why_they_cannot():
 
 
 def silent(listener: socket.socket) -> None:
-    taken = []
-    while True:
-        taken.append(listener.accept())
+    with ExitStack() as taken, suppress(OSError):
+        while True:
+            taken.enter_context(listener.accept()[0])
 
 
 def answers(listener: socket.socket) -> None:
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(99)
-            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+    with suppress(OSError):
+        while True:
+            with listener.accept()[0] as connection:
+                connection.recv(99)
+                connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
 
 
 @pytest.mark.parametrize("program", [silent, answers])
 def test_a_port_of_another_program_is_one_message_on_every_process(program: Callable[[socket.socket], None]):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        threading.Thread(target=program, args=(listener,), daemon=True).start()
+        thread = threading.Thread(target=program, args=(listener,), daemon=True)
+        thread.start()
         for given, said in meet(0, 1, port=port):
             assert given.startswith(
                 f"ValueError: port {port} of 127.0.0.1, where the processes of this run are to meet"
@@ -116,6 +118,8 @@ def test_a_port_of_another_program_is_one_message_on_every_process(program: Call
             assert "is used by another program" in given
             assert "set MASTER_PORT to a free one" in given
             assert said == ""
+        listener.shutdown(socket.SHUT_RDWR)  # which ends its accept, as closing alone does not
+        thread.join()
 
 
 def test_a_store_of_another_program_is_no_place_to_meet():
