@@ -27,7 +27,7 @@ from campaigns.ledger import OUT, run
 from onehour import Recipe
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints
-from onehour.training.state import Network, digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, optimizer_state
 
 CAMPAIGN = "writer"
 RECIPE = Recipe()
@@ -48,7 +48,7 @@ def fresh(width: int = 96) -> tuple[nn.Module, Optimizer]:
 def fill(model: nn.Module, optimizer: Optimizer, iteration: int) -> None:
     """The state after an iteration: a function of its number."""
     draw = torch.Generator().manual_seed(iteration)
-    for tensor in [*model.state_dict().values(), *optimizer_state(optimizer, model, copy=False).values()]:
+    for tensor in [*model.state_dict().values(), *optimizer_state(optimizer, model).values()]:
         if tensor.is_floating_point():
             tensor.uniform_(generator=draw)
         else:
@@ -57,7 +57,7 @@ def fill(model: nn.Module, optimizer: Optimizer, iteration: int) -> None:
 
 def digest(model: nn.Module, optimizer: Optimizer) -> str:
     """Of a whole state."""
-    return digest_of(model_state(model, copy=False), optimizer_state(optimizer, model, copy=False))
+    return digest_of(*Network(model, optimizer).state())
 
 
 def expected(iteration: int, width: int = 96) -> str:

@@ -17,7 +17,7 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.evaluate import evaluate_weights
+from onehour.training.evaluate import OpenedWeights
 from onehour.training.record import Run, StoppedError
 from onehour.training.state import AveragedWeights
 from onehour.training.weights import read_weights, write_weights
@@ -104,7 +104,7 @@ def test_both_sets_of_weights_are_evaluated_and_exported(run: Run, tmp_path: Pat
     for ema, prefix in ((False, ""), (True, "ema_")):
         file = write_weights(read_weights(run.folder, ema=ema), tmp_path / f"{prefix}weights.safetensors")
         found[ema] = load_file(file)
-        assert evaluate_weights(file, recipe=recipe).loss == last[f"{prefix}val_loss"]
+        assert OpenedWeights(file, recipe=recipe).evaluate().loss == last[f"{prefix}val_loss"]
     differs = {name for name, tensor in found[True].items() if not torch.equal(tensor, found[False][name])}
     assert differs == {name for name in found[False] if name.endswith(("weight", "bias"))}
     assert main(["evaluate", str(run.folder), "--ema", "--json", "--trust"]) == 0
@@ -114,6 +114,6 @@ def test_both_sets_of_weights_are_evaluated_and_exported(run: Run, tmp_path: Pat
 def test_what_has_no_average_says_so(tiny: ModuleType, run: Run, tmp_path: Path):
     other = train(tiny.recipe(epochs=1), out=tmp_path / "run")
     with pytest.raises(ValueError, match="keeps no average of its weights: its recipe has no ema"):
-        evaluate_weights(other.folder, recipe=other.recipe, ema=True)
+        OpenedWeights(other.folder, recipe=other.recipe, ema=True).evaluate()
     with pytest.raises(ValueError, match=r"--ema is for a run's folder.* is a file"):
         read_weights(write_weights(read_weights(run.folder), tmp_path / "a.pt"), ema=True)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import onehour
 from onehour.cli import main
 from onehour.training import weights
-from onehour.training.evaluate import evaluate_weights
+from onehour.training.evaluate import OpenedWeights
 from onehour.training.record import Run
 from onehour.training.weights import TOLERANCE, export_program, read_weights, write_weights
 
@@ -50,7 +50,7 @@ def test_a_state_dict_loads_in_the_users_plain_network(run: Run, suffix: str, tm
     with torch.no_grad():
         loss = F.cross_entropy(plain.eval()(images).double(), labels).item()
     assert abs(loss - run.metrics[-1]["val_loss"]) <= 1e-12
-    result = evaluate_weights(path, recipe=tiny.recipe(classes=3), device="cpu")
+    result = OpenedWeights(path, recipe=tiny.recipe(classes=3), device="cpu").evaluate()
     assert (result.error, result.loss) == (run.metrics[-1]["top1_error"], run.metrics[-1]["val_loss"])
 
 

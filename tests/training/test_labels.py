@@ -20,7 +20,7 @@ from onehour.data.dataset import KeyedDataset
 from onehour.data.sources import complete
 from onehour.dist.group import Group
 from onehour.sweeps.verify import trace
-from onehour.training.evaluate import evaluate_weights
+from onehour.training.evaluate import OpenedWeights
 from onehour.training.seeds import train_seeds
 from onehour.training.weights import read_weights, write_weights
 
@@ -126,7 +126,7 @@ def test_evaluating_a_file_and_verifying_and_seeds_as_one_network_look_too(tiny:
     weights = write_weights(read_weights(run.folder), tmp_path / "weights.safetensors")
     bad = tuple(Labelled(tensors, -100) for _, tensors in _sides(tiny))
     with pytest.raises(ValueError, match=r"^validation sample 5 \(images/5.npy\): the label is -100"):
-        evaluate_weights(weights, recipe=tiny.recipe(), data=bad)
+        OpenedWeights(weights, recipe=tiny.recipe(), data=bad).evaluate()
     tensors = dict(_sides(tiny))
     tensors["validation"].tensors[1][AT] = -100
     for act in (_verified, _joined):

@@ -26,7 +26,7 @@ from onehour.models.resnet import resnet8
 from onehour.rules.keys import seed_for
 from onehour.training.build import build_model
 from onehour.training.decisions import decisions_of
-from onehour.training.evaluate import evaluate_weights
+from onehour.training.evaluate import OpenedWeights
 from onehour.training.loop import train_run
 from onehour.training.record import NonFiniteError, Run, StoppedError, latest_contents
 from onehour.training.seeds import Seeds, SeedsFeed, refuse_joining, train_seeds
@@ -225,7 +225,7 @@ def test_what_was_begun_together_can_be_finished_alone_and_the_other_way_round(t
             train(recipe.replace(seed=seed), out=tmp_path / "b" / str(seed), stop_asked=after(8))
     assert_alike(together(recipe, data, tmp_path / "b"), found)
     for run in (found[1], Run(tmp_path / "b" / "1")):
-        result = evaluate_weights(run.folder, recipe=asked_for(run.recipe, trust=True), device="cpu")
+        result = OpenedWeights(run.folder, recipe=asked_for(run.recipe, trust=True), device="cpu").evaluate()
         assert result.error == run.metrics[-1]["top1_error"]
         assert result.loss == pytest.approx(run.metrics[-1]["val_loss"], abs=1e-10)
 

@@ -5,12 +5,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from onehour.training.state import digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, host_copies
 
 
 def test_states_are_copies_that_training_does_not_change(tiny: ModuleType):
     model, optimizer = tiny.trained("sgd", 1)
-    states = model_state(model), optimizer_state(optimizer, model)
+    states = [host_copies(state) for state in Network(model, optimizer).state()]
     before = digest_of(*states)
     tiny.advance(model, optimizer, 1)
     assert digest_of(*states) == before

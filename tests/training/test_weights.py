@@ -17,7 +17,7 @@ from onehour.config import Recipe
 from onehour.data.digits import digits
 from onehour.models.load import load_model
 from onehour.rules.batchnorm import convert_batchnorm
-from onehour.training.evaluate import OpenedWeights, evaluate_weights
+from onehour.training.evaluate import OpenedWeights
 from onehour.training.record import Run
 from onehour.training.weights import fit, read_weights
 
@@ -88,9 +88,9 @@ def test_evaluation_takes_data_of_any_size(tmp_path: Path, samples: int):
     model = load_model("resnet8", channels=1, classes=10)
     torch.save(model.state_dict(), tmp_path / "a.pt")
     images = TensorDataset(torch.rand(samples, 1, 8, 8), torch.arange(samples) % 10)
-    found = evaluate_weights(
+    found = OpenedWeights(
         tmp_path / "a.pt", recipe=Recipe(model="resnet8", classes=10), data=(images, images), device="cpu"
-    )
+    ).evaluate()
     assert found.samples == samples
 
 

@@ -95,12 +95,12 @@ def add_recalibrate(commands: Any) -> None:
 
 
 def evaluate_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.training.evaluate import evaluate_weights
+    from onehour.training.evaluate import OpenedWeights
 
     recipe = recipe_of(options)
     if options.per_class and recipe.task is not None:
         raise ValueError(f"--per-class counts classes, and task {recipe.task} has none")
-    result = evaluate_weights(options.source, recipe=recipe, device=options.device, ema=options.ema)
+    result = OpenedWeights(options.source, recipe=recipe, device=options.device, ema=options.ema).evaluate()
     if options.json:
         print(to_json(_as_json(result)))
         return 0

@@ -23,7 +23,7 @@ from onehour.training.build import build_model
 from onehour.training.decisions import decisions_of
 from onehour.training.feeds import open_feeds, pick_workers_per_pass, refuse_samples
 from onehour.training.loop import iterate
-from onehour.training.state import Network, digest_of, model_state, optimizer_state
+from onehour.training.state import Network, digest_of, host_copies
 from onehour.training.step import Step
 from onehour.training.task import task_of
 from onehour.training.weights import start_from
@@ -66,8 +66,8 @@ def _iterate(recipe: Recipe, steps: int, group: Group) -> tuple[list[History], f
     with closing(feeds), Step(decisions, network, per_pass=together, group=group, task=task) as step:
         model.train()
         for _ in iterate(step, feeds.training, range(steps)):
-            velocity = optimizer_state(network.optimizer, model)
-            state = model_state(model) | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
+            weights, velocity = map(host_copies, network.state())
+            state = weights | {f"velocity/{name}": tensor for name, tensor in velocity.items()}
             if group.rank == 0:
                 history.append({name: _fingerprint(tensor) for name, tensor in state.items()})
         if not step.alive.all():

@@ -226,11 +226,6 @@ class _Counts(Classification):
         return found
 
 
-def evaluate_weights(source: Path, **options: Any) -> WeightsEvaluation:
-    """The error on the recipe's validation data of the weights in `source`; arguments as of `OpenedWeights`."""
-    return OpenedWeights(source, **options).evaluate()
-
-
 @dataclass(frozen=True)
 class Recalibrated:
     """A model evaluated with its running averages, and with statistics of so many training images."""

@@ -134,8 +134,7 @@ class Network:
     def state(self) -> list[dict[str, Tensor]]:
         """Weights and buffers, then what the optimizer keeps and the averages, where they lie."""
         average = {} if self.average is None else self.average.state()
-        kept = optimizer_state(self.optimizer, self.model, copy=False)
-        return [model_state(self.model, copy=False), kept | average]
+        return [dict(self.model.state_dict()), optimizer_state(self.optimizer, self.model) | average]
 
     def load(self, weights: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
         """Put back what `state` gave.
@@ -163,14 +162,13 @@ class Network:
             copying.result()
 
 
-def model_state(model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
-    """Weights and buffers by torch's names, copied to CPU memory, or without `copy` where they lie."""
-    state: dict[str, Tensor] = dict(model.state_dict())
-    return host_copies(state) if copy else state
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of weights and buffers in CPU memory, by torch's names."""
+    return host_copies(model.state_dict())
 
 
-def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
-    """Velocity and whatever else the optimizer keeps, by parameter/key; `copy` as for `model_state`.
+def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Velocity and whatever else the optimizer keeps, where it lies, by parameter/key.
 
     Of its groups, the numbers that are not its defaults, such as a count of steps; not what the recipe says.
     """
@@ -197,7 +195,7 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module, *, copy: bool = True
         for key in group.keys() - OF_THE_RECIPE:
             if isinstance(group[key], float | int) and group[key] != optimizer.defaults.get(key):
                 state[f"{name}/{key}{NUMBER}"] = _exact(group[key])
-    return host_copies(state) if copy else state
+    return state
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -324,14 +322,14 @@ def refuse_optimizer(make: Callable[[nn.Module], Optimizer], device: torch.devic
         through.step(STEPS - 1, first=1)
         kept = through.kept()
         broken.step(STEPS)
-        state = optimizer_state(broken.optimizer, broken.model)
+        state = host_copies(optimizer_state(broken.optimizer, broken.model))  # as from a checkpoint
         changed = [what for what in kept if what not in before or not _same(before[what], kept[what])]
         if changed:
             raise ValueError(
                 f"optimizer {name} changes its {changed[0]} in a step, which no checkpoint holds: keep it in the"
                 " parameters' state as a tensor or a number, or choose another optimizer"
             )
-        after.model.load_state_dict(model_state(broken.model))
+        after.model.load_state_dict(broken.model.state_dict())
         load_optimizer(after.optimizer, after.model, state)
         through.step(STEPS, first=STEPS)
         after.step(STEPS, first=STEPS)
