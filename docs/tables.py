@@ -337,7 +337,7 @@ def networks(results: dict[str, Any]) -> str:
         if not row["ok"]
     ]
     said = (
-        f"Of {len(rows)} networks, one at least of each family with BatchNorm in timm {results['timm']}, {len(ghost)}"
+        f"Of {len(rows)} networks, at least one of each family with BatchNorm in timm {results['timm']}, {len(ghost)}"
         f" are converted and trained for an iteration. Outputs and gradients in float64 are within {apart:.0e} of"
         f" {results['k']} separate passes of {results['n']} images; the outputs of one BatchNorm over all are"
         f" {min(row['pooled_apart'] for row in ghost):.0e} away or more."

@@ -109,7 +109,7 @@ def test_a_run_that_ended_within_an_epoch_does_not_go_on(tiny: ModuleType, tmp_p
     """The errors of its last iterations would be counted to the wrong evaluation."""
     run = train(tiny.recipe(epochs=1.5), out=tmp_path / "old")
     with pytest.raises(
-        ValueError, match=r"old has 1\.5 epochs, and --continue goes on from whole ones alone; train anew"
+        ValueError, match=r"old has 1\.5 epochs, and --continue goes on only from whole ones; train anew"
     ):
         train(tiny.recipe(epochs=3), continues=run.folder, out=tmp_path / "new")
 
@@ -124,11 +124,11 @@ def test_what_is_no_run_is_one_message(old: Run, alone: Path, capsys: pytest.Cap
 def test_a_recipe_that_goes_on_is_not_trained_from_the_start(tiny: ModuleType, old: Run, tmp_path: Path):
     run = train(old.recipe.replace(epochs=3), continues=old.folder, out=tmp_path / "new", trust=True)
     with pytest.raises(
-        ValueError, match=r"the recipe goes on from .*old iteration 12 state .* has no checkpoint to do so"
+        ValueError, match=r"the recipe goes on from .*old iteration 12 state .* has no checkpoint to continue from"
     ):
         train(run.recipe, out=tmp_path / "elsewhere", trust=True)
     assert not (tmp_path / "elsewhere").exists()
-    with pytest.raises(ValueError, match="no checkpoint to do so"):
+    with pytest.raises(ValueError, match="no checkpoint to continue from"):
         train(run.recipe, out=run.folder, fresh=True, trust=True)
     assert spec_of(run.recipe, [8], range(1), ["none"], None).recipe.continues == ""
     assert not any("reference" in line for line in outcome_lines(run))

@@ -200,7 +200,7 @@ MODULES = {
     "parses": ("import argparse\np = argparse.ArgumentParser()\np.add_argument('--x')\np.parse_args()", "parses.py:4"),
     "leaves": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
     "odd": ("class Odd(BaseException): pass\nraise Odd('strange')", "Odd: strange"),
-    "called": ("import sys\ndef net(): sys.exit(3)", "code that was called leaves Python: SystemExit: 3"),
+    "called": ("import sys\ndef net(): sys.exit(3)", "code that was called exits Python: SystemExit: 3"),
 }
 
 

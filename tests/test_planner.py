@@ -170,7 +170,7 @@ def test_a_share_of_several_seeds_time_is_no_runs(tmp_path: Path):
     run = run_of(tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text()) | {"seeds_together": 5}
     (run / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(ValueError, match="has a share of the time of 5 seeds as one network; give a run alone"):
+    with pytest.raises(ValueError, match="was timed as one of 5 seeds in one network; give a run alone"):
         plan("digits", minibatch=64, run=run)
 
 

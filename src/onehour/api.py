@@ -45,7 +45,7 @@ def train(
         recipe: a `Recipe`, a recipe's name or a .toml file.
         model: in place of the recipe's: a torch.nn.Module, a function that returns one, or a name.
         task: what is learned, in place of classification: a function (model, batch) that returns `onehour.Sums`.
-        collate: makes a batch of a list of a task's samples.
+        collate: turns a list of a task's samples into a batch.
         data: in place of the recipe's: (train, validation), two map-style data sets of (image, label), or a name; one
             data set, where `validation` says how much of it is validated on.
         trust: import what a .toml file names, without its being named here.

@@ -62,16 +62,14 @@ class Recipe:
         "", "named data, a folder with train/ and val/, or package.module:function -> (train, validation)"
     )
     task: str | None = _said(
-        None, "package.module:function (model, batch) -> onehour.Sums; else classification by cross-entropy"
+        None, "package.module:function (model, batch) -> onehour.Sums; default: classification by cross-entropy"
     )
-    collate: str | None = _said(None, "package.module:function that makes a batch of a list of a task's samples")
-    init: str = _said(
-        "", "weights to start from: a file, a run, timm:NAME or torchvision:NAME; the classes may be others"
-    )
+    collate: str | None = _said(None, "package.module:function that turns a list of a task's samples into a batch")
+    init: str = _said("", "weights to start from: a file, a run, timm:NAME or torchvision:NAME; the classes may differ")
     validation: float = _said(0.0, "share of each class to validate on, where the data has no validation part")
     continues: str = _said("", "the run, iteration and state that this run went on from; --continue writes it")
     samples: int | None = _said(None, "N, training samples; a run reads them from its data")
-    classes: int | None = _said(None, "labels; read from the data where it is not given")
+    classes: int | None = _said(None, "number of labels; by default from the data")
     resized: int | None = _said(
         None, "shorter side that a pack's larger images were resized to; a run reads it from its data"
     )
@@ -109,7 +107,9 @@ class Recipe:
     scale_betas: bool = _said(True, "with scaling sqrt, β, ε and AdamW's λ follow the minibatch as the rate does")
     nesterov: bool = _said(True, "Nesterov's form; plain momentum is equally good (§5.1)")
     weight_decay: float = _said(1e-4, "λ, coupled, not on normalisation's parameters (§3, Remark 1)")
-    clip_norm: float | None = _said(None, "what the gradient's global norm is cut to, after the division by kn (eq 2)")
+    clip_norm: float | None = _said(
+        None, "what the gradient's global norm is clipped to, after the division by kn (eq 2)"
+    )
     ema: float | None = _said(None, "ρ of averaged weights, right at base_minibatch; evaluated beside the weights")
     freeze: tuple[str, ...] = _said((), "parameters that do not train, by name: stem.*,layer1.*", metavar="NAME,…")
     layer_rates: tuple[str, ...] = _said(
@@ -128,7 +128,7 @@ class Recipe:
     channels_last: bool = _said(False, "NHWC memory, faster for convolutions in bf16")
     compile: bool = _said(False, "torch.compile the model")
     recalibrate: int | None = _said(
-        None, "training images from which BatchNorm's statistics are computed anew for each evaluation, for curves"
+        None, "training images from which BatchNorm's statistics are recomputed for each evaluation, for curves"
     )
     pitfall: str | None = _said(None, "one rule broken on purpose, to measure what it costs: " + ", ".join(PITFALLS))
     seed: int = _said(0, "decides weights, order and augmentation")

@@ -83,7 +83,7 @@ def resolve(what: str, spec: str) -> Any:
             found: Any = importlib.import_module(module_name)
     except SystemExit as error:
         raise ValueError(
-            f"{what} {spec}: {module_name} parses arguments or leaves Python while it is imported: {blame(error)}; put"
+            f"{what} {spec}: {module_name} parses arguments or exits Python while it is imported: {blame(error)}; put"
             ' what it does as a script under `if __name__ == "__main__":`'
         ) from error
     except KeyboardInterrupt:
@@ -123,7 +123,7 @@ def _refuse(names: Mapping[str, Read]) -> None:
     flags = " ".join(f"--{what.replace('_', '-')} {spec}" for what, spec in names.items())
     file = next(iter(names.values())).file
     raise ValueError(
-        f"{file} names code, which would run: {code}. Nobody has typed these names, so nothing was imported; type them"
+        f"{file} names code, which would run: {code}. You did not type these names, so nothing was imported; type them"
         f" ({flags}), or give --trust (trust=True from Python) if you trust that file"
     )
 

@@ -52,7 +52,7 @@ class Execution:
     profile: int = _said(0, "iterations to trace into trace-RANK.json", metavar="I", group=FOLDER)
     port: int = _said(0, "where the processes meet (a free one)", metavar="PORT")
     allow_different: tuple[str, ...] = _said(
-        (), "train though hosts have other versions of packages", nargs=1, choices=("versions",)
+        (), "train even if hosts have different versions of packages", nargs=1, choices=("versions",)
     )
 
     def __post_init__(self) -> None:

@@ -241,7 +241,9 @@ def _keep(folder: int, name: str, aside: int, old: str) -> None:
     options: Any = {"src_dir_fd": folder, "dst_dir_fd": aside}
     with suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            raise ValueError(f"{_shown(folder, name)} is a folder, and a file is to be written there; move it away")
+            raise ValueError(
+                f"{_shown(folder, name)} is a folder, and a file is to be written there; move it elsewhere"
+            )
         try:
             os.link(name, old, **options, follow_symlinks=False)
         except OSError as error:

@@ -115,7 +115,7 @@ def in_one_message(command: Callable[[], int]) -> int:
         said = blame(error)
         if f"{os.sep}rich{os.sep}" in said:  # how it leaves when nobody reads any more
             raise BrokenPipeError from error
-        raise ValueError(f"code that was called leaves Python: {said}; it should raise an error instead") from error
+        raise ValueError(f"code that was called exits Python: {said}; it should raise an error instead") from error
     except MemoryError as error:
         raise ValueError("memory ran out; use fewer processes, --loaders or --jobs, or smaller images") from error
     except (ImportError, RuntimeError) as error:
@@ -125,6 +125,6 @@ def in_one_message(command: Callable[[], int]) -> int:
         if isinstance(error, ImportError):
             raise ValueError(f"memory ran out while Python imported: {said}") from error
         raise ValueError(
-            f"this machine gives no more threads or processes ({said}); use fewer --processes, --loaders or --jobs, or"
+            f"this machine allows no more threads or processes ({said}); use fewer --processes, --loaders or --jobs, or"
             " raise `ulimit -u`"
         ) from error

@@ -84,7 +84,7 @@ def noise_scale(points: Iterable[tuple[float, float]]) -> NoiseScale:
     known = list(points)
     count = len(known)
     if count < 2:
-        raise ValueError(f"a noise scale needs two points at least, got {count}")
+        raise ValueError(f"a noise scale needs at least two points, got {count}")
     traces, squares = [trace for trace, _ in known], [square for _, square in known]
     trace, square = statistics.fmean(traces), statistics.fmean(squares)
     wide = _student(count - 1) ** 2 / count

@@ -292,7 +292,7 @@ def _measured(folder: Path, recipe: Recipe) -> Measured:
     if not (steps and run.summary.get("images_per_second") and run.summary.get("parameter_bytes")):
         raise ValueError(f"{folder} has no images_per_second yet: it has no summary.json")
     if (seeds := run.summary.get("seeds_together", 1)) > 1:
-        raise ValueError(f"{folder} has a share of the time of {seeds} seeds as one network; give a run alone")
+        raise ValueError(f"{folder} was timed as one of {seeds} seeds in one network; give a run alone")
     processes = positive_int("processes", run.environment.get("processes", 1))
     together = positive_int("workers_per_pass", run.environment.get("workers_per_pass", 1))
     division = place_by_halving if recipe.reduce == "canonical" else place

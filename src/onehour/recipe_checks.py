@@ -126,7 +126,7 @@ def _refuse_adascale(recipe: Any) -> None:
 
 def _refuse_recalibrate(recipe: Any) -> None:
     if recipe.batchnorm == "keep":
-        raise ValueError("recalibrate is for batchnorm ghost: what a kept BatchNorm's statistics are is its own affair")
+        raise ValueError("recalibrate is for batchnorm ghost: a kept BatchNorm's statistics are up to its class")
     whole_workers("recalibrate", recipe.recalibrate, per_worker=recipe.per_worker, samples=recipe.samples)
     if (recipe.pitfall or "").startswith("batchnorm-"):
         raise ValueError(

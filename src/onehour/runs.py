@@ -221,8 +221,8 @@ def complete_for(
     if old is None:
         if recipe.continues and (execution.fresh or not checkpoint_folders(folder)):
             raise ValueError(
-                f"the recipe goes on from {recipe.continues}, and {folder} has no checkpoint to do so: give that"
-                " --continue again, or take the line `continues` out of the recipe to train all of it"
+                f"the recipe goes on from {recipe.continues}, and {folder} has no checkpoint to continue from: give"
+                " that --continue again, or take the line `continues` out of the recipe to train all of it"
             )
         return complete(recipe, data, collate=collate)
     if folder.resolve() == old.resolve():
@@ -248,7 +248,7 @@ def _refuse_changes(old: Path, recipe: Recipe) -> None:
     before = Run(old).recipe
     if before.epochs % 1:
         raise ValueError(
-            f"{old} has {before.epochs:g} epochs, and --continue goes on from whole ones alone; train anew from its"
+            f"{old} has {before.epochs:g} epochs, and --continue goes on only from whole ones; train anew from its"
             f" weights: --init {old}"
         )
     changed = differences(before, recipe)

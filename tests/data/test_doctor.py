@@ -65,7 +65,7 @@ def twins(tree: Path) -> dict[str, tuple[str, str]]:
 LATER: dict[str, tuple[Callable[[Path], object], str]] = {
     "train/dog/0000.JPEG": (lambda path: path.write_bytes(images.flipped(path.read_bytes())), "has other bytes"),
     "train/dog/0001.JPEG": (lambda path: path.write_bytes(b"x" + path.read_bytes()), "when it was indexed"),
-    "train/dog/0002.JPEG": (lambda path: path.unlink(), "is in the index, and gone"),
+    "train/dog/0002.JPEG": (lambda path: path.unlink(), "is in the index but missing"),
     "train/dog/new.png": (
         lambda path: path.write_bytes(images.saved(images.picture(99), "PNG")),
         "came after the data was indexed",

@@ -120,7 +120,7 @@ BAD = {
     "sizes beyond memory": (FILES[0], IMAGES[:4] + b"\xff" * 12, "by its header, and has 16"),
     "labels missing": (FILES[3], encoded(np.zeros(4, np.uint8)), "has 5 images, and there are 4 labels"),
     "no images": (FILES[0], encoded(np.zeros((0, 6, 4), np.uint8)), "has 0 images, and there are 12 labels"),
-    "one shade": (FILES[0], encoded(np.full((TRAIN, 6, 4), 7, np.uint8)), "has no two pixels that differ"),
+    "one shade": (FILES[0], encoded(np.full((TRAIN, 6, 4), 7, np.uint8)), "has only identical pixels"),
     "other sizes": (FILES[2], encoded(np.zeros((TEST, 4, 6), np.uint8)), r"shape \(1, 6, 4\), validation images"),
 }
 

@@ -46,13 +46,13 @@ def test_every_kind_of_wrong_entry_is_named(tree: Path):
     os.mkfifo(cat / "pipe.jpg")
     assert sorted(faults(tree)) == [
         "train/cat/circle.jpg is a link that cannot be followed (Too many levels of symbolic links), where images are"
-        " expected; restore it, or move it away",
-        "train/cat/inner is a folder, where images are expected; restore it, or move it away",
+        " expected; restore it, or move it elsewhere",
+        "train/cat/inner is a folder, where images are expected; restore it, or move it elsewhere",
         "train/cat/notes.txt is not named like an image file; move it out of the class's folder",
         "train/cat/nowhere.jpg is a link that cannot be followed (No such file or directory), where images are"
-        " expected; restore it, or move it away",
-        "train/cat/pipe.jpg is not a regular file, where images are expected; restore it, or move it away",
-        "train/cat/up is a folder, where images are expected; restore it, or move it away",
+        " expected; restore it, or move it elsewhere",
+        "train/cat/pipe.jpg is not a regular file, where images are expected; restore it, or move it elsewhere",
+        "train/cat/up is a folder, where images are expected; restore it, or move it elsewhere",
     ]
 
 

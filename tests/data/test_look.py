@@ -217,9 +217,9 @@ def killed(index: int) -> None:
         ("images", r"an \(image, label\) pair: it is a str"),
         (TensorDataset(X, T, T), r"an \(image, label\) pair: it is a tuple of 3"),
         (TensorDataset(X, torch.eye(4)[T]), r"labels have shape \(64, 4\); expected one whole number a sample"),
-        (TensorDataset(X, T + 0.7), r"the training data: label 0 is 0\.7, no whole number"),
+        (TensorDataset(X, T + 0.7), r"the training data: label 0 is 0\.7, not a whole number"),
         (TensorDataset(X, T + 0j), r"the training data: labels are torch\.complex64; expected whole numbers"),
-        (TensorDataset(X, torch.full((N,), float("inf"))), "the training data: label 0 is inf, no whole number"),
+        (TensorDataset(X, torch.full((N,), float("inf"))), "the training data: label 0 is inf, not a whole number"),
     ],
 )
 def test_what_is_wrong_is_one_line(data: Any, words: str):

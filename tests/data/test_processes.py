@@ -55,7 +55,7 @@ def dying(task: int, done: Done) -> int:
 
 
 def test_a_process_that_is_killed_is_one_message():
-    said = "one of 2 processes was ended from outside, perhaps for want of memory; use fewer"
+    said = "one of 2 processes was ended from outside, perhaps for lack of memory; use fewer"
     with pytest.raises(ValueError, match=said):
         spread(dying, [1, 2, 3], jobs=2)
 
@@ -180,7 +180,7 @@ def test_a_fault_comes_as_itself_and_an_error_that_cannot_travel_as_its_text():
 
 def test_one_that_is_stuck_is_killed_when_patience_ends():
     before, lock = children(), threading.Lock()
-    said = r"^a look has not ended after 0\.3 s: .* does a thread that ran before hold a lock\?$"
+    said = r"^a look has not ended after 0\.3 s: .* that no thread that ran before holds a lock$"
     with lock, pytest.raises(ValueError, match=said):
         in_child(lambda: lock.acquire(), "a look", patience=0.3)
     assert children() == before

@@ -179,19 +179,20 @@ def test_a_hostile_member_inside_is_found_and_never_extracted(out: Path, member:
     if member.name.startswith("00000002"):
         train.keyed(2, 0)  # its bytes are the image's, whatever the header says of them
     else:
-        with pytest.raises(FaultError, match="is not where the index has it: there is"):
+        with pytest.raises(FaultError, match="is not where the index says: there is"):
             train.keyed(2, 0)
 
 
 def test_a_damaged_header_and_a_wrong_label_are_found(out: Path):
     train, _ = image_folder(out)
     offsets, sizes = train.source.offsets, train.source.table.sizes  # type: ignore[attr-defined]
+    assert sizes is not None
     overwrite(out / "train-00000.tar", int(offsets[1]) - 512 + 130, b"7")
     behind = int(offsets[2] + sizes[2] + -sizes[2] % 512)
     overwrite(out / "train-00000.tar", behind + 512, b"2")
     assert [fault.problem for fault in examine(out)] == [
         "has a damaged header in its shard (bad checksum)",
-        "has not its label, 0, behind it in the shard",
+        "is not followed by its label 0 in the shard",
     ]
 
 
@@ -199,7 +200,7 @@ def test_a_shard_that_vanishes_or_shrinks_while_training_is_one_message(out: Pat
     train, _ = image_folder(out)
     last = len(train) - 1
     os.truncate(out / train.source.shards[-1].name, 100)  # type: ignore[attr-defined]
-    said = r"train-\d{5}\.tar: é x/0007\.JPEG is not where the index has it: there is nothing"
+    said = r"train-\d{5}\.tar: é x/0007\.JPEG is not where the index says: there is nothing"
     with pytest.raises(FaultError, match=said):
         train.keyed(last, 0)
 

@@ -100,7 +100,7 @@ def test_a_lost_process_is_one_message_and_no_trace(monkeypatch: pytest.MonkeyPa
         raise RuntimeError(said)
 
     second_of_two(monkeypatch, **({"init_process_group": fail} if when == "joining" else {}))
-    with pytest.raises(PeerLostError, match="process 1 lost another one, and cannot go on: "), joined("cpu"):
+    with pytest.raises(PeerLostError, match="process 1 lost another process, and cannot go on: "), joined("cpu"):
         fail()
 
 
@@ -154,7 +154,7 @@ def test_one_that_never_comes_is_one_message_with_the_limit_and_the_meeting_plac
     (said,) = joins(1, limit=2.0)
     assert said.startswith("PeerLateError: process 1 on ")
     assert " waited 2 s for 1 of 2 processes (0) to meet at 127.0.0.1:" in said
-    assert "look whether each was started" in said
+    assert "check whether each was started" in said
     assert "\n" not in said
 
 
@@ -162,7 +162,7 @@ def test_one_that_does_not_come_to_an_exchange_is_one_message_too():
     first, second = joins(0, 1)
     assert first.startswith("PeerLateError: process 0 waited 2 s for another of 2 in the middle of the run")
     assert "\n" not in first
-    assert second.startswith("PeerLostError: process 1 lost another one")
+    assert second.startswith("PeerLostError: process 1 lost another process")
 
 
 @pytest.mark.parametrize(("patience", "limit"), [(0.0, 600), (1000.0, 1000), (1e300, 1e7)])

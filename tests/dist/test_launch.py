@@ -65,8 +65,8 @@ def test_processes_that_fail_are_started_anew_as_often_as_was_said(
     scripted.ends += [LaunchError("process 1 was ended by SIGKILL", 1), LaunchError("gone again", 1), None]
     launch(["train"], processes=2, port=0, threads=1, job="test", restarts=2)
     assert capsys.readouterr().err.splitlines() == [
-        "onehour: process 1 was ended by SIGKILL; all processes are started anew (1 of 2)",
-        "onehour: gone again; all processes are started anew (2 of 2)",
+        "onehour: process 1 was ended by SIGKILL; all processes are restarted (1 of 2)",
+        "onehour: gone again; all processes are restarted (2 of 2)",
     ]
     assert [environs[1]["TORCHELASTIC_RESTART_COUNT"] for environs in scripted.environs] == ["0", "1", "2"]
     assert [environ["RANK"] for environ in scripted.environs[0]] == ["0", "1"]

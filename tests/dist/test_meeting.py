@@ -74,7 +74,7 @@ def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has():
     ((given, said),) = meet(0, port=(port := free_port()), size=3, limit=3.0)
     first, *more = said.splitlines()
     assert first.startswith(f"onehour: waiting for 2 of 3 processes (1, 2) to meet at 127.0.0.1:{port}, for ")
-    assert "look whether each was started and what it says, and whether its host reaches that address" in first
+    assert "check whether each was started and what it says, and whether its host reaches that address" in first
     assert len(more) >= 1
     assert given.startswith("TimeoutError: process 0 on ")
     assert "waited 3 s for 2 of 3 processes (1, 2) to meet" in given

@@ -50,7 +50,7 @@ def test_what_cannot_be_estimated_is_bounded_from_below(tmp_path: Path, capsys: 
     lost = [[t, trace, square - 0.05 + 0.1 * (-1) ** (t // 10)] for t, trace, square in POINTS]
     folder = str(run(tmp_path, lost))
     text = said(capsys, folder)
-    assert "not estimable: |G|² is not above its own error; above " in text
+    assert "not estimable: |G|² does not exceed its own error; above " in text
     assert "should hold to minibatch 256 at least" in text
     found = json.loads(said(capsys, folder, "--json"))
     assert found["noise_scale"] is None
@@ -72,7 +72,7 @@ def test_a_phase_lasts_where_a_drop_is_no_doubling(tmp_path: Path, capsys: pytes
     folder = str(run(tmp_path, POINTS, decay_factor=0.8))
     assert said(capsys, folder, "--minibatch", "512").splitlines()[4].endswith("--ramp 256:16")
     assert main(["advise", folder, "--minibatch", "1024"]) == 2
-    assert "behind the last drop of the rate the rule should hold to 512; ask for at most" in capsys.readouterr().err
+    assert "after the last drop of the rate the rule should hold to 512; ask for at most" in capsys.readouterr().err
 
 
 def test_no_ramp_is_advised_without_a_noise_scale_or_drops(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -80,7 +80,7 @@ def test_no_ramp_is_advised_without_a_noise_scale_or_drops(tmp_path: Path, capsy
     assert main(["advise", str(run(tmp_path, lost)), "--minibatch", "1024"]) == 2
     assert "no ramp can be advised: the noise scale is not estimable" in capsys.readouterr().err
     assert main(["advise", str(run(tmp_path / "cosine", POINTS, decay="cosine")), "--minibatch", "1024"]) == 2
-    assert "no ramp comes to minibatch 1024" in capsys.readouterr().err
+    assert "no ramp reaches minibatch 1024" in capsys.readouterr().err
 
 
 def test_json_has_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -98,7 +98,7 @@ def test_json_has_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ([], {}, "has no gradient noise recorded; train it with --noise"),
         (POINTS[:7], {}, "has 7 points of gradient noise, and an interval needs 8: its iterations at the peak rate"),
         (POINTS[:1], {"outcome": "unfinished"}, "has 1 point of gradient noise, and an interval needs 8: let it go on"),
-        (POINTS, {"minibatch": 64}, "is a run at minibatch 64; what foresees the rule's end is the noise at the base"),
+        (POINTS, {"minibatch": 64}, "is a run at minibatch 64; what predicts where the rule ends is the noise at the"),
         (POINTS, {"optimizer": "adam"}, "was trained with adam, for which the linear rule does not hold"),
         ([[1.0, 2.0]], {}, "noise is [[1.0, 2.0]]; expected lists of 3 numbers"),
     ],

@@ -148,7 +148,7 @@ def test_looking_again_is_warned_of_unless_it_is_planned():
     [
         ((entry(32, 3.0), entry(64, 5.0, 5.1)), "there is no verdict: one seed at the reference has no std; train at"),
         ((entry(32, *FEW),), "Train another minibatch too: minibatch 32 alone, 3.10 ± 0.08 % (5 seeds), has nothing"),
-        ((entry(32, *FEW, 50.0), entry(64, *FEW)), "Mend the reference first: at minibatch 32 1 of 6 runs broke"),
+        ((entry(32, *FEW, 50.0), entry(64, *FEW)), "Fix the reference first: at minibatch 32 1 of 6 runs broke"),
     ],
 )
 def test_what_cannot_be_compared(entries: tuple[Entry, ...], text: str):

@@ -236,7 +236,7 @@ def test_what_a_recipe_asks_for_beyond_the_paper_is_said(tiny: ModuleType):
         "weight decay 0.0001 on 2 of 2 tensors",
         "4 of 6 tensors frozen, and BatchNorm's statistics in 1 layers",
         "rate × 0.1 on 1 of 2 tensors (4.weight)",
-        "gradients cut to a norm of 0.5",
+        "gradients clipped to a norm of 0.5",
         "weights averaged with ρ = 0.81",
     ]
 

@@ -1,4 +1,4 @@
-"""A run's weights and its network in the files that others read, each opened again before it gets its name."""
+"""A run's weights and its network in the files that others read, each read back before it gets its name."""
 
 import errno
 import importlib
@@ -138,7 +138,7 @@ def test_a_file_that_holds_other_numbers_when_it_is_opened_again_does_not_get_it
     to = write_weights(given, tmp_path / f"nan.{suffix}")  # equal bits, though NaN is no number
     for owner, name in ((weights, "load_safetensors"), (torch, "load")):
         monkeypatch.setattr(owner, name, lambda *_, **__: {"a": torch.tensor([1.0, 2.0])})
-    with pytest.raises(ValueError, match="opened again, it holds other numbers"):
+    with pytest.raises(ValueError, match="read back, it holds other numbers"):
         write_weights(given, tmp_path / f"out.{suffix}")
     assert {path.name for path in tmp_path.iterdir()} == {"in.pt", to.name}
 

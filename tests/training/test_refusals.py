@@ -289,9 +289,9 @@ def test_what_only_the_first_pass_shows_is_one_message_too(wrong: Any, words: st
         onehour.train("resnet50", data=DATA, model=lambda: ByValue(wrong), out=tmp_path / "run", **SIZES)
 
 
-TRAINING = r"^training sample 5 \(images/5.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"
+TRAINING = r"^training sample 5 \(images/5.npy\) is not finite: 1 of its 16 values is NaN; fix it, or leave it out$"
 VALIDATION = (
-    r"^validation sample 17 \(images/17.npy\) is not finite: 1 of its 16 values is NaN; mend it, or leave it out$"
+    r"^validation sample 17 \(images/17.npy\) is not finite: 1 of its 16 values is NaN; fix it, or leave it out$"
 )
 
 
@@ -519,7 +519,7 @@ def test_two_processes_say_it_once(
     assert main([*command, "--data", "tinytask:broken"]) == 2
     said = capfd.readouterr().err
     assert said == (
-        "onehour: training sample 5 (images/5.npy) is not finite: 1 of its 16 values is NaN; mend it, or leave it out\n"
+        "onehour: training sample 5 (images/5.npy) is not finite: 1 of its 16 values is NaN; fix it, or leave it out\n"
     )
     assert main([*command, "--fresh", "--data", "tinytask:broken_validation"]) == 2
     said = capfd.readouterr().err

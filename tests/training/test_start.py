@@ -76,8 +76,8 @@ def test_what_the_two_have_not_in_common_is_said_and_begins_as_without(
     start, after, before = started(tiny, data, tmp_path / "a.pt")
     assert (start.anew, start.classifier, start.left_out) == (["0.bias"], ["4.weight", "4.bias"], ["aux.weight"])
     assert str(start).endswith(
-        ": 5 of 8 tensors; 4.weight, 4.bias start anew, for another number of classes; 0.bias start anew, since it"
-        " lacks them; not used: aux.weight"
+        ": 5 of 8 tensors; 4.weight, 4.bias are newly initialised, for another number of classes; 0.bias are newly"
+        " initialised, since it lacks them; not used: aux.weight"
     )
     for name in (*start.anew, *start.classifier):
         assert torch.equal(after[name], before[name])
@@ -129,8 +129,8 @@ def test_a_backbone_is_found_by_its_names_within_the_model(tiny: ModuleType, dat
     start, after = start_from(recipe, data, model, CPU), model.state_dict()
     assert all(torch.equal(after[f"parts.body.{name}"], state[name]) for name in state)
     assert str(start).endswith(
-        ": 8 of 10 tensors, as its parts.body; head.weight, head.bias start anew, since it lacks them; not used:"
-        " fc.weight"
+        ": 8 of 10 tensors, as its parts.body; head.weight, head.bias are newly initialised, since it lacks them; not"
+        " used: fc.weight"
     )
     twins = build_model(recipe, data, CPU, Parts({"left": tiny.net(), "right": tiny.net()}))
     with pytest.raises(ValueError, match="is of another model: it has "):
@@ -146,7 +146,7 @@ def test_a_run_and_any_of_its_checkpoints_are_sources(tiny: ModuleType, data: Da
         assert all(torch.equal(after[name], tensor) for name, tensor in load_file(file).items())
     copy = shutil.copytree(run.folder, tmp_path / "run") / "checkpoints" / first.name
     (copy / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"is no checkpoint that can be trusted: model\.safetensors has 1 bytes"):
+    with pytest.raises(ValueError, match=r"is not a valid checkpoint: model\.safetensors has 1 bytes"):
         read_weights(copy)
 
 

@@ -59,7 +59,7 @@ def add_export(commands: Any) -> None:
         "export",
         help="write a run's weights for torchvision, timm and others, or its network as a program",
         description="Write a run's weights as a plain state dict under torch's own names (.safetensors, .pt), or the"
-        " network itself for batches of any size (.pt2 by torch.export; .onnx). What was written is opened again and"
+        " network itself for batches of any size (.pt2 by torch.export; .onnx). What was written is read back and"
         " compared before it gets its name.",
     )
     add_source(export)
@@ -130,7 +130,7 @@ def export_command(options: argparse.Namespace, arguments: list[str]) -> int:
     shape, difference = export_program(options.source, options.to, recipe=recipe_of(options), ema=options.ema)
     sizes = ", ".join(["N", *map(str, shape)])
     print(f"wrote {options.to}: float32 images ({sizes}) as the network takes them, to logits")
-    print(f"opened again, its logits differ from the network's by {difference:.1e} at most")
+    print(f"read back, its logits differ from the network's by {difference:.1e} at most")
     return 0
 
 

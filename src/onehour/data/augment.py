@@ -180,8 +180,8 @@ class TrainTransform:
         made = self._transformed(image.copy(), key)
         if not torch.equal(made, self._transformed(image, key)):
             raise ValueError(
-                f"train_transform {self.spec} makes two images of one under the same seeds, so it draws from a"
-                " generator of its own; seed that in the function from Python's, numpy's or torch's"
+                f"train_transform {self.spec} makes different images from one image under the same seeds, so it"
+                " draws from a generator of its own; seed that in the function from Python's, numpy's or torch's"
             )
         return made
 

@@ -156,7 +156,7 @@ def as_labels(labels: torch.Tensor) -> torch.Tensor:
         broken = (~(flat == flat.floor()) | flat.isinf()).nonzero()
         if len(broken):
             first = int(broken[0])
-            raise ValueError(f"label {first} is {flat[first].item():g}, no whole number")
+            raise ValueError(f"label {first} is {flat[first].item():g}, not a whole number")
     plain = labels.ndim == 1 and labels.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     return labels if plain else flat.long()
 

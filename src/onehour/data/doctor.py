@@ -179,7 +179,7 @@ def _of_pack(index: Index, pixels: int, faults: list[FaultError]) -> list[_Side]
         sides.append(_Side(source, np.flatnonzero(whole), partial(_look_at_sample, source, pixels)))
     for path in index.path.parent.glob("*.tar"):
         if path.name not in names:
-            faults.append(FaultError(str(path), "is not a shard of this pack", "move it away", note=True))
+            faults.append(FaultError(str(path), "is not a shard of this pack", "move it elsewhere", note=True))
     return sides
 
 
@@ -196,7 +196,7 @@ def _look_at_sample(source: Shards, pixels: int, index: int) -> Seen:
         return [FaultError(name, f"is {kind} called {member.name!r} in its shard", remedy)], b""
     faults = []
     if behind != label_member(index, label):
-        faults.append(FaultError(name, f"has not its label, {label}, behind it in the shard", remedy))
+        faults.append(FaultError(name, f"is not followed by its label {label} in the shard", remedy))
     data = source.read(index)
     return faults + list(inspect_image(data, name, pixels=pixels)), data
 
@@ -218,4 +218,4 @@ def _twins(sides: list[_Side], digests: np.ndarray) -> Iterator[FaultError]:
         other = "in another class" if first[2] != again[2] else "too"
         where = "to train and to validate" if first[0] != again[0] else other
         problem = f"has the same bytes as {first[1]}, {where}"
-        yield FaultError(again[1], problem, "remove what has no place there", note=True)
+        yield FaultError(again[1], problem, "remove what does not belong there", note=True)

@@ -74,7 +74,7 @@ def _load(first: Path, expected: str, digests: dict[str, str]) -> tuple[TensorDa
         _side(first, f"{before}{side}", after, expected, digests) for side in ("train", "test" if has_test else "t10k")
     )
     if not train[0].numel() or train[0].min() == train[0].max():
-        raise FaultError(str(first), "has no two pixels that differ", expected)
+        raise FaultError(str(first), "has only identical pixels", expected)
     std, mean = torch.std_mean(train[0])
     return TensorDataset((train[0] - mean) / std, train[1]), TensorDataset((validation[0] - mean) / std, validation[1])
 

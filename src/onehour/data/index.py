@@ -237,10 +237,10 @@ def _add_changes(found: list[FaultError], root: Path, table: Table, stamps: list
         add(name, "is a class that the index does not have", "index the data again")
     for label, name in enumerate(table.classes):
         if name not in now:
-            add(name, "is in the index, and gone", "restore it, or index the data again")
+            add(name, "is in the index but missing", "restore it, or index the data again")
         elif stamps[label : label + 1] != [now[name]]:
             known, files = set(table.by_name(label)), {file for file, _ in list_class(root / name, [])}
             for file in sorted(known - files):
-                add(f"{name}/{file}", "is in the index, and gone", "restore it, or index the data again")
+                add(f"{name}/{file}", "is in the index but missing", "restore it, or index the data again")
             for file in sorted(files - known):
                 add(f"{name}/{file}", "came after the data was indexed", "index the data again, or remove it")

@@ -120,7 +120,7 @@ def read_file(path: str) -> bytes:
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                raise FaultError(path, "is not a regular file", "restore it, or move it away")
+                raise FaultError(path, "is not a regular file", "restore it, or move it elsewhere")
             if status.st_size > LARGEST:
                 raise FaultError(path, f"has {status.st_size:,} bytes, too many for an image", "replace or remove it")
             data = os.read(file, status.st_size)
@@ -196,7 +196,7 @@ def list_classes(root: Path, faults: list[FaultError]) -> list[str]:
     for name, kind in kinds.items():
         if kind != "a folder":
             problem = f"is {kind} beside the class folders, where nothing is read"
-            remedy = "move it into its class's folder, or away"
+            remedy = "move it into its class's folder, or elsewhere"
             faults.append(FaultError(str(root / name), problem, remedy, note=not image_by_name(name)))
     return classes
 
@@ -211,7 +211,7 @@ def list_class(folder: Path, faults: list[FaultError], *, sizes: bool = False) -
         kind = _kind(entry)
         if kind != "a file":
             problem = f"is {kind}, where images are expected"
-            faults.append(FaultError(entry.path, problem, "restore it, or move it away"))
+            faults.append(FaultError(entry.path, problem, "restore it, or move it elsewhere"))
         elif not image_by_name(entry.name):
             remedy = "move it out of the class's folder"
             faults.append(FaultError(entry.path, "is not named like an image file", remedy))

@@ -83,7 +83,7 @@ class Shards:
         size, offset = int(_sizes(self.table)[index]), int(self.offsets[index])
         block = self._pread(index, BLOCK + size, offset - BLOCK)
         if not block.startswith(key_of(index)):
-            problem = f"is not where the index has it: there is {_member(block)}, not {key_of(index).decode()}*"
+            problem = f"is not where the index says: there is {_member(block)}, not {key_of(index).decode()}*"
             raise FaultError(self.name(index), problem, TOGETHER)
         return self.table.verify(index, block[BLOCK:], self.name)
 

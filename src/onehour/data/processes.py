@@ -72,7 +72,7 @@ def spread(
         return [future.result() for future in results]
     except BrokenProcessPool as error:
         raise ValueError(
-            f"one of {jobs} processes was ended from outside, perhaps for want of memory; use fewer with --jobs"
+            f"one of {jobs} processes was ended from outside, perhaps for lack of memory; use fewer with --jobs"
         ) from error
     finally:
         stopping.set()
@@ -142,8 +142,8 @@ def in_child(work: Callable[[], Result], what: str, *, patience: float | None = 
             status = _awaited(pid, patience)
             if status is None:
                 raise ValueError(
-                    f"{what} has not ended after {patience:g} s: is what it reads there, and does a thread that ran"
-                    " before hold a lock?"
+                    f"{what} has not ended after {patience:g} s: check that what it reads can be"
+                    " reached, and that no thread that ran before holds a lock"
                 )
         finally:
             if status is None:

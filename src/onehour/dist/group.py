@@ -158,7 +158,7 @@ def joined(device: str, *, patience: float = 0.0) -> Iterator[Group]:
         who, reason = f"process {place.rank}", str(error).strip().partition("\n")[0]
         if peer_lost(error):
             hint = "" if came or device == "cuda" else f"; {GLOO_DEVICE} names the network device between hosts"
-            raise PeerLostError(f"{who} lost another one, and cannot go on: {reason}{hint}") from error
+            raise PeerLostError(f"{who} lost another process, and cannot go on: {reason}{hint}") from error
         if not _peer_late(error):
             raise
         raise PeerLateError(

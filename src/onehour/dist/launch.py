@@ -37,7 +37,7 @@ class LaunchError(Exception):
     message: str
     code: int
     on_purpose: bool = False
-    """A signal asked for it, or there is nothing to go on with: they must not be started anew."""
+    """A signal asked for it, or there is nothing to go on with: they must not be restarted."""
 
     def __str__(self) -> str:
         return self.message
@@ -68,8 +68,8 @@ def launch(
 
     Args:
         job: its name, unique; its processes find it in TORCHELASTIC_RUN_ID.
-        restarts: how often all processes are started anew when one has failed.
-        stop: signals that this process was sent; they are passed on, and nothing is started anew after one.
+        restarts: how often all processes are restarted when one has failed.
+        stop: signals that this process was sent; they are passed on, and nothing is restarted after one.
 
     Raises:
         LaunchError: when a process fails, with its exit code and message.
@@ -99,7 +99,7 @@ def launch(
             return
         if failure.on_purpose or attempt == restarts:
             raise failure
-        again = f"all processes are started anew ({attempt + 1} of {restarts})"
+        again = f"all processes are restarted ({attempt + 1} of {restarts})"
         tell(f"{failure}; {again}")
 
 

@@ -107,7 +107,7 @@ class _Wait:
         time.sleep(self._pause)
 
 
-_LOOK = "look whether each was started and what it says, and whether its host reaches that address"
+_LOOK = "check whether each was started and what it says, and whether its host reaches that address"
 
 
 def _missing(place: Launched, names: Store) -> str:

@@ -51,7 +51,7 @@ class Advice:
             scale /= recipe.decay_factor
         if (last := self.to(scale)) < minibatch:
             raise ValueError(
-                f"no ramp comes to minibatch {minibatch}: behind the last drop of the rate the rule should hold to"
+                f"no ramp reaches minibatch {minibatch}: after the last drop of the rate the rule should hold to"
                 f" {last}; ask for at most that"
             )
         return tuple(stages)
@@ -79,7 +79,7 @@ class Advice:
         noise = self.noise
         if noise.scale is None:
             least = "" if noise.low is None else f"; above {number(noise.low, 0)} samples with 97.5 % confidence"
-            return f"not estimable: |G|² is not above its own error{least}"
+            return f"not estimable: |G|² does not exceed its own error{least}"
         assert noise.low is not None
         assert noise.high is not None
         return f"{number(noise.scale, 0)} samples (95 %: {number(noise.low, 0)} to {number(noise.high, 0)})"
@@ -101,8 +101,8 @@ def advice_of(run: Run) -> Advice:
     recipe = run.recipe
     if recipe.minibatch != recipe.base_minibatch:
         raise ValueError(
-            f"{run.folder} is a run at minibatch {recipe.minibatch}; what foresees the rule's end is the noise at the"
-            f" base minibatch, {recipe.base_minibatch}: give a run at that"
+            f"{run.folder} is a run at minibatch {recipe.minibatch}; what predicts where the rule ends is the noise at"
+            f" the base minibatch, {recipe.base_minibatch}: give a run at that"
         )
     if recipe.optimizer in ADAPTIVE:
         raise ValueError(f"{run.folder} was trained with {recipe.optimizer}, for which the linear rule does not hold")

@@ -108,7 +108,7 @@ class SweepSpec:
             raise ValueError("arms and arms_at belong together: name the minibatch that the arms are trained at")
         for arm in self.arms:
             if not arm_of(applied(self.recipe, arm, self.arms_at[0], 0), self.recipe):
-                raise ValueError(f"arm {label_of(arm)} is what the recipe has already; leave it out")
+                raise ValueError(f"arm {label_of(arm)} already is the recipe's value; leave it out")
         list(self.cells())  # every recipe is checked when it is built
 
     def cells(self) -> Iterator[Cell]:

@@ -108,7 +108,7 @@ def headline(findings: Findings) -> list[Sentence]:
     if len(findings.sizes) == 1:
         return [Sentence(f"Train another minibatch too: {own} alone, {found}, has nothing to be compared with.")]
     if reference.broke:
-        text = f"Mend the reference first: at {own} {_broke(findings, reference)}; nothing can be compared with it."
+        text = f"Fix the reference first: at {own} {_broke(findings, reference)}; nothing can be compared with it."
         return [Sentence(text, "broke")]
     sentences = []
     if held:

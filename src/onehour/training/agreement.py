@@ -47,7 +47,7 @@ NOTHING: Facts = {}
 SHOWN, LONGEST = 3, 120
 """Differences of a kind that a message names, and characters of a value at most."""
 ADVICE = {
-    "versions": "install the same, or say --allow-different versions",
+    "versions": "install the same versions, or give --allow-different versions",
     "model": "give the name of a function, or seed before the model is built",
 }
 LEAST, MOST, SECONDS = 16, 256, 0.1

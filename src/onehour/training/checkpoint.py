@@ -371,7 +371,7 @@ class Checkpoints:
             if isinstance(error, OSError) and not self._failed:
                 self.warn(
                     f"no checkpoint could be written to {self.store.shown}: {error.strerror or error} ({self._bytes:,}"
-                    " bytes are needed); training goes on, and what was saved before stays"
+                    " bytes are needed); training goes on, and earlier checkpoints stay"
                 )
             elif not isinstance(error, OSError | FolderLostError | None):  # whoever looks at a lost folder says so
                 raise error

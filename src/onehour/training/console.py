@@ -157,7 +157,7 @@ def _asked_for(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     if recipe.optimizer == "muon":
         yield f"{len(hidden_weights(model))} of {len(trained)} tensors orthogonalised, the rest by SGD"
     if recipe.clip_norm is not None:
-        yield f"gradients cut to a norm of {recipe.clip_norm:g}"
+        yield f"gradients clipped to a norm of {recipe.clip_norm:g}"
     if recipe.target_ema is not None:
         yield f"weights averaged with ρ = {recipe.target_ema:g}"
 

@@ -330,4 +330,4 @@ def _input_error(name: str, nans: int, infinities: int, count: int) -> InputErro
     bad = nans + infinities
     kind = "NaN or infinite" if nans and infinities else "NaN" if nans else "infinite"
     values = f"{bad} of its {count} values {'is' if bad == 1 else 'are'} {kind}"
-    return InputError(f"{name} is not finite: {values}; mend it, or leave it out")
+    return InputError(f"{name} is not finite: {values}; fix it, or leave it out")

@@ -299,7 +299,7 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     """The run that `folder` holds, if it is of this recipe and has come to its end."""
     links = sorted(path for path in folder.iterdir() if path.is_symlink()) if folder.is_dir() else []
     if links:
-        raise ValueError(f"{links[0]} is a link, and a run writes into its own folder alone; remove it")
+        raise ValueError(f"{links[0]} is a link, and a run writes only into its own folder; remove it")
     if not (folder / RECIPE).is_file():
         _refuse_rest(folder, recipe)
         return None

@@ -89,7 +89,7 @@ class RunFolder:
         if self.recipe.reduce == "canonical" and progress.build != build:
             differs = [key for key in build if progress.build.get(key) != build[key]]
             changed = ", ".join(f"{key} {progress.build.get(key)} → {build[key]}" for key in differs)
-            self.console.warn(f"the bits may differ from an undisturbed run's from here on: {changed}")
+            self.console.warn(f"the bits may differ from those of an uninterrupted run from here on: {changed}")
         return progress
 
     def begin(
@@ -156,7 +156,7 @@ class RunFolder:
         """Write the summary, once the last checkpoint is on disk; all processes call it together."""
         saved, usable = self.checkpoints.wait(), self.is_ours()
         if not saved and outcome == "finished" and self.lost is None:
-            raise ValueError(f"the run has come to its end, but its weights could not be saved to {self.folder}")
+            raise ValueError(f"the run has finished, but its weights could not be saved to {self.folder}")
         self.ended = True
         if usable:
             summary = summarise(self.inside, self.recipe, part, outcome) | more | self._together

@@ -283,7 +283,7 @@ def refuse_model(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
         if not torch.is_tensor(value):
             raise ValueError(
-                f"the model keeps {name}, a {type(value).__name__}, and a checkpoint holds tensors alone: register"
+                f"the model keeps {name}, a {type(value).__name__}, and a checkpoint holds only tensors: register"
                 " it as a buffer"
             )
         if value.is_complex():
@@ -292,7 +292,7 @@ def refuse_model(model: nn.Module) -> None:
             )
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             kind = "without memory" if value.is_meta else "quantized" if value.is_quantized else f"as {value.layout}"
-            raise ValueError(f"the model keeps {name} {kind}, and a checkpoint holds plain tensors alone")
+            raise ValueError(f"the model keeps {name} {kind}, and a checkpoint holds only plain tensors")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the model has no parameter that is trained; requires_grad is off in all of them")
 

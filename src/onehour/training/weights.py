@@ -1,7 +1,7 @@
 """A model's weights in files: read, fitted to a model, started from, and written for others.
 
 A run starts from a file's, another run's, or a library's for one of its models. What is written is a state dict under
-torch's own names, or the network as a program; each file is opened again, and compared with what was to be written,
+torch's own names, or the network as a program; each file is read back, and compared with what was to be written,
 before it gets its name.
 """
 
@@ -83,7 +83,7 @@ def bytes_of(path: Path) -> bytes:
         try:
             return Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).verified(whole).contents[0]
         except ValueError as error:
-            raise ValueError(f"{path} is no checkpoint that can be trusted: {error}") from error
+            raise ValueError(f"{path} is not a valid checkpoint: {error}") from error
     if path.is_dir():
         contents = latest_contents(Run(path).folder)
         if contents is None:
@@ -187,9 +187,9 @@ class Start:
             f", as its {self.inside.removesuffix('.')}" if self.inside else ""
         )
         if self.classifier:
-            yield f"{few(self.classifier)} start anew, for another number of classes"
+            yield f"{few(self.classifier)} are newly initialised, for another number of classes"
         if self.anew:
-            yield f"{few(self.anew)} start anew, since it lacks them"
+            yield f"{few(self.anew)} are newly initialised, since it lacks them"
         if self.left_out:
             yield f"not used: {few(self.left_out)}"
 
@@ -292,7 +292,7 @@ def write_weights(weights: dict[str, Tensor], to: Path) -> Path:
     def check(path: Path) -> None:
         found = load_safetensors(path) if to.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not (found.keys() == weights.keys() and all(_same(found[name], weights[name]) for name in weights)):
-            raise ValueError(f"{to} was not written: opened again, it holds other numbers; is the disk sound?")
+            raise ValueError(f"{to} was not written: read back, it holds other numbers; is the disk sound?")
 
     if to.suffix == ".safetensors":
         return _write(to, list(as_safetensors(weights)), check)
@@ -338,10 +338,10 @@ def export_program(source: Path, to: Path, *, recipe: Recipe, ema: bool = False)
             with _silence():
                 differences.append(_difference(model, _opened(path, to.suffix), images))
         except Exception as error:  # of any class that a runtime likes
-            raise ValueError(f"{to} was not written: opened again, it does not run: {blame(error)}") from error
+            raise ValueError(f"{to} was not written: read back, it does not run: {blame(error)}") from error
         if not differences[0] <= TOLERANCE:
             raise ValueError(
-                f"{to} was not written: opened again, its logits differ from the network's by {differences[0]:.1e},"
+                f"{to} was not written: read back, its logits differ from the network's by {differences[0]:.1e},"
                 f" more than {TOLERANCE:g}"
             )
 

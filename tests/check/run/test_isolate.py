@@ -281,7 +281,7 @@ def test_the_script_sees_what_it_did_and_its_files_do_not(keeping: tuple[ForkSer
     (tmp_path / "train.py").write_text(EACH + STEP, encoding="utf-8")
     before = state(tmp_path)
     said = check_script("train.py", forkserver=keeping[0], limit=60, cwd=tmp_path).runs
-    assert said == f"ran on one process; its files were kept by {keeping[1]}"
+    assert said == f"ran on one process; its files were protected by {keeping[1]}"
     assert state(tmp_path) == before
     for name in ACTIONS:
         assert sorted(os.listdir(tmp_path / name)) == ["notes.txt", "runs", "train.py"]

@@ -19,7 +19,7 @@ WEIGHT = "a gradient is the mean over all kn samples, each with the weight 1/kn"
     "error",
     "§3, Remark 3",
     why=WEIGHT,
-    remedy="divide the loss by the number of batches that an update gathers",
+    remedy="divide the loss by the number of batches that an update accumulates",
     write=("(loss / {a}).backward()",),
 )
 def accumulation_not_divided(case: Case) -> Finding | None:

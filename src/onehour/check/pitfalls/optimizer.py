@@ -99,7 +99,7 @@ def _changes(case: Case) -> Iterator[tuple[Update, Update]]:
     "warning",
     "§5.1",
     why="no weight decay on BatchNorm's γ and β",
-    remedy="give them a group of their own with weight_decay 0 (onehour.parameter_groups)",
+    remedy="give them a separate group with weight_decay 0 (onehour.parameter_groups)",
     write=(
         "groups = onehour.parameter_groups(model, weight_decay={decay:g})",
         "rest = [p for p in model.parameters() if p.ndim < 2]  # without onehour, and the others alike",

@@ -37,7 +37,7 @@ def gradients_not_averaged(case: Case) -> Finding | None:
     if not names:
         return None
     wrapped = any(case.story.tape.of(ModelWrapped))
-    alike = f"; {listed(parted)} differ too, and look as if they are meant to" if parted else ""
+    alike = f"; {listed(parted)} differ too, and appear to be meant to" if parted else ""
     return gradients_not_averaged.found(
         measured=f"{len(names)} of {len(every)} parameters are updated by another gradient on each of the"
         f" {case.processes} processes: {listed(names)}{alike}",

@@ -194,7 +194,7 @@ def shuffle_within_shard(case: Case) -> Finding | None:
     "note",
     "§3, Remark 4",
     why="nothing is repeated to make the workers' shares equal",
-    remedy="use onehour.StreamBatchSampler, which straddles epochs in place of padding",
+    remedy="use onehour.StreamBatchSampler, which straddles epochs instead of padding",
     write=DIVIDED,
 )
 def padded_training_data(case: Case) -> Finding | None:

@@ -95,7 +95,7 @@ def check_script(
     notes += [*runs.notes, *pitfalls.not_judged(Case(stories, base, alone), pitfalls.PITFALLS if strict else only)]
     on = ["on one process"] * (alone is not None) + [f"on {len(several)} processes"] * bool(several)
     by = "a mount namespace" if runs.kept else "Python's own functions for files"
-    said = f"ran {' and '.join(on)}; its files were kept by {by}"
+    said = f"ran {' and '.join(on)}; its files were protected by {by}"
     return Checked(pitfalls.not_silenced(findings), notes, stories, said)
 
 
@@ -227,7 +227,7 @@ def _why(answer: dict[str, Any], rank: int, run: str, limit: float) -> str:
     if answer["timed_out"]:
         return f"{run} was not done after {limit:.0f} seconds{last}"
     code = answer["codes"][rank]
-    what = f"was ended by signal {-code}" if code and code < 0 else f"left the process with code {code}"
+    what = f"was ended by signal {-code}" if code and code < 0 else f"exited with code {code}"
     return f"{run} {what} before anything could be judged{last}"
 
 
