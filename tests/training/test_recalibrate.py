@@ -19,7 +19,7 @@ from onehour.dist.group import Group
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.keys import seed_for
 from onehour.rules.shuffle import SampleStream
-from onehour.training import evaluate
+from onehour.training import statistics
 from onehour.training.evaluate import Recalibrated, WeightsEvaluation
 from onehour.training.record import Run
 from onehour.training.seeds import refuse_joining
@@ -40,8 +40,8 @@ def plain() -> nn.Module:
 @pytest.fixture
 def recalibration(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Recalibration:
     """In two blocks of passes."""
-    monkeypatch.setattr(evaluate, "CHUNK", 2 * N)
-    monkeypatch.setattr(evaluate, "BLOCK", 4)
+    monkeypatch.setattr(statistics, "CHUNK", 2 * N)
+    monkeypatch.setattr(statistics, "BLOCK", 4)
     model = convert_batchnorm(plain().double(), N)
     recipe, data = complete(tiny.recipe(precision="float64"), tiny.data())
     return Recalibration(model, recipe, data, images=IMAGES, group=Group(), loaders=0)
@@ -164,7 +164,7 @@ def test_of_a_task_of_ones_own_the_command_prints_its_metric_before_and_after(
 ):
     before, after = (WeightsEvaluation(None, 16, 0.5, {"distance [m]": value}) for value in (2.5, 1.5))
     found = Recalibrated(48, before, after, {})
-    monkeypatch.setattr("onehour.training.weights.recalibrated", lambda *_, **__: found)
+    monkeypatch.setattr("onehour.training.evaluate.recalibrated", lambda *_, **__: found)
     (tmp_path / "weights.pt").touch()
     names = ["--model", "tinytask:net", "--data", "tinytask:data"]
     assert main(["recalibrate", str(tmp_path / "weights.pt"), *names]) == 0
