@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from onehour.check.run.namespace import enter
 from onehour.leaving import adopt_orphans, before_leaving, signal_with_parent
 
 PEER_SECONDS = 3.0  # seconds that processes may go on when another of their run is gone: they wait for it in vain
@@ -132,8 +133,6 @@ def _apart(request: dict[str, Any], asker: int, answers: TextIO) -> int:
     try:
         kept = []
         if request["overlayfs"]:
-            from onehour.check.run.namespace import enter
-
             needed = [os.path.realpath(path) for path in (request["cwd"], os.path.dirname(request["script"]))]
             try:
                 kept = enter(Path(request["folder"]), needed)

@@ -31,7 +31,9 @@ def enter(folder: Path, needed: list[str]) -> list[str]:
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     layers = folder / "layers"
     layers.mkdir()
-    roots = list(_roots("/", _mounts()))
+    known = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    mounts = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in known]
+    roots = list(_roots("/", mounts))
     _mount("tmpfs", str(layers), "tmpfs")
     os.setxattr(layers, "user.onehour" if own_user else "trusted.onehour", b"")  # overlayfs must mark folders there
     kept = []
@@ -71,11 +73,6 @@ def _mount(source: str, target: str, kind: str, flags: int = 0, options: str = "
     if libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(options)):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), target)
-
-
-def _mounts() -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines]
 
 
 def _roots(folder: str, mounts: list[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import onehour
 
 def main():
     run = onehour.train(
-        "digits", minibatch=128, epochs=3, warmup_epochs=1, milestones=("2",), out="runs/digits", fresh=True
+        "digits", minibatch=128, epochs=2, warmup_epochs=1, milestones=("2",), out="runs/digits", fresh=True
     )
     print(f"{len(run.metrics)} epochs, final error {run.final_error:.2f} %")
 
