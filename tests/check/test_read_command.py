@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from observing import STEP
 
 from onehour.check.run.checking import Command, check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
@@ -83,21 +84,10 @@ def test_a_command_without_a_script_is_refused(typed: str, said: str, package: P
         read_command(typed.split(), package)
 
 
-LOOP = """
-import torch
-weight = torch.nn.Parameter(torch.ones(1))
-optimizer = torch.optim.SGD([weight], lr=0.1)
-for _ in range(3):
-    optimizer.zero_grad()
-    (weight**2).sum().backward()
-    optimizer.step()
-"""
-
-
 def test_a_module_is_run_as_python_does(package: Path, forkserver: ForkServer):
     (package / "pkg" / "parts.py").write_text("lr = 0.1")
     head = "import os, sys\nfrom .parts import lr\nassert sys.argv[1:] == ['x'] and sys.path[0] == os.getcwd()\n"
-    (package / "pkg" / "train.py").write_text(head + LOOP)
+    (package / "pkg" / "train.py").write_text(head + STEP)
     command = read_command(["python", "-m", "pkg.train", "x"], package)
     assert check_script(command, forkserver=forkserver, cwd=package).runs.startswith("ran on one process; ")
 
@@ -125,7 +115,7 @@ import os, sys
 rank, devices = int(os.environ.get("RANK", "0")), int(os.environ.get("LT_DEVICES", "1"))
 """
     join = "\nif 'RANK' in os.environ:\n    torch.distributed.init_process_group('gloo')\n"
-    (tmp_path / "train.py").write_text(text + head + "\nimport torch" + join + LOOP)
+    (tmp_path / "train.py").write_text(text + head + "\nimport torch" + join + STEP)
     checked = check_script(read_command(typed.split(), tmp_path), forkserver=forkserver, cwd=tmp_path)
     runs = "on one process" if "=1" in typed else "on one process and on 2 processes"
     assert checked.runs.startswith(f"ran {runs}; ")

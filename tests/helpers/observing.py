@@ -30,6 +30,17 @@ def learn(x, y):
 """
 """Of a script, before its loop."""
 
+STEP = """
+import torch
+weight = torch.nn.Parameter(torch.ones(1))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    (weight**2).sum().backward()
+    optimizer.step()
+"""
+"""The smallest script that can be judged."""
+
 
 class Watched:
     """All observers for the time of a block."""

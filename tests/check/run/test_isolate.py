@@ -5,22 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from observing import STEP
 
 from onehour.check.run.checking import check_script
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.run.overlay import Overlay
 
 BY_KERNEL, BY_PATCHES = "a mount namespace", "Python's own functions for files"
-STEP = """
-import torch
-weight = torch.nn.Parameter(torch.ones(1))
-optimizer = torch.optim.SGD([weight], lr=0.1)
-for _ in range(3):
-    optimizer.zero_grad()
-    (weight**2).sum().backward()
-    optimizer.step()
-"""
-
 ACTIONS = {
     "overwrite": """
 from pathlib import Path
