@@ -7,7 +7,7 @@ import pytest
 
 from onehour.messages import nearest, shown
 
-PRINTS = "from onehour.messages import printable; printable(); print('γ = 0')"
+PRINTS = "from onehour.messages import escape_output; escape_output(); print('γ = 0')"
 TRAINS = (
     "from onehour.training.console import Console; from onehour.config import Recipe;"
     " c = Console(Recipe(), quiet=False)"

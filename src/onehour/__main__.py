@@ -20,9 +20,9 @@ def run() -> None:
     StopSignals(speaks=OURS not in os.environ, text=STOPPED).__enter__()  # to the end: nothing is put back
     from onehour.cli import main
     from onehour.dist.launched import is_launched
-    from onehour.messages import let_go, printable
+    from onehour.messages import escape_output, let_go
 
-    printable()
+    escape_output()
     code = main()
     ignore_stops()  # the interpreter's end takes a while
     let_go()

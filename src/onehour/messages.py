@@ -46,7 +46,7 @@ def tell(text: object) -> None:
     say(f"onehour: {text}", sys.stderr)
 
 
-def printable() -> None:
+def escape_output() -> None:
     """From now on a letter that standard output cannot encode, as γ where LANG is C, is printed as an escape."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -21,7 +21,7 @@ from onehour.execution import Execution
 from onehour.files import open_inside
 from onehour.leaving import signals_wait
 from onehour.lock import HeldFolder
-from onehour.messages import printable
+from onehour.messages import escape_output
 from onehour.sweeps.task import Task, run_task
 
 TICK = 0.5
@@ -128,7 +128,7 @@ def work(
     """
     os.environ.pop(SAFE_PATH, None)  # what the user's code starts is none of ours
     os.environ.update(environ)
-    printable()
+    escape_output()
     ignore_stops()  # Ctrl-C reaches the whole group; the parent ends us
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally`s of what runs
