@@ -68,7 +68,7 @@ def test_sizes_that_tell_nothing_are_refused(sizes: tuple[int, int]):
 
 
 def test_one_point_is_refused():
-    with pytest.raises(ValueError, match="needs two points at least, got 1"):
+    with pytest.raises(ValueError, match="needs at least two points, got 1"):
         noise_scale([(1.0, 1.0)])
 
 

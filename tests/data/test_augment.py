@@ -205,7 +205,10 @@ def test_a_transform_returns_an_array_a_picture_or_a_tensor(kind, monkeypatch: p
         (lambda image: Image.fromarray(image).convert("L"), r"returned torch.uint8 \(9, 12\); expected uint8"),
         (lambda image: {"image": image}, "returned dict; expected uint8"),
         (lambda image: 1 / 0, r"failed: ZeroDivisionError: division by zero \(.*test_augment\.py:\d+\)"),
-        (lambda image: image + RANDOM.integers(9, dtype=np.uint8), "two images of one under the same seeds"),
+        (
+            lambda image: image + RANDOM.integers(9, dtype=np.uint8),
+            "different images from one image under the same seeds",
+        ),
     ],
 )
 def test_what_a_transform_must_not_do_is_one_message(function, message: str, monkeypatch: pytest.MonkeyPatch):

@@ -101,7 +101,7 @@ def test_what_is_written_is_read(tmp_path: Path):
         ("[32, 512]", "32", "object is not iterable"),
         ("[32, 512]", "[]", "needs at least one minibatch and one seed"),
         ('"warmup=none"', '"warmth=none"', "warmup"),
-        ('"warmup=none"', '"warmup=gradual"', "is what the recipe has already"),
+        ('"warmup=none"', '"warmup=gradual"', "already is the recipe's value"),
         ("[recipe]", "[recip]", "has no recipe"),
         ("seeds =", "seeds", "Expected '='"),
         ("[recipe]", "[recipe", r"Expected '\]'"),

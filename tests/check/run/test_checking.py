@@ -72,7 +72,7 @@ REFUSED = {
     "leaves with a text": ("raise SystemExit('no data')", "train.py:1: the script exited: no data"),
     "leaves well": ("import sys\nprint('hello')\nsys.exit()", "ended without a step of a torch optimizer"),
     "leaves for want of a GPU": ("raise SystemExit('a GPU is needed')", "(this machine has no GPU; let the script"),
-    "leaves at once": ("import os\nos._exit(7)", "left the process with code 7 before anything could be judged"),
+    "leaves at once": ("import os\nos._exit(7)", "exited with code 7 before anything could be judged"),
     "needs a file": ("open('data.csv')", "train.py:1: FileNotFoundError: [Errno 2] No such file"),
     "needs an input": ("name = input('name? ')", "train.py:1: EOFError"),
     "dies": ("import os\nos.kill(os.getpid(), 11)", "was ended by signal 11"),
