@@ -67,7 +67,7 @@ class Ours:
 
     def before_update(self) -> None:
         """The state is about to change."""
-        self.network.settle()
+        self.network.finish_copy()
 
     def end(self) -> None:
         """It is on disk."""

@@ -131,7 +131,7 @@ def save(checkpoints: Checkpoints, iteration: int) -> bool:
     fill(model, optimizer, iteration)
     network = Network(model, optimizer)
     checkpoints.save(network, progress_of(iteration))
-    network.settle()
+    network.finish_copy()
     return checkpoints.wait()
 
 

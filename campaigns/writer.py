@@ -89,7 +89,7 @@ def save_for_ever(folder: Path, tell: int) -> None:
         fill(model, optimizer, iteration)
         checkpoints.save(network, progress_of(iteration))
         os.write(tell, b"%d\n" % iteration)
-        network.settle()
+        network.finish_copy()
         iteration += 1
 
 

@@ -98,6 +98,24 @@ def figure_n(results: dict[str, Any], stem: str = "digits_figure") -> str:
     return table((f"n, at minibatch {shown.pop()}", "error %, mean ± std", "seeds"), shown_rows)
 
 
+def halves(results: dict[str, Any]) -> str:
+    """Which verdicts on a minibatch would be others if half of the base's seeds were all that it has."""
+    base, *others = sorted((row for row in results["entries"] if row["group"] == "minibatch"), key=_minibatch)
+    recipe, seeds = Recipe.from_dict({"name": "digits"} | results["recipe"]), sorted(base["errors"], key=int)
+    middle = len(seeds) // 2
+    first, second = (
+        judged([base | {"errors": {seed: base["errors"][seed] for seed in half}}, *others], recipe).sizes
+        for half in (seeds[:middle], seeds[middle:])
+    )
+    differ = [row.name for row, other in zip(first, second, strict=True) if row.state != other.state]
+    found = f"another verdict on {', '.join(differ)}" if differ else "the same verdict on every minibatch"
+    return f"The first {middle} and the other {len(seeds) - middle} of the base's seeds, each alone, give {found}."
+
+
+def _minibatch(row: dict[str, Any]) -> int:
+    return row["minibatch"]
+
+
 def figure_claims(results: dict[str, Any]) -> str:
     """What is promised of the figure, and whether it shows it."""
     return claims(("claim", "points", "measured", "holds"), results["claims"], lambda row: f"{row['points']:+.2f}")

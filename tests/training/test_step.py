@@ -309,11 +309,11 @@ def test_a_writer_that_is_late_writes_the_velocity_as_it_was_before_the_next_rat
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_an_update_waits_until_what_it_changes_is_copied(monkeypatch: pytest.MonkeyPatch, captured: bool):
-    asked, settle, in_time = threading.Event(), Network.settle, list[bool]()
+    asked, finish, in_time = threading.Event(), Network.finish_copy, list[bool]()
 
-    def settled(network: Network) -> None:
+    def finished(network: Network) -> None:
         asked.set()
-        settle(network)
+        finish(network)
 
     def graph(launch: Launch, **_: Any) -> Callable[..., Tensor]:
         def replay(given: list[Batch], rate: float, stopping: float) -> Tensor:
@@ -322,7 +322,7 @@ def test_an_update_waits_until_what_it_changes_is_copied(monkeypatch: pytest.Mon
 
         return replay
 
-    monkeypatch.setattr(Network, "settle", settled)
+    monkeypatch.setattr(Network, "finish_copy", finished)
     monkeypatch.setattr(Step, "_can_be_captured", lambda _: captured)
     monkeypatch.setattr("onehour.training.step.CapturedIteration", graph)
     step, _ = make(Marked())
@@ -332,7 +332,7 @@ def test_an_update_waits_until_what_it_changes_is_copied(monkeypatch: pytest.Mon
     asked.clear()
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asked.wait, 30)
-        _, copies = step.network.copied(thread)
+        _, copies = step.network.begin_copy(thread)
         step(1, batches(images, LABELS))
     assert digest_of(*copies) == before
     assert in_time == [True] * 2 * captured

@@ -344,8 +344,8 @@ class Checkpoints:
     def save(self, network: Network, progress: dict[str, Any], *, first: Callable[[], None] | None = None) -> None:
         """Write a checkpoint of iteration progress["iteration"], in the background.
 
-        Until `network.settle`, weights and velocity are copied from where they lie. A disk that refuses is a warning:
-        training goes on.
+        Until `network.finish_copy`, weights and velocity are copied from where they lie. A disk that refuses is a
+        warning: training goes on.
 
         Args:
             first: writes what the checkpoint counts on; if the disk refuses that, there will be no checkpoint either.
@@ -353,12 +353,12 @@ class Checkpoints:
         if self.group.rank != 0:
             return
         self.wait()
-        self._bytes, copies = network.copied(self._thread)
+        self._bytes, copies = network.begin_copy(self._thread)
 
         def write() -> None:
             if first is not None:
                 first()
-            network.settle()  # raises what the copying has
+            network.finish_copy()  # raises what the copying has
             self.store.write(progress["iteration"], [*copies, json.dumps(progress, indent=2).encode()])
 
         self._writing = self._thread.submit(write)

@@ -147,16 +147,16 @@ class Network:
             self.average.load(kept)
         load_optimizer(self.optimizer, self.model, kept)
 
-    def copied(self, thread: Executor) -> tuple[int, list[dict[str, Tensor]]]:
+    def begin_copy(self, thread: Executor) -> tuple[int, list[dict[str, Tensor]]]:
         """How many bytes `state` has, and a list for copies of it in CPU memory, which `thread` fills."""
         states, copies = self.state(), list[dict[str, Tensor]]()
-        # A forward pass may change buffers before `settle`.
+        # A forward pass may change buffers before `finish_copy`.
         buffers = dict(self.model.named_buffers(remove_duplicate=False))
         states[0] |= {name: buffer.clone() for name, buffer in buffers.items() if name in states[0]}
         self._copying = thread.submit(lambda: copies.extend(map(host_copies, states)))
         return sum(tensor.nbytes for state in states for tensor in state.values()), copies
 
-    def settle(self) -> None:
+    def finish_copy(self) -> None:
         """Call this before an update: returns once nothing that is copied lies where the update changes it."""
         if (copying := self._copying) is not None:
             copying.result()

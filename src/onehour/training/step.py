@@ -117,7 +117,7 @@ class Step:
             seen = self._launch(given, rate, stopping)
         else:
             given = list(given)
-            self.network.settle()
+            self.network.finish_copy()
             seen = self._captured(given, rate, stopping)
         self.timer.end()
         return Iteration(seen[:-2].view(-1, self.seeds), seen[-2], seen[-1], self.alive)
@@ -125,7 +125,7 @@ class Step:
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
         """All that an iteration does on the device; what it found, over all workers, as one vector."""
         unused = self._accumulate(batches, stopping)
-        self.network.settle()
+        self.network.finish_copy()
         self._update(unused, rate)
         seen = self.reducer.tail[: self._sums.numel() + 2].to(torch.float64, copy=True)
         self.timer.lap("update")
