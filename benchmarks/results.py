@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["RESULTS", "claim", "mean_std", "write"]
+__all__ = ["RESULTS", "claim", "made_by", "mean_std", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = RESULTS.parent.parent
@@ -60,6 +60,12 @@ def state_of(script: str) -> dict[str, str]:
         "script": str(path),
         "script_blob": _git("rev-parse", f"HEAD:{path}"),
     }
+
+
+def made_by() -> dict[str, str]:
+    """Where a part of a result comes from, for results whose parts are made on different days."""
+    about = machine()
+    return {"date": about["date"], "commit": _git("rev-parse", "HEAD"), "made_on": about["gpu"] or about["processor"]}
 
 
 def uncommitted() -> list[str]:

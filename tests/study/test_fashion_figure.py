@@ -3,6 +3,7 @@
 import importlib
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 
 from onehour.cli import make_parser
 from onehour.recipes import fashion
-from onehour.study.results import Result, Study, study_of
 from onehour.study.spec import spec_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -24,9 +24,8 @@ def figure(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("fashion_figure")
 
 
-def study(errors: dict[int, float]) -> Study:
-    runs = [Result(f"{size}", (), size, 0, "finished", error) for size, error in errors.items()]
-    return study_of(runs, fashion(classes=10))
+def entries_of(errors: dict[int, float], n: int = 0) -> dict[tuple[str, int], Any]:
+    return {("", size): {"mean": error, "n": n} for size, error in errors.items()}
 
 
 @pytest.mark.parametrize(
@@ -39,13 +38,13 @@ def study(errors: dict[int, float]) -> Study:
 def test_the_break_is_the_first_minibatch_above_16_times_a_point_higher(
     figure: Any, errors: dict[int, float], broken: list[int]
 ):
-    assert figure.broken_at(study(errors)) == broken
+    assert figure.broken_at(entries_of(errors)) == broken
 
 
-def test_the_sweeps_have_the_cells_that_were_promised(figure: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(figure, "read_study", lambda paths: study({64: 6.5, 1024: 7.0, 2048: 9.0}))
+def cells_of(commands: Iterable[list[str]]) -> dict[tuple[str, int], int]:
+    """How many seeds each arm and minibatch is trained with."""
     cells = set()
-    for command in figure.commands():
+    for command in commands:
         options = make_parser().parse_args(command)
         seeds = range(options.seed, options.seed + options.seeds)
         more = {"reference_seeds": options.reference_seeds}
@@ -55,6 +54,11 @@ def test_the_sweeps_have_the_cells_that_were_promised(figure: Any, monkeypatch: 
     for arm, minibatch, _ in cells:
         key = (",".join("=".join(change) for change in arm), minibatch)
         counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def test_the_sweeps_have_the_cells_that_were_promised(figure: Any):
+    counts = cells_of(figure.commands({}, entries_of({64: 6.5, 1024: 7.0, 2048: 9.0})))
     rates = ("warmup=none", "warmup=constant", "scaling=fixed", "scaling=sqrt")
     others = ("per_worker=8", "per_worker=16", "per_worker=64", "zero_gamma=false")
     assert counts == (
@@ -64,11 +68,27 @@ def test_the_sweeps_have_the_cells_that_were_promised(figure: Any, monkeypatch: 
     )
 
 
+def test_what_is_known_is_not_trained_again(figure: Any):
+    known = entries_of({64 * times: 6.5 for times in figure.TIMES}, n=5)
+    known["", 64]["n"] = 9
+    known |= {(arm, 1024): {"mean": 7.0, "n": 5} for arm in ("per_worker=8", "per_worker=16", "per_worker=64")}
+    known |= {(arm, 1024): {"mean": 7.0, "n": 5} for arm in ("warmup=none", "warmup=constant", "scaling=fixed")}
+    known["scaling=sqrt", 1024] = {"mean": 7.0, "n": 5}
+    arms = ("per_worker=8", "per_worker=16", "per_worker=64", "zero_gamma=false")
+    assert cells_of(figure.commands(known, known)) == {("", 64): 10, ("", 1024): 5} | {(arm, 1024): 5 for arm in arms}
+    known["zero_gamma=false", 1024] = {"mean": 7.0, "n": 5}
+    known["", 64]["n"] = 10
+    assert not list(figure.commands(known, known))
+
+
 def test_claims_are_of_the_errors(figure: Any):
+    def means(errors: dict[int, float]) -> dict[tuple[str, int], float]:
+        return {("", size): error for size, error in errors.items()}
+
     flat = dict.fromkeys((64 * times for times in figure.TIMES), 6.0)
-    held = [claim["holds"] for claim in figure.claims(study(flat | {4096: 40.0}))]
+    held = [claim["holds"] for claim in figure.claims(means(flat | {4096: 40.0}))]
     assert held == [True] * 4
-    broken = [claim["holds"] for claim in figure.claims(study(flat | {64: 7.0, 512: 8.0, 1024: 8.1}))]
+    broken = [claim["holds"] for claim in figure.claims(means(flat | {64: 7.0, 512: 8.0, 1024: 8.1}))]
     assert broken == [False] * 4
 
 
@@ -95,6 +115,7 @@ def test_in_miniature_it_writes_its_results_and_trains_nothing_twice(
     monkeypatch.setattr(shared, "claim", lambda out, script: None)
     monkeypatch.setattr(shared, "write", lambda script, name, content: written.append(json.loads(json.dumps(content))))
     monkeypatch.setattr(shared, "IMAGES", tmp_path)
+    monkeypatch.setattr("sys.argv", ["fashion_figure.py"])
     assert figure.main() == 0
     first = written[-1]
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*/summary.json")}
@@ -105,4 +126,4 @@ def test_in_miniature_it_writes_its_results_and_trains_nothing_twice(
     assert len(written) == 2 * len(first["commands"]), "after each sweep"
     groups = {row["group"] for row in first["entries"]}
     assert groups == {"minibatch", "rate", "n", "pitfall"}
-    assert {f"fashion{end}.svg" for end in ("", "-time", "-curves")} <= {path.name for path in tmp_path.iterdir()}
+    assert {f"fashion{end}.svg" for end in ("-time", "-curves")} <= {path.name for path in tmp_path.iterdir()}
