@@ -13,7 +13,6 @@ from onehour.rules.batchnorm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
-    RepeatedParameters,
     accumulate,
     convert_batchnorm,
     ghost_layers,
@@ -107,20 +106,6 @@ def test_gradients_do_not_depend_on_which_others_are_asked_for(asked):
         gradients.append({name: tensor.grad for name, tensor in tensors.items()})
     exact([gradients[1][name] for name in asked], [gradients[0][name] for name in asked])
     assert all(gradients[1][name] is None for name in gradients[1].keys() - asked)
-
-
-@pytest.mark.parametrize("options", [{}, {"affine": False}], ids=str)
-def test_parameters_that_are_repeated_for_a_pass_beforehand_give_the_same(options):
-    (together, _), (alone, _) = pairs(**options), pairs(**options)
-    repeated = RepeatedParameters()
-    for layer in (varied(GhostBatchNorm2d(C, per_worker=N, **options)), together):
-        repeated.add(layer)
-    repeated.begin(K)
-    for layer in (together, alone):
-        (layer(batch().requires_grad_()) * batch(seed=2)).sum().backward()
-    exact([p.grad for p in together.parameters()], [p.grad for p in alone.parameters()])
-    repeated.begin(1)
-    exact(together(batch(N * 2, C, 3, 2)), alone(batch(N * 2, C, 3, 2)))
 
 
 def test_one_batchnorm_over_all_of_kn_is_another_loss():

@@ -88,11 +88,50 @@ def test_a_layer_that_a_model_uses_twice_counts_twice():
         net, statistics, found = attached(in_place=in_place)
         sums.append(found)
         torch.manual_seed(0)
+        statistics.begin_pass(range(2))
         for layer, width in ((0, 2), (1, 3), (0, 2)):
             net[layer](torch.randn(4, width).double())
         statistics.end_pass()
     torch.testing.assert_close(sums[0], sums[1], rtol=0, atol=1e-12)
     assert sums[0][-2:].tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("called", [(0, 1), (1, 0), (0, 1, 0), (1,)], ids=str)
+@pytest.mark.parametrize("g", [1, 2, 3])
+def test_statistics_in_their_places_are_those_that_each_layer_would_leave_for_itself(g: int, called: tuple[int, ...]):
+    found = []
+    for places in (True, False):
+        net, statistics, sums = attached()
+        statistics._lays_out = places
+        torch.manual_seed(0)
+        for _ in range(2):
+            statistics.begin_pass(range(g))
+            for layer in called:
+                net[layer](torch.randn(2 * g, (2, 3)[layer]).double())
+            statistics.end_pass()
+        found.append(sums)
+    assert torch.equal(*found)
+    assert found[0][-2:].tolist() == [2 * g * called.count(0), 2 * g * called.count(1)]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_parameters_that_are_repeated_for_a_pass_beforehand_give_the_same_gradients(affine: bool):
+    torch.manual_seed(0)
+    batch, against = torch.randn(6, 4).double(), torch.randn(6, 4).double()
+    model = nn.Sequential(*(nn.BatchNorm1d(4, affine=affine) for _ in range(2))).double()
+    model = nn.Sequential(*convert_batchnorm(model, per_worker=2).children())
+    found = []
+    for inside in (True, False):
+        _, statistics, _ = attached(model)
+        if inside:
+            statistics.begin_pass(range(3))
+        x = batch.clone().requires_grad_()
+        (model(x) * against).sum().backward()
+        statistics.detach()
+        found.append([x.grad, *(p.grad for p in model.parameters())])
+        model.zero_grad()
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
 
 
 def test_a_pass_in_which_a_layer_is_given_other_rows_than_samples_is_refused():
@@ -118,6 +157,7 @@ def test_what_a_forward_that_failed_has_left_does_not_count():
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_layer_that_no_worker_saw_stays(in_place: bool):
     model, statistics, _ = attached(in_place=in_place)
+    statistics.begin_pass(range(2))
     model[0](torch.randn(4, 2).double())
     statistics.end_pass()
     statistics.commit(LIVE)

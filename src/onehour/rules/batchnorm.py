@@ -38,11 +38,14 @@ class _Ghost(_BatchNorm):
     seen: list[tuple[nn.Module, Tensor]] | None = None
     """In place of `sums`: where forwards leave their (2, g, C), to be added for all layers at once."""
 
+    places: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+    """In place of `seen`: zeros, (g·C,) each, which a layer's first forward takes for its means and variances."""
+
     shares: Tensor | None = None
     """How much each of a pass's workers counts in `sums`, (g,); None for all alike, as it should be."""
 
     repeated: Mapping[nn.Module, tuple[Tensor, Tensor]] | None = None
-    """Where `RepeatedParameters` keeps γ and β for the workers of a pass."""
+    """Where a trainer keeps γ and β for the workers of a pass."""
 
     def __init__(self, num_features: int, *, per_worker: int, **options: Any) -> None:
         super().__init__(num_features, **options)
@@ -67,8 +70,8 @@ class _Ghost(_BatchNorm):
         shortcut: Tensor | None = None,
         *,
         relu: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """A training batch, and its workers' means and unbiased variances, (2, g, C)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """A training batch, and its workers' means and unbiased variances, (2, g, C); None where `places` has them."""
         n, c = self.per_worker, self.num_features
         g, remainder = input.shape[0] // n, input.shape[0] % n  # torch.compile cannot trace divmod
         if remainder or g == 0:
@@ -83,9 +86,13 @@ class _Ghost(_BatchNorm):
             return Ghost.apply(input, weight, bias, shortcut, n, eps, relu)
         # Two rows that the native call, with momentum 1, fills with the batch's own means and unbiased variances, in
         # the type of γ (or of the running statistics), which mixed precision keeps wider than the input's.
-        own = weight if weight is not None else self.running_mean
-        statistics = torch.zeros(2, g * c, dtype=input.dtype if own is None else own.dtype, device=input.device)
-        means, variances = statistics.unbind()  # a tensor's own iterator takes twice as long
+        statistics, place = None, self.places.pop(self, None) if self.places else None
+        if place is not None and len(place[0]) == g * c:
+            means, variances = place
+        else:
+            own = weight if weight is not None else self.running_mean
+            statistics = torch.zeros(2, g * c, dtype=input.dtype if own is None else own.dtype, device=input.device)
+            means, variances = statistics.unbind()  # a tensor's own iterator takes twice as long
         if g == 1:
             output = F.batch_norm(input, means, variances, weight, bias, True, 1.0, eps)
         else:
@@ -96,10 +103,12 @@ class _Ghost(_BatchNorm):
             viewed = input.reshape(n, g * c, *input.shape[2:])
             output = F.batch_norm(viewed, means, variances, gamma, beta, True, 1.0, eps)
             # Not a view to autograd, so that an in-place ReLU may follow cheaply; nobody else holds the memory.
-            output = _UNSAFE_VIEW(output, input.shape)
-        return _finish(output, shortcut, relu), statistics.view(2, g, c)
+            output = _UNSAFE_VIEW(output, tuple(input.shape))
+        return _finish(output, shortcut, relu), None if statistics is None else statistics.view(2, g, c)
 
-    def _keep(self, by_worker: Tensor) -> None:
+    def _keep(self, by_worker: Tensor | None) -> None:
+        if by_worker is None:
+            return
         if self.seen is not None:
             self.seen.append((self, by_worker))
             return
@@ -347,30 +356,6 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
 def ghost_layers(model: nn.Module) -> list[_Ghost]:
     """The model's ghost layers that keep running statistics, in the order of its modules."""
     return [m for m in model.modules() if isinstance(m, _Ghost) and m.track_running_stats]
-
-
-class RepeatedParameters:
-    """γ and β of layers, repeated for a pass over g workers, those of equal width together.
-
-    One operation a width in place of two a layer: for small models those cost as much as the normalisation.
-    """
-
-    def __init__(self) -> None:
-        self._widths: dict[int, list[_Ghost]] = {}
-        self._of: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def add(self, layer: _Ghost) -> None:
-        """Let a layer take its own from here."""
-        layer.repeated = self._of
-        if layer.affine:
-            self._widths.setdefault(layer.num_features, []).append(layer)
-
-    def begin(self, g: int) -> None:
-        """Repeat them; called anew for every pass. g = 1 needs none, and forgets the last."""
-        self._of.clear()
-        for alike in self._widths.values() if g > 1 else ():
-            rows = torch.stack([p for layer in alike for p in (layer.weight, layer.bias)]).repeat(1, g).unbind()
-            self._of.update(zip(alike, zip(rows[::2], rows[1::2], strict=True), strict=True))
 
 
 @contextmanager

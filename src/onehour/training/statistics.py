@@ -17,7 +17,7 @@ from onehour.data.sources import Data
 from onehour.dist.devices import seed_torch
 from onehour.dist.group import Group
 from onehour.dist.watchdog import never
-from onehour.rules.batchnorm import RepeatedParameters, ghost_layers
+from onehour.rules.batchnorm import ghost_layers
 from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import Minibatch, whole_workers
 from onehour.rules.shuffle import SampleStream
@@ -33,6 +33,58 @@ give other bits than those of runs that exist.
 BLOCK = 32
 """Passes whose sums have a place each before they are added, so that no order of adding depends on p."""
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class _RepeatedParameters:
+    """γ and β of layers, repeated for a pass over g workers, those of equal width together.
+
+    One operation a width in place of two a layer: for small models those cost as much as the normalisation.
+    """
+
+    def __init__(self) -> None:
+        self._widths: dict[int, list[Any]] = {}
+        self._of: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def add(self, layer: Any) -> None:
+        """Let a layer take its own from here."""
+        layer.repeated = self._of
+        if layer.affine:
+            self._widths.setdefault(layer.num_features, []).append(layer)
+
+    def begin(self, g: int) -> None:
+        """Repeat them; called anew for every pass. g = 1 needs none, and forgets the last."""
+        self._of.clear()
+        for alike in self._widths.values() if g > 1 else ():
+            rows = torch.stack([p for layer in alike for p in (layer.weight, layer.bias)]).repeat(1, g).unbind()
+            self._of.update(zip(alike, zip(rows[::2], rows[1::2], strict=True), strict=True))
+
+
+class _Places:
+    """Room for all layers' statistics in a pass over g workers: no layer makes its own, and all are added at once.
+
+    Args:
+        columns: of each layer, among all channels.
+        like: a tensor of the type and on the device of the layers.
+    """
+
+    def __init__(self, layers: list[Any], columns: list[slice], g: int, like: Tensor) -> None:
+        self._g, self._room = g, like.new_zeros(2, g * columns[-1].stop)
+        rows = [self._room[:, g * own.start : g * own.stop] for own in columns]
+        self.of = {layer: row.unbind() for layer, row in zip(layers, rows, strict=True)}
+        self.parts = [(layer, row.view(2, g, -1)) for layer, row in zip(layers, rows, strict=True)]
+        numbers = torch.arange(self._room.shape[1])
+        by_worker = torch.cat([numbers[g * own.start : g * own.stop].view(g, -1) for own in columns], 1)
+        self._by_worker = by_worker.flatten().to(like.device)
+
+    def begin(self) -> dict[nn.Module, tuple[Tensor, ...]]:
+        """The layers' places, as zeros."""
+        self._room.zero_()
+        return self.of
+
+    def by_worker(self) -> Tensor:
+        """All of it, (2, g, channels)."""
+        room = self._room if self._g == 1 else self._room.index_select(1, self._by_worker)
+        return room.view(2, self._g, -1)
 
 
 class RunningStatistics:
@@ -59,7 +111,11 @@ class RunningStatistics:
         self.floats = 2 * self._channels + len(widths)
         self._shares: Tensor | None = None
         self._seen: list[tuple[nn.Module, Tensor]] = []
-        self._repeated = RepeatedParameters()
+        self._places: dict[nn.Module, tuple[Tensor, ...]] = {}
+        self._laid_out: dict[int, _Places] = {}
+        self._placed: _Places | None = None
+        self._lays_out = False
+        self._repeated = _RepeatedParameters()
         self._pass: range | None = None
         self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
@@ -91,6 +147,8 @@ class RunningStatistics:
         if not self.layers:
             return
         self._sums, self._workers = sums[: 2 * self._channels].view(2, -1), sums[2 * self._channels :]
+        kinds = {p.dtype for layer in self.layers for p in (layer.weight, layer.running_mean) if p is not None}
+        self._lays_out = not in_place and len(kinds) == 1
         for number, (layer, own) in enumerate(zip(self.layers, self._columns, strict=True)):
             layer.running_mean, layer.running_var = self._running[:, own].unbind()
             layer.num_batches_tracked = self._counts[number]
@@ -101,35 +159,52 @@ class RunningStatistics:
         if in_place:
             layer.sums = (self._sums[:, self._columns[number]], self._workers[number : number + 1])
         else:
-            layer.seen = self._seen
+            layer.seen, layer.places = self._seen, self._places
             self._repeated.add(layer)
 
     def detach(self) -> None:
         """Leave the layers as they would be without a trainer: a forward alone is an iteration again."""
         self.end_pass()
         for layer in self.layers:
-            layer.sums = layer.seen = layer.shares = layer.repeated = None
+            layer.sums = layer.seen = layer.places = layer.shares = layer.repeated = None
 
     def begin_pass(self, workers: range) -> None:
         """The next forward is over these workers."""
         self._repeated.begin(len(workers))
         self._pass = workers
         self._seen.clear()  # a forward that failed, as in a capture that was given up, has left some
+        self._places.clear()
+        self._placed = None
+        if self._lays_out and self._in_order(g := len(workers)):
+            if g not in self._laid_out:
+                self._laid_out[g] = _Places(self.layers, self._columns, g, self._running)
+            self._placed = self._laid_out[g]
+            self._places.update(self._placed.begin())
         if self._shares is not None:
             for layer, shares in zip(self.layers, self._shares, strict=True):
                 layer.shares = shares[workers.start : workers.stop]
+
+    def _in_order(self, g: int) -> bool:
+        return self._running.device.type in IN_ORDER or g <= 2
 
     @torch.no_grad()
     def end_pass(self) -> None:
         """Add what the pass's workers have left; forget the repeated parameters, which belong to its weights."""
         self._repeated.begin(1)
+        placed, self._placed = self._placed, None
+        if placed is not None and not self._places and not self._seen:  # each layer once
+            self._add(placed.by_worker(), slice(None), slice(None))
+            return
+        if placed is not None:
+            self._seen[:0] = [(layer, part) for layer, part in placed.parts if layer not in self._places]
+            self._places.clear()
         if not self._seen:
             return
         if self._pass is not None:
             refuse_rows(self._seen, len(self._pass))
         seen = [(self._numbers[layer], part) for layer, part in self._seen]
         self._seen.clear()
-        if self._running.device.type in IN_ORDER or seen[0][1].shape[1] <= 2:
+        if self._in_order(seen[0][1].shape[1]):
             seen.sort(key=lambda pair: pair[0])
         numbers, parts = [number for number, _ in seen], [part for _, part in seen]
         if numbers == list(range(len(self.layers))):
