@@ -4,7 +4,8 @@
 
 Both run in the same processes, in turn; a ratio is canonical / all-reduce, medians over the rounds. That is the
 reduction alone, which both modes hide behind backward where there are several buckets. `steps` has what a whole step
-of digits at 16 workers costs in both modes, on 1 process too. Writes results/reduce.json.
+of digits at 16 workers costs in both modes, on 1 process too, with one worker in a canonical pass and with four.
+Writes results/reduce.json.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from results import write
 
 MEGABYTES = (1, 10, 100, 200)
 STEPS = 30
+TOGETHER = (1, 4)
+"""Workers in a canonical pass; four on four processes is all that each has."""
 
 
 def child(rounds: int) -> None:
@@ -37,14 +40,22 @@ def child(rounds: int) -> None:
     torch.set_num_threads(1)
     with joined("cpu") as group, tempfile.TemporaryDirectory() as folder:
         rows = [compare(megabytes, rounds, group) for megabytes in MEGABYTES if group.size > 1]
-        trace(digits(minibatch=256), steps=STEPS, group=group, folder=Path(folder))
+        steps = []
+        for together in TOGETHER:
+            trace(digits(minibatch=256, canonical_pass=together), steps=STEPS, group=group, folder=Path(folder))
+            if group.rank == 0:
+                steps.append({"processes": group.size, "canonical_pass": together, **timed_steps(Path(folder), group)})
         if group.rank == 0:
-            seconds = {
-                mode: json.loads((Path(folder) / f"p{group.size}-{mode}-float32.json").read_text())["seconds_a_step"]
-                for mode in ("fast", "canonical")
-            }
-            step = {"processes": group.size, "seconds": seconds, "ratio": seconds["canonical"] / seconds["fast"]}
-            print(json.dumps({"rows": rows, "step": step}))
+            print(json.dumps({"rows": rows, "steps": steps}))
+
+
+def timed_steps(folder: Path, group: Group) -> dict[str, Any]:
+    """What a step took in both modes, as `trace` has written it."""
+    seconds = {
+        mode: json.loads((folder / f"p{group.size}-{mode}-float32.json").read_text())["seconds_a_step"]
+        for mode in ("fast", "canonical")
+    }
+    return {"seconds": seconds, "ratio": seconds["canonical"] / seconds["fast"]}
 
 
 def compare(megabytes: int, rounds: int, group: Group) -> dict[str, Any]:
@@ -89,12 +100,9 @@ def main() -> None:
     for result in found:
         for row in result["rows"]:
             print(json.dumps(row))
-        print(json.dumps(result["step"]))
-    write(
-        __file__,
-        "reduce",
-        {"rows": [row for result in found for row in result["rows"]], "steps": [r["step"] for r in found]},
-    )
+        print(json.dumps(result["steps"]))
+    content = {name: [row for result in found for row in result[name]] for name in ("rows", "steps")}
+    write(__file__, "reduce", content)
     return None
 
 

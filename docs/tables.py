@@ -115,8 +115,11 @@ def reduce(results: dict[str, Any]) -> str:
         for row in results["rows"]
     ]
     head = ("processes", "MB", "all-reduce, ms", "canonical, ms", "canonical / all-reduce")
-    steps = "; ".join(f"{step['ratio']:.2f}× on {step['processes']}" for step in results["steps"])
-    times = f"A whole step of digits takes this many times as long as in the fast mode: {steps} process(es)."
+    by_pass: dict[int, list[str]] = {}
+    for step in results["steps"]:
+        by_pass.setdefault(step.get("canonical_pass", 1), []).append(f"{step['ratio']:.2f}× on {step['processes']}")
+    said = "; ".join(f"with canonical_pass {together} {', '.join(steps)}" for together, steps in by_pass.items())
+    times = f"A whole step of digits takes this many times as long as in the fast mode: {said} process(es)."
     return f"{table(head, rows)}\n\n{times}\n\n{source('reduce', results)}"
 
 

@@ -34,6 +34,13 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"minibatch": 100}, ["minibatch 100", "per_worker 32", "96 or 128"]),
     ({"minibatch": 16}, ["minibatch 16", "per_worker 32", "32"]),
     ({"minibatch": 1024, "samples": 1000}, ["minibatch 1024", "1000 samples", "at most 1000"]),
+    ({"canonical_pass": 0}, ["canonical_pass", "0"]),
+    ({"reduce": "canonical", "canonical_pass": 3}, ["canonical_pass 3 must divide k = 8", "minibatch 256"]),
+    (
+        {"reduce": "canonical", "canonical_pass": 4, "minibatch": 512, "ramp": ("64:8",)},
+        ["canonical_pass 4 must divide k = 2", "minibatch 64"],
+    ),
+    ({"reduce": "canonical", "canonical_pass": 2, "batchnorm": "keep"}, ["batchnorm keep takes one worker a pass"]),
     ({"random_erasing": 1.5}, ["random_erasing", "at most 1", "1.5"]),
     ({"mixup": 0.2, "per_worker": 1}, ["mixup", "per_worker", "at least 2, got 1"]),
     ({"label_smoothing": 1}, ["label_smoothing", "below 1", "1"]),

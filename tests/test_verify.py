@@ -67,6 +67,20 @@ def test_both_claims_hold_here(capsys: pytest.CaptureFixture[str]):
     assert content["findings"][0]["difference"] < 1e-12
 
 
+def test_workers_that_share_a_pass_have_one_sum_on_any_number_of_processes_up_to_their_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    found = []
+    for together in (1, 4):
+        path = tmp_path / f"{together}.toml"
+        path.write_text(digits(minibatch=192, canonical_pass=together).to_toml())
+        assert main(["verify", str(path), "--processes", "1,3", "--steps", "3", "--device", "cpu", "--json"]) == 0
+        content = json.loads(capsys.readouterr().out)
+        found.append(set(content["findings"][2]["sha256"].values()))
+    assert [len(sums) for sums in found] == [1, 1]
+    assert found[0] != found[1], "passes of other sizes have other bits"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [4, 5, 8, 12])
 def test_canonical_bits_are_equal_on_one_to_four_processes(workers: int, capsys: pytest.CaptureFixture[str]):

@@ -26,11 +26,20 @@ __all__ = ["ADAPTIVE", "PITFALLS", "Recipe"]
 LATER = (
     *("task", "collate", "beta1", "beta2", "epsilon", "scale_betas", "batchnorm", "recalibrate"),
     *("image_size", "test_resize", "train_transform", "random_erasing", "mixup", "cutmix", "label_smoothing"),
-    *("clip_norm", "ema", "freeze", "layer_rates", "init", "validation", "continues", "ramp"),
+    *("clip_norm", "ema", "freeze", "layer_rates", "init", "validation", "continues", "ramp", "canonical_pass"),
 )
 """Fields that 0.1 did not have: left out where they say nothing, so that its files and digests are what they were."""
 
-SIZES = ("minibatch", "per_worker", "base_minibatch", "samples", "classes", "canonical_threads", "recalibrate")
+SIZES = (
+    "minibatch",
+    "per_worker",
+    "base_minibatch",
+    "samples",
+    "classes",
+    "canonical_threads",
+    "canonical_pass",
+    "recalibrate",
+)
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling, "adascale": fixed_scaling}
 """AdaScale's schedule is the base's own, and what it grows by is known when gradients are."""
 
@@ -124,6 +133,9 @@ class Recipe:
     zero_gamma: bool = _said(True, "γ = 0 in the last BatchNorm of each residual block (§5.1)")
     reduce: Literal["fast", "canonical"] = _said("fast", "canonical gives the same bits on any number of processes")
     canonical_threads: int = _said(1, "threads a process of a canonical run computes with: they are part of its bits")
+    canonical_pass: int = _said(
+        1, "workers that share a pass of a canonical run, which is faster: part of its bits, and p ≤ k / canonical_pass"
+    )
     precision: Literal["float32", "bf16", "float64"] = _said("float32", "bf16 is autocast; weights stay float32")
     channels_last: bool = _said(False, "NHWC memory, faster for convolutions in bf16")
     compile: bool = _said(False, "torch.compile the model")
@@ -136,7 +148,7 @@ class Recipe:
     def __post_init__(self) -> None:
         milestones = tuple(str(m) for m in schedules.parse_milestones(self.milestones))
         self._set("milestones", milestones)
-        counts = ("minibatch", "per_worker", "base_minibatch", "canonical_threads")
+        counts = ("minibatch", "per_worker", "base_minibatch", "canonical_threads", "canonical_pass")
         for name in (*counts, "pixel_cap", "image_size"):
             self._set(name, positive_int(name, getattr(self, name)))
         for name in ("samples", "classes", "resized", "recalibrate", "test_resize"):
@@ -202,6 +214,11 @@ class Recipe:
     def fewest_workers(self) -> int:
         """k of the smallest minibatch: more processes than these would have none at first."""
         return self.stages[0][0].workers.workers
+
+    @property
+    def together(self) -> int:
+        """How many workers must share a pass, since the bits of a canonical run depend on it."""
+        return self.canonical_pass if self.reduce == "canonical" else 1
 
     def phases(self, samples: int) -> Ramp:
         """Which minibatch each iteration has, over N = `samples`."""

@@ -108,7 +108,7 @@ def plan(
     if measured is not None and processes is None:
         processes = measured.processes
     if processes is not None:
-        place(recipe.fewest_workers, processes)
+        place(recipe.fewest_workers, processes, together=recipe.together)
         values["placement"] = _placement(recipe.workers.workers, processes)
     if measured is not None and processes is not None:
         links = None
@@ -296,7 +296,7 @@ def _measured(folder: Path, recipe: Recipe) -> Measured:
     processes = positive_int("processes", run.environment.get("processes", 1))
     together = positive_int("workers_per_pass", run.environment.get("workers_per_pass", 1))
     division = place_by_halving if recipe.reduce == "canonical" else place
-    own = len(division(run.recipe.workers.workers, processes)[0])
+    own = len(division(run.recipe.workers.workers, processes, together=run.recipe.together)[0])
     computing = [1e-3 * (data + compute) for data, compute, _, _ in steps]
     mean, reduction = statistics.fmean(computing), 1e-3 * statistics.fmean(step[2] for step in steps)
     whole = sum(line.get("seconds", 0.0) for line in run.timing) / len(steps)

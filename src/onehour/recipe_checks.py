@@ -83,12 +83,27 @@ def refuse_together(recipe: Any) -> None:
         raise ValueError(f"pitfall {recipe.pitfall} is for batchnorm ghost: a kept BatchNorm moves by its own rule")
     if recipe.pitfall and recipe.reduce == "canonical":
         raise ValueError("a pitfall is measured with reduce fast; leave reduce canonical out")
+    if recipe.together > 1:
+        _refuse_canonical_pass(recipe)
     if recipe.recalibrate is not None:
         _refuse_recalibrate(recipe)
     if recipe.ramp:
         _refuse_ramp(recipe)
     if recipe.scaling == "adascale":
         _refuse_adascale(recipe)
+
+
+def _refuse_canonical_pass(recipe: Any) -> None:
+    together = recipe.canonical_pass
+    for stage, _ in recipe.stages:
+        k = stage.workers.workers
+        if k % together:
+            raise ValueError(
+                f"canonical_pass {together} must divide k = {k}, the workers of minibatch {stage.minibatch}"
+            )
+    alone = {"batchnorm keep": recipe.batchnorm == "keep", "scaling adascale": recipe.scaling == "adascale"}
+    for one in (name for name, asked in alone.items() if asked):
+        raise ValueError(f"{one} takes one worker a pass; leave canonical_pass {together} out")
 
 
 def _refuse_ramp(recipe: Any) -> None:

@@ -69,7 +69,7 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     Returns:
         The run, if the folder already holds it finished.
     """
-    place(recipe.fewest_workers, execution.processes)
+    place(recipe.fewest_workers, execution.processes, together=recipe.together)
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
     with _watching(execution):
         load_logger(execution.log)
@@ -153,7 +153,7 @@ def _watching(execution: Execution) -> Watchdog:
 
 
 def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> tuple[Recipe, Data]:
-    place(given.fewest_workers, execution.processes)
+    place(given.fewest_workers, execution.processes, together=given.together)
     return complete_for(given, execution, data, collate)
 
 

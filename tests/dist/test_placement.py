@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onehour.dist.placement import passes, place
+from onehour.dist.placement import passes, place, place_by_halving
 
 WORKERS_AND_PROCESSES = st.integers(1, 2048).flatmap(lambda k: st.tuples(st.just(k), st.integers(1, k)))
 
@@ -44,6 +44,20 @@ def test_a_power_of_two_processes_are_the_halves_of_halves(sizes):
 def test_more_processes_than_workers_or_none_are_refused_with_both_numbers(workers, processes):
     with pytest.raises(ValueError, match=f"^{processes} processes cannot share {workers} workers .* at most {workers}"):
         place(workers, processes)
+
+
+@given(WORKERS_AND_PROCESSES, st.integers(1, 5))
+def test_workers_that_share_a_pass_are_of_one_process_placed_as_one_worker_would_be(sizes, together):
+    blocks, processes = sizes
+    for division in (place, place_by_halving):
+        shares = division(blocks * together, processes, together=together)
+        expected = division(blocks, processes)
+        assert shares == [range(together * share.start, together * share.stop) for share in expected]
+
+
+def test_more_processes_than_passes_are_refused_by_the_name_of_the_setting():
+    with pytest.raises(ValueError, match=r"3 processes cannot share 8 workers \(k = kn / n, 4 a pass\); use at most 2"):
+        place_by_halving(8, 3, together=4)
 
 
 @given(start=st.integers(0, 100), size=st.integers(1, 100), together=st.integers(1, 120))

@@ -51,6 +51,7 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "zero_gamma": (True, False),
     "reduce": ("fast", "canonical"),
     "canonical_threads": (1, 2),
+    "canonical_pass": (2, 4),
     "precision": ("float32", "float64"),
     "channels_last": (False, True),
     "compile": (False, True),

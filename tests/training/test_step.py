@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -380,15 +380,12 @@ def test_random_layers_are_keyed_by_iteration_and_worker():
 K = 6
 
 
-Reduce = Literal["fast", "canonical"]
-
-
-def counted(group: Group, reduce: Reduce) -> list[list[float]]:
+def counted(group: Group, **reduction: Any) -> list[list[float]]:
     """Two iterations in which worker j replaces j images and gets j + 1 of its 7 labels wrong."""
-    recipe = Recipe(samples=1000, minibatch=7 * K, per_worker=7, base_minibatch=7 * K, bad_images="skip", reduce=reduce)
+    recipe = Recipe(samples=1000, minibatch=7 * K, per_worker=7, base_minibatch=7 * K, bad_images="skip", **reduction)
     model = nn.Linear(2, 2, bias=False)
     nn.init.eye_(model.weight)
-    own = passes(pick_share(recipe, group), 1 if reduce == "canonical" else 2)
+    own = passes(pick_share(recipe, group), recipe.together if recipe.reduce == "canonical" else 2)
     optimizer = build_optimizer(recipe.replace(base_lr=1e-30), model)
     skipped = Skipped()
     step = step_of(recipe, model, own, group=group, optimizer=optimizer, replaced=skipped)
@@ -404,11 +401,13 @@ def counted(group: Group, reduce: Reduce) -> list[list[float]]:
     return [[float(one.sums[1, 0]), float(one.stop), float(one.skipped)] for one in found]
 
 
-@pytest.mark.parametrize("reduce", ["fast", "canonical"])
+@pytest.mark.parametrize(
+    "reduction", [{}, {"reduce": "canonical"}, {"reduce": "canonical", "canonical_pass": 2}], ids=str
+)
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_errors_replaced_images_and_stops_are_counted_once(
-    monkeypatch: pytest.MonkeyPatch, reduce: Reduce, processes: int
+    monkeypatch: pytest.MonkeyPatch, reduction: dict[str, Any], processes: int
 ):
-    for found in on_threads(monkeypatch, processes, lambda group: counted(group, reduce)):
+    for found in on_threads(monkeypatch, processes, lambda group: counted(group, **reduction)):
         # 1 + 2 + … + 6 errors, 0 + 1 + … + 5 images.
         assert found == [[21, 1, 15], [21, 0, 15]]

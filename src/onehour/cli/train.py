@@ -138,7 +138,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 def _on_devices(recipe: Recipe, execution: Execution) -> Execution:
     from onehour.dist.devices import pick_device, pick_processes
 
-    processes, line = pick_processes(pick_device(execution.device), recipe.fewest_workers)
+    processes, line = pick_processes(pick_device(execution.device), recipe.fewest_workers // recipe.together)
     if line:
         say(line)
     return dataclasses.replace(execution, processes=processes)

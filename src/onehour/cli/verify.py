@@ -59,8 +59,9 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     processes, options.device = _on_devices(options.processes, options.device)
     steps = positive_int("steps", options.steps)
     recipe = asked_for(_recipe(options), trust=options.trust)
-    # k of the largest p
-    recipe = recipe.replace(ramp=(), minibatch=max(recipe.minibatch, max(processes) * recipe.per_worker))
+    fewest = max(processes) * recipe.canonical_pass * recipe.per_worker  # k of the largest p
+    recipe = recipe.replace(ramp=(), minibatch=max(recipe.minibatch, fewest))
+    recipe.replace(reduce="canonical")  # whether it can be
     with StopSignals(text=STOPPED) as stop, scratch("onehour-verify-") as folder:
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         (folder / "verify.json").write_text(json.dumps({"steps": steps, "device": options.device}), encoding="utf-8")

@@ -27,14 +27,15 @@ PART = 2**20
 class CanonicalReducer(Reducer):
     """A `Reducer` whose sum over the workers has the same bits wherever they run.
 
-    Takes one worker a pass. The last one's gradients go up the tree bucket by bucket, as they arrive; so elements
-    travel while backward goes on, and each is still added in the tree's order. Holds at most log2(k) + 2 vectors.
+    Takes one worker a pass, or as many as the recipe's `canonical_pass` says. The last pass's gradients go up the tree
+    bucket by bucket, as they arrive; so elements travel while backward goes on, and each is still added in the tree's
+    order. Holds at most log2(k) + 2 vectors.
 
     Args:
         parameters: those to train, of one dtype on one device.
         tail: how many floats travel behind the gradients.
         group: the processes to sum over.
-        share: this process's workers, one node of the tree (`place_by_halving`).
+        share: this process's leaves, one node of the tree (`place_by_halving`).
         bucket_bytes: the size at which a bucket closes.
 
     >>> weight = nn.Parameter(torch.ones(2))

@@ -82,7 +82,9 @@ def train_sweep(
     A ValueError for bad input, a FolderLostError if the folder was moved or removed; what has ended stays.
     """
     for cell in spec.cells():
-        place(cell.recipe.fewest_workers, execution.processes)  # refuses more processes than workers
+        place(
+            cell.recipe.fewest_workers, execution.processes, together=cell.recipe.together
+        )  # refuses more processes than workers
     with HeldFolder(folder, patience=0) as held:
         work = work_of(spec, folder, jobs=jobs, together=together)
         _merged(spec, folder).write(held.inside)

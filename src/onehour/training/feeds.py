@@ -93,27 +93,34 @@ def open_feeds(
 def pick_share(recipe: Recipe, group: Group) -> range:
     """The workers that this process hosts."""
     division = place_by_halving if recipe.reduce == "canonical" else place
-    return division(recipe.workers.workers, group.size)[group.rank]
+    return division(recipe.workers.workers, group.size, together=recipe.together)[group.rank]
 
 
 def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, model: nn.Module, device: str) -> int:
     """How many workers share a pass: what was asked for, else as many as `PASS_BYTES` of images allow.
 
     One where the model draws random numbers (dropout), since those are keyed by the pass; for channels_last, where
-    fusing would copy; and for a task of one's own, which may look at all samples of its worker together.
+    fusing would copy; and for a task of one's own, which may look at all samples of its worker together. A canonical
+    run's recipe says how many.
     """
+    together = execution.workers_per_pass
+    if recipe.reduce == "canonical":
+        if together not in (None, recipe.together):
+            raise ValueError(
+                f"a canonical run takes canonical_pass = {recipe.together} workers a pass, which is part of its bits:"
+                f" leave --workers-per-pass {together} out"
+            )
+        return recipe.together
     alone = {
-        "reduce canonical": (recipe.reduce == "canonical", "reduce fast"),
         "batchnorm keep": (recipe.batchnorm == "keep", "batchnorm ghost"),
         "scaling adascale": (recipe.scaling == "adascale", "another scaling"),
     }
     for one, (asked, several) in alone.items():
-        if asked and (execution.workers_per_pass or 1) > 1:
+        if asked and (together or 1) > 1:
             raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
     if any(asked for asked, _ in alone.values()):
         return 1
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
-    together = execution.workers_per_pass
     if together is None:
         one = (recipe.channels_last and device != "cuda") or draws_numbers(model) or recipe.task is not None
         together = 1 if one else workers_that_fit(recipe, data, device)

@@ -110,7 +110,7 @@ def train_run(
         except ValueError as error:
             agree(group, failed=error)
             raise
-        with in_words(folder, per_pass):
+        with in_words(folder, per_pass, canonical=recipe.reduce == "canonical"):
             if group.size > 1:
                 agree(group, facts_of_model(network.model, network.optimizer) | (start.facts if start else {}))
             look_for_folder(folder, group, inside=run.inside)

@@ -259,7 +259,7 @@ def take_folder(folder: Path, recipe: Recipe, *, warn: Callable[[str], None]) ->
 
 
 @contextmanager
-def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
+def in_words(folder: Path, per_pass: int = 1, *, canonical: bool = False) -> Generator[None]:
     """Turn what a device or a disk refuses in the middle of a run into one message.
 
     Args:
@@ -271,9 +271,11 @@ def in_words(folder: Path, per_pass: int = 1) -> Generator[None]:
         if not out_of_memory(error):
             raise
         if per_pass > 1:
+            flag, means = "workers-per-pass", "changes nothing that the run learns"
+            if canonical:
+                flag, means = "canonical-pass", "is part of the run's bits: begin it anew with --fresh"
             raise ValueError(
-                f"out of memory with {per_pass} workers in a pass; give --workers-per-pass {per_pass // 2},"
-                " which changes nothing that the run learns"
+                f"out of memory with {per_pass} workers in a pass; give --{flag} {per_pass // 2}, which {means}"
             ) from error
         raise ValueError(
             "out of memory with one worker in a pass; use --precision bf16, or a smaller --per-worker (which changes"

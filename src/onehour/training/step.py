@@ -86,7 +86,9 @@ class Step:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sizes = [task.rows * self.seeds, 1, 1, len(parameters), self._statistics.floats, int(decisions.adapts)]
         if decisions.recipe.reduce == "canonical":
-            self.reducer: Reducer = CanonicalReducer(parameters, tail=sum(sizes), group=group, share=share)
+            self.reducer: Reducer = CanonicalReducer(
+                parameters, tail=sum(sizes), group=group, share=_leaves(share, decisions)
+            )
         else:
             self.reducer = Reducer(parameters, tail=sum(sizes), group=group)
         sums, self._stop, self._skipped, self._used, *rest = self.reducer.tail.split_with_sizes(sizes)
@@ -274,7 +276,7 @@ class Step:
             return
         share = pick_share(decisions.recipe, self._group)
         self.decisions, self.passes = decisions, passes(share, self._per_pass)
-        self.reducer.host(share)
+        self.reducer.host(_leaves(share, decisions))
         if self.network.average is not None and decisions.recipe.target_ema is not None:
             self.network.average.set_decay(decisions.recipe.target_ema)
         self._capture()
@@ -283,3 +285,9 @@ class Step:
         """Give the model back as it would be without a trainer."""
         self.reducer.close()
         self._statistics.detach()
+
+
+def _leaves(share: range, decisions: Decisions) -> range:
+    """The leaves of the canonical tree that a process hosts: its passes."""
+    together = decisions.recipe.together
+    return range(share.start // together, share.stop // together)
