@@ -184,7 +184,8 @@ def _gathered(
     placed = [tensor.to(device) for tensor in tensors]
     for iteration in iterations:
         for workers in passes:
-            chosen = moved(torch.from_numpy(stream.indices(iteration, workers)), device)
+            chosen = torch.from_numpy(stream.indices(iteration, workers))
+            chosen = chosen if device.type == "cpu" else moved(chosen, device)
             yield tuple(tensor.index_select(0, chosen) for tensor in placed)
 
 

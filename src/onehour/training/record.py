@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import sys
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from typing import Any
 from onehour.config import Recipe
 from onehour.files import sync_folder
 from onehour.lock import HeldFolder
-from onehour.messages import say
+from onehour.messages import tell
 from onehour.sidefile import (
     COUNT,
     NUMBER,
@@ -291,7 +290,7 @@ def latest_contents(folder: Path) -> list[bytes] | None:
     Newer ones that do not are named on standard error.
     """
     store = Store(folder, recipe=digest_of_recipe(Run(folder).recipe))
-    stored = store.newest(lambda text: say(f"onehour: warning: {text}", sys.stderr))
+    stored = store.newest(lambda text: tell(f"warning: {text}"))
     return stored.contents if stored else None
 
 

@@ -166,8 +166,8 @@ class Step:
             raise ValueError("the loss depends on no trained parameter: is the model under no_grad, or detached?")
         if last and not adapts:  # a gradient that travels is this worker's no more
             self.reducer.arm()
-        if found.loss.requires_grad:
-            global_mean(found.loss, self.decisions.divisor).backward(torch.ones_like(found.loss))
+        if found.loss.requires_grad:  # of (1/kn)·Σ l, whose own backward begins with this
+            found.loss.backward(global_mean(torch.ones_like(found.loss), self.decisions.divisor))
         with torch.no_grad():
             if adapts:  # ‖g_i‖² of the worker that has just passed, by the gradients that were there before
                 pairs = zip(self.reducer.parameters, before, strict=True)
