@@ -273,8 +273,8 @@ def wrong(results: dict[str, Any]) -> str:
         for row in results["looks"]
     ]
     twice = table(("errors", "`--looks`", "falsely within at the first look", "at either of two"), looks)
-    unseen = "; ".join(f"{_percent(row['within']['share'])} with {row['seeds']}" for row in results["breaks"])
-    said = f"Where one run in ten breaks, a minibatch is all the same said to be within the margin in {unseen} seeds."
+    unseen = "; ".join(f"{_percent(row['within']['share'])} of sweeps with {row['seeds']}" for row in results["breaks"])
+    said = f"If one run in ten breaks, the minibatch is still called within the margin in {unseen} seeds."
     return "\n\n".join([table(head, rows), twice, said, source("verdicts", results)])
 
 

@@ -46,7 +46,9 @@ def script(stem: str) -> str:
 
 def missing(stem: str) -> str:
     """What stands where results are not there yet."""
-    return f"_Not measured yet: `python {script(stem)}`._"
+    path = script(stem)
+    run = f"-m {path.removesuffix('.py').replace('/', '.')}" if path.startswith("campaigns/") else path
+    return f"_Not measured yet: `python {run}`._"
 
 
 def source(stem: str, results: dict[str, Any]) -> str:

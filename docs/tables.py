@@ -69,7 +69,7 @@ def digits(results: dict[str, Any]) -> str:
                 f"{row['prototype_mean']:.2f} ± {row['prototype_std']:.2f}",
             )
         )
-    head = ("minibatch", "error %, mean ± std", "lowest … highest", "seeds", "prototype")
+    head = ("minibatch", "error %, mean ± std", "lowest … highest", "seeds", "the first trial")
     return f"{table(head, rows)}\n\n{source('digits', results)}"
 
 
@@ -118,8 +118,8 @@ def reduce(results: dict[str, Any]) -> str:
     by_pass: dict[int, list[str]] = {}
     for step in results["steps"]:
         by_pass.setdefault(step.get("canonical_pass", 1), []).append(f"{step['ratio']:.2f}× on {step['processes']}")
-    said = "; ".join(f"with canonical_pass {together} {', '.join(steps)}" for together, steps in by_pass.items())
-    times = f"A whole step of digits takes this many times as long as in the fast mode: {said} process(es)."
+    said = "; ".join(f"with canonical_pass = {together}: {', '.join(steps)}" for together, steps in by_pass.items())
+    times = f"A whole step of digits takes this many times as long as in the fast mode, on so many processes; {said}."
     return f"{table(head, rows)}\n\n{times}\n\n{source('reduce', results)}"
 
 
@@ -307,7 +307,7 @@ def faults(results: dict[str, Any]) -> str:
         )
         for name, row in results["campaigns"].items()
     ]
-    made = f"`benchmarks/results/faults.json`, by `make faults`: {results['provenance']['date']} (+: and changes)."
+    made = f"`benchmarks/results/faults.json`, by `make faults`: {results['provenance']['date']}."
     return f"{table(('campaign', 'runs', 'failures', 'what happened in them', 'commits'), rows)}\n\n{made}"
 
 

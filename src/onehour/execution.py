@@ -21,7 +21,7 @@ def _said(default: Any, text: str, **flag: Any) -> Any:
 class Execution:
     """Processes, devices, folders and reporting of a run; each field carries its help text."""
 
-    processes: int = _said(1, "p, which host the k workers; auto: one per GPU, or 2 (1)", metavar="auto|P")
+    processes: int = _said(1, "p, which share the k workers; auto: one per GPU, or 2 on a CPU (1)", metavar="auto|P")
     workers_per_pass: int | None = _said(None, "workers that share a forward pass (auto)", metavar="auto|G")
     loaders: int | None = _said(None, "processes that load data, for each process (auto)", metavar="auto|L")
     device: str = _said("auto", "where to compute (auto)", choices=("auto", "cpu", "cuda"))

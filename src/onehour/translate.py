@@ -117,7 +117,7 @@ $open''',
     "timm": """\
 #!/bin/sh
 $about
-# Fill in DATA and MODEL. Put this after create_scheduler_v2 in train.py, whose own schedules drop an
+# Fill in DATA, and MODEL if it is there. Put this after create_scheduler_v2 in train.py, whose own schedules drop an
 # update early, start cosines at the peak and have no constant warmup:
 #     from onehour import $schedules
 #     schedule = $schedule
@@ -141,7 +141,7 @@ $torchrun train.py \\
 # 5. Validation repeats images until the processes have equal shares, and averages the processes' means
 #    → `onehour evaluate` on the checkpoint counts every image once.
 # 6. It resumes at epochs only, with other crops
-#    → `onehour train timm:NAME` resumes at any update, with the same ones.""",
+#    → `onehour train resnet50 --model timm:NAME` resumes at any update, with the same ones.""",
     "lightning": '''\
 $about
 # Start: python YOUR_SCRIPT.py, or with srun

@@ -44,7 +44,7 @@ def add_check(commands: Any) -> None:
         "check",
         help="find the paper's pitfalls in your own training script",
         description="Run a training script, unedited, for a few iterations, and say what in it breaks the paper's"
-        " rules, by how much, where, and what to change. Leaves with 0 if nothing was found, 1 if something was, 2 if"
+        " rules, by how much, where, and what to change. Exits with 0 if nothing was found, 1 if something was, 2 if"
         " the script could not be checked, 3 if nothing was found and something that was asked for was not judged.",
     )
     check.add_argument("script", metavar="SCRIPT", nargs="?", help="a Python file; its own arguments come after --")

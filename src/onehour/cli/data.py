@@ -52,7 +52,7 @@ def add_data(commands: Any) -> None:
     doctor = kinds.add_parser(
         "doctor",
         help="report everything wrong with a folder, its index or a pack, in one pass",
-        description="Read and decode every image; with an index, compare too. Leaves with 0 if nothing is wrong, 1 if"
+        description="Read and decode every image; with an index, compare too. Exits with 0 if nothing is wrong, 1 if"
         " something is; notes do not count.",
     )
     doctor.add_argument("folder", type=Path, metavar="DIR|OUT", help="a folder of images, its index or a pack")

@@ -108,7 +108,11 @@ def add_margin(parser: argparse.ArgumentParser) -> None:
         help="points above the reference that still count as equal (0.5); for a task, in its metric's unit",
     )
     parser.add_argument(
-        "--looks", type=int, default=1, metavar="N", help="verdicts while seeds are added: N err as often as one (1)"
+        "--looks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how often you judge while adding seeds: all N err as one would (1)",
     )
 
 

@@ -39,7 +39,10 @@ def add_plan(commands: Any) -> None:
         "--images-per-second", type=float, metavar="X", help="total over all processes; adds the run's duration"
     )
     hours.add_argument(
-        "--run", type=Path, metavar="RUN", help="a run of the recipe, or instead of one; adds hours and efficiency"
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="a finished run, of the recipe or in its place; adds hours and efficiency",
     )
     hours.add_argument(
         "--bandwidth",

@@ -53,7 +53,7 @@ def add_advise(commands: Any) -> None:
     advise = commands.add_parser(
         "advise",
         help="predict from one run how far the linear rule should hold",
-        description="Foresee the linear rule's end from the gradient noise of a run that was trained with --noise.",
+        description="Predict where the linear rule stops holding, from the gradient noise of a run with --noise.",
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="a run's folder, at its base minibatch")
     advise.add_argument("--minibatch", type=size, metavar="SIZE", help="print a ramp that reaches this minibatch")
