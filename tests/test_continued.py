@@ -105,6 +105,13 @@ def test_what_cannot_be_is_one_message(
     assert sorted(path.name for path in alone.iterdir()) == ["old", "other"]
 
 
+def test_a_run_whose_minibatch_grew_does_not_go_on(tiny: ModuleType, tmp_path: Path):
+    grown = tiny.recipe(minibatch=16, ramp=("8:1",), epochs=2)
+    old = train(grown, out=tmp_path / "old")
+    with pytest.raises(ValueError, match=r"old has a ramp, .* train anew from its weights: --init"):
+        train(grown.replace(epochs=4), continues=old.folder, out=tmp_path / "new")
+
+
 def test_a_run_that_ended_within_an_epoch_does_not_go_on(tiny: ModuleType, tmp_path: Path):
     """The errors of its last iterations would be counted to the wrong evaluation."""
     run = train(tiny.recipe(epochs=1.5), out=tmp_path / "old")

@@ -81,6 +81,18 @@ class Execution:
                 f"a canonical run computes with the recipe's canonical_threads {recipe.canonical_threads}, since they"
                 f" are part of its bits; leave --threads {self.threads} out, or change canonical_threads"
             )
+        alone = {
+            "batchnorm keep": (recipe.batchnorm == "keep", "batchnorm ghost"),
+            "scaling adascale": (recipe.scaling == "adascale", "another scaling"),
+        }
+        for one, (asked, several) in alone.items():
+            if asked and (self.workers_per_pass or 1) > 1:
+                raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
+        if recipe.reduce == "canonical" and self.workers_per_pass not in (None, recipe.together):
+            raise ValueError(
+                f"a canonical run takes canonical_pass = {recipe.together} workers a pass, which is part of its bits:"
+                f" leave --workers-per-pass {self.workers_per_pass} out"
+            )
         if self.noise and (recipe.ramp or recipe.scaling == "adascale"):
             raise ValueError(
                 "--noise is of one minibatch, while the schedule's rate is at its peak; leave ramp and adascale out"

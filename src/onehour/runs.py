@@ -69,6 +69,7 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
     Returns:
         The run, if the folder already holds it finished.
     """
+    execution.refuse(recipe)
     place(recipe.fewest_workers, execution.processes, together=recipe.together)
     refuse_too_few_gpus(execution.processes, pick_device(execution.device))
     with _watching(execution):
@@ -153,6 +154,7 @@ def _watching(execution: Execution) -> Watchdog:
 
 
 def _completed(given: Recipe, execution: Execution, data: Any, collate: Any) -> tuple[Recipe, Data]:
+    execution.refuse(given)
     place(given.fewest_workers, execution.processes, together=given.together)
     return complete_for(given, execution, data, collate)
 
@@ -250,6 +252,11 @@ def _refuse_changes(old: Path, recipe: Recipe) -> None:
         raise ValueError(
             f"{old} has {before.epochs:g} epochs, and --continue goes on only from whole ones; train anew from its"
             f" weights: --init {old}"
+        )
+    if before.ramp:
+        raise ValueError(
+            f"{old} has a ramp, and --continue goes on only from one minibatch; train anew from its weights:"
+            f" --init {old}"
         )
     changed = differences(before, recipe)
     changed = [text for text in changed if text.partition(":")[0] not in (*MAY_CHANGE, *unsaid)]

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from onehour.cli import main
+from onehour.recipes import digits
 from onehour.training.record import Run
 from onehour.translate import TEMPLATES
 
@@ -131,6 +132,14 @@ def test_bad_commands_are_one_message(
         ("\x00", "line 1"),
     ],
 )
+def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "recipe.toml").write_text(digits().to_toml())
+    command = ["train", "digits", "--out", str(tmp_path / "old"), "--fresh", "--reduce", "canonical"]
+    assert main([*command, "--workers-per-pass", "2"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_a_recipe_file_with_a_mistake_names_file_and_place(
     alone: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ):

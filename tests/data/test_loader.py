@@ -62,6 +62,15 @@ def test_passes_of_several_workers_hold_the_same_samples(augmented: Any):
             assert torch.equal(labels[worker::2], alone[1])
 
 
+def test_larger_passes_of_a_ramp_have_room_in_processes_of_their_own(augmented: Any):
+    with closing(Feed(augmented, seed=STREAM.seed, loaders=1, device=CPU, stream=STREAM)) as feed:
+        few = list(feed.passes([range(1)], start=0, stop=2))
+        before = feed.pids
+        assert_equal(list(feed.passes([range(2)], start=2, stop=4)), batches(augmented, passes=[range(2)])[2:4])
+        assert feed.pids != before
+        assert_equal(few, batches(augmented, passes=[range(1)])[:2])
+
+
 def test_transforms_are_anew_in_each_epoch_and_keyed_by_the_sample(augmented: Any, tiny: ModuleType):
     plain, loaded = batches(tiny.Listed(tiny.data()[0]), stop=12), batches(augmented, stop=12)
     added = [{}, {}]

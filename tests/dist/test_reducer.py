@@ -141,6 +141,18 @@ def test_buckets_are_reduced_in_one_order_whatever_arrives(
         assert given(parameter) == [times] * len(parameter)
 
 
+def test_more_of_a_gradient_that_was_said_to_be_complete_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """As where a reentrant checkpoint runs a shared layer twice: its first half would travel alone."""
+    elsewhere(monkeypatch)
+    a, b = parameters(2, 3)
+    reducer = Reducer([a, b], tail=1, group=Group(size=2), bucket_bytes=1)
+    reducer.zero()
+    reducer.arm()
+    b.sum().backward()
+    with pytest.raises(ValueError, match=r"of shape \(3,\) got more of its gradient .* use_reentrant=False"):
+        b.sum().backward()
+
+
 def test_a_gradient_of_an_iteration_before_is_forgotten(monkeypatch: pytest.MonkeyPatch):
     elsewhere(monkeypatch)
     a, b = parameters(4, 3)

@@ -132,6 +132,18 @@ def test_a_process_that_was_stopped_goes_on(tmp_path: Path):
     assert process.returncode == 0
 
 
+def test_what_is_slow_before_the_first_iteration_does_not_end_the_patience_of_a_start(tmp_path: Path):
+    dog = Watchdog(tmp_path, rank=0, size=1, timeout=None)
+    patient = dog._patience
+    with dog.slow():
+        pass
+    assert dog._patience == patient > 1
+    dog.beat(1)
+    with dog.slow():
+        assert dog._patience == patient
+    assert dog._patience == 1
+
+
 def test_without_a_timeout_nothing_watches_and_nothing_is_written(tmp_path: Path):
     dog = Watchdog(tmp_path, rank=0, size=1, timeout=None)
     dog.beat(1)

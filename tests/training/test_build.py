@@ -187,6 +187,13 @@ def test_dropout_and_large_images_take_one_worker_a_pass(tiny: ModuleType, data:
     """Random numbers are keyed by the pass; activations should stay in the caches."""
     functional = tiny.net()
     functional.drop_rate = 0.2  # as timm's ghostnet and torchvision's DenseNet have it
+    path = type("StochasticDepth", (nn.Module,), {})()  # torchvision's drop-path
+    attention = nn.MultiheadAttention(4, 2, dropout=0.1)
+    for drawing in (nn.Dropout(), nn.RReLU(), nn.LSTM(2, 2, 2, dropout=0.3), attention, path):
+        model = nn.Sequential(tiny.net(), drawing)
+        assert pick_workers_per_pass(Execution(), tiny.recipe(), data, model, "cpu") == 1, drawing
+    for model in (nn.Sequential(tiny.net(), nn.MultiheadAttention(4, 2)), tiny.net()):
+        assert pick_workers_per_pass(Execution(), tiny.recipe(), data, model, "cpu") == 2
     for model in (nn.Sequential(tiny.net(), nn.Dropout()), functional):
         assert pick_workers_per_pass(Execution(), tiny.recipe(), data, model, "cpu") == 1
     side = TensorDataset(torch.zeros(64, 3, 128, 128), torch.zeros(64, dtype=torch.long))

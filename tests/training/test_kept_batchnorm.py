@@ -146,7 +146,8 @@ def test_a_plan_says_it_and_a_recipe_only_where_it_is_asked_for():
 def test_what_would_see_more_than_n_is_refused(tiny: ModuleType):
     recipe, data = complete(tiny.recipe(batchnorm="keep"))
     with pytest.raises(ValueError, match="batchnorm keep takes one worker a pass: leave --workers-per-pass out, or"):
-        pick_workers_per_pass(Execution(workers_per_pass=2), recipe, data, nn.Linear(1, 1), "cpu")
+        Execution(workers_per_pass=2).refuse(recipe)
+    assert pick_workers_per_pass(Execution(), recipe, data, nn.Linear(1, 1), "cpu") == 1
     with pytest.raises(ValueError, match="0 is a SyncBatchNorm, whose statistics are those of all processes"):
         build_model(recipe, data, CPU, nn.Sequential(nn.SyncBatchNorm(1)))
     with pytest.raises(

@@ -27,7 +27,6 @@ from onehour.training import measure as measuring
 from onehour.training.build import build_model
 from onehour.training.decisions import decisions_of
 from onehour.training.feeds import pick_share
-from onehour.training.loop import train_run
 from onehour.training.measure import MINIBATCHES, GradientNoise, peak_epochs
 from onehour.training.record import Run, StoppedError
 
@@ -184,10 +183,8 @@ def test_points_are_spread_over_the_peak_and_cost_a_sixtieth_of_the_iterations(t
 
 
 def test_images_that_may_be_skipped_are_refused(tiny: ModuleType, tmp_path: Path):
-    recipe, data, _ = start_of(tiny)
-    execution = Execution(noise=True, out=tmp_path / "run")
     with pytest.raises(ValueError, match="--noise reads minibatches ahead, and with bad_images skip"):
-        train_run(recipe.replace(bad_images="skip"), data, execution, ALONE)
+        train(tiny.recipe(bad_images="skip"), noise=True, out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 

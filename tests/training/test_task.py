@@ -17,7 +17,7 @@ from onehour import Sums, train
 from onehour.cli import main
 from onehour.config import Recipe
 from onehour.data.samples import Form, Keyed
-from onehour.training.record import Metric, Run
+from onehour.training.record import Metric, NonFiniteError, Run
 from onehour.training.task import CLASSIFICATION, OwnTask
 
 CPU = torch.device("cpu")
@@ -83,6 +83,36 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path):
     assert again.summary["state_sha256"] == whole.summary["state_sha256"]
     assert again.metrics == whole.metrics
     assert again.untrained == whole.untrained
+
+
+def test_a_run_whose_metrics_have_changed_since_is_refused(tmp_path: Path):
+    more: dict[str, Any] = {}
+
+    def counting(model: nn.Module, batch: Any) -> Sums:
+        found = squares(model, batch)
+        return Sums(found.loss, found.count, {**found.metrics, **more})
+
+    calls: list[int] = []
+    with pytest.raises(Exception, match="stopped after iteration 3"):
+        run(tmp_path, counting, stop_asked=lambda: calls.append(1) or len(calls) == 3)
+    more["another"] = (1, 1)
+    with pytest.raises(ValueError, match="counts 6 sums, and 4 when the run was saved: its metrics have changed"):
+        run(tmp_path, counting)
+
+
+def test_a_metric_that_is_undefined_counts_as_the_worst_that_there_is(tmp_path: Path):
+    def precise(model: nn.Module, batch: Any) -> Sums:
+        found = squares(model, batch)
+        passes.extend([1] * model.training)
+        right = int(model.training or len(passes) > 8)
+        return Sums(found.loss, found.count, {"precision": (right, right)}, higher_is_better=["precision"])
+
+    passes: list[int] = []  # of training; an epoch has 8
+    found = run(tmp_path, precise, epochs=2, ema=0.9)
+    assert [line["top1_error"] for line in found.metrics] == [-math.inf, 1]
+    assert [line["ema_top1_error"] for line in found.metrics] == [-math.inf, 1]
+    assert found.summary["outcome"] == "finished"
+    assert (found.summary["final_error"], found.summary["ema_final_error"]) == (None, None)
 
 
 def test_cross_entropy_as_a_task_learns_what_classification_does(tmp_path: Path, tiny: Any):
@@ -185,6 +215,23 @@ def test_a_target_that_is_not_finite_is_named(tmp_path: Path):
     train_side.tensors[1][5], train_side.tensors[2][5] = math.nan, True
     with pytest.raises(ValueError, match="training sample 5 is not finite: 1 of its 1 values is NaN"):
         run(tmp_path, data=(train_side, validation))
+
+
+@pytest.mark.parametrize("kind", ["packed rows", "an infinite mask"])
+def test_what_is_no_sample_is_not_taken_for_one(kind: str, tmp_path: Path):
+    """A run that diverges names no sample where none holds a NaN."""
+    bad = torch.full((4 * 8, 1), math.nan) if kind == "packed rows" else torch.full((4, 2), -math.inf)
+
+    def batch(samples: list[Any]) -> Any:
+        x, y, counts = (torch.stack([sample[part] for sample in samples]) for part in range(3))
+        return x, y, counts, bad
+
+    def diverging(model: nn.Module, batch: Any) -> Sums:
+        found = squares(model, batch[:3])
+        return Sums(found.loss * (math.nan if model.training else 1), found.count, found.metrics)
+
+    with pytest.raises(NonFiniteError):
+        run(tmp_path, diverging, collate=batch)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,13 @@ class Feed:
         self._gathers = in_memory(dataset) and form.collate is None
         self._look = look
         self._processes: LoaderProcesses | None = None
+        self._largest = 0
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def own(self) -> bool:
+        """Whether samples are a task's own, of any kind."""
+        return self._keyed.form.own
 
     @property
     def samples(self) -> int:
@@ -115,7 +121,11 @@ class Feed:
     def _loaded(self, batches: Iterable[np.ndarray], largest: int) -> Iterator[Batch]:
         seen = self._looked()
         self._keyed.kind = tuple(seen.image.shape), seen.image.dtype
+        if self._processes is not None and largest > self._largest:  # a ramp's next minibatch
+            self._processes.close()
+            self._processes = None
         if self.loaders and self._processes is None:
+            self._largest = largest
             tensors = [leaf for leaf in leaves(seen.sample) if isinstance(leaf, Tensor)] or [seen.image]
             batch_bytes = largest * (sum(tensor.nbytes for tensor in tensors) + 8) + SPARE
             self._processes = LoaderProcesses(

@@ -94,7 +94,7 @@ class Reducer:
         for p in self.parameters:
             p.grad = None
         if self.group.size > 1:
-            self._missing = [len(members) for members in self._members]
+            self._missing = [set(self.parameters[members.start : members.stop]) for members in self._members]
 
     def arm(self) -> None:
         """Say that the next backward is the iteration's last: its gradients are complete as they arrive."""
@@ -133,9 +133,15 @@ class Reducer:
     def _arrived(self, bucket: int, parameter: Tensor) -> None:
         if not self._armed:
             return
-        self._missing[bucket] -= 1
+        if bucket < len(self._work):
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} got more of its gradient after autograd had said it"
+                " was complete, as where torch.utils.checkpoint with use_reentrant=True runs a layer twice; use"
+                " use_reentrant=False"
+            )
+        self._missing[bucket].discard(parameter)
         # In order: collectives must be launched alike on every process, whatever order gradients arrive in.
-        while len(self._work) < len(self.buckets) - 1 and self._missing[len(self._work)] == 0:
+        while len(self._work) < len(self.buckets) - 1 and not self._missing[len(self._work)]:
             self._launch(len(self._work))
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ class Watchdog:
         """For what may take longer than an iteration: starting, compiling, evaluating, waiting for a disk."""
         self._seen, self._patience = time.monotonic(), GRACE
         yield
-        self._seen, self._patience = time.monotonic(), 1.0
+        self._seen, self._patience = time.monotonic(), GRACE if self._iteration is None else 1.0
 
     def __enter__(self) -> Watchdog:
         return self

@@ -86,7 +86,9 @@ def evaluate(
         batch = next(feed.chunks(range(chunk, chunk + 1)))
         if seeds > 1:  # all have the same
             batch = batch[0].chunk(seeds, 1)[0], batch[1]
-        refuse_batch(batch, lambda row, first=chunk * CHUNK: feed.called(first + row))
+        first = chunk * CHUNK
+        count = min(CHUNK, feed.samples - first)
+        refuse_batch(batch, lambda row, first=first: feed.called(first + row), samples=count, own=feed.own)
     return [task.evaluated([sum(row) for row in rows], feed.samples) for rows in by_seed]
 
 

@@ -103,24 +103,12 @@ def pick_workers_per_pass(execution: Execution, recipe: Recipe, data: Data, mode
     fusing would copy; and for a task of one's own, which may look at all samples of its worker together. A canonical
     run's recipe says how many.
     """
-    together = execution.workers_per_pass
     if recipe.reduce == "canonical":
-        if together not in (None, recipe.together):
-            raise ValueError(
-                f"a canonical run takes canonical_pass = {recipe.together} workers a pass, which is part of its bits:"
-                f" leave --workers-per-pass {together} out"
-            )
         return recipe.together
-    alone = {
-        "batchnorm keep": (recipe.batchnorm == "keep", "batchnorm ghost"),
-        "scaling adascale": (recipe.scaling == "adascale", "another scaling"),
-    }
-    for one, (asked, several) in alone.items():
-        if asked and (together or 1) > 1:
-            raise ValueError(f"{one} takes one worker a pass: leave --workers-per-pass out, or {several}")
-    if any(asked for asked, _ in alone.values()):
+    if recipe.batchnorm == "keep" or recipe.scaling == "adascale":
         return 1
     shares = {len(share) for share in place(recipe.workers.workers, execution.processes)}
+    together = execution.workers_per_pass
     if together is None:
         one = (recipe.channels_last and device != "cuda") or draws_numbers(model) or recipe.task is not None
         together = 1 if one else workers_that_fit(recipe, data, device)
@@ -146,10 +134,14 @@ def workers_that_fit(recipe: Recipe, data: Data, device: str, *, seeds: int | No
 
 
 def draws_numbers(model: nn.Module) -> bool:
-    """Whether the model's forward pass draws random numbers: dropout, timm's and torchvision's drop-path."""
+    """Whether the model's forward pass draws random numbers: dropout, also inside a layer, and drop-path."""
     return any(
-        isinstance(module, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
-        or any(isinstance(p, int | float) and p > 0 for p in map(vars(module).get, ("drop_prob", "drop_rate")))
+        isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)  # pyright: ignore[reportPrivateUsage]
+        or type(module).__name__ == "StochasticDepth"  # torchvision's
+        or any(
+            isinstance(p, int | float) and p > 0
+            for p in map(vars(module).get, ("dropout", "drop_prob", "drop_rate"))  # torch's layers, timm's
+        )
         for module in model.modules()
     )
 
@@ -275,15 +267,17 @@ class InputError(ValueError):
     """A sample that is not finite. All processes raise it together."""
 
 
-def refuse_batch(batch: Any, name: Callable[[int], str]) -> None:
+def refuse_batch(batch: Any, name: Callable[[int], str], *, samples: int, own: bool = False) -> None:
     """Refuse a batch for its first sample that is not finite.
 
     Looked for once a loss is not: no iteration pays for the look, and none waits for a device.
 
     Args:
         name: what a message calls row i.
+        samples: how many the batch has.
+        own: whether it is a task's own, of any kind.
     """
-    found = _first_bad_row(batch)
+    found = _first_bad_row(batch, samples, own=own)
     if found is not None:
         row, *counts = found
         raise _input_error(name(row), *counts)
@@ -298,13 +292,15 @@ def refuse_samples(iterations: range, feed: Feed, passes: list[range], group: Gr
         together: of several seeds as one network, each of which takes all samples.
     """
     if together:
-        refuse_batch(feed.dataset.tensors[0], feed.called)
+        images = feed.dataset.tensors[0]
+        refuse_batch(images, feed.called, samples=len(images))
         return
     assert feed.stream is not None
     found = torch.zeros(group.size, 5, dtype=torch.float64, device=group.device)
     batches = feed.passes(passes, start=iterations.start, stop=iterations.stop)
     for (iteration, workers), batch in zip(product(iterations, passes), batches, strict=True):
-        first = _first_bad_row(batch)
+        count = len(workers) * feed.stream.ramp.at(iteration).minibatch.per_worker
+        first = _first_bad_row(batch, count, own=feed.own)
         if first is not None:
             row, *counts = first
             index = int(feed.stream.indices(iteration, workers)[row])
@@ -318,15 +314,15 @@ def refuse_samples(iterations: range, feed: Feed, passes: list[range], group: Gr
             raise _input_error(called, nans, infinities, count)
 
 
-def _first_bad_row(batch: Any) -> tuple[int, int, int, int] | None:
-    """The first row that is not finite: its number, how many NaN and infinities it has, and how many values.
+def _first_bad_row(batch: Any, samples: int, *, own: bool) -> tuple[int, int, int, int] | None:
+    """The first sample that is not finite: its row, how many NaN and infinities it has, and how many values.
 
-    Of a task's own batches those tensors are looked at that have a row a sample, as far as can be told.
+    Of a task's own batches those tensors are looked at that have a row a sample, for NaN alone: a mask may be infinite.
     """
-    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples]
     for tensor in tensors:
-        values = tensor.reshape(len(tensor), -1)
-        rows = (~values.isfinite().all(1)).nonzero()
+        values = tensor.reshape(samples, -1)
+        rows = (values.isnan() if own else ~values.isfinite()).any(1).nonzero()
         if len(rows):
             row = values[int(rows[0])]
             return int(rows[0]), int(row.isnan().sum()), int(row.isinf().sum()), row.numel()

@@ -66,7 +66,6 @@ def train_run(
         NonFiniteError: when the run has left the finite numbers.
         StoppedError: when it was asked to stop.
     """
-    execution.refuse(recipe)
     folder = execution.folder(recipe)
     begun, start = not recipe.init or has_begun(folder, group), None
     watch = Watchdog(None, rank=group.rank, size=group.size, timeout=execution.hang_timeout)
@@ -246,7 +245,7 @@ class Loop:
 
     def _alive(self) -> list[bool]:
         """Which seeds have finite numbers alone; of several, weights and statistics are looked at too."""
-        self.step.alive = self.step.network.alive(self.step.alive)
+        self.step.alive.copy_(self.step.network.alive(self.step.alive))  # where a captured iteration has it
         return self.step.alive.cpu().numpy().tolist()
 
     def _save(self, done: int, *, together: bool = True, evaluated: bool = True) -> None:

@@ -320,7 +320,13 @@ class Tally:
         first = progress[0]
         if first.gains is not None:
             self._decisions.load(first.gains)
-        self._totals.copy_(torch.tensor([stands.totals for stands in progress], dtype=torch.float64).T)
+        totals = torch.tensor([stands.totals for stands in progress], dtype=torch.float64).T
+        if totals.shape != self._totals.shape:
+            raise ValueError(
+                f"the task counts {self._step.task.rows} sums, and {len(totals)} when the run was saved: its metrics"
+                " have changed; put them back, or give --fresh to start over"
+            )
+        self._totals.copy_(totals)
         if self.skipping is not None:
             self.skipping.skipped.fill_(first.skipped or 0)
         if self.noise is not None:

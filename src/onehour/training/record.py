@@ -213,7 +213,7 @@ class Run:
         """A record for each evaluation: epoch, iteration, lr, train_loss, train_error, val_loss, top1_error …
 
         Of a task of one's own `metrics` and `train_metrics` by name; `top1_error` and `train_error` are the first of
-        them, infinite where it is not finite.
+        them, and where it is not finite the worst that there is: infinite, or −infinite where more is better.
         """
         return [line for line in self._lines if line.get("iteration") != 0]
 
@@ -234,10 +234,13 @@ class Run:
         if self.recipe.task is None:
             return read_lines(path, METRICS, ("epoch", "train_error", "top1_error"), head=["recipe"])[1:]
         lines = read_lines(path, OWN_METRICS, ("epoch", "iteration", "metrics"), head=["recipe"])[1:]
+        first = next(iter(lines[0]["metrics"])) if lines else ""
+        worst = -math.inf if lines and first in lines[0].get("higher_is_better", ()) else math.inf
         for line in lines:
-            for short, name in (("train_error", "train_metrics"), ("top1_error", "metrics")):
-                first = next(iter(line.get(name, {}).values()), None)
-                line[short] = math.inf if first is None else first
+            found = {"train_error": line.get("train_metrics", {}).get(first), "top1_error": line["metrics"].get(first)}
+            if "ema_top1_error" in line:
+                found["ema_top1_error"] = line["ema_top1_error"]
+            line |= {short: worst if value is None else value for short, value in found.items()}
         return lines
 
     @property

@@ -271,11 +271,12 @@ def in_words(folder: Path, per_pass: int = 1, *, canonical: bool = False) -> Gen
         if not out_of_memory(error):
             raise
         if per_pass > 1:
-            flag, means = "workers-per-pass", "changes nothing that the run learns"
+            flag, fewer, means = "workers-per-pass", per_pass // 2, "changes nothing that the run learns"
             if canonical:
                 flag, means = "canonical-pass", "is part of the run's bits: begin it anew with --fresh"
+                fewer = max(size for size in range(1, per_pass) if per_pass % size == 0)
             raise ValueError(
-                f"out of memory with {per_pass} workers in a pass; give --{flag} {per_pass // 2}, which {means}"
+                f"out of memory with {per_pass} workers in a pass; give --{flag} {fewer}, which {means}"
             ) from error
         raise ValueError(
             "out of memory with one worker in a pass; use --precision bf16, or a smaller --per-worker (which changes"

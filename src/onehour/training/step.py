@@ -167,7 +167,8 @@ class Step:
         if last and not adapts:  # a gradient that travels is this worker's no more
             self.reducer.arm()
         if found.loss.requires_grad:  # of (1/kn)·Σ l, whose own backward begins with this
-            found.loss.backward(global_mean(torch.ones_like(found.loss), self.decisions.divisor))
+            loss: Any = found.loss
+            loss.backward(global_mean(torch.ones_like(loss), self.decisions.divisor))
         with torch.no_grad():
             if adapts:  # ‖g_i‖² of the worker that has just passed, by the gradients that were there before
                 pairs = zip(self.reducer.parameters, before, strict=True)
