@@ -98,7 +98,7 @@ def test_names_with_commas_and_findings_without_a_place(tmp_path: Path, monkeypa
     assert third.startswith("::error file=/elsewhere/é.py,line=3,")
     results = json.loads(as_sarif(found, "train.py"))["runs"][0]["results"]
     places = [result["locations"][0]["physicalLocation"]["artifactLocation"] for result in results]
-    assert [place["uri"] for place in places] == ["a,b:c.py", "train.py", "file:///elsewhere/%C3%A9.py"]
+    assert [place["uri"] for place in places] == ["a%2Cb%3Ac.py", "train.py", "file:///elsewhere/%C3%A9.py"]
     assert [result["level"] for result in results] == ["warning", "note", "error"]
 
 

@@ -18,6 +18,8 @@ TYPED = {
         "train.py", ARGUMENTS, environ={"CUDA_VISIBLE_DEVICES": ""}
     ),
     "uv run python train.py": Command("train.py", ARGUMENTS),
+    "uv run train.py": Command("train.py", ARGUMENTS),
+    "SEED=1 train.py": Command("train.py", ARGUMENTS, environ={"SEED": "1"}),
     "python -m pkg.train": Command("pkg/train.py", ARGUMENTS, module="pkg.train"),
     "python -m pkg": Command("pkg/__main__.py", ARGUMENTS, module="pkg"),
     "torchrun train.py": Command("train.py", ARGUMENTS, launcher="torchrun"),

@@ -3,7 +3,16 @@
 import pytest
 
 from onehour.check.story import Story
-from onehour.check.tape import BackwardPass, BatchGiven, EpochBegan, LossTerm, OptimizerStep, Tape
+from onehour.check.tape import (
+    BackwardPass,
+    BatchGiven,
+    EpochBegan,
+    EpochEnded,
+    LoaderSeen,
+    LossTerm,
+    OptimizerStep,
+    Tape,
+)
 
 
 def term(count: int | None) -> LossTerm:
@@ -90,3 +99,49 @@ def test_a_look_at_a_batch_is_no_pass():
             tape.add(BackwardPass(terms=[term(8)], samples=8))
             tape.add(OptimizerStep(optimizer=0, rates=[0.1]))
     assert [event.epoch for event in Story(tape).epochs(0)] == [1, 3, 5]
+
+
+def trained(tape: Tape, epoch: int, *, batches: int, a: int, length: int = 10, ends: bool = True) -> None:
+    """A pass of so many batches over the loader, with a step after `a` of them and one for the rest."""
+    tape.add(EpochBegan(loader=0, epoch=epoch, batches=length, planned=4))
+    for index in range(batches):
+        tape.add(BatchGiven(loader=0, epoch=epoch, index=index, size=8))
+        tape.add(BackwardPass(terms=[], samples=8))
+        if (index + 1) % a == 0 or index + 1 == batches:
+            tape.add(OptimizerStep(optimizer=0, rates=[0.1]))
+    if ends:
+        tape.add(EpochEnded(loader=0, epoch=epoch))
+
+
+@pytest.mark.parametrize(("batches", "a", "ends", "updates"), [(10, 4, True, 3), (6, 2, False, 3), (10, 1, True, 10)])
+def test_updates_of_an_epoch_are_counted_with_its_tail_and_where_the_loop_leaves_it(
+    batches: int, a: int, ends: bool, updates: int
+):
+    tape = Tape([LoaderSeen(loader=0, samples=80, batches=10, batch_size=8)])
+    for epoch in range(2):
+        trained(tape, epoch, batches=batches, a=a, ends=ends)
+    assert Story(tape).updates_an_epoch == updates
+
+
+def test_of_a_pass_that_was_cut_the_updates_are_what_its_batches_make():
+    tape = Tape([LoaderSeen(loader=0, samples=80, batches=10, batch_size=8)])
+    trained(tape, 0, batches=4, a=2, ends=False)
+    assert Story(tape).updates_an_epoch == 5, "none has ended"
+    tape.add(EpochEnded(loader=0, epoch=0, cut=True))
+    trained(tape, 1, batches=4, a=2, ends=False)
+    assert Story(tape).updates_an_epoch == 5
+
+
+def test_passes_that_only_evaluate_are_no_epochs_of_a_loader_that_trains():
+    """As where the training accuracy is measured on the training loader after each epoch, or statistics before all."""
+    tape = Tape([LoaderSeen(loader=0, samples=80, batches=10, batch_size=8)])
+    for number in range(5):
+        if number % 2:
+            trained(tape, number, batches=10, a=1)
+        else:
+            tape.add(EpochBegan(loader=0, epoch=number, batches=10, planned=1))
+            tape.events += [BatchGiven(loader=0, epoch=number, index=index, size=8) for index in range(10)]
+            tape.add(EpochEnded(loader=0, epoch=number, trained=False))
+    story = Story(tape)
+    assert [event.epoch for event in story.epochs(0)] == [1, 3]
+    assert (story.planned, story.updates_an_epoch) == (4, 10)

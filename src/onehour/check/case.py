@@ -130,7 +130,7 @@ def _pace(story: Story, scheduler: int) -> tuple[int, int | None]:
     """Scheduler steps for each update, 0 for one that is stepped once an epoch, and in a whole epoch."""
     calls = sum(event.scheduler == scheduler for event in story.tape.of(SchedulerStep))
     updates = len(story.steps)
-    ended = len(story.ends(story.training))
+    ended = len(story.trained())
     if not calls or not updates:
         return 0, None
     if ended and (calls <= ended or calls % ended == 0) and updates >= 2 * calls:

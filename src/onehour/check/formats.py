@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import onehour
 from onehour.check.finding import Finding
@@ -92,7 +93,7 @@ def as_sarif(findings: Sequence[Finding], script: str) -> str:
 def _result(finding: Finding, rule: int, script: str) -> dict[str, Any]:
     file, line = _place(finding, script)
     inside = not os.path.isabs(file)
-    artifact = {"uri": file, "uriBaseId": "%SRCROOT%"} if inside else {"uri": Path(file).as_uri()}
+    artifact = {"uri": quote(file), "uriBaseId": "%SRCROOT%"} if inside else {"uri": Path(file).as_uri()}
     return {
         "ruleId": finding.pitfall,
         "ruleIndex": rule,

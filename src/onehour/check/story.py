@@ -215,8 +215,14 @@ class Story:
         return array("q", b64decode(known[0].indices)) if known and known[0].indices is not None else None
 
     def epochs(self, loader: int | None) -> list[EpochBegan]:
-        """The passes over a loader, without those that only look at a batch, as `next(iter(loader))`."""
+        """The passes over a loader, without those that only look at a batch, as `next(iter(loader))`.
+
+        Of one that trains, those that only evaluate are left out too.
+        """
         passes = [event for event in self.tape.of(EpochBegan) if event.loader == loader]
+        trained = {event.epoch: event.trained for event in self.ends(loader)}
+        if any(trained.values()):
+            passes = [event for event in passes if trained.get(event.epoch, True)]
         given = Counter(event.epoch for event in self.tape.of(BatchGiven) if event.loader == loader)
         used = {micro.epoch for update in self.updates for micro in update.microbatches if micro.loader == loader}
         used |= {event.epoch for event in self.ends(loader)}
@@ -243,9 +249,17 @@ class Story:
 
     @property
     def updates_an_epoch(self) -> int | None:
-        """Of the training loader, in an epoch that is not cut."""
-        batches = next((event.batches for event in self.epochs(self.training)), None)
-        return None if batches is None else max(batches // self.window, 1)
+        """Of the training loader, in an epoch that is not cut: as they were counted in one, else by its batches."""
+        passes, ended = self.epochs(self.training), {event.epoch: event for event in self.ends(self.training)}
+        if not passes or passes[0].batches is None:
+            return None
+        for number, event in enumerate(passes):
+            # One that a later one follows has ended without a word: the loop has left it.
+            end, left = ended.get(event.epoch), number + 1 < len(passes)
+            steps = sum(update.epoch == event.epoch for update in self.steps)
+            if steps and (not end.cut if end is not None else left):
+                return steps
+        return max(passes[0].batches // self.window, 1)
 
     def median_samples(self) -> int | None:
         """Samples of an update on this process, most often."""

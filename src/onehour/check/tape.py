@@ -261,6 +261,7 @@ class SchedulerMade(TapeEvent):
     name: str = ""
     optimizer: int | None = None
     parts: list[int] = field(default_factory=list[int])
+    restarts: bool = False  # whether it, or a part of it, is meant to jump up
 
 
 @dataclass(frozen=True, slots=True)

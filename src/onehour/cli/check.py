@@ -130,7 +130,9 @@ def read_command(words: Sequence[str], folder: Path) -> Command:
     from onehour.check.run.forkserver import CheckError
 
     names = [os.path.basename(word) for word in words]
-    if words[0].endswith(".py") or not any(name in _LAUNCHERS or _PYTHON.fullmatch(name) for name in names):
+    starts = any(name in _LAUNCHERS or _PYTHON.fullmatch(name) for name in names)
+    starts = starts or _ASSIGNED.fullmatch(words[0]) is not None or words[1:2] == ["run"]  # as uv and poetry have it
+    if words[0].endswith(".py") or not starts:
         return Command(words[0], list(words[1:]))
     launcher, processes, environ = None, None, dict[str, str]()
     for index, word in enumerate(words):

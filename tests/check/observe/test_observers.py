@@ -7,6 +7,7 @@ import torch
 from observing import Watched, events, scalar
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from onehour.check.observe.backward import LOSSES, penalties
 from onehour.check.observe.digests import projections
@@ -238,6 +239,16 @@ def test_what_fails_in_an_observer_is_no_matter_of_the_loop():
     with Watched() as tape:
         assert Odd()(3) == 3
     assert "not mine" in next(tape.of(Trouble)).error
+
+
+def test_what_a_reentrant_checkpoint_runs_again_is_part_of_one_backward_pass():
+    body, head = nn.Linear(3, 3), nn.Linear(3, 2)
+    with Watched() as tape:
+        hidden = checkpoint(body, torch.ones(4, 3, requires_grad=True), use_reentrant=True)
+        F.cross_entropy(head(hidden), torch.zeros(4, dtype=torch.int64)).backward()
+    (one,) = events(tape, BackwardPass)
+    assert [(term.name, term.total) for term in one.terms] == [("cross_entropy", 1)]
+    assert one.samples == 4
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")

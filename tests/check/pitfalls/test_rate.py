@@ -1,11 +1,12 @@
 """Rates, warmups and schedules judged from recorded numbers alone."""
 
+import math
 from typing import Any
 
 import pytest
 
 from onehour.check.case import Base, Case, RateSchedule
-from onehour.check.pitfalls import judge, not_judged, rate, schedule
+from onehour.check.pitfalls import PITFALLS, judge, not_judged, rate, schedule
 from onehour.check.story import Story
 from onehour.check.tape import (
     BackwardPass,
@@ -20,6 +21,7 @@ from onehour.check.tape import (
     SchedulerMade,
     SchedulerStep,
     Tape,
+    Trouble,
 )
 
 BATCHES = 10
@@ -34,6 +36,7 @@ def tape(
     calls: int = 0,
     groups: list[float] | None = None,
     batches: int = BATCHES,
+    restarts: bool = False,
 ) -> Tape:
     """Updates of 8 samples with these rates, `batches` an epoch.
 
@@ -44,7 +47,8 @@ def tape(
     kind = {"form": "outside", "velocity": [], "adaptive": adaptive, "decay": []}
     tape.add(OptimizerSeen("train.py:5", optimizer=0, groups=known, **kind))
     if scheduler:
-        tape.add(SchedulerMade("train.py:6", scheduler=0, name=scheduler, optimizer=0, parts=[]))
+        made = SchedulerMade("train.py:6", scheduler=0, name=scheduler, optimizer=0, parts=[], restarts=restarts)
+        tape.add(made)
     tape.add(LoaderSeen("train.py:4", loader=0, samples=8 * batches, batches=batches, batch_size=8, drop_last=False))
     for index, now in enumerate(rates):
         epoch, batch = divmod(index, batches)
@@ -195,8 +199,17 @@ def test_a_cosine_planned_in_the_steps_that_are_taken():
 def test_a_cosine_that_ends_too_early_and_rises_again():
     curve = cosine(40, 10)
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1) == ["lr-collapses"]
-    assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingWarmRestarts", calls=1) == []
+    assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingWarmRestarts", restarts=True, calls=1) == []
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1, planned=None) == []
+
+
+@pytest.mark.parametrize("again", [0.1, 0.07])
+def test_a_jump_back_to_the_peak_is_a_restart(again: float):
+    """As Transformers' cosine with hard restarts, which is a LambdaLR."""
+    curve = [[1, 0.05 * (1 + math.cos(math.pi * (step % 20) / 20))] for step in range(20)]
+    curve += [[1, rate * again / 0.1] for _, rate in curve]
+    found = ids(rates_of(curve, 1), None, curve, scheduler="LambdaLR", calls=1)
+    assert found == ([] if again == 0.1 else ["lr-collapses"])
 
 
 def test_a_cosine_planned_in_iterations_and_stepped_by_epochs():
@@ -288,3 +301,24 @@ def test_a_group_at_the_base_s_own_rate_is_not_scaled():
 def test_an_adaptive_head_s_rate_is_no_linear_scaling_of_the_body_s():
     judged = case([0.1] * 20, Base(0.1, 4), groups=[0.1, 0.2], adaptive=True)
     assert judge(judged) == []
+
+
+def test_what_was_asked_for_and_cannot_be_judged_of_one_process_is_said():
+    one = case([0.1] * 8)
+    for asked, said in {
+        "overlapping-shards": "overlapping-shards: what shows only on several processes was not judged",
+        "decay-decoupled-scales-with-lr": "rates were not judged: that needs --base-lr and --base-minibatch",
+        "adam-linear-scaling": "rates were not judged: that needs --base-lr and --base-minibatch",
+        "batchnorm-n-changed": "BatchNorm's n was not judged: that needs --base-per-worker",
+    }.items():
+        notes = [note for note in not_judged(one, [asked]) if asked in note.pitfalls]
+        assert said in notes
+    assert not [note for note in not_judged(one, PITFALLS) if "several processes" in note], "of all, what one can have"
+
+
+def test_a_part_of_the_check_that_failed_is_said_once():
+    recorded = tape([0.1] * 8)
+    recorded.events += [Trouble(observer="Loaders._began", error="TypeError: int() …")] * 2
+    notes = [note for note in not_judged(Case([Story(recorded)])) if "a part of the check failed" in note]
+    assert len(notes) == 1
+    assert "Loaders._began: TypeError" in notes[0]

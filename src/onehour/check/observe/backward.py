@@ -106,6 +106,8 @@ class Backwards:
         self.recorder, self.optimizers, self.loaders = recorder, optimizers, loaders
         self.evaluations = loaders.evaluations
         self.inside = 0
+        self.running = False
+        """Whether a backward pass runs: what a checkpoint runs again within it, its own backward too, is none."""
         self.terms: list[LossTerm] = []
         self.scale = 1.0
         self.samples: int | None = None  # of the training pass before: the outermost module's first input
@@ -169,10 +171,14 @@ class Backwards:
         self.scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
 
     def _backward(self, original: Any, tensors: Any, *arguments: Any, **options: Any) -> Any:
-        if self.recorder.finished:
+        if self.recorder.finished or self.running:
             return original(tensors, *arguments, **options)
         before, penalized = self._begins(tensors) or ({}, [])
-        result = original(tensors, *arguments, **options)
+        self.running = True
+        try:
+            result = original(tensors, *arguments, **options)
+        finally:
+            self.running = False
         self._ended(before, penalized)
         return result
 

@@ -51,7 +51,7 @@ class Forwards:
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if in_a_graph():
             return
-        if self.depth == 0:
+        if self.depth == 0 and not self.backwards.running:
             self._outermost(module, inputs)
         if isinstance(module, BATCHNORM):
             self._batchnorm(module, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import sys
 import weakref
 from array import array
@@ -164,10 +165,10 @@ class Loaders:
                 number,
                 samples=samples,
                 batches=length_of(loader),
-                batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", None),
+                batch_size=_whole(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)),
                 drop_last=bool(loader.drop_last or getattr(loader.batch_sampler, "drop_last", False)),
                 sampler=type(sampler).__name__ if sampler is not None else type(loader.batch_sampler).__name__,
-                replicas=getattr(sampler, "num_replicas", None),
+                replicas=_whole(getattr(sampler, "num_replicas", None)),
                 replacement=bool(getattr(sampler, "replacement", False)),
                 processes=loader.num_workers,
                 probe=self._probe(loader.dataset, samples) if self.recorder.world > 1 and samples else None,
@@ -282,6 +283,14 @@ class Loaders:
         counts, losses = ([], []) if trained else self.evaluations.outcome()
         facts = opened.cut, opened.followed is not False, trained, opened.batches, opened.samples
         self.recorder.tape.add(EpochEnded(None, opened.loader, opened.number, *facts, counts, losses))
+
+
+def _whole(value: Any) -> int | None:
+    """What someone's own sampler says, if it is a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _weakly(thing: Any) -> Callable[[], Any]:

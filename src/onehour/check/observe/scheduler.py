@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LRScheduler, ReduceLROnPlateau
 
 from onehour.check.observe.internals import as_if_stepped, parts_of
 from onehour.check.observe.optimizer import Optimizers
@@ -20,6 +20,7 @@ from onehour.check.tape import SchedulerCurve, SchedulerMade, SchedulerStep
 from onehour.rules.probe import unwrapped
 
 STEPS = 1_000_000  # of a copy that is run to the end
+RESTARTS = (CosineAnnealingWarmRestarts, CyclicLR)  # schedules that are meant to jump up
 
 
 class Schedulers:
@@ -65,9 +66,10 @@ class Schedulers:
         self.parts |= {self.numbers.of(part) for part in parts}
         optimizer = _optimizer_of(scheduler)
         number = None if optimizer is None else self.optimizers.numbers.of(optimizer)
-        names = [self.numbers.of(part) for part in parts]
+        numbers = [self.numbers.of(part) for part in parts]
+        restarts = any(isinstance(part, RESTARTS) for part in [scheduler, *parts])
         self.recorder.tape.add(
-            SchedulerMade(place, self.numbers.of(scheduler), type(scheduler).__name__, number, names)
+            SchedulerMade(place, self.numbers.of(scheduler), type(scheduler).__name__, number, numbers, restarts)
         )
         if not isinstance(scheduler, ReduceLROnPlateau) and optimizer is not None:
             self.copies[scheduler] = _copied(scheduler, optimizer)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from onehour.check.case import Case
 from onehour.check.finding import Finding, Pitfall
 from onehour.check.pitfalls import batchnorm, evaluation, gradient, optimizer, processes, rate, samples, schedule
+from onehour.check.tape import Trouble
 
 FAMILIES = (rate, schedule, gradient, optimizer, samples, evaluation, processes, batchnorm)
 
@@ -77,8 +78,16 @@ ON_SEVERAL = (
 def not_judged(case: Case, asked: Collection[str] = ()) -> list[Note]:
     """What could not be judged of a case, and why: a sentence each; of ids that were asked for a missing base, too."""
     rates, story, said = case.schedule(), case.story, list[Note]()
-    if {*asked} & {*AGAINST_BASE} and (case.base.lr is None or case.base.minibatch is None):
-        said.append(Note("rates were not judged: that needs --base-lr and --base-minibatch", *AGAINST_BASE))
+    scaled = (*AGAINST_BASE, "decay-decoupled-scales-with-lr", *["adam-linear-scaling"] * (case.processes == 1))
+    if {*asked} & {*scaled} and (case.base.lr is None or case.base.minibatch is None):
+        said.append(Note("rates were not judged: that needs --base-lr and --base-minibatch", *scaled))
+    alone = {*asked} if case.processes == 1 and len(asked) < len(PITFALLS) else set[str]()
+    if "batchnorm-n-changed" in alone and case.base.per_worker is None:
+        said.append(Note("BatchNorm's n was not judged: that needs --base-per-worker", "batchnorm-n-changed"))
+    if between := [name for name in ON_SEVERAL if name in alone]:
+        said.append(Note(f"{', '.join(between)}: what shows only on several processes was not judged", *between))
+    for trouble in {f"{e.observer}: {e.error}": e for story in case.stories for e in story.tape.of(Trouble)}:
+        said.append(Note(f"a part of the check failed, so what it watches was not judged ({trouble})", *PITFALLS))
     if case.base.lr is not None and rates.rising:
         text = f"the rate was not judged against the base: it still rises after {len(rates.seen)} updates, and nothing"
         said.append(Note(f"{text} says where to", *AGAINST_BASE))

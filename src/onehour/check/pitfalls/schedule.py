@@ -11,7 +11,8 @@ from onehour.check.finding import Finding, pitfall
 from onehour.check.story import most_common
 from onehour.check.tape import SchedulerMade, SchedulerStep
 
-WARM_RESTARTS = ("CosineAnnealingWarmRestarts", "CyclicLR")  # schedules that are meant to jump up
+FEW = 3
+"""Steps in which a rate falls before a restart; a cosine over fewer, run on, jumps up as well."""
 STEPPED_LATER = ("ReduceLROnPlateau", "SWALR")  # those that a right loop may not step in its first epochs
 
 
@@ -140,7 +141,7 @@ def lr_collapses(case: Case) -> Finding | None:
     epochs, steps = story.planned, schedule.steps
     if not schedule.curve or not epochs or not steps:
         return None
-    if case.scheduler is not None and case.scheduler.name in WARM_RESTARTS:
+    if case.scheduler is not None and case.scheduler.restarts:
         return None
     peak = schedule.target or 0.0
     early = ((schedule.reaches(share * peak), before) for share, before in ((1e-7, 0.9), (1e-4, 0.5), (1e-2, 0.05)))
@@ -166,10 +167,13 @@ def lr_collapses(case: Case) -> Finding | None:
 
 
 def _rises(schedule: RateSchedule, epochs: int, steps: int) -> str | None:
-    """Up again by a tenth of the peak, after it had fallen to a tenth."""
+    """Up again by a tenth of the peak, after it had fallen to a tenth, but for a jump back to the peak: a restart."""
     peak = max(rate for _, rate in schedule.curve)
-    lowest, at = peak, 0.0
+    lowest, at, before, falls = peak, 0.0, peak, 0
     for start, _, rate in schedule.falling():
+        if rate > 0.9 * peak and before < 0.1 * peak and falls > FEW:
+            lowest = rate
+        before, falls = rate, falls + 1 if rate < before else 0
         if rate < lowest:
             lowest, at = rate, start
         if lowest < 0.1 * peak and rate > lowest + 0.1 * peak and start < steps:

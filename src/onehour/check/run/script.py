@@ -125,8 +125,13 @@ class _ScriptRun:
             self.observers.conclude()
         except Exception as error:  # what was seen before is still worth to be judged
             self.recorder.trouble("conclude", error)
-        self.recorder.tape.end = {"how": how, "updates": self.recorder.updates} | facts
-        self.recorder.tape.save(self.folder / f"tape-{self.rank}.json")
+        tape, path = self.recorder.tape, self.folder / f"tape-{self.rank}.json"
+        tape.end = {"how": how, "updates": self.recorder.updates} | facts
+        try:
+            tape.save(path)
+        except (TypeError, ValueError) as error:  # a value that JSON does not have; what led there is not judged
+            tape.events, tape.end = [], {"how": "failed", "updates": 0, "error": in_a_line(error)}
+            tape.save(path)
         self.wait_for_others()
         sys.stdout.flush()
         sys.stderr.flush()
