@@ -111,6 +111,7 @@ def test_bad_input_is_one_message(
             "canonical_pass = 1",
         ),
         (["train", "digits", "--reduce", "canonical", "--threads", "2"], "canonical_threads"),
+        (["sweep", "digits", "--processes", "0"], "processes must be above zero, got 0"),
         (["verify"], "needs a RECIPE, or --model and --data"),
         (["verify", "digits", "--processes", "2"], "two different numbers"),
         (["verify", "digits", "--processes", "1,two"], "expected numbers such as 1,2,4"),

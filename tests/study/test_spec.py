@@ -199,6 +199,22 @@ def test_a_recipe_that_is_not_the_papers_has_other_arms():
     assert "per_worker=256" in labels(asked(["pitfalls"], at=[256]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "scalings"),
+    [
+        ({"scaling": "sqrt", "scale_betas": False}, ["fixed"]),
+        ({"scaling": "sqrt", "scale_betas": False, "scale_adaptive": True}, ["fixed", "linear"]),
+        ({"scaling": "fixed"}, []),  # √k with its betas leaves no average at 16 times the base
+    ],
+)
+def test_scalings_that_an_optimizer_does_not_allow_are_no_arms_of_the_table(changes: dict[str, Any], scalings: list):
+    recipe = BASE.replace(optimizer="adamw", base_lr=1e-3, **changes)
+    found = labels(asked([], recipe=recipe))
+    assert [label for label in found if "scaling" in label] == [f"scaling={kind}" for kind in scalings]
+    with pytest.raises(ValueError, match="minibatch 100 is not a multiple"):
+        asked([], recipe=recipe, at=[100])
+
+
 @settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 64).map(lambda k: 16 * k), min_size=1, max_size=5, unique=True) | st.none(),

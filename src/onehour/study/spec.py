@@ -57,11 +57,28 @@ def parse_arm(text: str) -> list[Arm]:
     return [((name, _text(_value(name, value))),) for value in values.split(",")]
 
 
-def table_arms(recipe: Recipe) -> list[Arm]:
-    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's."""
+def table_arms(recipe: Recipe, minibatches: Sequence[int] = ()) -> list[Arm]:
+    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's.
+
+    Args:
+        minibatches: where they are trained; scalings that the recipe's optimizer does not allow there are left out.
+    """
     arms = [(("warmup", kind),) for kind in ("none", "constant", "gradual") if kind != recipe.warmup]
-    arms += [(("scaling", kind),) for kind in ("fixed", "sqrt", "linear") if kind != recipe.scaling]
+    for kind in ("fixed", "sqrt", "linear"):
+        arm = (("scaling", kind),)
+        if kind != recipe.scaling and all(_allowed(recipe, arm, minibatch) for minibatch in minibatches):
+            arms.append(arm)
     return arms + [(("base_lr", _text(recipe.base_lr * factor)),) for factor in (0.5, 2.0)]
+
+
+def _allowed(recipe: Recipe, arm: Arm, minibatch: int) -> bool:
+    """False where it is the arm that cannot be; a minibatch that the recipe itself cannot have is refused."""
+    applied(recipe, (), minibatch, 0)
+    try:
+        applied(recipe, arm, minibatch, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def pitfall_arms(recipe: Recipe, minibatch: int) -> list[Arm]:
@@ -186,7 +203,7 @@ def spec_of(
     chosen: list[Arm] = []
     for text in arms or ["table"]:
         if text == "table":
-            chosen += table_arms(recipe)
+            chosen += table_arms(recipe, arms_at)
         elif text == "pitfalls":
             if len(arms_at) > 1:
                 raise ValueError("--arm pitfalls is measured at one minibatch, since BatchNorm over all of kn names it")
