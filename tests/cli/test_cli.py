@@ -97,6 +97,7 @@ def test_bad_input_is_one_message(
         (["plan", "digits", "--processes", "64"], "64 processes cannot share 2 workers"),
         (["plan", "digits", "--minibatch", "32,33"], "minibatch 33 is not a multiple"),
         (["plan", "digits", "--minibatch", "32,many"], "'many' is not a size"),
+        (["plan", "resnet50", "--milestones", "1e400"], "milestone '1e400' is not an epoch"),
         (["plan", "digits", "--minibach", "32"], "expected --minibatch"),
         (["plan", "digits", "--epochs", "1.5s"], "--epochs: invalid float value: '1.5s'"),
         (["plan", "digits", "--minibatch", "256,1k", "--ramp", "256:8"], "must end below minibatch 256"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import studies
 from hypothesis import given, settings
@@ -191,6 +192,14 @@ def test_arms_by_word_and_by_value(arms: list[str], expected: list[str]):
     assert bool(spec.arms_at) == bool(expected)
 
 
+def test_sizes_may_be_numpys_and_one_arm_a_text(tmp_path: Path):
+    sizes: Any = np.array([32, 64])
+    made = spec_of(BASE, sizes, range(1), "warmup=none", sizes[1:])
+    assert (made.minibatches, made.arms_at, labels(made)) == ((32, 64), (64,), ["warmup=none"])
+    made.write(tmp_path)
+    assert SweepSpec.read(tmp_path) == made
+
+
 def test_a_recipe_that_is_not_the_papers_has_other_arms():
     changed = BASE.replace(warmup="none", scaling="sqrt", base_lr=0.4, zero_gamma=False)
     table = ["warmup=constant", "warmup=gradual", "scaling=fixed", "scaling=linear", "base_lr=0.2", "base_lr=0.8"]
@@ -290,6 +299,9 @@ def test_a_file_without_seeds_of_the_reference_has_none(tmp_path: Path):
         ),
         ({"seeds": range(0)}, "--seeds is 0; expected at least 1"),
         ({"sizes": [32, 32]}, "minibatches holds a value twice: 32, 32"),
+        ({"sizes": []}, "minibatches is empty"),
+        ({"sizes": 64}, "minibatches must be a list of sizes, got 64"),
+        ({"sizes": [64.5]}, "minibatches must be a whole number, got 64.5"),
         ({"sizes": [100]}, "minibatch 100: minibatch 100 is not a multiple of per_worker 16"),
         ({"sizes": [32, 16384]}, "minibatch 16384 is larger than the data set of 8192 samples"),
         ({"arms": ["warmup=none"], "at": [16384]}, "minibatch 16384 with warmup=none: .* larger than the data set"),
