@@ -25,7 +25,8 @@ VALUES: list[tuple[str, list[Any]]] = [
     *(("clip_norm", [0, INF]), ("freeze", [3]), ("decay_factor", [0]), ("warmup_epochs", [-1, NAN])),
     *(("scaling", [None]), ("optimizer", [3]), ("nesterov", [1]), ("compile", ["yes"]), ("channels_last", [None])),
     *(("zero_gamma", [0]), ("scale_adaptive", ["no"]), ("seed", [0.5, True, "0"])),
-    *(("name", [3]), ("model", [None]), ("data", [b"x"])),
+    *(("name", [3]), ("model", [None]), ("data", [b"x"]), ("task", [3]), ("collate", [3]), ("pitfall", [3])),
+    *(("ramp", [5]), ("warmup_epochs", [10**400]), ("base_lr", [10**400])),
 ]
 # (changes, what the message must say)
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
@@ -62,6 +63,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"milestones": ("x",)}, ["milestone", "'x'"]),
     ({"milestones": (NAN,)}, ["milestone", "nan"]),
     ({"milestones": "36"}, ["milestone", "36"]),
+    ({"milestones": ("1e400",)}, ["milestone", "1e400"]),
+    ({"decay_factor": 1e200}, ["0.1", "factor 1e+200", "3 milestones", "not finite"]),
+    ({"epochs": 1e308, "milestones": ("30",)}, ["epochs 1e+308", "2**53 images"]),
+    *(({name: 10**400}, [name, "401 digits", "2**53"]) for name in ("minibatch", "base_minibatch", "samples")),
     ({"milestones": 30}, ["milestone", "30"]),
     ({"milestones": None}, ["milestone", "None"]),
     ({"scaling": "liner"}, ["scaling", "'liner'", "linear"]),
@@ -155,13 +160,13 @@ RECIPES = st.builds(
     name=st.text(),
     model=st.text(),
     data=st.text(),
-    samples=st.none() | st.integers(10**6, 2**70),
-    classes=st.none() | st.integers(1, 2**70),
+    samples=st.none() | st.integers(10**6, 2**45),
+    classes=st.none() | st.integers(1, 2**53 - 1),
     minibatch=st.integers(1, 1000).map(lambda k: 32 * k),
     base_lr=st.floats(1e-300, 1e300),
     momentum=st.floats(1e-300, 1, exclude_max=True),
     weight_decay=st.floats(0, 1e300) | st.integers(0, 3),
-    decay_factor=st.floats(1e-300, 1e300),
+    decay_factor=st.floats(1e-300, 1),
     milestones=st.sets(st.fractions(min_value="1/1000", max_value=10**6)).map(
         lambda epochs: tuple(str(epoch) for epoch in sorted(epochs))
     ),

@@ -53,6 +53,22 @@ def test_where_the_square_is_not_above_its_error_it_is_not_estimable_and_only_bo
     assert (below.scale, below.low, below.high) == (None, None, None)
 
 
+def test_points_that_rounding_alone_tells_apart_and_traces_below_zero():
+    trace, square = 0.7886689660741341, 0.3136096185436008
+    same = noise_scale([(trace, square)] * 3)
+    assert (same.low, same.scale, same.high) == (pytest.approx(trace / square),) * 3
+    below = noise_scale([(-1.0, 1.0), (-1.1, 1.1), (-0.9, 1.05)])
+    assert (below.scale, below.low, below.high) == (None, None, None)
+
+
+@pytest.mark.parametrize(("count", "factor"), [(2, 12.7062), (3, 4.30265), (4, 3.18245)])
+def test_few_points_have_students_factor(count: int, factor: float):
+    points = [(100.0 + 0.1 * number, 1.0) for number in range(count)]
+    found = noise_scale(points)
+    half = factor * statistics.stdev(trace for trace, _ in points) / count**0.5
+    assert found.high == pytest.approx(statistics.fmean(trace for trace, _ in points) + half, abs=1e-3)
+
+
 def test_more_points_of_the_same_kind_narrow_the_interval():
     points = [(90.0, 1.2), (110.0, 0.8), (100.0, 1.0), (100.0, 1.3)]
     few, many = noise_scale(points * (FEWEST // 4)), noise_scale(points * FEWEST)

@@ -166,6 +166,40 @@ def test_what_a_run_cannot_tell_is_one_message(tmp_path: Path, options: dict[str
         plan("digits", minibatch=64, run=run_of(tmp_path / "run"), **options)
 
 
+@pytest.mark.parametrize("minibatch", [80, 160])
+def test_what_process_0_waits_for_those_with_more_workers_is_counted_once(tmp_path: Path, minibatch: int):
+    """5 workers on 2 processes: process 0 has 2, computes 32 ms and waits for 3 workers' 48 ms and 4 ms more."""
+    run = run_of(tmp_path / "run", [[0.0, 32.0, 20.0, 10.0]] * 3, processes=2)
+    (run / "recipe.toml").write_text(digits(minibatch=80).to_toml())
+    seconds = {80: 32e-3 + 20e-3 + 10e-3, 160: 80e-3 + 4e-3 + 10e-3}[minibatch]
+    assert plan("digits", minibatch=minibatch, run=run)["iteration_seconds"].value == pytest.approx(seconds)
+
+
+def test_a_canonical_run_is_placed_and_timed_by_halving(tmp_path: Path):
+    options: Any = {"minibatch": 192, "reduce": "canonical"}
+    assert plan("digits", **options, processes=3)["placement"].rule.endswith("on 3 processes: 3 or 6 each")
+    assert plan("digits", **options, canonical_pass=4, processes=3)["placement"].rule.endswith(": 4 each")
+    run = run_of(tmp_path / "run", processes=3, reduce="canonical")
+    (run / "recipe.toml").write_text(digits(**options).to_toml())
+    seconds = plan("digits", **(options | {"minibatch": 384}), run=run)["iteration_seconds"].value
+    assert seconds == pytest.approx(128e-3 + 10e-3)
+    with pytest.raises(ValueError, match=r"\(canonical_pass: 1 → 2; canonical_threads: 1 → 4\)"):
+        plan("digits", **options, run=run, canonical_pass=2, canonical_threads=4)
+
+
+def test_the_base_of_a_canonical_run_need_not_have_whole_passes():
+    changes: Any = {"reduce": "canonical", "canonical_pass": 16, "minibatch": 8192}
+    assert plan("resnet50", **changes)["workers"].base == 8
+
+
+def test_a_step_of_the_warmup_ends_where_the_decay_has_brought_the_rate():
+    planned = plan("resnet50", minibatch=8192, decay="cosine")
+    end = planned.recipe.schedule(5)
+    assert end < 3.2
+    assert planned["warmup_lr_step"].value == pytest.approx((end - 0.1) * 8192 / (5 * 1_281_167))
+    assert f"({end:g} − η) / T" in planned["warmup_lr_step"].rule
+
+
 def test_a_share_of_several_seeds_time_is_no_runs(tmp_path: Path):
     run = run_of(tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text()) | {"seeds_together": 5}
@@ -188,6 +222,8 @@ def test_the_canonical_reduction_is_not_modelled(tmp_path: Path):
         ("digits", {"price": 1, "processes": 2}, "a price needs hours and processes"),
         ("digits", {"price": 1, "images_per_second": 9}, "a price needs hours and processes"),
         ("resnet50", {"holds_to": (9000, 5000)}, "holds_to is 9000 to 5000"),
+        ("resnet50", {"holds_to": (1, 2)}, "holds_to ends at 2, below the 32 images of one worker"),
+        *(("resnet50", {name: -5}, "give a run, or leave them out") for name in ("bandwidth", "latency", "spread")),
         *((source, {"minibatch": 100}, "minibatch 100 is not a multiple of per_worker 32") for source in SOURCES),
         *((source, {"minibach": 256}, "no 'minibach'; expected minibatch") for source in SOURCES),
     ],
@@ -248,5 +284,5 @@ def test_a_run_without_samples_derives_what_does_not_need_them():
 def test_a_recipe_its_name_and_its_file_give_the_same_plan(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(digits().to_toml(), encoding="utf-8")
-    plans = [plan(source, minibatch=64).as_dict() for source in ("digits", recipe("digits"), str(path))]
-    assert plans[0] == plans[1] == plans[2]
+    plans = [plan(source, minibatch=64).as_dict() for source in ("digits", recipe("digits"), str(path), path)]
+    assert plans[0] == plans[1] == plans[2] == plans[3]

@@ -23,6 +23,7 @@ from onehour.cli import main
 from onehour.config import Recipe
 from onehour.models.resnet import resnet8
 from onehour.planner import plan
+from onehour.recipes import resnet50
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.rules.initialize import init_weights_, last_batchnorms
 from onehour.rules.shuffle import SampleStream
@@ -56,6 +57,10 @@ def test_the_command_prints_the_translation(tool: str, capsys: pytest.CaptureFix
         ("resnet50 --processes 9 --as hf", "9 processes cannot share 8 workers"),
         ("resnet50 --label-smoothing 0.1 --as timm", "label_smoothing is not translated; leave it out here"),
         ("resnet50 --precision float64 --as torch", "precision float64 is not translated; use --precision float32 or"),
+        ("resnet50 --random-erasing 0.5 --as torch", "random_erasing is not translated; leave it out here"),
+        ("resnet50 --task my.module:loss --as torch", "task is not translated; leave it out here"),
+        ("resnet50 --task a:b --collate a:c --as hf", "task is not translated; leave it out here"),
+        ("resnet50 --pitfall warmup-per-epoch --as timm", "pitfall warmup-per-epoch is not translated; leave it out"),
         ("resnet50 --layer-rates fc.*=10 --as torch", "layer_rates is not translated; leave it out"),
         ("resnet50 --ema 0.999 --as timm", "ema is not translated; leave it out"),
         ("resnet50 --epochs 2.5 --as torch", "other tools count whole epochs, and epochs is 2.5"),
@@ -85,6 +90,12 @@ def test_workers_become_processes_and_passes_on_machines_of_eight(processes: int
     assert (values["processes"], values["passes"], values["nodes"]) == expected
     assert values["processes"] * values["passes"] * values["per_worker"] == 8192
     assert start in translate(made, "torch")
+
+
+@pytest.mark.parametrize("tool", TEMPLATES)
+def test_a_name_stays_in_its_comment(tool: str):
+    made = translate(plan(resnet50(name="a\nimport os\r\u2028$minibatch")), tool)
+    assert "# a\\nimport os\\r\\u2028$minibatch at minibatch 256: " in made
 
 
 @pytest.mark.parametrize("tool", PYTHON)

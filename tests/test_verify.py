@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from onehour.cli import main
+from onehour.config import Recipe
 from onehour.dist.group import Group
+from onehour.dist.launch import LaunchError
 from onehour.recipes import digits
 from onehour.sweeps.verify import MODES, compare, trace
 
@@ -79,6 +82,23 @@ def test_workers_that_share_a_pass_have_one_sum_on_any_number_of_processes_up_to
         found.append(set(content["findings"][2]["sha256"].values()))
     assert [len(sums) for sums in found] == [1, 1]
     assert found[0] != found[1], "passes of other sizes have other bits"
+
+
+@pytest.mark.parametrize("scaling", ["linear", "sqrt"])
+def test_a_minibatch_that_grows_for_the_processes_does_not_ask_for_a_rule_that_fails_there(
+    tmp_path: Path, scaling: str, monkeypatch: pytest.MonkeyPatch
+):
+    launched: list[Recipe] = []
+
+    def launch(command: list[str], **options: Any) -> None:
+        launched.append(Recipe.from_toml(Path(command[1]) / "recipe.toml"))
+        raise LaunchError("enough", 7)
+
+    monkeypatch.setattr("onehour.cli.verify.launch", launch)
+    path = tmp_path / "mine.toml"
+    path.write_text(digits(optimizer="adamw", base_lr=1e-3, scaling=scaling).to_toml())
+    assert main(["verify", str(path), "--processes", "1,32", "--steps", "1", "--device", "cpu"]) == 7
+    assert (launched[0].minibatch, launched[0].target_lr) == (512, 1e-3)
 
 
 @pytest.mark.slow

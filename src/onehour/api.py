@@ -16,6 +16,7 @@ from onehour.dist.watchdog import never
 from onehour.entry import asked_for
 from onehour.execution import Execution, default_folder
 from onehour.recipes import recipe as named
+from onehour.rules.arguments import whole_number
 from onehour.runs import run
 from onehour.study.results import Study, read_study
 from onehour.study.spec import spec_of
@@ -102,7 +103,7 @@ def sweep(
     minibatches: Sequence[int] | None = None,
     seeds: int = 5,
     first_seed: int = 0,
-    arms: Sequence[str] = ("table",),
+    arms: Sequence[str] | str = ("table",),
     arms_at: Sequence[int] | None = None,
     out: str | Path | None = None,
     jobs: int | None = None,
@@ -142,6 +143,7 @@ def sweep(
     refuse_several("sweep")
     chosen = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
     completed, _ = complete(asked_for(chosen, trust=trust))
+    first_seed, seeds = whole_number("first_seed", first_seed), whole_number("seeds", seeds)
     spec = spec_of(completed, minibatches, range(first_seed, first_seed + seeds), arms, arms_at)
     folder = default_folder(completed, "sweep") if out is None else Path(out)
     jobs, execution = pick_jobs(jobs, processes=processes, device=device)

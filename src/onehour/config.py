@@ -40,6 +40,8 @@ SIZES = (
     "canonical_pass",
     "recalibrate",
 )
+COUNTABLE = 2**53
+"""Up to which floats hold every whole number: what is counted in them is below it."""
 SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "fixed": fixed_scaling, "adascale": fixed_scaling}
 """AdaScale's schedule is the base's own, and what it grows by is known when gradients are."""
 
@@ -154,6 +156,12 @@ class Recipe:
         for name in ("samples", "classes", "resized", "recalibrate", "test_resize"):
             if getattr(self, name) is not None:
                 self._set(name, positive_int(name, getattr(self, name)))
+        for name in SIZES:
+            if (getattr(self, name) or 0) >= COUNTABLE:
+                raise ValueError(f"{name} has {len(str(getattr(self, name)))} digits; expected a number below 2**53")
+        for name in ("task", "collate", "pitfall"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
         for name in ("base_lr", "decay_factor"):
             self._set(name, positive(name, getattr(self, name)))
         self._set("weight_decay", not_negative("weight_decay", self.weight_decay))
@@ -175,6 +183,10 @@ class Recipe:
         refuse_together(self)
         if self.optimizer in ADAPTIVE:
             self.refuse_linear()
+        if self.epochs * (self.samples or 1) >= COUNTABLE:
+            raise ValueError(f"epochs {self.epochs:g} are more than 2**53 images; use fewer, such as 90")
+        if self.decay == "step":
+            schedules.step_decay(self.target_lr, self.milestones, self.decay_factor)
         _ = self.adam, self.workers
 
     def _set(self, name: str, value: Any) -> None:

@@ -27,7 +27,7 @@ class NoiseScale:
         points: how many.
         trace: mean of tr Σ.
         square, square_error: mean of |G|², and its standard error.
-        scale: B, in samples; None where it is not estimable, since |G|² is not above its own error.
+        scale: B, in samples; None where it is not estimable, since |G|² is not above its own error or tr Σ not above 0.
         low, high: the 95 % interval of B; `high` is None where nothing bounds it, `low` where nothing is known.
     """
 
@@ -94,16 +94,20 @@ def noise_scale(points: Iterable[tuple[float, float]]) -> NoiseScale:
     b = trace * square - wide * statistics.covariance(traces, squares)
     c = trace**2 - wide * statistics.variance(traces)
     scale = low = high = None
-    if a > 0 and square > 0:
-        root = math.sqrt(b * b - a * c)
+    root = math.sqrt(max(0.0, b * b - a * c))  # rounding alone brings it below zero
+    if trace <= 0:
+        pass  # no B above zero is likelier than B = 0
+    elif a > 0 and square > 0:
         scale, low, high = trace / square, max(0.0, (b - root) / a), (b + root) / a
     elif a < 0 < c:
-        low = (b - math.sqrt(b * b - a * c)) / a
+        low = (b - root) / a
     return NoiseScale(count, trace, square, math.sqrt(square_variance / count), scale, low, high)
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, by its expansion in 1/ν about the normal's: to 0.01 from ν = 3 on."""
+    """The 97.5 % point of Student's t: exact for ν ≤ 2, from there on to 0.01 by an expansion about the normal's."""
+    if freedom <= 2:
+        return math.tan(0.475 * math.pi) if freedom == 1 else 0.95 * math.sqrt(2 / (1 - 0.95**2))
     z = Z
     terms = (
         (z**3 + z) / 4,

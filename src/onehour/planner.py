@@ -23,6 +23,8 @@ __all__ = ["plan"]
 
 DECIDES_SPEED = ("model", "per_worker", "precision", "channels_last", "compile", "reduce")
 """Fields that a run must share with a recipe to say how long it takes."""
+IF_CANONICAL = ("canonical_pass", "canonical_threads")
+"""Those that a canonical run must share too."""
 TIMES = ("image_seconds", "slowest", "reduction_seconds", "iteration_seconds", "hours", "efficiency", "price")
 
 
@@ -55,7 +57,7 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     *,
     processes: int | None = None,
     images_per_second: float | None = None,
@@ -87,17 +89,22 @@ def plan(
     >>> plan("resnet50", minibatch=8192)["iterations"].value
     14076
     """
-    recipe = named(recipe, **changes) if isinstance(recipe, str) else recipe.replace(**changes)
+    recipe = named(recipe, **changes) if isinstance(recipe, str | Path) else recipe.replace(**changes)
     base = recipe
     if recipe.base_minibatch % recipe.per_worker == 0 and recipe.base_minibatch <= (recipe.samples or math.inf):
-        base = recipe.replace(minibatch=recipe.base_minibatch, ramp=())
+        base = recipe.replace(minibatch=recipe.base_minibatch, ramp=(), canonical_pass=1)
     if recipe.scaling == "adascale" and (run is not None or images_per_second is not None):
         raise ValueError("how many iterations scaling adascale takes is known when they are over: no hours can be said")
     if run is not None and recipe.ramp:
         raise ValueError("hours from a run are those of one minibatch; leave ramp out, or give images per second")
     if run is not None and images_per_second is not None:
         raise ValueError("give images per second or a run, not both")
-    measured = None if run is None else _measured(Path(run), recipe)
+    if run is None and (bandwidth is not None or spread is not None or latency != 50):
+        raise ValueError(
+            "bandwidth, latency and spread are for a run's hours on other processes; give a run, or leave them out"
+        )
+    latency = not_negative("latency", latency)
+    measured, images = (None, 0) if run is None else _measured(Path(run), recipe, processes)
     values = dict(_derive(recipe, base))
     if recipe.samples is not None:
         values |= dict(_derive_from_samples(recipe, base, recipe.samples))
@@ -109,12 +116,12 @@ def plan(
         processes = measured.processes
     if processes is not None:
         place(recipe.fewest_workers, processes, together=recipe.together)
-        values["placement"] = _placement(recipe.workers.workers, processes)
+        values["placement"] = _placement(recipe, processes)
     if measured is not None and processes is not None:
         links = None
         if bandwidth is not None:
-            links = Links(1e9 * positive("bandwidth", bandwidth), 1e-6 * not_negative("latency", latency))
-        values |= dict(_derive_time(recipe, measured, processes, links, spread))
+            links = Links(1e9 * positive("bandwidth", bandwidth), 1e-6 * latency)
+        values |= dict(_derive_time(recipe, measured, processes, images, links, spread))
     if price is not None:
         if "hours" not in values or processes is None:
             raise ValueError("a price needs hours and processes: give a run, or images per second and processes")
@@ -259,8 +266,10 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
         iterations = recipe.warmup_epochs * samples / kn
         yield "warmup_iterations", Derived(iterations, "T = warmup epochs · N / kn", "2.2", 0)
         if recipe.warmup == "gradual":
-            step = (recipe.target_lr - recipe.base_lr) / iterations
-            yield "warmup_lr_step", Derived(step, "(η̂ − η) / T, at every iteration", "2.2", 0.0)
+            end = recipe.schedule(recipe.warmup_epochs)
+            top = "η̂" if end == recipe.target_lr else f"{end:g}"  # the decay may have begun by then
+            step = (end - recipe.base_lr) / iterations
+            yield "warmup_lr_step", Derived(step, f"({top} − η) / T, at every iteration", "2.2", 0.0)
     if recipe.scaling == "adascale":
         return
     needed = epochs * samples / 3600
@@ -274,18 +283,29 @@ def _hours(recipe: Recipe, samples: int, images_per_second: float) -> Derived:
     return Derived(hours, f"{recipe.epochs:g} · N / {images_per_second:g} images/s", "5.5", hours)
 
 
-def _placement(workers: int, processes: int) -> Derived:
-    shares = [len(share) for share in place(workers, processes)]
-    few, many = min(shares), max(shares)
-    each = f"{few}" if few == many else f"{few} or {many}"
-    return Derived(processes, f"{workers} workers on {processes} processes: {each} each", "2.3")
+def _shares(recipe: Recipe, processes: int) -> list[int]:
+    """How many workers each process hosts."""
+    division = place_by_halving if recipe.reduce == "canonical" else place
+    return [len(share) for share in division(recipe.workers.workers, processes, together=recipe.together)]
 
 
-def _measured(folder: Path, recipe: Recipe) -> Measured:
+def _placement(recipe: Recipe, processes: int) -> Derived:
+    *fewer, most = sorted(set(_shares(recipe, processes)))
+    each = f"{', '.join(map(str, fewer))} or {most}" if fewer else f"{most}"
+    return Derived(processes, f"{recipe.workers.workers} workers on {processes} processes: {each} each", "2.3")
+
+
+def _measured(folder: Path, recipe: Recipe, processes: int | None) -> tuple[Measured, int]:
+    """What a run measured, and the images of the process that an iteration on so many processes is timed by.
+
+    That is the one with the most, but at the run's own minibatch and processes it is process 0, which has been timed:
+    what it waits for those with more workers is in its reduction.
+    """
     from onehour.training.record import Run  # needs torch
 
     run = Run(folder)
-    pairs = {name: (getattr(run.recipe, name), getattr(recipe, name)) for name in DECIDES_SPEED}
+    names = DECIDES_SPEED + IF_CANONICAL * (recipe.reduce == "canonical")
+    pairs = {name: (getattr(run.recipe, name), getattr(recipe, name)) for name in names}
     if changed := [f"{name}: {own} → {asked}" for name, (own, asked) in pairs.items() if own != asked]:
         raise ValueError(f"{folder} does not tell how fast this recipe is ({'; '.join(changed)}); give a run like it")
     steps = [step for line in run.timing for step in line.get("steps_ms", [])]
@@ -293,22 +313,29 @@ def _measured(folder: Path, recipe: Recipe) -> Measured:
         raise ValueError(f"{folder} has no images_per_second yet: it has no summary.json")
     if (seeds := run.summary.get("seeds_together", 1)) > 1:
         raise ValueError(f"{folder} was timed as one of {seeds} seeds in one network; give a run alone")
-    processes = positive_int("processes", run.environment.get("processes", 1))
+    own = positive_int("processes", run.environment.get("processes", 1))
     together = positive_int("workers_per_pass", run.environment.get("workers_per_pass", 1))
-    division = place_by_halving if recipe.reduce == "canonical" else place
-    own = len(division(run.recipe.workers.workers, processes, together=run.recipe.together)[0])
+    shares, asked = _shares(run.recipe, own), _shares(recipe, own if processes is None else processes)
     computing = [1e-3 * (data + compute) for data, compute, _, _ in steps]
     mean, reduction = statistics.fmean(computing), 1e-3 * statistics.fmean(step[2] for step in steps)
     whole = sum(line.get("seconds", 0.0) for line in run.timing) / len(steps)
-    return Measured(
-        processes=processes,
-        image=mean / (own * recipe.per_worker),
-        fixed=max(0.0, whole - mean - reduction),
+    image, n = mean / (shares[0] * recipe.per_worker), recipe.per_worker
+    fixed = max(0.0, whole - mean - reduction)
+    images = n * max(asked)
+    if (processes in (None, own)) and recipe.minibatch == run.recipe.minibatch:
+        images = n * shares[0]
+    else:
+        reduction = max(0.0, reduction - n * (max(shares) - shares[0]) * image)
+    measured = Measured(
+        processes=own,
+        image=image,
+        fixed=fixed,
         reduction=reduction,
         spread=_spread(computing),
         gradient_bytes=run.summary["parameter_bytes"] + run.summary.get("buffer_bytes", 0),
-        pass_images=min(own, together) * recipe.per_worker,
+        pass_images=min(shares[0], together) * n,
     )
+    return measured, images
 
 
 def _spread(seconds: list[float]) -> float:
@@ -320,7 +347,7 @@ def _spread(seconds: list[float]) -> float:
 
 
 def _derive_time(
-    recipe: Recipe, measured: Measured, processes: int, links: Links | None, spread: float | None
+    recipe: Recipe, measured: Measured, processes: int, images: int, links: Links | None, spread: float | None
 ) -> Iterable[tuple[str, Derived]]:
     modelled = processes not in (1, measured.processes)
     if modelled and links is None:
@@ -331,7 +358,6 @@ def _derive_time(
     if modelled and recipe.reduce == "canonical":
         raise ValueError(f"what reduce canonical costs on {processes} processes is not modelled; plan with reduce fast")
     sigma = measured.spread if spread is None else not_negative("spread", spread)
-    images = recipe.per_worker * max(map(len, place(recipe.workers.workers, processes)))
     time, alone = (
         expected_iteration(measured, images=share, processes=p, links=links, spread=sigma)
         for share, p in ((images, processes), (recipe.minibatch, 1))
@@ -359,8 +385,12 @@ def _derive_time(
 
 
 def _largest_workers(per_worker: int, low: float, high: float) -> Derived:
-    if not 0 < low <= high:
+    if not 0 < low <= high < math.inf:
         raise ValueError(f"holds_to is {low:g} to {high:g}; expected a smaller and a larger minibatch")
-    least, most = int(low // per_worker), int(high // per_worker)
+    least, most = max(1, int(low // per_worker)), int(high // per_worker)
+    if most < 1:
+        raise ValueError(
+            f"holds_to ends at {high:g}, below the {per_worker} images of one worker; use larger minibatches"
+        )
     rule = f"kn ≤ B, which lies between {low:g} and {high:g}: from {least} workers on it may break"
     return Derived(most, rule, "")

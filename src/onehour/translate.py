@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from onehour.config import Recipe
-from onehour.messages import nearest
+from onehour.messages import nearest, shown
 from onehour.planner import Plan
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
@@ -16,6 +16,10 @@ OPTIMIZERS |= {"nadam": "NAdam", "radam": "RAdam"}
 # Where timm's have other defaults than torch's.
 TIMM_OPTIMIZERS = {"rmsprop": "rmsprop --momentum 0 --opt-kwargs alpha=0.99", "adagrad": "adagrad --opt-eps 1e-10"}
 TIMM_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+LEFT = ("task", "collate", "label_smoothing", "mixup", "cutmix", "random_erasing", "clip_norm", "ema", "freeze")
+LEFT += ("layer_rates", "ramp")
+"""What a recipe can ask for and the generated file does not do."""
 
 ABOUT = """\
 # $name at minibatch $minibatch: $processes × $passes × $per_worker (processes, passes, images), $iterations updates.
@@ -305,16 +309,15 @@ def values_of(plan: Plan) -> dict[str, Any]:
             f"optimizer {recipe.optimizer} is your own, and what it takes is not known here; translate with"
             " --optimizer sgd, and put your own in its place"
         )
-    for name in ("label_smoothing", "mixup", "cutmix"):
-        if getattr(recipe, name):
-            raise ValueError(f"{name} is not translated; leave it out here, and set it in your tool")
     if recipe.epochs % 1:
         raise ValueError(f"other tools count whole epochs, and epochs is {recipe.epochs:g}; give a whole number")
     if recipe.scaling == "adascale":
         raise ValueError("scaling adascale is not translated; use linear, sqrt or fixed")
     if recipe.precision == "float64":
         raise ValueError("precision float64 is not translated; use --precision float32 or bf16")
-    for name in ("clip_norm", "ema", "freeze", "layer_rates", "ramp"):
+    if recipe.pitfall is not None:
+        raise ValueError(f"pitfall {recipe.pitfall} is not translated; leave it out")
+    for name in LEFT:
         if getattr(recipe, name):
             raise ValueError(f"{name} is not translated; leave it out here, and set it in your tool")
     passes, schedule, n = workers // processes, schedule_code(recipe), recipe.per_worker
@@ -323,6 +326,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
     adam = "" if recipe.adam is None else f", betas={recipe.adam['betas']!r}, eps={recipe.adam['eps']!r}"
     layout, compiles = "    model.to(memory_format=torch.channels_last)\n", "    model.compile()\n"
     return recipe.as_dict() | {
+        "name": shown(recipe.name),
         "workers": workers,
         "processes": processes,
         "passes": passes,

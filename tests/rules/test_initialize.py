@@ -130,10 +130,60 @@ def test_a_shortcuts_own_batchnorm_is_never_the_last_of_its_block():
     assert list(last_batchnorms(nn.Sequential(OwnBlock(nn.BatchNorm2d(4))))) == ["0.branch.3"]
 
 
-def test_a_batchnorm_without_gamma_is_passed_over():
-    assert list(last_batchnorms(OwnBlock(nn.BatchNorm2d(4, affine=False)))) == ["branch.1"]
-    model = init_weights_(OwnBlock(nn.BatchNorm2d(4, affine=False)))
-    assert set(model.get_parameter("branch.1.weight").tolist()) == {0.0}
+class PreActivation(nn.Module):
+    """A block whose last convolution comes after its last BatchNorm, as such or in a module of its own."""
+
+    def __init__(self, *, wrapped: bool) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2, conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2 = nn.Sequential(conv2) if wrapped else conv2
+        self.shortcut = nn.Sequential()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_branch_that_goes_on_after_its_last_batchnorm_still_learns(wrapped):
+    block = init_weights_(PreActivation(wrapped=wrapped), generator=generator())
+    assert last_batchnorms(block) == {}
+    block(torch.randn(2, 4, 5, 5, generator=generator())).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in block.named_parameters() if "weight" in name)
+
+
+def test_a_gate_behind_the_last_batchnorm_is_no_layer_of_the_branch():
+    block = OwnBlock(nn.BatchNorm2d(4))
+    block.squeeze = nn.Sequential(nn.Conv2d(4, 1, 1), nn.ReLU(), nn.Conv2d(1, 4, 1), nn.Sigmoid())
+    block.eca = nn.Sequential(nn.Conv1d(1, 1, 3), nn.Sigmoid())
+    assert list(last_batchnorms(block)) == ["branch.3"]
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "residual"),
+    [
+        (None, True),
+        (nn.Sequential(), True),
+        (nn.Identity(), True),
+        (torch.relu, True),
+        (nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)), True),
+        (nn.MaxPool2d(2), False),
+        (nn.Sequential(nn.AvgPool2d(2)), False),
+        (True, False),
+    ],
+    ids=str,
+)
+def test_a_block_that_only_pools_under_a_shortcuts_name_is_no_residual_one(shortcut, residual):
+    block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    block.downsample = shortcut
+    assert list(last_batchnorms(block)) == ["1"] * residual
+
+
+def test_a_batchnorm_without_gamma_is_passed_over_but_a_convolution_is_not():
+    assert last_batchnorms(OwnBlock(nn.BatchNorm2d(4, affine=False))) == {}
+    block = OwnBlock(nn.BatchNorm2d(4))
+    block.branch.append(nn.BatchNorm2d(4, affine=False))
+    assert list(last_batchnorms(block)) == ["branch.3"]
 
 
 def test_a_batchnorm_without_beta_is_initialised_too():

@@ -46,6 +46,12 @@ def test_a_noise_scale_below_the_base_leaves_the_base(tmp_path: Path, capsys: py
     assert "should hold to minibatch 32 (1×)" in said(capsys, str(run(tmp_path, loud)))
 
 
+def test_a_trace_below_zero_is_no_noise_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, str(run(tmp_path, [[t, -trace, square] for t, trace, square in POINTS])))
+    assert "not estimable: tr Σ is not above zero\n" in text
+    assert "none is possible" in text
+
+
 def test_what_cannot_be_estimated_is_bounded_from_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lost = [[t, trace, square - 0.05 + 0.1 * (-1) ** (t // 10)] for t, trace, square in POINTS]
     folder = str(run(tmp_path, lost))

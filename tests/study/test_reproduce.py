@@ -111,6 +111,24 @@ def test_runs_have_a_command_each(tmp_path: Path):
     assert named("digits", **recipe_changes(options)) == digits(minibatch=512, warmup="none", zero_gamma=False, seed=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"epochs": 48}, ["--epochs", "48"]),
+        ({"epochs": 48, "decay": "cosine"}, ["--epochs", "48", "--decay", "cosine"]),
+        (
+            {"epochs": 48, "warmup_epochs": 5, "milestones": ("8", "16", "64/3")},
+            ["--epochs", "48", "--milestones", "8,16,64/3", "--warmup-epochs", "5"],
+        ),
+    ],
+)
+def test_other_epochs_with_the_old_warmup_and_milestones_are_asked_for(tmp_path: Path, changes: dict, flags: list[str]):
+    (command,) = commands(read_paths([studies.write_run(tmp_path / "a", studies.BASE.replace(**changes), 3.5)]))
+    assert shlex.split(command)[7:] == flags
+    options = parse(make_parser(), shlex.split(command)[1:])
+    assert named("digits", **recipe_changes(options)).schedule == studies.BASE.replace(**changes).schedule
+
+
 def test_what_was_given_from_python_has_no_command(tmp_path: Path):
     run = studies.write_run(tmp_path / "a", studies.BASE.replace(model="<Net>"), 3.5)
     assert commands(read_study([run])) == []

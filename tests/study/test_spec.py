@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import studies
 from hypothesis import given, settings
@@ -191,12 +192,36 @@ def test_arms_by_word_and_by_value(arms: list[str], expected: list[str]):
     assert bool(spec.arms_at) == bool(expected)
 
 
+def test_sizes_may_be_numpys_and_one_arm_a_text(tmp_path: Path):
+    sizes: Any = np.array([32, 64])
+    made = spec_of(BASE, sizes, range(1), "warmup=none", sizes[1:])
+    assert (made.minibatches, made.arms_at, labels(made)) == ((32, 64), (64,), ["warmup=none"])
+    made.write(tmp_path)
+    assert SweepSpec.read(tmp_path) == made
+
+
 def test_a_recipe_that_is_not_the_papers_has_other_arms():
     changed = BASE.replace(warmup="none", scaling="sqrt", base_lr=0.4, zero_gamma=False)
     table = ["warmup=constant", "warmup=gradual", "scaling=fixed", "scaling=linear", "base_lr=0.2", "base_lr=0.8"]
     assert labels(asked(["table"], recipe=changed)) == table
     assert labels(asked(["pitfalls"], recipe=changed))[-1] == "zero_gamma=true"
     assert "per_worker=256" in labels(asked(["pitfalls"], at=[256]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "scalings"),
+    [
+        ({"scaling": "sqrt", "scale_betas": False}, ["fixed"]),
+        ({"scaling": "sqrt", "scale_betas": False, "scale_adaptive": True}, ["fixed", "linear"]),
+        ({"scaling": "fixed"}, []),  # √k with its betas leaves no average at 16 times the base
+    ],
+)
+def test_scalings_that_an_optimizer_does_not_allow_are_no_arms_of_the_table(changes: dict[str, Any], scalings: list):
+    recipe = BASE.replace(optimizer="adamw", base_lr=1e-3, **changes)
+    found = labels(asked([], recipe=recipe))
+    assert [label for label in found if "scaling" in label] == [f"scaling={kind}" for kind in scalings]
+    with pytest.raises(ValueError, match="minibatch 100 is not a multiple"):
+        asked([], recipe=recipe, at=[100])
 
 
 @settings(max_examples=25)
@@ -274,6 +299,9 @@ def test_a_file_without_seeds_of_the_reference_has_none(tmp_path: Path):
         ),
         ({"seeds": range(0)}, "--seeds is 0; expected at least 1"),
         ({"sizes": [32, 32]}, "minibatches holds a value twice: 32, 32"),
+        ({"sizes": []}, "minibatches is empty"),
+        ({"sizes": 64}, "minibatches must be a list of sizes, got 64"),
+        ({"sizes": [64.5]}, "minibatches must be a whole number, got 64.5"),
         ({"sizes": [100]}, "minibatch 100: minibatch 100 is not a multiple of per_worker 16"),
         ({"sizes": [32, 16384]}, "minibatch 16384 is larger than the data set of 8192 samples"),
         ({"arms": ["warmup=none"], "at": [16384]}, "minibatch 16384 with warmup=none: .* larger than the data set"),

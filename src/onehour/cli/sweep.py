@@ -88,7 +88,9 @@ def _sweep(options: argparse.Namespace) -> int:
     from onehour.data.sources import complete
     from onehour.sweeps.sweep import expected_seconds, pick_jobs, train_sweep, work_of
 
-    jobs, execution = pick_jobs(options.jobs, processes=options.processes or 1, device=options.device)
+    jobs, execution = pick_jobs(
+        options.jobs, processes=1 if options.processes is None else options.processes, device=options.device
+    )
     recipe, _ = complete(recipe)
     seeds = range(seed, seed + options.seeds)
     spec = spec_of(recipe, sizes, seeds, options.arm, options.arms_at, options.reference_seeds)

@@ -60,7 +60,9 @@ def verify_command(options: argparse.Namespace, arguments: list[str]) -> int:
     steps = positive_int("steps", options.steps)
     recipe = asked_for(_recipe(options), trust=options.trust)
     fewest = max(processes) * recipe.canonical_pass * recipe.per_worker  # k of the largest p
-    recipe = recipe.replace(ramp=(), minibatch=max(recipe.minibatch, fewest))
+    # Whether p matters does not depend on the rate, and rules may not hold for other optimizers at what it grows to.
+    scaling = "fixed" if fewest > recipe.minibatch and recipe.optimizer != "sgd" else recipe.scaling
+    recipe = recipe.replace(ramp=(), minibatch=max(recipe.minibatch, fewest), scaling=scaling)
     recipe.replace(reduce="canonical")  # whether it can be
     with StopSignals(text=STOPPED) as stop, scratch("onehour-verify-") as folder:
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")

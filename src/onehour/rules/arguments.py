@@ -49,7 +49,11 @@ def positive(name: str, value: Any) -> int | float:
 def not_negative(name: str, value: Any) -> int | float:
     """`value` as a plain number if it is a finite one of at least zero."""
     found = number(name, value)
-    if not math.isfinite(found) or found < 0:
+    try:
+        finite = math.isfinite(found)
+    except OverflowError:  # a whole number that no float holds
+        finite = False
+    if not finite or found < 0:
         raise ValueError(f"{name} must be finite and not below zero, got {_shown(value)}")
     return found
 

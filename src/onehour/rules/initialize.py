@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules import pooling
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["init_weights_", "initialize", "last_batchnorms"]
 
 Model = TypeVar("Model", bound=nn.Module)
 SHORTCUTS = ("downsample", "shortcut")
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+POOLING = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd)
 
 
 def init_weights_(model: Model, *, zero_gamma: bool = True, generator: torch.Generator | None = None) -> Model:
     """Give a model the paper's initial weights, in place, as torch's functions whose names end in `_` do.
 
     Convolutions: N(0, 2/fan_out). Linear layers: N(0, 0.01²), bias 0. BatchNorm: γ = 1, β = 0, but γ = 0 in the
-    last BatchNorm of each residual block, so that a block starts as the identity (T2b: 24.11 → 23.74 % at 8k).
+    last BatchNorm of each residual block that ends with one, which so starts as the identity (T2b: 24.11 → 23.74 % at
+    8k).
 
     Args:
         model: any model; residual blocks are found by `last_batchnorms`.
@@ -64,10 +68,12 @@ def initialize(model: Model, *, zero_gamma: bool = True, generator: torch.Genera
 
 
 def last_batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The last BatchNorm of each residual block, by name.
+    """The last BatchNorm of each residual block that ends with one, by name.
 
     A residual block is a module with an attribute `downsample` or `shortcut` (None where the shortcut is the
-    identity), as in torchvision, timm and here; its last BatchNorm is the last one outside that shortcut.
+    identity), as in torchvision, timm and here; its last BatchNorm is the last one outside that shortcut. Left out are
+    blocks in which a convolution or a linear layer follows it (pre-activation: a ReLU after γ = 0 would pass no
+    gradient, and the branch would never learn), and those whose "shortcut" only pools, which have no residual.
 
     >>> from onehour.models.resnet import resnet8
     >>> list(last_batchnorms(resnet8()))
@@ -75,12 +81,40 @@ def last_batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
     """
     found = {}
     for name, block in model.named_modules():
-        if not any(hasattr(block, shortcut) for shortcut in SHORTCUTS):
+        if not any(_is_shortcut(getattr(block, shortcut)) for shortcut in SHORTCUTS if hasattr(block, shortcut)):
             continue
-        inner = [
-            (f"{name}.{child}" if name else child, module)
-            for child, module in block.named_modules()
-            if isinstance(module, _BatchNorm) and module.affine and child.split(".")[0] not in SHORTCUTS
+        branch = [
+            (child, module) for child, module in block.named_modules() if child.split(".")[0] not in (*SHORTCUTS, "")
         ]
-        found.update(inner[-1:])
+        norms = [place for place, (_, each) in enumerate(branch) if isinstance(each, _BatchNorm) and each.affine]
+        if norms and not _layer_follows(*branch[norms[-1]], branch[norms[-1] + 1 :]):
+            child, batchnorm = branch[norms[-1]]
+            found[f"{name}.{child}" if name else child] = batchnorm
     return found
+
+
+def _is_shortcut(value: Any) -> bool:
+    """Whether a block's attribute of that name can be its shortcut: a flag cannot, nor can pooling alone."""
+    if isinstance(value, nn.Module):
+        layers = [
+            module for module in value.modules() if not [*module.children()] and type(module) is not nn.Sequential
+        ]
+        return not layers or not all(isinstance(layer, POOLING) for layer in layers)
+    return value is None or callable(value)
+
+
+def _layer_follows(name: str, batchnorm: nn.Module, rest: list[tuple[str, nn.Module]]) -> bool:
+    """Whether the branch goes on after its last BatchNorm, in the same module or in one that wraps a layer.
+
+    Others, such as squeeze-and-excitation, multiply what the BatchNorm gives, and pass its gradient at γ = 0 too.
+    """
+    layers = [(child.rpartition(".")[0], layer) for child, layer in rest if isinstance(layer, LAYERS)]
+    parents = [parent for parent, _ in layers]
+    return any(
+        parent == name.rpartition(".")[0] or (parents.count(parent) == 1 and _takes(layer) == batchnorm.num_features)
+        for parent, layer in layers
+    )
+
+
+def _takes(layer: nn.Module) -> Any:
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels

@@ -77,7 +77,7 @@ def correct_momentum(optimizer: Optimizer, lr: float) -> None:
     For form A (`torch.optim.SGD`, Adam) only the rate is set: scaling the velocity there would be the bug.
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: any torch optimizer that can be probed: not LBFGS or SparseAdam.
         lr: η_{t+1}, for every parameter group, times its `lr_scale` where it has one, as timm's groups do.
 
     Raises:
@@ -110,6 +110,11 @@ def set_rate(optimizer: Optimizer, lr: float | Tensor, inside: set[str]) -> None
     """
     rates = [lr * group["lr_scale"] if "lr_scale" in group else lr for group in optimizer.param_groups]
     scale_velocity(optimizer, rates, inside)
+    write_rates(optimizer, rates)
+
+
+def write_rates(optimizer: Optimizer, rates: Sequence[float | Tensor]) -> None:
+    """Set each parameter group's rate; a number is written into a tensor that the group keeps its rate in."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if torch.is_tensor(group["lr"]) and not torch.is_tensor(rate):
             group["lr"].fill_(rate)

@@ -61,7 +61,7 @@ def probe(optimizer: Optimizer, *, rates: Sequence[float], gradients: Sequence[f
     except Exception as error:
         raise ValueError(
             f"optimizer {type(optimizer).__name__} cannot be probed: its step() without arguments failed with"
-            f" {type(error).__name__}: {error}"
+            f" {type(error).__name__}: {error}; use one whose step needs no closure, and no sparse gradients"
         ) from error
     return Probed(
         moved=[float(new - old) for new, old in zip(parameters, before, strict=True)],

@@ -30,6 +30,8 @@ def parse_ramp(given: Any) -> tuple[tuple[int, Fraction], ...]:
     ((256, Fraction(8, 1)), (1024, Fraction(64, 3)))
     """
     stages: list[tuple[int, Fraction]] = []
+    if not isinstance(given, Iterable):
+        raise ValueError(f"ramp must be KN:EPOCH or a list of such texts, got {given!r}; for example 256:8")
     listed: Iterable[Any] = given.split(",") if isinstance(given, str) else given
     for text in listed:
         size, _, epoch = str(text).partition(":")

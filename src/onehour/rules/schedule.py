@@ -74,7 +74,17 @@ def step_decay(lr: float, milestones: Iterable[float | str | Fraction], factor: 
     [3.2, 3.2, 0.32, 0.032, 0.0032]
     """
     epochs = tuple(float(milestone) for milestone in parse_milestones(milestones))
-    return StepDecay(positive("lr", lr), epochs, positive("factor", factor))
+    schedule = StepDecay(positive("lr", lr), epochs, positive("factor", factor))
+    try:
+        finite = math.isfinite(schedule(math.inf))
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(
+            f"the rate {lr:g} times the factor {factor:g} at each of {len(epochs)} milestones is not finite; use a"
+            " factor below 1, such as 0.1"
+        )
+    return schedule
 
 
 def cosine_decay(lr: float, epochs: float) -> Schedule:
@@ -188,6 +198,7 @@ def parse_milestones(milestones: Iterable[float | str | Fraction]) -> list[Fract
         try:
             exact = isinstance(milestone, str | Fraction)
             parsed.append(Fraction(milestone if exact else number("milestone", milestone)))
+            float(parsed[-1])
         except (ValueError, OverflowError, ZeroDivisionError, TypeError):
             raise ValueError(f'milestone {milestone!r} is not an epoch; write a number or "64/3"') from None
     if any(milestone <= 0 for milestone in parsed) or parsed != sorted(set(parsed)):

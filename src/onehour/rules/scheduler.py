@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from onehour.rules.arguments import positive_int, whole_number
 from onehour.rules.minibatch import Minibatch, size_of
-from onehour.rules.momentum import scale_velocity, velocity_inside
+from onehour.rules.momentum import scale_velocity, velocity_inside, write_rates
 from onehour.rules.schedule import Schedule
 
 __all__ = ["ScheduleLR"]
@@ -21,12 +22,17 @@ class ScheduleLR(LRScheduler):
 
     Group g gets schedule(t·kn / N) · η_g / η_0, where η_g is the rate that it starts with (torch's `initial_lr`). So
     the first group follows the schedule, and the others keep their ratios to it. Groups that start alike all get the
-    schedule's rate, whatever theirs was. A group that is added later starts with the rate that it has then.
+    schedule's rate, whatever theirs was. The `lr` of a group that is added later counts against η_0 too, not against
+    the first group's rate by then, and is set at the next `step()`. A group with `lr_scale`, as timm's layer decay
+    makes them, gets that many times its rate, as by `correct_momentum`.
 
     Applies the momentum correction where the optimizer keeps its rate inside the velocity (Remark 2).
 
+    Its state and the optimizer's may be loaded in either order, the optimizer's also before the scheduler is made.
+
     Args:
-        optimizer: any torch optimizer.
+        optimizer: any torch optimizer whose step() needs no arguments and takes dense gradients, since a copy of it is
+            stepped to find the form of its momentum: not LBFGS, whose step needs a closure, nor SparseAdam.
         schedule: the first group's rate as a function of the fractional epoch.
         samples: N, the size of the data set.
         minibatch: kn, images an update over all workers.
@@ -35,7 +41,7 @@ class ScheduleLR(LRScheduler):
 
     Raises:
         ValueError: if the first group starts at rate 0 and another does not, so that they have no ratio; for sizes or a
-            `last_epoch` that are not counts.
+            `last_epoch` that are not counts; for an optimizer whose copy cannot be stepped.
         KeyError: torch's, for a `last_epoch` with an optimizer that has never had a scheduler.
 
     >>> import torch
@@ -68,7 +74,8 @@ class ScheduleLR(LRScheduler):
         self.schedule = schedule
         self.samples = positive_int("samples", samples)
         self.minibatch = size_of(minibatch)
-        if whole_number("last_epoch", last_epoch) < -1:
+        last_epoch = whole_number("last_epoch", last_epoch)
+        if last_epoch < -1:
             raise ValueError(f"last_epoch must be an iteration, or -1 for the start, got {last_epoch}")
         self._ratios = [_ratio(group, optimizer.param_groups[0]) for group in optimizer.param_groups]
         self._velocity = velocity_inside(optimizer)
@@ -77,7 +84,9 @@ class ScheduleLR(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The rate of iteration `last_epoch` (torch's name for the count of steps), for each group."""
         groups = self.optimizer.param_groups
-        self._ratios += [_ratio(group, groups[0]) for group in groups[len(self._ratios) :]]
+        for group in groups[len(self._ratios) :]:
+            self._ratios.append(_ratio(group, groups[0]))
+            group.setdefault("initial_lr", float(group["lr"]))  # torch asks for it when it resumes
         rate = self.schedule(self.last_epoch * self.minibatch / self.samples)
         rates = [rate * ratio for ratio in self._ratios]
         scale_velocity(self.optimizer, rates, self._velocity)
@@ -87,15 +96,28 @@ class ScheduleLR(LRScheduler):
         """Only the count of iterations: the schedule itself is code."""
         return {"last_epoch": self.last_epoch, "_last_lr": self._last_lr}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state, at once: the optimizer's rate, and a velocity with it inside, are those of its iteration.
+
+        Where the scheduler was made after the optimizer's state was loaded, it has set both to the first iteration's.
+        """
+        super().load_state_dict(state_dict)
+        rates = self.get_lr()
+        write_rates(self.optimizer, rates)
+        self._last_lr = rates
+
 
 def _ratio(group: dict[str, Any], first: dict[str, Any]) -> float:
-    """η_g / η_0 of the rates that two groups start with."""
+    """η_g / η_0 of the rates that two groups start with, times the group's `lr_scale`."""
     own, base = (float(each.get("initial_lr", each["lr"])) for each in (group, first))
+    scale, first_scale = (float(each.get("lr_scale", 1.0)) for each in (group, first))
     if own == base:
-        return 1.0
+        return scale
     if base == 0:
         raise ValueError(
             f"the first parameter group starts at rate 0 and another at {own:g}, so that they have no ratio to keep;"
             " put a group whose lr is above zero first"
         )
-    return own / base
+    if math.isclose(own * first_scale, base * scale):  # its lr has the factor in it already (`layers.scale_rates`)
+        return scale
+    return own / base * scale

@@ -79,7 +79,8 @@ class Advice:
         noise = self.noise
         if noise.scale is None:
             least = "" if noise.low is None else f"; above {number(noise.low, 0)} samples with 97.5 % confidence"
-            return f"not estimable: |G|² does not exceed its own error{least}"
+            why = "tr Σ is not above zero" if noise.trace <= 0 else "|G|² does not exceed its own error"
+            return f"not estimable: {why}{least}"
         assert noise.low is not None
         assert noise.high is not None
         return f"{number(noise.scale, 0)} samples (95 %: {number(noise.low, 0)} to {number(noise.high, 0)})"

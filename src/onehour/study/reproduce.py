@@ -117,7 +117,10 @@ def _flags(recipe: Recipe, file: str) -> tuple[str, list[str]]:
     """A named recipe and the flags that change it; a file that holds it where it has no name."""
     if recipe.name not in RECIPES or recipe.continues:
         return file, ["--trust"] * names_code(recipe)
-    named = RECIPES[recipe.name]().as_dict()
+    # --epochs moves warmup and milestones, also where the study kept them.
+    moved = RECIPES[recipe.name]().replace(epochs=recipe.epochs, decay=recipe.decay, warmup=recipe.warmup)
+    of_study = ("epochs", "decay", "warmup")
+    named = moved.as_dict() | {key: getattr(RECIPES[recipe.name](), key) for key in of_study}
     flags: list[str] = []
     for key, value in recipe.as_dict().items():
         if key not in OWN and value != named.get(key):

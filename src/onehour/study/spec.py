@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from onehour.config import PITFALLS, SIZES, Recipe
 from onehour.files import opened, replace_whole
+from onehour.rules.arguments import positive_int
 from onehour.rules.minibatch import parse_size
 from onehour.sidefile import Read, read_toml
 
@@ -57,11 +58,28 @@ def parse_arm(text: str) -> list[Arm]:
     return [((name, _text(_value(name, value))),) for value in values.split(",")]
 
 
-def table_arms(recipe: Recipe) -> list[Arm]:
-    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's."""
+def table_arms(recipe: Recipe, minibatches: Sequence[int] = ()) -> list[Arm]:
+    """The paper's T1 and T2a: warmups, scalings and rates other than the recipe's.
+
+    Args:
+        minibatches: where they are trained; scalings that the recipe's optimizer does not allow there are left out.
+    """
     arms = [(("warmup", kind),) for kind in ("none", "constant", "gradual") if kind != recipe.warmup]
-    arms += [(("scaling", kind),) for kind in ("fixed", "sqrt", "linear") if kind != recipe.scaling]
+    for kind in ("fixed", "sqrt", "linear"):
+        arm = (("scaling", kind),)
+        if kind != recipe.scaling and all(_allowed(recipe, arm, minibatch) for minibatch in minibatches):
+            arms.append(arm)
     return arms + [(("base_lr", _text(recipe.base_lr * factor)),) for factor in (0.5, 2.0)]
+
+
+def _allowed(recipe: Recipe, arm: Arm, minibatch: int) -> bool:
+    """False where it is the arm that cannot be; a minibatch that the recipe itself cannot have is refused."""
+    applied(recipe, (), minibatch, 0)
+    try:
+        applied(recipe, arm, minibatch, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def pitfall_arms(recipe: Recipe, minibatch: int) -> list[Arm]:
@@ -158,7 +176,7 @@ def spec_of(
     recipe: Recipe,
     sizes: Sequence[int] | None,
     seeds: range,
-    arms: Sequence[str] | None,
+    arms: Sequence[str] | str | None,
     arms_at: Sequence[int] | None,
     reference_seeds: int | None = None,
 ) -> SweepSpec:
@@ -181,22 +199,25 @@ def spec_of(
         sizes = tuple(base * factor for factor in FACTORS if base * factor <= samples)
         if not sizes:
             raise ValueError(f"the base minibatch {base} is larger than the data set of {samples} samples")
-    if arms_at is None:
-        arms_at = (base * ARMS_AT if base * ARMS_AT in sizes else max(sizes),)
+    sizes = _sizes("minibatches", sizes)
+    if not sizes:
+        raise ValueError("minibatches is empty; a sweep needs at least one")
+    usual = base * ARMS_AT if base * ARMS_AT in sizes else max(sizes)
+    places = _sizes("arms_at", [] if arms_at is None else arms_at) or (usual,)
     chosen: list[Arm] = []
-    for text in arms or ["table"]:
+    for text in [arms] if isinstance(arms, str) else arms or ["table"]:
         if text == "table":
-            chosen += table_arms(recipe)
+            chosen += table_arms(recipe, places)
         elif text == "pitfalls":
-            if len(arms_at) > 1:
+            if len(places) > 1:
                 raise ValueError("--arm pitfalls is measured at one minibatch, since BatchNorm over all of kn names it")
-            chosen += pitfall_arms(recipe, arms_at[0])
+            chosen += pitfall_arms(recipe, places[0])
         elif text != "none":
             chosen += parse_arm(text)
     SweepSpec(recipe=recipe, minibatches=tuple(sizes), seeds=tuple(seeds))  # refuses what the axis cannot be
     # A value that the recipe has is the recipe's own entry.
-    chosen = [arm for arm in dict.fromkeys(chosen) if arm_of(applied(recipe, arm, arms_at[0], 0), recipe)]
-    at = tuple(sorted(set(arms_at))) if chosen else ()
+    chosen = [arm for arm in dict.fromkeys(chosen) if arm_of(applied(recipe, arm, places[0], 0), recipe)]
+    at = tuple(sorted(set(places))) if chosen else ()
     minibatches = tuple(sorted({*sizes, *at}))
     most = reference_seeds or usual_reference_seeds(len(seeds), minibatches)
     return SweepSpec(
@@ -207,6 +228,12 @@ def spec_of(
         arms=tuple(chosen),
         arms_at=at,
     )
+
+
+def _sizes(name: str, values: Any) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a list of sizes, got {values!r}; a single one is [256]")
+    return tuple(positive_int(name, value) for value in values)
 
 
 def usual_reference_seeds(seeds: int, minibatches: Sequence[int]) -> int:

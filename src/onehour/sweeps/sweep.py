@@ -101,7 +101,7 @@ def pick_jobs(jobs: int | None, *, processes: int, device: str) -> tuple[int, Ex
     Args:
         jobs: None takes one for each GPU on CUDA, one for each core on the CPU, and one for runs of several processes.
     """
-    device = pick_device(device)
+    device, processes = pick_device(device), positive_int("processes", processes)
     refuse_too_few_gpus(processes, device)
     if jobs is None:
         jobs = 1 if processes > 1 else torch.cuda.device_count() if device == "cuda" else cores()
