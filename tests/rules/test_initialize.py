@@ -165,7 +165,7 @@ def test_a_gate_behind_the_last_batchnorm_is_no_layer_of_the_branch():
         (None, True),
         (nn.Sequential(), True),
         (nn.Identity(), True),
-        (torch.relu, True),
+        pytest.param(torch.relu, True, id="a function"),
         (nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)), True),
         (nn.MaxPool2d(2), False),
         (nn.Sequential(nn.AvgPool2d(2)), False),
