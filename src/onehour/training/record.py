@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from onehour.sidefile import (
     read_lines,
     read_object,
 )
-from onehour.training.checkpoint import Store, checkpoint_folders, digest_of_recipe, read_manifest
+from onehour.training.checkpoint import CHECKPOINTS, Store, checkpoint_folders, digest_of_recipe, read_manifest
 
 MEDIAN_OF = 5
 RECIPE = "recipe.toml"
@@ -285,6 +287,28 @@ class Run:
         if not errors:
             raise ValueError(f"{self.folder} has no evaluation yet")
         return final_error(errors)
+
+
+def run_of(source: Path) -> Run | None:
+    """The run that a folder is, or is a checkpoint of; None for anything else."""
+    whole = source.absolute()
+    folder = whole.parents[1] if whole.is_dir() and whole.parent.name == CHECKPOINTS else source
+    return Run(folder) if (folder / RECIPE).is_file() else None
+
+
+def refuse_other_classes(run: Run, names: Sequence[str]) -> None:
+    """Refuse data whose labels mean other classes than those that a run was trained on, as far as both have names."""
+    known = run.class_names
+    if not (known and names):
+        return
+    for label, (old, new) in enumerate(zip_longest(known, names)):
+        # Disks differ in how they spell a letter.
+        if old is None or new is None or unicodedata.normalize("NFC", old) != unicodedata.normalize("NFC", new):
+            was, now = (f"{name!r}" if name is not None else "none" for name in (old, new))
+            raise ValueError(
+                f"class {label} of {run.folder} was {was} when it was trained, and in the data it is {now}, so that"
+                " labels mean other classes; give the data the classes that it had, under the same names"
+            )
 
 
 def latest_contents(folder: Path) -> list[bytes] | None:

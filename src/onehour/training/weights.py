@@ -34,7 +34,7 @@ from onehour.files import written
 from onehour.messages import blame, shown
 from onehour.models.load import load_model, pretrained_weights
 from onehour.sidefile import is_object
-from onehour.training.checkpoint import Store, checkpoint_folders, digest_of_recipe
+from onehour.training.checkpoint import NAME, Store, checkpoint_folders, digest_of_recipe
 from onehour.training.record import Run, latest_contents
 from onehour.training.state import as_safetensors, averages_in, digest_of
 from onehour.training.task import outputs_of
@@ -79,7 +79,7 @@ def bytes_of(path: Path) -> bytes:
         raise ValueError(f"{path} does not exist")
     whole = path.absolute()
     folder = whole.parent.parent
-    if whole in checkpoint_folders(folder):
+    if whole.is_dir() and NAME.fullmatch(whole.name) and whole in checkpoint_folders(folder):
         try:
             return Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).verified(whole).contents[0]
         except ValueError as error:
