@@ -16,6 +16,7 @@ import shutil
 import stat
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -96,6 +97,42 @@ def written(folder: Folder, name: str, *, check: Callable[[Path], None] | None =
                 remove(held, temporary)
             raise
         os.fsync(held)
+
+
+@contextmanager
+def written_at(path: Path, *, check: Callable[[Path], None] | None = None) -> Generator[BinaryIO]:
+    """As `written`, for a file that a person names: the one behind a link, and a device or a pipe as it is.
+
+    Args:
+        check: as of `written`; what goes into a device or a pipe is whole and checked before.
+    """
+    if not is_written_into(path):
+        behind = Path(os.path.realpath(path))
+        make_folder(behind.parent)
+        with written(behind.parent, behind.name, check=check) as file:
+            yield file
+    elif check is None:
+        with path.open("ab") as file:  # standard output may be a file that has something in it
+            yield file
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            with written(Path(folder), "whole", check=check) as file:
+                yield file
+            with Path(folder, "whole").open("rb") as whole, path.open("ab") as file:
+                shutil.copyfileobj(whole, file)
+
+
+def is_written_into(path: Path) -> bool:
+    """Whether a path is a device or a pipe, or what standard output or error goes to, which nothing may replace."""
+    with suppress(OSError):
+        about = os.stat(path)
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            return True
+        for descriptor in (1, 2):
+            with suppress(OSError):
+                if os.path.samestat(about, os.fstat(descriptor)):
+                    return True
+    return False
 
 
 def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:

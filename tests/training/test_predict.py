@@ -90,7 +90,10 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(
     before = to.read_bytes()
     assert main(command) == 2
     assert "exists; choose another name, or give --force" in capsys.readouterr().err
+    to.rename(tmp_path / "linked.jsonl")
+    to.symlink_to("linked.jsonl")
     assert main([*command, "--force"]) == 2  # of b.png
+    assert to.is_symlink()
     assert to.read_bytes() == before
 
 

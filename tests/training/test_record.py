@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from onehour.api import train
 from onehour.machine import cores
-from onehour.training.record import Run, final_error, refuse_other_classes
+from onehour.training.record import Run, final_error, move_aside, refuse_other_classes
 from onehour.training.recorder import take_folder
 
 
@@ -214,3 +214,13 @@ def test_classes_are_compared_by_name_and_place(run: Run, names: list[str], said
     refused = nullcontext() if said is None else pytest.raises(ValueError, match=said)
     with mock.patch.object(Run, "class_names", ["cat", "é"]), refused:
         refuse_other_classes(run, names)
+
+
+def test_of_a_link_the_folder_behind_it_is_moved_aside(tmp_path: Path):
+    (tmp_path / "disk" / "mine").mkdir(parents=True)
+    (tmp_path / "disk" / "mine" / "old").touch()
+    (tmp_path / "run").symlink_to("disk/mine")
+    assert move_aside(tmp_path / "run") == tmp_path / "disk" / "mine.1"
+    assert (tmp_path / "disk" / "mine.1" / "old").exists()
+    assert (tmp_path / "run").readlink() == Path("disk/mine")
+    assert [*(tmp_path / "run").iterdir()] == []

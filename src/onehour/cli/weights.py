@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.entry import asked_for
-from onehour.files import to_json, written
+from onehour.files import is_written_into, to_json, written_at
 from onehour.messages import nearest, tell
 from onehour.recipes import recipe as named
 
@@ -239,7 +239,8 @@ def add_predict(commands: Any) -> None:
 def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.format not in FORMATS:
         raise ValueError(f"--format is {options.format!r}; expected {nearest(options.format, FORMATS)}")
-    if options.output is not None and options.output.exists() and not options.force:
+    to = options.output
+    if to is not None and to.exists() and not options.force and not is_written_into(to):
         raise ValueError(f"{options.output} exists; choose another name, or give --force to replace it")
     from onehour.training.evaluate import Predictor, find_images
 
@@ -284,8 +285,7 @@ def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield lambda text: print(text, end="", flush=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path.parent, path.name) as file:
+    with written_at(path) as file:
         yield lambda text: file.write(text.encode("utf-8", "surrogateescape"))
 
 

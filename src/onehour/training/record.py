@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -367,15 +368,21 @@ def first_began(folder: Path) -> float:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Keep an old folder under the next free numbered name; None where there is none."""
+    """Keep an old folder under the next free numbered name; None where there is none.
+
+    Of a link the folder behind it: an empty one takes its place there, on that disk.
+    """
     if not folder.exists():
         return None
+    real = folder.resolve() if folder.is_symlink() else folder
     with HeldFolder(folder) if folder.is_dir() else nullcontext():
         number = 1
-        while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        while os.path.lexists(kept := real.with_name(f"{real.name}.{number}")):
             number += 1
-        folder.rename(kept)
-        sync_folder(folder.parent)
+        real.rename(kept)
+        if real != folder:
+            real.mkdir()
+        sync_folder(real.parent)
     return kept
 
 
