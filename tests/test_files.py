@@ -255,4 +255,5 @@ def test_what_standard_output_goes_to_is_not_replaced(tmp_path: Path):
         code = "from pathlib import Path\nfrom onehour.files import written_at\n"
         code += "with written_at(Path('/dev/stdout')) as file: file.write(b'after')"
         subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
-    assert (tmp_path / "out").read_text() == "before after"
+        out.write(" and more")
+    assert (tmp_path / "out").read_text() == "before after and more"
