@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from onehour.files import append_whole, open_inside, opened, remove, replace_all, replace_whole
+from onehour.files import append_whole, open_inside, opened, remove, replace_all, replace_whole, written_at
 
 OLD = {"page": "old page", "figures/a": "old a", "figures/b": "old b"}
 NEW = {"page": "new page", "figures/b": "new b", "figures/c": "new c"}
@@ -223,3 +225,35 @@ def test_of_several_that_write_at_once_the_last_one_wins_as_a_whole(inside: Path
         list(threads.map(write, "abcd"))
     assert len(set(content(inside).values())) == 1
     assert [path.name for path in inside.iterdir()] == ["figures"]
+
+
+def read(file: Path) -> str:
+    return file.read_text()
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_a_person_names_is_written_behind_a_link_and_into_a_pipe(tmp_path: Path, checked: bool):
+    seen: list[str] = []
+    check: Any = (lambda path: seen.append(read(path))) if checked else None
+    (tmp_path / "link").symlink_to("new/target")
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    for name in ("link", "pipe"):
+        with written_at(tmp_path / name, check=check) as file:
+            file.write(name.encode())
+    assert os.read(pipe, 99) == b"pipe"
+    os.close(pipe)
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "new" / "target") == "link"
+    assert seen == ["link", "pipe"] * checked
+
+
+def test_what_standard_output_goes_to_is_not_replaced(tmp_path: Path):
+    with (tmp_path / "out").open("w") as out:
+        out.write("before ")
+        out.flush()
+        code = "from pathlib import Path\nfrom onehour.files import written_at\n"
+        code += "with written_at(Path('/dev/stdout')) as file: file.write(b'after')"
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+        out.write(" and more")
+    assert (tmp_path / "out").read_text() == "before after and more"

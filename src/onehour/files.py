@@ -16,6 +16,7 @@ import shutil
 import stat
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -96,6 +97,52 @@ def written(folder: Folder, name: str, *, check: Callable[[Path], None] | None =
                 remove(held, temporary)
             raise
         os.fsync(held)
+
+
+@contextmanager
+def written_at(path: Path, *, check: Callable[[Path], None] | None = None) -> Generator[BinaryIO]:
+    """As `written`, for a file that a person names: the one behind a link, and a device or a pipe as it is.
+
+    Args:
+        check: as of `written`; what goes into a device or a pipe is whole and checked before.
+    """
+    if not is_written_into(path):
+        behind = Path(os.path.realpath(path))
+        make_folder(behind.parent)
+        with written(behind.parent, behind.name, check=check) as file:
+            yield file
+    elif check is None:
+        with _receiving(path) as file:
+            yield file
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            with written(Path(folder), "whole", check=check) as file:
+                yield file
+            with Path(folder, "whole").open("rb") as whole, _receiving(path) as file:
+                shutil.copyfileobj(whole, file)
+
+
+def is_written_into(path: Path) -> bool:
+    """Whether a path is a device or a pipe, or what standard output or error goes to, which nothing may replace."""
+    with suppress(OSError):
+        mode = os.stat(path).st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _standard(path) is not None
+    return False
+
+
+def _standard(path: Path) -> int | None:
+    """The descriptor of standard output or error that goes where a path leads."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _receiving(path: Path) -> BinaryIO:
+    """A file of a shell's is written where the shell goes on behind it."""
+    descriptor = _standard(path)
+    return path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
 
 
 def replace_whole(folder: Folder, name: str, content: str | bytes) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load
 from torch import nn
 
 from onehour.config import Recipe
-from onehour.data.sources import Data, complete
+from onehour.data.sources import Data, complete, refuse_odd_texts
 from onehour.dist.devices import pick_device, refuse_too_few_gpus
 from onehour.dist.group import Group, joined
 from onehour.dist.launch import is_torchruns, process_began
@@ -51,6 +51,7 @@ from onehour.training.record import (
     first_began,
     latest_contents,
     move_aside,
+    refuse_other_classes,
 )
 from onehour.training.recorder import LINES, in_words, take_folder
 from onehour.training.state import digest_of
@@ -82,7 +83,7 @@ def check_start(recipe: Recipe, execution: Execution) -> Run | None:
             if recipe.init and not begun:
                 start_from(recipe, data, model, here)
             build_optimizer(recipe, model)
-    return None if execution.fresh else finished_run(folder, recipe)
+    return None if execution.fresh else _finished(folder, recipe, data)
 
 
 def run(
@@ -135,7 +136,7 @@ def run(
             torch.set_num_threads(min(torch.get_num_threads(), share))
         execution = dataclasses.replace(execution, loaders=pick_loaders(execution, loaded, share))
         folder = execution.folder(recipe)
-        if not _agreed_to_be_finished(folder, recipe, execution, group):
+        if not _agreed_to_be_finished(folder, recipe, loaded, execution, group):
             train_run(recipe, loaded, execution, group, model=model, task=task, stop_asked=stop_asked, signals=signals)
         return Run(folder)
 
@@ -168,7 +169,7 @@ def _facts(given: Recipe, execution: Execution, recipe: Recipe, data: Data, obje
     return facts | {"measurement": {"noise": execution.noise}}
 
 
-def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, group: Group) -> bool:
+def _agreed_to_be_finished(folder: Path, recipe: Recipe, data: Data, execution: Execution, group: Group) -> bool:
     """Process 0 looks at the folder; what it finds, or refuses, every process hears.
 
     Raises:
@@ -179,7 +180,7 @@ def _agreed_to_be_finished(folder: Path, recipe: Recipe, execution: Execution, g
         # A host came or went, and torchrun starts all anew: what this job began is not started over.
         this_jobs = began < first_began(folder) < process_began(os.getpid())
         fresh = execution.fresh and not this_jobs
-        found = _look_at(recipe, dataclasses.replace(execution, fresh=fresh, out=folder), began)
+        found = _look_at(recipe, data, dataclasses.replace(execution, fresh=fresh, out=folder), began)
     answer = group.broadcast(json.dumps(found).encode())
     assert answer is not None
     kind, message = json.loads(answer)
@@ -197,7 +198,7 @@ def _job_began(group: Group) -> float:
     return float(group.sum(began).min())
 
 
-def _look_at(recipe: Recipe, execution: Execution, began: float) -> tuple[str, str]:
+def _look_at(recipe: Recipe, data: Data, execution: Execution, began: float) -> tuple[str, str]:
     folder = execution.folder(recipe)
     try:
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -207,12 +208,20 @@ def _look_at(recipe: Recipe, execution: Execution, began: float) -> tuple[str, s
             return ended
         if execution.fresh and not restarted:
             move_aside(folder)
-        if finished_run(folder, recipe):
+        if _finished(folder, recipe, data):
             return "finished", ""
         go_on_from(recipe, execution)
         return "go", ""
     except ValueError as error:
         return "refused", str(error)
+
+
+def _finished(folder: Path, recipe: Recipe, data: Data) -> Run | None:
+    """As `finished_run`; one that is resumed must have the classes that it had."""
+    finished = finished_run(folder, recipe)
+    if finished is None and (folder / RECIPE).is_file() and checkpoint_folders(folder):
+        refuse_other_classes(Run(folder), data.names)
+    return finished
 
 
 def complete_for(
@@ -236,12 +245,15 @@ def complete_for(
     _refuse_changes(old, recipe)
     recipe, loaded = complete(recipe, data, collate=collate)
     _refuse_changes(old, recipe)
+    refuse_other_classes(Run(old), loaded.names)
     iteration, _, named = _stands(old)
     decisions = decisions_of(recipe)
     if iteration >= decisions.iterations:
         done = iteration * recipe.minibatch / decisions.samples
         raise ValueError(f"{old} has done {done:.4g} epochs, and epochs is {recipe.epochs}; give more --epochs")
-    return recipe.replace(continues=named), loaded
+    recipe = recipe.replace(continues=named)
+    refuse_odd_texts(recipe)
+    return recipe, loaded
 
 
 def _refuse_changes(old: Path, recipe: Recipe) -> None:

@@ -66,6 +66,9 @@ def test_index_pack_and_doctor_say_what_they_did(tree: Path, tmp_path: Path, cap
         (("pack", "{}/data", "{}/out", "--resize", "0"), "--resize must be above zero, got 0"),
         (("pack", "{}/data", "{}/out", "--shard-mib", "-1"), "--shard-mib must be above zero, got -1"),
         (("pack", "{}/nowhere", "{}/out"), "there is no folder"),
+        (("pack", "{}/data", "{}/out", "--pixel-cap", "9"), "--pixel-cap 9 is for --resize, without which nothing is"),
+        (("pack", "{}/data", "{}/out", "--resize", "9", "--pixel-cap", "100"), "more than the cap of 100; remove it"),
+        (("doctor", "{}/data", "--pixel-cap", "200000000"), "--pixel-cap is 200000000; expected at most 178956970"),
         (("doctor", "{}/data", "--pixel-cap", "0"), "--pixel-cap must be above zero, got 0"),
     ],
 )

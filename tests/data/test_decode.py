@@ -1,6 +1,7 @@
 """Any image file's bytes become RGB under one rule, or one error that names the file."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from images import chunk, png16, saved, smooth
 from PIL import Image, PngImagePlugin
 
-from onehour.data.decode import decode, orientation_of
+from onehour.data.decode import decode, orientation_of, shrunk
 from onehour.data.doctor import inspect_image
 
 RANDOM = np.random.default_rng(0)
@@ -158,3 +159,13 @@ def test_exif_that_older_programs_wrote_as_text_is_followed():
     block = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + bytes(4)
     text.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n", zip=True)
     assert orientation_of(saved(Image.fromarray(pixels(9, 7)), "PNG", pnginfo=text)) == 6
+
+
+def test_an_orientation_may_be_written_as_a_fraction():
+    data = jpeg()
+    entry = b"\x01\x12\0\5\0\0\0\1\0\0\0\x1a" + bytes(4) + struct.pack(">II", 6, 1)
+    block = b"Exif\0\0MM\0*\0\0\0\x08\0\1" + entry
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
+    smaller = shrunk(data, "x", 20)
+    assert smaller is not None
+    assert orientation_of(data) == orientation_of(smaller) == 6

@@ -13,7 +13,9 @@ from PIL import Image
 
 from onehour.cli.data import add_data
 from onehour.data.doctor import examine
+from onehour.data.images import open_sides
 from onehour.data.index import INDEX, write_index
+from onehour.data.pack import pack
 
 HTML = b"<!DOCTYPE html><title>404 Not Found</title>"
 
@@ -192,3 +194,14 @@ def test_names_of_any_bytes_can_be_printed(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert r"\udcff\n.jpg is an empty file" in out
     assert len(out.splitlines()) == 2
+
+
+def test_smaller_images_of_a_pack_are_what_their_members_names_say(tmp_path: Path):
+    """Also of a pack of that pack; the files that they were are PNGs."""
+    big = images.saved(images.picture(0, (60, 40)), "PNG")
+    tree = images.tree(tmp_path / "data", make=lambda number: big + bytes(number))
+    for path in tree.rglob("*.JPEG"):
+        path.rename(path.with_suffix(".png"))
+    for source, out in ((tree, tmp_path / "pack"), (tmp_path / "pack", tmp_path / "again")):
+        pack(open_sides(source, sizes=True), out, resize=20)
+        assert not [fault for fault in examine(out) if "by its content" in fault.problem]

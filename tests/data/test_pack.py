@@ -306,3 +306,12 @@ def test_a_pack_that_is_moved_is_written_no_further_and_goes_on_where_it_is(tree
     assert not out.exists()
     pack(open_sides(tree, sizes=True), moved, shard_bytes=SMALL)
     assert digests(moved) == digests(packed(tree))
+
+
+def test_images_above_the_cap_are_made_smaller_once_it_is_raised(tmp_path: Path):
+    tree = images.tree(tmp_path / "data", train=1, val=1)
+    with pytest.raises(
+        ValueError, match=r"more than the cap of 400; remove it, make it smaller, or raise the pixel cap"
+    ):
+        packed(tree, resize=10, pixels=400)
+    assert image_folder(packed(tree, resize=10, pixels=1000))[0].facts["resized"] == 10

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from onehour.data.loader import moved
-from onehour.data.samples import collate, mapped
+from onehour.data.samples import Form, Keyed, collate, mapped
 
 CPU = torch.device("cpu")
 
@@ -84,11 +84,32 @@ def test_a_batch_is_copied_to_a_device_from_pinned_memory_that_nobody_else_write
         ([torch.zeros(2), torch.zeros(2).double()], "float32 and .* of torch.float64"),
         ([object(), object()], "a sample holds a object; expected tensors, numbers and texts"),
         ([None], "a sample holds a NoneType"),
+        ([{"y": 0}, {"y": 0.5}], "float64"),  # which the first one would have cut to 0
+        ([True, 3], "torch.bool and .* of torch.int64"),
+        ([0.5, np.float32(0.5)], "float64 and .* of torch.float32"),
+        ([1, None], "differ \\(int and NoneType\\)"),
+        (["a", None], "differ \\(str and NoneType\\)"),
+        ([(1, 2), (1,)], "2 and 1 parts"),
+        ([{"a": 1}, {"a": 2, "b": 3}], "not all have 'b'"),
+        ([{"a": 1, "b": 3}, {"a": 2}], "not all have 'b'"),
+        ([1, 2**70], "does not fit into torch.int64"),
     ],
 )
 def test_what_cannot_be_put_side_by_side_is_one_message(samples: list[Any], said: str):
     with pytest.raises(ValueError, match=said):
         collate(samples)
+
+
+def test_numbers_of_one_type_may_be_pythons_and_others():
+    assert collate([0.5, np.float64(2)]).tolist() == collate([np.float64(0.5), 2.0]).tolist() == [0.5, 2.0]
+    assert collate([1, torch.tensor(2)]).dtype == torch.int64
+
+
+def test_the_sample_that_differs_is_named():
+    samples = [{"a": 1.0, "b": 2}, {"a": 1.0, "b": 2}, {"a": 1.0}]
+    keyed = Keyed(samples, 0, form=Form(own=True), side="training")
+    with pytest.raises(ValueError, match=r"^training sample 2 beside sample 1: .*not all have 'b'"):
+        keyed.batch([(0, 1, 0), (0, 0, 1), (0, 2, 2), (0, 0, 3)])
 
 
 def test_a_function_of_all_leaves_keeps_the_form():

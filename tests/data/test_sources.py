@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour.data.digits import digits
-from onehour.data.sources import Data, file_reader, load_data
+from onehour.data.sources import Data, complete, file_reader, load_data
 
 
 def side(images: Tensor, labels: Tensor | None = None) -> TensorDataset:
@@ -133,3 +133,9 @@ def test_classes_are_called_as_the_training_data_calls_them(classes: Any, names:
 def test_a_recipe_without_data_that_can_be_found_reads_no_files(spec: str, said: str):
     with pytest.raises(ValueError, match=said):
         file_reader(spec)
+
+
+@pytest.mark.parametrize(("field", "value"), [("data", "img\udcff"), ("freeze", ("a\udcff.*",)), ("name", "\udcff")])
+def test_a_text_that_no_file_of_a_run_can_hold_is_named(tiny: ModuleType, field: str, value: Any):
+    with pytest.raises(ValueError, match=rf"^{field} is .*\\udcff.*, which is not UTF-8, and a run's files are"):
+        complete(tiny.recipe(**{field: value}))

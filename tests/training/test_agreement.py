@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from onehour.training.agreement import facts_of_start, refusal
+from onehour.config import Recipe
+from onehour.data.sources import complete
+from onehour.training.agreement import facts_of_data, facts_of_start, refusal
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 Heard = tuple[dict[str, str], dict[str, str]]
@@ -140,3 +142,10 @@ def test_a_host_without_the_recipes_file_keeps_no_other_waiting(tmp_path: Path, 
         assert "cannot train: " in said
         assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_names_of_classes_may_be_of_any_bytes(tmp_path: Path):
+    images: Any = __import__("images")
+    tree = images.tree(tmp_path / "data", classes=("cat", "dog\udcff"))
+    recipe, data = complete(Recipe(data=str(tree), minibatch=4, per_worker=4))
+    assert "the digest of all training labels" in facts_of_data(recipe, data)["samples"]

@@ -182,3 +182,10 @@ def test_a_full_disk_leaves_nothing_and_is_one_message(
     assert f"x.{suffix} cannot be written: No space left on device" in said
     assert "bytes are needed" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_written_behind_a_link(tmp_path: Path):
+    (tmp_path / "net.pt").symlink_to("disk/net.pt")
+    write_weights({"a": torch.ones(2)}, tmp_path / "net.pt")
+    assert (tmp_path / "net.pt").is_symlink()
+    assert torch.load(tmp_path / "disk" / "net.pt")["a"].tolist() == [1, 1]

@@ -90,7 +90,10 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(
     before = to.read_bytes()
     assert main(command) == 2
     assert "exists; choose another name, or give --force" in capsys.readouterr().err
+    to.rename(tmp_path / "linked.jsonl")
+    to.symlink_to("linked.jsonl")
     assert main([*command, "--force"]) == 2  # of b.png
+    assert to.is_symlink()
     assert to.read_bytes() == before
 
 
@@ -220,3 +223,24 @@ def test_outputs_that_are_not_finite_are_no_prediction(
     (tmp_path / "a.bin").write_bytes(bytes(2))
     with pytest.raises(ValueError, match=r"a\.bin: the model's outputs are NaN or infinite"):
         list(predictor.predict([tmp_path / "a.bin"], top=1))
+
+
+def test_data_that_was_divided_reads_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType):
+    monkeypatch.setattr(tiny, "alone", Bytes, raising=False)
+    reader = file_reader("tinytask:alone", share=0.5)
+    assert reader.dataset.from_file(b"\x05\x07", "a.bin").tolist() == [[[5.0, 7.0]]]
+    assert reader.names() == ["no", "yes"]
+    folder = images.tree(tmp_path / "data") / "train"
+    assert file_reader(str(folder), share=0.5).names() == list(images.CLASSES)
+    torch.save(tiny.flat().state_dict(), tmp_path / "net.pt")
+    recipe = onehour.Recipe(model="tinytask:flat", data="tinytask:alone", validation=0.5)
+    assert Predictor(tmp_path / "net.pt", recipe=recipe, device="cpu").names == ["no", "yes"]
+
+
+def test_a_divided_data_set_that_reads_no_files_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: ModuleType):
+    class Mute(Bytes):
+        from_file = KeyedDataset.from_file
+
+    monkeypatch.setattr(tiny, "mute", Mute, raising=False)
+    with pytest.raises(ValueError, match="is a Mute, which does not say how it reads an image file"):
+        file_reader("tinytask:mute", share=0.5)

@@ -192,3 +192,20 @@ def test_a_checkpoint_is_evaluated_as_it_is_and_says_how_its_run_was(
 def test_files_without_the_field_are_what_they_were():
     assert "recalibrate" not in Recipe().to_toml()
     assert Recipe.from_dict({"recalibrate": "8k"}).recalibrate == 8192
+
+
+def test_a_runs_own_transform_of_its_images_is_used_once_it_is_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images: Any = __import__("images")
+    sizes: dict[str, Any] = {"minibatch": 4, "per_worker": 4, "base_minibatch": 4, "epochs": 1, "warmup": "none"}
+    own: dict[str, Any] = {"train_transform": "images:noisy", "image_size": 8, "recalibrate": 8}
+    data = str(images.tree(tmp_path / "data", train=4))
+    options: dict[str, Any] = {"out": tmp_path / "run", "device": "cpu", "loaders": 0}
+    run = onehour.train("resnet50", model="images:net", data=data, **sizes, **own, **options)
+    command = ["recalibrate", str(run.folder), "--model", "images:net", "--device", "cpu", "--json"]
+    assert main(command) == 2
+    assert "names code, which would run: train_transform images:noisy" in capsys.readouterr().err
+    assert main([*command, "--train-transform", "images:noisy"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == run.metrics[-1]["val_loss"]
+    assert main(["evaluate", *command[1:]]) == 0  # which needs no such code

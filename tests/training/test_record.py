@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from safetensors.numpy import load_file
 
 from onehour.api import train
 from onehour.machine import cores
-from onehour.training.record import Run, final_error
+from onehour.training.record import Run, final_error, move_aside, refuse_other_classes
 from onehour.training.recorder import take_folder
 
 
@@ -195,3 +197,30 @@ def test_the_record_is_brought_to_disk_before_the_checkpoint_and_not_by_the_trai
     train(tiny.recipe(epochs=1), out=tmp_path / "run")
     assert done[:3] == ["metrics.jsonl", "timing.jsonl", "run"]
     assert "→ iteration-000000006" in done[3:]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat", "é"], None),
+        (["cat", "e\u0301"], None),  # as another disk spells it
+        ([], None),
+        (["dog", "é"], "class 0 of .* was 'cat' when it was trained, and in the data it is 'dog'"),
+        (["cat"], "class 1 of .* was 'é' when .* it is none"),
+        (["cat", "é", "z"], "class 2 of .* was none when .* it is 'z'"),
+    ],
+)
+def test_classes_are_compared_by_name_and_place(run: Run, names: list[str], said: str | None):
+    refused = nullcontext() if said is None else pytest.raises(ValueError, match=said)
+    with mock.patch.object(Run, "class_names", ["cat", "é"]), refused:
+        refuse_other_classes(run, names)
+
+
+def test_of_a_link_the_folder_behind_it_is_moved_aside(tmp_path: Path):
+    (tmp_path / "disk" / "mine").mkdir(parents=True)
+    (tmp_path / "disk" / "mine" / "old").touch()
+    (tmp_path / "run").symlink_to("disk/mine")
+    assert move_aside(tmp_path / "run") == tmp_path / "disk" / "mine.1"
+    assert (tmp_path / "disk" / "mine.1" / "old").exists()
+    assert (tmp_path / "run").readlink() == Path("disk/mine")
+    assert [*(tmp_path / "run").iterdir()] == []

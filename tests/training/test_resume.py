@@ -17,6 +17,7 @@ from onehour.data.dataset import KeyedDataset
 from onehour.dist.devices import build_of
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints, Store, Stored
+from onehour.training.evaluate import OpenedWeights
 from onehour.training.feeds import Skipping
 from onehour.training.record import Run, StoppedError, first_began
 
@@ -325,3 +326,25 @@ def test_another_build_is_named_when_a_canonical_run_goes_on(
     said = capsys.readouterr().out
     assert "warning: the bits may differ" in said
     assert "→ 9.9" in said
+
+
+def test_a_run_is_not_resumed_where_labels_mean_other_classes(tiny: ModuleType, tmp_path: Path):
+    def named(*classes: str) -> Any:
+        sides = tiny.listed()
+        for side in sides:
+            side.classes = classes
+        return sides
+
+    options: dict[str, Any] = {"out": tmp_path / "run", "loaders": 0}
+    with pytest.raises(StoppedError):
+        train(tiny.recipe(), data=named("a", "b", "c"), stop_asked=after(2), **options)
+    renamed = named("b", "c", "z")
+    with pytest.raises(ValueError, match=r"class 0 of .*run was 'a' when it was trained, and in the data it is 'b'"):
+        train(tiny.recipe(), data=renamed, **options)
+    assert train(tiny.recipe(), data=named("a", "b", "c"), **options).finished
+    with pytest.raises(ValueError, match=r"class 0 of .*run was 'a'"):
+        train(tiny.recipe(epochs=3), data=renamed, continues=tmp_path / "run", out=tmp_path / "more", loaders=0)
+    assert train(tiny.recipe(), data=renamed, fresh=True, **options).class_names == ["b", "c", "z"]
+    recipe = Run(tmp_path / "run").recipe
+    with pytest.raises(ValueError, match=r"class 0 of .*run was 'b' when it was trained, and in the data it is 'a'"):
+        OpenedWeights(tmp_path / "run", recipe=recipe, data=named("a", "b", "c"))

@@ -207,3 +207,17 @@ def test_what_is_no_plain_state_dict_is_refused(state: object, said: str, tmp_pa
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=said):
         read_weights(tmp_path / "x.pt")
+
+
+def test_a_file_is_read_whatever_is_beside_its_folder(tmp_path: Path, tiny: ModuleType):
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    torch.save(tiny.net().state_dict(), tmp_path / "exports" / "net.pt")
+    assert read_weights(tmp_path / "exports" / "net.pt").keys() == tiny.net().state_dict().keys()
+
+
+def test_a_recipe_may_be_given_for_a_checkpoint_and_not_for_a_run(run: Run, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run.folder), "--recipe", "digits"]) == 2
+    assert "is a run, which has a recipe; leave --recipe digits out" in capsys.readouterr().err
+    assert main(["evaluate", str(run.folder / "checkpoints" / "iteration-000000008"), "--recipe", "digits"]) == 0
+    assert f"{run.metrics[-1]['top1_error']:.2f} %" in capsys.readouterr().out

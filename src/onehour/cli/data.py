@@ -46,6 +46,7 @@ def add_data(commands: Any) -> None:
     pack.add_argument(
         "--resize", type=int, metavar="PX", help="shorter side of larger images; recorded in every result"
     )
+    _add_pixel_cap(pack)
     pack.add_argument("--shard-mib", type=int, default=1024, metavar="MIB", help="size of a tar file (1024)")
     _add_jobs(pack)
     pack.set_defaults(command=pack_command)
@@ -56,7 +57,7 @@ def add_data(commands: Any) -> None:
         " something is; notes do not count.",
     )
     doctor.add_argument("folder", type=Path, metavar="DIR|OUT", help="a folder of images, its index or a pack")
-    doctor.add_argument("--pixel-cap", type=int, metavar="PIXELS", help="refuse images of more pixels (64 million)")
+    _add_pixel_cap(doctor)
     doctor.add_argument("--json", action="store_true", help="print a list as JSON")
     _add_jobs(doctor)
     doctor.set_defaults(command=doctor_command)
@@ -77,21 +78,33 @@ def pack_command(options: argparse.Namespace, arguments: list[str]) -> int:
     from onehour.data.images import open_sides
     from onehour.data.pack import pack
 
+    if options.pixel_cap is not None and options.resize is None:
+        raise ValueError(
+            f"--pixel-cap {options.pixel_cap} is for --resize, without which nothing is decoded; leave it out"
+        )
+    pixels = _pixels(options)
     resize = None if options.resize is None else positive_int("--resize", options.resize)
     shard_bytes = positive_int("--shard-mib", options.shard_mib) * 2**20
     sides = open_sides(options.folder, sizes=True)
     images = sum(len(source.labels) for source in sides.values())
     with _progress("packing", images) as done:
-        path = pack(sides, options.out, resize=resize, shard_bytes=shard_bytes, jobs=_jobs(options), done=done)
+        path = pack(
+            sides,
+            options.out,
+            resize=resize,
+            pixels=pixels,
+            shard_bytes=shard_bytes,
+            jobs=_jobs(options),
+            done=done,
+        )
     print(f"wrote {path.parent}: {images:,} images{f', shorter side {resize} at most' if resize else ''}")
     return 0
 
 
 def doctor_command(options: argparse.Namespace, arguments: list[str]) -> int:
-    from onehour.data.decode import PIXELS
     from onehour.data.doctor import examine
 
-    pixels = PIXELS if options.pixel_cap is None else positive_int("--pixel-cap", options.pixel_cap)
+    pixels = _pixels(options)
     with _progress("reading") as done:
         faults = examine(options.folder, pixels=pixels, jobs=_jobs(options), done=done)
     wrong = sum(not fault.note for fault in faults)
@@ -104,6 +117,20 @@ def doctor_command(options: argparse.Namespace, arguments: list[str]) -> int:
     counts = f"{wrong} fault{'s' * (wrong != 1)}, {len(faults) - wrong} note{'s' * (len(faults) - wrong != 1)}"
     print(f"{options.folder}: {counts if faults else 'nothing found'}")
     return int(wrong > 0)
+
+
+def _add_pixel_cap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pixel-cap", type=int, metavar="PIXELS", help="refuse images of more pixels (64 million)")
+
+
+def _pixels(options: argparse.Namespace) -> int:
+    from onehour.data.decode import LARGEST_PIXELS, PIXELS
+
+    if options.pixel_cap is None:
+        return PIXELS
+    if positive_int("--pixel-cap", options.pixel_cap) > LARGEST_PIXELS:
+        raise ValueError(f"--pixel-cap is {options.pixel_cap}; expected at most {LARGEST_PIXELS}, Pillow's own limit")
+    return options.pixel_cap
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:

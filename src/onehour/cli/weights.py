@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from onehour.cli.parser import EXIT_BAD_INPUT, add_device, add_trust, size
 from onehour.config import Recipe
 from onehour.entry import asked_for
-from onehour.files import to_json, written
+from onehour.files import is_written_into, to_json, written_at
 from onehour.messages import nearest, tell
 from onehour.recipes import recipe as named
 
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from onehour.training.evaluate import Prediction, WeightsEvaluation
 
 
-CODE = ("data", "model", "task", "collate")  # fields that may name someone's code
+CODE = ("data", "model", "task", "collate", "train_transform")
+"""Fields that may name someone's code; the last one matters to `recalibrate` alone, which has a flag for it."""
 FORMATS = ("csv", "jsonl")  # of predictions
 
 
 def add_source(command: Any) -> None:
     """Where weights come from, and of what model and data they are."""
     command.add_argument("source", metavar="RUN|FILE", type=Path, help="a run's folder, a .safetensors or a .pt file")
-    command.add_argument("--recipe", metavar="RECIPE", help="for a file: its recipe, or give --model and --data")
+    command.add_argument("--recipe", metavar="RECIPE", help="of a file, or of a checkpoint; else --model and --data")
     command.add_argument("--data", metavar="D", help="instead of the recipe's")
     command.add_argument("--model", metavar="M", help="instead of the recipe's")
     command.add_argument("--task", metavar="T", help="instead of the recipe's")
@@ -83,6 +84,7 @@ def add_recalibrate(commands: Any) -> None:
         " weights as they are; evaluate with them. The run stays as it is.",
     )
     add_source(recalibrate)
+    recalibrate.add_argument("--train-transform", metavar="T", help="instead of the recipe's")
     add_device(recalibrate)
     recalibrate.add_argument("--images", type=size, metavar="SIZE", help="training images (8k, or all if fewer)")
     recalibrate.add_argument(
@@ -158,18 +160,23 @@ def recalibrate_command(options: argparse.Namespace, arguments: list[str]) -> in
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe of a run, or of a file as the options name it, whose model and data somebody has asked for."""
     recipe = _recipe(options)
-    changes = {name: getattr(options, name) for name in (*CODE, "classes") if getattr(options, name)}
+    given = {name: getattr(options, name) for name in (*CODE, "classes") if name in options}
+    changes = {name: value for name, value in given.items() if value}
     if "data" in changes:
         changes["samples"] = None
         changes["validation"] = recipe.validation if changes["data"] == recipe.data else 0.0
-    return asked_for(recipe.replace(**changes), trust=options.trust, uses=CODE)
+    return asked_for(recipe.replace(**changes), trust=options.trust, uses=[name for name in CODE if name in options])
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     if options.source.is_dir():
-        from onehour.training.record import Run
+        from onehour.training.record import RECIPE, Run
 
-        return Run(options.source).recipe
+        is_run = (options.source / RECIPE).is_file()
+        if is_run and options.recipe is not None:
+            raise ValueError(f"{options.source} is a run, which has a recipe; leave --recipe {options.recipe} out")
+        if is_run or options.recipe is None:
+            return Run(options.source).recipe
     if options.recipe is not None:
         return named(options.recipe)
     if not options.source.exists():
@@ -232,7 +239,8 @@ def add_predict(commands: Any) -> None:
 def predict_command(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.format not in FORMATS:
         raise ValueError(f"--format is {options.format!r}; expected {nearest(options.format, FORMATS)}")
-    if options.output is not None and options.output.exists() and not options.force:
+    to = options.output
+    if to is not None and to.exists() and not options.force and not is_written_into(to):
         raise ValueError(f"{options.output} exists; choose another name, or give --force to replace it")
     from onehour.training.evaluate import Predictor, find_images
 
@@ -277,8 +285,7 @@ def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield lambda text: print(text, end="", flush=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path.parent, path.name) as file:
+    with written_at(path) as file:
         yield lambda text: file.write(text.encode("utf-8", "surrogateescape"))
 
 

@@ -138,13 +138,13 @@ def orientation_of(data: bytes) -> int:
         return 1
 
 
-def shrunk(data: bytes, name: str, shorter: int) -> bytes | None:
+def shrunk(data: bytes, name: str, shorter: int, *, pixels: int = PIXELS) -> bytes | None:
     """An image file whose shorter side is `shorter`, as JPEG of quality 95; None for one that is not larger.
 
     The aspect is kept, the resize is bilinear and antialiased as the crops' is. An EXIF orientation is kept, other
     metadata is not.
     """
-    image = decode(data, name)
+    image = decode(data, name, pixels=pixels)
     height, width = image.shape[:2]
     side = min(height, width)
     if side <= shorter:
@@ -208,4 +208,4 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # what a damaged block of it raises
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    return int(orientation) if orientation in range(1, 9) else 1  # it may be a fraction, of another type

@@ -69,7 +69,7 @@ def _refuse_share(share: float, samples: int, label: int, classes: Sequence[str]
 def _part(dataset: Any, indices: np.ndarray) -> Any:
     if in_memory(dataset):
         return TensorDataset(*(tensor[torch.from_numpy(indices)] for tensor in dataset.tensors))
-    return _KeyedPart(dataset, indices) if isinstance(dataset, KeyedDataset) else _Part(dataset, indices.tolist())
+    return KeyedPart(dataset, indices) if isinstance(dataset, KeyedDataset) else _Part(dataset, indices.tolist())
 
 
 class _Part(Subset[Any]):
@@ -81,7 +81,7 @@ class _Part(Subset[Any]):
         return dataset.classes
 
 
-class _KeyedPart(KeyedDataset):
+class KeyedPart(KeyedDataset):
     """Some samples of a data set that offers more."""
 
     def __init__(self, dataset: KeyedDataset, indices: np.ndarray) -> None:
@@ -107,6 +107,9 @@ class _KeyedPart(KeyedDataset):
 
     def prepare(self, images: Tensor) -> Tensor:
         return self.dataset.prepare(images)
+
+    def from_file(self, data: bytes, name: str) -> Tensor:
+        return self.dataset.from_file(data, name)
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,15 +20,20 @@ from onehour.data.dataset import FaultError
 from onehour.data.decode import FORMATS, JPEG_START, PIXELS, decode, plain
 from onehour.data.index import Index, index_of, read_index
 from onehour.data.listing import SIDES, SUFFIXES, Files, Table, expected, list_sides, read_file
-from onehour.data.pack import PARTS, Shards, key_of, label_member, shards_of
+from onehour.data.pack import PARTS, Shards, key_of, label_member, shards_of, suffix_of
 from onehour.data.processes import Done, ignore, spans, spread
 
 SMALL, LONG = 8, 16
 """Pixels of the shorter side, and length in shorter sides, beyond which a crop would show almost nothing."""
 
 
-def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError]:
-    """Everything that is wrong with an image file, and what a person should know of it as notes."""
+def inspect_image(data: bytes, name: str, *, pixels: int, suffix: str | None = None) -> Iterator[FaultError]:
+    """Everything that is wrong with an image file, and what a person should know of it as notes.
+
+    Args:
+        suffix: what its name ends in, where that is not `name`'s.
+    """
+    suffix = suffix_of(name) if suffix is None else suffix
     note = partial(FaultError, name, note=True)
     try:
         height, width = decode(data, name, pixels=pixels).shape[:2]
@@ -40,7 +44,7 @@ def inspect_image(data: bytes, name: str, *, pixels: int) -> Iterator[FaultError
         yield note(f"has {width}×{height} pixels", "look at it: a crop would show almost none of it")
     kind, frames = _kind_and_frames(data)
     suffixes = SUFFIXES.get(kind)
-    if suffixes and os.path.splitext(name)[1].lower() not in suffixes:
+    if suffixes and suffix not in suffixes:
         yield note(f"is {kind} by its content", f"nothing is lost; other tools expect {suffixes[0]}")
     if frames > 1 and kind != "MPO":
         yield note(f"has {frames} frames", "nothing, if the first one is what you want")
@@ -198,7 +202,7 @@ def _look_at_sample(source: Shards, pixels: int, index: int) -> Seen:
     if behind != label_member(index, label):
         faults.append(FaultError(name, f"is not followed by its label {label} in the shard", remedy))
     data = source.read(index)
-    return faults + list(inspect_image(data, name, pixels=pixels)), data
+    return faults + list(inspect_image(data, name, pixels=pixels, suffix=suffix_of(member.name))), data
 
 
 def _twins(sides: list[_Side], digests: np.ndarray) -> Iterator[FaultError]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onehour.data.dataset import FaultError
-from onehour.data.decode import QUALITY, shrunk
+from onehour.data.decode import PIXELS, QUALITY, shrunk
 from onehour.data.index import FORMAT, INDEX, Index, columns, open_arrays, read_index, write_arrays
 from onehour.data.listing import Files, Table
 from onehour.data.processes import Done, ignore, spread
@@ -92,6 +92,10 @@ class Shards:
         size, offset = int(_sizes(self.table)[index]), int(self.offsets[index])
         behind = offset + size + len(_padding(size))
         return self._pread(index, BLOCK, offset - BLOCK), self._pread(index, 2 * BLOCK, behind)
+
+    def suffix(self, index: int) -> str:
+        """Of image `index`'s member: a smaller image is no longer of the kind that its file was."""
+        return suffix_of(_member_name(self.members(index)[0]))
 
     def faults(self) -> dict[int, FaultError]:
         """What is wrong with shards as a whole, by their size and their first member: of each that is not sound."""
@@ -162,6 +166,11 @@ def shards_of(index: Index, side: str) -> Shards:
     return Shards(index.path.parent, table, offsets, shards, about.get("resized"))
 
 
+def suffix_of(name: str) -> str:
+    """.jpg of x.JPG"""
+    return os.path.splitext(name)[1].lower()
+
+
 def key_of(index: int) -> bytes:
     """What the names of sample `index`'s members begin with: b"00000042." of 42."""
     return b"%08d." % index
@@ -185,7 +194,11 @@ def _padding(size: int) -> bytes:
 
 
 def _member(block: bytes) -> str:
-    return repr(block[:100].partition(b"\0")[0].decode("utf-8", "replace")) if block.strip(b"\0") else "nothing"
+    return repr(_member_name(block)) if block.strip(b"\0") else "nothing"
+
+
+def _member_name(block: bytes) -> str:
+    return block[:100].partition(b"\0")[0].decode("utf-8", "replace")
 
 
 SHARD_BYTES = 2**30
@@ -200,6 +213,7 @@ def pack(
     out: Path,
     *,
     resize: int | None = None,
+    pixels: int = PIXELS,
     shard_bytes: int = SHARD_BYTES,
     jobs: int = 1,
     done: Done = ignore,
@@ -208,13 +222,14 @@ def pack(
 
     Args:
         resize: make the shorter side of larger images this many pixels; else every file's bytes stay as they are.
+        pixels: the most of an image that is made smaller, as for `decode`.
         shard_bytes: a shard is closed when its files reach this.
     """
     for source in sides.values():
         if isinstance(source, Files) and out.resolve().is_relative_to(Path(source.root).resolve()):
             raise ValueError(f"{out} lies inside the data to pack; choose a folder outside of {source.root}")
     parts = [
-        _Part(out, source, side, number, span, resize)
+        _Part(out, source, side, number, span, resize, pixels)
         for side, source in sides.items()
         for number, span in enumerate(split(_sizes(source.table), shard_bytes))
     ]
@@ -260,6 +275,7 @@ class _Part:
     number: int
     span: range
     resize: int | None
+    pixels: int
 
     @property
     def name(self) -> str:
@@ -308,10 +324,13 @@ class _Part:
 
     def _content(self, index: int) -> tuple[bytes, str]:
         data = self.source.read(index)
-        smaller = shrunk(data, self.source.name(index), self.resize) if self.resize else None
-        if smaller is not None:
-            return smaller, "jpg"
-        return data, os.path.splitext(self.source.table.names[index])[1].lower().lstrip(".")
+        if self.resize:
+            smaller = shrunk(data, self.source.name(index), self.resize, pixels=self.pixels)
+            if smaller is not None:
+                return smaller, "jpg"
+        source = self.source
+        suffix = source.suffix(index) if isinstance(source, Shards) else suffix_of(source.table.names[index])
+        return data, suffix.lstrip(".")
 
 
 def _write(parts: list[_Part], held: OpenFolder, number: int, done: Done) -> Record:

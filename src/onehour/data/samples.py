@@ -18,6 +18,7 @@ from onehour.rules.shuffle import SampleStream
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Makes a tensor of a shape and a type, to be filled."""
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
+ARRAYS = (Tensor, np.ndarray, np.generic)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -38,20 +39,50 @@ def collate(samples: list[Any], empty: Empty = empty) -> Any:
             [1., 1.]]), 'size': (tensor([3, 4]), ['a', 'b'])}
     """
     first = samples[0]
-    if isinstance(first, Tensor | np.ndarray | np.generic):
-        return _stacked([torch.as_tensor(sample) for sample in samples], empty)
     if isinstance(first, str | bytes):
+        _refuse_others(samples, (str, bytes))
         return list(samples)
-    if type(first) in NUMBERS:
-        numbers = empty((len(samples),), NUMBERS[type(first)])
-        return numbers.copy_(torch.tensor(samples, dtype=numbers.dtype))
+    kind = type(first)
+    if kind in NUMBERS and all(type(sample) is kind for sample in samples):
+        try:
+            numbers = torch.tensor(samples, dtype=NUMBERS[kind])
+        except (ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"a number of a sample does not fit into {NUMBERS[kind]}: {blame(error)}") from error
+        return empty((len(samples),), numbers.dtype).copy_(numbers)
+    if kind in NUMBERS or isinstance(first, ARRAYS):
+        _refuse_others(samples, (*ARRAYS, *NUMBERS))
+        return _stacked([_as_tensor(sample) for sample in samples], empty)
     if isinstance(first, Mapping):
+        _refuse_others(samples, (Mapping,))
+        for other in samples:
+            if first.keys() != other.keys():
+                odd = next(key for key in (*first, *other) if key not in first or key not in other)
+                raise ValueError(f"samples of a batch differ (not all have {odd!r}); give all the same keys")
         return {key: collate([sample[key] for sample in samples], empty) for key in first}
     if isinstance(first, tuple | list):
-        columns = [collate(list(column), empty) for column in zip(*samples, strict=True)]
-        return _like(first, columns)
-    kind = type(first).__name__
-    raise ValueError(f"a sample holds a {kind}; expected tensors, numbers and texts in tuples, lists and dicts")
+        _refuse_others(samples, (tuple, list))
+        for other in samples:
+            if len(other) != len(first):
+                raise ValueError(f"samples of a batch differ ({len(first)} and {len(other)} parts); give all as many")
+        return _like(first, [collate(list(column), empty) for column in zip(*samples, strict=True)])
+    raise ValueError(
+        f"a sample holds a {kind.__name__}; expected tensors, numbers and texts in tuples, lists and dicts"
+    )
+
+
+def _refuse_others(samples: list[Any], kinds: tuple[type, ...]) -> None:
+    for other in samples:
+        if not isinstance(other, kinds):
+            names = f"{type(samples[0]).__name__} and {type(other).__name__}"
+            raise ValueError(f"samples of a batch differ ({names}); bring them to one type")
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A number's type is the one that `collate` gives to numbers alone, whatever it stands beside."""
+    try:
+        return torch.as_tensor(value, dtype=NUMBERS.get(type(value)))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"a sample holds what is no tensor: {blame(error)}") from error
 
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
@@ -82,7 +113,10 @@ def _stacked(tensors: list[Tensor], empty: Empty) -> Tensor:
     else:
         batch = empty((count, *first.shape), first.dtype)
     for row, tensor in zip(batch, tensors, strict=True):
-        row.copy_(tensor.detach())
+        try:
+            row.copy_(tensor.detach())
+        except RuntimeError as error:  # sparse ones
+            raise ValueError(f"a sample holds a tensor that cannot be copied: {blame(error)}") from error
     return batch
 
 
@@ -121,11 +155,11 @@ class Form:
     collate: Callable[[list[Any]], Any] | None = None  # makes a batch of a list of them; None for `collate`
 
     def batch(self, samples: list[Any], empty: Empty = empty) -> Any:
-        if self.collate is None:
-            return collate(samples, empty)
         try:
-            return self.collate(samples)
+            return collate(samples, empty) if self.collate is None else self.collate(samples)
         except Exception as error:
+            if self.collate is None and isinstance(error, ValueError | MemoryError | RuntimeError):
+                raise  # it says what is wrong, or that memory ran out
             raise ValueError(f"collate failed for {len(samples)} samples: {blame(error)}") from error
 
 
@@ -167,6 +201,7 @@ class Keyed:
     ) -> tuple[Any, list[int]]:
         """The samples of some keys as a batch, and the indices of those that could not be read and were replaced."""
         samples: list[Any] = []
+        indices: list[int] = []
         skipped: list[int] = []
         for epoch, index, position in keys:
             begun(index)
@@ -179,9 +214,23 @@ class Keyed:
                 index, sample = self._substitute(self.stream, position, fault)
             try:
                 samples.append(sample if self.form.own else self._checked(*sample))
+                indices.append(index)
             except ValueError as error:
                 raise ValueError(f"{self.called(index)}: {error}") from None
-        return self.form.batch(samples, empty), skipped
+        try:
+            return self.form.batch(samples, empty), skipped
+        except ValueError as error:
+            raise ValueError(f"{self._blamed(samples, indices)}{error}") from error
+
+    def _blamed(self, samples: list[Any], indices: list[int]) -> str:
+        """The first sample that cannot be put beside the batch's first one; nothing with a collate of one's own."""
+        for sample, index in zip(samples if self.form.collate is None else [], indices, strict=False):
+            try:
+                collate([samples[0], sample])
+            except ValueError:
+                beside = f" beside {self.name(indices[0])}" if index != indices[0] else ""
+                return f"{self.called(index)}{beside}: "
+        return ""
 
     def name(self, index: int) -> str:
         name = self.dataset.name(index) if isinstance(self.dataset, KeyedDataset) else ""

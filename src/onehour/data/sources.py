@@ -15,12 +15,12 @@ from torch.utils.data import IterableDataset, TensorDataset
 from onehour.config import Recipe
 from onehour.data.dataset import Classes, FaultError, KeyedDataset, as_label, as_labels, in_memory, refuse_labels
 from onehour.data.digits import SAMPLES, SIDE, DigitFiles, digits
-from onehour.data.division import divided
+from onehour.data.division import KeyedPart, divided
 from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
 from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, Keyed, leaves, mapped
 from onehour.entry import is_entry, resolve
-from onehour.messages import blame, nearest
+from onehour.messages import blame, nearest, shown
 
 OF_IMAGES = ("bad_images", "exif_orientation", "pixel_cap", "image_size", "test_resize", "train_transform")
 """Fields of `ImageOptions`, which data of another kind must not be asked for."""
@@ -147,16 +147,17 @@ class FileReader:
     names: Callable[[], list[str]]  # asks for those of the classes; none where they are not known
 
 
-def file_reader(spec: str, **options: Any) -> FileReader:
+def file_reader(spec: str, *, share: float = 0.0, seed: int = 0, **options: Any) -> FileReader:
     """What reads image files as the validation data of a recipe does (`load_data`); a path need not be there."""
+    division: Any = {"share": share, "seed": seed}
     name = spec.partition(":")[0]
     if name in SAMPLES:
         return FileReader(DigitFiles(_split_of(spec), samples=SAMPLES[name]), torch.zeros(1, SIDE, SIDE), list)
     if name == "fashion-mnist" or idx_files(spec):
         raise ValueError(f"predict reads no image files for data in MNIST's format, {spec}")
     if is_entry(spec) or not spec or spec.startswith("<"):  # given from Python: nobody can find it by that
-        data = load_data(spec)
-        kind = type(data.validation)
+        data = load_data(spec, **division)
+        kind = type(data.validation.dataset if isinstance(data.validation, KeyedPart) else data.validation)
         if not issubclass(kind, KeyedDataset) or kind.from_file is KeyedDataset.from_file:
             raise ValueError(
                 f"the validation data of {spec} is a {kind.__name__}, which does not say how it reads an image file;"
@@ -173,13 +174,18 @@ def file_reader(spec: str, **options: Any) -> FileReader:
     files = image_files(ImageOptions(**options))
 
     def names() -> list[str]:
-        return load_data(spec, **options).names if os.path.exists(spec) else []
+        return load_data(spec, **division, **options).names if os.path.exists(spec) else []
 
     return FileReader(files, files.from_file(BLACK, "a black image"), names)
 
 
 def complete(
-    recipe: Recipe, data: Any = None, *, collate: Callable[[list[Any]], Any] | None = None, trains: bool = True
+    recipe: Recipe,
+    data: Any = None,
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    trains: bool = True,
+    augments: bool = False,
 ) -> tuple[Recipe, Data]:
     """Load the data, and write into the recipe what only the data knows.
 
@@ -187,7 +193,10 @@ def complete(
         recipe: names the data, unless `data` is given.
         data: (train, validation) as objects, or one to divide.
         trains: False evaluates alone, which takes data of any size: N stays open.
+        augments: whether training images are as in training, also where nothing trains.
     """
+    if trains:
+        refuse_odd_texts(recipe)  # before a run's folder is made for it
     if recipe.task is not None and is_entry(recipe.task):
         resolve("task", recipe.task)  # a wrong name is said before anything that takes longer
     if collate is None and recipe.collate is not None:
@@ -195,7 +204,7 @@ def complete(
     form = Form(own=recipe.task is not None, collate=collate)
     if data is None:
         division: Any = {"share": recipe.validation, "seed": recipe.seed}
-        loaded = load_data(recipe.data, form, **division, **image_options(recipe, trains=trains))
+        loaded = load_data(recipe.data, form, **division, **image_options(recipe, trains=trains or augments))
     else:
         loaded = Data.given(data, "data is a", recipe.validation, recipe.seed, form)
     classes = recipe.classes or loaded.classes
@@ -208,6 +217,19 @@ def complete(
         samples = loaded.looks[0].samples
         refuse_mixing(recipe, loaded.looks[0].image)
     return recipe.replace(samples=samples, classes=classes, **_facts(recipe, loaded)), loaded
+
+
+def refuse_odd_texts(recipe: Recipe) -> None:
+    """Say which text of a recipe no file of a run can hold: a path may be of any bytes."""
+    for name, value in recipe.as_dict().items():
+        for text in value if isinstance(value, list) else [value]:
+            try:
+                str(text).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{name} is {shown(text)}, which is not UTF-8, and a run's files are; rename it, or give a link to"
+                    " it that has another name"
+                ) from error
 
 
 def refuse_mixing(recipe: Recipe, image: Tensor) -> None:

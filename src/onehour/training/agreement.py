@@ -266,7 +266,10 @@ def facts_of_data(recipe: Recipe, data: Data) -> dict[str, dict[str, Any]]:
             continue
         others[side] = dataset
         if isinstance(dataset, Images):
-            listed = "\0".join(dataset.classes).encode() + np.ascontiguousarray(dataset.source.labels).tobytes()
+            listed = (
+                "\0".join(dataset.classes).encode("utf-8", "surrogateescape")
+                + np.ascontiguousarray(dataset.source.labels).tobytes()
+            )
             samples[f"the digest of all {side} labels"] = _digest(listed)
 
     def look() -> dict[str, Any]:

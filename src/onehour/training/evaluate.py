@@ -28,7 +28,7 @@ from onehour.rules.keys import seed_for
 from onehour.rules.minibatch import whole_workers
 from onehour.training.build import build_model
 from onehour.training.feeds import pick_loaders, refuse_batch
-from onehour.training.record import Run
+from onehour.training.record import refuse_other_classes, run_of
 from onehour.training.state import Network, model_state
 from onehour.training.statistics import EvaluationStoppedError, Recalibration
 from onehour.training.task import CLASSIFICATION, Classification, Evaluation, Found, Model, Task, classes_of, task_of
@@ -172,13 +172,23 @@ class OpenedWeights:
         source, ema: as for `read_weights`.
         recipe: names model and data, and the precision.
         data: (train, validation) in place of the recipe's.
+        augments: whether training images are read as in training, with the recipe's train_transform.
     """
 
     def __init__(
-        self, source: Path, *, recipe: Recipe, data: Any = None, device: str = "auto", ema: bool = False
+        self,
+        source: Path,
+        *,
+        recipe: Recipe,
+        data: Any = None,
+        device: str = "auto",
+        ema: bool = False,
+        augments: bool = False,
     ) -> None:
         weights = read_weights(source, ema=ema)
-        self.recipe, self.data = complete(recipe, data, trains=False)
+        self.recipe, self.data = complete(recipe, data, trains=False, augments=augments)
+        if (run := run_of(source)) is not None:
+            refuse_other_classes(run, self.data.names)
         self.device = torch.device(pick_device(device))
         self.task = task_of(self.recipe, None, self.device)
         self.model = build_model(self.recipe, self.data, self.device, task=self.task)
@@ -252,7 +262,7 @@ def recalibrated(
     Args:
         images: training images; None for the recipe's number, else `IMAGES` or all if there are fewer.
     """
-    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema)
+    opened = OpenedWeights(source, recipe=recipe, device=device, ema=ema, augments=True)
     if images is None:
         most, n = min(IMAGES, opened.data.looks[0].samples), recipe.per_worker
         images = recipe.recalibrate or max(1, most // n) * n
@@ -324,14 +334,15 @@ class Predictor:
             )
         weights = read_weights(source)
         self.recipe, self.device = recipe, torch.device(pick_device(device))
-        self._reader = file_reader(recipe.data, **image_options(recipe))
+        division: Any = {"share": recipe.validation, "seed": recipe.seed}
+        self._reader = file_reader(recipe.data, **division, **image_options(recipe))
         self.model = build_model(recipe, _data_of(recipe, _Files([], self._reader)), self.device)
         fit(self.model, weights, source)
         with torch.no_grad():
             one = self._reader.dataset.prepare(self._reader.image[None].to(self.device))
             self.outputs = CLASSIFICATION.logits(self.model.eval(), one, recipe).shape[1]
-        names = Run(source).class_names if source.is_dir() else []
-        self.names = names or self._reader.names()
+        run = run_of(source)
+        self.names = (run.class_names if run is not None else []) or self._reader.names()
 
     @torch.no_grad()
     def predict(

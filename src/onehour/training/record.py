@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from onehour.sidefile import (
     read_lines,
     read_object,
 )
-from onehour.training.checkpoint import Store, checkpoint_folders, digest_of_recipe, read_manifest
+from onehour.training.checkpoint import CHECKPOINTS, Store, checkpoint_folders, digest_of_recipe, read_manifest
 
 MEDIAN_OF = 5
 RECIPE = "recipe.toml"
@@ -287,6 +290,28 @@ class Run:
         return final_error(errors)
 
 
+def run_of(source: Path) -> Run | None:
+    """The run that a folder is, or is a checkpoint of; None for anything else."""
+    whole = source.absolute()
+    folder = whole.parents[1] if whole.is_dir() and whole.parent.name == CHECKPOINTS else source
+    return Run(folder) if (folder / RECIPE).is_file() else None
+
+
+def refuse_other_classes(run: Run, names: Sequence[str]) -> None:
+    """Refuse data whose labels mean other classes than those that a run was trained on, as far as both have names."""
+    known = run.class_names
+    if not (known and names):
+        return
+    for label, (old, new) in enumerate(zip_longest(known, names)):
+        # Disks differ in how they spell a letter.
+        if old is None or new is None or unicodedata.normalize("NFC", old) != unicodedata.normalize("NFC", new):
+            was, now = (f"{name!r}" if name is not None else "none" for name in (old, new))
+            raise ValueError(
+                f"class {label} of {run.folder} was {was} when it was trained, and in the data it is {now}, so that"
+                " labels mean other classes; give the data the classes that it had, under the same names"
+            )
+
+
 def latest_contents(folder: Path) -> list[bytes] | None:
     """The files of a run's newest checkpoint that verifies, in the order of `FILES`; None without one.
 
@@ -343,15 +368,21 @@ def first_began(folder: Path) -> float:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Keep an old folder under the next free numbered name; None where there is none."""
+    """Keep an old folder under the next free numbered name; None where there is none.
+
+    Of a link the folder behind it: an empty one takes its place there, on that disk.
+    """
     if not folder.exists():
         return None
+    real = folder.resolve() if folder.is_symlink() else folder
     with HeldFolder(folder) if folder.is_dir() else nullcontext():
         number = 1
-        while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        while os.path.lexists(kept := real.with_name(f"{real.name}.{number}")):
             number += 1
-        folder.rename(kept)
-        sync_folder(folder.parent)
+        real.rename(kept)
+        if real != folder:
+            real.mkdir()
+        sync_folder(real.parent)
     return kept
 
 

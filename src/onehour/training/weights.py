@@ -30,11 +30,11 @@ from onehour.data.loader import prepared
 from onehour.data.samples import Keyed
 from onehour.data.sources import Data, complete
 from onehour.entry import LIBRARIES
-from onehour.files import written
+from onehour.files import is_written_into, written_at
 from onehour.messages import blame, shown
 from onehour.models.load import load_model, pretrained_weights
 from onehour.sidefile import is_object
-from onehour.training.checkpoint import Store, checkpoint_folders, digest_of_recipe
+from onehour.training.checkpoint import NAME, Store, checkpoint_folders, digest_of_recipe
 from onehour.training.record import Run, latest_contents
 from onehour.training.state import as_safetensors, averages_in, digest_of
 from onehour.training.task import outputs_of
@@ -79,7 +79,7 @@ def bytes_of(path: Path) -> bytes:
         raise ValueError(f"{path} does not exist")
     whole = path.absolute()
     folder = whole.parent.parent
-    if whole in checkpoint_folders(folder):
+    if whole.is_dir() and NAME.fullmatch(whole.name) and whole in checkpoint_folders(folder):
         try:
             return Store(folder, recipe=digest_of_recipe(Run(folder).recipe)).verified(whole).contents[0]
         except ValueError as error:
@@ -276,7 +276,7 @@ def refuse_place(to: Path, suffixes: Iterable[str], *, force: bool) -> None:
     if to.suffix not in suffixes:
         *others, last = suffixes
         raise ValueError(f"{to} must end in {', '.join(others)} or {last}")
-    if to.exists() and not force:
+    if to.exists() and not force and not is_written_into(to):
         raise ValueError(f"{to} exists; remove it first, choose another name, or give --force to replace it")
 
 
@@ -351,8 +351,7 @@ def export_program(source: Path, to: Path, *, recipe: Recipe, ema: bool = False)
 
 def _write(to: Path, parts: list[Any], check: Callable[[Path], None]) -> Path:
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with written(to.parent, to.name, check=check) as file:
+        with written_at(to, check=check) as file:
             for part in parts:
                 file.write(part)
     except OSError as error:
