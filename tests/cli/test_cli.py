@@ -126,14 +126,6 @@ def test_bad_commands_are_one_message(
     assert message in refused(arguments, capsys)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (MALFORMED, "line 3"),
-        ('name = "mine"\nminibach = 64\n', "a recipe has no 'minibach'; expected minibatch"),
-        ("\x00", "line 1"),
-    ],
-)
 def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "recipe.toml").write_text(digits().to_toml())
@@ -142,6 +134,14 @@ def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MALFORMED, "line 3"),
+        ('name = "mine"\nminibach = 64\n', "a recipe has no 'minibach'; expected minibatch"),
+        ("\x00", "line 1"),
+    ],
+)
 def test_a_recipe_file_with_a_mistake_names_file_and_place(
     alone: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ):
