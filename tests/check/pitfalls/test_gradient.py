@@ -79,6 +79,12 @@ def b(total: float, count: int = 8, **options: Any) -> Step:
     return lambda loop: loop.backward(term(total, count), size=count, **options)
 
 
+def kl(total: float, count: int = 8) -> Step:
+    """The same through a distillation, whose loss is multiplied by its temperature's square."""
+    distilled = term(total, count, name="kl_div", where="t.py:6", reduction="batchmean")
+    return lambda loop: loop.backward(distilled, size=count)
+
+
 def s(**options: Any) -> Step:
     """A step of the optimizer."""
     return lambda loop: loop.step(**options)
@@ -125,6 +131,8 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
     ),
     "means over unequal counts": (2 * [b(0.5), b(0.5, 2), s()], ["gradient-mean-of-unequal"]),
     "unequal counts, weighted": (2 * [b(0.8), b(0.2, 2), s()], []),
+    "a distillation at temperature 2, divided": (2 * [*4 * [kl(1.0)], s()], []),
+    "a distillation whose temperature's square is the batch": (4 * [kl(8.0), s()], []),
     "two steps for a gradient": (4 * [b(1.0), s(clear=False), s()], ["double-step"]),
     "gradients that are never cleared": (4 * [b(1.0), s(clear=False)], ["step-without-zero-grad"]),
     "gradients that are cleared before the step": (4 * [b(1.0, cleared=True), s(times=0.0)], ["unused-gradients"]),

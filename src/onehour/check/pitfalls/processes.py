@@ -10,7 +10,7 @@ from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.gradient import WEIGHT, factor, loss_line, windows
 from onehour.check.story import Update, ratio
-from onehour.check.tape import InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
+from onehour.check.tape import MEANS, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
 CLOSE, EXACT = 1e-2, 1e-6
 MANY = 30  # parameters that are named one by one
@@ -129,7 +129,7 @@ def _summed(case: Case) -> Finding | None:
     """Every sample with the weight 1, whatever their number, where the update grows with the gradient."""
     updates = list(windows(case))[:8]
     terms = [term for update in updates for term in _terms(update)]
-    summed = [term for term in terms if term.reduction != "mean" and term.low == term.high and (term.count or 0) > 1]
+    summed = [term for term in terms if term.reduction not in MEANS and term.low == term.high and (term.count or 0) > 1]
     known = all(micro.terms for update in updates for micro in update.microbatches)
     if len(updates) < 2 or len(summed) < len(terms) or not known or case.adaptive is not False:
         return None
