@@ -62,17 +62,13 @@ class MicroBatch:
 
     @property
     def term(self) -> LossTerm | None:
-        """The first loss: what is said of it is said of all."""
+        """The last loss of the forward pass, which the backward pass comes to first."""
         return self.terms[0] if self.terms else None
 
     @property
     def weight(self) -> float | None:
-        """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered."""
-        return self.term.total if self.term else None
-
-    @property
-    def is_mean(self) -> bool:
-        return self.term is not None and self.term.reduction == "mean"
+        """Σ of its samples' weights in all its losses: 1 for a mean, 1/a for one of a batches that are gathered."""
+        return math.fsum(term.total for term in self.terms) if self.terms else None
 
 
 @dataclass

@@ -79,6 +79,24 @@ def b(total: float, count: int = 8, **options: Any) -> Step:
     return lambda loop: loop.backward(term(total, count), size=count, **options)
 
 
+def mixed(total: float, *lambdas: float, count: int = 8) -> list[Step]:
+    """Mixup: two losses of one line, whose weights are divided anew for each batch."""
+    parts = [(total * share, total * (1 - share)) for share in lambdas]
+    return [lambda loop, pair=pair: loop.backward(*[term(t, count) for t in pair], size=count) for pair in parts]
+
+
+def aux(main: float, auxiliary: float, *, main_first: bool = True) -> Step:
+    """An auxiliary loss beside the main one; the backward pass comes to the later one first."""
+    terms = term(auxiliary, where="t.py:7"), term(main)
+    return lambda loop: loop.backward(*(terms if main_first else reversed(terms)))
+
+
+def focal(*totals: float) -> list[Step]:
+    """A loss whose weights depend on the samples."""
+    terms = [term(total, reduction="none", low=0.0, high=total) for total in totals]
+    return [lambda loop, own=own: loop.backward(own) for own in terms]
+
+
 def kl(total: float, count: int = 8) -> Step:
     """The same through a distillation, whose loss is multiplied by its temperature's square."""
     distilled = term(total, count, name="kl_div", where="t.py:6", reduction="batchmean")
@@ -131,6 +149,30 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
     ),
     "means over unequal counts": (2 * [b(0.5), b(0.5, 2), s()], ["gradient-mean-of-unequal"]),
     "unequal counts, weighted": (2 * [b(0.8), b(0.2, 2), s()], []),
+    "mixup, with its tail": (2 * [*mixed(0.25, 0.9, 0.2, 0.5, 0.7), s(), *mixed(0.5, 0.3, 0.95), s()], []),
+    "mixup, and a tail divided by the usual count": (
+        2 * [*mixed(0.25, 0.9, 0.2, 0.5, 0.7), s(), *mixed(0.25, 0.3, 0.95), s()],
+        ["accumulation-tail"],
+    ),
+    "mixup, not divided": (2 * [*mixed(1.0, 0.9, 0.2, 0.5, 0.7), s()], ["accumulation-not-divided"]),
+    "mixup in one of two batches": (2 * [*mixed(0.5, 0.9), b(0.5), s()], []),
+    "mixup in one of two batches, not divided": (2 * [*mixed(1.0, 0.9), b(1.0), s()], ["accumulation-not-divided"]),
+    "mixup over unequal counts": (
+        2 * [*mixed(0.5, 0.9), *mixed(0.5, 0.3, count=2), s()],
+        ["gradient-mean-of-unequal"],
+    ),
+    "a weight for each batch": (2 * [b(0.3), b(0.2), s(), b(0.45), b(0.1), s(), b(0.7), s()], []),
+    "a weight for each batch, over unequal counts": (2 * [b(0.3), b(0.6, 2), s(), b(0.1), b(0.3, 2), s()], []),
+    "a focal loss, with its tail": (2 * [*focal(0.2, 0.21), s(), *focal(0.17, 0.18), s(), *focal(0.4), s()], []),
+    "an auxiliary loss": (2 * [*2 * [aux(0.5, 0.2)], s()], []),
+    "an auxiliary loss, not divided": (2 * [*2 * [aux(1.0, 0.4)], s()], ["accumulation-not-divided"]),
+    "an auxiliary loss of half the weight": (2 * [*2 * [aux(1.0, 0.5)], s()], ["accumulation-not-divided"]),
+    "an auxiliary loss that comes first": (
+        2 * [*2 * [aux(1.0, 0.4, main_first=False)], s()],
+        ["accumulation-not-divided"],
+    ),
+    "two losses of one weight": (2 * [*2 * [aux(0.5, 0.5)], s()], []),
+    "an auxiliary loss as strong as the batches are many": (2 * [*4 * [aux(0.25, 1.0)], s()], []),
     "a distillation at temperature 2, divided": (2 * [*4 * [kl(1.0)], s()], []),
     "a distillation whose temperature's square is the batch": (4 * [kl(8.0), s()], []),
     "two steps for a gradient": (4 * [b(1.0), s(clear=False), s()], ["double-step"]),
@@ -247,6 +289,39 @@ def test_gradients_of_two_processes(loss: float, share: float, expected: list[st
             loop.backward(term(loss))
             loop.step()
     assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
+
+
+@pytest.mark.parametrize(
+    ("weight", "share", "expected"),
+    [
+        (1.0, 0.5, []),
+        (1.0, 1.0, ["gradient-sum-not-mean"]),
+        (2.0, 0.5, ["loss-scaled-by-world-size"]),
+        (0.5, 1.0, []),
+    ],
+)
+@pytest.mark.parametrize("loss", [mixed, aux])
+def test_several_losses_on_two_processes(loss: Callable[..., Any], weight: float, share: float, expected: list[str]):
+    loops = Loop(), Loop()
+    for loop, lambdas in zip(loops, ((0.9, 0.2, 0.6), (0.3, 0.8, 0.5)), strict=True):
+        for own in lambdas:
+            step = mixed(weight, own)[0] if loss is mixed else aux(weight, 0.4 * weight)
+            step(loop)
+            loop.step()
+    assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
+
+
+@pytest.mark.parametrize(("by", "expected"), [("own", ["gradient-mean-of-unequal"]), ("all", [])])
+def test_each_process_divides_by_the_count_of_its_window(by: str, expected: list[str]):
+    """Tokens: a batch's sum divided by those of its window, on this process or on all."""
+    loops, counts = (Loop(), Loop()), ((8, 4), (3, 1))
+    for loop, own in zip(loops, counts, strict=True):
+        for _ in range(3):
+            for count in own:
+                divisor = sum(own) if by == "own" else sum(map(sum, counts)) / 2
+                loop.backward(term(count / divisor, count, reduction="sum"))
+            loop.step()
+    assert [finding.pitfall for finding in judge(several(*loops, share=0.5))] == expected
 
 
 def test_unequal_counts_on_two_processes():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.story import MicroBatch, Update, ratio
-from onehour.check.tape import BackwardPass, OptimizerStep
+from onehour.check.tape import BackwardPass, LossTerm, OptimizerStep
 
 EXACT = 1e-3
 
@@ -25,12 +27,12 @@ WEIGHT = "a gradient is the mean over all kn samples, each with the weight 1/kn"
 def accumulation_not_divided(case: Case) -> Finding | None:
     """Batches gathered as if each were the whole minibatch: a times too large."""
     for update in windows(case):
-        gathered, each = update.microbatches, weights(update)
+        gathered, c = update.microbatches, factor(update)
         a = len(gathered)
-        means = all(micro.is_mean for micro in gathered)
-        if a < 2 or a != case.story.window or each is None or not means or not _alike(gathered):
+        if a < 2 or a != case.story.window or not _alike(gathered):
             continue
-        if all(abs(weight - 1) < EXACT for weight in each):
+        means = [[c * term.total for term in loss] for loss in losses(gathered) if is_mean(loss)]
+        if first_of((1, 1 / a), means) == 1:
             return accumulation_not_divided.found(
                 measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
                 expected=f"each with the weight 1/{a}",
@@ -58,23 +60,23 @@ def accumulation_tail(case: Case) -> Finding | None:
     if a < 2 or not story.one_optimizer or story.training is None:
         return None
     unsure = {end.epoch for end in story.ends(story.training) if end.cut and not end.followed}
-    complete = (update for update in windows(case) if len(update.microbatches) == a and _alike(update.microbatches))
-    full = next((sum(each) for update in complete if (each := weights(update))), None)
+    known = [update for update in windows(case) if all(micro.terms for micro in update.microbatches)]
+    full = [update for update in known if len(update.microbatches) == a and _alike(update.microbatches)]
 
     def found(measured: str, gathered: list[MicroBatch]) -> Finding:
         expected = "every sample in one update, all updates with the weight 1"
         return accumulation_tail.found(measured=measured, expected=expected, where=_backward_line(gathered), a=a)
 
     # Without the division a window's weight is that of its batches; the division is what is missing.
-    for update in () if accumulation_not_divided(case) else windows(case):
+    for update in () if accumulation_not_divided(case) else known:
         epochs = {micro.epoch for micro in update.microbatches}
         if len(update.microbatches) == a or epochs & unsure:
             continue
-        each = weights(update)
-        if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
+        share = _share(update, full)
+        if share is None or abs(share - 1) < 0.02:
             continue
         what = f"an update of {len(update.microbatches)} batches"
-        return found(f"{what} has the weight {sum(each) / full:.3g} in all", update.microbatches)
+        return found(f"{what} has the weight {share:.3g} in all", update.microbatches)
     for update in windows(case):
         lost = _lost(update)
         if lost and not {micro.epoch for micro in lost} & unsure:
@@ -96,20 +98,21 @@ def accumulation_tail(case: Case) -> Finding | None:
 def gradient_mean_of_unequal(case: Case) -> Finding | None:
     """Means over unequal counts, averaged as if the counts were equal."""
     worst, finding = 1.01, None
-    for gathered in _gathered(case):
-        terms = [micro.term for micro in gathered]
-        counted = [(term.low, term.count) for term in terms if term and term.count and term.reduction != "none"]
-        if len(counted) < max(len(terms), 2) or min(low for low, _ in counted) <= 0:
-            continue
-        (light, many), (heavy, few) = min(counted), max(counted)
-        if heavy / light > worst:
-            worst = heavy / light
-            finding = gradient_mean_of_unequal.found(
-                measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
-                expected="equal weights 1/kn",
-                where=loss_line(gathered[-1]),
-                kn="count",  # it differs from update to update
-            )
+    for parts in _gathered(case):
+        all_losses = losses([micro for part in parts for micro in part])
+        loss = all_losses[-1] if all_losses else []
+        terms = iter(loss)
+        # Each batch divided by its own count, or each process by that of all its batches.
+        for each in ([[term] for term in loss], [[next(terms) for _ in part] for part in parts if loss]):
+            (light, many), (heavy, few) = _means(each)
+            if heavy > worst * light:
+                worst = heavy / light
+                finding = gradient_mean_of_unequal.found(
+                    measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
+                    expected="equal weights 1/kn",
+                    where=loss_line(parts[-1][-1]),
+                    kn="count",  # it differs from update to update
+                )
     return finding
 
 
@@ -276,13 +279,92 @@ def _alike(gathered: list[MicroBatch]) -> bool:
     return len({micro.loader for micro in gathered}) <= 1 and len(losses) <= 1
 
 
-def _gathered(case: Case) -> Iterator[list[MicroBatch]]:
-    if case.processes == 1:
-        yield from (update.microbatches for update in windows(case) if _alike(update.microbatches))
-    elif all(story.one_optimizer for story in case.stories):
+def _gathered(case: Case) -> Iterator[list[list[MicroBatch]]]:
+    """What an update takes, by process."""
+    if all(story.one_optimizer for story in case.stories):
         for updates in zip(*[story.updates for story in case.stories], strict=False):
-            if all(_alike(update.microbatches) for update in updates):
-                yield [micro for update in updates for micro in update.microbatches]
+            if all(update.microbatches and _alike(update.microbatches) for update in updates):
+                yield [update.microbatches for update in updates]
+
+
+def losses(gathered: list[MicroBatch]) -> list[list[LossTerm]]:
+    """Each loss that all batches have: its terms, one of each batch. What the forward pass computes first comes first.
+
+    Losses of one function whose weights vary from batch to batch are one more together: mixup divides a batch's weight.
+    """
+    keyed = [_keyed(micro) for micro in gathered]
+    found: list[list[LossTerm]] = []
+    for name in dict.fromkeys(name for terms in keyed for name, *_ in terms):
+        own = [[term for term in terms.values() if term.name == name] for terms in keyed]
+        shared = [key for key in keyed[0] if key[0] == name and all(key in terms for terms in keyed)]
+        apart = [[terms[key] for terms in keyed] for key in shared]
+        steady = all(alike([term.total for term in loss]) for loss in apart)
+        found += apart
+        parts = not steady or any(len(each) != len(shared) for each in own)
+        if parts and all(len({(term.count, term.reduction) for term in each}) == 1 for each in own):
+            found.append([_together(each) for each in own])
+    return found
+
+
+def _keyed(micro: MicroBatch) -> dict[tuple[str, str | None, int], LossTerm]:
+    """A batch's losses by function, line, and which of the line's it is; hooks see the last one first."""
+    lines: Counter[tuple[str, str | None]] = Counter()
+    keyed: dict[tuple[str, str | None, int], LossTerm] = {}
+    for term in reversed(micro.terms):
+        line = term.name, term.where
+        keyed[*line, lines[line]] = term
+        lines[line] += 1
+    return keyed
+
+
+def _together(terms: list[LossTerm]) -> LossTerm:
+    total, low, high = (math.fsum(numbers) for numbers in zip(*[(t.total, t.low, t.high) for t in terms], strict=True))
+    return replace(terms[0], total=total, low=low, high=high)
+
+
+def is_mean(loss: list[LossTerm]) -> bool:
+    return all(term.reduction == "mean" for term in loss)
+
+
+def alike(numbers: list[float], tolerance: float = EXACT) -> bool:
+    return max(numbers) - min(numbers) <= tolerance * max(map(abs, numbers))
+
+
+def first_of(shares: tuple[float, ...], weights: list[list[float]], tolerance: float = EXACT) -> float | None:
+    """Which of the shares a mean loss's weights are; of several losses the first that is one: an auxiliary has any."""
+    said = (share for each in weights for share in shares if all(abs(w / share - 1) < tolerance for w in each))
+    return next(said, None)
+
+
+def _share(update: Update, full: list[Update]) -> float | None:
+    """An update's weight, in that of a full window; None where no loss weighs the same in all full windows."""
+    updates, summed = [*full, update], None
+    for loss in losses([micro for each in updates for micro in each.microbatches]):
+        terms = iter(loss)
+        *whole, own = ([factor(each) * next(terms).total for _ in each.microbatches] for each in updates)
+        sums = [math.fsum(each) for each in whole]
+        if sums and min(sums) > 0 and alike(sums):
+            share = math.fsum(own) / sums[0]
+            if all(alike(each) for each in whole):
+                return share
+            # Batches of different counts may differ, and their windows not; one window says nothing.
+            summed = share if summed is None and len(sums) > 1 else summed
+    return summed
+
+
+def _means(parts: list[list[LossTerm]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The weight of a sample and the count where it is least and where it is largest, of means over their own counts.
+
+    Both zero where parts are no such means: weights of different kinds are another thing than unequal counts.
+    """
+    terms = [term for part in parts for term in part]
+    known = all(term.count and term.low > 0 and term.reduction != "none" for term in terms)
+    if len(parts) < 2 or not known or not all(alike([term.low for term in part]) for part in parts):
+        return (0.0, 0.0), (0.0, 0.0)
+    counts = [math.fsum(term.count or 0 for term in part) for part in parts]
+    totals = [math.fsum(term.total for term in part) for part in parts]
+    each = [(total / count, count) for total, count in zip(totals, counts, strict=True)]
+    return (min(each), max(each)) if alike(totals, 0.01) else ((0.0, 0.0), (0.0, 0.0))
 
 
 def _lost(update: Update) -> list[MicroBatch]:
