@@ -47,11 +47,17 @@ class Loop:
         self.tape.add(EpochBegan("t.py:2", loader=0, epoch=number, batches=8, planned=None))
 
     def backward(
-        self, *terms: LossTerm, size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
+        self,
+        *terms: LossTerm,
+        size: int = 8,
+        scale: float = 1.0,
+        cleared: bool = False,
+        loader: int = 0,
+        finite: bool = True,
     ) -> None:
         if cleared:
             self.gathered = 0.0
-        own = sum(t.total for t in terms) * scale * (1 + self.index)
+        own = sum(t.total for t in terms) * scale * (1 + self.index) * finite
         self.tape.add(BatchGiven(loader=loader, epoch=self.number, index=self.index, size=size))
         self.tape.add(
             BackwardPass("t.py:4", terms=list(terms), samples=size, scale=scale,
@@ -138,6 +144,23 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
             *(b(0.25, cleared=True), *3 * [b(0.25)], s()),
         ],
         [],
+    ),
+    "steps that are skipped": (
+        [*4 * [b(0.25)], *2 * [b(0.25, cleared=True), *3 * [b(0.25)]], s(), *2 * [*4 * [b(0.25)], s()]],
+        [],
+    ),
+    "a step that is skipped at the end of an epoch": (
+        [*2 * [*4 * [b(0.25)], s()], *4 * [b(0.25)], e(1), b(0.25, cleared=True), *3 * [b(0.25)], s()],
+        [],
+    ),
+    "a tail's step that is skipped, as a gradient is not finite": (
+        [*4 * [b(0.25)], s(), b(0.5), b(0.5, finite=False), e(1), b(0.25, cleared=True), *3 * [b(0.25)], s()],
+        [],
+    ),
+    "a step that is skipped before a smaller batch": ([*2 * [b(1.0), s()], b(1.0), b(1.0, 2, cleared=True), s()], []),
+    "a tail divided by the usual count, and a step that is skipped": (
+        [*4 * [b(0.25)], b(0.25, cleared=True), *3 * [b(0.25)], s(), *2 * [*4 * [b(0.25)], s()], *2 * [b(0.25)], s()],
+        ["accumulation-tail"],
     ),
     "windows that straddle epochs": (
         [*4 * [b(0.25)], s(), *2 * [b(0.25)], e(1), *2 * [b(0.25)], s(), *4 * [b(0.25)], s()],

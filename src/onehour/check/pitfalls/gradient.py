@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
-from onehour.check.story import MicroBatch, Update, ratio
+from onehour.check.story import MicroBatch, Story, Update, ratio
 from onehour.check.tape import BackwardPass, LossTerm, OptimizerStep
 
 EXACT = 1e-3
@@ -70,7 +70,8 @@ def accumulation_tail(case: Case) -> Finding | None:
     # Without the division a window's weight is that of its batches; the division is what is missing.
     for update in () if accumulation_not_divided(case) else known:
         epochs = {micro.epoch for micro in update.microbatches}
-        if len(update.microbatches) == a or epochs & unsure:
+        # What was cleared lies in steps that were skipped, as a GradScaler does, or is thrown away, which comes below.
+        if len(update.microbatches) == a or epochs & unsure or _clears(story, update):
             continue
         share = _share(update, full)
         if share is None or abs(share - 1) < 0.02:
@@ -78,7 +79,7 @@ def accumulation_tail(case: Case) -> Finding | None:
         what = f"an update of {len(update.microbatches)} batches"
         return found(f"{what} has the weight {share:.3g} in all", update.microbatches)
     for update in windows(case):
-        lost = _lost(update)
+        lost = _lost(story, update)
         if lost and not {micro.epoch for micro in lost} & unsure:
             return found(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost)
     return None
@@ -284,7 +285,7 @@ def _gathered(case: Case) -> Iterator[list[list[MicroBatch]]]:
     if all(story.one_optimizer for story in case.stories):
         for updates in zip(*[story.updates for story in case.stories], strict=False):
             if all(update.microbatches and _alike(update.microbatches) for update in updates):
-                yield [update.microbatches for update in updates]
+                yield [_taken(story, update) for story, update in zip(case.stories, updates, strict=True)]
 
 
 def losses(gathered: list[MicroBatch]) -> list[list[LossTerm]]:
@@ -367,14 +368,27 @@ def _means(parts: list[list[LossTerm]]) -> tuple[tuple[float, float], tuple[floa
     return (min(each), max(each)) if alike(totals, 0.01) else ((0.0, 0.0), (0.0, 0.0))
 
 
-def _lost(update: Update) -> list[MicroBatch]:
-    """Batches before an update whose gradients were cleared before the next batch's backward pass."""
-    gathered = update.microbatches
-    for index in range(len(gathered) - 1, 0, -1):
-        micro, before = gathered[index], gathered[index - 1]
-        lying = micro.backward.before.get(str(update.optimizer))
-        if lying is not None and not any(lying) and before.epoch != micro.epoch:
-            return gathered[:index]
+def _clears(story: Story, update: Update) -> list[int]:
+    """Before which of an update's batches the gradients that lay there were cleared, so that no step takes them."""
+    later = [micro.backward.before.get(str(update.optimizer)) for micro in update.microbatches[1:]]
+    # Where none ever lies there, as in `fully_shard` without its reduction, it is kept elsewhere.
+    kept = story.window == 1 or any(any(lying) for lying in later if lying)
+    return [at for at, lying in enumerate(later, 1) if kept and lying is not None and not any(lying)]
+
+
+def _taken(story: Story, update: Update) -> list[MicroBatch]:
+    return update.microbatches[max(_clears(story, update), default=0) :]
+
+
+def _lost(story: Story, update: Update) -> list[MicroBatch]:
+    """Batches at the end of an epoch whose gradients were cleared before the next one's, without the step for them."""
+    gathered, clears = update.microbatches, _clears(story, update)
+    own = [micro.backward.local.get(str(update.optimizer)) for micro in gathered]
+    for first, at in reversed(list(zip([0, *clears], clears, strict=False))):
+        # A step is skipped after a whole window, or where a gradient is not finite, which projections have as zeros.
+        finite = all(numbers is None or any(numbers) for numbers in own[:at])
+        if gathered[at - 1].epoch != gathered[at].epoch and at - first < story.window and finite:
+            return gathered[first:at]
     return []
 
 
