@@ -149,6 +149,10 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
         [*4 * [b(0.25)], *2 * [b(0.25, cleared=True), *3 * [b(0.25)]], s(), *2 * [*4 * [b(0.25)], s()]],
         [],
     ),
+    "every second step is skipped": (
+        [*2 * [*4 * [b(0.25)], b(0.25, cleared=True), *3 * [b(0.25)], s()], *4 * [b(0.25)], s()],
+        [],
+    ),
     "a step that is skipped at the end of an epoch": (
         [*2 * [*4 * [b(0.25)], s()], *4 * [b(0.25)], e(1), b(0.25, cleared=True), *3 * [b(0.25)], s()],
         [],

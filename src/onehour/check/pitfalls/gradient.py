@@ -60,7 +60,9 @@ def accumulation_tail(case: Case) -> Finding | None:
     if a < 2 or not story.one_optimizer or story.training is None:
         return None
     unsure = {end.epoch for end in story.ends(story.training) if end.cut and not end.followed}
-    known = [update for update in windows(case) if all(micro.terms for micro in update.microbatches)]
+    # What was cleared lies in steps that were skipped, as a GradScaler does, or is thrown away, which comes below.
+    whole = (update for update in windows(case) if not _clears(story, update))
+    known = [update for update in whole if all(micro.terms for micro in update.microbatches)]
     full = [update for update in known if len(update.microbatches) == a and _alike(update.microbatches)]
 
     def found(measured: str, gathered: list[MicroBatch]) -> Finding:
@@ -70,8 +72,7 @@ def accumulation_tail(case: Case) -> Finding | None:
     # Without the division a window's weight is that of its batches; the division is what is missing.
     for update in () if accumulation_not_divided(case) else known:
         epochs = {micro.epoch for micro in update.microbatches}
-        # What was cleared lies in steps that were skipped, as a GradScaler does, or is thrown away, which comes below.
-        if len(update.microbatches) == a or epochs & unsure or _clears(story, update):
+        if len(update.microbatches) == a or epochs & unsure:
             continue
         share = _share(update, full)
         if share is None or abs(share - 1) < 0.02:
