@@ -76,6 +76,45 @@ def test_the_losses_of_passes_over_one_batch_stay_together():
     assert len(micro.terms) == 2
 
 
+def added(given: list[int], losses: int, *, ahead: int = 0) -> Story:
+    """Passes that each come after so many batches, with the losses of one line; some batches are taken ahead."""
+    tape = Tape()
+    batches, index = sum(given) + ahead, 0
+    tape.add(LoaderSeen(loader=0, samples=16 * batches, batches=batches, batch_size=16))
+    for epoch in range(2):
+        tape.add(EpochBegan(loader=0, epoch=epoch, batches=batches))
+        for number, count in enumerate(given):
+            for _ in range(count + ahead * (number == 0)):
+                tape.add(BatchGiven(loader=0, epoch=epoch, index=index, size=16))
+                index += 1
+            tape.add(BackwardPass(terms=[term(16)] * losses, samples=16))
+            tape.add(OptimizerStep(optimizer=0, rates=[0.1]))
+        tape.add(EpochEnded(loader=0, epoch=epoch, batches=batches))
+    return Story(tape)
+
+
+@pytest.mark.parametrize(
+    ("story", "samples", "window", "updates"),
+    [
+        (added([4, 4, 4], 4), 64, 4, 3),
+        (added([4, 4, 4], 8), 64, 4, 3),  # a main and an auxiliary loss of each
+        (added([4, 4, 4], 4, ahead=1), 64, 4, 3),
+        (added([1] * 12, 2), 16, 1, 12),  # mixup
+        (added([1] * 12, 2, ahead=2), 16, 1, 14),
+        (added([4, 4, 4], 0), None, 1, None),  # a loss of one's own
+        (added([4, 4, 4], 1), None, 1, None),  # one batch made of four
+    ],
+)
+def test_batches_whose_losses_are_added_before_one_pass(
+    story: Story, samples: int | None, window: int, updates: int | None
+):
+    assert (story.median_samples(), story.window, story.updates_an_epoch) == (samples, window, updates)
+
+
+def test_a_last_pass_over_fewer_batches():
+    assert [update.samples for update in added([4, 4, 2], 4).updates] == [64, 64, 32] * 2
+
+
 def test_a_pass_after_two_optimizers_steps_is_over_the_same_batch():
     tape = Tape()
     tape.add(BatchGiven(loader=3, epoch=1, index=2, size=64))

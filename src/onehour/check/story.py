@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from base64 import b64decode
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -51,7 +51,7 @@ def most_common(values: Iterable[T | None]) -> T | None:
 
 @dataclass
 class MicroBatch:
-    """One backward pass, or several over one batch, which came from a loader, or from none."""
+    """One backward pass, or several over one batch, which came from a loader, or from none; or one over several."""
 
     loader: int | None
     epoch: int | None
@@ -59,20 +59,17 @@ class MicroBatch:
     samples: int | None
     terms: list[LossTerm]  # the losses that it came through, with the weight of their samples
     backward: BackwardPass  # the first
+    batches: int = 1  # whose losses were added before it
 
     @property
     def term(self) -> LossTerm | None:
-        """The first loss: what is said of it is said of all."""
+        """The last loss of the forward pass, which the backward pass comes to first."""
         return self.terms[0] if self.terms else None
 
     @property
     def weight(self) -> float | None:
-        """Σ of the weights of its samples: 1 for a mean loss, 1/a for one of a batches that are gathered."""
-        return self.term.total if self.term else None
-
-    @property
-    def is_mean(self) -> bool:
-        return self.term is not None and self.term.reduction == "mean"
+        """Σ of its samples' weights in all its losses: 1 for a mean, 1/a for one of a batches that are gathered."""
+        return math.fsum(term.total for term in self.terms) if self.terms else None
 
 
 @dataclass
@@ -125,6 +122,10 @@ class Story:
         """Over the batch that is read: each with the window that it lies in."""
         self._place: tuple[int | None, int | None, int | None] = None, None, None
         self._whole: int | None = None
+        self._added = _added(tape)
+        self._given: Counter[int] = Counter()  # batches of the pass over each loader
+        self.unmatched: set[int | None] = set()
+        """Loaders most of whose batches seem to be in no backward pass: how many each takes is not known."""
         self._read()
 
     def _read(self) -> None:
@@ -133,10 +134,14 @@ class Story:
         loader: int | None = None
         for event in self.tape.events:
             if isinstance(event, EpochBegan) or (isinstance(event, EpochEnded) and not event.trained):
+                if isinstance(event, EpochBegan):
+                    self._left(event.loader, given.get(event.loader))
                 given.pop(event.loader, None)
+                self._given[event.loader] = 0
             elif isinstance(event, BatchGiven):
                 # Some loops take the next batches before they come to the one that they have.
                 given.setdefault(event.loader, deque()).append(event)
+                self._given[event.loader] += 1
                 loader = event.loader
             elif isinstance(event, BackwardPass):
                 self._gather(waiting, given.get(loader) if loader is not None else None, event)
@@ -144,17 +149,29 @@ class Story:
                 self.updates.append(Update(event, waiting))
                 waiting = []
         self._settle()
+        for number, queue in given.items():
+            self._left(number, queue)
+        for micro in (micro for update in self.updates for micro in update.microbatches):
+            micro.samples = None if micro.loader in self.unmatched else micro.samples
+
+    def _left(self, loader: int, queue: deque[BatchGiven] | None) -> None:
+        """What waits when a pass over a loader is over. Loops that take batches ahead leave one or two."""
+        left, all_given = len(queue or ()), self._given[loader]
+        if left > 2 and all_given / 2 <= left < all_given:
+            self.unmatched.add(loader)
 
     def _gather(self, waiting: list[MicroBatch], queue: deque[BatchGiven] | None, backward: BackwardPass) -> None:
         samples, terms = backward.samples, backward.terms
         if queue:
             self._settle()
-            batch = queue.popleft()
-            self._place, self._whole = (batch.loader, batch.epoch, batch.index), batch.size
-            size = self._whole
+            batches = [queue.popleft() for _ in range(min(self._added[queue[0].loader], len(queue)))]
+            sizes, last = [batch.size for batch in batches], batches[-1]
+            size = None if None in sizes else sum(filter(None, sizes))
+            self._place, self._whole = (last.loader, last.epoch, last.index), size
             # A loop that splits its batches shows in the samples of each pass; one that makes them longer does not.
-            own = samples if samples is not None and (size is None or samples < size) else size
-            waiting.append(MicroBatch(*self._place, own, list(terms), backward))
+            split = samples is not None and (size is None or samples < size) and len(batches) == 1
+            own = samples if split else size
+            waiting.append(MicroBatch(*self._place, own, list(terms), backward, len(batches)))
         elif queue is None:
             waiting.append(MicroBatch(None, None, None, samples, list(terms), backward))
             return
@@ -245,13 +262,13 @@ class Story:
     @property
     def window(self) -> int:
         """Batches that an update gathers, most often."""
-        return most_common(len(update.microbatches) or None for update in self.updates) or 1
+        return most_common(sum(m.batches for m in update.microbatches) or None for update in self.updates) or 1
 
     @property
     def updates_an_epoch(self) -> int | None:
         """Of the training loader, in an epoch that is not cut: as they were counted in one, else by its batches."""
         passes, ended = self.epochs(self.training), {event.epoch: event for event in self.ends(self.training)}
-        if not passes or passes[0].batches is None:
+        if not passes or passes[0].batches is None or self.training in self.unmatched:
             return None
         for number, event in enumerate(passes):
             # One that a later one follows has ended without a word: the loop has left it.
@@ -264,6 +281,31 @@ class Story:
     def median_samples(self) -> int | None:
         """Samples of an update on this process, most often."""
         return most_common(update.samples for update in self.updates)
+
+
+def _added(tape: Tape) -> defaultdict[int, int]:
+    """Of how many batches of a loader the losses are added before each backward pass: as many come before each."""
+    seen: dict[int, list[tuple[int, int]]] = {}
+    since: Counter[int] = Counter()
+    loader: int | None = None
+    for event in tape.events:
+        if isinstance(event, EpochEnded) and not event.trained:
+            since[event.loader] = 0
+        elif isinstance(event, BatchGiven):
+            loader = event.loader
+            since[loader] += 1
+        elif isinstance(event, BackwardPass):
+            losses = Counter((term.name, term.where) for term in event.terms)
+            if losses and loader is not None:
+                seen.setdefault(loader, []).append((since[loader], max(losses.values())))
+            since.clear()
+    added = defaultdict[int, int](lambda: 1)
+    for number, passes in seen.items():
+        # The first may come after batches that were taken ahead.
+        batches, losses = most_common(passes[1:]) or (1, 1)
+        if batches > 1 and losses % batches == 0:
+            added[number] = batches
+    return added
 
 
 def _parts(microbatches: list[MicroBatch], whole: int) -> bool:

@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 MOST_EVENTS = 200_000
 """Events that a tape holds: some 20 thousand iterations; later ones are dropped, and `full` says so."""
 
+MEANS = ("mean", "batchmean")
+"""Reductions of a loss that divide; the second, of kl_div, by the batch."""
+
 Projection = list[float]
 Projections = dict[str, Projection]  # by an optimizer's number, as JSON has it, or by a parameter's name
 
@@ -139,8 +142,8 @@ class LossTerm:
 
     name: str = ""  # of the function of torch.nn.functional
     where: str | None = None
-    reduction: str = "mean"  # "mean", "sum" or "none"
-    count: float | None = None  # samples that a mean divides by; None where it is not known
+    reduction: str = "mean"  # "mean", "batchmean", "sum" or "none"
+    count: float | None = None  # labels that are not ignored; None where it is not known
     total: float = 0.0  # the sum of all samples' weights
     low: float = 0.0  # the smallest
     high: float = 0.0  # the largest

@@ -47,11 +47,17 @@ class Loop:
         self.tape.add(EpochBegan("t.py:2", loader=0, epoch=number, batches=8, planned=None))
 
     def backward(
-        self, *terms: LossTerm, size: int = 8, scale: float = 1.0, cleared: bool = False, loader: int = 0
+        self,
+        *terms: LossTerm,
+        size: int = 8,
+        scale: float = 1.0,
+        cleared: bool = False,
+        loader: int = 0,
+        finite: bool = True,
     ) -> None:
         if cleared:
             self.gathered = 0.0
-        own = sum(t.total for t in terms) * scale * (1 + self.index)
+        own = sum(t.total for t in terms) * scale * (1 + self.index) * finite
         self.tape.add(BatchGiven(loader=loader, epoch=self.number, index=self.index, size=size))
         self.tape.add(
             BackwardPass("t.py:4", terms=list(terms), samples=size, scale=scale,
@@ -77,6 +83,30 @@ Step = Callable[[Loop], None]
 def b(total: float, count: int = 8, **options: Any) -> Step:
     """A backward pass over a batch."""
     return lambda loop: loop.backward(term(total, count), size=count, **options)
+
+
+def mixed(total: float, *lambdas: float, count: int = 8) -> list[Step]:
+    """Mixup: two losses of one line, whose weights are divided anew for each batch."""
+    parts = [(total * share, total * (1 - share)) for share in lambdas]
+    return [lambda loop, pair=pair: loop.backward(*[term(t, count) for t in pair], size=count) for pair in parts]
+
+
+def aux(main: float, auxiliary: float, *, main_first: bool = True) -> Step:
+    """An auxiliary loss beside the main one; the backward pass comes to the later one first."""
+    terms = term(auxiliary, where="t.py:7"), term(main)
+    return lambda loop: loop.backward(*(terms if main_first else reversed(terms)))
+
+
+def focal(*totals: float) -> list[Step]:
+    """A loss whose weights depend on the samples."""
+    terms = [term(total, reduction="none", low=0.0, high=total) for total in totals]
+    return [lambda loop, own=own: loop.backward(own) for own in terms]
+
+
+def kl(total: float, count: int = 8) -> Step:
+    """The same through a distillation, whose loss is multiplied by its temperature's square."""
+    distilled = term(total, count, name="kl_div", where="t.py:6", reduction="batchmean")
+    return lambda loop: loop.backward(distilled, size=count)
 
 
 def s(**options: Any) -> Step:
@@ -115,6 +145,27 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
         ],
         [],
     ),
+    "steps that are skipped": (
+        [*4 * [b(0.25)], *2 * [b(0.25, cleared=True), *3 * [b(0.25)]], s(), *2 * [*4 * [b(0.25)], s()]],
+        [],
+    ),
+    "every second step is skipped": (
+        [*2 * [*4 * [b(0.25)], b(0.25, cleared=True), *3 * [b(0.25)], s()], *4 * [b(0.25)], s()],
+        [],
+    ),
+    "a step that is skipped at the end of an epoch": (
+        [*2 * [*4 * [b(0.25)], s()], *4 * [b(0.25)], e(1), b(0.25, cleared=True), *3 * [b(0.25)], s()],
+        [],
+    ),
+    "a tail's step that is skipped, as a gradient is not finite": (
+        [*4 * [b(0.25)], s(), b(0.5), b(0.5, finite=False), e(1), b(0.25, cleared=True), *3 * [b(0.25)], s()],
+        [],
+    ),
+    "a step that is skipped before a smaller batch": ([*2 * [b(1.0), s()], b(1.0), b(1.0, 2, cleared=True), s()], []),
+    "a tail divided by the usual count, and a step that is skipped": (
+        [*4 * [b(0.25)], b(0.25, cleared=True), *3 * [b(0.25)], s(), *2 * [*4 * [b(0.25)], s()], *2 * [b(0.25)], s()],
+        ["accumulation-tail"],
+    ),
     "windows that straddle epochs": (
         [*4 * [b(0.25)], s(), *2 * [b(0.25)], e(1), *2 * [b(0.25)], s(), *4 * [b(0.25)], s()],
         [],
@@ -125,6 +176,32 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
     ),
     "means over unequal counts": (2 * [b(0.5), b(0.5, 2), s()], ["gradient-mean-of-unequal"]),
     "unequal counts, weighted": (2 * [b(0.8), b(0.2, 2), s()], []),
+    "mixup, with its tail": (2 * [*mixed(0.25, 0.9, 0.2, 0.5, 0.7), s(), *mixed(0.5, 0.3, 0.95), s()], []),
+    "mixup, and a tail divided by the usual count": (
+        2 * [*mixed(0.25, 0.9, 0.2, 0.5, 0.7), s(), *mixed(0.25, 0.3, 0.95), s()],
+        ["accumulation-tail"],
+    ),
+    "mixup, not divided": (2 * [*mixed(1.0, 0.9, 0.2, 0.5, 0.7), s()], ["accumulation-not-divided"]),
+    "mixup in one of two batches": (2 * [*mixed(0.5, 0.9), b(0.5), s()], []),
+    "mixup in one of two batches, not divided": (2 * [*mixed(1.0, 0.9), b(1.0), s()], ["accumulation-not-divided"]),
+    "mixup over unequal counts": (
+        2 * [*mixed(0.5, 0.9), *mixed(0.5, 0.3, count=2), s()],
+        ["gradient-mean-of-unequal"],
+    ),
+    "a weight for each batch": (2 * [b(0.3), b(0.2), s(), b(0.45), b(0.1), s(), b(0.7), s()], []),
+    "a weight for each batch, over unequal counts": (2 * [b(0.3), b(0.6, 2), s(), b(0.1), b(0.3, 2), s()], []),
+    "a focal loss, with its tail": (2 * [*focal(0.2, 0.21), s(), *focal(0.17, 0.18), s(), *focal(0.4), s()], []),
+    "an auxiliary loss": (2 * [*2 * [aux(0.5, 0.2)], s()], []),
+    "an auxiliary loss, not divided": (2 * [*2 * [aux(1.0, 0.4)], s()], ["accumulation-not-divided"]),
+    "an auxiliary loss of half the weight": (2 * [*2 * [aux(1.0, 0.5)], s()], ["accumulation-not-divided"]),
+    "an auxiliary loss that comes first": (
+        2 * [*2 * [aux(1.0, 0.4, main_first=False)], s()],
+        ["accumulation-not-divided"],
+    ),
+    "two losses of one weight": (2 * [*2 * [aux(0.5, 0.5)], s()], []),
+    "an auxiliary loss as strong as the batches are many": (2 * [*4 * [aux(0.25, 1.0)], s()], []),
+    "a distillation at temperature 2, divided": (2 * [*4 * [kl(1.0)], s()], []),
+    "a distillation whose temperature's square is the batch": (4 * [kl(8.0), s()], []),
     "two steps for a gradient": (4 * [b(1.0), s(clear=False), s()], ["double-step"]),
     "gradients that are never cleared": (4 * [b(1.0), s(clear=False)], ["step-without-zero-grad"]),
     "gradients that are cleared before the step": (4 * [b(1.0, cleared=True), s(times=0.0)], ["unused-gradients"]),
@@ -239,6 +316,39 @@ def test_gradients_of_two_processes(loss: float, share: float, expected: list[st
             loop.backward(term(loss))
             loop.step()
     assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
+
+
+@pytest.mark.parametrize(
+    ("weight", "share", "expected"),
+    [
+        (1.0, 0.5, []),
+        (1.0, 1.0, ["gradient-sum-not-mean"]),
+        (2.0, 0.5, ["loss-scaled-by-world-size"]),
+        (0.5, 1.0, []),
+    ],
+)
+@pytest.mark.parametrize("loss", [mixed, aux])
+def test_several_losses_on_two_processes(loss: Callable[..., Any], weight: float, share: float, expected: list[str]):
+    loops = Loop(), Loop()
+    for loop, lambdas in zip(loops, ((0.9, 0.2, 0.6), (0.3, 0.8, 0.5)), strict=True):
+        for own in lambdas:
+            step = mixed(weight, own)[0] if loss is mixed else aux(weight, 0.4 * weight)
+            step(loop)
+            loop.step()
+    assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
+
+
+@pytest.mark.parametrize(("by", "expected"), [("own", ["gradient-mean-of-unequal"]), ("all", [])])
+def test_each_process_divides_by_the_count_of_its_window(by: str, expected: list[str]):
+    """Tokens: a batch's sum divided by those of its window, on this process or on all."""
+    loops, counts = (Loop(), Loop()), ((8, 4), (3, 1))
+    for loop, own in zip(loops, counts, strict=True):
+        for _ in range(3):
+            for count in own:
+                divisor = sum(own) if by == "own" else sum(map(sum, counts)) / 2
+                loop.backward(term(count / divisor, count, reduction="sum"))
+            loop.step()
+    assert [finding.pitfall for finding in judge(several(*loops, share=0.5))] == expected
 
 
 def test_unequal_counts_on_two_processes():

@@ -16,7 +16,7 @@ from onehour.check.observe.loader import Loaders
 from onehour.check.observe.optimizer import Optimizers
 from onehour.check.observe.recorder import Patches, TapeRecorder, quiet
 from onehour.check.observe.source import called_directly, user_line
-from onehour.check.tape import BackwardPass, LossTerm
+from onehour.check.tape import MEANS, BackwardPass, LossTerm
 
 NODES = 20_000  # of a graph; what is larger is not searched further
 
@@ -137,15 +137,15 @@ class Backwards:
     def _called(self, name: str, value: Any, arguments: Any, options: Any) -> None:
         if not torch.is_tensor(value) or not (value.requires_grad or self.recorder.cut):
             return
-        reduction, count = "none", None
+        reduction, count, divisor = "none", None, None
         if value.ndim == 0:
             reduction = "mean" if options.get("size_average") is True else options.get("reduction", "mean")
-            if reduction not in ("mean", "sum"):
+            if reduction not in (*MEANS, "sum"):
                 return
-            count = _count(name, arguments, options)
+            count, divisor = _counts(name, arguments, options)
         if not value.requires_grad:
-            if reduction == "mean" and count:
-                self.evaluations.lost(float(value), float(count))
+            if reduction in MEANS and divisor:
+                self.evaluations.lost(float(value), divisor)
             return
         term = LossTerm(name, user_line(), reduction, count)
         value.register_hook(lambda gradient: self._reached(term, gradient))
@@ -161,7 +161,7 @@ class Backwards:
             count, total, low, high = used.numel(), float(used.sum()), float(used.min()), float(used.max())
         else:
             factor, count = float(gradient), term.count
-            low = high = factor / count if term.reduction == "mean" and count else factor
+            low = high = factor / count if term.reduction in MEANS and count else factor
             total = low * (count or 1)
         if all(math.isfinite(weight) for weight in (total, low, high)):
             self.terms.append(replace(term, count=count, total=total, low=low, high=high))
@@ -217,19 +217,21 @@ class Backwards:
         self.terms, self.scale, self.samples, self.content = [], 1.0, None, None
 
 
-def _count(name: str, arguments: Any, options: Any) -> float | None:
-    """What a mean loss divides by: its labels, without the ignored ones, weighted if classes are."""
+def _counts(name: str, arguments: Any, options: Any) -> tuple[int | None, float | None]:
+    """A loss's labels without the ignored ones, and what a mean divides by: the weights of their classes, if any."""
     first, target, weight = (
         arguments[place] if len(arguments) > place else options.get(key)
         for place, key in enumerate(("input", "target", "weight"))
     )
     if not torch.is_tensor(target):
-        return None
+        return None, None
     if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
         kept = target != options.get("ignore_index", -100)
-        return int(kept.sum()) if weight is None else float(weight[target[kept]].sum())
+        count = int(kept.sum())
+        return count, count if weight is None else float(weight[target[kept]].sum())
+    count = target.numel()
     if name == "cross_entropy":
-        return first.numel() // first.shape[1] if first.ndim > 1 else 1
-    if name == "kl_div" and options.get("reduction") == "batchmean":
-        return first.shape[0]
-    return target.numel()
+        count = first.numel() // first.shape[1] if first.ndim > 1 else 1
+    elif name == "kl_div" and options.get("reduction") == "batchmean":
+        count = first.shape[0]
+    return count, count

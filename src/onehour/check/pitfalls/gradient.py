@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
-from onehour.check.story import MicroBatch, Update, ratio
-from onehour.check.tape import BackwardPass, OptimizerStep
+from onehour.check.losses import alike, first_of, is_mean, losses
+from onehour.check.story import MicroBatch, Story, Update, ratio
+from onehour.check.tape import BackwardPass, LossTerm, OptimizerStep
 
 EXACT = 1e-3
 
@@ -25,12 +27,12 @@ WEIGHT = "a gradient is the mean over all kn samples, each with the weight 1/kn"
 def accumulation_not_divided(case: Case) -> Finding | None:
     """Batches gathered as if each were the whole minibatch: a times too large."""
     for update in windows(case):
-        gathered, each = update.microbatches, weights(update)
+        gathered, c = update.microbatches, factor(update)
         a = len(gathered)
-        means = all(micro.is_mean for micro in gathered)
-        if a < 2 or a != case.story.window or each is None or not means or not _alike(gathered):
+        if a < 2 or a != case.story.window or not _alike(gathered):
             continue
-        if all(abs(weight - 1) < EXACT for weight in each):
+        means = [[c * term.total for term in loss] for loss in losses(gathered) if is_mean(loss)]
+        if first_of((1, 1 / a), means) == 1:
             return accumulation_not_divided.found(
                 measured=f"{a} batches an update, each with the weight 1: the gradient is {a} times the mean",
                 expected=f"each with the weight 1/{a}",
@@ -58,25 +60,27 @@ def accumulation_tail(case: Case) -> Finding | None:
     if a < 2 or not story.one_optimizer or story.training is None:
         return None
     unsure = {end.epoch for end in story.ends(story.training) if end.cut and not end.followed}
-    complete = (update for update in windows(case) if len(update.microbatches) == a and _alike(update.microbatches))
-    full = next((sum(each) for update in complete if (each := weights(update))), None)
+    # What was cleared lies in steps that were skipped, as a GradScaler does, or is thrown away, which comes below.
+    whole = (update for update in windows(case) if not _clears(story, update))
+    known = [update for update in whole if all(micro.terms for micro in update.microbatches)]
+    full = [update for update in known if len(update.microbatches) == a and _alike(update.microbatches)]
 
     def found(measured: str, gathered: list[MicroBatch]) -> Finding:
         expected = "every sample in one update, all updates with the weight 1"
         return accumulation_tail.found(measured=measured, expected=expected, where=_backward_line(gathered), a=a)
 
     # Without the division a window's weight is that of its batches; the division is what is missing.
-    for update in () if accumulation_not_divided(case) else windows(case):
+    for update in () if accumulation_not_divided(case) else known:
         epochs = {micro.epoch for micro in update.microbatches}
         if len(update.microbatches) == a or epochs & unsure:
             continue
-        each = weights(update)
-        if full is None or each is None or abs(sum(each) / full - 1) < 0.02:
+        share = _share(update, full)
+        if share is None or abs(share - 1) < 0.02:
             continue
         what = f"an update of {len(update.microbatches)} batches"
-        return found(f"{what} has the weight {sum(each) / full:.3g} in all", update.microbatches)
+        return found(f"{what} has the weight {share:.3g} in all", update.microbatches)
     for update in windows(case):
-        lost = _lost(update)
+        lost = _lost(story, update)
         if lost and not {micro.epoch for micro in lost} & unsure:
             return found(f"the gradients of {len(lost)} batches at the end of the epoch are thrown away", lost)
     return None
@@ -96,20 +100,21 @@ def accumulation_tail(case: Case) -> Finding | None:
 def gradient_mean_of_unequal(case: Case) -> Finding | None:
     """Means over unequal counts, averaged as if the counts were equal."""
     worst, finding = 1.01, None
-    for gathered in _gathered(case):
-        terms = [micro.term for micro in gathered]
-        counted = [(term.low, term.count) for term in terms if term and term.count and term.reduction != "none"]
-        if len(counted) < max(len(terms), 2) or min(low for low, _ in counted) <= 0:
-            continue
-        (light, many), (heavy, few) = min(counted), max(counted)
-        if heavy / light > worst:
-            worst = heavy / light
-            finding = gradient_mean_of_unequal.found(
-                measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
-                expected="equal weights 1/kn",
-                where=loss_line(gathered[-1]),
-                kn="count",  # it differs from update to update
-            )
+    for parts in _gathered(case):
+        all_losses = losses([micro for part in parts for micro in part])
+        loss = all_losses[-1] if all_losses else []
+        terms = iter(loss)
+        # Each batch divided by its own count, or each process by that of all its batches.
+        for each in ([[term] for term in loss], [[next(terms) for _ in part] for part in parts if loss]):
+            (light, many), (heavy, few) = _means(each)
+            if heavy > worst * light:
+                worst = heavy / light
+                finding = gradient_mean_of_unequal.found(
+                    measured=f"a sample of a batch of {few:g} weighs {worst:.3g} times one of a batch of {many:g}",
+                    expected="equal weights 1/kn",
+                    where=loss_line(parts[-1][-1]),
+                    kn="count",  # it differs from update to update
+                )
     return finding
 
 
@@ -276,23 +281,66 @@ def _alike(gathered: list[MicroBatch]) -> bool:
     return len({micro.loader for micro in gathered}) <= 1 and len(losses) <= 1
 
 
-def _gathered(case: Case) -> Iterator[list[MicroBatch]]:
-    if case.processes == 1:
-        yield from (update.microbatches for update in windows(case) if _alike(update.microbatches))
-    elif all(story.one_optimizer for story in case.stories):
+def _gathered(case: Case) -> Iterator[list[list[MicroBatch]]]:
+    """What an update takes, by process."""
+    if all(story.one_optimizer for story in case.stories):
         for updates in zip(*[story.updates for story in case.stories], strict=False):
-            if all(_alike(update.microbatches) for update in updates):
-                yield [micro for update in updates for micro in update.microbatches]
+            if all(update.microbatches and _alike(update.microbatches) for update in updates):
+                yield [_taken(story, update) for story, update in zip(case.stories, updates, strict=True)]
 
 
-def _lost(update: Update) -> list[MicroBatch]:
-    """Batches before an update whose gradients were cleared before the next batch's backward pass."""
-    gathered = update.microbatches
-    for index in range(len(gathered) - 1, 0, -1):
-        micro, before = gathered[index], gathered[index - 1]
-        lying = micro.backward.before.get(str(update.optimizer))
-        if lying is not None and not any(lying) and before.epoch != micro.epoch:
-            return gathered[:index]
+def _share(update: Update, full: list[Update]) -> float | None:
+    """An update's weight, in that of a full window; None where no loss weighs the same in all full windows."""
+    updates, summed = [*full, update], None
+    for loss in losses([micro for each in updates for micro in each.microbatches]):
+        terms = iter(loss)
+        *whole, own = ([factor(each) * next(terms).total for _ in each.microbatches] for each in updates)
+        sums = [math.fsum(each) for each in whole]
+        if sums and min(sums) > 0 and alike(sums):
+            share = math.fsum(own) / sums[0]
+            if all(alike(each) for each in whole):
+                return share
+            # Batches of different counts may differ, and their windows not; one window says nothing.
+            summed = share if summed is None and len(sums) > 1 else summed
+    return summed
+
+
+def _means(parts: list[list[LossTerm]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The weight of a sample and the count where it is least and where it is largest, of means over their own counts.
+
+    Both zero where parts are no such means: weights of different kinds are another thing than unequal counts.
+    """
+    terms = [term for part in parts for term in part]
+    known = all(term.count and term.low > 0 and term.reduction != "none" for term in terms)
+    if len(parts) < 2 or not known or not all(alike([term.low for term in part]) for part in parts):
+        return (0.0, 0.0), (0.0, 0.0)
+    counts = [math.fsum(term.count or 0 for term in part) for part in parts]
+    totals = [math.fsum(term.total for term in part) for part in parts]
+    each = [(total / count, count) for total, count in zip(totals, counts, strict=True)]
+    return (min(each), max(each)) if alike(totals, 0.01) else ((0.0, 0.0), (0.0, 0.0))
+
+
+def _clears(story: Story, update: Update) -> list[int]:
+    """Before which of an update's batches the gradients that lay there were cleared, so that no step takes them."""
+    later = [micro.backward.before.get(str(update.optimizer)) for micro in update.microbatches[1:]]
+    # Where none ever lies there, as in `fully_shard` without its reduction, it is kept elsewhere.
+    kept = story.window == 1 or any(any(lying) for lying in later if lying)
+    return [at for at, lying in enumerate(later, 1) if kept and lying is not None and not any(lying)]
+
+
+def _taken(story: Story, update: Update) -> list[MicroBatch]:
+    return update.microbatches[max(_clears(story, update), default=0) :]
+
+
+def _lost(story: Story, update: Update) -> list[MicroBatch]:
+    """Batches at the end of an epoch whose gradients were cleared before the next one's, without the step for them."""
+    gathered, clears = update.microbatches, _clears(story, update)
+    own = [micro.backward.local.get(str(update.optimizer)) for micro in gathered]
+    for first, at in reversed(list(zip([0, *clears], clears, strict=False))):
+        # A step is skipped after a whole window, or where a gradient is not finite, which projections have as zeros.
+        finite = all(numbers is None or any(numbers) for numbers in own[:at])
+        if gathered[at - 1].epoch != gathered[at].epoch and at - first < story.window and finite:
+            return gathered[first:at]
     return []
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
+from onehour.check.losses import first_of, is_mean, losses
 from onehour.check.pitfalls.gradient import WEIGHT, factor, loss_line, windows
 from onehour.check.story import Update, ratio
-from onehour.check.tape import InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
+from onehour.check.tape import MEANS, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
 CLOSE, EXACT = 1e-2, 1e-6
 MANY = 30  # parameters that are named one by one
@@ -111,10 +112,8 @@ def gradient_sum_not_mean(case: Case) -> Finding | None:
     if p == 1:
         return _summed(case)
     for updates in together(case):
-        c, weight = communicated(updates), _mean_weight(updates)
-        if c is None or weight is None:
-            continue
-        if abs(c - 1) < CLOSE and abs(weight - 1) < CLOSE:
+        c = communicated(updates)
+        if c is not None and abs(c - 1) < CLOSE and _mean_weight(updates, 1, 1 / p) == 1:
             return gradient_sum_not_mean.found(
                 measured=f"the update takes the sum of {p} processes' mean gradients: {p} times the mean over kn",
                 expected=f"the sum divided by {p}",
@@ -129,7 +128,7 @@ def _summed(case: Case) -> Finding | None:
     """Every sample with the weight 1, whatever their number, where the update grows with the gradient."""
     updates = list(windows(case))[:8]
     terms = [term for update in updates for term in _terms(update)]
-    summed = [term for term in terms if term.reduction != "mean" and term.low == term.high and (term.count or 0) > 1]
+    summed = [term for term in terms if term.reduction not in MEANS and term.low == term.high and (term.count or 0) > 1]
     known = all(micro.terms for update in updates for micro in update.microbatches)
     if len(updates) < 2 or len(summed) < len(terms) or not known or case.adaptive is not False:
         return None
@@ -162,12 +161,12 @@ def loss_scaled_by_world_size(case: Case) -> Finding | None:
     """A loss multiplied by the number of processes, whose gradients are averaged: p times too large."""
     p = case.processes
     for updates in together(case):
-        c, weight = communicated(updates), _mean_weight(updates)
-        if c is None or weight is None or len(updates[0].microbatches) == p:
+        c = communicated(updates)
+        if c is None or len(updates[0].microbatches) == p:
             continue
-        if abs(c * p - 1) < CLOSE and abs(weight / p - 1) < CLOSE:
+        if abs(c * p - 1) < CLOSE and _mean_weight(updates, p, 1) == p:
             return loss_scaled_by_world_size.found(
-                measured=f"the loss is multiplied by {weight:.3g} and its gradients are averaged over {p} processes:"
+                measured=f"the loss is multiplied by {p} and its gradients are averaged over {p} processes:"
                 f" {p} times the mean over kn",
                 expected="a mean loss, averaged",
                 where=loss_line(updates[0].microbatches[0]),
@@ -256,12 +255,11 @@ def communicated(updates: list[Update]) -> float | None:
     return c * updates[0].microbatches[0].backward.scale if rest < CLOSE and c > 0 else None
 
 
-def _mean_weight(updates: list[Update]) -> float | None:
-    """Σ of the weights of a process's own samples, the same on each: 1 for a mean over them."""
-    sums: list[float] = []
-    for update in updates:
-        each = [micro.weight for micro in update.microbatches if micro.weight is not None]
-        if not each or len(each) < len(update.microbatches) or not all(m.is_mean for m in update.microbatches):
-            return None
-        sums.append(math.fsum(each))
-    return sums[0] if max(sums) - min(sums) < CLOSE * max(sums) else None
+def _mean_weight(updates: list[Update], *shares: float) -> float | None:
+    """Which of the shares Σ of the weights of a process's own samples is, on each: 1 for a mean over them."""
+    sums: list[list[float]] = []
+    for loss in losses([micro for update in updates for micro in update.microbatches]):
+        terms = iter(loss)
+        if is_mean(loss):
+            sums.append([math.fsum(next(terms).total for _ in update.microbatches) for update in updates])
+    return first_of(shares, sums, CLOSE)
