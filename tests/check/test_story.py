@@ -100,7 +100,7 @@ def added(given: list[int], losses: int, *, ahead: int = 0) -> Story:
         (added([4, 4, 4], 8), 64, 4, 3),  # a main and an auxiliary loss of each
         (added([4, 4, 4], 4, ahead=1), 64, 4, 3),
         (added([1] * 12, 2), 16, 1, 12),  # mixup
-        (added([1] * 12, 2, ahead=2), 16, 1, 14),
+        (added([1] * 12, 2, ahead=2), 16, 1, 12),
         (added([4, 4, 4], 0), None, 1, None),  # a loss of one's own
         (added([4, 4, 4], 1), None, 1, None),  # one batch made of four
     ],

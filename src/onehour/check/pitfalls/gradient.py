@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
-from onehour.check.losses import alike, first_of, is_mean, losses
-from onehour.check.story import MicroBatch, Story, Update, ratio
+from onehour.check.story import MicroBatch, Story, Update, alike, first_of, is_mean, losses, ratio
 from onehour.check.tape import BackwardPass, LossTerm, OptimizerStep
 
 EXACT = 1e-3

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
-from onehour.check.losses import first_of, is_mean, losses
 from onehour.check.pitfalls.gradient import WEIGHT, factor, loss_line, windows
-from onehour.check.story import Update, ratio
+from onehour.check.story import Update, first_of, is_mean, losses, ratio
 from onehour.check.tape import MEANS, InitialWeights, LossTerm, ModelWrapped, Projection, WeightsUpdated
 
 CLOSE, EXACT = 1e-2, 1e-6
