@@ -203,7 +203,7 @@ def spec_of(
     if not sizes:
         raise ValueError("minibatches is empty; a sweep needs at least one")
     usual = base * ARMS_AT if base * ARMS_AT in sizes else max(sizes)
-    places = _sizes("arms_at", [] if arms_at is None else arms_at) or (usual,)
+    places = [*_sizes("arms_at", [] if arms_at is None else arms_at)] or [usual]
     chosen: list[Arm] = []
     for text in [arms] if isinstance(arms, str) else arms or ["table"]:
         if text == "table":
