@@ -65,7 +65,7 @@ def figure(results: dict[str, Any], group: str, stem: str = "digits_figure") -> 
     """A group of a figure: what each entry costs, and the verdict."""
     findings = of_figure(results)
     if group == "minibatch":
-        return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source(stem, results)}"
+        return f"{table(('minibatch', *HEAD), lines(findings.sizes))}\n\n{source(stem, results)}{_kept(results)}"
     rows = next((rows for (_, kind), rows in findings.groups.items() if kind == group), ())
     if not rows:
         return missing(stem)
@@ -81,6 +81,15 @@ def draw_figures(folder: Path) -> None:
         for name, content in picture.files().items():
             if not name.endswith("pdf"):
                 (folder / f"{task}{Path(name).suffix}").write_bytes(content)
+
+
+def _kept(results: dict[str, Any]) -> str:
+    """The minibatches whose runs another commit, or another machine, has made."""
+    kept: dict[str, list[str]] = {}
+    for row in results["entries"]:
+        if row["group"] == "minibatch" and row.get("commit", commit := results["provenance"]["commit"]) != commit:
+            kept.setdefault(f"commit {row['commit'][:7]}, {row['made_on']}", []).append(str(row["minibatch"]))
+    return "".join(f" The runs at {', '.join(sizes)} are of {made}." for made, sizes in kept.items())
 
 
 def figure_n(results: dict[str, Any], stem: str = "digits_figure") -> str:
