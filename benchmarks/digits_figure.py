@@ -87,7 +87,9 @@ def known_entries(script: str) -> dict[Cell, dict[str, Any]]:
     results = json.loads(path.read_text(encoding="utf-8"))
     about = results["provenance"]
     made = {"date": about["date"], "commit": about["commit"], "made_on": about["gpu"] or about["processor"]}
-    return {(entry["arm"], entry["minibatch"]): made | entry for entry in results["entries"]}
+    judged = ("difference", "state", "verdict")  # which earlier results have, and docs make anew
+    known = [{key: value for key, value in entry.items() if key not in judged} for entry in results["entries"]]
+    return {(entry["arm"], entry["minibatch"]): made | entry for entry in known}
 
 
 def draw_figure(
