@@ -86,8 +86,9 @@ def draw_figures(folder: Path) -> None:
 def _kept(results: dict[str, Any]) -> str:
     """The minibatches whose runs another commit, or another machine, has made."""
     kept: dict[str, list[str]] = {}
+    own = results["provenance"]["commit"]
     for row in results["entries"]:
-        if row["group"] == "minibatch" and row.get("commit", commit := results["provenance"]["commit"]) != commit:
+        if row["group"] == "minibatch" and row.get("commit", own) != own:
             kept.setdefault(f"commit {row['commit'][:7]}, {row['made_on']}", []).append(str(row["minibatch"]))
     return "".join(f" The runs at {', '.join(sizes)} are of {made}." for made, sizes in kept.items())
 
