@@ -2,10 +2,11 @@
 
     python -m campaigns.mutants [COMMIT] [--count 100] [--write]
 
-An operator, a number or a condition of `src/` is changed: drawn from one seed, so the first N are the same each time. A
-mutant runs against the tests that mirror its file and the file's own examples, one that survives against `make test`'s
-whole. It goes on where it was stopped (runs/mutants/COMMIT.jsonl). With --write the counts and every survivor go into
-benchmarks/results/mutants.json, beside those of other commits. 1 if any survives.
+An operator, a number or a condition of `src/` is changed: drawn from one seed, so the first N are the same each time.
+Once, `make test`'s tests run with a probe at each of these places, which notes the test that comes by, in processes
+of tests too. Then a mutant runs against these tests, first those that mirror its file; against all where none came
+by, as at what an import computes. It goes on where it was stopped (runs/mutants). With --write the counts and every
+survivor go into benchmarks/results/mutants.json, beside those of other commits. 1 if any survives.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from campaigns.observed import ROOT, checked_out
 
 SEED = 0x252F48A0
 OUT = ROOT / "runs" / "mutants"
-LIMITS = {"room": 900.0, "all": 3600.0}
+LIMIT = 3600.0
 """Seconds after which a mutant counts as found, since it hangs."""
 MARKERS = "not slow and not gpu and not browser and not frameworks and not vision"
 PAIRS = [
@@ -118,34 +121,88 @@ def drawn(source: Path, count: int) -> list[Mutant]:
     return found[:count]
 
 
-def tests_of(file: str, tree: Path) -> list[str]:
-    """The tests that mirror a file, and the file, for its examples; none where no test does."""
-    room, *rest = Path(file).with_suffix("").parts[2:]
-    mirror = f"tests/{room}" if rest else f"tests/test_{room}.py"
-    return [mirror, file] if (tree / mirror).exists() else []
+PROBE = """
+import os
+_noted = set()
+def passed(number):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+    if (number, test) not in _noted:
+        _noted.add((number, test))
+        with open({path!r}, "a") as file:
+            file.write(f"{{number}} {{test}}\\n")
+"""
+"""A module that notes which test comes by where."""
 
 
-def fails(tree: Path, tests: list[str], limit: float) -> str:
-    """The first test that fails, "hangs", or "" if all pass. No process of theirs stays."""
-    token = f"MUTANT={os.getpid()}-{time.monotonic_ns()}"
-    name, _, value = token.partition("=")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal"]
-    environ = os.environ | {"PYTHONPATH": str(tree / "src"), name: value}
+def probed(source: bytes, mutants: dict[int, Mutant]) -> bytes:
+    """A file with a probe at each of its mutants' places, but where an expression may not stand, as in patterns."""
+    cuts: list[tuple[int, int, bytes]] = []
+    for number, mutant in sorted(mutants.items(), key=lambda item: item[1].end - item[1].start):
+        size = mutant.end - mutant.start  # an outer one's comes before an inner one's, and after it at the end
+        before, after = b"(__import__('mutants_probe').passed(%d), (" % number, b"))[1]"
+        with_it = [*cuts, (mutant.start, -size, before), (mutant.end, size - len(source), after)]
+        with suppress(SyntaxError):
+            ast.parse(_inserted(source, with_it))
+            cuts = with_it
+    return _inserted(source, cuts)
+
+
+def _inserted(source: bytes, cuts: list[tuple[int, int, bytes]]) -> bytes:
+    for place, _, text in sorted(cuts, reverse=True):
+        source = source[:place] + text + source[place:]
+    return source
+
+
+def covering(mutants: list[Mutant], tree: Path, temporary: Path) -> list[list[str]]:
+    """For each mutant the tests that come by, "" for what is outside any; one that the probes disturb comes by all."""
+    notes = temporary / "notes"
+    notes.touch()
+    (temporary / "mutants_probe.py").write_text(PROBE.format(path=str(notes)))
+    whole = {file: (tree / file).read_bytes() for file in {mutant.file for mutant in mutants}}
+    for file, source in whole.items():
+        own = {number: mutant for number, mutant in enumerate(mutants) if mutant.file == file}
+        (tree / file).write_bytes(probed(source, own))
+    try:
+        _, said = _pytest(tree, ["-n", "2", "--dist", "worksteal"], LIMIT, str(temporary))
+    finally:
+        for file, source in whole.items():
+            (tree / file).write_bytes(source)
+    found = [{*_failed(said)} for _ in mutants]
+    for line in notes.read_text().splitlines():
+        number, _, test = line.partition(" ")
+        found[int(number)].add(test)
+    return [sorted(tests) for tests in found]
+
+
+def fails(tree: Path, tests: list[str]) -> str:
+    """The first of these tests that fails, "hangs", or "" if all pass."""
+    code, said = _pytest(tree, ["-x", *tests], LIMIT)
+    if code is None:
+        return "hangs"
+    return (_failed(said) or [f"pytest leaves with {code}"])[0] if code else ""
+
+
+def _failed(said: str) -> list[str]:
+    lines = (line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR ")))
+    return [line.partition(" ")[2].split(" - ")[0] for line in lines]
+
+
+def _pytest(tree: Path, options: list[str], limit: float, *path: str) -> tuple[int | None, str]:
+    """Its exit code, None if it hangs, and what it says. No process of its tests stays."""
+    token = f"{os.getpid()}-{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", MARKERS]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tree / "src"), *path]), "MUTANT": token}
     with tempfile.TemporaryFile("w+") as said:
         run = subprocess.Popen(
-            [*command, "-m", MARKERS, *tests], cwd=tree, env=environ, stdout=said, stderr=said, start_new_session=True
+            [*command, *options], cwd=tree, env=environ, stdout=said, stderr=said, start_new_session=True
         )
-        try:
+        code = None
+        with suppress(subprocess.TimeoutExpired):
             code = run.wait(limit)
-        except subprocess.TimeoutExpired:
-            return "hangs"
-        finally:
-            _end(token.encode())
-            run.wait()
+        _end(f"MUTANT={token}".encode())
+        run.wait()
         said.seek(0)
-        text = said.read()
-    failed = [line.split(" - ")[0] for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return (failed or [f"pytest leaves with {code}"])[0] if code else ""
+        return code, said.read()
 
 
 def _end(token: bytes) -> None:
@@ -156,36 +213,57 @@ def _end(token: bytes) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def tried(mutant: Mutant, tree: Path) -> dict[str, Any]:
-    """By which tests it is found, if by any."""
+def tried(mutant: Mutant, tests: list[str], tree: Path) -> dict[str, Any]:
+    """By which tests it is found, if by any: those of its room, of others, or of all where too little is known."""
     path, since = tree / mutant.file, time.monotonic()
     whole = path.read_bytes()
     path.write_bytes(mutant.applied(whole))
+    room, *rest = Path(mutant.file).with_suffix("").parts[2:]
+    own = (f"tests/{room}/" if rest else f"tests/test_{room}.py", mutant.file)
+    parts = {"room": [test for test in tests if test.startswith(own)]}
+    parts["all"] = [test for test in tests if test and test not in parts["room"]]
+    found = ("none", "")
     try:
-        room = tests_of(mutant.file, tree)
-        by, test = "room", fails(tree, room, LIMITS["room"]) if room else ""
-        if not test:
-            by, test = "all", fails(tree, [], LIMITS["all"])
+        for by, chosen in parts.items():
+            if chosen and not found[1]:
+                found = (by, fails(tree, chosen))
+        if not found[1] and (not tests or "" in tests):
+            found = ("all", fails(tree, ["-n", "2", "--dist", "worksteal"]))
     finally:
         path.write_bytes(whole)
-    seconds = round(time.monotonic() - since)
-    return {**asdict(mutant), "by": by if test else "none", "test": test, "seconds": seconds}
+    by, test = found if found[1] else ("none", "")
+    return {**asdict(mutant), "by": by, "test": test, "tests": len(tests), "seconds": round(time.monotonic() - since)}
 
 
 def judged(commit: str, count: int) -> list[dict[str, Any]]:
-    """The mutants of a commit: those that its ledger has, and the rest."""
-    ledger = OUT / f"{commit}.jsonl"
+    """The mutants of a commit: those that its ledger has, and the rest, two at a time."""
+    ledger, map_ = OUT / f"{commit}.jsonl", OUT / f"{commit}.json"
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    found = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    with tempfile.TemporaryDirectory() as temporary, checked_out(commit, Path(temporary) / "tree") as source:
-        for mutant in drawn(source, count)[len(found) :]:
-            found.append(tried(mutant, source.parent))
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    found = {line["number"]: line for line in lines}
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        trees = [stack.enter_context(checked_out(commit, temporary / str(number))).parent for number in range(2)]
+        mutants = drawn(trees[0] / "src", count)
+        if not map_.exists():
+            map_.write_text(json.dumps(covering(mutants, trees[0], temporary)))
+        covered = json.loads(map_.read_text())
+        free = SimpleQueue[Path]()
+        for tree in trees:
+            free.put(tree)
+
+        def one(number: int) -> None:
+            tree = free.get()
+            line = {"number": number, **tried(mutants[number], covered[number], tree)}
+            free.put(tree)
             with ledger.open("a") as file:
-                file.write(json.dumps(found[-1]) + "\n")
-            print(
-                f"{len(found)}: {mutant.file}:{mutant.line} {mutant.before!r} → {mutant.after!r}: {found[-1]['test']}"
-            )
-    return found[:count]
+                file.write(json.dumps(line) + "\n")
+            print(f"{number}: {line['file']}:{line['line']} {line['before']!r} → {line['after']!r}: {line['test']}")
+            found[number] = line
+
+        with ThreadPoolExecutor(len(trees)) as pool:
+            list(pool.map(one, [number for number in range(len(mutants)) if number not in found]))
+    return [found[number] for number in range(count)]
 
 
 def main() -> int:
