@@ -2,12 +2,14 @@
 
     make .venv-frameworks/.ready
     .venv-frameworks/bin/python benchmarks/peers.py [--rounds 9 | --rehearse] [--minutes 240] [--cases …] [--sides …]
+                                                    [--processes 1,2] [--against SRC]
 
 A round measures every case on every side, each in a fresh process (two, under Gloo, for p = 2), from the third
 iteration to the last: neither evaluations nor saves are in it. What saves cost is in checkpoint.py. A ratio is
 bare / side, of one round, so 1 is as fast as the bare loop and above 1 faster; its interval is the median's, from the
-order of the rounds, with at least 95 %. A side whose package is not installed is named in the results. Writes
-results/peers.json after every round.
+order of the rounds, with at least 95 %. A side whose package is not installed is named in the results. With --against,
+the src of another state of this repository, its trainer is a side too, "earlier". Writes results/peers.json after every
+round; rows of other cases and processes stay as they are there.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 import onehour
 from onehour.models.load import MODELS
 from processes import measured
-from results import write
+from results import RESULTS, made_by, write
 
 LEFT_OUT, REHEARSED = 2, 5
 """Iterations at the beginning; all of a rehearsal."""
@@ -331,13 +333,14 @@ def child(name: str, side: str, iterations: int) -> None:
     os._exit(0)  # Gloo's threads may abort a process that shuts down
 
 
-def measure(name: str, side: str, processes: int, *, rehearse: bool) -> dict[str, float]:
+def measure(name: str, side: str, processes: int, options: argparse.Namespace) -> dict[str, float]:
     """One measurement in fresh processes; process 0's numbers."""
-    case = CASES[name]
-    arguments = ("--child", name, side, str(REHEARSED if rehearse else case.iterations))
+    case, older = CASES[name], side == "earlier"
+    arguments = ("--child", name, "ours" if older else side, str(REHEARSED if options.rehearse else case.iterations))
+    environment = {"PYTHONPATH": str(options.against.resolve())} if older else {}
     threads = threads_of(case, processes)
     with tempfile.TemporaryDirectory() as folder:
-        return measured(__file__, *arguments, processes=processes, threads=threads, BENCH_OUT=folder)
+        return measured(__file__, *arguments, processes=processes, threads=threads, BENCH_OUT=folder, **environment)
 
 
 def threads_of(case: Case, processes: int) -> int:
@@ -375,7 +378,8 @@ def row_of(case: str, processes: int, found: dict[str, list[dict[str, float]]]) 
     }
     ahead = {side: compared(found["ours"], rounds, "cpu") for side, rounds in found.items() if side != "ours"}
     rounds = len(found["bare"])
-    return {"case": case, "processes": processes, "rounds": rounds, "sides": sides, "ours_against": ahead}
+    row = {"case": case, "processes": processes, "rounds": rounds, "sides": sides, "ours_against": ahead}
+    return row | made_by()
 
 
 def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -393,7 +397,7 @@ def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if CASES[row["case"]].per_worker is None
         for side, each in row["ours_against"].items()
-        if side != "bare"
+        if side not in ("bare", "earlier")
     ]
     found = [
         ("the slowest row against its fastest peer, CPU time", 1.0, peers),
@@ -414,6 +418,9 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--sides", default=",".join(SIDES), help="of the peers; bare and ours are always measured")
     parser.add_argument("--processes", default="1,2")
+    parser.add_argument(
+        "--against", type=Path, metavar="SRC", help="src of an older state, whose trainer is a side too"
+    )
     options = parser.parse_args()
     if options.child:
         return child(options.child[0], options.child[1], int(options.child[2]))
@@ -421,16 +428,19 @@ def main() -> None:
     asked = ["bare", "ours", *(side for side in options.sides.split(",") if side not in ("bare", "ours", *missing))]
     cells = [(case, int(p)) for case in options.cases.split(",") for p in options.processes.split(",")]
     found: dict[tuple[str, int], dict[str, list[dict[str, float]]]] = {cell: {} for cell in cells}
+    path = RESULTS / "peers.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() and not options.rehearse else []
     began = time.monotonic()
     for number in range(1 if options.rehearse else options.rounds):
         for case, processes in cells:
             sides = asked if CASES[case].per_worker is None else asked[:2]
+            sides = [*sides, *(["earlier"] if options.against else [])]
             turned = sides[number % len(sides) :] + sides[: number % len(sides)]
             for side in turned if number % 2 else reversed(turned):
-                found[case, processes].setdefault(side, []).append(
-                    measure(case, side, processes, rehearse=options.rehearse)
-                )
-        rows = [row_of(case, processes, found[case, processes]) for case, processes in cells]
+                found[case, processes].setdefault(side, []).append(measure(case, side, processes, options))
+        rows = {(row["case"], row["processes"]): row for row in known}
+        rows |= {(case, processes): row_of(case, processes, found[case, processes]) for case, processes in cells}
+        rows = sorted(rows.values(), key=lambda row: ([*CASES].index(row["case"]), row["processes"]))
         write(__file__, "peers", {"not_installed": missing, "rows": rows, "claims": claims_of(rows)})
         minutes = (time.monotonic() - began) / 60
         print(f"round {number + 1} of {options.rounds} after {minutes:.0f} minutes", flush=True)

@@ -125,7 +125,7 @@ def reduce(results: dict[str, Any]) -> str:
 
 def peers(results: dict[str, Any]) -> str:
     """Speed beside the loops that people would write or take."""
-    names = {"ours": "onehour", "dataloader": "DataLoader", "timm_shaped": "timm's shape"}
+    names = {"ours": "onehour", "earlier": "onehour 0.1", "dataloader": "DataLoader", "timm_shaped": "timm's shape"}
     names |= {"accelerate": "Accelerate", "lightning": "Lightning", "transformers": "HF Trainer"}
     shown = [name for name in names if any(name in row["sides"] for row in results["rows"])]
     head = ("case", "processes", "rounds", "bare loop, images a CPU second", *(names[side] for side in shown))
