@@ -1,13 +1,14 @@
-"""What can be had past the linear rule's break: a ramp, AdaScale and Muon at 32 and 64 times the minibatch, on digits.
+"""What can be had past the linear rule's break: a ramp, AdaScale and Muon at 32 and 64 times the minibatch.
 
-    python benchmarks/past_the_break.py            # resumable: what runs/past-the-break, or the committed results, hold
-    python benchmarks/past_the_break.py --trial    # an epoch and few seeds, into another folder: does it work at all?
+    python benchmarks/past_the_break.py digits     # resumable: what runs/past-the-break, or the committed results, hold
+    python benchmarks/past_the_break.py fashion    # needs Fashion-MNIST (fashion_figure.py), and about 8 hours
+    python benchmarks/past_the_break.py digits --trial    # an epoch and few seeds, which write no result
 
-Every arm, the reference at 1× too, has the same budget: four rates, a factor of 2 apart, on two seeds; the best mean is
-trained on ten other seeds. A rate at an end of its four is marked: there might be a better one beyond. The advised ramp
-is what `onehour advise --minibatch` says of one run at 1×. Split 51 and these seeds were never used for anything.
-AdaScale comes last, since it takes most of the time: about 4 of 6 hours on one core. Rows of the committed results are
-not trained again; to begin anew, remove that file.
+Every arm of a task, the reference at 1× too, has the same budget: rates a factor of 2 apart, on seeds for tuning; the
+best mean is trained on other seeds. A rate at an end of those tried is marked: there might be a better one beyond. The
+advised ramp is what `onehour advise --minibatch` says of one run at 1×. Split 51 of the digits and these seeds were
+never used for anything. AdaScale comes last, since it takes most of the time. Rows of the committed results are not
+trained again; to begin anew, remove them from that file.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import onehour
 from onehour.config import Recipe
@@ -32,49 +34,84 @@ from onehour.sweeps.task import Task, run_task
 from onehour.training.record import Run, finished_run
 from results import RESULTS, claim, made_by, mean_std, write
 
-OUT = Path("runs") / "past-the-break"
-TUNING, SEEDS, NOISE_SEED = (9100, 9101), tuple(range(9000, 9010)), 9200
 TIMES = (32, 64)
 CHANCE = 90.0
-"""The error of a run that has left the finite numbers, as reports count it."""
+"""The error of a run that has left the finite numbers, as reports count it: both tasks have ten classes."""
 CHANGES: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "ramp": {"ramp": ("256:8",)},
     "adascale": {"scaling": "adascale"},
     "muon": {"optimizer": "muon", "scaling": "fixed"},
 }
-"""What an arm changes; "linear" with warmup is the paper's rule. The ramp is a prototype's, known before."""
-RATES = {"reference": 0.1, "linear": 0.025, "ramp": 0.05, "advised ramp": 0.05, "muon": 0.05, "adascale": 0.1}
-"""The lowest of each arm's four rates: those past the break begin lower than the recipe's 0.2, Muon's are its own."""
+"""What an arm changes; "linear" with warmup is the paper's rule."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is trained: what the claims rest on, or a trial."""
+    """A task, and how much of it is trained.
 
-    out: Path = OUT
-    tuning: tuple[int, ...] = TUNING
-    seeds: tuple[int, ...] = SEEDS
-    rates: int = 4
-    epochs: int | None = None
+    Args:
+        changes: of the recipe.
+        ramp: a prototype's, known before.
+        lowest: of each arm's rates: those past the break begin lower than the recipe's, Muon's are its own.
+        noise: the seed of the run that advises.
+        together: seeds as one network, where that is exact; on a CPU wide networks are faster one by one.
+    """
+
+    task: str
+    changes: dict[str, Any]
+    ramp: str
+    lowest: dict[str, float]
+    rates: int
+    tuning: tuple[int, ...]
+    seeds: tuple[int, ...]
+    noise: int
+    out: Path
+    together: bool = True
 
 
-TRIAL = Budget(OUT.with_name("past-the-break-trial"), TUNING[:1], SEEDS[:2], rates=2, epochs=1)
+DIGITS = Budget(
+    task="digits",
+    changes={"data": "digits:51"},
+    ramp="256:8",
+    lowest={"reference": 0.1, "linear": 0.025, "ramp": 0.05, "advised ramp": 0.05, "muon": 0.05, "adascale": 0.1},
+    rates=4,
+    tuning=(9100, 9101),
+    seeds=tuple(range(9000, 9010)),
+    noise=9200,
+    out=Path("runs") / "past-the-break",
+)
+FASHION = Budget(
+    task="fashion",
+    changes={"precision": "bf16", "channels_last": True},
+    ramp="512:6",
+    lowest={"reference": 0.05, "linear": 0.0125, "ramp": 0.05, "advised ramp": 0.05, "muon": 0.1, "adascale": 0.1},
+    rates=3,
+    tuning=(9300,),
+    seeds=tuple(range(9310, 9315)),
+    noise=9400,
+    out=Path("runs") / "past-the-break-fashion",
+    together=torch.cuda.is_available(),
+)
+TASKS = {budget.task: budget for budget in (DIGITS, FASHION)}
+
+
+def trial_of(budget: Budget) -> Budget:
+    """An epoch of little, with a ramp that fits into it."""
+    out = budget.out.with_name(f"{budget.out.name}-trial")
+    changes = {**budget.changes, "epochs": 1, "milestones": (), "warmup": "none"}
+    return replace(budget, changes=changes, rates=2, tuning=budget.tuning[:1], seeds=budget.seeds[:2], out=out)
 
 
 def train(budget: Budget, recipe: Recipe, seeds: Sequence[int]) -> list[Run]:
-    """The runs of a recipe, as one network where that is exact; those that have ended are not trained again."""
-    if budget.epochs is not None:
-        recipe = recipe.replace(epochs=budget.epochs)
+    """The runs of a recipe; those that have ended are not trained again."""
     named = {"ramp": "+".join(recipe.ramp), "scaling": recipe.scaling, "optimizer": recipe.optimizer}
     label = "-".join(part.replace(":", "_").replace("/", "_") for part in named.values() if part)
     folders = {seed: budget.out / f"{recipe.minibatch}-{label}-{recipe.base_lr:g}-s{seed}" for seed in seeds}
     recipes = {seed: recipe.replace(seed=seed) for seed in seeds}
     left = [seed for seed in seeds if not _ended(folders[seed], recipes[seed])]
-    if left:
-        task = Task(tuple(recipes[seed] for seed in left), tuple(folders[seed] for seed in left))
+    for some in ([left] if budget.together else [[seed] for seed in left]) if left else []:
+        task = Task(tuple(recipes[seed] for seed in some), tuple(folders[seed] for seed in some))
         alone = run_task(task, Execution(), lambda: False)
-        print(f"{len(left)} of {folders[left[0]].name}{f' one by one: {alone}' if alone else ''}", flush=True)
+        print(f"{len(some)} of {folders[some[0]].name}{f' one by one: {alone}' if alone else ''}", flush=True)
     return [Run(folder) for folder in folders.values()]
 
 
@@ -86,7 +123,7 @@ def _ended(folder: Path, recipe: Recipe) -> bool:
 
 def measured(budget: Budget, arm: str, recipe: Recipe, times: int) -> dict[str, Any]:
     """Choose an arm's rate on the tuning seeds, and train it on the others."""
-    rates = [RATES[arm] * 2**number for number in range(budget.rates)]
+    rates = [budget.lowest[arm] * 2**number for number in range(budget.rates)]
     tuned = {}
     for rate in rates:
         tuned[rate] = float(
@@ -96,6 +133,7 @@ def measured(budget: Budget, arm: str, recipe: Recipe, times: int) -> dict[str, 
     runs = train(budget, recipe.replace(base_lr=rate), budget.seeds)
     errors = [_error(run) for run in runs]
     return {
+        "task": budget.task,
         "arm": arm,
         "times": times,
         "minibatch": recipe.minibatch,
@@ -118,43 +156,52 @@ def _error(run: Run) -> float:
 
 def advised(budget: Budget, reference: Recipe) -> Advice:
     """What one run at 1× says, with the rate that was chosen there."""
-    folder, recipe = budget.out / "noise", reference.replace(seed=NOISE_SEED)
+    folder, recipe = budget.out / "noise", reference.replace(seed=budget.noise)
     return advice_of(finished_run(folder, recipe) or onehour.train(recipe, out=folder, noise=True))
 
 
 def main() -> int:
     """Train what is missing; write what was seen, after each arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--trial", action="store_true", help="an epoch and few seeds; writes no result")
-    trial = parser.parse_args().trial
-    budget = TRIAL if trial else Budget()
+    options = parser.parse_args()
+    task, trial = TASKS[options.task], options.trial
+    budget = trial_of(task) if trial else task
     path = RESULTS / "past_the_break.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not trial else {}
-    rows = {(row["times"], row["arm"]): row for row in known.get("rows", [])}
+    rows = {(row["task"], row["times"], row["arm"]): row for row in known.get("rows", [])}
+    scales: dict[str, float | None] = known.get("noise_scales", {})
     if not trial:
-        claim(OUT, __file__)
-    base, _ = complete(RECIPES["digits"](data="digits:51"))
-    scale: float | None = known.get("noise_scale")
+        claim(budget.out, __file__)
+    base, _ = complete(RECIPES[task.task](**budget.changes))
+
+    def place(row: dict[str, Any]) -> tuple[int, int, int]:
+        return [*TASKS].index(row["task"]), row["times"], [*task.lowest].index(row["arm"])
 
     def measure(arm: str, recipe: Recipe, times: int) -> None:
         row = measured(budget, arm, recipe, times) | made_by()
         print(f"{times}× {arm:<13} {row['base_lr']:<6g} {row['mean']:6.2f} % {row['updates']} updates", flush=True)
-        rows[times, arm] = row
+        rows[task.task, times, arm] = row
         if not trial:
-            ordered = sorted(rows.values(), key=lambda row: (row["times"], [*RATES].index(row["arm"])))
-            write(__file__, "past_the_break", {"rows": ordered, "noise_scale": scale, "data": "digits:51"})
+            content = {"rows": sorted(rows.values(), key=place), "noise_scales": scales}
+            write(__file__, "past_the_break", content | {"data": {each.task: each.changes for each in TASKS.values()}})
 
-    if (1, "reference") not in rows:
+    if (task.task, 1, "reference") not in rows:
         measure("reference", base, 1)
-    left = [(times, arm) for arm in RATES if arm != "reference" for times in TIMES if (times, arm) not in rows]
+    left = [(times, arm) for arm in task.lowest if arm != "reference" for times in TIMES]
+    left = [(times, arm) for times, arm in left if (task.task, times, arm) not in rows]
     advice = None
     if any(arm == "advised ramp" for _, arm in left) and not trial:
-        advice = advised(budget, base.replace(base_lr=rows[1, "reference"]["base_lr"]))
-        scale = advice.noise.scale
+        advice = advised(budget, base.replace(base_lr=rows[task.task, 1, "reference"]["base_lr"]))
+        scales[task.task] = advice.noise.scale
     for times, arm in left:
         recipe = base.replace(minibatch=times * base.minibatch, **CHANGES.get(arm, {}))
-        if arm == "advised ramp":
-            recipe = recipe.replace(ramp=("128:8",) if advice is None else advice.ramp(base, recipe.minibatch))
+        if "ramp" in arm:
+            known_before = (f"{base.minibatch}:0.5" if trial else budget.ramp,)
+            recipe = recipe.replace(
+                ramp=known_before if advice is None or arm == "ramp" else advice.ramp(base, recipe.minibatch)
+            )
         measure(arm, recipe, times)
     return 0
 
