@@ -33,7 +33,7 @@ ALSO = ("mobilenetv4_conv_small", "regnety_002", "repvgg_a0", "resnext26ts", "mo
 BOUND = 1e-9
 """How far float64 may be from k separate passes, relative to what they give; what is over other samples is 1e-2 off."""
 
-ROUNDINGS = 1000.0
+ROUNDINGS = 100.0
 """Or so many times as far as k passes are from the same passes with their images rounded otherwise. Where two values of
 a channel become ±1, whatever they were, gradients are what is left of a cancellation, and every layer rounds."""
 
