@@ -4,9 +4,10 @@
 
 An operator, a number or a condition of `src/` is changed: drawn from one seed, so the first N are the same each time.
 Once, `make test`'s tests run with a probe at each of these places, which notes the test that comes by, in processes
-of tests too. Then a mutant runs against these tests, first those that mirror its file; against all where none came
-by, as at what an import computes. It goes on where it was stopped (runs/mutants). With --write the counts and every
-survivor go into benchmarks/results/mutants.json, beside those of other commits. 1 if any survives.
+of tests too. Then a mutant runs against these tests, then against all of its room, since what is in a sandbox leaves no
+note; and against all tests where something else came by, as an import does. It goes on where it was stopped
+(runs/mutants). With --write the counts and every survivor go into benchmarks/results/mutants.json, beside those of
+other commits. 1 if any survives.
 """
 
 from __future__ import annotations
@@ -218,21 +219,25 @@ def _end(token: bytes) -> None:
 
 
 def tried(mutant: Mutant, tests: list[str], tree: Path) -> dict[str, Any]:
-    """By which tests it is found, if by any: those of its room, of others, or of all where too little is known."""
+    """By which tests it is found, if by any: those of its room, or others."""
     path, since = tree / mutant.file, time.monotonic()
     whole = path.read_bytes()
     path.write_bytes(mutant.applied(whole))
     room, *rest = Path(mutant.file).with_suffix("").parts[2:]
-    own = (f"tests/{room}/" if rest else f"tests/test_{room}.py", mutant.file)
-    parts = {"room": [test for test in tests if test.startswith(own)]}
-    parts["all"] = [test for test in tests if test and test not in parts["room"]]
+    mirror = f"tests/{room}" if rest else f"tests/test_{room}.py"
+    near = [test for test in tests if test.startswith((mirror, mutant.file))]
+    far = [test for test in tests if test and test not in near]
+    side_by_side = ["-n", "2", "--dist", "worksteal"]
+    steps = [("room", near), ("all", far)]
+    if (tree / mirror).exists():
+        steps.append(("room", [*side_by_side, mirror, mutant.file]))
+    if not tests or "" in tests:
+        steps.append(("all", side_by_side))
     found = ("none", "")
     try:
-        for by, chosen in parts.items():
+        for by, chosen in steps:
             if chosen and not found[1]:
                 found = (by, fails(tree, chosen))
-        if not found[1] and (not tests or "" in tests):
-            found = ("all", fails(tree, ["-n", "2", "--dist", "worksteal"]))
     finally:
         path.write_bytes(whole)
     by, test = found if found[1] else ("none", "")
