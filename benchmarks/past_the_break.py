@@ -170,8 +170,9 @@ def main() -> int:
     budget = trial_of(task) if trial else task
     path = RESULTS / "past_the_break.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not trial else {}
-    rows = {(row["task"], row["times"], row["arm"]): row for row in known.get("rows", [])}
-    scales: dict[str, float | None] = known.get("noise_scales", {})
+    earlier = [{"task": "digits"} | row for row in known.get("rows", [])]  # the first results were theirs alone
+    rows = {(row["task"], row["times"], row["arm"]): row for row in earlier}
+    scales: dict[str, float | None] = known.get("noise_scales", {"digits": known.get("noise_scale")})
     if not trial:
         claim(budget.out, __file__)
     base, _ = complete(RECIPES[task.task](**budget.changes))

@@ -192,7 +192,7 @@ def past_the_break(results: dict[str, Any]) -> str:
         spans = [_span(row[what]) for what in ("updates", "images")]
         rate = f"{row['base_lr']:g}{' *' * row['at_an_end']}"
         name = f"{row['arm']} {', '.join(row['ramp'])}".strip()
-        rows.append((row["task"], f"{row['minibatch']} ({row['times']}×)", name, rate, mean(row), *spans))
+        rows.append((row.get("task", "digits"), f"{row['minibatch']} ({row['times']}×)", name, rate, mean(row), *spans))
     head = ("task", "minibatch", "arm", "rate at 1×", "error %, mean ± std", "updates", "images")
     note = "\\* the lowest or the highest of those that were tried: there may be a better one beyond."
     return f"{table(head, rows)}\n\n{note}\n\n{source('past_the_break', results)}"
