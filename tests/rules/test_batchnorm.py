@@ -181,6 +181,15 @@ def test_several_passes_of_one_iteration_equal_one_pass_of_all_workers(passes, m
     exact(split.state_dict(), fused.state_dict())
 
 
+def test_many_workers_of_a_model_in_bfloat16_are_all_counted():
+    ghost = GhostBatchNorm1d(C, per_worker=2, momentum=1.0, dtype=torch.bfloat16)
+    with accumulate(ghost):
+        for mean in [0] * 300 + [2] * 300:
+            ghost(torch.tensor([[mean - 1], [mean + 1]], dtype=torch.bfloat16).expand(2, C))
+    assert ghost.running_mean.tolist() == [1] * C
+    assert ghost.running_var.tolist() == [2] * C
+
+
 def test_a_block_that_raises_or_trains_nothing_leaves_the_statistics_and_the_model_usable():
     ghost, _ = pairs()
     before = state(ghost)
