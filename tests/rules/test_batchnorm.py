@@ -204,6 +204,14 @@ def test_a_block_that_raises_or_trains_nothing_leaves_the_statistics_and_the_mod
     exact(running(ghost), moved(varied(nn.BatchNorm2d(C)), *means_and_variances(workers_of(batch()))))
 
 
+def test_a_model_that_is_not_converted_is_refused_since_its_statistics_would_move_once_a_pass():
+    with pytest.raises(ValueError, match=r"call convert_batchnorm\(model, per_worker\) first"):
+        accumulate(nn.Sequential(nn.BatchNorm1d(C))).__enter__()
+    for without in (nn.Linear(C, C), nn.BatchNorm1d(C, track_running_stats=False)):
+        with accumulate(without):
+            pass
+
+
 def test_nested_blocks_are_refused_and_the_outer_one_still_counts():
     ghost, _ = pairs()
     with accumulate(ghost):

@@ -375,6 +375,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     layers = ghost_layers(model)
     if any(layer.sums is not None for layer in layers):
         raise ValueError("accumulate(model) is already active for this model; use one block an iteration")
+    if not layers and any(layer.track_running_stats for _, layer in _batchnorms(model)):
+        raise ValueError("accumulate(model) is for converted layers; call convert_batchnorm(model, per_worker) first")
     for layer in layers:
         assert layer.running_mean is not None
         dtype = torch.promote_types(layer.running_mean.dtype, torch.float32)  # bfloat16 counts to 256
