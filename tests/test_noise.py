@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_sizes_that_tell_nothing_are_refused(sizes: tuple[int, int]):
 
 
 def test_norms_may_be_tensors_as_a_loop_has_them():
-    points = [trace_and_square(torch.tensor(s), torch.tensor(2.0), small_size=1, big_size=4) for s in (5.0, 5.1)]
+    norms: Any = torch.tensor([5.0, 5.1, 2.0])
+    points = [trace_and_square(small, norms[2], small_size=1, big_size=4) for small in norms[:2]]
     assert points[0] == (4.0, 1.0)
     assert noise_scale(points).scale == pytest.approx(4.1, abs=0.1)
 

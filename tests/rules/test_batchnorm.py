@@ -186,8 +186,7 @@ def test_many_workers_of_a_model_in_bfloat16_are_all_counted():
     with accumulate(ghost):
         for mean in [0] * 300 + [2] * 300:
             ghost(torch.tensor([[mean - 1], [mean + 1]], dtype=torch.bfloat16).expand(2, C))
-    assert ghost.running_mean.tolist() == [1] * C
-    assert ghost.running_var.tolist() == [2] * C
+    assert [ghost.get_buffer(name).tolist() for name in STATISTICS] == [[1] * C, [2] * C]
 
 
 def test_a_block_that_raises_or_trains_nothing_leaves_the_statistics_and_the_model_usable():
