@@ -143,7 +143,7 @@ def test_what_comes_after_is_the_models_own_and_sees_what_it_saw():
     act.register_forward_hook(lambda module, given, output: seen.append(given[0].clone()))
     model = convert_batchnorm(model, per_worker=N)
     assert model[0].act is act  # type: ignore[index]
-    seen.clear()  # of the trial
+    assert not seen, "a trial's batch is no one's"
     assert model(batch(3, 2).float()).min() >= 0
     zeros = (seen[0] == 0).float().mean()
     assert 0.3 < zeros < 0.7, "it drops while training"
