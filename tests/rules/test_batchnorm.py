@@ -325,8 +325,12 @@ def test_conversion_shares_parameters_and_buffers_and_keeps_settings():
     settings = [(m.per_worker, m.eps, m.momentum, m.affine) for m in ghost_layers(model)]
     assert settings == [(N, 0.1, 0.3, True), (N, 1e-5, 0.1, False)]
     assert [layer.training for layer in ghost_layers(model)] == [True, False]
-    convert_batchnorm(model, per_worker=2)
-    assert [layer.per_worker for layer in ghost_layers(model)] == [2, 2]
+    number: Any = torch.tensor(2)
+    convert_batchnorm(model, per_worker=number)
+    assert [repr(layer.per_worker) for layer in ghost_layers(model)] == ["2", "2"]
+    with pytest.raises(ValueError, match="2 is a SyncBatchNorm"):
+        convert_batchnorm(nn.Sequential(nn.ReLU(), model, nn.SyncBatchNorm(C)), per_worker=N)
+    assert [layer.per_worker for layer in ghost_layers(model)] == [2, 2], "what is refused changes nothing"
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -344,8 +344,10 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
     >>> type(model[0]).__name__, model[0].per_worker
     ('GhostBatchNorm2d', 32)
     """
-    positive_int("per_worker", per_worker)
+    per_worker = positive_int("per_worker", per_worker)
     replaced = {id(module): _converted(name, module, per_worker) for name, module in _batchnorms(model)}
+    for ghost in replaced.values():
+        ghost.per_worker = per_worker
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children leaves out a module's second name
             if id(child) in replaced:
@@ -400,7 +402,6 @@ def _batchnorms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
 
 def _converted(name: str, module: _BatchNorm, per_worker: int) -> _Ghost:
     if isinstance(module, _Ghost):
-        module.per_worker = per_worker
         return module
     ghost = _as_ghost(module, per_worker)
     if isinstance(ghost, _GhostOfSubclass):
