@@ -1,10 +1,13 @@
 """The noise scale, from numbers alone: unbiased at a point, pooled over points, and as sure as they are."""
 
 import itertools
+import math
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import onehour
 from onehour.noise import FEWEST, noise_scale, trace_and_square
@@ -81,6 +84,20 @@ def test_more_points_of_the_same_kind_narrow_the_interval():
 def test_sizes_that_tell_nothing_are_refused(sizes: tuple[int, int]):
     with pytest.raises(ValueError, match="small_size must be from 1 to below big_size"):
         trace_and_square(1.0, 1.0, small_size=sizes[0], big_size=sizes[1])
+
+
+def test_norms_may_be_tensors_as_a_loop_has_them():
+    norms: Any = torch.tensor([5.0, 5.1, 2.0])
+    points = [trace_and_square(small, norms[2], small_size=1, big_size=4) for small in norms[:2]]
+    assert points[0] == (4.0, 1.0)
+    assert noise_scale(points).scale == pytest.approx(4.1, abs=0.1)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_point_that_is_not_finite_is_refused(norm: float):
+    points = [trace_and_square(small, 2.0, small_size=1, big_size=4) for small in (5.0, norm, 5.2)]
+    with pytest.raises(ValueError, match=rf"points must be finite, got \({norm}, .*leave out"):
+        noise_scale(points)
 
 
 def test_one_point_is_refused():

@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from onehour.rules.arguments import number
+
 __all__ = ["FEWEST", "NoiseScale", "noise_scale", "trace_and_square"]
 
 FEWEST = 8
@@ -62,6 +64,7 @@ def trace_and_square(small: float, big: float, *, small_size: int, big_size: int
     """
     if not 1 <= small_size < big_size:
         raise ValueError(f"small_size must be from 1 to below big_size, got {small_size} and {big_size}")
+    small, big = number("small", small), number("big", big)
     square = (big_size * big - small_size * small) / (big_size - small_size)
     return (small - big) / (1 / small_size - 1 / big_size), square
 
@@ -76,7 +79,7 @@ def noise_scale(points: Iterable[tuple[float, float]]) -> NoiseScale:
         points: (tr Σ_t, |G_t|²) of `trace_and_square`, from iterations far enough apart to be different ones.
 
     Raises:
-        ValueError: for fewer than two points.
+        ValueError: for fewer than two points, or one that is not finite.
 
     >>> noise_scale([(90.0, 1.0), (110.0, 1.2), (100.0, 0.8)]).scale
     100.0
@@ -85,6 +88,8 @@ def noise_scale(points: Iterable[tuple[float, float]]) -> NoiseScale:
     count = len(known)
     if count < 2:
         raise ValueError(f"a noise scale needs at least two points, got {count}")
+    if overflown := [point for point in known if not all(map(math.isfinite, point))]:
+        raise ValueError(f"points must be finite, got {overflown[0]}; leave out those whose gradients overflowed")
     traces, squares = [trace for trace, _ in known], [square for _, square in known]
     trace, square = statistics.fmean(traces), statistics.fmean(squares)
     wide = _student(count - 1) ** 2 / count

@@ -1,9 +1,12 @@
 """Pooling in NHWC memory, by Triton's interpreter, against torch's."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from onehour.models import max_pool
 from onehour.models.max_pool import MaxPool
 
 
@@ -32,3 +35,20 @@ def test_of_equals_the_first_is_taken_and_nan_is_larger_than_all():
     torch.testing.assert_close(y, torchs, equal_nan=True)
     gradients = [torch.autograd.grad(out, x, torch.ones_like(out))[0] for out in (y, torchs)]
     assert gradients[0].equal(gradients[1])
+
+
+def test_many_images_make_a_grid_that_cuda_takes(monkeypatch: pytest.MonkeyPatch):
+    """65535 programs in all dimensions but the first."""
+    grids: list[tuple[int, ...]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *given, **options: None
+
+    for name in ("_pool", "_unpool"):
+        monkeypatch.setattr(max_pool, name, Kernel())
+    images = torch.empty(1024, 64, 112, 112, device="meta", requires_grad=True)
+    MaxPool.apply(images).sum().backward()
+    assert [grid[0] for grid in grids] == [1024 * 56 * 56 // 32, 1024 * 112 * 112 // 32]
+    assert max(size for grid in grids for size in grid[1:]) <= 65535

@@ -181,6 +181,14 @@ def test_several_passes_of_one_iteration_equal_one_pass_of_all_workers(passes, m
     exact(split.state_dict(), fused.state_dict())
 
 
+def test_many_workers_of_a_model_in_bfloat16_are_all_counted():
+    ghost = GhostBatchNorm1d(C, per_worker=2, momentum=1.0, dtype=torch.bfloat16)
+    with accumulate(ghost):
+        for mean in [0] * 300 + [2] * 300:
+            ghost(torch.tensor([[mean - 1], [mean + 1]], dtype=torch.bfloat16).expand(2, C))
+    assert [ghost.get_buffer(name).tolist() for name in STATISTICS] == [[1] * C, [2] * C]
+
+
 def test_a_block_that_raises_or_trains_nothing_leaves_the_statistics_and_the_model_usable():
     ghost, _ = pairs()
     before = state(ghost)
@@ -193,6 +201,14 @@ def test_a_block_that_raises_or_trains_nothing_leaves_the_statistics_and_the_mod
     with accumulate(ghost):
         ghost.train()(batch())
     exact(running(ghost), moved(varied(nn.BatchNorm2d(C)), *means_and_variances(workers_of(batch()))))
+
+
+def test_a_model_that_is_not_converted_is_refused_since_its_statistics_would_move_once_a_pass():
+    with pytest.raises(ValueError, match=r"call convert_batchnorm\(model, per_worker\) first"):
+        accumulate(nn.Sequential(nn.BatchNorm1d(C))).__enter__()
+    for without in (nn.Linear(C, C), nn.BatchNorm1d(C, track_running_stats=False)):
+        with accumulate(without):
+            pass
 
 
 def test_nested_blocks_are_refused_and_the_outer_one_still_counts():
@@ -309,8 +325,12 @@ def test_conversion_shares_parameters_and_buffers_and_keeps_settings():
     settings = [(m.per_worker, m.eps, m.momentum, m.affine) for m in ghost_layers(model)]
     assert settings == [(N, 0.1, 0.3, True), (N, 1e-5, 0.1, False)]
     assert [layer.training for layer in ghost_layers(model)] == [True, False]
-    convert_batchnorm(model, per_worker=2)
-    assert [layer.per_worker for layer in ghost_layers(model)] == [2, 2]
+    number: Any = torch.tensor(2)
+    convert_batchnorm(model, per_worker=number)
+    assert [repr(layer.per_worker) for layer in ghost_layers(model)] == ["2", "2"]
+    with pytest.raises(ValueError, match="2 is a SyncBatchNorm"):
+        convert_batchnorm(nn.Sequential(nn.ReLU(), model, nn.SyncBatchNorm(C)), per_worker=N)
+    assert [layer.per_worker for layer in ghost_layers(model)] == [2, 2], "what is refused changes nothing"
 
 
 @pytest.mark.parametrize("nested", [False, True])

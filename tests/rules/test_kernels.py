@@ -249,6 +249,17 @@ def test_a_class_of_ones_own_applies_its_relu_in_the_same_pass_and_nothing_else(
     assert seen[0].min() < 0
 
 
+def test_a_class_of_ones_own_that_is_given_more_than_a_batch_does_it_itself(taken: list[bool]):
+    class Scaled(NormAct):
+        def forward(self, input: Tensor, scale: float = 1.0) -> Tensor:
+            return scale * super().forward(input)
+
+    layer = convert_batchnorm(Scaled(6, nn.ReLU()), 4)
+    x = nhwc(8, 6, 3, 3)
+    torch.testing.assert_close(layer(x, 2.0), 2 * layer(x))
+    torch.testing.assert_close(layer(x, scale=2.0), 2 * layer(x))
+
+
 @pytest.mark.parametrize(
     ("takes", "options", "layout"),
     [
@@ -256,11 +267,15 @@ def test_a_class_of_ones_own_applies_its_relu_in_the_same_pass_and_nothing_else(
         (True, {"dtype": torch.bfloat16}, torch.channels_last),
         (False, {"dtype": torch.float64}, torch.channels_last),
         (False, {"device": "cpu"}, torch.channels_last),
+        (False, {"device": "cuda:1"}, torch.channels_last),  # Triton launches on the current GPU
         (False, {}, torch.contiguous_format),
     ],
     ids=str,
 )
-def test_who_is_taken(takes: bool, options: dict[str, Any], layout: torch.memory_format):
+def test_who_is_taken(
+    takes: bool, options: dict[str, Any], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with FakeTensorMode():
         strides = (54, 1, 18, 6) if layout == torch.channels_last else (54, 9, 3, 1)
         given: dict[str, Any] = {"device": "cuda", "dtype": torch.float32} | options

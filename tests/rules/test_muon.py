@@ -100,6 +100,8 @@ def test_first_and_last_weights_vectors_and_frozen_ones_are_not_orthogonalised()
 def test_what_cannot_be_orthogonalised_is_refused():
     with pytest.raises(ValueError, match="give vectors in a group with orthogonal=False"):
         Muon([torch.zeros(3, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="give vectors in a group with orthogonal=False"):
+        Muon([torch.zeros(3, 3, requires_grad=True)], lr=0.1).add_param_group({"params": [torch.zeros(3)]})
     with pytest.raises(ValueError, match="between a network's first layer and its last, and Sequential has none"):
         build_optimizer(Recipe(optimizer="muon"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -89,14 +90,16 @@ class MadeAtOnce(Own):
 
 
 class Decaying(Own):
-    """SGD with a decay under another name, and a counter in a tensor of its own."""
+    """SGD with a decay under another name, and a counter and the last gradients' sizes of its own."""
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, lr, shrink=0.3)
         self.count = torch.zeros(())
+        self.sizes: deque[float] = deque(maxlen=8)
 
     def direction(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
         self.count += 1
+        self.sizes.append(float(g.norm()))
         return g + group["shrink"] * p
 
 

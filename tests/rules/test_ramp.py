@@ -48,6 +48,14 @@ def test_the_samples_are_those_of_any_other_stream_of_the_seed():
         stream.indices(2, worker=1)
 
 
+def test_epochs_may_be_plain_numbers_and_no_minibatch_may_outgrow_the_data():
+    stages = [(Minibatch(2, 1), 0.5), (Minibatch(2, 4), None)]  # as typed; a Fraction to a type checker
+    ramp = Ramp.of(stages, samples=10)  # type: ignore[arg-type]
+    assert SampleStream(samples=10, minibatch=8, seed=0, ramp=ramp).indices(3).shape == (8,)
+    with pytest.raises(ValueError, match="minibatch 8 is larger than the data set of 7 samples"):
+        SampleStream(samples=7, minibatch=2, seed=0, ramp=ramp)
+
+
 def test_the_rate_is_that_of_a_run_at_the_minibatch_and_epoch():
     small, large = step_decay(0.4, [8, 16]), gradual_warmup(step_decay(3.2, [8, 16]), 0.1, epochs=5)
     schedule = RampedSchedule(((0.0, small), (2.0, large)))

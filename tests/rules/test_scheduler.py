@@ -226,6 +226,19 @@ def test_layer_decay_is_kept_as_correct_momentum_keeps_it():
         assert found == pytest.approx([group["lr"] for group in optimizer.param_groups], rel=1e-12)
 
 
+@pytest.mark.parametrize("by", ["scheduler", "correct_momentum"])
+def test_groups_that_share_the_tensor_of_a_default_rate_follow_their_own_factors(by: str):
+    groups = [{"params": [weight()], "lr_scale": scale} for scale in (0.25, 1.0, 1.0)]
+    optimizer = torch.optim.Adam(groups, lr=torch.tensor(0.5))  # as a compiled step wants it
+    if by == "scheduler":
+        schedule_lr(optimizer, step_decay(1.0, []))
+    else:
+        correct_momentum(optimizer, 1.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert all(map(torch.is_tensor, rates))
+    assert [float(rate) for rate in rates] == [0.25, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.SparseAdam])
 def test_an_optimizer_whose_copy_cannot_be_stepped_is_refused(make):
     with pytest.raises(ValueError, match=f"optimizer {make.__name__} cannot be probed: .*; use one"):

@@ -143,7 +143,7 @@ def test_what_comes_after_is_the_models_own_and_sees_what_it_saw():
     act.register_forward_hook(lambda module, given, output: seen.append(given[0].clone()))
     model = convert_batchnorm(model, per_worker=N)
     assert model[0].act is act  # type: ignore[index]
-    seen.clear()  # of the trial
+    assert not seen, "a trial's batch is no one's"
     assert model(batch(3, 2).float()).min() >= 0
     zeros = (seen[0] == 0).float().mean()
     assert 0.3 < zeros < 0.7, "it drops while training"
@@ -152,6 +152,7 @@ def test_what_comes_after_is_the_models_own_and_sees_what_it_saw():
 
 def test_it_can_be_copied_and_pickled():
     ghost = convert_batchnorm(varied(NormAct(C)), per_worker=N)
+    vars(ghost)["_compiled_call_impl"] = lambda: None  # as after `compile`: torch leaves it out
     for again in (copy.deepcopy(ghost), pickle.loads(pickle.dumps(ghost))):
         assert type(again) is type(ghost)
         exact(again(batch(3, 2)), copy.deepcopy(ghost)(batch(3, 2)))
@@ -223,6 +224,18 @@ def test_a_trial_draws_no_numbers_of_the_users():
     state = torch.get_rng_state()
     convert_batchnorm(NormAct(C, nn.RReLU, drop=0.5), per_worker=N)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trial_does_not_depend_on_the_users_defaults():
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert convert_batchnorm(NormAct(C), per_worker=N).weight.dtype == torch.float64
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("meta")  # as "cuda", which a notebook may set once
+        assert convert_batchnorm(NormAct(C), per_worker=N).weight.is_meta
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 def test_a_layer_without_memory_is_converted():

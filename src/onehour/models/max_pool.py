@@ -19,8 +19,8 @@ HIGH, WIDE = 32, 64
 @triton.jit
 def _pool(x, y, which, rows, height, width, high_out, wide_out, channels, high: tl.constexpr, wide: tl.constexpr):
     """The first of the largest of nine, in the order of torch; NaN is larger than all."""
-    c = tl.program_id(0) * wide + tl.arange(0, wide)
-    r = tl.program_id(1) * high + tl.arange(0, high)
+    r = tl.program_id(0) * high + tl.arange(0, high)
+    c = tl.program_id(1) * wide + tl.arange(0, wide)
     ok = (r < rows)[:, None] & (c < channels)[None, :]
     top, left = r // wide_out % high_out * 2 - 1, r % wide_out * 2 - 1
     image = r // (wide_out * high_out)
@@ -42,8 +42,8 @@ def _pool(x, y, which, rows, height, width, high_out, wide_out, channels, high: 
 @triton.jit
 def _unpool(grad, which, dx, rows, height, width, high_out, wide_out, channels, high: tl.constexpr, wide: tl.constexpr):
     """An input takes the gradient of every window, four at most, whose largest it was."""
-    c = tl.program_id(0) * wide + tl.arange(0, wide)
-    r = tl.program_id(1) * high + tl.arange(0, high)
+    r = tl.program_id(0) * high + tl.arange(0, high)
+    c = tl.program_id(1) * wide + tl.arange(0, wide)
     ok = (r < rows)[:, None] & (c < channels)[None, :]
     down, across = r // width % height, r % width
     image = r // (width * height)
@@ -88,5 +88,5 @@ class MaxPool(torch.autograd.Function):
 
 
 def _run(kernel: Any, *tensors: Tensor, rows: int, sides: tuple[int, ...], channels: int) -> None:
-    grid = (triton.cdiv(channels, WIDE), triton.cdiv(rows, HIGH))
+    grid = (triton.cdiv(rows, HIGH), triton.cdiv(channels, WIDE))  # CUDA allows 65535 in all dimensions but the first
     kernel[grid](*tensors, rows, *sides, channels, high=HIGH, wide=WIDE)

@@ -75,6 +75,6 @@ def scaled_beta(name: str, beta: float, times: float) -> float:
         raise ValueError(
             f"at {times:g} times the minibatch {name} {beta:g} becomes 1 − {times:g} · {1 - beta:.4g} ="
             f" {1 - times * (1 - beta):.4g}, which averages nothing; it works below {1 / (1 - beta):.4g} times, or with"
-            f" a {name} above {1 - 1 / times:.6g} at the base, or set scale_betas to false"
+            f" a {name} above {1 - 1 / times:.6g} at the base, or keep both (a recipe's scale_betas = false)"
         )
     return 1 - times * (1 - beta) if beta else 0.0

@@ -195,13 +195,14 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def kernels_take(x: Tensor) -> bool:
-    """Whether a batch lies as the Triton kernels expect: on a GPU, channels_last, in float32 or less."""
+    """Whether a batch lies as the Triton kernels expect: on the current GPU, channels_last, in float32 or less."""
     return (
         _HAS_TRITON
         and x.is_cuda
         and x.ndim == 4
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.is_contiguous(memory_format=torch.channels_last)
+        and x.device.index == torch.cuda.current_device()  # where Triton launches, wherever its tensors lie
     )
 
 
@@ -262,7 +263,8 @@ class _GhostOfSubclass(_Ghost):
         own = super(_Ghost, self).forward
         if not self.training:
             return own(*given, **options)
-        if self.is_relu and given and kernels_take(given[0]) and not any(map(_has_hooks, self.children())):
+        alone = len(given) == 1 and not options  # as in its trial
+        if self.is_relu and alone and kernels_take(given[0]) and not any(map(_has_hooks, self.children())):
             return super().forward(given[0], relu=True)
         tracks, self.track_running_stats = self.track_running_stats, False  # so that it counts no batch
         try:
@@ -272,7 +274,7 @@ class _GhostOfSubclass(_Ghost):
             self.track_running_stats = tracks
 
     def __reduce__(self) -> Any:  # its class has no place in a module that pickle could find
-        return _blank, (type(self).__bases__[1],), vars(self)
+        return _blank, (type(self).__bases__[1],), self.__getstate__()
 
 
 class _InGroups(TorchFunctionMode):
@@ -342,8 +344,10 @@ def convert_batchnorm(model: nn.Module, per_worker: int) -> nn.Module:
     >>> type(model[0]).__name__, model[0].per_worker
     ('GhostBatchNorm2d', 32)
     """
-    positive_int("per_worker", per_worker)
+    per_worker = positive_int("per_worker", per_worker)
     replaced = {id(module): _converted(name, module, per_worker) for name, module in _batchnorms(model)}
+    for ghost in replaced.values():
+        ghost.per_worker = per_worker
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children leaves out a module's second name
             if id(child) in replaced:
@@ -373,9 +377,12 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     layers = ghost_layers(model)
     if any(layer.sums is not None for layer in layers):
         raise ValueError("accumulate(model) is already active for this model; use one block an iteration")
+    if not layers and any(layer.track_running_stats for _, layer in _batchnorms(model)):
+        raise ValueError("accumulate(model) is for converted layers; call convert_batchnorm(model, per_worker) first")
     for layer in layers:
         assert layer.running_mean is not None
-        zeros = layer.running_mean.new_zeros
+        dtype = torch.promote_types(layer.running_mean.dtype, torch.float32)  # bfloat16 counts to 256
+        zeros = layer.running_mean.to(dtype).new_zeros
         layer.sums = (zeros(2, layer.num_features), zeros(1))
     try:
         yield
@@ -395,7 +402,6 @@ def _batchnorms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
 
 def _converted(name: str, module: _BatchNorm, per_worker: int) -> _Ghost:
     if isinstance(module, _Ghost):
-        module.per_worker = per_worker
         return module
     ghost = _as_ghost(module, per_worker)
     if isinstance(ghost, _GhostOfSubclass):

@@ -115,8 +115,11 @@ def set_rate(optimizer: Optimizer, lr: float | Tensor, inside: set[str]) -> None
 
 def write_rates(optimizer: Optimizer, rates: Sequence[float | Tensor]) -> None:
     """Set each parameter group's rate; a number is written into a tensor that the group keeps its rate in."""
+    written: dict[int, float] = {}
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if torch.is_tensor(group["lr"]) and not torch.is_tensor(rate):
+            if written.setdefault(id(group["lr"]), rate) != rate:  # torch lets groups share the tensor of its default
+                group["lr"] = group["lr"].clone()
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate

@@ -120,8 +120,12 @@ class Muon(Optimizer):
             "orthogonal": True,
         }
         super().__init__(params, defaults)
-        matrices = [p for group in self.param_groups if group["orthogonal"] for p in group["params"]]
-        if any(p.ndim < 2 for p in matrices):
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, which also takes a constructor's groups through it."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["orthogonal"] and any(p.ndim < 2 for p in group["params"]):
             raise ValueError("muon orthogonalises matrices; give vectors in a group with orthogonal=False")
 
     @torch.no_grad()

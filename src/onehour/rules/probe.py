@@ -6,7 +6,7 @@ The optimizer itself, its parameters and whatever it keeps are not touched, nor 
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,11 +172,11 @@ class _Twins:
             twin.clear()
             twin.update(items)
             return twin
-        if isinstance(value, list | set):
+        if isinstance(value, list | set | deque):
             twin = self._know(value, copy.copy(value))
             items = [self._copied(inner) for inner in value]
             twin.clear()
-            (twin.extend if isinstance(twin, list) else twin.update)(items)
+            (twin.update if isinstance(twin, set) else twin.extend)(items)
             return twin
         return tuple(map(self._copied, value)) if type(value) is tuple else value
 

@@ -84,7 +84,7 @@ class Ramp:
         for minibatch, until in stages:
             phase = Phase(minibatch, first, position)
             if until is not None:
-                left = until * positive_int("samples", samples) - position
+                left = Fraction(until) * positive_int("samples", samples) - position
                 first += max(0, -(-left // minibatch.size))
                 position += (first - phase.first) * minibatch.size
             if until is None or first > phase.first:  # else the phase before it went on beyond its end

@@ -90,6 +90,7 @@ class ScheduleLR(LRScheduler):
         rate = self.schedule(self.last_epoch * self.minibatch / self.samples)
         rates = [rate * ratio for ratio in self._ratios]
         scale_velocity(self.optimizer, rates, self._velocity)
+        write_rates(self.optimizer, rates)  # torch would write them all into a tensor that groups share
         return [*rates]
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,9 +103,7 @@ class ScheduleLR(LRScheduler):
         Where the scheduler was made after the optimizer's state was loaded, it has set both to the first iteration's.
         """
         super().load_state_dict(state_dict)
-        rates = self.get_lr()
-        write_rates(self.optimizer, rates)
-        self._last_lr = rates
+        self._last_lr = self.get_lr()
 
 
 def _ratio(group: dict[str, Any], first: dict[str, Any]) -> float:

@@ -50,9 +50,9 @@ class SampleStream:
         self.samples = positive_int("samples", samples)
         self.minibatch = minibatch if isinstance(minibatch, Minibatch) else Minibatch(minibatch, 1)
         self.seed, self.ramp = whole_number("seed", seed), ramp or Ramp((Phase(self.minibatch),))
-        if self.minibatch.size > self.samples:
+        if (largest := max(phase.minibatch.size for phase in self.ramp.phases)) > self.samples:
             raise ValueError(
-                f"minibatch {self.minibatch.size} is larger than the data set of {self.samples} samples;"
+                f"minibatch {largest} is larger than the data set of {self.samples} samples;"
                 f" use a minibatch of at most {self.samples}"
             )
         # A minibatch straddles two epochs at most, so two permutations serve every call.

@@ -28,6 +28,9 @@ def varied(layer: _BatchNorm) -> _BatchNorm:
             tensor.uniform_(0.5, 1.5, generator=draw) if tensor.is_floating_point() else tensor.zero_()
     for child in found.children():
         child.eval()
+    for module in found.modules():  # whoever hangs hooks on them expects no trial's batch
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     return found
 
 
@@ -36,8 +39,9 @@ def batch_for(layer: _BatchNorm) -> Tensor:
     size = {nn.BatchNorm1d: (), nn.BatchNorm3d: (2, 2, 2)}
     pixels = next((size[kind] for kind in size if isinstance(layer, kind)), (2, 2))
     draw = torch.Generator().manual_seed(1)
-    x = torch.randn(SAMPLES * WORKERS, layer.num_features, *pixels, generator=draw)
-    return x + (torch.arange(len(x)) % WORKERS).view(-1, *[1] * (x.ndim - 1))
+    own = {"dtype": torch.float32, "device": "cpu"}  # whatever the user's defaults are
+    x = torch.randn(SAMPLES * WORKERS, layer.num_features, *pixels, generator=draw, **own)
+    return x + (torch.arange(len(x), **own) % WORKERS).view(-1, *[1] * (x.ndim - 1))
 
 
 def why_not_alone(own: _BatchNorm, together: _BatchNorm, x: Tensor) -> str:
