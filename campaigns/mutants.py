@@ -6,8 +6,8 @@ An operator, a number or a condition of `src/` is changed: drawn from one seed, 
 Once, `make test`'s tests run with a probe at each of these places, which notes the test that comes by, in processes
 of tests too. Then a mutant runs against these tests, then against all of its room, since what is in a sandbox leaves no
 note; and against all tests where something else came by, as an import does. It goes on where it was stopped
-(runs/mutants). With --write the counts and every survivor go into benchmarks/results/mutants.json, beside those of
-other commits. 1 if any survives.
+(runs/mutants, and what is committed). With --write, what is known by then goes into benchmarks/results/mutants.json,
+beside other commits'. 1 if any survives.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from campaigns.observed import ROOT, checked_out
 
 SEED = 0x252F48A0
 OUT = ROOT / "runs" / "mutants"
+RESULT = ROOT / "benchmarks" / "results" / "mutants.json"
 LIMIT = 3600.0
 """Seconds after which a mutant counts as found, since it hangs."""
 USAGE = 4
@@ -244,12 +245,24 @@ def tried(mutant: Mutant, tests: list[str], tree: Path) -> dict[str, Any]:
     return {**asdict(mutant), "by": by, "test": test, "tests": len(tests), "seconds": round(time.monotonic() - since)}
 
 
+def states() -> dict[str, list[dict[str, Any]]]:
+    """The committed lines of every commit."""
+    content = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"states": []}
+    return {state["commit"]: state["mutants"] for state in content["states"]}
+
+
+def known(commit: str) -> dict[int, dict[str, Any]]:
+    """What has been tried, by number: committed, or in the ledger."""
+    ledger = OUT / f"{commit}.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    return {line["number"]: line for line in [*states().get(commit, []), *lines]}
+
+
 def judged(commit: str, count: int) -> list[dict[str, Any]]:
     """The mutants of a commit: those that its ledger has, and the rest, two at a time."""
     ledger, map_ = OUT / f"{commit}.jsonl", OUT / f"{commit}.json"
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    found = {line["number"]: line for line in lines}
+    found = known(commit)
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trees = [stack.enter_context(checked_out(commit, temporary / str(number))).parent for number in range(2)]
@@ -280,26 +293,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", nargs="?", default="HEAD")
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/mutants.json")
+    parser.add_argument("--write", action="store_true", help="what is known, without a further try")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     named = subprocess.run(["git", "rev-parse", options.commit], cwd=ROOT, capture_output=True, text=True, check=True)
     commit = named.stdout.strip()
-    found = judged(commit, options.count)
-    survivors = [mutant for mutant in found if mutant["by"] == "none"]
+    found = [*known(commit).values()] if options.write else judged(commit, options.count)
     by = {tests: sum(mutant["by"] == tests for mutant in found) for tests in ("room", "all", "none")}
     print(f"{len(found)} mutants of {commit[:7]}: {by['room']} found by their room, {by['all']} by others' tests")
-    for mutant in survivors:
-        print(f"  survives: {mutant['file']}:{mutant['line']} {mutant['before']} → {mutant['after']}")
+    for mutant in found:
+        if mutant["by"] == "none":
+            print(f"  survives: {mutant['file']}:{mutant['line']} {mutant['before']} → {mutant['after']}")
     if options.write:
         from benchmarks import results  # which imports torch, and needs a clone
 
-        path = results.RESULTS / "mutants.json"
-        states = json.loads(path.read_text())["states"] if path.exists() else []
-        state = {"commit": commit, "mutants": len(found), "by": by, "survivors": survivors}
-        states = [*(other for other in states if other["commit"] != commit), state]
-        results.write(__file__, "mutants", {"seed": SEED, "states": states})
-    return int(bool(survivors))
+        mutants = sorted(found, key=lambda mutant: mutant["number"])
+        content = [{"commit": name, "mutants": lines} for name, lines in (states() | {commit: mutants}).items()]
+        results.write(__file__, RESULT.stem, {"seed": SEED, "states": content})
+    return int(by["none"] > 0)
 
 
 if __name__ == "__main__":
