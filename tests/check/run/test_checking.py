@@ -11,6 +11,7 @@ import pytest
 
 import onehour.check as check
 from onehour.check.case import Base
+from onehour.check.observe.passes import MOST_UPDATES
 from onehour.check.run.checking import Checked, Command, check_script, wants_processes
 from onehour.check.run.forkserver import CheckError, ForkServer
 from onehour.check.tape import Trouble
@@ -270,6 +271,12 @@ def test_the_limit_is_for_all_runs_together(refusal: Refused):
     said = refusal("import time, torch.distributed\ntime.sleep(1000)", limit=8)
     assert time.monotonic() - began < 3 * 8
     assert "no step of a torch optimizer in" in said
+
+
+def test_a_run_without_epochs_is_stopped_after_its_updates(found: Callable[[str], list[str]]):
+    step = "optimizer.zero_grad()\n    model(torch.ones(1, 4)).sum().backward()\n    optimizer.step()"
+    endless = f"for update in range(10**9):\n    {step}\n    assert update < {MOST_UPDATES}\n"
+    assert found(TRAIN[: TRAIN.index("for epoch")] + endless) == []
 
 
 def test_a_script_that_swallows_every_error_is_stopped(found: Callable[[str], list[str]]):
