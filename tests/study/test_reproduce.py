@@ -13,7 +13,7 @@ from onehour.recipes import recipe as named
 from onehour.study.findings import findings_of
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
 from onehour.study.results import read_paths, read_study
-from onehour.study.spec import SweepSpec, spec_of
+from onehour.study.spec import SweepSpec, parse_arm, spec_of
 
 
 def asked(command: str) -> SweepSpec:
@@ -144,6 +144,13 @@ def test_unfinished_cells_and_those_that_nobody_asked_for(tmp_path: Path):
     assert left_over(study) == 1
     run = studies.write_run(tmp_path / "a", studies.BASE, 3.5, outcome="unfinished")
     assert unfinished(read_study([run])) == ["a"]
+
+
+def test_an_arm_is_ended_however_it_was_typed(tmp_path: Path):
+    arms = (*parse_arm("warmup_epochs=2"), *parse_arm("milestones=08+16"))
+    studies.write_sweep(tmp_path, seeds=1, minibatches=(32, 512), arms=arms)
+    study = read_study([tmp_path])
+    assert (unfinished(study), left_over(study)) == ([], 0)
 
 
 def test_the_environment_is_each_value_that_occurs_and_no_private_place(tmp_path: Path):

@@ -12,7 +12,7 @@ from onehour.entry import names_code
 from onehour.recipes import RECIPES
 from onehour.study.findings import Findings
 from onehour.study.results import Result, Study
-from onehour.study.spec import Arm, SweepSpec, applied, usual_reference_seeds
+from onehour.study.spec import Arm, SweepSpec, applied, arm_of, usual_reference_seeds
 from onehour.training.record import TOP1_ERROR
 
 BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
@@ -80,7 +80,8 @@ def left_over(study: Study) -> int:
 
 
 def _asked(spec: SweepSpec) -> dict[tuple[Arm, int | None, int | None], str]:
-    return {(cell.arm, cell.recipe.minibatch, cell.recipe.seed): cell.name for cell in spec.cells()}
+    cells = ((arm_of(cell.recipe, spec.recipe), cell) for cell in spec.cells())
+    return {(arm, cell.recipe.minibatch, cell.recipe.seed): cell.name for arm, cell in cells}
 
 
 def _key(result: Result) -> tuple[Arm, int | None, int | None]:
