@@ -94,7 +94,7 @@ def test_bad_input_is_one_message(
         (["plan", "--base", "0.1@many"], "'many' is not a size"),
         (["plan", "digits", "--run", "nowhere"], "nowhere is not a run's folder"),
         (["plan", "digits", "--run", "x", "--images-per-second", "9"], "not both"),
-        (["plan", "digits", "--images-per-second", "-9"], "images_per_second must be above zero"),
+        (["plan", "digits", "--images-per-second", "-9"], "images_per_second must be finite and not below zero"),
         (["plan", "digits", "--processes", "64"], "64 processes cannot share 2 workers"),
         (["plan", "digits", "--minibatch", "32,33"], "minibatch 33 is not a multiple"),
         (["plan", "digits", "--minibatch", "32,many"], "'many' is not a size"),
