@@ -114,6 +114,8 @@ def test_bad_input_is_one_message(
         ),
         (["train", "digits", "--reduce", "canonical", "--threads", "2"], "canonical_threads"),
         (["sweep", "digits", "--processes", "0"], "processes must be above zero, got 0"),
+        (["sweep", "digits", "--dry-run", "--margin", "0"], "margin must be above zero, got 0.0"),
+        (["sweep", "digits", "--dry-run", "--looks", "0"], "looks must be above zero, got 0"),
         (["verify"], "needs a RECIPE, or --model and --data"),
         (["verify", "digits", "--processes", "2"], "two different numbers"),
         (["verify", "digits", "--processes", "1,two"], "expected numbers such as 1,2,4"),

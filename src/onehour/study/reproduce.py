@@ -42,11 +42,12 @@ def commands(study: Study) -> list[str]:
 def more_seeds(findings: Findings, seeds: int) -> str:
     """What to type so that a sweep has so many seeds in all; "" where it is no sweep, and for no seeds."""
     study = findings.study
-    if study.spec is None or not seeds or not commands(study):
+    sources = [PurePath(result.source) for entry in study.flat for result in entry.results]
+    run = next((source for source in sources if source.parent.name == "cells"), None)  # a CSV may be beside them
+    if study.spec is None or not seeds or not commands(study) or run is None:
         return ""
-    first = min(study.spec.seeds)
-    folder = PurePath(study.results[0].source).parent.parent if study.results else PurePath("DIR")
-    command = _sweep(study.spec, range(first, first + seeds), str(folder / BASE), usual=True)
+    first, folder = min(study.spec.seeds), run.parent.parent
+    command = _sweep(study.spec, range(first, first + seeds), str(run / "recipe.toml"), usual=True)
     judged = f" --margin {findings.margin:g}" * (findings.margin != 0.5 or findings.metric != TOP1_ERROR)
     judged += f" --looks {findings.looks}" * (findings.looks != 1)
     return f"{command}{judged} --out {shlex.quote(str(folder))}"
