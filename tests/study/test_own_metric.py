@@ -179,6 +179,16 @@ def test_a_task_on_named_data_is_not_compared_with_the_error_of_its_reference(tm
     assert not any(line.startswith(("reference", "verdict")) for line in outcome_lines(Run(run)))
 
 
+def test_values_whose_squares_no_float_holds_are_reported(tmp_path: Path):
+    ends = [(32, 1.0), (32, 1.1), (64, 1.0), (64, 1e300)]
+    paths = [
+        studies.write_csv(tmp_path / f"{seed}.csv", [end] * 5, metric="perplexity", minibatch=size, seed=seed)
+        for seed, (size, end) in enumerate(ends)
+    ]
+    report = write_report(paths, tmp_path / "report", margin=0.5)
+    assert [row.state for row in report.findings.sizes] == ["reference", "undecided"]
+
+
 def test_metrics_are_not_mixed(tmp_path: Path):
     paths = [write_run(tmp_path / "a", [90.0] * 5), write_run(tmp_path / "b", [1.0] * 5, metric=DISTANCE, seed=1)]
     with pytest.raises(ValueError, match=r"different metrics cannot be compared; report them separately"):

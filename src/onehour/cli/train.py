@@ -132,7 +132,9 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         return Run(Path(options.recipe)).recipe.replace(**changes)
     if options.recipe not in RECIPES and Path(options.recipe, RECIPE).is_file():
         resumes = shlex.join(["onehour", "train", f"{options.recipe}/{RECIPE}", "--out", options.recipe])
-        raise ValueError(f"{options.recipe} is a run: `{resumes}` resumes it, and --continue goes on from it in a new folder")
+        raise ValueError(
+            f"{options.recipe} is a run: `{resumes}` resumes it, and --continue goes on from it in a new folder"
+        )
     return named(options.recipe, **changes)
 
 
