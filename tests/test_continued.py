@@ -150,6 +150,19 @@ def test_a_folder_that_was_left_unprepared_is_prepared_again(tiny: ModuleType, o
     assert again.metrics == run.metrics
 
 
+def test_a_folder_that_was_left_unprepared_while_the_old_run_went_on_begins_afresh(tiny: ModuleType, tmp_path: Path):
+    with pytest.raises(StoppedError):
+        train(tiny.recipe(), out=tmp_path / "old", stop_asked=iter([False] * 3 + [True]).__next__)
+    again: dict[str, Any] = {"continues": tmp_path / "old", "out": tmp_path / "new"}
+    train(tiny.recipe(epochs=3), **again)
+    shutil.rmtree(tmp_path / "new" / "checkpoints")
+    (tmp_path / "new" / "summary.json").unlink()
+    train(tiny.recipe(), out=tmp_path / "old")
+    with pytest.raises(ValueError, match="give the same command again, with --fresh"):
+        train(tiny.recipe(epochs=3), **again)
+    assert " iteration 12 " in train(tiny.recipe(epochs=3), **again, fresh=True).recipe.continues
+
+
 @pytest.mark.parametrize(
     ("old", "new", "epoch", "lines"),
     [

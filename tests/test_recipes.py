@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from onehour.planner import plan
 from onehour.recipes import RECIPES, detection, digits, recipe, resnet50, resnet101
 
 
@@ -73,6 +74,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, told):
     with pytest.raises(ValueError, match="no recipe") as error:
         recipe(name)
     assert told in str(error.value)
+
+
+def test_a_name_is_changed_as_any_field():
+    assert recipe("digits", name="mine") == digits().replace(name="mine")
+    assert plan("digits", name="mine").recipe.name == "mine"
 
 
 def test_an_unknown_change_is_refused_with_the_nearest():

@@ -277,9 +277,7 @@ def _derive_from_samples(recipe: Recipe, base: Recipe, samples: int) -> Iterable
 
 
 def _hours(recipe: Recipe, samples: int, images_per_second: float) -> Derived:
-    if not images_per_second > 0:
-        raise ValueError(f"images_per_second must be above zero, got {images_per_second}")
-    hours = recipe.epochs * samples / images_per_second / 3600
+    hours = recipe.epochs * samples / positive("images_per_second", images_per_second) / 3600
     return Derived(hours, f"{recipe.epochs:g} · N / {images_per_second:g} images/s", "5.5", hours)
 
 

@@ -113,7 +113,7 @@ def fashion(**changes: Any) -> Recipe:
 RECIPES = {function.__name__: function for function in (digits, fashion, cifar10, resnet50, resnet101, detection)}
 
 
-def recipe(name: str | Path, **changes: Any) -> Recipe:
+def recipe(name: str | Path, /, **changes: Any) -> Recipe:
     """A recipe by name or from a TOML file, with changes.
 
     Args:

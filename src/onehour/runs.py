@@ -290,7 +290,7 @@ def go_on_from(recipe: Recipe, execution: Execution) -> None:
     old = Run(execution.continues)
     iteration, contents, named = _stands(old.folder)
     if named != recipe.continues:
-        raise ValueError(f"{old.folder} has gone on meanwhile; give the same command again")
+        raise ValueError(f"{old.folder} has gone on meanwhile; give the same command again, with --fresh")
     before = decisions_of(old.recipe)
     progress = {"rate": before.rate(iteration - 1)} | json.loads(contents[2])
     held = take_folder(folder, recipe, warn=say)

@@ -94,7 +94,7 @@ def test_bad_input_is_one_message(
         (["plan", "--base", "0.1@many"], "'many' is not a size"),
         (["plan", "digits", "--run", "nowhere"], "nowhere is not a run's folder"),
         (["plan", "digits", "--run", "x", "--images-per-second", "9"], "not both"),
-        (["plan", "digits", "--images-per-second", "-9"], "images_per_second must be above zero"),
+        (["plan", "digits", "--images-per-second", "-9"], "images_per_second must be finite and not below zero"),
         (["plan", "digits", "--processes", "64"], "64 processes cannot share 2 workers"),
         (["plan", "digits", "--minibatch", "32,33"], "minibatch 33 is not a multiple"),
         (["plan", "digits", "--minibatch", "32,many"], "'many' is not a size"),
@@ -114,6 +114,8 @@ def test_bad_input_is_one_message(
         ),
         (["train", "digits", "--reduce", "canonical", "--threads", "2"], "canonical_threads"),
         (["sweep", "digits", "--processes", "0"], "processes must be above zero, got 0"),
+        (["sweep", "digits", "--dry-run", "--margin", "0"], "margin must be above zero, got 0.0"),
+        (["sweep", "digits", "--dry-run", "--looks", "0"], "looks must be above zero, got 0"),
         (["verify"], "needs a RECIPE, or --model and --data"),
         (["verify", "digits", "--processes", "2"], "two different numbers"),
         (["verify", "digits", "--processes", "1,two"], "expected numbers such as 1,2,4"),
@@ -132,6 +134,13 @@ def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Pat
     command = ["train", "digits", "--out", str(tmp_path / "old"), "--fresh", "--reduce", "canonical"]
     assert main([*command, "--workers-per-pass", "2"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_the_command_that_resumes_a_run_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "recipe.toml").write_text(digits().to_toml())
+    assert f"`onehour train '{run}/recipe.toml' --out '{run}'` resumes it" in refused(["train", str(run)], capsys)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from onehour.config import Recipe
 from onehour.data.sources import complete
 from onehour.entry import asked_for
 from onehour.execution import Execution
+from onehour.recipes import digits
 from onehour.study.curves import curve_pictures
 from onehour.study.figures import arm_pictures, minibatch_picture, per_worker_pictures, seconds_picture
 from onehour.study.findings import Findings, findings_of
+from onehour.study.outcome import outcome_lines
 from onehour.study.report import results_csv, results_json, write_report
 from onehour.study.results import Point, Result, read_csv, read_paths, study_of
 from onehour.study.spec import Arm, SweepSpec
@@ -169,6 +171,22 @@ def test_a_run_that_is_not_finite_counts_as_its_untrained_network(tmp_path: Path
         ValueError, match="pairs in place % of its untrained network, which it counts as, is not finite"
     ):
         read_paths([write_run(tmp_path / "neither", [None] * 5, untrained=None)])
+
+
+def test_a_task_on_named_data_is_not_compared_with_the_error_of_its_reference(tmp_path: Path):
+    run = write_run(tmp_path / "run", [90.0] * 5)
+    (run / "recipe.toml").write_text(digits(task=PAIRS.task, classes=10).to_toml(), encoding="utf-8")
+    assert not any(line.startswith(("reference", "verdict")) for line in outcome_lines(Run(run)))
+
+
+def test_values_whose_squares_no_float_holds_are_reported(tmp_path: Path):
+    ends = [(32, 1.0), (32, 1.1), (64, 1.0), (64, 1e300)]
+    paths = [
+        studies.write_csv(tmp_path / f"{seed}.csv", [end] * 5, metric="perplexity", minibatch=size, seed=seed)
+        for seed, (size, end) in enumerate(ends)
+    ]
+    report = write_report(paths, tmp_path / "report", margin=0.5)
+    assert [row.state for row in report.findings.sizes] == ["reference", "undecided"]
 
 
 def test_metrics_are_not_mixed(tmp_path: Path):

@@ -13,7 +13,7 @@ from onehour.recipes import recipe as named
 from onehour.study.findings import findings_of
 from onehour.study.reproduce import BASE, commands, environment_of, left_over, more_seeds, unfinished
 from onehour.study.results import read_paths, read_study
-from onehour.study.spec import SweepSpec, spec_of
+from onehour.study.spec import SweepSpec, parse_arm, spec_of
 
 
 def asked(command: str) -> SweepSpec:
@@ -76,12 +76,19 @@ def test_more_seeds_go_on_in_the_same_folder(tmp_path: Path):
     assert len(names(asked(shlex.join(words[:-6])))) == 27
 
 
+def test_a_csv_beside_a_sweep_does_not_move_its_folder(tmp_path: Path):
+    studies.write_sweep(tmp_path / "sweep", seeds=2, minibatches=(32, 64), arms=())
+    beside = studies.write_csv(tmp_path / "a.csv", [50, *[4.0] * 23], minibatch=32)
+    found = findings_of(read_paths([tmp_path / "sweep", beside]))
+    assert more_seeds(found, 9).endswith(f"--out {tmp_path / 'sweep'}")
+
+
 def test_a_recipe_without_a_name_is_a_file_beside_the_report(tmp_path: Path):
     recipe = studies.BASE.replace(name="it's $mine; rm -rf")
     studies.write_sweep(tmp_path, recipe=recipe, seeds=1, minibatches=(32,), arms=())
     study = read_study([tmp_path])
     assert shlex.split(commands(study)[0])[:3] == ["onehour", "sweep", BASE]
-    assert str(tmp_path / BASE) in more_seeds(findings_of(study), 5)
+    assert str(tmp_path / "cells" / "32-s0" / "recipe.toml") in more_seeds(findings_of(study), 5)
     assert "--trust" not in more_seeds(findings_of(study), 5)
 
 
@@ -90,7 +97,7 @@ def test_a_command_that_reads_the_name_of_code_from_a_file_trusts_it(tmp_path: P
     studies.write_sweep(tmp_path / "sweep", recipe=recipe, seeds=1, minibatches=(32,), arms=())
     study = read_study([tmp_path / "sweep"])
     assert shlex.split(commands(study)[0])[:4] == ["onehour", "sweep", BASE, "--trust"]
-    assert f"/{BASE} --trust --" in more_seeds(findings_of(study), 5)
+    assert "/32-s0/recipe.toml --trust --" in more_seeds(findings_of(study), 5)
     run = studies.write_run(tmp_path / "a", recipe, 3.5)
     assert commands(read_paths([run])) == ["onehour train a/recipe.toml --trust"]
 
@@ -144,6 +151,13 @@ def test_unfinished_cells_and_those_that_nobody_asked_for(tmp_path: Path):
     assert left_over(study) == 1
     run = studies.write_run(tmp_path / "a", studies.BASE, 3.5, outcome="unfinished")
     assert unfinished(read_study([run])) == ["a"]
+
+
+def test_an_arm_is_ended_however_it_was_typed(tmp_path: Path):
+    arms = (*parse_arm("warmup_epochs=2"), *parse_arm("milestones=08+16"))
+    studies.write_sweep(tmp_path, seeds=1, minibatches=(32, 512), arms=arms)
+    study = read_study([tmp_path])
+    assert (unfinished(study), left_over(study)) == ([], 0)
 
 
 def test_the_environment_is_each_value_that_occurs_and_no_private_place(tmp_path: Path):

@@ -227,8 +227,9 @@ def test_an_arm_that_is_no_recipes_field_is_text(tmp_path: Path, text: str):
     [
         ("", "a.csv is empty; expected a header line with epoch,error"),
         ("\n\n", "a.csv is empty; expected a header line with epoch,error"),
-        ("1,60\n2,30\n", "a.csv, line 1: expected a header with the columns epoch and error, got '1,60'"),
-        ("epoch;error\n1;60\n", "line 1: expected a header with the columns epoch and error, got 'epoch;error'"),
+        ("1,60\n2,30\n", "a.csv, line 1: expected a header with one column epoch and one error, got '1,60'"),
+        ("epoch,error,Error\n1,60,5\n", "one column epoch and one error, got 'epoch,error,Error'"),
+        ("epoch;error\n1;60\n", "line 1: expected a header with one column epoch and one error, got 'epoch;error'"),
         ("epoch,error\n", "a.csv has a header and no line under it"),
         ("epoch,error\n1\n", "a.csv, line 2 has 1 of 2 values; expected epoch, error"),
         ("epoch,error\n1,60\n2,sixty\n", "a.csv, line 3: error is 'sixty'; expected percent, a number from 0 to 100"),

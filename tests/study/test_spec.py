@@ -127,6 +127,26 @@ def test_arms_are_written_as_recipes_hold_them():
     assert applied(BASE, (("milestones", "8+64/3"),), 32, 0).milestones == ("8", "64/3")
 
 
+@pytest.mark.parametrize(
+    ("own", "arm"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing=0.0"),
+        ({"clip_norm": 1.0}, "clip_norm=none"),
+        ({"freeze": ("fc.*",)}, "freeze="),
+        ({"beta2": 0.95}, "beta2=0.999"),
+    ],
+)
+def test_what_a_recipe_leaves_out_of_its_base_is_an_arm_too(own: dict[str, Any], arm: str):
+    found = arm_of(BASE, BASE.replace(**own))
+    assert label_of(found) == arm
+    assert applied(BASE.replace(**own), found, 32, 0) == BASE
+
+
+def test_the_square_root_rule_is_one_arm_where_betas_follow_it():
+    base = BASE.replace(optimizer="adamw", scaling="fixed")
+    assert label_of(arm_of(base.replace(scaling="sqrt"), base)) == "scaling=sqrt"
+
+
 def test_the_papers_arms_and_the_pitfalls_leave_out_what_the_recipe_has():
     assert [label_of(arm) for arm in ARMS] == [*TABLE, *WRONG]
     for arm in ARMS:

@@ -32,6 +32,7 @@ from onehour.execution import default_folder
 from onehour.leaving import before_leaving
 from onehour.messages import tell
 from onehour.recipes import recipe as named
+from onehour.rules.arguments import positive, positive_int
 from onehour.study.spec import label_of, spec_of
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def _sweep(options: argparse.Namespace) -> int:
             f"task {recipe.task} has a metric of its own: say with --margin, in its unit, how much worse still counts"
             " as equal"
         )
+    if options.margin is not None:
+        positive("margin", options.margin)  # here, not behind the training
+    positive_int("looks", options.looks)
     from onehour.data.sources import complete
     from onehour.sweeps.sweep import expected_seconds, pick_jobs, train_sweep, work_of
 

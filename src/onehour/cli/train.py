@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import uuid
 from dataclasses import fields
 from pathlib import Path
@@ -130,8 +131,10 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     if options.goes_on:
         return Run(Path(options.recipe)).recipe.replace(**changes)
     if options.recipe not in RECIPES and Path(options.recipe, RECIPE).is_file():
-        resumes = f"`onehour train {options.recipe}/{RECIPE} --out {options.recipe}` resumes it"
-        raise ValueError(f"{options.recipe} is a run: {resumes}, and --continue goes on from it in a new folder")
+        resumes = shlex.join(["onehour", "train", f"{options.recipe}/{RECIPE}", "--out", options.recipe])
+        raise ValueError(
+            f"{options.recipe} is a run: `{resumes}` resumes it, and --continue goes on from it in a new folder"
+        )
     return named(options.recipe, **changes)
 
 

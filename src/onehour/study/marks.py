@@ -39,6 +39,7 @@ KEYS = {
 
 FAR = 8  # margins from the reference, up to which a bar of ±2 std stretches the even part of a scale
 SMALLEST = 1e-6  # of margins: below it floats do not tell a scale's ends apart
+MOST_TIMES = 1e200  # the knee: beyond it floats overflow
 LINE = 16  # points from a line of the key to the next
 HEAD, FOOT, LEFT, RIGHT = 46, 48, 34, 42  # points around a panel's axes
 NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9.5}
@@ -123,7 +124,7 @@ def window_of(marks: Iterable[Mark], *, base: float, margin: float, floor: float
         return Window(low, top, top, base)
     knee = max(knee, base + 4.8 * margin)
     times = max((top - base) / (knee - base), 1.2)
-    return Window(low, knee, base + (knee - base) * times**1.25, base)  # with air above the highest
+    return Window(low, knee, base + (knee - base) * min(times, MOST_TIMES) ** 1.25, base)  # with air above the highest
 
 
 def sheet_with_key(width: float, height: float, marks: Iterable[Mark], metric: Metric = TOP1_ERROR) -> Sheet:

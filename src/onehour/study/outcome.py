@@ -58,7 +58,7 @@ def outcome_lines(run: Run) -> Iterator[str]:
     final = "final error  " if run.recipe.task is None else f"final {run.metric.name} "
     yield f"{final}{run.metric.of(run.final_error)} (median of the last {last} epoch{'s' * (last > 1)})"
     recipe, named = run.recipe, RECIPES.get(run.recipe.name, lambda: None)()
-    task = ("model", "data", "validation", "epochs", "init", "continues")
+    task = ("model", "data", "task", "validation", "epochs", "init", "continues")
     same = all(getattr(recipe, name) == getattr(named, name, None) for name in task)
     reference = reference_of(recipe.name) if same else None  # of the named recipe's task, start and length
     if reference is not None:

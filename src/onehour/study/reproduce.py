@@ -12,7 +12,7 @@ from onehour.entry import names_code
 from onehour.recipes import RECIPES
 from onehour.study.findings import Findings
 from onehour.study.results import Result, Study
-from onehour.study.spec import Arm, SweepSpec, applied, usual_reference_seeds
+from onehour.study.spec import Arm, SweepSpec, applied, arm_of, usual_reference_seeds
 from onehour.training.record import TOP1_ERROR
 
 BASE = "base-recipe.toml"  # beside a report, with a recipe that has no name
@@ -42,11 +42,12 @@ def commands(study: Study) -> list[str]:
 def more_seeds(findings: Findings, seeds: int) -> str:
     """What to type so that a sweep has so many seeds in all; "" where it is no sweep, and for no seeds."""
     study = findings.study
-    if study.spec is None or not seeds or not commands(study):
+    sources = [PurePath(result.source) for entry in study.flat for result in entry.results]
+    run = next((source for source in sources if source.parent.name == "cells"), None)  # a CSV may be beside them
+    if study.spec is None or not seeds or not commands(study) or run is None:
         return ""
-    first = min(study.spec.seeds)
-    folder = PurePath(study.results[0].source).parent.parent if study.results else PurePath("DIR")
-    command = _sweep(study.spec, range(first, first + seeds), str(folder / BASE), usual=True)
+    first, folder = min(study.spec.seeds), run.parent.parent
+    command = _sweep(study.spec, range(first, first + seeds), str(run / "recipe.toml"), usual=True)
     judged = f" --margin {findings.margin:g}" * (findings.margin != 0.5 or findings.metric != TOP1_ERROR)
     judged += f" --looks {findings.looks}" * (findings.looks != 1)
     return f"{command}{judged} --out {shlex.quote(str(folder))}"
@@ -80,7 +81,8 @@ def left_over(study: Study) -> int:
 
 
 def _asked(spec: SweepSpec) -> dict[tuple[Arm, int | None, int | None], str]:
-    return {(cell.arm, cell.recipe.minibatch, cell.recipe.seed): cell.name for cell in spec.cells()}
+    cells = ((arm_of(cell.recipe, spec.recipe), cell) for cell in spec.cells())
+    return {(arm, cell.recipe.minibatch, cell.recipe.seed): cell.name for arm, cell in cells}
 
 
 def _key(result: Result) -> tuple[Arm, int | None, int | None]:

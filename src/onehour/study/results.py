@@ -306,9 +306,9 @@ def read_csv(path: Path, label: str | None = None) -> Result:
     if not head:
         raise ValueError(f"{path} is empty; expected a header line with epoch,error")
     columns = [name.strip().lower() for name in head]
-    if not set(NEEDED) <= set(columns):
+    if any(columns.count(name) != 1 for name in NEEDED):
         got = ",".join(head)[:48]
-        raise ValueError(f"{path}, line {first}: expected a header with the columns epoch and error, got {got!r}")
+        raise ValueError(f"{path}, line {first}: expected a header with one column epoch and one error, got {got!r}")
     curve: list[Point] = []
     said: dict[str, str] = {}
     for number, cells in lines:

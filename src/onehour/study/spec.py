@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -32,11 +32,8 @@ def label_of(arm: Arm) -> str:
 
 def arm_of(recipe: Recipe, base: Recipe) -> Arm:
     """What a recipe changes of another, beside its minibatch, its seed and what names or describes the task."""
-    return tuple(
-        (name, _text(value))
-        for name, value in recipe.as_dict().items()
-        if name not in NOT_ARMS and value != base.as_dict().get(name)
-    )
+    pairs = [(f.name, getattr(recipe, f.name), getattr(base, f.name)) for f in fields(Recipe)]
+    return tuple((name, _text(own)) for name, own, other in pairs if name not in NOT_ARMS and own != other)
 
 
 def applied(recipe: Recipe, arm: Arm, minibatch: int, seed: int) -> Recipe:
@@ -305,7 +302,7 @@ def _arm_from(text: str, file: Path) -> Arm:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
+    if isinstance(value, bool | None):
         return str(value).lower()
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -314,6 +311,8 @@ def _value(name: str, text: str) -> Any:
     hint = get_type_hints(Recipe).get(name)
     if hint is None:
         return Recipe().replace(**{name: text})  # which offers the nearest name
+    if text == "none" and type(None) in get_args(hint):
+        return None
     if hint is bool:
         if text not in ("true", "false"):
             raise ValueError(f"{name} must be true or false, got {text!r}")
@@ -321,7 +320,7 @@ def _value(name: str, text: str) -> Any:
     if name in SIZES:
         return parse_size(text)
     if get_origin(hint) is tuple:
-        return tuple(text.split("+"))
+        return tuple(text.split("+")) if text else ()
     kind = next((kind for kind in get_args(hint) if isinstance(kind, type)), hint)
     try:
         return kind(text) if kind in (int, float) else text

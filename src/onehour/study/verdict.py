@@ -155,7 +155,7 @@ def interval(
         difference, parts = statistics.fmean(differences), [(statistics.variance(differences) / n, n - 1)]
     else:
         n_a, n_b = a.n + more, b.n * (a.n + more) // a.n
-        difference, parts = a.mean - b.mean, [(a.std**2 / n_a, n_a - 1), (b.std**2 / n_b, n_b - 1)]
+        difference, parts = a.mean - b.mean, [(a.std * a.std / n_a, n_a - 1), (b.std * b.std / n_b, n_b - 1)]
     total = sum(variance for variance, _ in parts)
     if not total:
         return difference, difference, difference
