@@ -128,6 +128,10 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
         [*4 * [b(0.25)], s(), *2 * [b(0.25)], s(), e(1), *4 * [b(0.25)], s(), *2 * [b(0.25)], s()],
         ["accumulation-tail"],
     ),
+    "a last window of one batch, divided by the usual count": (
+        2 * [*2 * [*2 * [b(0.5)], s()], b(0.5), s()],
+        ["accumulation-tail"],
+    ),
     "a short last window, divided by its own": (
         [*4 * [b(0.25)], s(), *2 * [b(0.5)], s(), e(1), *4 * [b(0.25)], s(), *2 * [b(0.5)], s()],
         [],
