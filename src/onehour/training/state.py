@@ -205,6 +205,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, T
         KeyError: for a state of another model's.
     """
     parameters, groups = dict(model.named_parameters()), _groups(optimizer)
+    fused, capturable = getattr(optimizer, "_step_supports_amp_scaling", False), optimizer.defaults.get("capturable")
     for full, value in state.items():
         name, _, key = full.rpartition("/")
         if key.endswith(NUMBER):
@@ -215,7 +216,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, T
             kept[key] = value.item()
             continue
         parameter = parameters[name]
-        if key != "step" or getattr(optimizer, "_step_supports_amp_scaling", False):  # else it is counted on the host
+        if key != "step" or fused or capturable:  # else it is counted on the host
             value = value.to(parameter.device)
             if value.shape == parameter.shape:  # a fused optimizer pairs the two by their places in memory
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

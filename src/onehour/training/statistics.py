@@ -117,6 +117,8 @@ class RunningStatistics:
         self._lays_out = False
         self._repeated = _RepeatedParameters()
         self._pass: range | None = None
+        self.between = True
+        """Whether the layers hold what an iteration begins with."""
         self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
             return
@@ -260,8 +262,6 @@ class KeptStatistics(RunningStatistics):
             self._begun = self._running.clone(), self._counts.clone()
             self._move.fill_(1)
         self._views: list[tuple[nn.Module, str, Tensor]] = []
-        self._between = True
-        """Whether the layers hold what an iteration begins with."""
 
     def _collect_from(self, number: int, *, in_place: bool) -> None:
         layer = self.layers[number]
@@ -275,11 +275,11 @@ class KeptStatistics(RunningStatistics):
         if not self.layers:
             return
         for begun, now in zip(self._begun, (self._running, self._counts), strict=True):
-            if self._between:
+            if self.between:
                 begun.copy_(now)
             else:
                 now.copy_(begun)
-        self._between = False
+        self.between = False
 
     @torch.no_grad()
     def end_pass(self) -> None:
@@ -300,7 +300,7 @@ class KeptStatistics(RunningStatistics):
             return
         self._running.copy_(self._begun[0])
         self._counts.copy_(self._begun[1])
-        self._between = True
+        self.between = True
         super().commit(live)
 
 

@@ -126,6 +126,7 @@ class Step:
 
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
         """All that an iteration does on the device; what it found, over all workers, as one vector."""
+        self._statistics.between = True  # a capture that was given up has left it in the midst of one
         unused = self._accumulate(batches, stopping)
         self.network.finish_copy()
         self._update(unused, rate)
