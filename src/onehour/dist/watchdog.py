@@ -109,6 +109,8 @@ class Watchdog:
             late = time.monotonic() - self._seen
             if late > self.timeout * self._patience and not self._ended.is_set() and not self._excused(late):
                 self._give_up(late)
+        if self._file is not None:
+            os.close(self._file)
 
     def _excused(self, late: float) -> bool:
         """Whether this process waits for process 0, which is alive and does something slow."""
