@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -150,6 +150,12 @@ def seed_torch(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+def own_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """While entered, whoever draws or seeds has torch's generators for itself: they are put back at the end."""
+    random: Any = torch.random  # which has no types
+    return random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -95,7 +95,7 @@ def train_run(
                     group=group,
                     task=learns,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
-                    draws=draws_numbers(net) or model is not None or recipe.model not in MODELS,
+                    draws=draws_numbers(net) or learns.counts or model is not None or recipe.model not in MODELS,
                     warn=console.warn,
                 )
                 stack.enter_context(step)

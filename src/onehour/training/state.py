@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onehour.dist.devices import own_numbers
 from onehour.messages import blame
 
 NUMBER = "#"
@@ -315,7 +316,7 @@ def refuse_optimizer(make: Callable[[nn.Module], Optimizer], device: torch.devic
     On parameters of a few numbers: steps that are interrupted and go on from the saved state must end as those that
     are not, and nothing else may change in a step than what is saved.
     """
-    with random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_numbers(device):
         through, broken, after = (_Trial(make, device) for _ in range(3))
         name = type(through.optimizer).__name__
         through.step(1)
