@@ -142,6 +142,10 @@ def test_what_is_slow_before_the_first_iteration_does_not_end_the_patience_of_a_
     with dog.slow():
         assert dog._patience == patient
     assert dog._patience == 1
+    dog.beat(2, slow=True)
+    with dog.slow():
+        pass
+    assert dog._patience == patient
 
 
 def test_its_file_is_closed_at_its_end(tmp_path: Path):

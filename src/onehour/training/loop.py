@@ -178,7 +178,7 @@ class Loop:
             self.step.model.train()
             for done, iteration in iterate(self.step, self.feed, iterations, self._is_stop_asked, self.tally.noise):
                 profile_step()
-                self.watchdog.beat(done)
+                self.watchdog.beat(done, slow=done == self.decisions.ramp.at(done).first)  # which may compile anew
                 stop = self.tally.count(done, iteration)
                 over = self.decisions.is_over(done)
                 ends_epoch = over or self.decisions.ends_epoch(done)
