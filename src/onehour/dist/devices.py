@@ -109,7 +109,7 @@ def deterministic(recipe: Recipe) -> Generator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     memory: Any = torch.utils.deterministic
-    benchmark, threads, strict = cudnn.benchmark, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark, threads, strict = cudnn.benchmark, torch.get_num_threads(), torch.get_deterministic_debug_mode()
     coarse, filled = (cudnn.allow_tf32, matmul.allow_tf32), memory.fill_uninitialized_memory
     canonical = recipe.reduce == "canonical"
     cudnn.benchmark = not canonical
@@ -124,7 +124,7 @@ def deterministic(recipe: Recipe) -> Generator[None]:
         cudnn.benchmark = benchmark
         if canonical:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict)
+            torch.set_deterministic_debug_mode(strict)
             cudnn.allow_tf32, matmul.allow_tf32 = coarse
             memory.fill_uninitialized_memory = filled
 
