@@ -1,8 +1,10 @@
-"""No more processes than GPUs: fewer where nobody typed the number, words where somebody did."""
+"""No more processes than GPUs: fewer where nobody typed the number, words where somebody did. What a run leaves."""
 
 import pytest
+import torch
 
-from onehour.dist.devices import own_gpu, pick_processes, refuse_other_devices, refuse_too_few_gpus
+from onehour import Recipe
+from onehour.dist.devices import deterministic, own_gpu, pick_processes, refuse_other_devices, refuse_too_few_gpus
 from onehour.dist.group import joined
 
 
@@ -93,3 +95,16 @@ def test_two_with_one_gpu_are_named_however_they_came_to_it():
 def test_a_host_without_a_gpu_among_others_is_named():
     with pytest.raises(ValueError, match=r"process 0 \(a\) computes on a GPU and process 1 \(b\) on the CPU"):
         refuse_other_devices([("a", "1", "GPU 7"), ("b", "2", "cpu")])
+
+
+@pytest.mark.parametrize("mode", ["default", "warn", "error"])
+def test_algorithms_are_as_deterministic_behind_a_canonical_run_as_before(mode: str):
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        asked = torch.get_deterministic_debug_mode()
+        with deterministic(Recipe(reduce="canonical")):
+            assert torch.get_deterministic_debug_mode() == 2
+        assert torch.get_deterministic_debug_mode() == asked
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -142,6 +142,24 @@ def test_what_is_slow_before_the_first_iteration_does_not_end_the_patience_of_a_
     with dog.slow():
         assert dog._patience == patient
     assert dog._patience == 1
+    dog.beat(2, slow=True)
+    with dog.slow():
+        pass
+    assert dog._patience == patient
+
+
+def test_its_file_is_closed_at_its_end(tmp_path: Path):
+    def is_open() -> bool:
+        files = Path("/proc/self/fd").iterdir()
+        return any(os.path.realpath(file) == str(tmp_path / BEATS) for file in files)
+
+    with Watchdog(tmp_path, rank=0, size=1, timeout=1.0):
+        while not is_open():
+            time.sleep(0.01)
+    deadline = time.monotonic() + 5
+    while is_open() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_open()
 
 
 def test_without_a_timeout_nothing_watches_and_nothing_is_written(tmp_path: Path):

@@ -110,6 +110,12 @@ def test_at_the_base_minibatch_it_is_the_usual_run(tiny: ModuleType, tmp_path: P
     assert ours.metrics[-1]["base_iterations"] == ours.summary["iterations"] == 18
 
 
+def test_epochs_that_are_no_whole_images_end_evaluated_and_saved(tiny: ModuleType, tmp_path: Path):
+    run = train(recipe(tiny, minibatch=4, base_minibatch=4, epochs=2.09), out=tmp_path / "run")  # of 100.32 images
+    assert run.summary["iterations"] == run.metrics[-1]["iteration"] == 25
+    assert (run.folder / "checkpoints" / "iteration-000000025").is_dir()
+
+
 def test_what_it_is_not_defined_with_is_refused(tiny: ModuleType):
     for changes, message in (
         ({"optimizer": "adam"}, "derived for SGD's step; use optimizer sgd, not adam"),

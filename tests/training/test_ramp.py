@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from onehour.api import train
 from onehour.config import Recipe
 from onehour.data.samples import following
+from onehour.dist.watchdog import GRACE, Watchdog
 from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.shuffle import permutation
 from onehour.training.decisions import decisions_of
 from onehour.training.record import Run, StoppedError
+from onehour.training.step import Step
 
 RAMP = ("4:1/3", "8:5/4")
 """k = 1 for 4 iterations, k = 2 for 6 (of them 48 of 60 samples begin before 5/4), then k = 4."""
@@ -148,6 +150,22 @@ def test_a_plan_says_it_and_its_epochs_keep_their_shares_of_a_run(tiny: ModuleTy
     assert Recipe.from_dict(recipe(tiny).as_dict()) == recipe(tiny)
     assert "ramp" not in Recipe().as_dict()
     assert recipe(tiny).remarks == []
+
+
+def test_the_first_iteration_of_a_phase_may_compile_anew(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    patience, call = list[float](), Step.__call__
+    dogs = list[Watchdog]()
+    monkeypatch.setattr(Watchdog, "__enter__", lambda dog: dogs.append(dog) or dog)
+
+    def looked(step: Step, *args: Any, **options: Any) -> Any:
+        patience.append(dogs[-1]._patience)
+        return call(step, *args, **options)
+
+    monkeypatch.setattr(Step, "__call__", looked)
+    train(recipe(tiny), out=tmp_path / "run")
+    assert [done for done, patient in enumerate(patience) if patient == GRACE] == [0, 4, 10]
 
 
 def test_a_run_is_read_with_its_ramp(tiny: ModuleType, tmp_path: Path):

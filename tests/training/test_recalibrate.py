@@ -96,6 +96,19 @@ def test_a_runs_own_bits_are_the_same_with_the_field_and_its_curve_is_not(tiny: 
     assert all(len({run.metrics[epoch]["val_loss"] for run in runs}) == 2 for epoch in (0, 1))
 
 
+def test_dropouts_numbers_are_the_same_whoever_loads(tiny: ModuleType):
+    """A data set of one's own seeds every generator for each sample, here where nobody else loads."""
+    found = []
+    for loaders in (0, 1):
+        model = convert_batchnorm(nn.Sequential(nn.Dropout(0.5), plain()), N)
+        recipe, data = complete(tiny.recipe(), tiny.listed())
+        recalibration = Recalibration(model, recipe, data, images=IMAGES, group=Group(), loaders=loaders)
+        recalibration.apply()
+        recalibration.close()
+        found.append(digest_of(model_state(model)))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_statistics_have_the_same_bits_on_any_number_of_processes(world: Callable[[int], Path], processes: int):
     alone, shared = (load_file(world(p) / "recalibrated.safetensors") for p in (1, processes))

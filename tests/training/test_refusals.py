@@ -205,6 +205,7 @@ def with_buffer(tensor: Tensor) -> nn.Module:
         (Aux(lambda logits: {"logits": logits}), "returned dict in training; expected logits"),
         (Aux(lambda logits: logits[:, :, None]), r"returned \(16, 4, 1\) in training; expected logits"),
         (with_buffer(torch.ones(2, dtype=torch.complex64)), r"keeps kept as torch\.complex64"),
+        (nn.Sequential(nn.Embedding(4, 2, sparse=True)), "0 gives sparse gradients"),
         (with_buffer(torch.eye(2).to_sparse()), r"keeps kept as torch\.sparse_coo"),
         (with_buffer(torch.zeros(2, device="meta")), "keeps kept without memory"),
         (Extra(), "keeps _extra_state, a dict"),

@@ -27,6 +27,7 @@ from onehour.training.record import NonFiniteError, Run, StoppedError
 from onehour.training.step import Step
 
 ITERATIONS = 8
+ADAPTIVE = ("adam", "adamw", "nadam", "radam")
 REPLAYED = ITERATIONS - WARMUPS
 
 
@@ -175,6 +176,17 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(tmp_path: P
         with pytest.raises(StoppedError):
             train(tmp_path / "gpu", device="cuda", stop_asked=lambda: next(asked) == 5)
         assert digest(train(tmp_path / "gpu", device="cuda")) == digest(expected)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", *(pytest.param(name, marks=pytest.mark.slow) for name in ADAPTIVE)])
+def test_what_an_optimizer_counts_on_the_device_is_there_after_a_stop(optimizer: str, tmp_path: Path):
+    options = {"optimizer": optimizer, "base_lr": 0.001, "momentum": 0.0}
+    asked = iter(range(100))
+    with SimulatedGpu():
+        expected = train(tmp_path / "whole", device="cuda", **options)
+        with pytest.raises(StoppedError):
+            train(tmp_path / "stopped", device="cuda", stop_asked=lambda: next(asked) == 5, **options)
+        assert digest(train(tmp_path / "stopped", device="cuda", **options)) == digest(expected)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_same_iteration(tmp_path: Path):
@@ -328,6 +340,13 @@ def test_it_finds_a_wait_in_a_step_and_the_run_goes_on_without_a_graph(
     }
     said = capsys.readouterr()
     assert "the model cannot be captured as a CUDA graph" in said.out + said.err
+
+
+def test_statistics_of_a_kept_batchnorm_lose_nothing_where_a_capture_is_given_up(tmp_path: Path):
+    options: dict[str, Any] = {"batchnorm": "keep", "model": Waits, "per_worker": 16, "workers_per_pass": 1}
+    expected = train(tmp_path / "cpu", device="cpu", **options)
+    with SimulatedGpu():
+        assert digest(train(tmp_path / "gpu", device="cuda", **options)) == digest(expected)
 
 
 def test_it_finds_a_graph_that_reads_an_earlier_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -377,6 +377,27 @@ def test_random_layers_are_keyed_by_iteration_and_worker():
     assert len(set(drawn[0])) == 6
 
 
+class Noisy(torch.optim.SGD):
+    """Adds random numbers to the weights, as Langevin dynamics does."""
+
+    def step(self, closure: Any = None) -> Any:
+        for weight in (p for group in self.param_groups for p in group["params"]):
+            weight.grad.add_(torch.randn_like(weight), alpha=1e-3)
+        return super().step(closure)
+
+
+def test_an_optimizer_draws_the_same_numbers_whatever_passes_its_process_took():
+    found = []
+    for together in (1, 3):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 3)
+        optimizer = Noisy(model.parameters(), lr=0.5)
+        step, _ = make(model, together=together, options={"optimizer": optimizer}, optimizer="mine:Noisy")
+        step(0, batches(torch.ones(6, 3), LABELS, together))
+        found.append(model.weight)
+    assert torch.allclose(*found, rtol=0, atol=1e-12)
+
+
 K = 6
 
 

@@ -17,7 +17,7 @@ from onehour import Sums, train
 from onehour.cli import main
 from onehour.config import Recipe
 from onehour.data.samples import Form, Keyed
-from onehour.training.record import Metric, NonFiniteError, Run
+from onehour.training.record import Metric, NonFiniteError, Run, StoppedError
 from onehour.training.task import CLASSIFICATION, OwnTask
 
 CPU = torch.device("cpu")
@@ -83,6 +83,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path):
     assert again.summary["state_sha256"] == whole.summary["state_sha256"]
     assert again.metrics == whole.metrics
     assert again.untrained == whole.untrained
+
+
+def test_a_tasks_random_numbers_are_keyed_in_training_and_evaluation(tmp_path: Path, tiny: Any):
+    """With a network of ours, which draws none."""
+
+    def noisy(model: nn.Module, batch: Any) -> Sums:
+        images, labels = batch
+        return Sums(F.cross_entropy(model(images + torch.randn_like(images)), labels, reduction="sum"), len(labels))
+
+    options: dict[str, Any] = {"model": "resnet8", "data": tiny.data(), "classes": 3}
+    whole, asked = run(tmp_path, noisy, **options), iter(range(9))
+    with pytest.raises(StoppedError):
+        run(tmp_path, noisy, out=tmp_path / "stopped", stop_asked=lambda: next(asked) == 3, **options)
+    again = run(tmp_path, noisy, out=tmp_path / "stopped", **options)
+    assert again.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert again.metrics == whole.metrics
 
 
 def test_a_run_whose_metrics_have_changed_since_is_refused(tmp_path: Path):
@@ -156,6 +172,7 @@ def _elsewhere(model: nn.Module, batch: Any) -> Sums:
     return Sums(squares(model, batch).loss, torch.tensor(4, device="meta"))
 
 
+NONE = {"distance [m]": (0, 0)}
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a mean": (_means, r"returns a mean: for all samples twice its loss is .* Return sums"),
     "a mean of many": (_means_of_many, "returns a mean"),
@@ -184,6 +201,10 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda model, batch: Sums(squares(model, batch).loss, 0 if model.training else 2),
         "counted nothing over all workers of iteration 1: a mean over none has no value",
     ),
+    "nothing computed in training": (
+        lambda model, batch: squares(model, batch) if not model.training else Sums(torch.zeros(()), 0, NONE),
+        "counted nothing over all workers of iteration 1: a mean over none has no value",
+    ),
     "nothing counted in validation": (
         lambda model, batch: Sums(squares(model, batch).loss, 2 if model.training else 0),
         "counted nothing in all 16 validation samples",
@@ -195,13 +216,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 def test_one_message_says_what_a_task_may_not_do(what: str, tmp_path: Path):
     task, message = REFUSED[what]
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, task)
+        run(tmp_path, task, clip_norm=1.0)
 
 
 def test_a_worker_that_counts_nothing_is_none_of_them(tmp_path: Path):
     def of_one_worker(model: nn.Module, batch: Any) -> Sums:
         if model.training and not batch[2].any():
-            return Sums(torch.zeros(()), 0, {"distance [m]": (0, 0)})
+            return Sums(torch.zeros(()), 0, NONE)
         return squares(model, batch)
 
     sides = tuple(TensorDataset(*side.tensors[:2], torch.arange(len(side)) % 3 == 0) for side in data())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -109,7 +109,7 @@ def deterministic(recipe: Recipe) -> Generator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     memory: Any = torch.utils.deterministic
-    benchmark, threads, strict = cudnn.benchmark, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark, threads, strict = cudnn.benchmark, torch.get_num_threads(), torch.get_deterministic_debug_mode()
     coarse, filled = (cudnn.allow_tf32, matmul.allow_tf32), memory.fill_uninitialized_memory
     canonical = recipe.reduce == "canonical"
     cudnn.benchmark = not canonical
@@ -124,7 +124,7 @@ def deterministic(recipe: Recipe) -> Generator[None]:
         cudnn.benchmark = benchmark
         if canonical:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict)
+            torch.set_deterministic_debug_mode(strict)
             cudnn.allow_tf32, matmul.allow_tf32 = coarse
             memory.fill_uninitialized_memory = filled
 
@@ -150,6 +150,12 @@ def seed_torch(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+def own_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """While entered, whoever draws or seeds has torch's generators for itself: they are put back at the end."""
+    random: Any = torch.random  # which has no types
+    return random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -68,16 +68,16 @@ class Watchdog:
                 faulthandler.register(DUMP, file=sys.__stderr__, all_threads=True)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self, iteration: int) -> None:
-        """An iteration is done; the next one has the timeout."""
-        self._iteration, self._seen, self._patience = iteration, time.monotonic(), 1.0
+    def beat(self, iteration: int, *, slow: bool = False) -> None:
+        """An iteration is done; the next one has the timeout, or as long as a start where it will be slow."""
+        self._iteration, self._seen, self._patience = iteration, time.monotonic(), GRACE if slow else 1.0
 
     @contextmanager
     def slow(self) -> Generator[None]:
         """For what may take longer than an iteration: starting, compiling, evaluating, waiting for a disk."""
-        self._seen, self._patience = time.monotonic(), GRACE
+        before, self._seen, self._patience = self._patience, time.monotonic(), GRACE
         yield
-        self._seen, self._patience = time.monotonic(), GRACE if self._iteration is None else 1.0
+        self._seen, self._patience = time.monotonic(), before
 
     def __enter__(self) -> Watchdog:
         return self
@@ -109,6 +109,8 @@ class Watchdog:
             late = time.monotonic() - self._seen
             if late > self.timeout * self._patience and not self._ended.is_set() and not self._excused(late):
                 self._give_up(late)
+        if self._file is not None:
+            os.close(self._file)
 
     def _excused(self, late: float) -> bool:
         """Whether this process waits for process 0, which is alive and does something slow."""

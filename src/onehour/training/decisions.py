@@ -131,7 +131,9 @@ class AdaScaled(Decisions):
         self.iterations = Minibatch(recipe.base_minibatch, workers=1).iterations(self.samples, recipe.epochs)
 
     def is_over(self, done: int) -> bool:
-        return self.gains.steps * self.recipe.base_minibatch >= self.samples * self.recipe.epochs
+        return (
+            super().is_over(done) or self.gains.steps * self.recipe.base_minibatch >= self.samples * self.recipe.epochs
+        )
 
     def evaluated_epoch(self, done: int) -> float:
         """As ever, but a run ends where its gains say, within an epoch most often."""

@@ -19,7 +19,7 @@ from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.listing import image_by_name, read_file
 from onehour.data.loader import CHUNK, Feed
 from onehour.data.sources import Data, FileReader, Look, complete, file_reader, image_options
-from onehour.dist.devices import pick_device
+from onehour.dist.devices import own_numbers, pick_device, seed_torch
 from onehour.dist.group import Group
 from onehour.dist.watchdog import never
 from onehour.execution import Execution
@@ -72,12 +72,15 @@ def evaluate(
     model.eval()
     try:
         batches = feed.chunks(own)
-        for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
-            if group.any(stop_asked()):
-                raise EvaluationStoppedError
-            if turn < len(own):
-                found = task(model, next(batches), recipe, evaluating=True)
-                sums[own[turn], 0], sums[own[turn], 1:] = found.loss, found.others
+        with own_numbers(group.device):
+            for turn in range(-(-every // group.size)):  # as many for each process, whoever has a chunk less
+                if group.any(stop_asked()):
+                    raise EvaluationStoppedError
+                if turn < len(own):
+                    chunk, batch = own[turn], next(batches)
+                    seed_torch(seed_for(recipe.seed, "evaluation", chunk), group.device)  # a task may draw numbers
+                    found = task(model, batch, recipe, evaluating=True)
+                    sums[chunk, 0], sums[chunk, 1:] = found.loss, found.others
     finally:
         model.train(was_training)
     by_seed = group.sum(sums).cpu().permute(2, 1, 0).numpy().tolist()

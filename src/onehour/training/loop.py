@@ -95,7 +95,7 @@ def train_run(
                     group=group,
                     task=learns,
                     replaced=feeds.training.skipped if recipe.bad_images == "skip" else None,
-                    draws=draws_numbers(net) or model is not None or recipe.model not in MODELS,
+                    draws=draws_numbers(net) or learns.counts or model is not None or recipe.model not in MODELS,
                     warn=console.warn,
                 )
                 stack.enter_context(step)
@@ -178,7 +178,7 @@ class Loop:
             self.step.model.train()
             for done, iteration in iterate(self.step, self.feed, iterations, self._is_stop_asked, self.tally.noise):
                 profile_step()
-                self.watchdog.beat(done)
+                self.watchdog.beat(done, slow=done == self.decisions.ramp.at(done).first)  # which may compile anew
                 stop = self.tally.count(done, iteration)
                 over = self.decisions.is_over(done)
                 ends_epoch = over or self.decisions.ends_epoch(done)

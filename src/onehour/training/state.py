@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onehour.dist.devices import own_numbers
 from onehour.messages import blame
 
 NUMBER = "#"
@@ -205,6 +206,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, T
         KeyError: for a state of another model's.
     """
     parameters, groups = dict(model.named_parameters()), _groups(optimizer)
+    fused, capturable = getattr(optimizer, "_step_supports_amp_scaling", False), optimizer.defaults.get("capturable")
     for full, value in state.items():
         name, _, key = full.rpartition("/")
         if key.endswith(NUMBER):
@@ -215,7 +217,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, T
             kept[key] = value.item()
             continue
         parameter = parameters[name]
-        if key != "step" or getattr(optimizer, "_step_supports_amp_scaling", False):  # else it is counted on the host
+        if key != "step" or fused or capturable:  # else it is counted on the host
             value = value.to(parameter.device)
             if value.shape == parameter.shape:  # a fused optimizer pairs the two by their places in memory
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
@@ -279,7 +281,10 @@ def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
 
 
 def refuse_model(model: nn.Module) -> None:
-    """Say why a model cannot be saved, or has nothing to train."""
+    """Say why a model cannot be saved or trained."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+            raise ValueError(f"{name or 'the model'} gives sparse gradients, and a run's are dense; use sparse=False")
     for name, value in model.state_dict().items():
         if not torch.is_tensor(value):
             raise ValueError(
@@ -314,7 +319,7 @@ def refuse_optimizer(make: Callable[[nn.Module], Optimizer], device: torch.devic
     On parameters of a few numbers: steps that are interrupted and go on from the saved state must end as those that
     are not, and nothing else may change in a step than what is saved.
     """
-    with random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_numbers(device):
         through, broken, after = (_Trial(make, device) for _ in range(3))
         name = type(through.optimizer).__name__
         through.step(1)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from onehour.config import Recipe
 from onehour.data.loader import CHUNK, Feed
 from onehour.data.sources import Data
-from onehour.dist.devices import seed_torch
+from onehour.dist.devices import own_numbers, seed_torch
 from onehour.dist.group import Group
 from onehour.dist.watchdog import never
 from onehour.rules.batchnorm import ghost_layers
@@ -117,6 +117,8 @@ class RunningStatistics:
         self._lays_out = False
         self._repeated = _RepeatedParameters()
         self._pass: range | None = None
+        self.between = True
+        """Whether the layers hold what an iteration begins with."""
         self._numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(self.layers)}
         if not self.layers:
             return
@@ -260,8 +262,6 @@ class KeptStatistics(RunningStatistics):
             self._begun = self._running.clone(), self._counts.clone()
             self._move.fill_(1)
         self._views: list[tuple[nn.Module, str, Tensor]] = []
-        self._between = True
-        """Whether the layers hold what an iteration begins with."""
 
     def _collect_from(self, number: int, *, in_place: bool) -> None:
         layer = self.layers[number]
@@ -275,11 +275,11 @@ class KeptStatistics(RunningStatistics):
         if not self.layers:
             return
         for begun, now in zip(self._begun, (self._running, self._counts), strict=True):
-            if self._between:
+            if self.between:
                 begun.copy_(now)
             else:
                 now.copy_(begun)
-        self._between = False
+        self.between = False
 
     @torch.no_grad()
     def end_pass(self) -> None:
@@ -300,7 +300,7 @@ class KeptStatistics(RunningStatistics):
             return
         self._running.copy_(self._begun[0])
         self._counts.copy_(self._begun[1])
-        self._between = True
+        self.between = True
         super().commit(live)
 
 
@@ -400,8 +400,9 @@ class Recalibration:
                         raise EvaluationStoppedError
                     if number % size == rank:
                         collect(row)
+                        batch = next(batches)  # first: reading someone's data may seed everything too
                         seed_torch(seed_for(self.recipe.seed, "recalibrate", number), device)
-                        self._task(self.model, next(batches), self.recipe)
+                        self._task(self.model, batch, self.recipe)
                 total += self.group.sum(rows).sum(0)
         return total
 
@@ -409,8 +410,6 @@ class Recalibration:
     def _collecting(self) -> Generator[Callable[[Tensor], None]]:
         """While entered the model trains, and its layers add to the vector that the function was last given."""
         kept = [(layer, layer.seen, layer.sums, layer.shares) for layer in self._layers]
-        random: Any = torch.random  # which has no types
-        devices = [self.group.device] if self.group.device.type == "cuda" else []
         was_training = self.model.training
 
         def collect(row: Tensor) -> None:
@@ -422,7 +421,7 @@ class Recalibration:
             self.model.train()
             for layer in self._layers:
                 layer.seen = layer.shares = None
-            with random.fork_rng(devices=devices):
+            with own_numbers(self.group.device):
                 yield collect
         finally:
             self.model.train(was_training)

@@ -59,7 +59,7 @@ class Step:
         network: of S runs, its model on the group's device; of one alone batches have labels (N,), else (N, S).
         per_pass: how many of this process's workers share a pass, at most.
         replaced: counts the images of this process's batches that were replaced; None where none may be.
-        draws: False where the model draws no random numbers, so that no generator need be seeded.
+        draws: False where model and task draw no random numbers, so that no generator need be seeded.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Step:
         self.passes = passes(share, per_pass)
         self._whole, self._per_pass, self._group = decisions, per_pass, group
         self._replaced, self._draws, self._warn = replaced, draws, warn
+        self._draws_in_update = ":" in decisions.recipe.optimizer  # someone's own, which must draw alike everywhere
         self._mixing = Mixing(decisions.recipe, decisions.stream())
         kept = decisions.recipe.batchnorm == "keep"
         self._statistics = (KeptStatistics if kept else RunningStatistics)(self.model, decisions)
@@ -126,6 +127,7 @@ class Step:
 
     def _launch(self, batches: Iterable[Batch], rate: float | Tensor, stopping: float | Tensor) -> Tensor:
         """All that an iteration does on the device; what it found, over all workers, as one vector."""
+        self._statistics.between = True  # a capture that was given up has left it in the midst of one
         unused = self._accumulate(batches, stopping)
         self.network.finish_copy()
         self._update(unused, rate)
@@ -192,8 +194,8 @@ class Step:
             k = self.decisions.recipe.workers.workers  # whose gradients are divided by it
             rate = self.decisions.adapted(float(rate), k**2 * float(self._squares), float(norms[0]) ** 2)
         if self.seeds > 1 or self._masks_on_device or bool(live):
-            if clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ has it
-                untyped._foreach_mul_(self._gradients(), (clip_norm / (norms[0] + 1e-6)).clamp(max=1))
+            if clip_norm is not None and (gradients := self._gradients()):  # as torch.nn.utils.clip_grad_norm_ has it
+                untyped._foreach_mul_(gradients, (clip_norm / (norms[0] + 1e-6)).clamp(max=1))
             set_rate(self.optimizer, rate, self._inside)  # may change the velocity, so it is part of the update
             self.optimizer.step()
         self._statistics.commit(live)
@@ -201,13 +203,15 @@ class Step:
             self.network.average.move(live)
 
     def _keyed(self, iteration: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Its batches; once one is taken, the random numbers are those of its pass."""
+        """Its batches; once one is taken, the random numbers are those of its pass, behind all those of the update."""
         for workers in self.passes:
             batch = self._mixing(next(batches), iteration, workers)
             self.timer.lap("data")
             if self._draws:
                 seed_torch(seed_for(self.decisions.recipe.seed, "pass", iteration, workers.start), self._group.device)
             yield batch
+        if self._draws_in_update:
+            seed_torch(seed_for(self.decisions.recipe.seed, "update", iteration), self._group.device)
 
     def _divide(self) -> None:
         """Divide gradients and loss by the count over all workers, where they were divided by kn (Remark 3)."""
@@ -265,7 +269,7 @@ class Step:
         """
         alone = self._group.device.type == "cuda" and self._group.size == 1
         masked = self.seeds > 1 or self._masks_on_device
-        keyed_by_pass = self._draws and len(self.passes) > 1
+        keyed_by_pass = self._draws and (len(self.passes) > 1 or self._draws_in_update)
         decided = keyed_by_pass or self._inside or self.task.counts or self.decisions.adapts
         exact = self.decisions.recipe.precision != "float64"
         return alone and masked and exact and not decided and self._replaced is None

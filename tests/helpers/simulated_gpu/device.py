@@ -103,6 +103,7 @@ class SimulatedGpu:
             "get_device_name": answers("get_device_name", "simulated"),
             "current_device": answers("current_device", 0),
             **{name: answers(name) for name in ("_lazy_init", "set_device", "manual_seed", "manual_seed_all")},
+            **{name: answers(name) for name in ("get_rng_state", "set_rng_state")},  # the host's generator draws
         }
         for name, value in replaced.items():
             yield torch.cuda, name, value
