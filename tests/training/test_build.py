@@ -201,7 +201,7 @@ def test_dropout_and_large_images_take_one_worker_a_pass(tiny: ModuleType, data:
     assert pick_workers_per_pass(Execution(), large, Data.of(side, side), tiny.net(), "cpu") == 1
 
 
-def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType):
     listed, tensors = Data.of(*tiny.listed()), Data.of(*tiny.data())
     assert pick_loaders(Execution(), tensors) == 0
     assert pick_loaders(Execution(loaders=0), listed) == 0

@@ -116,14 +116,6 @@ def test_decayed_batchnorm_is_all_that_is_wrong():
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_a_rate_inside_the_velocity_is_right_while_it_is_constant(nesterov: bool):
-    constant = {"warmup": "none", "nesterov": nesterov}
-    right = Trained(recipe(**constant), 4)
-    wrong = Trained(recipe("momentum-inside-uncorrected", **constant), 4)
-    exact(wrong.weights, right.weights)
-
-
-@pytest.mark.parametrize("nesterov", [True, False])
 def test_a_rate_inside_the_velocity_is_equation_10_without_its_factor_while_it_changes(nesterov: bool):
     chosen = recipe("momentum-inside-uncorrected", nesterov=nesterov)
     wrong = Trained(chosen, 8)
@@ -261,13 +253,6 @@ def test_a_run_with_a_pitfall_learns_something_else_and_goes_on_where_it_was_sto
     assert train(broken, out=tmp_path / "run").summary["state_sha256"] == whole["state_sha256"]
 
 
-def test_a_run_without_a_pitfall_is_not_resumed_with_one(tiny: ModuleType, tmp_path: Path):
-    with pytest.raises(StoppedError):
-        train(tiny.recipe(), out=tmp_path / "run", stop_asked=lambda: True)
-    with pytest.raises(ValueError, match="pitfall: None → overlapping-shards"):
-        train(tiny.recipe(pitfall="overlapping-shards"), out=tmp_path / "run")
-
-
 RATES = [0.1, 0.1, 0.25, 0.4, 0.04, 0.04, 0.3]
 FORMS = pytest.mark.parametrize("nesterov", [True, False])
 
@@ -295,12 +280,6 @@ def trajectory(
 def only_set(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-@FORMS
-def test_at_a_constant_rate_it_is_torchs(nesterov: bool):
-    found, expected = (trajectory(kind, [0.1] * 9, only_set, nesterov=nesterov) for kind in (InsideSGD, SGD))
-    exact(found, expected)
 
 
 @FORMS

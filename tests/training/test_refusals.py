@@ -509,7 +509,6 @@ def test_what_was_taken_in_the_place_of_an_image_is_called_that(tiny: ModuleType
 
 
 @pytest.mark.usefixtures("forked")
-@pytest.mark.usefixtures("forked")
 def test_two_processes_say_it_once(
     tiny: ModuleType, alone: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ):
