@@ -151,13 +151,6 @@ def test_a_recipe_file_with_a_mistake_names_file_and_place(
     assert message in line
 
 
-def test_no_gpu_where_one_is_asked_for(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "torch sees no GPU here" in refused([*command, "--device", "cuda"], capsys)
-
-
 def test_a_run_ends_with_its_outcome_and_the_same_command_prints_it_again(
     command: list[str], capsys: pytest.CaptureFixture[str], alone: Path
 ):
@@ -171,17 +164,6 @@ def test_a_run_ends_with_its_outcome_and_the_same_command_prints_it_again(
     assert again.startswith(f"{alone / 'run'} is finished; --fresh starts over and keeps it under a numbered name\n")
     assert again.endswith(outcome)
     assert "epoch " not in again
-
-
-def test_a_folder_of_another_recipe_is_refused_with_what_differs(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-):
-    assert main(command) == 0
-    capsys.readouterr()
-    line = refused([*command, "--seed", "1", "--base-lr", "0.2"], capsys)
-    assert "is a run of another recipe (" in line
-    assert "seed: 0 → 1" in line
-    assert "base_lr: 0.1 → 0.2" in line
 
 
 def test_fresh_says_where_the_old_run_went(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
@@ -206,35 +188,11 @@ def test_a_refused_command_leaves_the_old_folder_where_it_is(
     assert [path.name for path in alone.iterdir()] == ["run"]
 
 
-def test_recipe_toml_repeats_the_run(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
-    assert main(command) == 0
-    assert main(["train", str(alone / "run" / "recipe.toml"), "--out", str(alone / "again"), "--trust"]) == 0
-    digests = {Run(alone / name).summary["state_sha256"] for name in ("run", "again")}
-    assert len(digests) == 1
-
-
 def test_not_finite_leaves_with_4(command: list[str], capsys: pytest.CaptureFixture[str], alone: Path):
     assert main([*command, "--data", "tinytask:poisoned"]) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("onehour: the loss or a gradient was not finite at iteration ")
     assert Run(alone / "run").summary["outcome"] == "non-finite"
-
-
-@pytest.mark.parametrize("loaders", ["0", "2"])
-def test_an_unreadable_sample_leaves_with_2(command: list[str], capsys: pytest.CaptureFixture[str], loaders: str):
-    assert main([*command, "--data", "tinytask:unreadable", "--loaders", loaders]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("onehour: sample 5 of the data cannot be read: OSError: truncated file")
-
-
-def test_out_of_memory_leaves_with_2_and_names_the_next_workers_per_pass(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-):
-    greedy = [*command, "--model", "tinytask:Greedy", "--minibatch", "16", "--base-minibatch", "16"]
-    assert main(greedy) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "--workers-per-pass 2" in line
-    assert main([*greedy, "--workers-per-pass", "2"]) == 0
 
 
 def test_out_of_memory_before_the_run_is_one_message_too(command: list[str], capsys: pytest.CaptureFixture[str]):

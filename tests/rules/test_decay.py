@@ -29,16 +29,13 @@ def split(model: nn.Module, **options: Any) -> tuple[set[str], set[str]]:
     [
         *[kind(4) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm)],
         *[kind(4, affine=True) for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)],
-        *[GhostBatchNorm2d(4, per_worker=2), nn.GroupNorm(2, 4)],
+        *[GhostBatchNorm2d(4, per_worker=2), nn.GroupNorm(2, 4), nn.RMSNorm(4)],
     ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_gamma_and_beta_of_every_normalisation_are_not_decayed(layer):
-    assert split(nn.Sequential(layer)) == (set(), {"0.weight", "0.bias"})
-
-
-def test_the_gain_of_rmsnorm_is_not_decayed():
-    assert split(nn.RMSNorm(4)) == (set(), {"weight"})
+    names = {"weight"} if isinstance(layer, nn.RMSNorm) else {"weight", "bias"}
+    assert split(layer) == (set(), names)
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,6 @@ def differ(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() > 0.05)
 
 
-def test_form_a_is_torchs_sgd_under_a_changing_rate():
-    exact(stepped(step_outside, rates()), sgd(rates()))
-
-
 def test_both_forms_are_their_equations():
     w, v, g = (torch.tensor(x, dtype=torch.float64) for x in (1.0, 0.5, 0.25))
     outside = step_outside(w, v, g, lr=0.2, momentum=0.9)
@@ -131,10 +127,6 @@ def test_both_forms_are_their_equations():
     exact(torch.stack(outside), torch.tensor([1 - 0.2 * 0.7, 0.7], dtype=torch.float64))
     exact(torch.stack(inside), torch.tensor([1 - 0.95, 0.9 * 2 * 0.5 + 0.2 * 0.25], dtype=torch.float64))
     exact(torch.stack(uncorrected), torch.tensor([1 - 0.5, 0.9 * 0.5 + 0.2 * 0.25], dtype=torch.float64))
-
-
-def test_the_forms_agree_while_the_rate_is_fixed():
-    exact(stepped(step_inside, [0.2] * 40), sgd([0.2] * 40))
 
 
 def test_form_b_with_the_correction_is_torchs_sgd_and_without_it_is_not():
