@@ -141,6 +141,12 @@ def _act(place: Path, popen: type[subprocess.Popen[Any]]) -> None:
             started.wait()
 
 
+@pytest.fixture
+def port() -> int:
+    """One that is free."""
+    return _free_ports(1)[0]
+
+
 def _free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:

@@ -21,16 +21,8 @@ SAMPLES, CLASSES = 48, 3
 
 def recipe(**changes: Any) -> Recipe:
     """k = 2 workers of 4, 6 iterations an epoch, 2 epochs."""
-    common: dict[str, Any] = {
-        "name": "tiny",
-        "model": "tinytask:net",
-        "data": "tinytask:data",
-        "minibatch": 8,
-        "per_worker": 4,
-        "base_minibatch": 8,
-        "epochs": 2,
-        "warmup_epochs": 1,
-    }
+    common: dict[str, Any] = {"name": "tiny", "model": "tinytask:net", "data": "tinytask:data", "minibatch": 8}
+    common |= {"per_worker": 4, "base_minibatch": 8, "epochs": 2, "warmup_epochs": 1}
     return Recipe(**(common | changes))
 
 

@@ -24,21 +24,8 @@ from onehour.study.verdict import points
 from onehour.study.wording import error_text, headline
 
 VOID = {"meta", "br", "link", "img", "hr", "path", "use", "rect"}
-FORMULAS = (
-    "=1+1",
-    "+1",
-    "-1",
-    "@SUM(A1)",
-    "\t=1",
-    "\r=1",
-    "a;=1",
-    "a,@b",
-    "a|=1",
-    "＝1",
-    '"=1',
-    " =1",
-    "=cmd|' /C calc'!A1",
-)
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "a;=1", "a,@b", "a|=1", "＝1", '"=1', " =1")
+FORMULAS += ("=cmd|' /C calc'!A1",)
 
 
 class Page(HTMLParser):

@@ -31,19 +31,9 @@ LABELS = torch.arange(SAMPLES) % 3
 
 def recipe(pitfall: str | None = None, **changes: Any) -> Recipe:
     """The rate grows from .1 to .3 in two epochs of four."""
-    common: dict[str, Any] = {
-        "minibatch": N * K,
-        "per_worker": N,
-        "base_minibatch": N,
-        "warmup_epochs": 2,
-        "epochs": 4,
-        "milestones": ("3",),
-        "samples": SAMPLES,
-        "weight_decay": LAMBDA,
-        "precision": "float64",
-        "pitfall": pitfall,
-    }
-    return Recipe(**(common | changes))
+    common: dict[str, Any] = {"minibatch": N * K, "per_worker": N, "base_minibatch": N, "samples": SAMPLES, "epochs": 4}
+    common |= {"warmup_epochs": 2, "milestones": ("3",), "weight_decay": LAMBDA, "precision": "float64"}
+    return Recipe(pitfall=pitfall, **(common | changes))
 
 
 def net() -> Any:
