@@ -163,12 +163,7 @@ def test_a_folder_that_was_left_unprepared_is_prepared_again(tiny: ModuleType, o
                 " --milestones 8,16,64/3 keeps where the old run drops",
             ],
         ),
-        (
-            {},
-            {"epochs": 48, "milestones": ("8", "16", "64/3")},
-            24,
-            ["at epoch 24 of 48 with rate 0.0016"],
-        ),
+        ({}, {"epochs": 48, "milestones": ("8", "16", "64/3")}, 24, ["at epoch 24 of 48 with rate 0.0016"]),
         (
             {},
             {"epochs": 48},

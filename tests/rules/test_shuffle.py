@@ -147,14 +147,6 @@ def test_independent_shuffles_per_worker_neither_cover_the_data_nor_stay_disjoin
     assert len(set(wrong.tolist())) < 64
 
 
-def test_a_worker_is_not_tied_to_one_shard_of_the_data():
-    """The other wrong variant, fixed shards, would show a worker the same samples every epoch."""
-    stream = SampleStream(samples=64, minibatch=Minibatch(4, 4), seed=0)
-    seen = [frozenset(np.concatenate([stream.indices(4 * e + t, 0) for t in range(4)]).tolist()) for e in (0, 1)]
-    assert len(seen[0]) == len(seen[1]) == 16
-    assert seen[0] != seen[1]
-
-
 def test_a_minibatch_larger_than_the_data_is_refused_with_the_largest_possible():
     with pytest.raises(ValueError, match=r"minibatch 8 is larger than .* of 7 samples; .* at most 7"):
         SampleStream(samples=7, minibatch=Minibatch(2, 4), seed=0)

@@ -27,16 +27,9 @@ class NormAct(nn.BatchNorm2d):
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         kept = not self.training or self.track_running_stats
-        x = F.batch_norm(
-            x,
-            self.running_mean if kept else None,
-            self.running_var if kept else None,
-            self.weight,
-            self.bias,
-            self.training or self.running_mean is None,
-            self.momentum or 0.0,
-            self.eps,
-        )
+        mean, variance = (self.running_mean, self.running_var) if kept else (None, None)
+        training, momentum = self.training or self.running_mean is None, self.momentum or 0.0
+        x = F.batch_norm(x, mean, variance, self.weight, self.bias, training, momentum, self.eps)
         return self.act(self.drop(x))
 
 
