@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,6 @@ MALFORMED = 'name = "mine"\nminibatch = 64\nepochs = = 3\n'
 def command(tiny: ModuleType, alone: Path) -> list[str]:
     """`onehour train` of the tiny task, in a folder of its own."""
     return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that the command says, having left with 2."""
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "Traceback" not in said.err
-    (line,) = said.err.splitlines()
-    assert line.startswith("onehour: ")
-    return line.removeprefix("onehour: ")
 
 
 @pytest.mark.parametrize(
@@ -69,10 +59,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("extra", "unknown argument 'extra'"),
     ],
 )
-def test_bad_input_is_one_message(
-    tiny: ModuleType, alone: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
-):
-    assert message in refused(["train", "digits", *flags.split()], capsys)
+def test_bad_input_is_one_message(tiny: ModuleType, alone: Path, refused: Any, flags: str, message: str):
+    assert message in refused(["train", "digits", *flags.split()])
     assert list(alone.iterdir()) == []
 
 
@@ -120,10 +108,8 @@ def test_bad_input_is_one_message(
         (["verify", "digits", "--steps", "0"], "steps must be above zero"),
     ],
 )
-def test_bad_commands_are_one_message(
-    alone: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-):
-    assert message in refused(arguments, capsys)
+def test_bad_commands_are_one_message(alone: Path, refused: Any, arguments: list[str], message: str):
+    assert message in refused(arguments)
 
 
 def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Path):
@@ -142,11 +128,9 @@ def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Pat
         ("\x00", "line 1"),
     ],
 )
-def test_a_recipe_file_with_a_mistake_names_file_and_place(
-    alone: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
-):
+def test_a_recipe_file_with_a_mistake_names_file_and_place(alone: Path, refused: Any, text: str, message: str):
     (alone / "mine.toml").write_text(text)
-    line = refused(["train", "mine.toml"], capsys)
+    line = refused(["train", "mine.toml"])
     assert line.startswith("mine.toml: ")
     assert message in line
 
@@ -173,17 +157,14 @@ def test_fresh_says_where_the_old_run_went(command: list[str], capsys: pytest.Ca
     assert [Run(alone / name).recipe.seed for name in ("run.1", "run")] == [0, 1]
 
 
-def test_a_refused_command_leaves_the_old_folder_where_it_is(
-    command: list[str], capsys: pytest.CaptureFixture[str], alone: Path
-):
+def test_a_refused_command_leaves_the_old_folder_where_it_is(command: list[str], refused: Any, alone: Path):
     """Also what is found last, a port in use: --fresh moves nothing before the new run can begin."""
     assert main(command) == 0
-    capsys.readouterr()
     with socket.socket() as other:
         other.bind(("localhost", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        line = refused([*command, "--fresh", "--processes", "2", "--port", port], capsys)
+        line = refused([*command, "--fresh", "--processes", "2", "--port", port])
     assert f"port {port} cannot be used" in line
     assert [path.name for path in alone.iterdir()] == ["run"]
 
@@ -195,8 +176,8 @@ def test_not_finite_leaves_with_4(command: list[str], capsys: pytest.CaptureFixt
     assert Run(alone / "run").summary["outcome"] == "non-finite"
 
 
-def test_out_of_memory_before_the_run_is_one_message_too(command: list[str], capsys: pytest.CaptureFixture[str]):
-    assert "out of memory" in refused([*command, "--model", "tinytask:Giant"], capsys)
+def test_out_of_memory_before_the_run_is_one_message_too(command: list[str], refused: Any):
+    assert "out of memory" in refused([*command, "--model", "tinytask:Giant"])
 
 
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(

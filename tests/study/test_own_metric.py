@@ -220,11 +220,8 @@ def test_a_metric_of_ones_own_needs_a_margin(tmp_path: Path):
         findings_of(study_of([result], None))
 
 
-def test_a_sweep_asks_for_the_margin_before_it_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_sweep_asks_for_the_margin_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any):
     monkeypatch.chdir(TASKS)
     out = tmp_path / "sweep"
-    assert main(["sweep", "pairs.toml", "--trust", "--out", str(out)]) == 2
-    assert "say with --margin, in its unit" in capsys.readouterr().err
+    assert "say with --margin, in its unit" in refused(["sweep", "pairs.toml", "--trust", "--out", str(out)])
     assert not out.exists()

@@ -342,16 +342,12 @@ def test_the_command_prints_the_verdict_and_what_would_decide(tmp_path: Path, ca
     ids=["cut", "edited", "no csv", "no sweep", "margin"],
 )
 def test_bad_input_is_one_message_and_exit_2_and_nothing_is_lost(
-    alone: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, arguments: list[str]
+    alone: Path, refused: Any, name: str, content: bytes, arguments: list[str]
 ):
     studies.write_sweep(alone / "sweep", seeds=2, minibatches=(32,), arms=())
     (alone / name).write_bytes(content)
     before = {path: path.read_bytes() for path in alone.rglob("*") if path.is_file()}
-    assert main(["report", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("onehour: ")
-    assert len(said.err.splitlines()) == 1
+    assert refused(["report", *arguments])
     assert {path: path.read_bytes() for path in alone.rglob("*") if path.is_file()} == before
 
 
