@@ -142,6 +142,12 @@ def _act(place: Path, popen: type[subprocess.Popen[Any]]) -> None:
 
 
 @pytest.fixture
+def command(tiny: ModuleType, alone: Path) -> list[str]:
+    """`onehour train` of the tiny task, in a folder of its own."""
+    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
+
+
+@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
     """Calls a command that leaves with 2, and gives the one line that it says."""
 

@@ -20,12 +20,6 @@ from onehour.translate import TEMPLATES
 MALFORMED = 'name = "mine"\nminibatch = 64\nepochs = = 3\n'
 
 
-@pytest.fixture
-def command(tiny: ModuleType, alone: Path) -> list[str]:
-    """`onehour train` of the tiny task, in a folder of its own."""
-    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

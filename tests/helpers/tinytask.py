@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour import Recipe
-from onehour.data.dataset import KeyedDataset
+from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.digits import digits
 from onehour.training.build import build_optimizer
 
@@ -173,6 +173,30 @@ class Broken(KeyedDataset):
 
     def name(self, index: int) -> str:
         return f"images/{index}.npy"
+
+
+class Skipped(Listed, KeyedDataset):
+    """Of which some images might be bad."""
+
+    skips = True
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
+
+
+class Replacing(Skipped):
+    """Sample 5 cannot be read, and what is taken in its place is not a number."""
+
+    replaced = False
+
+    def keyed(self, index: int, key: int) -> Any:
+        if index == 5:
+            self.replaced = True
+            raise FaultError("images/5.npy", "is damaged", "restore it")
+        image, label = self.tensors[index]
+        once, self.replaced = self.replaced, False
+        return (image * torch.nan if once else image), int(label)
 
 
 def broken() -> tuple[Broken, Listed]:
