@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,12 @@ FLAGS = [
     *("--base-minibatch", "8", "--base-lr", "0.1", "--epochs", "2", "--warmup-epochs", "1", "--classes", "3"),
 ]
 """The same as flags, for a named recipe."""
+
+
+def after(calls: int) -> Callable[[], bool]:
+    """Asks to stop at the given iteration, counted from one."""
+    counter = iter(range(1, 10**6))
+    return lambda: next(counter) == calls
 
 
 def tensors(count: int, seed: int) -> TensorDataset:

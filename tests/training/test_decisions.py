@@ -247,17 +247,14 @@ RATES = [0.1, 0.1, 0.25, 0.4, 0.04, 0.04, 0.3]
 FORMS = pytest.mark.parametrize("nesterov", [True, False])
 
 
-def groups(weights: list[Tensor]) -> list[dict[str, Any]]:
-    return [{"params": weights[:1], "weight_decay": 0.1}, {"params": weights[1:], "weight_decay": 0.0}]
-
-
 def trajectory(
     kind: type[Any], rates: list[float], change: Callable[[Any, float], None], *, nesterov: bool
 ) -> list[Tensor]:
     """The weights after each step on a fixed sequence of gradients."""
     draw = torch.Generator().manual_seed(0)
     weights = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    optimizer, seen = kind(groups(weights), lr=RATES[0], momentum=0.9, nesterov=nesterov), []
+    groups = [{"params": weights[:1], "weight_decay": 0.1}, {"params": weights[1:], "weight_decay": 0.0}]
+    optimizer, seen = kind(groups, lr=RATES[0], momentum=0.9, nesterov=nesterov), []
     for rate in rates:
         change(optimizer, rate)
         for weight in weights:

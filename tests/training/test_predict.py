@@ -42,10 +42,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return made
 
 
-def rows(text: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(text)))
-
-
 def test_a_folder_is_predicted_as_validation_images_are(run: Run, capsys: pytest.CaptureFixture[str]):
     """Against the plain network on the validation images themselves, classes by their folders' names."""
     photos = run.folder.parent / "photos"
@@ -57,7 +53,7 @@ def test_a_folder_is_predicted_as_validation_images_are(run: Run, capsys: pytest
         expected = plain(crops).softmax(1)
     assert main(["predict", str(run.folder), str(photos), *NAMES, "--top", "3"]) == 0
     said = capsys.readouterr()
-    head, *found = rows(said.out)
+    head, *found = csv.reader(io.StringIO(said.out))
     assert said.err == ""
     assert head == ["path", "class_1", "probability_1", "class_2", "probability_2", "class_3", "probability_3"]
     assert [row[0] for row in found] == [

@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tinytask import after
 from torch import nn
 
 from onehour.api import train
@@ -20,12 +20,6 @@ from onehour.training.feeds import Skipping
 from onehour.training.record import Run, StoppedError, first_began
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """Asks to stop at the given iteration, counted from one."""
-    counter = iter(range(1, 10**6))
-    return lambda: next(counter) == calls
 
 
 def never() -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 from steps import step_through
+from tinytask import after
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -33,12 +34,6 @@ from onehour.training.seeds import Seeds, SeedsFeed, refuse_joining, train_seeds
 from onehour.training.state import Network, model_state, optimizer_state
 
 SEEDS = range(3)
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """Asks to stop after the given iteration, counted from one."""
-    counter = iter(range(1, 10**6))
-    return lambda: next(counter) == calls
 
 
 def folders(where: Path, seeds: Sequence[int] = SEEDS) -> list[Path]:
