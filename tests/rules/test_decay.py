@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from torch import Tensor, nn
 
 from onehour.rules.batchnorm import GhostBatchNorm2d
@@ -114,10 +115,6 @@ def stepped(lr: float, scale: float = 1.0, decay: float = DECAY) -> Tensor:
     layer.weight.grad = gradient_of_loss(layer.weight.detach()[0], scale)[None]
     optimizer.step()
     return layer.weight.detach()[0]
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_an_update_with_these_groups_is_equation_8():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from forms import FormB
 from torch import Tensor
 from torch.optim import Optimizer
@@ -109,10 +110,6 @@ def stepped(step: Callable[..., tuple[Tensor, Tensor]], schedule: list[float], *
 def sgd(schedule: list[float]) -> Tensor:
     """The oracle: torch's SGD, its rate set and nothing else."""
     return trajectory(lambda w: torch.optim.SGD(w, lr=1.0, momentum=M), set_rate, schedule)
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def differ(a: Tensor, b: Tensor) -> bool:

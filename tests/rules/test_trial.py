@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,10 +68,6 @@ KINDS: dict[str, tuple[Callable[[], nn.BatchNorm1d | nn.BatchNorm2d], tuple[int,
     "1 + γ": (partial(OnePlus, C), (3, 2)),
     "cast": (partial(InFloat32, C), (3, 2)),
 }
-
-
-def exact(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def batch(*size: int, seed: int = 0) -> Tensor:

@@ -27,6 +27,8 @@ from onehour.study.wording import headline
 from onehour.sweeps.task import Task, run_task
 from onehour.training.record import Metric, Run
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 PAIRS = Recipe.from_toml(TASKS / "pairs.toml").replace(epochs=6, samples=600, warmup_epochs=1, milestones=("4",))
 Outcome = Literal["finished", "non-finite"]
@@ -67,12 +69,6 @@ def write_pairs(path: Path, large: Sequence[float]) -> list[Path]:
         write_run(path / str(seed), [end] * 5, minibatch=minibatch, seed=seed)
         for seed, (minibatch, end) in enumerate(ends)
     ]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures as SVG files alone."""
-    monkeypatch.setattr("onehour.study.picture.FORMATS", ("svg",))
 
 
 def said(findings: Findings) -> str:

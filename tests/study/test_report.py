@@ -96,12 +96,6 @@ def page(report: WrittenReport) -> Page:
     return Page(report.page)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures as SVG files alone, where a test is of something else."""
-    monkeypatch.setattr("onehour.study.picture.FORMATS", ("svg",))
-
-
 def test_what_lies_in_the_folder(report: WrittenReport):
     folder = report.page.parent
     names = {path.name for path in folder.iterdir()}
@@ -172,7 +166,8 @@ def test_the_verdict_comes_first(report: WrittenReport, page: Page):
     assert "judged alone, by the 90 % interval of its points above what it is compared with" in text
 
 
-def test_the_noise_of_runs_at_the_base_is_said_and_drawn(tmp_path: Path, quick: None):
+@pytest.mark.usefixtures("quick")
+def test_the_noise_of_runs_at_the_base_is_said_and_drawn(tmp_path: Path):
     points = [[10.0 * number, 20.0 + number % 3, 0.05 + 0.01 * (number % 2)] for number in range(12)]
     for minibatch, error in ((32, 3.6), (256, 3.6), (512, 4.5)):
         recipe = studies.BASE.replace(minibatch=minibatch)

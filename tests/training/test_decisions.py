@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exactness import exact
 from steps import step_of
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -71,10 +72,6 @@ class Trained:
 
     def __getattr__(self, name: str) -> dict[str, Tensor]:
         return self.seen[-1][name]
-
-
-def exact(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def moved(gradient: Tensor, weight: Tensor, *, decay: float, rate: float = 0.1) -> Tensor:
