@@ -141,6 +141,35 @@ def _act(place: Path, popen: type[subprocess.Popen[Any]]) -> None:
             started.wait()
 
 
+@pytest.fixture
+def command(tiny: ModuleType, alone: Path) -> list[str]:
+    """`onehour train` of the tiny task, in a folder of its own."""
+    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """Calls a command that leaves with 2, and gives the one line that it says."""
+
+    def said(arguments: list[str]) -> str:
+        capsys.readouterr()
+        assert importlib.import_module("onehour.cli").main(arguments) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in error
+        (line,) = error.splitlines()
+        assert line.startswith("onehour: ")
+        return line.removeprefix("onehour: ")
+
+    return said
+
+
+@pytest.fixture
+def port() -> int:
+    """One that is free."""
+    return _free_ports(1)[0]
+
+
 def _free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:

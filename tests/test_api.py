@@ -33,15 +33,8 @@ def test_it_learns(tiny: ModuleType, tmp_path: Path):
 
 def test_a_name_with_changes_and_places(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    common: dict[str, Any] = {
-        "minibatch": 8,
-        "per_worker": 4,
-        "base_minibatch": 8,
-        "epochs": 1,
-        "warmup_epochs": 1,
-        "classes": 3,
-    }
-    run = train("digits", model="tinytask:net", data="tinytask:data", seed=7, **common)
+    common: dict[str, Any] = {"minibatch": 8, "per_worker": 4, "base_minibatch": 8, "epochs": 1, "warmup_epochs": 1}
+    run = train("digits", model="tinytask:net", data="tinytask:data", seed=7, classes=3, **common)
     assert run.folder == Path("runs/digits-8-s7")
     assert (run.recipe.model, run.recipe.data, run.recipe.epochs) == ("tinytask:net", "tinytask:data", 1)
 

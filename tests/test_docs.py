@@ -17,10 +17,6 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 NAMED = re.compile(r"`((?:src|tests|benchmarks|campaigns|docs|examples)/[\w./-]+?)(?:::([\w.]+))?`")
 
 
-def ids(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
     """docs/tables.py."""
@@ -35,7 +31,7 @@ def tables() -> ModuleType:
 def test_figures_are_those_of_the_committed_results(tables: ModuleType):
     for page in tables.pages():
         text = page.read_text(encoding="utf-8")
-        assert tables.render(text) == text, f"{ids(page)} is not up to date: run python docs/tables.py"
+        assert tables.render(text) == text, f"{page.relative_to(ROOT)} is not up to date: run python docs/tables.py"
 
 
 def test_every_block_is_one_that_can_be_written(tables: ModuleType):

@@ -61,24 +61,21 @@ COMMANDS = {
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_a_files_names_are_shown_and_nothing_is_imported_or_written(
-    downloaded: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    downloaded: Path, refused: Any, arguments: list[str]
 ):
     (downloaded / "verify.json").write_text(json.dumps({"steps": 1, "device": "cpu"}))
     before = sorted(downloaded.parent.rglob("*"))
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("onehour: dl/recipe.toml names code, which would run: ")
-    assert f"dl.evil:net ({downloaded / 'evil.py'})" in said.err
-    assert f"dl.evil:data ({downloaded / 'evil.py'})" in said.err
-    assert "--trust" in said.err
-    assert len(said.err.splitlines()) == 1
+    said = refused(arguments)
+    assert said.startswith("dl/recipe.toml names code, which would run: ")
+    assert f"dl.evil:net ({downloaded / 'evil.py'})" in said
+    assert f"dl.evil:data ({downloaded / 'evil.py'})" in said
+    assert "--trust" in said
     assert sorted(downloaded.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize("flags", [["--trust"], TYPED], ids=["trusted", "typed"])
 def test_what_is_trusted_or_typed_is_imported_and_the_same_command_resumes(
-    downloaded: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+    downloaded: Path, capsys: pytest.CaptureFixture[str], refused: Any, flags: list[str]
 ):
     command = [*COMMANDS["train"], *flags]
     assert main(command) == 0
@@ -86,15 +83,13 @@ def test_what_is_trusted_or_typed_is_imported_and_the_same_command_resumes(
     assert main(command) == 0
     assert "out is finished" in capsys.readouterr().out
     (downloaded.parent / "executed").unlink()
-    assert main(["evaluate", "out", "--device", "cpu"]) == 2
-    assert "model dl.evil:net" in capsys.readouterr().err
+    assert "model dl.evil:net" in refused(["evaluate", "out", "--device", "cpu"])
     assert main(["evaluate", "out", "--device", "cpu", "--trust"]) == 0  # the optimizer is not needed, nor asked for
     assert main(["evaluate", "out", "--device", "cpu", *TYPED[:4]]) == 0
 
 
-def test_what_is_typed_but_for_one_name_is_refused_for_that(downloaded: Path, capsys: pytest.CaptureFixture[str]):
-    assert main([*COMMANDS["train"], *TYPED[:4]]) == 2
-    said = capsys.readouterr().err
+def test_what_is_typed_but_for_one_name_is_refused_for_that(downloaded: Path, refused: Any):
+    said = refused([*COMMANDS["train"], *TYPED[:4]])
     assert "code, which would run: optimizer dl.evil:opt (" in said
     assert "type them (--optimizer dl.evil:opt)" in said
     assert not (downloaded.parent / "executed").exists()
@@ -206,17 +201,14 @@ MODULES = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_that_leaves_python_is_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any, name: str
 ):
     source, said = MODULES[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.argv", ["onehour", "train", "--odd"])
     Path(f"of_test_entry_{name}.py").write_text(source)
-    assert main(["train", "digits", "--model", f"of_test_entry_{name}:net", "--out", "run"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert said in told
+    assert said in refused(["train", "digits", "--model", f"of_test_entry_{name}:net", "--out", "run"])
     assert not Path("run").exists()
 
 

@@ -81,11 +81,6 @@ def test_a_name_is_changed_as_any_field():
     assert plan("digits", name="mine").recipe.name == "mine"
 
 
-def test_an_unknown_change_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="no 'minibach'; expected minibatch"):
-        recipe("digits", minibach=64)
-
-
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_recipe_is_read_from_a_toml_file_and_changed(tmp_path, kind):
     path = tmp_path / "mine.toml"

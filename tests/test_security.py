@@ -39,10 +39,7 @@ ALLOWED = {
     ("check/run/script.py", "runpy.run_module"): "`onehour check -- python -m MODULE` is there to run the user's own",
     ("check/watching.py", "torch.distributed.all_gather_object"): "between the processes of the user's job; no file",
     ("data/processes.py", "pickle"): "from a process that it has forked for it; no file",
-    (
-        "training/weights.py",
-        "torch.export.load",
-    ): "a file that it has just written, by a name that nobody knows yet",
+    ("training/weights.py", "torch.export.load"): "a file that it has just written, by a name that nobody knows yet",
     ("training/console.py", "__import__"): "of a package that is named here, to say whether it is installed",
 }
 """(file, what), and why it may."""

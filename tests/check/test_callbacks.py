@@ -110,15 +110,8 @@ def test_in_the_hugging_face_trainer_itself(tmp_path: Any):
 
     data = [{"x": torch.randn(4), "labels": i % 3} for i in range(64)]
     callback = check.hf_callback()
-    args = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-        num_train_epochs=3,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
+    sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 3}
+    quiet = {"save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    args = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **sizes, **quiet)
     transformers.Trainer(model=Model(), args=args, train_dataset=data, callbacks=[callback]).train()
     assert [finding.pitfall for finding in callback.report.findings] == ["accumulation-not-divided"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,14 +28,10 @@ def test_nothing_found_leaves_with_0(loops: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("started")
-def test_what_cannot_be_run_leaves_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_run_leaves_with_2_and_says_why(tmp_path: Path, refused: Any):
     (tmp_path / "train.py").write_text("print('hello')")
-    assert main(["check", str(tmp_path / "train.py")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("onehour: ")
-    assert "ended without a step of a torch optimizer" in line
-    assert main(["check", str(tmp_path / "nowhere.py")]) == 2
-    assert "there is no script" in capsys.readouterr().err
+    assert "ended without a step of a torch optimizer" in refused(["check", str(tmp_path / "train.py")])
+    assert "there is no script" in refused(["check", str(tmp_path / "nowhere.py")])
 
 
 @pytest.mark.usefixtures("started")
@@ -72,8 +69,5 @@ def test_the_script_s_own_arguments_come_behind_two_dashes(
         (["--base-minibatch", "many"], "many"),
     ],
 )
-def test_wrong_options_are_refused_in_a_line(
-    loops: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-):
-    assert main(["check", str(loops / "double-step_fixed.py"), *arguments]) == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+def test_wrong_options_are_refused_in_a_line(loops: Path, arguments: list[str], said: str, refused: Any):
+    assert said in refused(["check", str(loops / "double-step_fixed.py"), *arguments])

@@ -32,6 +32,11 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), **settings)
 
 
+def made(**options: Any) -> tuple[nn.Module, torch.optim.SGD]:
+    model = net()
+    return model, sgd(model, **options)
+
+
 def train(model: nn.Module, *steppers: Any, epochs: int = 3, loader: Any = None, **changes: Any) -> None:
     """Each batch a step of an optimizer, and of what else steps; `changes` are of the loader."""
     torch.manual_seed(1)
@@ -52,8 +57,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 def test_what_is_learned_stays_the_same_to_the_bit(loaders: int, persistent: bool):
     learned = []
     for watched in (False, True):
-        model = net()
-        optimizer = sgd(model)
+        model, optimizer = made()
         with check.watch(model, optimizer) if watched else contextlib.nullcontext():
             train(model, optimizer, num_workers=loaders, persistent_workers=persistent)
         learned.append(weights(model))
@@ -61,8 +65,7 @@ def test_what_is_learned_stays_the_same_to_the_bit(loaders: int, persistent: boo
 
 
 def test_a_right_loop_is_clean():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     with check.watch(model, optimizer) as report:
         train(model, optimizer)
     assert report.findings == []
@@ -71,8 +74,7 @@ def test_a_right_loop_is_clean():
 
 
 def test_findings_name_the_line_and_fail_a_test():
-    model = net()
-    optimizer = sgd(model, weight_decay=1e-4)
+    model, optimizer = made(weight_decay=1e-4)
     with check.watch(model, optimizer, base_lr=0.1, base_minibatch=4) as report:
         train(model, optimizer, shuffle=False)
     found = {finding.pitfall: finding for finding in report.findings}
@@ -86,8 +88,7 @@ def test_findings_name_the_line_and_fail_a_test():
 
 def test_only_skip_and_comments():
     def findings(**options: Any) -> list[str]:
-        model = net()
-        optimizer = sgd(model)
+        model, optimizer = made()
         with check.watch(model, optimizer, **options) as report:
             train(model, optimizer, shuffle=False)
         return [finding.pitfall for finding in report.findings]
@@ -95,8 +96,7 @@ def test_only_skip_and_comments():
     assert findings() == ["same-order-every-epoch"]
     assert findings(skip=["same-order-every-epoch"]) == []
     assert findings(only=["double-step"]) == []
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     with check.watch(model, optimizer) as report:
         loader = DataLoader(data(), batch_size=16)  # onehour: ignore[same-order-every-epoch]
         train(model, optimizer, loader=loader)
@@ -104,8 +104,7 @@ def test_only_skip_and_comments():
 
 
 def test_a_scheduler_that_was_made_before_is_run_to_its_end():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     scheduler = lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
     with check.watch(model, optimizer, scheduler=scheduler) as report:
         train(model, optimizer, scheduler, epochs=10)
@@ -113,8 +112,7 @@ def test_a_scheduler_that_was_made_before_is_run_to_its_end():
 
 
 def test_nothing_is_left_in_the_way_afterwards():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     before = (F.cross_entropy, torch.autograd.backward, DataLoader.__iter__, DataLoader.__init__, torch.save)
     watching = Watch(model, optimizer)
     watching.start()
@@ -130,8 +128,7 @@ def test_nothing_is_left_in_the_way_afterwards():
 
 
 def test_an_error_in_the_loop_comes_through_and_leaves_nothing():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     before = F.cross_entropy
     with pytest.raises(RuntimeError, match="mine"), check.watch(model, optimizer) as report:
         raise RuntimeError("mine")
@@ -149,8 +146,7 @@ def test_another_optimizer_s_parameters_are_not_unused():
 
 
 def test_copies_of_the_model_are_not_watched(tmp_path: Path):
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     with check.watch(model, optimizer) as report:
         average = copy.deepcopy(model)
         torch.save(model, tmp_path / "model.pt")
@@ -163,8 +159,7 @@ def test_copies_of_the_model_are_not_watched(tmp_path: Path):
 
 
 def test_what_could_not_be_judged_is_said():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     with check.watch(model, optimizer, base_lr=0.1, base_minibatch=16) as report:
         for update in range(8):
             optimizer.param_groups[0]["lr"] = 0.1 + 0.01 * update
@@ -186,8 +181,7 @@ def test_wrong_arguments_are_refused():
 
 
 def test_accumulation_amp_and_a_compiled_model():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     scaler = torch.amp.GradScaler("cpu")
     with check.watch(model, optimizer) as report:
         loader = DataLoader(data(), batch_size=8, shuffle=True)
@@ -208,8 +202,7 @@ def test_accumulation_amp_and_a_compiled_model():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own, when its compiler is imported
 def test_a_compiled_model():
-    model = net()
-    optimizer = sgd(model)
+    model, optimizer = made()
     compiled = torch.compile(model)
     with check.watch(model, optimizer) as report:
         train(compiled, optimizer)  # pyright: ignore[reportArgumentType]

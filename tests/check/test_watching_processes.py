@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,13 +68,10 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_get_the_findings_of_both(tmp_path: Path):
+def test_two_processes_get_the_findings_of_both(port: int, tmp_path: Path):
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "said")]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(command, env=common | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

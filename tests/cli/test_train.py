@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from onehour.dist.group import PeerLateError, PeerLostError
 from onehour.training.record import Run
 
 pytestmark = pytest.mark.usefixtures("forked")
-
-
-@pytest.fixture
-def command(tiny: ModuleType, alone: Path) -> list[str]:
-    """`onehour train` of the tiny task, in a folder of its own."""
-    return ["train", "digits", *tiny.FLAGS, "--out", str(alone / "run")]
 
 
 @pytest.mark.parametrize("flags", [("--processes", "2"), ("--restarts", "1")])

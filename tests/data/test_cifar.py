@@ -17,8 +17,6 @@ from scipy import stats
 from onehour.data.cifar import CLASSES, MEAN, STD, TEST, TRAIN, Cifar, cifar10
 from onehour.data.sources import load_data
 
-CPU = torch.device("cpu")
-
 
 def sample(number: int, count: int = 12) -> tuple[np.ndarray, list[int]]:
     draw = np.random.default_rng(number)

@@ -113,13 +113,6 @@ def test_a_subclass_of_tensors_may_do_as_it_likes(tiny: ModuleType):
     assert_equal([(-images, labels) for images, labels in negated], batches(tensors))
 
 
-def test_labels_may_be_plain_numbers(tiny: ModuleType):
-    tensors = tiny.data()[0]
-    plain: Any = [(image, int(label)) for image, label in tensors]
-    assert_equal(batches(plain), batches(tensors))
-    assert batches(plain)[0][1].dtype == torch.int64
-
-
 @pytest.mark.parametrize("loaders", [0, 2])
 def test_an_unreadable_sample_is_one_message_with_its_index(tiny: ModuleType, loaders: int):
     with pytest.raises(ValueError, match=r"^sample 5 of the data cannot be read: OSError: truncated file") as raised:

@@ -126,7 +126,8 @@ def test_a_label_is_the_whole_number_that_it_is(label: Any, loaders: int, plain:
 
 
 @pytest.mark.parametrize(
-    "labels", [T[:, None], T.float(), T.to(torch.uint16), T.float()[:, None], T.to(torch.int8), T.double()]
+    "labels",
+    [T[:, None], T.int(), T.byte(), T.float(), T.to(torch.uint16), T.float()[:, None], T.to(torch.int8), T.double()],
 )
 def test_and_so_are_those_in_memory(labels: Tensor, plain: Any, tmp_path: Path):
     run = trained(TensorDataset(X.clone().requires_grad_(), labels), tmp_path / "run")

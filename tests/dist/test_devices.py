@@ -60,14 +60,8 @@ def test_every_process_of_torchrun_refuses_a_host_of_too_few_gpus(
 ):
     """Before NCCL is asked, which says "Duplicate GPU" and a page more."""
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    for name, value in {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "a",
-        "MASTER_PORT": "9",
-    }.items():
+    place = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "a", "MASTER_PORT": "9"}
+    for name, value in (place | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}).items():
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(ValueError, match=r"2 processes were started on this host, and torch sees 1 GPU here"),

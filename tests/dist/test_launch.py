@@ -221,15 +221,8 @@ def test_on_one_node_everything_listens_on_the_loopback_device_alone(tmp_path: P
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with meeting_place(0) as port:
         assert listening(sockets("self")) == {"0100007F"}  # 127.0.0.1
-        shared = {
-            "MASTER_ADDR": LOOPBACK,
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": "2",
-            "CODE": MEETS,
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "OUT": str(tmp_path),
-            "HERE": str(Path(__file__).parent),
-        }
+        shared = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        shared |= {"WORLD_SIZE": "2", "CODE": MEETS, "OUT": str(tmp_path), "HERE": str(Path(__file__).parent)}
         script = "import os, sys; exec(os.environ['CODE'])"
         environs = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
         assert Processes([sys.executable, "-c", script], environs).wait() is None
@@ -237,13 +230,10 @@ def test_on_one_node_everything_listens_on_the_loopback_device_alone(tmp_path: P
         assert set(json.loads((tmp_path / rank).read_text())) <= {"0100007F"}
 
 
-def test_two_meeting_places_never_share_a_port_and_one_that_was_given_is_used():
+def test_two_meeting_places_never_share_a_port_and_one_that_was_given_is_used(port: int):
     with meeting_place(0) as first, meeting_place(0) as second:
         assert first != second
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        wanted = probe.getsockname()[1]
     for _ in range(2):  # a restart meets there again
-        with meeting_place(wanted) as port:
-            assert port == wanted
+        with meeting_place(port) as used:
+            assert used == port
             TCPStore(LOOPBACK, port, is_master=False).set("key", "value")

@@ -42,12 +42,6 @@ os._exit(0)
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def meet(*ranks: int, port: int, size: int = 2, limit: float = 90.0, **environ: str) -> list[tuple[str, str]]:
     """What processes of these ranks give, and what they say on the way."""
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | environ
@@ -65,13 +59,13 @@ def meet(*ranks: int, port: int, size: int = 2, limit: float = 90.0, **environ: 
 
 
 @pytest.mark.parametrize(("name", "size"), [("localhost", 3), (socket.gethostname(), 2)])
-def test_all_come_and_nobody_says_anything(name: str, size: int):
-    said = meet(*range(size), port=free_port(), size=size, MASTER_ADDR=name)
+def test_all_come_and_nobody_says_anything(name: str, size: int, port: int):
+    said = meet(*range(size), port=port, size=size, MASTER_ADDR=name)
     assert [given for given, _ in said] == [f"met {size}"] * size
 
 
-def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has():
-    ((given, said),) = meet(0, port=(port := free_port()), size=3, limit=3.0)
+def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has(port: int):
+    ((given, said),) = meet(0, port=port, size=3, limit=3.0)
     first, *more = said.splitlines()
     assert first.startswith(f"onehour: waiting for 2 of 3 processes (1, 2) to meet at 127.0.0.1:{port}, for ")
     assert "check whether each was started and what it says, and whether its host reaches that address" in first
@@ -80,8 +74,8 @@ def test_process_0_says_for_whom_it_waits_and_for_how_long_it_has():
     assert "waited 3 s for 2 of 3 processes (1, 2) to meet" in given
 
 
-def test_the_others_say_which_address_they_try_and_why_they_cannot():
-    ((given, said),) = meet(1, port=(port := free_port()), limit=3.0)
+def test_the_others_say_which_address_they_try_and_why_they_cannot(port: int):
+    ((given, said),) = meet(1, port=port, limit=3.0)
     line = said.splitlines()[0]
     assert line.startswith("onehour: waiting for process 0 of 2: process 1 on ")
     assert f"tries 127.0.0.1:{port} (Connection refused), for" in line

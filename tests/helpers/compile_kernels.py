@@ -14,15 +14,7 @@ from triton.compiler import ASTSource
 
 from onehour.rules import kernels
 
-KINDS = {
-    "x": "*bf16",
-    "y": "*bf16",
-    "residual": "*bf16",
-    "grad": "*bf16",
-    "masked": "*bf16",
-    "d": "*bf16",
-    "dx": "*bf16",
-}
+KINDS = dict.fromkeys(("x", "y", "residual", "grad", "masked", "d", "dx"), "*bf16")
 COUNTS = ("m", "pixels", "channels", "workers")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 

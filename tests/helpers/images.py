@@ -156,11 +156,6 @@ def noisy(image: np.ndarray) -> np.ndarray:
 OWN = np.random.default_rng(0)
 
 
-def of_its_own(image: np.ndarray) -> np.ndarray:
-    """A transform that draws from a generator that nobody seeds."""
-    return image[:8, :8] + OWN.integers(99, size=(8, 8, 3), dtype=np.uint8)
-
-
 def net() -> nn.Module:
     """Sees as many pixels as there are, and costs next to nothing."""
     small = nn.Conv2d(3, 4, 3)

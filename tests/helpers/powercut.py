@@ -174,13 +174,7 @@ class Disk:
             sure = len(file.synced) if file.content.startswith(file.synced) else 0
             return draw.choice([file.synced, file.content[: draw.randint(sure, len(file.content))]])
 
-        return dict(
-            self._tree(
-                self.root,
-                lambda folder: draw.choice(folder.states),
-                content,
-            )
-        )
+        return dict(self._tree(self.root, lambda folder: draw.choice(folder.states), content))
 
     def _tree(self, folder: Folder, entries: Any, content: Any, above: str = "") -> Iterator[tuple[str, bytes | None]]:
         for name, node in sorted(entries(folder).items()):

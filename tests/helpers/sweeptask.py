@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from onehour.data.sources import complete
 from onehour.execution import Execution
 from onehour.study.spec import SweepSpec
-from onehour.sweeps.sweep import train_sweep
+from onehour.sweeps.sweep import Work, train_sweep
 
 HERE = Execution(device="cpu", threads=1)
 PAUSE = float(os.environ.get("PAUSE", "0.05"))
@@ -55,6 +55,11 @@ def spec(*, minibatches: tuple[int, ...] = (8, 16), seeds: int = 2, arms: Any = 
     recipe, _ = complete(tinytask.recipe(**changes))
     at = minibatches[-1:] if arms else ()
     return SweepSpec(recipe=recipe, minibatches=minibatches, seeds=tuple(range(seeds)), arms=arms, arms_at=at)
+
+
+def names(work: Work) -> list[list[str]]:
+    """The folders of each task."""
+    return [[folder.name for folder in task.folders] for task in work.tasks]
 
 
 def slow_spec() -> SweepSpec:

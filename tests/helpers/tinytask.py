@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from onehour import Recipe
-from onehour.data.dataset import KeyedDataset
+from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.digits import digits
 from onehour.training.build import build_optimizer
 
@@ -21,16 +22,8 @@ SAMPLES, CLASSES = 48, 3
 
 def recipe(**changes: Any) -> Recipe:
     """k = 2 workers of 4, 6 iterations an epoch, 2 epochs."""
-    common: dict[str, Any] = {
-        "name": "tiny",
-        "model": "tinytask:net",
-        "data": "tinytask:data",
-        "minibatch": 8,
-        "per_worker": 4,
-        "base_minibatch": 8,
-        "epochs": 2,
-        "warmup_epochs": 1,
-    }
+    common: dict[str, Any] = {"name": "tiny", "model": "tinytask:net", "data": "tinytask:data", "minibatch": 8}
+    common |= {"per_worker": 4, "base_minibatch": 8, "epochs": 2, "warmup_epochs": 1}
     return Recipe(**(common | changes))
 
 
@@ -39,6 +32,12 @@ FLAGS = [
     *("--base-minibatch", "8", "--base-lr", "0.1", "--epochs", "2", "--warmup-epochs", "1", "--classes", "3"),
 ]
 """The same as flags, for a named recipe."""
+
+
+def after(calls: int) -> Callable[[], bool]:
+    """Asks to stop at the given iteration, counted from one."""
+    counter = iter(range(1, 10**6))
+    return lambda: next(counter) == calls
 
 
 def tensors(count: int, seed: int) -> TensorDataset:
@@ -181,6 +180,30 @@ class Broken(KeyedDataset):
 
     def name(self, index: int) -> str:
         return f"images/{index}.npy"
+
+
+class Skipped(Listed, KeyedDataset):
+    """Of which some images might be bad."""
+
+    skips = True
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
+
+
+class Replacing(Skipped):
+    """Sample 5 cannot be read, and what is taken in its place is not a number."""
+
+    replaced = False
+
+    def keyed(self, index: int, key: int) -> Any:
+        if index == 5:
+            self.replaced = True
+            raise FaultError("images/5.npy", "is damaged", "restore it")
+        image, label = self.tensors[index]
+        once, self.replaced = self.replaced, False
+        return (image * torch.nan if once else image), int(label)
 
 
 def broken() -> tuple[Broken, Listed]:

@@ -46,13 +46,8 @@ SMALL: dict[str, Any] = {"base_lr": 0.05, "base_minibatch": 32, "warmup": "none"
 K2, K4, K5 = ({"minibatch": 8 * k, "epochs": 8 * k * STEPS // 160} for k in (2, 4, 5))
 SHORT = K4 | {"epochs": 2}
 
-BEYOND: dict[str, Any] = {
-    "reduce": "canonical",
-    "clip_norm": 0.5,
-    "ema": 0.9,
-    "freeze": ("conv1.*", "bn1.*"),
-    "layer_rates": ("fc.*=0.1",),
-}
+BEYOND: dict[str, Any] = {"reduce": "canonical", "clip_norm": 0.5, "ema": 0.9, "freeze": ("conv1.*", "bn1.*")}
+BEYOND["layer_rates"] = ("fc.*=0.1",)
 """Fields beyond the paper's."""
 
 RUNS: dict[str, tuple[dict[str, Any], int, tuple[int, ...]]] = {

@@ -111,11 +111,3 @@ def test_the_wide_resnet8_halves_images_in_its_stem():
     assert sum(p.numel() for p in model.parameters()) == 77_754
     assert tuple(model(torch.randn(2, 1, 28, 28)).shape) == (2, 10)
     assert seen == [(2, 64, 4, 4)]
-
-
-@pytest.mark.parametrize(("channels", "classes"), [(3, 100), (1, 2)])
-def test_channels_and_classes_are_the_datas(channels: int, classes: int):
-    model = resnet.resnet8(channels=channels, classes=classes)
-    assert tuple(model(torch.randn(2, channels, 8, 8)).shape) == (2, classes)
-    large = built("resnet18", channels=channels, classes=classes)
-    assert tuple(large(torch.zeros(2, channels, 64, 64, device="meta")).shape) == (2, classes)

@@ -92,21 +92,8 @@ HOLDERS = [
 ]
 NO_NUMBERS = [math.nan, math.inf, -math.inf, -1, -1e-300, True, "1", None, [1], 1j, np.float32("nan"), Decimal("0.5")]
 NO_NUMBERS += [np.True_, np.array(True), torch.tensor(True), np.zeros(2), torch.zeros(1), torch.tensor(-1.0), b"1"]
-NOT_WHOLE = [
-    1.0,
-    2.5,
-    math.nan,
-    True,
-    False,
-    "8",
-    None,
-    1j,
-    [1],
-    np.float64(8),
-    torch.tensor(8.0),
-    np.ones(2),
-    np.True_,
-]
+NOT_WHOLE = [1.0, 2.5, math.nan, True, False, "8", None, 1j, [1]]
+NOT_WHOLE += [np.float64(8), torch.tensor(8.0), np.ones(2), np.True_]
 
 
 def refused(name: str, rule: Rule, value: Any) -> None:

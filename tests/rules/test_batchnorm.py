@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,10 +44,6 @@ def varied(layer: Any) -> Any:
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5, generator=draw)
     return layer
-
-
-def exact(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)  # float64 sums of order 1
 
 
 def pairs(kind=GhostBatchNorm2d, torchs=nn.BatchNorm2d, workers: int = K, **options):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from torch import Tensor, nn
 
 from onehour.rules.batchnorm import GhostBatchNorm2d
@@ -29,16 +30,13 @@ def split(model: nn.Module, **options: Any) -> tuple[set[str], set[str]]:
     [
         *[kind(4) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm)],
         *[kind(4, affine=True) for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)],
-        *[GhostBatchNorm2d(4, per_worker=2), nn.GroupNorm(2, 4)],
+        *[GhostBatchNorm2d(4, per_worker=2), nn.GroupNorm(2, 4), nn.RMSNorm(4)],
     ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_gamma_and_beta_of_every_normalisation_are_not_decayed(layer):
-    assert split(nn.Sequential(layer)) == (set(), {"0.weight", "0.bias"})
-
-
-def test_the_gain_of_rmsnorm_is_not_decayed():
-    assert split(nn.RMSNorm(4)) == (set(), {"weight"})
+    names = {"weight"} if isinstance(layer, nn.RMSNorm) else {"weight", "bias"}
+    assert split(layer) == (set(), names)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +115,6 @@ def stepped(lr: float, scale: float = 1.0, decay: float = DECAY) -> Tensor:
     layer.weight.grad = gradient_of_loss(layer.weight.detach()[0], scale)[None]
     optimizer.step()
     return layer.weight.detach()[0]
-
-
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_an_update_with_these_groups_is_equation_8():

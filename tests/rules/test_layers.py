@@ -21,12 +21,7 @@ def network() -> nn.Sequential:
 
 @pytest.mark.parametrize(
     ("patterns", "frozen", "evaluating"),
-    [
-        (["1.*"], 2, [1]),
-        (["1.weight", "*.bias"], 5, [1]),
-        (["*.weight"], 4, []),
-        (["[0-3].*"], 6, [1, 2]),
-    ],
+    [(["1.*"], 2, [1]), (["1.weight", "*.bias"], 5, [1]), (["*.weight"], 4, []), (["[0-3].*"], 6, [1, 2])],
 )
 @pytest.mark.parametrize("ghosts", [False, True])
 def test_batchnorm_is_frozen_with_all_of_its_parameters(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from forms import FormB
 from torch import Tensor
 from torch.optim import Optimizer
@@ -111,16 +112,8 @@ def sgd(schedule: list[float]) -> Tensor:
     return trajectory(lambda w: torch.optim.SGD(w, lr=1.0, momentum=M), set_rate, schedule)
 
 
-def exact(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-
-
 def differ(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() > 0.05)
-
-
-def test_form_a_is_torchs_sgd_under_a_changing_rate():
-    exact(stepped(step_outside, rates()), sgd(rates()))
 
 
 def test_both_forms_are_their_equations():
@@ -131,10 +124,6 @@ def test_both_forms_are_their_equations():
     exact(torch.stack(outside), torch.tensor([1 - 0.2 * 0.7, 0.7], dtype=torch.float64))
     exact(torch.stack(inside), torch.tensor([1 - 0.95, 0.9 * 2 * 0.5 + 0.2 * 0.25], dtype=torch.float64))
     exact(torch.stack(uncorrected), torch.tensor([1 - 0.5, 0.9 * 0.5 + 0.2 * 0.25], dtype=torch.float64))
-
-
-def test_the_forms_agree_while_the_rate_is_fixed():
-    exact(stepped(step_inside, [0.2] * 40), sgd([0.2] * 40))
 
 
 def test_form_b_with_the_correction_is_torchs_sgd_and_without_it_is_not():

@@ -292,15 +292,6 @@ def test_a_last_epoch_that_is_no_iteration_is_refused(value):
         ScheduleLR(sgd([weight()]), SCHEDULE, samples=SAMPLES, minibatch=KN, last_epoch=value)
 
 
-def test_a_warmup_from_rate_0_is_refused_for_form_b_once_a_velocity_was_made_at_it():
-    w = weight()
-    optimizer = form_b([w])
-    scheduler = schedule_lr(optimizer, gradual_warmup(step_decay(0.4, []), start_lr=0.0, epochs=2))
-    step(w, optimizer)
-    with pytest.raises(ValueError, match="the velocity was made at rate 0"):
-        scheduler.step()
-
-
 def test_a_warmup_from_rate_0_is_right_for_form_a():
     w = weight()
     optimizer = sgd([w])

@@ -88,14 +88,6 @@ def test_whatever_processes_share_the_workers_each_worker_has_the_same_samples(s
         assert hosted.tolist() == alone.tolist()
 
 
-@given(samples=st.integers(12, 60), seed=SEEDS, k=st.sampled_from([1, 2, 3, 4, 6, 12]))
-def test_the_global_order_is_the_same_for_every_k(samples, seed, k):
-    """Twelve images an update, on one worker or on twelve, are the same twelve."""
-    one = SampleStream(samples=samples, minibatch=12, seed=seed)
-    many = SampleStream(samples=samples, minibatch=Minibatch(12 // k, k), seed=seed)
-    assert whole(one, 2).tolist() == whole(many, 2).tolist()
-
-
 @given(stream=streams(), iterations=st.lists(st.integers(0, 200), min_size=2, max_size=6))
 def test_any_iteration_may_be_asked_for_at_any_time(stream, iterations):
     fresh = [
@@ -104,14 +96,6 @@ def test_any_iteration_may_be_asked_for_at_any_time(stream, iterations):
     ]
     asked = [stream.indices(t) for t in iterations]
     assert [a.tolist() for a in asked] == [f.tolist() for f in fresh]
-
-
-def test_a_minibatch_straddles_two_epochs():
-    stream = SampleStream(samples=6, minibatch=4, seed=0)
-    epochs, indices = stream.epochs_and_indices(1)
-    first, second = permutation(6, 0, 0), permutation(6, 0, 1)
-    assert epochs.tolist() == [0, 0, 1, 1]
-    assert indices.tolist() == [*first[4:], *second[:2]]
 
 
 @given(stream=streams(), iteration=st.integers(0, 50), data=st.data())
@@ -161,19 +145,6 @@ def test_independent_shuffles_per_worker_neither_cover_the_data_nor_stay_disjoin
     wrong = np.concatenate([permutation(64, seed=worker, epoch=0)[:16] for worker in range(4)])
     assert len(set(ours.tolist())) == 64
     assert len(set(wrong.tolist())) < 64
-
-
-def test_a_worker_is_not_tied_to_one_shard_of_the_data():
-    """The other wrong variant, fixed shards, would show a worker the same samples every epoch."""
-    stream = SampleStream(samples=64, minibatch=Minibatch(4, 4), seed=0)
-    seen = [frozenset(np.concatenate([stream.indices(4 * e + t, 0) for t in range(4)]).tolist()) for e in (0, 1)]
-    assert len(seen[0]) == len(seen[1]) == 16
-    assert seen[0] != seen[1]
-
-
-def test_a_minibatch_as_large_as_the_data_is_one_epoch():
-    stream = SampleStream(samples=6, minibatch=Minibatch(2, 3), seed=0)
-    assert stream.indices(3).tolist() == permutation(6, 0, 3).tolist()
 
 
 def test_a_minibatch_larger_than_the_data_is_refused_with_the_largest_possible():

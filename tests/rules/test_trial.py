@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,16 +28,9 @@ class NormAct(nn.BatchNorm2d):
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         kept = not self.training or self.track_running_stats
-        x = F.batch_norm(
-            x,
-            self.running_mean if kept else None,
-            self.running_var if kept else None,
-            self.weight,
-            self.bias,
-            self.training or self.running_mean is None,
-            self.momentum or 0.0,
-            self.eps,
-        )
+        mean, variance = (self.running_mean, self.running_var) if kept else (None, None)
+        training, momentum = self.training or self.running_mean is None, self.momentum or 0.0
+        x = F.batch_norm(x, mean, variance, self.weight, self.bias, training, momentum, self.eps)
         return self.act(self.drop(x))
 
 
@@ -74,10 +68,6 @@ KINDS: dict[str, tuple[Callable[[], nn.BatchNorm1d | nn.BatchNorm2d], tuple[int,
     "1 + γ": (partial(OnePlus, C), (3, 2)),
     "cast": (partial(InFloat32, C), (3, 2)),
 }
-
-
-def exact(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def batch(*size: int, seed: int = 0) -> Tensor:

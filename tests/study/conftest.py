@@ -20,3 +20,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="session")
 def findings(study: Study) -> Findings:
     return findings_of(study)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures as SVG files alone, where a test is of something else."""
+    monkeypatch.setattr("onehour.study.picture.FORMATS", ("svg",))

@@ -90,15 +90,8 @@ def test_the_costs_of_arms_are_those_that_were_written_and_the_papers_stand_besi
         if row.entry.mean < 80:  # chance bounds the others
             assert row.cost == pytest.approx(studies.COSTS[row.entry.label], abs=1e-9), row.name
     found = {row.entry.label: round(row.paper, 2) for row in findings.arms if row.paper is not None}
-    assert found == {
-        "warmup=none": 1.10,
-        "warmup=constant": 2.14,
-        "scaling=fixed": 17.93,
-        "scaling=sqrt": 2.48,
-        "base_lr=0.1": 0.53,
-        "base_lr=0.4": 0.31,
-        "zero_gamma=false": 0.37,
-    }
+    papers = {"warmup=none": 1.10, "warmup=constant": 2.14, "scaling=fixed": 17.93, "scaling=sqrt": 2.48}
+    assert found == papers | {"base_lr=0.1": 0.53, "base_lr=0.4": 0.31, "zero_gamma=false": 0.37}
 
 
 def test_rows_know_their_recipe(findings: Findings):

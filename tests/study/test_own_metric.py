@@ -29,6 +29,8 @@ from onehour.study.wording import headline
 from onehour.sweeps.task import Task, run_task
 from onehour.training.record import Metric, Run
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 PAIRS = Recipe.from_toml(TASKS / "pairs.toml").replace(epochs=6, samples=600, warmup_epochs=1, milestones=("4",))
 Outcome = Literal["finished", "non-finite"]
@@ -69,12 +71,6 @@ def write_pairs(path: Path, large: Sequence[float]) -> list[Path]:
         write_run(path / str(seed), [end] * 5, minibatch=minibatch, seed=seed)
         for seed, (minibatch, end) in enumerate(ends)
     ]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures as SVG files alone."""
-    monkeypatch.setattr("onehour.study.picture.FORMATS", ("svg",))
 
 
 def said(findings: Findings) -> str:
@@ -238,11 +234,8 @@ def test_a_metric_of_ones_own_needs_a_margin(tmp_path: Path):
         findings_of(study_of([result], None))
 
 
-def test_a_sweep_asks_for_the_margin_before_it_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_sweep_asks_for_the_margin_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any):
     monkeypatch.chdir(TASKS)
     out = tmp_path / "sweep"
-    assert main(["sweep", "pairs.toml", "--trust", "--out", str(out)]) == 2
-    assert "say with --margin, in its unit" in capsys.readouterr().err
+    assert "say with --margin, in its unit" in refused(["sweep", "pairs.toml", "--trust", "--out", str(out)])
     assert not out.exists()

@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 import sweeptask
+from sweeptask import names
 
 from onehour.config import Recipe
 from onehour.execution import Execution
 from onehour.lock import HeldFolder
 from onehour.sweeps.sweep import Work, expected_seconds, pick_jobs, places_of, train_sweep, work_of
-
-
-def names(work: Work) -> list[list[str]]:
-    return [[folder.name for folder in task.folders] for task in work.tasks]
 
 
 def pretend(folder: Path, recipe: Recipe, outcome: str = "finished", speed: float | None = 1000.0) -> None:

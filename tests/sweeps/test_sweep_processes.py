@@ -12,20 +12,17 @@ from typing import Any
 
 import pytest
 import sweeptask
+from sweeptask import names
 
 from onehour.lock import FolderLostError, HeldFolder
 from onehour.study.spec import SweepSpec
 from onehour.sweeps.pool import Event
-from onehour.sweeps.sweep import Work, train_sweep, work_of
+from onehour.sweeps.sweep import train_sweep, work_of
 from onehour.training.record import Run, latest_contents
 
 pytestmark = pytest.mark.usefixtures("forked")
 
 WITHOUT = (("warmup", "none"),)
-
-
-def names(work: Work) -> list[list[str]]:
-    return [[folder.name for folder in task.folders] for task in work.tasks]
 
 
 def summaries(folder: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tinytask import after
 from torch import nn
 
 from onehour.data.sources import complete
@@ -21,11 +22,6 @@ HERE = Execution(device="cpu", threads=1)
 
 def never() -> bool:
     return False
-
-
-def after(calls: int) -> Callable[[], bool]:
-    counter = iter(range(1, 10**6))
-    return lambda: next(counter) >= calls
 
 
 def task_of(tiny: ModuleType, where: Path, seeds: range = range(3), **changes: Any) -> Task:

@@ -18,7 +18,6 @@ from onehour.execution import Execution
 from onehour.planner import plan
 from onehour.rules.shuffle import SampleStream
 from onehour.training.decisions import decisions_of
-from onehour.training.record import StoppedError
 from onehour.translate import translate
 
 K, S = 4, 2
@@ -84,21 +83,6 @@ def test_a_run_is_the_papers_algorithm(tiny: ModuleType, tmp_path: Path, reduce:
     weights = load_file(max(run.folder.glob("checkpoints/iteration-*")) / "model.safetensors")
     for name in (name for name in weights if not name.endswith("num_batches_tracked")):
         torch.testing.assert_close(weights[name], expected["state"][name], rtol=0, atol=1e-12)
-
-
-def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(tiny: ModuleType, tmp_path: Path):
-    whole = train(recipe(tiny), out=tmp_path / "whole")
-    for more in (2, 3, 2):
-        calls: list[int] = []
-        with pytest.raises(StoppedError):
-            train(
-                recipe(tiny),
-                out=tmp_path / "run",
-                stop_asked=lambda calls=calls, more=more: calls.append(1) or len(calls) == more,
-            )
-    run = train(recipe(tiny), out=tmp_path / "run")
-    assert run.summary["state_sha256"] == whole.summary["state_sha256"]
-    assert (run.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 
 
 def test_at_the_base_minibatch_it_is_the_usual_run(tiny: ModuleType, tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +18,7 @@ from onehour.config import Recipe
 from onehour.entry import asked_for
 from onehour.rules.batchnorm import convert_batchnorm
 from onehour.training.evaluate import OpenedWeights
-from onehour.training.record import Run, StoppedError
+from onehour.training.record import Run
 from onehour.training.state import AveragedWeights
 from onehour.training.weights import read_weights, write_weights
 
@@ -70,11 +70,6 @@ def test_tied_weights_have_one_average_under_both_names():
     assert state["ema/0.weight"] is state["ema/1.weight"]
 
 
-def after(calls: int) -> Callable[[], bool]:
-    counter = iter(range(1, 10**6))
-    return lambda: next(counter) == calls
-
-
 @pytest.fixture(scope="module")
 def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(tiny.recipe(ema=0.9), out=tmp_path_factory.mktemp("averaged") / "run")
@@ -89,14 +84,6 @@ def test_the_run_itself_is_what_it_is_without(tiny: ModuleType, run: Run, tmp_pa
         assert mine["ema_val_loss"] != mine["val_loss"]
     assert run.summary.keys() - without.summary.keys() == {"ema_final_error"}
     assert run.summary["state_sha256"] != without.summary["state_sha256"]
-
-
-def test_a_resumed_run_leaves_the_bits_of_an_undisturbed_one(tiny: ModuleType, run: Run, tmp_path: Path):
-    with pytest.raises(StoppedError):
-        train(tiny.recipe(ema=0.9), out=tmp_path / "run", stop_asked=after(8))
-    resumed = train(tiny.recipe(ema=0.9), out=tmp_path / "run")
-    assert resumed.summary["state_sha256"] == run.summary["state_sha256"]
-    assert (resumed.folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()
 
 
 def test_both_sets_of_weights_are_evaluated_and_exported(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -168,11 +168,7 @@ def test_an_optimizer_that_cannot_step_with_gradients_alone_is_one_message(
 @pytest.mark.parametrize(
     ("asked", "changes", "processes", "picked"),
     [
-        (1, {}, 1, 1),
-        (2, {}, 1, 2),
-        (99, {}, 1, 2),
-        (99, {}, 2, 1),
-        (None, {}, 1, 2),
+        *((1, {}, 1, 1), (2, {}, 1, 2), (99, {}, 1, 2), (99, {}, 2, 1), (None, {}, 1, 2)),
         (None, {"channels_last": True}, 1, 1),
     ],
 )
@@ -201,7 +197,7 @@ def test_dropout_and_large_images_take_one_worker_a_pass(tiny: ModuleType, data:
     assert pick_workers_per_pass(Execution(), large, Data.of(side, side), tiny.net(), "cpu") == 1
 
 
-def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_tensors_in_memory_need_no_loader_process(tiny: ModuleType):
     listed, tensors = Data.of(*tiny.listed()), Data.of(*tiny.data())
     assert pick_loaders(Execution(), tensors) == 0
     assert pick_loaders(Execution(loaders=0), listed) == 0
@@ -226,17 +222,9 @@ def test_cores_are_divided_once_by_processes_or_by_the_parent(tiny: ModuleType, 
     assert pick_loaders(Execution(device="cpu", processes=2), listed) == 4
 
 
-BEYOND: dict[str, Any] = {
-    "minibatch": 16,
-    "clip_norm": 0.5,
-    "ema": 0.9,
-    "freeze": ("0.*", "1.*"),
-    "layer_rates": {"4.weight": 0.1},
-}
-
-
 def test_what_a_recipe_asks_for_beyond_the_paper_is_said(tiny: ModuleType):
-    recipe, data = complete(tiny.recipe(**BEYOND))
+    beyond = {"clip_norm": 0.5, "ema": 0.9, "freeze": ("0.*", "1.*"), "layer_rates": {"4.weight": 0.1}}
+    recipe, data = complete(tiny.recipe(minibatch=16, **beyond))
     said = effects(recipe, build_model(recipe, data, CPU)).split("; ")
     assert said == [
         "BatchNorm over n = 4 in 0 layers, γ = 0 in 0 of them",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import onehour
 
@@ -189,13 +189,6 @@ def net() -> nn.Module:
 
 
 SIZES: dict[str, Any] = {"minibatch": 64, "per_worker": 16, "warmup": "none", "milestones": ("1",), "classes": 4}
-
-
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Measured])  # torch asks for len before
-def test_torchs_own_loader_reads_them(kind: type[Lazy], folder: Path):
-    """What the next test asks for is no more than that."""
-    for _ in DataLoader(kind(folder), 64, shuffle=True, num_workers=2):
-        pass
 
 
 @pytest.mark.parametrize("kind", KINDS)

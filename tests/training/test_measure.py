@@ -50,17 +50,9 @@ def test_time_is_the_runs_own_and_its_share_where_several_were_one_network():
     measures: Any = {"seconds": 2.0, "cpu_seconds": 3.0, "evaluating": 1.0, "steps": STEPS}
     line = record(2)
     alone, shared = timed(line, 40, **measures), timed(line, 40, **measures, runs=4)
-    assert alone == {
-        "epoch": 0,
-        "iteration": 2,
-        "images": 40,
-        "seconds": 2.0,
-        "cpu_seconds": 3.0,
-        "images_per_second": 20.0,
-        "evaluate_seconds": 1.0,
-        "parts": ["data", "compute", "reduction", "update"],
-        "steps_ms": [[4.0, 4.0, 4.0, 4.0], [0.0, 2.0, 2.0, 2.0]],
-    }
+    times = {"seconds": 2.0, "cpu_seconds": 3.0, "images_per_second": 20.0, "evaluate_seconds": 1.0}
+    parts = {"parts": ["data", "compute", "reduction", "update"], "steps_ms": [[4.0] * 4, [0.0, 2.0, 2.0, 2.0]]}
+    assert alone == {"epoch": 0, "iteration": 2, "images": 40} | times | parts
     assert list(shared) == list(alone)
     assert shared["images"] == 40  # its own
     assert [shared[key] for key in ("seconds", "cpu_seconds", "evaluate_seconds")] == [0.5, 0.75, 0.25]

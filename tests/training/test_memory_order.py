@@ -104,20 +104,9 @@ def plainly(name: str, last: type[nn.Module]) -> dict[str, Tensor]:
 
 
 def made(name: str, last: type[nn.Module], group: Group, *, nhwc: bool, **options: Any) -> tuple[Step, list[range]]:
-    recipe = Recipe(
-        samples=1000,
-        minibatch=K * N,
-        per_worker=N,
-        base_minibatch=K * N,
-        base_lr=RATE,
-        warmup="none",
-        precision="float64",
-        channels_last=nhwc,
-        weight_decay=DECAY,
-        optimizer=name,
-        scale_adaptive=True,
-        **options,
-    )
+    options |= {"samples": 1000, "minibatch": K * N, "per_worker": N, "base_minibatch": K * N, "precision": "float64"}
+    options |= {"base_lr": RATE, "warmup": "none", "weight_decay": DECAY, "scale_adaptive": True}
+    recipe = Recipe(channels_last=nhwc, optimizer=name, **options)
     model = convert_batchnorm(network(last), N).train()
     model = model.to(memory_format=torch.channels_last) if nhwc else model  # type: ignore[call-overload]
     share = pick_share(recipe, group)

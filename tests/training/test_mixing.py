@@ -27,20 +27,9 @@ from onehour.training.task import summed_cross_entropy
 
 N, K, STEPS, EPSILON, RATE = 3, 5, 6, 0.1, 0.2
 MIXED: dict[str, Any] = {"random_erasing": 0.5, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": EPSILON}
-RECIPE = Recipe(
-    samples=48,
-    classes=3,
-    minibatch=N * K,
-    per_worker=N,
-    base_minibatch=N * K,
-    base_lr=RATE,
-    momentum=0,
-    nesterov=False,
-    weight_decay=0,
-    warmup="none",
-    precision="float64",
-    **MIXED,
-)
+SIZES: dict[str, Any] = {"samples": 48, "classes": 3, "minibatch": N * K, "per_worker": N, "base_minibatch": N * K}
+SGD: dict[str, Any] = {"base_lr": RATE, "momentum": 0, "nesterov": False, "weight_decay": 0, "warmup": "none"}
+RECIPE = Recipe(precision="float64", **SIZES, **SGD, **MIXED)
 
 
 def smoothed(logits: Tensor, label: int) -> Tensor:

@@ -28,7 +28,7 @@ from onehour.training.build import build_model
 from onehour.training.decisions import decisions_of
 from onehour.training.feeds import pick_share
 from onehour.training.measure import MINIBATCHES, GradientNoise, peak_epochs
-from onehour.training.record import Run, StoppedError
+from onehour.training.record import StoppedError
 
 CPU, ALONE = torch.device("cpu"), Group()
 
@@ -107,10 +107,6 @@ def test_the_summary_has_the_noise_scale(
     assert found == [noise.scale, noise.low, noise.high]
 
 
-def without_noise(run: Run) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "noise"} for line in run.metrics]
-
-
 class Writing(nn.Module):
     """Writes into its input, draws random numbers, and counts its batches in a buffer that decides its output."""
 
@@ -134,7 +130,8 @@ def test_a_run_has_the_same_bits_with_and_without(
     plain = train(longer(tiny), model=model, out=tmp_path / "plain")
     run = train(longer(tiny), model=model, out=tmp_path / "noise", noise=True)
     assert run.summary["state_sha256"] == plain.summary["state_sha256"]
-    assert without_noise(run) == plain.metrics
+    without = [{name: value for name, value in line.items() if name != "noise"} for line in run.metrics]
+    assert without == plain.metrics
     assert [iteration for iteration, *_ in run.noise] == [6, 14, 22]
     assert plain.noise == []
 

@@ -31,13 +31,7 @@ def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize(
     ("processes", "workers", "passes"),
-    [
-        (1, "k5", "apart"),
-        (2, "k4", "together"),
-        (4, "k4", "together"),
-        (2, "k5", "together"),
-        (2, "k5", "apart"),
-    ],
+    [(1, "k5", "apart"), (2, "k4", "together"), (4, "k4", "together"), (2, "k5", "together"), (2, "k5", "apart")],
 )
 def test_float64_runs_are_equal_on_any_number_of_processes(world: World, processes: int, workers: str, passes: str):
     one, some = world(1) / f"{workers}-together", world(processes) / f"{workers}-{passes}"

@@ -26,22 +26,11 @@ def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_finished_folder_holds_these_files(run: Run):
-    assert sorted(path.name for path in run.folder.iterdir()) == [
-        ".lock",
-        "checkpoints",
-        "environment.json",
-        "metrics.jsonl",
-        "recipe.toml",
-        "summary.json",
-        "timing.jsonl",
-    ]
+    parts = {"environment.json", "metrics.jsonl", "recipe.toml", "summary.json", "timing.jsonl"}
+    assert {path.name for path in run.folder.iterdir()} == {".lock", "checkpoints"} | parts
+    saved = {"manifest.json", "model.safetensors", "optimizer.safetensors", "progress.json"}
     for checkpoint in (run.folder / "checkpoints").iterdir():
-        assert sorted(path.name for path in checkpoint.iterdir()) == [
-            "manifest.json",
-            "model.safetensors",
-            "optimizer.safetensors",
-            "progress.json",
-        ]
+        assert {path.name for path in checkpoint.iterdir()} == saved
 
 
 def test_the_record_begins_with_the_recipe_and_holds_an_evaluation_an_epoch(run: Run):
@@ -60,20 +49,10 @@ def test_the_record_begins_with_the_recipe_and_holds_an_evaluation_an_epoch(run:
         assert record["top1_error"] * 20 % 100 == pytest.approx(0)  # a count out of 20
 
 
-def test_the_record_is_deterministic_so_it_knows_no_clock(tiny: ModuleType, run: Run, tmp_path: Path):
-    again = train(tiny.recipe(), out=tmp_path / "elsewhere")
-    assert (again.folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()
-
-
 def test_recipe_toml_repeats_the_run(run: Run, tmp_path: Path):
     again = train(str(run.folder / "recipe.toml"), out=tmp_path / "again", trust=True)
     assert again.summary["weights_sha256"] == run.summary["weights_sha256"]
     assert again.summary["state_sha256"] == run.summary["state_sha256"]
-
-
-def test_another_seed_is_another_run(tiny: ModuleType, run: Run, tmp_path: Path):
-    other = train(tiny.recipe(seed=1), out=tmp_path / "other")
-    assert other.summary["weights_sha256"] != run.summary["weights_sha256"]
 
 
 def test_timing_splits_each_step(run: Run):
@@ -166,13 +145,6 @@ def test_a_damaged_record_is_one_message_with_its_path(run: Run, tmp_path: Path)
         _ = Run(tmp_path).metrics
     with pytest.raises(ValueError, match=r"summary\.json is damaged"):
         _ = Run(tmp_path).summary
-
-
-def test_a_line_cut_by_a_kill_is_left_out(run: Run, tmp_path: Path):
-    (tmp_path / "recipe.toml").write_text(run.recipe.to_toml())
-    whole = (run.folder / "metrics.jsonl").read_text()
-    (tmp_path / "metrics.jsonl").write_text(whole[:-5])
-    assert Run(tmp_path).metrics == run.metrics[:-1]
 
 
 def test_the_record_is_brought_to_disk_before_the_checkpoint_and_not_by_the_training(

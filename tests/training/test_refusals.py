@@ -19,7 +19,6 @@ import onehour
 from onehour import Recipe
 from onehour.api import train
 from onehour.cli import main
-from onehour.data.dataset import FaultError, KeyedDataset
 from onehour.data.sources import complete
 from onehour.dist.group import Group
 from onehour.rules.batchnorm import convert_batchnorm
@@ -475,41 +474,13 @@ def test_verify_names_the_sample_and_holds_nothing_against_nothing(tiny: ModuleT
         trace(tiny.recipe(data="tinytask:poisoned"), steps=6, group=Group(), folder=tmp_path)
 
 
-class Replacing(KeyedDataset):
-    """Sample 5 cannot be read, and what is taken in its place is not a number."""
-
-    skips = True
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
-
-    def __init__(self, tensors: TensorDataset) -> None:
-        self.tensors, self.replaced = tensors, False
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.tensors[index]
-
-    def keyed(self, index: int, key: int) -> Any:
-        if index == 5:
-            self.replaced = True
-            raise FaultError("images/5.npy", "is damaged", "restore it")
-        image, label = self.tensors[index]
-        once, self.replaced = self.replaced, False
-        return (image * torch.nan if once else image), int(label)
-
-
 def test_what_was_taken_in_the_place_of_an_image_is_called_that(tiny: ModuleType, tmp_path: Path):
-    sides = Replacing(tiny.data()[0]), tiny.Listed(tiny.data()[1])
+    sides = tiny.Replacing(tiny.data()[0]), tiny.Listed(tiny.data()[1])
     recipe: Recipe = tiny.recipe(bad_images="skip", seed=8)
     with pytest.raises(InputError, match=r"^what was taken in the place of training sample 5 is not finite: 16 of its"):
         train(recipe, data=sides, loaders=0, out=tmp_path / "run")
 
 
-@pytest.mark.usefixtures("forked")
 @pytest.mark.usefixtures("forked")
 def test_two_processes_say_it_once(
     tiny: ModuleType, alone: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any

@@ -3,17 +3,15 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tinytask import after
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from onehour.api import train
-from onehour.data.dataset import KeyedDataset
 from onehour.dist.devices import build_of
 from onehour.dist.group import Group
 from onehour.training.checkpoint import Checkpoints, Store, Stored
@@ -22,12 +20,6 @@ from onehour.training.feeds import Skipping
 from onehour.training.record import Run, StoppedError, first_began
 
 CHECKPOINT = "checkpoints/iteration-{:09d}"
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """Asks to stop at the given iteration, counted from one."""
-    counter = iter(range(1, 10**6))
-    return lambda: next(counter) == calls
 
 
 def never() -> bool:
@@ -87,25 +79,6 @@ def test_a_velocity_with_the_rate_inside_goes_on_from_the_rate_it_was_made_at(
     assert_same(train(recipe, out=tmp_path / "run"), whole)
 
 
-class Skipped(KeyedDataset):
-    """Of which some images might be bad."""
-
-    skips = True
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"bad_images": "skip", "exif_orientation": False, "pixel_cap": 64_000_000, "resized": None}
-
-    def __init__(self, tensors: TensorDataset) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.tensors[index]
-
-
 def test_every_process_hears_that_a_stop_is_saved_before_any_leaves(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -128,7 +101,7 @@ def test_every_process_hears_that_a_stop_is_saved_before_any_leaves(
     for kind, name, replaced in ((Checkpoints, "wait", waited), (Group, "broadcast", told)):
         monkeypatch.setattr(kind, name, replaced)
     monkeypatch.setattr(Skipping, "refuse_too_many", refused)
-    data = Skipped(tiny.data()[0]), tiny.listed()[1]
+    data = tiny.Skipped(tiny.data()[0]), tiny.listed()[1]
     with pytest.raises(ValueError, match="saved; the same command goes on from there"):
         train(tiny.recipe(bad_images="skip"), data=data, loaders=0, out=tmp_path / "run", stop_asked=after(3))
 

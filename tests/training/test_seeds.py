@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import exact
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -79,10 +80,6 @@ def joined(parts: list[Network], make: Callable[..., torch.optim.Optimizer]) -> 
     """As one, with an optimizer of the same kind."""
     decisions: Any = SimpleNamespace(optimizer=lambda model: make(model.parameters()))
     return Seeds(decisions, parts)
-
-
-def exact(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -247,11 +246,8 @@ def act(rank: int, processes: int, port: int, out: Path, options: dict[str, Any]
 @pytest.mark.parametrize(
     ("processes", "options"), [(2, {"reduce": "canonical", "workers_per_pass": 1}), (3, {"workers_per_pass": 1})]
 )
-def test_several_processes_reduce_on_their_devices(processes: int, options: dict[str, Any], tmp_path: Path):
+def test_several_processes_reduce_on_their_devices(processes: int, options: dict[str, Any], port: int, tmp_path: Path):
     expected = train(tmp_path / "cpu", device="cpu", **options)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
     given = (processes, port, tmp_path / "gpu", options)
     world = [context.Process(target=act, args=(rank, *given)) for rank in range(processes)]

@@ -116,13 +116,6 @@ def test_too_many_end_the_run_which_goes_on_once_they_are_restored(
     assert run.summary["skipped"] >= 3
 
 
-def test_without_skip_a_bad_image_is_one_message(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(line(damaged, tmp_path / "run", "--bad-images", "error")) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "dog/0003.JPEG is not a readable image" in said
-
-
 def test_a_packs_smaller_images_are_in_the_recipe_and_another_folder_is_needed(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from onehour.api import train
-from onehour.cli import main
 from onehour.config import Recipe
 from onehour.data.sources import Data
 from onehour.entry import asked_for
@@ -250,12 +249,9 @@ def test_processes_that_loaded_another_file_do_not_train_together():
     assert refusal([said[0], said[0]]) == ("", "")
 
 
-def test_a_bad_start_is_one_message_before_anything_is_written(
-    tiny: ModuleType, alone: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_bad_start_is_one_message_before_anything_is_written(tiny: ModuleType, alone: Path, refused: Any):
     command = ["train", "digits", *tiny.FLAGS, "--out", "run", "--init"]
-    assert main([*command, "nowhere.pt"]) == 2
-    assert capsys.readouterr().err == "onehour: init nowhere.pt does not exist\n"
+    assert refused([*command, "nowhere.pt"]) == "init nowhere.pt does not exist"
     assert list(alone.iterdir()) == []
 
 

@@ -34,16 +34,8 @@ N = 2  # n; k = 3 workers of them
 def make(
     model: nn.Module, *, together: int = 1, options: dict[str, Any] | None = None, **changes: Any
 ) -> tuple[Step, Recipe]:
-    common: dict[str, Any] = {
-        "minibatch": 6,
-        "per_worker": N,
-        "base_minibatch": 6,
-        "base_lr": 0.5,
-        "warmup": "none",
-        "samples": 60,
-        "precision": "float64",
-        "weight_decay": 0.0,
-    }
+    common: dict[str, Any] = {"minibatch": 6, "per_worker": N, "base_minibatch": 6, "base_lr": 0.5, "samples": 60}
+    common |= {"warmup": "none", "precision": "float64", "weight_decay": 0.0}
     recipe = Recipe(**(common | changes))
     model = convert_batchnorm(model, N).double().train()
     return step_of(recipe, model, passes(range(3), together), **(options or {})), recipe

@@ -67,23 +67,6 @@ def test_where_there_is_none_none_is_found(tmp_path: Path):
     assert store(tmp_path / "nowhere").newest(print) is None
 
 
-def test_the_last_two_stay(tmp_path: Path):
-    fill(tmp_path, range(1, 6))
-    assert names(tmp_path) == [4, 5]
-
-
-def test_damaged_ones_do_not_count_among_those_that_stay(tmp_path: Path):
-    fill(tmp_path, range(1, 3))
-    (at(tmp_path, 2) / MODEL).write_bytes(b"")
-    fill(tmp_path, [3])  # another process, which knows nothing of the first
-    assert names(tmp_path) == [1, 2, 3]
-
-
-def test_the_last_finite_one_stays(tmp_path: Path):
-    fill(tmp_path, range(1, 8), infinite=(3, 4, 5, 6, 7))
-    assert names(tmp_path) == [2, 6, 7]
-
-
 def test_one_that_changed_since_it_was_written_does_not_count(tmp_path: Path):
     made = fill(tmp_path, range(1, 3))
     (at(tmp_path, 2) / OPTIMIZER).write_bytes(b"elocityv" * 40)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from onehour import Sums, train
-from onehour.cli import main
 from onehour.config import Recipe
 from onehour.data.samples import Form, Keyed
 from onehour.training.record import Metric, NonFiniteError, Run, StoppedError
@@ -264,15 +263,13 @@ def test_what_is_no_sample_is_not_taken_for_one(kind: str, tmp_path: Path):
         (["--task", "tinytask:net", "--classes", "10"], "task tinytask:net failed"),
     ],
 )
-def test_bad_names_are_one_message(flags: list[str], message: str, alone: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["train", "digits", *flags]) == 2
-    assert message in capsys.readouterr().err
+def test_bad_names_are_one_message(flags: list[str], message: str, alone: Path, refused: Any):
+    assert message in refused(["train", "digits", *flags])
 
 
-def test_a_task_that_only_a_file_names_is_not_imported(alone: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_task_that_only_a_file_names_is_not_imported(alone: Path, refused: Any):
     Path("mine.toml").write_text('model = "resnet8"\ndata = "digits"\ntask = "nowhere:task"\n')
-    assert main(["train", "mine.toml"]) == 2
-    assert "mine.toml names code, which would run: task nowhere:task" in capsys.readouterr().err
+    assert "mine.toml names code, which would run: task nowhere:task" in refused(["train", "mine.toml"])
 
 
 def test_several_workers_share_a_pass_only_where_it_is_asked_for(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The paper's update, written once more with plain torch from its equations, against the trainer's."""
 
 import copy
+from typing import Any
 
 import torch
 from steps import step_of
@@ -21,16 +22,8 @@ N, PER_WORKER, WORKERS, STEPS = 64, 4, 3, 3
 MINIBATCH = PER_WORKER * WORKERS
 MOMENTUM, DECAY, BASE, BASE_MINIBATCH, WARMUP = 0.9, 1e-4, 0.05, 4, 5
 
-RECIPE = Recipe(
-    name="transcribed",
-    samples=N,
-    classes=10,
-    minibatch=MINIBATCH,
-    per_worker=PER_WORKER,
-    base_lr=BASE,
-    base_minibatch=BASE_MINIBATCH,
-    precision="float64",
-)
+SIZES: dict[str, Any] = {"samples": N, "minibatch": MINIBATCH, "per_worker": PER_WORKER}
+RECIPE = Recipe(base_lr=BASE, base_minibatch=BASE_MINIBATCH, classes=10, precision="float64", **SIZES)
 
 
 def transcribed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, order: list[list[torch.Tensor]]) -> dict:

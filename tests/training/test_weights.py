@@ -94,15 +94,6 @@ def test_evaluation_takes_data_of_any_size(tmp_path: Path, samples: int):
     assert found.samples == samples
 
 
-def test_a_resnet50_has_torchvisions_keys():
-    """By rule, since torchvision cannot be installed everywhere."""
-    state = load_model("resnet50", channels=3, classes=1000).state_dict()
-    assert len(state) == 320
-    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
-    assert state["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
-    assert state["fc.weight"].shape == (1000, 2048)
-
-
 @pytest.mark.vision
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_logits_equal_those_of_other_libraries(library: str, tmp_path: Path):

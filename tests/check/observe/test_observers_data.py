@@ -1,7 +1,6 @@
 """What the observers write down of data and schedules, against loops whose numbers are known."""
 
 import random
-import socket
 from typing import Any
 
 import numpy
@@ -220,11 +219,8 @@ def test_a_scheduler_of_a_wrapped_optimizer_is_the_optimizer_s():
     ("arguments", "options"), [(("nccl", "env://"), {}), (("nccl",), {}), ((), {"backend": "nccl"})]
 )
 def test_gloo_stands_in_for_nccl_however_it_is_named(
-    arguments: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...], options: dict[str, str], port: int, monkeypatch: pytest.MonkeyPatch
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -305,7 +305,7 @@ def several(*loops: Loop, share: float) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("loss", "share", "expected"),
+    ("weight", "share", "expected"),
     [
         (1.0, 0.5, []),  # averaged means
         (1.0, 1.0, ["gradient-sum-not-mean"]),
@@ -313,30 +313,12 @@ def several(*loops: Loop, share: float) -> Case:
         (0.5, 1.0, []),  # the loss divided by p, and summed
     ],
 )
-def test_gradients_of_two_processes(loss: float, share: float, expected: list[str]):
-    loops = Loop(), Loop()
-    for loop in loops:
-        for _ in range(3):
-            loop.backward(term(loss))
-            loop.step()
-    assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
-
-
-@pytest.mark.parametrize(
-    ("weight", "share", "expected"),
-    [
-        (1.0, 0.5, []),
-        (1.0, 1.0, ["gradient-sum-not-mean"]),
-        (2.0, 0.5, ["loss-scaled-by-world-size"]),
-        (0.5, 1.0, []),
-    ],
-)
-@pytest.mark.parametrize("loss", [mixed, aux])
-def test_several_losses_on_two_processes(loss: Callable[..., Any], weight: float, share: float, expected: list[str]):
+@pytest.mark.parametrize("loss", [b, mixed, aux])
+def test_gradients_of_two_processes(loss: Callable[..., Any], weight: float, share: float, expected: list[str]):
     loops = Loop(), Loop()
     for loop, lambdas in zip(loops, ((0.9, 0.2, 0.6), (0.3, 0.8, 0.5)), strict=True):
         for own in lambdas:
-            step = mixed(weight, own)[0] if loss is mixed else aux(weight, 0.4 * weight)
+            step = {b: b(weight), mixed: mixed(weight, own)[0], aux: aux(weight, 0.4 * weight)}[loss]
             step(loop)
             loop.step()
     assert [finding.pitfall for finding in judge(several(*loops, share=share))] == expected
