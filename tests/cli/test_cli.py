@@ -116,7 +116,7 @@ def test_a_command_that_is_refused_leaves_the_old_run_in_its_place(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_the_command_that_resumes_a_run_can_be_typed(tmp_path: Path, refused: Callable[[list[str]], str]):
+def test_the_command_that_resumes_a_run_can_be_typed(tmp_path: Path, refused: Any):
     run = tmp_path / "my run"
     run.mkdir()
     (run / "recipe.toml").write_text(digits().to_toml())
