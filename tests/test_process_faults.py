@@ -1,7 +1,11 @@
 """The campaigns on processes in short: a kill, signals, a restart, jobs together, command lines."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +71,15 @@ def test_nothing_grows_while_processes_are_killed(monkeypatch: pytest.MonkeyPatc
     found = soak.soaked(minutes=2.0, every=20.0)
     assert found["ok"], found
     assert found["runs"] >= 4
+
+
+@pytest.mark.parametrize("number", range(98, 106))
+def test_a_forked_process_writes_into_the_descriptor_that_it_was_given(popen: type[subprocess.Popen[Any]], number: int):
+    reading, writing = os.pipe()
+    os.dup2(writing, number)
+    with popen([sys.executable, "-c", f"import os; os.write({number}, b'here')"], pass_fds=[number]) as process:
+        os.close(number)
+        os.close(writing)
+        assert os.read(reading, 9) == b"here"
+    os.close(reading)
+    assert process.returncode == 0

@@ -34,8 +34,6 @@ from typing import Any, ClassVar, NoReturn
 
 POPEN, SPAWN = subprocess.Popen, util.spawnv_passfds  # type: ignore[attr-defined]
 PR_SET_CHILD_SUBREAPER = 36
-ABOVE = 100
-"""Descriptors from here on are free while those of a process are put into their places."""
 PRELOADED = (
     *("onehour.cli.train", "onehour.cli.sweep", "onehour.cli.verify", "onehour.cli.report", "onehour.runs"),
     *("onehour.training.loop", "onehour.dist.group", "onehour.dist.launch", "onehour.sweeps.pool", "onehour.api"),
@@ -123,7 +121,8 @@ def become(request: dict[str, Any], given: list[int]) -> NoReturn:
 
 def _take(numbers: list[int], given: list[int]) -> None:
     """Have the given descriptors under these numbers, and no others."""
-    kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, ABOVE) for descriptor in given]
+    above = max(numbers) + 1  # where none of them is closed once it is in its place
+    kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in given]
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in kept:
             with suppress(OSError):
