@@ -106,6 +106,7 @@ def test_a_long_pass_leaps_to_its_last_windows():
     assert (996 - 16) % 4 == 0
     assert cut_to(at=17, taken=17, updates=4, **common) is None  # within a window
     assert cut_to(at=4, taken=4, updates=None, **common) == 998  # an evaluation
+    assert cut_to(at=999, taken=999, updates=None, **common) is None  # which is over
     assert cut_to(at=16, taken=16, updates=4, total=1000, seconds=0.01) is None  # fast enough
     assert cut_to(at=4, taken=4, updates=4, total=48, seconds=100.0) is None  # short enough
     assert cut_to(at=16, taken=16, updates=4, total=None, seconds=100.0) is None
@@ -118,15 +119,16 @@ def test_a_cut_pass_gives_true_indices_and_a_true_length(monkeypatch: pytest.Mon
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         loader = DataLoader(TensorDataset(torch.arange(100.0, dtype=torch.float64)), batch_size=1, num_workers=2)
         seen = []
-        for i, (batch,) in following_enumerate(loader):
-            seen.append((i, int(batch)))
-            optimizer.zero_grad()
-            model(batch.view(1, 1)).sum().backward()
-            optimizer.step()
+        for _ in range(2):
+            for i, (batch,) in following_enumerate(loader):
+                seen.append((i, int(batch)))
+                optimizer.zero_grad()
+                model(batch.view(1, 1)).sum().backward()
+                optimizer.step()
         assert len(loader) == 100
-    assert seen == [(i, i) for i in (0, 1, 2, 3, 96, 97, 98, 99)]
-    (end,) = events(tape, EpochEnded)
-    assert end == EpochEnded(cut=True, batches=100, samples=100)
+    assert seen == 2 * [(i, i) for i in (0, 1, 2, 3, 96, 97, 98, 99)]
+    ends = events(tape, EpochEnded)
+    assert ends == [EpochEnded(epoch=epoch, cut=True, batches=100, samples=100) for epoch in range(2)]
 
 
 def test_an_iterable_data_set_has_no_order():
