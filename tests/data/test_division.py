@@ -129,7 +129,9 @@ def test_one_folder_is_both_sides(tmp_path: Path, inside: str):
 
 
 def test_a_class_may_be_called_train(tmp_path: Path):
-    train, _ = divided_folder(whole(tmp_path, {"train": 4, "ship": 4}), 0.5, 0)
+    root = whole(tmp_path, {"train": 4, "ship": 4})
+    (root / "train/.thumbnails").mkdir()
+    train, _ = divided_folder(root, 0.5, 0)
     assert train.classes == ["ship", "train"]
 
 

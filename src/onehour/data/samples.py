@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +102,10 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
         return {key: mapped(value, function) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
         return _like(tree, [mapped(value, function) for value in tree])
+    if isinstance(tree, UserDict):  # such as transformers' collators make
+        made = copy(tree)
+        made.data = mapped(dict(tree.data), function)
+        return made
     return function(tree)
 
 
