@@ -91,7 +91,8 @@ class Feed:
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if self._gathers:
             tensors = self._tensors()
-            return (tuple(tensor[span.start : span.stop].to(self.device) for tensor in tensors) for span in spans)
+            place = partial(torch.Tensor.to, device=self.device, copy=True)  # a model may write into what it is given
+            return (tuple(place(tensor[span.start : span.stop]) for tensor in tensors) for span in spans)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
