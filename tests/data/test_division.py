@@ -117,6 +117,12 @@ def whole(root: Path, classes: dict[str, int]) -> Path:
     return root
 
 
+@pytest.mark.parametrize(("item", "said"), [((0, None), "the label is nothing"), (None, "the item is not an")])
+def test_a_sample_without_a_label_is_named(item: Any, said: str):
+    with pytest.raises(ValueError, match=f"sample 9: {said}"):
+        divided([(0, 1)] * 9 + [item], 0.5, 0)
+
+
 @pytest.mark.parametrize("inside", ["", "train"])
 def test_one_folder_is_both_sides(tmp_path: Path, inside: str):
     whole(tmp_path / inside, {"cat": 8, "dog": 4})
@@ -129,7 +135,9 @@ def test_one_folder_is_both_sides(tmp_path: Path, inside: str):
 
 
 def test_a_class_may_be_called_train(tmp_path: Path):
-    train, _ = divided_folder(whole(tmp_path, {"train": 4, "ship": 4}), 0.5, 0)
+    root = whole(tmp_path, {"train": 4, "ship": 4})
+    (root / "train/.thumbnails").mkdir()
+    train, _ = divided_folder(root, 0.5, 0)
     assert train.classes == ["ship", "train"]
 
 

@@ -132,6 +132,14 @@ def test_chunks_hold_every_sample_once_in_order(tiny: ModuleType, samples: int, 
     assert all(len(labels) == CHUNK for _, labels in found[:-1])
 
 
+def test_a_model_may_write_into_a_chunk(tiny: ModuleType):
+    dataset = tiny.tensors(300, 0)
+    before = dataset.tensors[0].clone()
+    for images, _ in chunks(dataset, range(2)):
+        images.zero_()
+    assert torch.equal(dataset.tensors[0], before)
+
+
 @pytest.mark.parametrize("loaders", [0, 2])
 def test_chunks_are_the_same_whoever_takes_them(tiny: ModuleType, loaders: int):
     """A validation transform that is random is keyed too, and does not change from one evaluation to the next."""

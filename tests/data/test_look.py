@@ -251,6 +251,9 @@ def test_what_is_unusual_and_right_trains(data: Any, tmp_path: Path):
     [
         (lambda i: (X[i], 1 if i != 40 else "cat"), r"sample 40: the label is a str \('cat'\)"),
         (lambda i: (X[i] if i != 40 else X[i][:, :4], 1), "sample 40: images of the data differ in shape"),
+        (lambda i: (X[i], 1) if i != 40 else None, "sample 40: the item is not an .* pair: it is a NoneType"),
+        (lambda i: (X[i], 1, 2)[: 2 + (i == 40)], "sample 40: the item is not an .* pair: it is a tuple of 3"),
+        (lambda i: (X[i] if i != 40 else b"", 1), "sample 40: a sample holds what is no tensor: TypeError"),
         (lambda i: (X[i], abs(1 // (i - 40))), "sample 40 of the data cannot be read: ZeroDivisionError"),
     ],
 )

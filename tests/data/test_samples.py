@@ -1,5 +1,6 @@
 """Samples of any form become batches, which are copied to a device as networks want them."""
 
+from collections import UserDict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,3 +118,10 @@ def test_a_function_of_all_leaves_keeps_the_form():
     found = mapped(tree, lambda leaf: [leaf])
     assert found["pair"].size == ([1], [2.0])
     assert found["words"] == [["a"], [None]]
+
+
+def test_what_wraps_a_dict_is_walked_and_kept_as_it_is():
+    tree = UserDict({"x": (1, 2)})
+    found = mapped(tree, lambda leaf: -leaf)
+    assert type(found) is UserDict
+    assert (found["x"], tree["x"]) == ((-1, -2), (1, 2))

@@ -111,6 +111,23 @@ class Growing(nn.Module):
         return images.flatten(1)[:, :3] * self.calls
 
 
+class Writing(nn.Module):
+    """Into what it is given."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sub_(1).flatten(1)[:, :3] * 2
+
+
+def test_a_network_that_writes_into_its_images_is_compared_with_the_same_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch.save({"unused": torch.zeros(1)}, tmp_path / "weights.pt")
+    monkeypatch.setattr(weights, "load_model", lambda *_, **__: Writing())
+    monkeypatch.setattr(weights, "fit", lambda *_: None)
+    recipe = onehour.Recipe(data="tinytask:data", model="tinytask:net")
+    assert export_program(tmp_path / "weights.pt", tmp_path / "x.pt2", recipe=recipe)[1] <= TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [(Asking, "torch cannot export this network for batches of any size"), (Growing, "its logits differ")],

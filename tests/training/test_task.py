@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -153,6 +154,30 @@ def test_only_samples_of_a_task_may_be_anything():
     assert skipped == []
     listed, _ = Keyed(samples, 0, form=Form(own=True, collate=lambda several: several)).batch([(0, 1, 0)])
     assert listed[0] is samples[1]
+
+
+class Arrays:
+    """Of numbers, of texts and of objects."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Any:
+        parts = np.array([np.zeros(1), np.zeros(2)], object)
+        return {"x": np.full(3, index, np.float32)[::-1], "name": np.array(["a", "b"])[index % 2], "parts": parts}
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_collate_is_given_arrays_as_the_data_set_gives_them(loaders: int, tmp_path: Path):
+    def batch(samples: list[Any]) -> Any:
+        x = torch.stack([torch.from_numpy(sample["x"].copy()) for sample in samples])
+        return x, x.sum(1), x[:, 0] >= 0, [sample["name"].upper() for sample in samples]
+
+    def named(model: nn.Module, batch: Any) -> Sums:
+        assert set(batch[3]) <= {"A", "B"}
+        return squares(model, batch[:3])
+
+    assert run(tmp_path, named, data=(Arrays(), Arrays()), collate=batch, loaders=loaders, base_lr=0.001).finished
 
 
 def _means(model: nn.Module, batch: Any) -> Sums:

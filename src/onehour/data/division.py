@@ -14,7 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from onehour.data.dataset import KeyedDataset, as_label, in_memory
 from onehour.data.processes import in_child
-from onehour.data.samples import Keyed
+from onehour.data.samples import Keyed, pair_of
 from onehour.rules.keys import random_bits, seed_for
 
 
@@ -43,10 +43,18 @@ def divided(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
         labels = dataset.tensors[1].cpu().numpy()
     else:
         keyed, what = Keyed(dataset, seed), "the reading of all labels, by which validation divides the data"
-        read = in_child(lambda: [as_label(keyed[(0, i)][1]) for i in range(len(dataset))], what, patience=None)
+        read = in_child(lambda: [_label(keyed, index) for index in range(len(dataset))], what, patience=None)
         labels = np.array(read)
     train, validation = (_part(dataset, indices) for indices in divide(labels, share, seed))
     return train, validation
+
+
+def _label(keyed: Keyed, index: int) -> int:
+    sample = keyed[(0, index)]
+    try:
+        return as_label(pair_of(sample)[1])
+    except ValueError as error:
+        raise ValueError(f"{keyed.called(index)}: {error}") from error
 
 
 def _held(share: float, samples: int) -> int:

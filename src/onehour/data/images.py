@@ -128,7 +128,7 @@ def divided_folder(
     part = root / "train"
     if index_of(root) is not None or (part.is_dir() and (root / "val").is_dir()):
         raise ValueError(f"{root} has a validation part; leave validation {share:g} out")
-    if not (part.is_dir() and any(path.is_dir() for path in part.iterdir())):  # else it is a class of that name
+    if not (part.is_dir() and list_classes(part, [])):  # else it is a class of that name
         part = root
     faults: list[FaultError] = []
     table = list_side(part, list_classes(part, faults), faults)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onehour.data.dataset import Classes, KeyedDataset, in_memory, refuse_labels
 from onehour.data.loader_processes import PATIENCE, LoaderProcesses
-from onehour.data.samples import IMAGES_AND_LABELS, Form, Keyed, leaves, mapped
+from onehour.data.samples import ARRAYS, IMAGES_AND_LABELS, Form, Keyed, leaves, mapped
 from onehour.data.sources import Look, look
 from onehour.rules.shuffle import SampleStream
 
@@ -91,7 +91,8 @@ class Feed:
         spans = [range(c * CHUNK, min((c + 1) * CHUNK, self.samples)) for c in chunks]
         if self._gathers:
             tensors = self._tensors()
-            return (tuple(tensor[span.start : span.stop].to(self.device) for tensor in tensors) for span in spans)
+            place = partial(torch.Tensor.to, device=self.device, copy=True)  # a model may write into what it is given
+            return (tuple(place(tensor[span.start : span.stop]) for tensor in tensors) for span in spans)
         indices = (np.arange(span.start, span.stop) for span in spans)
         return self._loaded((np.stack((0 * i, i, i), 1) for i in indices), CHUNK) if spans else iter(())
 
@@ -126,8 +127,8 @@ class Feed:
             self._processes = None
         if self.loaders and self._processes is None:
             self._largest = largest
-            tensors = [leaf for leaf in leaves(seen.sample) if isinstance(leaf, Tensor)] or [seen.image]
-            batch_bytes = largest * (sum(tensor.nbytes for tensor in tensors) + 8) + SPARE
+            arrays = [leaf for leaf in leaves(seen.sample) if isinstance(leaf, ARRAYS)] or [seen.image]
+            batch_bytes = largest * (sum(array.nbytes for array in arrays) + 8) + SPARE
             self._processes = LoaderProcesses(
                 self._keyed, loaders=self.loaders, batch_bytes=batch_bytes, patience=self._patience, warn=self._warn
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +87,25 @@ def _as_tensor(value: Any) -> Tensor:
         raise ValueError(f"a sample holds what is no tensor: {blame(error)}") from error
 
 
+def pair_of(item: Any, called: str = "the item") -> tuple[Any, Any]:
+    """The image and the label that an item of a data set is; a ValueError calls it by its name."""
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    content = f" of {', '.join(map(repr, list(item)[:5]))}" if isinstance(item, dict) else ""
+    content = f" of {len(item)}" if isinstance(item, tuple | list) else content
+    raise ValueError(f"{called} is not an (image, label) pair: it is a {type(item).__name__}{content}")
+
+
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     """The same tree with `function` of all that is no tuple, list or dict."""
     if isinstance(tree, dict):
         return {key: mapped(value, function) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
         return _like(tree, [mapped(value, function) for value in tree])
+    if isinstance(tree, UserDict):  # such as transformers' collators make
+        made = copy(tree)
+        made.data = mapped(dict(tree.data), function)
+        return made
     return function(tree)
 
 
@@ -213,7 +228,7 @@ class Keyed:
                 skipped.append(index)
                 index, sample = self._substitute(self.stream, position, fault)
             try:
-                samples.append(sample if self.form.own else self._checked(*sample))
+                samples.append(sample if self.form.own else self._checked(*pair_of(sample)))
                 indices.append(index)
             except ValueError as error:
                 raise ValueError(f"{self.called(index)}: {error}") from None
@@ -240,7 +255,7 @@ class Keyed:
         return f"{self.side} {self.name(index)}".strip()
 
     def _checked(self, image: Any, label: Any) -> tuple[Tensor, int]:
-        image = torch.as_tensor(image)
+        image = _as_tensor(image)
         shape, dtype = self.kind or (tuple(image.shape), image.dtype)
         if tuple(image.shape) != shape:
             shapes = f"{shape} and {tuple(image.shape)}"

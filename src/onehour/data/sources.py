@@ -18,7 +18,7 @@ from onehour.data.digits import SAMPLES, SIDE, DigitFiles, digits
 from onehour.data.division import KeyedPart, divided
 from onehour.data.idx import fashion_mnist, idx, idx_files
 from onehour.data.processes import in_child
-from onehour.data.samples import IMAGES_AND_LABELS, IN_A_ROW, Form, Keyed, leaves, mapped
+from onehour.data.samples import ARRAYS, IMAGES_AND_LABELS, IN_A_ROW, Form, Keyed, leaves, mapped, pair_of
 from onehour.entry import is_entry, resolve
 from onehour.messages import blame, nearest, shown
 
@@ -273,8 +273,8 @@ class Look:
 
     samples: int
     image: Tensor
-    """The first one, as the data set gives it; all have its shape and type. Of a task's own samples the first tensor of
-    the first one, or an empty one."""
+    """The first one, as the data set gives it; all have its shape and type. Of a task's own samples one of the shape of
+    the first tensor or array, or an empty one."""
     classes: int | None
     sample: Any = None  # the first one, of a task's own
     names: tuple[str, ...] = ()  # of the classes, where its `classes` are texts
@@ -295,13 +295,12 @@ def _look_at_own(side: str, dataset: Any) -> Look:
     """At samples of any kind, of which a task knows more."""
     samples = _samples(side, dataset)
 
-    def as_tensor(leaf: Any) -> Any:
-        numbers = isinstance(leaf, Tensor | np.ndarray | np.generic)
-        return torch.as_tensor(leaf).detach().cpu().clone() if numbers else leaf
+    def own(leaf: Any) -> Any:
+        return leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
 
-    sample = mapped(_item(side, "first", dataset, 0), as_tensor)
-    tensors = [leaf for leaf in leaves(sample) if isinstance(leaf, Tensor)]
-    return Look(samples, tensors[0] if tensors else torch.empty(0), _classes(dataset), sample)
+    sample = mapped(_item(side, "first", dataset, 0), own)  # arrays stay: a collate may ask for them
+    first = next((leaf for leaf in leaves(sample) if isinstance(leaf, ARRAYS)), None)
+    return Look(samples, torch.empty(0 if first is None else first.shape), _classes(dataset), sample)
 
 
 def _simplest(side: str, dataset: Any) -> Any:
@@ -384,13 +383,7 @@ def _item(side: str, which: str, dataset: Any, index: int) -> Any:
 
 
 def _image(side: str, which: str, dataset: Any, index: int) -> Tensor:
-    item = _item(side, which, dataset, index)
-    if not (isinstance(item, tuple | list) and len(item) == 2):
-        content = f" of {', '.join(map(repr, list(item)[:5]))}" if isinstance(item, dict) else ""
-        content = f" of {len(item)}" if isinstance(item, tuple | list) else content
-        found = f"it is a {type(item).__name__}{content}"
-        raise ValueError(f"the {side} data's {which} item is not an (image, label) pair: {found}")
-    image, label = item
+    image, label = pair_of(_item(side, which, dataset, index), f"the {side} data's {which} item")
     image = _checked(side, dataset, image)
     try:
         as_label(label)

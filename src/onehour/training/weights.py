@@ -424,7 +424,7 @@ def _difference(model: nn.Module, other: Callable[[Tensor], Tensor], images: Ten
     """Over batches of several sizes, the one that it was made with among them."""
     worst = 0.0
     for batch in (images, images[:1], torch.cat([images, images[1:]])):
-        logits = model(batch)
+        logits = model(batch.clone())  # a model may write into what it is given
         scale = max(1.0, float(logits.abs().max()))
-        worst = max(worst, float((other(batch) - logits).abs().max()) / scale)
+        worst = max(worst, float((other(batch.clone()) - logits).abs().max()) / scale)
     return worst
