@@ -199,6 +199,8 @@ def test_a_cosine_planned_in_the_steps_that_are_taken():
 def test_a_cosine_that_ends_too_early_and_rises_again():
     curve = cosine(40, 10)
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1) == ["lr-collapses"]
+    (finding,) = judge(case(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1))
+    assert "then up again" in finding.measured
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingWarmRestarts", restarts=True, calls=1) == []
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1, planned=None) == []
 

@@ -145,7 +145,7 @@ def lr_collapses(case: Case) -> Finding | None:
         return None
     peak = schedule.target or 0.0
     early = ((schedule.reaches(share * peak), before) for share, before in ((1e-7, 0.9), (1e-4, 0.5), (1e-2, 0.05)))
-    measured = next(
+    measured = _rises(schedule, epochs, steps) or next(
         (
             f"rate {schedule.at(reached) or 0:.2g} from epoch {reached * epochs / steps:.3g} of {epochs} on,"
             f" {peak:g} before"
@@ -154,7 +154,6 @@ def lr_collapses(case: Case) -> Finding | None:
         ),
         None,
     )
-    measured = measured or _rises(schedule, epochs, steps)
     if measured is None:
         return None
     return lr_collapses.found(
