@@ -110,6 +110,7 @@ class Backwards:
         self.scale = 1.0
         self.samples: int | None = None  # of the training pass before: the outermost module's first input
         self.content: list[float] | None = None
+        self.carried = False
 
     def install(self, patches: Patches) -> None:
         for name in LOSSES:
@@ -207,13 +208,14 @@ class Backwards:
                 scale=self.scale,
                 before=before,
                 local=self.optimizers.after_backward(),
-                content=self.content,
+                content=None if self.carried else self.content,
+                carried=self.carried,
                 direct=called_directly(),
                 penalized=sum(len(penalty.parameters) for penalty in penalized),
                 penalty=max(strengths, default=0.0),
             )
         )
-        self.terms, self.scale, self.samples, self.content = [], 1.0, None, None
+        self.terms, self.scale, self.samples, self.content, self.carried = [], 1.0, None, None, False
 
 
 def _counts(name: str, arguments: Any, options: Any) -> tuple[int | None, float | None]:

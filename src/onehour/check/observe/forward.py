@@ -43,8 +43,9 @@ class Forwards:
         patches.callback(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
         patches.callback(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
         for module in self.only.modules():
-            if isinstance(module, BATCHNORM) and module is not self.only:
-                self.handles.callback(module.register_forward_pre_hook(Hook(self._batchnorm)).remove)
+            for kind, look in ((BATCHNORM, self._batchnorm), (nn.RNNBase, self._recurrent)):
+                if isinstance(module, kind) and module is not self.only:
+                    self.handles.callback(module.register_forward_pre_hook(Hook(look)).remove)
         patches.callback(self.handles.close)
 
     @quiet
@@ -55,6 +56,8 @@ class Forwards:
             self._outermost(module, inputs)
         if isinstance(module, BATCHNORM):
             self._batchnorm(module, inputs)
+        elif isinstance(module, nn.RNNBase):
+            self._recurrent(module, inputs)
         self.depth += 1
 
     @quiet
@@ -70,7 +73,7 @@ class Forwards:
             tensor = first_tensor(inputs)
             if tensor is not None and tensor.ndim:
                 self.backwards.samples = tensor.shape[0]
-                if self.recorder.cut and not self.backwards.loaders.loading and not _carries(module, inputs):
+                if self.recorder.cut and not self.backwards.loaders.loading:
                     self.backwards.content = projections([tensor.double()])
         if not _trains(module) and self._is_known(module):
             self.on_evaluation()
@@ -96,6 +99,12 @@ class Forwards:
         elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
             self.sizes.add(int(n))
+
+    @quiet
+    def _recurrent(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        state = None if in_a_graph() else first_tensor(inputs[1:])
+        if state is not None and not state.requires_grad and torch.is_grad_enabled():
+            self.backwards.carried |= bool(state.any())
 
     @property
     def watched(self) -> list[nn.Module]:
@@ -141,11 +150,6 @@ def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelS
         ],
         parameters=len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
     )
-
-
-def _carries(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a state goes from one pass to the next, as in language models, which take a text in its order."""
-    return len(inputs) > 1 and any(isinstance(part, nn.RNNBase) for part in module.modules())
 
 
 def _trains(module: nn.Module) -> bool:
