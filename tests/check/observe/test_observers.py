@@ -233,6 +233,21 @@ def test_decayed_batchnorms_are_found_by_their_type():
     assert events(tape, BatchNormSizes) == [BatchNormSizes(sizes=[6])]
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_weights_that_the_loop_copies_from_the_optimizer_s_are_no_unused_ones(copied: bool):
+    model = nn.Linear(4, 2)
+    with Watched() as tape:
+        master = [p.detach().clone().requires_grad_() for p in model.parameters()]
+        optimizer = torch.optim.SGD(master, lr=0.1)
+        model(torch.ones(6, 4)).sum().backward()
+        for own, p in zip(master, model.parameters(), strict=True):
+            own.grad = p.grad
+        optimizer.step()
+        for own, p in zip(master, model.parameters(), strict=True):
+            p.data.copy_(own.detach() if copied else p.data)
+    assert events(tape, ModelSeen)[0].unused == ([] if copied else ["weight", "bias"])
+
+
 def test_what_fails_in_an_observer_is_no_matter_of_the_loop():
     class Odd(nn.Module):
         def forward(self, x: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from onehour.check.observe.backward import Backwards
@@ -31,6 +32,8 @@ class Forwards:
         self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
         self.models: list[nn.Module] = []
+        self.outside: dict[int, list[float]] = {}
+        """Parameters that were in no optimizer at first, as they were; a loop may update them without one."""
         self.on_evaluation: Callable[..., object] = nothing  # called when a model is used without training it
         self.sizes: set[int] = set()
         self.handles = Patches()  # hooks on each BatchNorm, which are there for the first updates
@@ -88,6 +91,9 @@ class Forwards:
         learns = any(p.requires_grad for p in module.parameters())
         if learns:
             self.models.append(module)
+            held = _decays([*self.optimizers.watched, *self.optimizers.others])
+            outside = [p for p in module.parameters() if id(p) not in held and not is_lazy(p) and p.is_floating_point()]
+            self.outside = {id(p): projections([p]) for p in outside} | self.outside
         return learns
 
     @quiet
@@ -124,12 +130,12 @@ class Forwards:
         """Write down the models that were trained: what their optimizers decay and leave out; called at the end."""
         decays = _decays([*self.optimizers.watched, *self.optimizers.others])
         for model in self.watched:
-            self.recorder.tape.add(_described(model, decays))
+            self.recorder.tape.add(_described(model, decays, self.outside))
         if self.sizes:
             self.recorder.tape.add(BatchNormSizes(sizes=sorted(self.sizes)))
 
 
-def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelSeen:
+def _described(model: nn.Module, decays: dict[int, tuple[int, float]], outside: dict[int, list[float]]) -> ModelSeen:
     normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, BATCHNORM)]
     decayed = [
         (f"{name}.{kind}" if name else kind, decays[id(p)])
@@ -147,6 +153,7 @@ def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelS
             name
             for name, p in model.named_parameters()
             if p.requires_grad and id(p) not in decays and p.grad is not None and bool(p.grad.any())
+            if outside.get(id(p), now := projections([p])) == now
         ],
         parameters=len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
     )
