@@ -214,6 +214,15 @@ def test_a_jump_back_to_the_peak_is_a_restart(again: float):
     assert found == ([] if again == 0.1 else ["lr-collapses"])
 
 
+@pytest.mark.parametrize(("rise", "expected"), [(10, []), (4, ["lr-collapses"])])
+def test_a_rise_like_the_first_is_a_cycle(rise: int, expected: list[str]):
+    """A triangle by a LambdaLR is meant; a warmup, and a cosine that is stepped past its end, is not."""
+    first = [[1, 0.1 * (0.05 + 0.95 * step / rise)] for step in range(rise)]
+    cycle = [[1, 0.1 * (0.05 + 0.95 * abs(1 - step % 20 / 10))] for step in range(40 - rise)]
+    curve = first + cycle
+    assert ids(rates_of(curve, 1), None, curve, scheduler="LambdaLR", calls=1) == expected
+
+
 def test_a_cosine_planned_in_iterations_and_stepped_by_epochs():
     curve = cosine(40, 40)
     seen = [curve[0][1]] * 10 + [curve[1][1]] * 10
