@@ -162,6 +162,7 @@ class Story:
 
     def _gather(self, waiting: list[MicroBatch], queue: deque[BatchGiven] | None, backward: BackwardPass) -> None:
         samples, terms = backward.samples, backward.terms
+        again = bool(waiting and backward.content) and backward.content == waiting[-1].backward.content
         if queue:
             self._settle()
             batches = [queue.popleft() for _ in range(min(self._added[queue[0].loader], len(queue)))]
@@ -172,10 +173,10 @@ class Story:
             split = samples is not None and (size is None or samples < size) and len(batches) == 1
             own = samples if split else size
             waiting.append(MicroBatch(*self._place, own, list(terms), backward, len(batches)))
-        elif queue is None:
+        elif queue is None and not again:
             waiting.append(MicroBatch(None, None, None, samples, list(terms), backward))
             return
-        elif waiting and not (samples is not None and self._whole is not None and samples < self._whole):
+        elif again or (waiting and not (samples is not None and self._whole is not None and samples < self._whole)):
             waiting[-1].terms += terms  # a second loss over the same batch
             return
         else:

@@ -160,6 +160,7 @@ class BackwardPass(TapeEvent):
     local: Projections = field(default_factory=dict[str, Projection])
     """What it added on this process, before any reduction."""
     content: Projection | None = None  # a projection of the model's input, where no loader gave it
+    carried: bool = False  # whether a recurrent network began with another batch's state: they come in a text's order
     direct: bool = True  # whether it was the user's own code that called it
     penalized: int = 0  # parameters whose squares or norms are in the loss
     penalty: float = 0.0  # the largest λ of theirs: λ·w is added to the gradient

@@ -93,6 +93,7 @@ def test_the_weight_of_a_sample_in_every_loss(name: str):
     ("loss", "total", "low"),
     [
         (lambda x, y: F.cross_entropy(x, y, reduction="sum"), 6.0, 1.0),
+        (lambda x, y: F.cross_entropy(x, y, size_average=False), 6.0, 1.0),
         (lambda x, y: F.cross_entropy(x, y, reduction="none").mean(), 1.0, 1 / 6),
         (lambda x, y: (F.cross_entropy(x, y, reduction="none") * torch.arange(1.0, 7)).sum(), 21.0, 1.0),
         (lambda x, y: F.cross_entropy(x, torch.where(y == 0, -100, y)), 1.0, 1 / 4),
@@ -102,6 +103,7 @@ def test_the_weight_of_a_sample_in_every_loss(name: str):
         (lambda x, y: F.cross_entropy(x, F.one_hot(y, 3).float()), 1.0, 1 / 6),
     ],
 )
+@pytest.mark.filterwarnings("ignore:size_average:UserWarning")
 def test_what_a_loss_counts(loss: Any, total: float, low: float):
     inputs, labels = torch.rand(6, 3, requires_grad=True), torch.tensor([0, 1, 2, 0, 1, 2])
     with Watched() as tape:
@@ -199,7 +201,9 @@ def test_steps_within_steps_count_once():
         (lambda m: 0.05 * (m.weight * m.weight).sum(), 0.1),
         (lambda m: 0.05 * sum(p.square().sum() for p in m.parameters()), 0.1),
         (lambda m: 0.05 * sum(p.norm() ** 2 for p in m.parameters()), 0.1),
-        (lambda m: 0.05 * torch.cat([p.view(-1) for p in m.parameters()]).pow(2).sum(), None),
+        (lambda m: 0.05 * torch.cat([p.view(-1) for p in m.parameters()]).pow(2).sum(), 0.1),
+        (lambda m: 0.05 * torch.cat([p.view(-1) for p in m.parameters()]).norm() ** 2, 0.1),
+        (lambda m: 0.05 * sum(p.norm(1) for p in m.parameters()), None),
         (lambda m: 0.0 * m(torch.ones(1, 4)).pow(2).mean(), None),
         (lambda m: (m.weight.sum() - 1) ** 2, None),
         (lambda m: m(torch.ones(1, 4)).norm(), None),
@@ -227,6 +231,21 @@ def test_decayed_batchnorms_are_found_by_their_type():
     assert described.unused == ["1.bias"]
     assert (described.affine, described.decay) == (2, 0.1)
     assert events(tape, BatchNormSizes) == [BatchNormSizes(sizes=[6])]
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_weights_that_the_loop_copies_from_the_optimizer_s_are_no_unused_ones(copied: bool):
+    model = nn.Linear(4, 2)
+    with Watched() as tape:
+        master = [p.detach().clone().requires_grad_() for p in model.parameters()]
+        optimizer = torch.optim.SGD(master, lr=0.1)
+        model(torch.ones(6, 4)).sum().backward()
+        for own, p in zip(master, model.parameters(), strict=True):
+            own.grad = p.grad
+        optimizer.step()
+        for own, p in zip(master, model.parameters(), strict=True):
+            p.data.copy_(own.detach() if copied else p.data)
+    assert events(tape, ModelSeen)[0].unused == ([] if copied else ["weight", "bias"])
 
 
 def test_what_fails_in_an_observer_is_no_matter_of_the_loop():

@@ -179,6 +179,8 @@ def test_the_curve_of_a_copy_is_the_scheduler_s():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=5)
     assert len(curve(scheduler, 100)) == 6  # it refuses to go on
+    power = lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / 10) ** 0.9)
+    assert len(curve(power, 100)) == 11  # complex behind its end
     assert runs_of([1.0, 1.0, 0.5, 1.0]) == [[2, 1.0], [1, 0.5], [1, 1.0]]
     long = [float(i) for i in range(100_000)]
     pairs = runs_of(long)

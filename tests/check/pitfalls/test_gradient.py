@@ -208,6 +208,10 @@ LOOPS: dict[str, tuple[list[Step], list[str]]] = {
     "a distillation whose temperature's square is the batch": (4 * [kl(8.0), s()], []),
     "two steps for a gradient": (4 * [b(1.0), s(clear=False), s()], ["double-step"]),
     "gradients that are never cleared": (4 * [b(1.0), s(clear=False)], ["step-without-zero-grad"]),
+    "gradients that are cleared at every second step": (
+        3 * [b(1.0), s(clear=False), b(1.0), s()],
+        ["step-without-zero-grad"],
+    ),
     "gradients that are cleared before the step": (4 * [b(1.0, cleared=True), s(times=0.0)], ["unused-gradients"]),
 }
 
@@ -268,6 +272,16 @@ def test_a_batch_of_each_task_is_no_accumulation(loader: int, changes: dict[str,
             loop.backward(term(1.0, count=count, **changes), size=count, loader=loader)
         loop.step()
     assert loop.ids() == []
+
+
+@pytest.mark.parametrize(("content", "expected"), [([1.0], []), (None, ["accumulation-not-divided"])])
+def test_a_pass_for_each_task_over_one_input_without_a_loader(content: list[float] | None, expected: list[str]):
+    tape = Tape()
+    for _ in range(6):
+        for _ in range(3):
+            tape.add(BackwardPass("t.py:4", terms=[term(1.0)], samples=8, content=content))
+        tape.add(OptimizerStep("t.py:5", optimizer=0, rates=[0.1]))
+    assert [finding.pitfall for finding in judge(Case([Story(tape)]))] == expected
 
 
 @pytest.mark.parametrize(("lying", "expected"), [([0.3, 0.6], ["step-without-zero-grad"]), ([0.6, 0.3], [])])

@@ -199,6 +199,8 @@ def test_a_cosine_planned_in_the_steps_that_are_taken():
 def test_a_cosine_that_ends_too_early_and_rises_again():
     curve = cosine(40, 10)
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1) == ["lr-collapses"]
+    (finding,) = judge(case(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1))
+    assert "then up again" in finding.measured
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingWarmRestarts", restarts=True, calls=1) == []
     assert ids(rates_of(curve, 1), None, curve, scheduler="CosineAnnealingLR", calls=1, planned=None) == []
 
@@ -210,6 +212,15 @@ def test_a_jump_back_to_the_peak_is_a_restart(again: float):
     curve += [[1, rate * again / 0.1] for _, rate in curve]
     found = ids(rates_of(curve, 1), None, curve, scheduler="LambdaLR", calls=1)
     assert found == ([] if again == 0.1 else ["lr-collapses"])
+
+
+@pytest.mark.parametrize(("rise", "expected"), [(10, []), (4, ["lr-collapses"])])
+def test_a_rise_like_the_first_is_a_cycle(rise: int, expected: list[str]):
+    """A triangle by a LambdaLR is meant; a warmup, and a cosine that is stepped past its end, is not."""
+    first = [[1, 0.1 * (0.05 + 0.95 * step / rise)] for step in range(rise)]
+    cycle = [[1, 0.1 * (0.05 + 0.95 * abs(1 - step % 20 / 10))] for step in range(40 - rise)]
+    curve = first + cycle
+    assert ids(rates_of(curve, 1), None, curve, scheduler="LambdaLR", calls=1) == expected
 
 
 def test_a_cosine_planned_in_iterations_and_stepped_by_epochs():

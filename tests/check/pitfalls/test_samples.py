@@ -151,6 +151,7 @@ def test_evaluations_count_each_sample_once():
 
 
 HEAD = """
+import itertools
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -189,6 +190,24 @@ SCRIPTS = {
     "permuted slices, and a loader for the evaluation": (
         "held = DataLoader(validation, batch_size=8)\nfor epoch in range(6):\n    order = torch.randperm(64)\n"
         "    for part in order.split(8):\n        learn(x[part], y[part])\n    evaluate(held)\n",
+        False,
+    ),
+    "batches that are kept": (
+        "kept = itertools.cycle(DataLoader(training, batch_size=8, shuffle=True))\nfor step in range(100):\n"
+        "    learn(*next(kept))\n",
+        True,
+    ),
+    "batches that are kept, and shuffled": (
+        "kept = list(DataLoader(training, batch_size=8))\nfor epoch in range(5):\n"
+        "    for i in torch.randperm(8).tolist():\n        learn(*kept[i])\n",
+        False,
+    ),
+    "a text in its order, with the state of the batch before": (
+        "model, own = nn.LSTM(8, 3), None\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "for epoch in range(5):\n    state = torch.zeros(1, 3), torch.zeros(1, 3)\n"
+        "    for inputs, labels in DataLoader(training, batch_size=8):\n        optimizer.zero_grad()\n"
+        "        output, state = model(inputs, state)\n        F.cross_entropy(output, labels).backward()\n"
+        "        optimizer.step()\n        state = [part.detach() for part in state]\n",
         False,
     ),
     "loaders that a function makes": (

@@ -22,29 +22,29 @@ NODES = 20_000  # of a graph; what is larger is not searched further
 
 _SQUARES = ("PowBackward0", "MulBackward0", "SquareBackward0")
 _NORMS = ("LinalgVectorNormBackward0", "NormBackward0", "NormBackward1", "NormBackward2", "NormBackward3")
+_SHAPES = ("ViewBackward0", "ReshapeAliasBackward0", "ToCopyBackward0", "UnsafeViewBackward0", "CatBackward0")
 _THROUGH = (
     *("AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0", "NegBackward0", "SumBackward0", "SumBackward1"),
-    *("MeanBackward0", "MeanBackward1", "SqrtBackward0", "PowBackward0", "StackBackward0", "CatBackward0"),
-    *("ToCopyBackward0", "ReshapeAliasBackward0", "ViewBackward0", "UnsafeViewBackward0", "SqueezeBackward0"),
+    *("MeanBackward0", "MeanBackward1", "SqrtBackward0", "PowBackward0", "StackBackward0", "SqueezeBackward0"),
     *("UnsqueezeBackward0", "SelectBackward0", "ExpandBackward0", "AliasBackward0", "CloneBackward0"),
-    *(*_NORMS, "SquareBackward0", "DotBackward0"),
+    *(*_SHAPES, *_NORMS, "SquareBackward0", "DotBackward0"),
 )
 """What may lie between a penalty and the loss: no layer, and no loss over samples."""
 
 
 class Penalty:
-    """One parameter's square or norm in a loss, and how strong it is once the backward pass went through."""
+    """The square or norm of parameters in a loss, and how strong it is once the backward pass went through."""
 
-    def __init__(self, node: Any, parameter: Tensor) -> None:
+    def __init__(self, node: Any, parameters: list[Tensor]) -> None:
         self.norm = node.name() in _NORMS
-        self.parameter, self.decay = parameter, 0.0
+        self.parameters, self.decay = parameters, 0.0
         self.handle = node.register_prehook(self._seen)
 
     def _seen(self, gradients: tuple[Any, ...]) -> None:
         if gradients[0] is not None:
             received = float(gradients[0].detach().double().mean())
             # Here, not after the pass: `fully_shard` has freed the whole parameter by then, and reading it would crash.
-            size = float(self.parameter.detach().double().norm()) if self.norm else 0.5
+            size = math.hypot(*(float(p.detach().double().norm()) for p in self.parameters)) if self.norm else 0.5
             self.decay = received / max(size, 1e-30)
 
     def strength(self, scale: float = 1.0) -> float:
@@ -64,29 +64,27 @@ def penalties(root: Tensor) -> list[Penalty]:
             continue
         seen.add(node)
         name, behind = node.name(), [n for n, _ in node.next_functions if n is not None]
-        leaves = [_leaf(n) for n in behind]
+        leaves = [_leaves(n) for n in behind]
         square = name in _SQUARES or name in _NORMS
         if name == "MulBackward0":
-            square = len(leaves) == 2 and leaves[0] is leaves[1]
-        elif name == "PowBackward0":
+            square = len(leaves) == 2 and [*map(id, leaves[0])] == [*map(id, leaves[1])]
+        elif name == "PowBackward0" or name in _NORMS:
             square = exponent(node) == 2
-        parameter = leaves[0] if leaves else None
-        if square and parameter is not None and parameter.ndim > 0 and id(parameter) not in found:
-            found[id(parameter)] = Penalty(node, parameter)
+        parameters = leaves[0] if leaves else []
+        if square and any(p.ndim > 0 for p in parameters) and id(parameters[0]) not in found:
+            found[id(parameters[0])] = Penalty(node, parameters)
         waiting += behind
     return list(found.values())
 
 
-def _leaf(node: Any) -> Tensor | None:
-    for _ in range(4):
-        if node is None:
-            return None
-        if node.name() == "torch::autograd::AccumulateGrad":
-            return node.variable if torch.is_tensor(node.variable) else None
-        if node.name() not in ("ViewBackward0", "ReshapeAliasBackward0", "ToCopyBackward0", "UnsafeViewBackward0"):
-            return None
-        node = node.next_functions[0][0]
-    return None
+def _leaves(node: Any, depth: int = 4) -> list[Tensor]:
+    """The parameters that a node gives as they are, in another shape or one behind another; none if it does more."""
+    if node is not None and node.name() == "torch::autograd::AccumulateGrad":
+        return [node.variable] if torch.is_tensor(node.variable) else []
+    if not depth or node is None or node.name() not in _SHAPES:
+        return []
+    parts = [_leaves(behind, depth - 1) for behind, _ in node.next_functions]
+    return [p for part in parts for p in part] if all(parts) else []
 
 
 LOSSES = (
@@ -112,6 +110,7 @@ class Backwards:
         self.scale = 1.0
         self.samples: int | None = None  # of the training pass before: the outermost module's first input
         self.content: list[float] | None = None
+        self.carried = False
 
     def install(self, patches: Patches) -> None:
         for name in LOSSES:
@@ -139,7 +138,8 @@ class Backwards:
             return
         reduction, count, divisor = "none", None, None
         if value.ndim == 0:
-            reduction = "mean" if options.get("size_average") is True else options.get("reduction", "mean")
+            older = {True: "mean", False: "sum"}.get(options.get("size_average"))
+            reduction = older or options.get("reduction", "mean")
             if reduction not in (*MEANS, "sum"):
                 return
             count, divisor = _counts(name, arguments, options)
@@ -208,13 +208,14 @@ class Backwards:
                 scale=self.scale,
                 before=before,
                 local=self.optimizers.after_backward(),
-                content=self.content,
+                content=None if self.carried else self.content,
+                carried=self.carried,
                 direct=called_directly(),
-                penalized=len(strengths),
+                penalized=sum(len(penalty.parameters) for penalty in penalized),
                 penalty=max(strengths, default=0.0),
             )
         )
-        self.terms, self.scale, self.samples, self.content = [], 1.0, None, None
+        self.terms, self.scale, self.samples, self.content, self.carried = [], 1.0, None, None, False
 
 
 def _counts(name: str, arguments: Any, options: Any) -> tuple[int | None, float | None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from onehour.check.observe.backward import Backwards
@@ -31,6 +32,8 @@ class Forwards:
         self.only = only.module if isinstance(only, DistributedDataParallel) else only
         self.depth = 0
         self.models: list[nn.Module] = []
+        self.outside: dict[int, list[float]] = {}
+        """Parameters that were in no optimizer at first, as they were; a loop may update them without one."""
         self.on_evaluation: Callable[..., object] = nothing  # called when a model is used without training it
         self.sizes: set[int] = set()
         self.handles = Patches()  # hooks on each BatchNorm, which are there for the first updates
@@ -43,8 +46,9 @@ class Forwards:
         patches.callback(self.only.register_forward_pre_hook(Hook(self._enter)).remove)
         patches.callback(self.only.register_forward_hook(Hook(self._leave), always_call=True).remove)
         for module in self.only.modules():
-            if isinstance(module, BATCHNORM) and module is not self.only:
-                self.handles.callback(module.register_forward_pre_hook(Hook(self._batchnorm)).remove)
+            for kind, look in ((BATCHNORM, self._batchnorm), (nn.RNNBase, self._recurrent)):
+                if isinstance(module, kind) and module is not self.only:
+                    self.handles.callback(module.register_forward_pre_hook(Hook(look)).remove)
         patches.callback(self.handles.close)
 
     @quiet
@@ -55,6 +59,8 @@ class Forwards:
             self._outermost(module, inputs)
         if isinstance(module, BATCHNORM):
             self._batchnorm(module, inputs)
+        elif isinstance(module, nn.RNNBase):
+            self._recurrent(module, inputs)
         self.depth += 1
 
     @quiet
@@ -70,7 +76,7 @@ class Forwards:
             tensor = first_tensor(inputs)
             if tensor is not None and tensor.ndim:
                 self.backwards.samples = tensor.shape[0]
-                if self.recorder.cut and not self.backwards.loaders.loading and not _carries(module, inputs):
+                if self.recorder.cut and not self.backwards.loaders.loading:
                     self.backwards.content = projections([tensor.double()])
         if not _trains(module) and self._is_known(module):
             self.on_evaluation()
@@ -85,6 +91,9 @@ class Forwards:
         learns = any(p.requires_grad for p in module.parameters())
         if learns:
             self.models.append(module)
+            held = _decays([*self.optimizers.watched, *self.optimizers.others])
+            outside = [p for p in module.parameters() if id(p) not in held and not is_lazy(p) and p.is_floating_point()]
+            self.outside = {id(p): projections([p]) for p in outside} | self.outside
         return learns
 
     @quiet
@@ -96,6 +105,12 @@ class Forwards:
         elif module.training and torch.is_grad_enabled():
             n = getattr(module, "per_worker", None) or inputs[0].shape[0]
             self.sizes.add(int(n))
+
+    @quiet
+    def _recurrent(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        state = None if in_a_graph() else first_tensor(inputs[1:])
+        if state is not None and not state.requires_grad and torch.is_grad_enabled():
+            self.backwards.carried |= bool(state.any())
 
     @property
     def watched(self) -> list[nn.Module]:
@@ -115,12 +130,12 @@ class Forwards:
         """Write down the models that were trained: what their optimizers decay and leave out; called at the end."""
         decays = _decays([*self.optimizers.watched, *self.optimizers.others])
         for model in self.watched:
-            self.recorder.tape.add(_described(model, decays))
+            self.recorder.tape.add(_described(model, decays, self.outside))
         if self.sizes:
             self.recorder.tape.add(BatchNormSizes(sizes=sorted(self.sizes)))
 
 
-def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelSeen:
+def _described(model: nn.Module, decays: dict[int, tuple[int, float]], outside: dict[int, list[float]]) -> ModelSeen:
     normalising = [(name, m) for name, m in model.named_modules() if isinstance(m, BATCHNORM)]
     decayed = [
         (f"{name}.{kind}" if name else kind, decays[id(p)])
@@ -138,14 +153,10 @@ def _described(model: nn.Module, decays: dict[int, tuple[int, float]]) -> ModelS
             name
             for name, p in model.named_parameters()
             if p.requires_grad and id(p) not in decays and p.grad is not None and bool(p.grad.any())
+            if outside.get(id(p), now := projections([p])) == now
         ],
         parameters=len(decays.keys() | {id(p) for p in model.parameters() if p.requires_grad}),
     )
-
-
-def _carries(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a state goes from one pass to the next, as in language models, which take a text in its order."""
-    return len(inputs) > 1 and any(isinstance(part, nn.RNNBase) for part in module.modules())
 
 
 def _trains(module: nn.Module) -> bool:

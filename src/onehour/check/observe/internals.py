@@ -60,4 +60,5 @@ def step_unseen(optimizer: Optimizer) -> None:
 
 
 def exponent(node: Any) -> float:
-    return float(getattr(node, "_saved_exponent", 0))
+    """Of a power, or the order of a norm."""
+    return float(getattr(node, "_saved_exponent", getattr(node, "_saved_ord", 2)))

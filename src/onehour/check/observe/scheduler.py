@@ -113,9 +113,9 @@ def curve(scheduler: Any, steps: int) -> list[float]:
         for _ in range(steps):
             try:
                 scheduler.step()
-            except Exception:  # OneCycleLR raises at its end
+                rates.append(float(group["lr"]))
+            except Exception:  # OneCycleLR raises at its end; beyond it a power of a negative number is complex
                 break
-            rates.append(float(group["lr"]))
     return rates
 
 

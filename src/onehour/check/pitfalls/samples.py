@@ -6,11 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import dropwhile
+from operator import not_
 from typing import Any
 
 from onehour.check.case import Case
 from onehour.check.finding import Finding, pitfall
 from onehour.check.pitfalls.gradient import loss_line
+from onehour.check.tape import BackwardPass
 
 LARGE = 0.02  # of an epoch; less may be dropped
 
@@ -37,10 +40,13 @@ def same_order_every_epoch(case: Case) -> Finding | None:
     if loader is None:
         return _same_inputs(case)
     passes = [(event.where, event.order) for event in story.epochs(loader.loader) if event.order is not None]
-    if len(passes) < 2 or (loader.batches or 0) < 2 or passes[0][1].count < 2:
+    if len(passes) < 2:
+        return _same_inputs(case)
+    if (loader.batches or 0) < 2 or passes[0][1].count < 2:
         return None
     (where, first), (_, second) = passes[:2]
-    if first.digest != second.digest or _drawn_anew(case):
+    carried = any(backward.carried for backward in story.tape.of(BackwardPass))
+    if first.digest != second.digest or (first.sequential and carried) or _drawn_anew(case):
         return None
     kind = "the order of the data set" if first.sequential else "one order"
     return same_order_every_epoch.found(
@@ -52,19 +58,26 @@ def same_order_every_epoch(case: Case) -> Finding | None:
 
 
 def _same_inputs(case: Case) -> Finding | None:
-    """The model's inputs come again and again in one order, from no loader."""
+    """The model's inputs come again and again in one order, from no loader, or from none after its first pass."""
     micros = [micro for update in case.story.steps for micro in update.microbatches]
     inputs = [tuple(micro.backward.content or ()) for micro in micros]
+    kept = case.loader is not None
+    inputs = [*dropwhile(not_, inputs)] if kept else inputs
     period = next((i for i in range(1, len(inputs)) if inputs[i] == inputs[0]), len(inputs))
     again = inputs[period:] == inputs[: len(inputs) - period]
     if not 2 * period <= len(inputs) or not again or not all(inputs) or len({*inputs}) < max(2, 0.5 * period):
         return None
     return same_order_every_epoch.found(
-        measured=f"epochs 0 and 1 take their {period} batches in one order (without a DataLoader)",
+        measured=f"epochs 0 and 1 take their {period} batches in one order"
+        f" ({'kept from one pass of the' if kept else 'without a'} DataLoader)",
         expected="a new permutation each epoch",
         where=loss_line(micros[0]),
-        remedy="draw a permutation of the samples before each epoch, and take the batches from it",
-        write=(
+        remedy="go over the loader anew in each epoch: a list or itertools.cycle keeps the batches of the first"
+        if kept
+        else "draw a permutation of the samples before each epoch, and take the batches from it",
+        write=("for batch in loader:  # in each epoch",)
+        if kept
+        else (
             "for batch in torch.randperm(len(data)).split({batch}):  # anew in each epoch",
             "    output = model(data[batch])",
         ),

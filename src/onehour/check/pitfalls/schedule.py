@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import linecache
 import math
 
@@ -145,7 +146,7 @@ def lr_collapses(case: Case) -> Finding | None:
         return None
     peak = schedule.target or 0.0
     early = ((schedule.reaches(share * peak), before) for share, before in ((1e-7, 0.9), (1e-4, 0.5), (1e-2, 0.05)))
-    measured = next(
+    measured = _rises(schedule, epochs, steps) or next(
         (
             f"rate {schedule.at(reached) or 0:.2g} from epoch {reached * epochs / steps:.3g} of {epochs} on,"
             f" {peak:g} before"
@@ -154,7 +155,6 @@ def lr_collapses(case: Case) -> Finding | None:
         ),
         None,
     )
-    measured = measured or _rises(schedule, epochs, steps)
     if measured is None:
         return None
     return lr_collapses.found(
@@ -167,8 +167,12 @@ def lr_collapses(case: Case) -> Finding | None:
 
 
 def _rises(schedule: RateSchedule, epochs: int, steps: int) -> str | None:
-    """Up again by a tenth of the peak, after it had fallen to a tenth, but for a jump back to the peak: a restart."""
+    """Up again by a tenth of the peak, after it had fallen to a tenth.
+
+    But for a jump back to the peak, which is a restart, and a rise like that of the beginning, which is a cycle.
+    """
     peak = max(rate for _, rate in schedule.curve)
+    first = [*itertools.takewhile(lambda piece: piece[2] < 0.999 * peak, schedule.pieces())]
     lowest, at, before, falls = peak, 0.0, peak, 0
     for start, _, rate in schedule.falling():
         if rate > 0.9 * peak and before < 0.1 * peak and falls > FEW:
@@ -177,6 +181,9 @@ def _rises(schedule: RateSchedule, epochs: int, steps: int) -> str | None:
         if rate < lowest:
             lowest, at = rate, start
         if lowest < 0.1 * peak and rate > lowest + 0.1 * peak and start < steps:
+            alike = (abs((schedule.at(at + step) or 0.0) - own) < 0.01 * peak for step, _, own in first)
+            if len(first) > FEW and all(alike):
+                return None
             return f"rate {lowest:.2g} at epoch {at * epochs / steps:.3g} of {epochs}, then up again to {rate:.2g}"
     return None
 
