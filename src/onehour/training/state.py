@@ -282,7 +282,8 @@ def as_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
 
 def refuse_model(model: nn.Module) -> None:
     """Say why a model cannot be saved or trained."""
-    for name, module in model.named_modules():
+    modules: list[tuple[str, nn.Module]] = [*model.named_modules()]
+    for name, module in modules:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
             raise ValueError(f"{name or 'the model'} gives sparse gradients, and a run's are dense; use sparse=False")
     for name, value in model.state_dict().items():
