@@ -1,4 +1,4 @@
-"""Does a test fail where the code is wrong? A hundred small changes of src, each against its room's tests, then all.
+"""Does a test fail where the code is wrong? A hundred small changes of src, each against the tests that come by it.
 
     python -m campaigns.mutants [COMMIT] [--count 100] [--write]
 
@@ -167,7 +167,7 @@ def covering(mutants: list[Mutant], tree: Path, temporary: Path) -> list[list[st
         own = {number: mutant for number, mutant in enumerate(mutants) if mutant.file == file}
         (tree / file).write_bytes(probed(source, own))
     try:
-        _, said = _pytest(tree, ["-n", "2", "--dist", "worksteal"], LIMIT, str(temporary))
+        _, said = _pytest(tree, ["-n", "2", "--dist", "worksteal"], str(temporary))
     finally:
         for file, source in whole.items():
             (tree / file).write_bytes(source)
@@ -180,9 +180,9 @@ def covering(mutants: list[Mutant], tree: Path, temporary: Path) -> list[list[st
 
 def fails(tree: Path, tests: list[str]) -> str:
     """The first of these tests that fails, "hangs", or "" if all pass."""
-    code, said = _pytest(tree, ["-x", *tests], LIMIT)
+    code, said = _pytest(tree, ["-x", *tests])
     if code == USAGE:  # a name with what pytest escapes is not one that it finds
-        code, said = _pytest(tree, ["-x", *dict.fromkeys(test.partition("[")[0] for test in tests)], LIMIT)
+        code, said = _pytest(tree, ["-x", *dict.fromkeys(test.partition("[")[0] for test in tests)])
     if code is None:
         return "hangs"
     return (_failed(said) or [f"pytest leaves with {code}"])[0] if code else ""
@@ -193,7 +193,7 @@ def _failed(said: str) -> list[str]:
     return [line.partition(" ")[2].split(" - ")[0] for line in lines]
 
 
-def _pytest(tree: Path, options: list[str], limit: float, *path: str) -> tuple[int | None, str]:
+def _pytest(tree: Path, options: list[str], *path: str) -> tuple[int | None, str]:
     """Its exit code, None if it hangs, and what it says. No process of its tests stays."""
     token = f"{os.getpid()}-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", MARKERS]
@@ -204,7 +204,7 @@ def _pytest(tree: Path, options: list[str], limit: float, *path: str) -> tuple[i
         )
         code = None
         with suppress(subprocess.TimeoutExpired):
-            code = run.wait(limit)
+            code = run.wait(LIMIT)
         _end(f"MUTANT={token}".encode())
         run.wait()
         said.seek(0)
@@ -260,16 +260,16 @@ def known(commit: str) -> dict[int, dict[str, Any]]:
 
 def judged(commit: str, count: int) -> list[dict[str, Any]]:
     """The mutants of a commit: those that its ledger has, and the rest, two at a time."""
-    ledger, map_ = OUT / f"{commit}.jsonl", OUT / f"{commit}.json"
+    ledger, passing = OUT / f"{commit}.jsonl", OUT / f"{commit}.json"
     ledger.parent.mkdir(parents=True, exist_ok=True)
     found = known(commit)
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trees = [stack.enter_context(checked_out(commit, temporary / str(number))).parent for number in range(2)]
         mutants = drawn(trees[0] / "src", count)
-        if not map_.exists():
-            map_.write_text(json.dumps(covering(mutants, trees[0], temporary)))
-        covered = json.loads(map_.read_text())
+        if not passing.exists():
+            passing.write_text(json.dumps(covering(mutants, trees[0], temporary)))
+        covered = json.loads(passing.read_text())
         free = SimpleQueue[Path]()
         for tree in trees:
             free.put(tree)
